@@ -1,0 +1,66 @@
+"""polyrec: one multi-task recommender model from an event log, in the style of Hugging Face Transformers.
+
+Importing names from here registers the Auto classes. The import is lazy, so the command line's `--help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "configuration_polyrec": ["PolyRecConfig"],
+    "modeling_polyrec": ["PolyRecForRecommendation", "PolyRecModel", "PolyRecOutput", "PolyRecPreTrainedModel"],
+    "processing_polyrec": ["PolyRecProcessor", "Splits"],
+    "schema": ["Columns", "FeatureConfig", "TaskConfig"],
+    "data.collator": ["PolyRecCollator"],
+    "training.arguments": ["PolyRecTrainingArguments"],
+    "training.trainer": ["PolyRecTrainer"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from polyrec.configuration_polyrec import PolyRecConfig as PolyRecConfig
+    from polyrec.data.collator import PolyRecCollator as PolyRecCollator
+    from polyrec.modeling_polyrec import (
+        PolyRecForRecommendation as PolyRecForRecommendation,
+    )
+    from polyrec.modeling_polyrec import (
+        PolyRecModel as PolyRecModel,
+    )
+    from polyrec.modeling_polyrec import (
+        PolyRecOutput as PolyRecOutput,
+    )
+    from polyrec.modeling_polyrec import (
+        PolyRecPreTrainedModel as PolyRecPreTrainedModel,
+    )
+    from polyrec.processing_polyrec import PolyRecProcessor as PolyRecProcessor
+    from polyrec.processing_polyrec import Splits as Splits
+    from polyrec.schema import Columns as Columns
+    from polyrec.schema import FeatureConfig as FeatureConfig
+    from polyrec.schema import TaskConfig as TaskConfig
+    from polyrec.training.arguments import PolyRecTrainingArguments as PolyRecTrainingArguments
+    from polyrec.training.trainer import PolyRecTrainer as PolyRecTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'polyrec' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"polyrec.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+# Importing polyrec registers its Auto classes, which needs torch; only the command line, whose `--help` must be quick,
+# is spared (it imports what a command needs when the command runs).
+if Path(sys.argv[0]).name != "polyrec":
+    importlib.import_module("polyrec.modeling_polyrec")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,176 @@
+"""`PolyRecConfig`: everything needed to rebuild a polyrec model, strict about its keys."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from polyrec.registry import EXPERTS, WEIGHTINGS, nearest
+from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
+
+FORMAT_VERSION = 1
+
+# What transformers itself writes into config.json or passes to the constructor beside the declared fields.
+_TRANSFORMERS_KEYS = frozenset(
+    "_name_or_path name_or_path model_type auto_map attn_implementation _attn_implementation _attn_implementation_internal "
+    "_commit_hash torch_dtype num_labels tie_word_embeddings is_decoder per_layer_config".split()
+)
+
+
+@strict
+class PolyRecConfig(PreTrainedConfig):
+    r"""Configuration of [`PolyRecModel`] and [`PolyRecForRecommendation`].
+
+    `processor.model_config(hidden_size=64, ...)` fills `tasks`, `features` and `num_items` from the data.
+
+    Args:
+        tasks: list of [`TaskConfig`] (or dicts): the heads. Tasks are known by name everywhere.
+        features: list of [`FeatureConfig`] (or dicts): the inputs beside the item ids.
+        num_items: rows of the item table: 0 = padding, 1 = unknown item, 2.. = the catalog.
+        hidden_size: width D of items, events, states and pairs.
+        num_hidden_layers, num_attention_heads, intermediate_size: of the default history backbone (a small
+            Llama-like decoder); unused when `history_config` is given.
+        max_history: events of a person that are read at once; longer histories become windows.
+        history_config: any causal decoder configuration of transformers, used through `AutoModel.from_config` and fed
+            with `inputs_embeds`. Its `hidden_size` must be `hidden_size`.
+        experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
+        weighting, weighting_options: how task losses become one objective.
+        dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
+        item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
+            that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
+        numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022).
+        candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
+        initializer_range: standard deviation of the initial weights.
+        format_version: of the file; newer files load with a warning for each key that is not known here.
+
+    Example:
+        >>> from polyrec import PolyRecConfig, TaskConfig
+        >>> config = PolyRecConfig(tasks=[TaskConfig("next_item", head="retrieval")], num_items=10, hidden_size=8)
+        >>> config.task_names
+        ['next_item']
+        >>> PolyRecConfig(tasks=config.tasks, hiden_size=8)
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown key 'hiden_size' in PolyRecConfig; ... did you mean 'hidden_size'?
+    """
+
+    model_type = "polyrec"
+    sub_configs_defaults = {"history_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", optional=True)}
+
+    tasks: list | None = None
+    features: list | None = None
+    num_items: int = 2
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int | None = None
+    max_history: int = 200
+    history_config: dict | PreTrainedConfig | None = None
+    experts: str = "shared_bottom"
+    expert_options: dict | None = None
+    weighting: str = "fixed"
+    weighting_options: dict | None = None
+    dropout: float = 0.2
+    attention_dropout: float = 0.0
+    item_id_dropout: float = 0.1
+    numeric_bins: int = 8
+    candidate_attention_heads: int = 4
+    initializer_range: float = 0.02
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        own = [f.name for f in fields(self)]
+        for key in kwargs:
+            if key not in _TRANSFORMERS_KEYS:
+                raise ValueError(f"unknown key {key!r} in PolyRecConfig; {nearest(key, own)}")
+        # Stored as plain dicts: `to_dict` / JSON then need no special case, and equality compares values.
+        self.tasks = [asdict(t) for t in parse_tasks(self.tasks)] if self.tasks else []
+        self.features = [asdict(f) for f in self._parse_features()]
+        self.expert_options = dict(self.expert_options or {})
+        self.weighting_options = dict(self.weighting_options or {})
+        self._check()
+        super().__post_init__(**kwargs)
+        if self.history_config is None:
+            self.history_config = self._default_history_config()
+        width = self.history_config.hidden_size
+        if width != self.hidden_size:
+            raise ValueError(f"history_config.hidden_size is {width} but hidden_size is {self.hidden_size}: make them equal")
+
+    def _parse_features(self) -> list[FeatureConfig]:
+        parsed = [f if isinstance(f, FeatureConfig) else from_dict(FeatureConfig, f) for f in self.features or []]
+        names = [(f.source, f.name) for f in parsed]
+        for source, name in names:
+            if names.count((source, name)) > 1:
+                raise ValueError(f"feature {name!r} of source {source!r} is listed twice: names must be unique per source")
+        return parsed
+
+    def _check(self) -> None:
+        EXPERTS.check(self.experts)
+        WEIGHTINGS.check(self.weighting)
+        for name in ("dropout", "attention_dropout", "item_id_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_history", "numeric_bins"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; it must be >= 1")
+        if self.num_items < 2:
+            raise ValueError(f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)")
+        for name in ("num_attention_heads", "candidate_attention_heads"):
+            if (heads := getattr(self, name)) and self.hidden_size % heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {name} {heads}")
+
+    def _default_history_config(self) -> PreTrainedConfig:
+        return AutoConfig.for_model(
+            "llama",
+            vocab_size=1,  # never read: the backbone is fed through inputs_embeds
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            max_position_embeddings=self.max_history + 1,  # + 1: the start state
+            attention_dropout=self.attention_dropout,
+            initializer_range=self.initializer_range,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+
+    @property
+    def task_configs(self) -> list[TaskConfig]:
+        """The tasks as [`TaskConfig`] objects."""
+        return [TaskConfig(**t) for t in self.tasks]
+
+    @property
+    def feature_configs(self) -> list[FeatureConfig]:
+        """The features as [`FeatureConfig`] objects."""
+        return [FeatureConfig(**f) for f in self.features]
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the order given."""
+        return [t["name"] for t in self.tasks]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Rebuild from the values of config.json. A file of a newer format keeps what is known here, with a warning."""
+        version = config_dict.get("format_version", FORMAT_VERSION)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            known = {f.name for f in fields(cls)} | _TRANSFORMERS_KEYS | {"transformers_version"}
+            dropped = sorted(set(config_dict) - known)
+            warnings.warn(
+                f"config.json has format {version}, newer than {FORMAT_VERSION}; ignored keys: {dropped or 'none'}. "
+                "Update polyrec if the model misbehaves.",
+                stacklevel=2,
+            )
+            config_dict = {k: v for k, v in config_dict.items() if k in known} | {"format_version": FORMAT_VERSION}
+        return super().from_dict(config_dict, **kwargs)
+
+
+AutoConfig.register("polyrec", PolyRecConfig, exist_ok=True)

@@ -1,0 +1,75 @@
+"""Windows become a padded batch of tensors: the batch contract of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass
+class PolyRecCollator:
+    """Pads windows on the right and stacks them.
+
+    Letters: B people, L events, C candidates, K codes or floats of a wide feature.
+
+    Returns a dict with `item_ids` [B, L] int64 (0 = padding), `event_features` {name: [B, L(, K)]}, `user_features`
+    {name: [B(, K)]}, `candidate_ids` [B, C] (0 = padding), `candidate_positions` [B, C], `candidate_features`
+    {name: [B, C(, K)]}, `labels` {task: [B, C]} (NaN = missing or padding) and `candidate_rows` [B, C] (-1 = padding;
+    which candidate of the data set this is).
+
+    Args:
+        pad_to_multiple_of: round L and C up, so that compiled kernels meet fewer shapes.
+
+    Example:
+        >>> window = {"item_ids": np.array([5, 7]), "event_features": {}, "user_features": {},
+        ...           "candidate_ids": np.array([7]), "candidate_positions": np.array([1]), "candidate_features": {},
+        ...           "labels": {"like": np.array([1.0], dtype=np.float32)}, "candidate_rows": np.array([0])}
+        >>> empty = window | {"item_ids": np.array([], dtype=np.int64), "candidate_positions": np.array([0])}
+        >>> PolyRecCollator()([window, empty])["item_ids"].tolist()
+        [[5, 7], [0, 0]]
+    """
+
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, windows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate a list of windows as `SequenceDataset.__getitem__` returns them."""
+        events = _Padder([len(w["item_ids"]) for w in windows], self.pad_to_multiple_of)
+        asked = _Padder([len(w["candidate_ids"]) for w in windows], self.pad_to_multiple_of)
+
+        def padded(key: str, padder: _Padder) -> dict[str, torch.Tensor]:
+            return {name: padder([w[key][name] for w in windows]) for name in windows[0][key]}
+
+        return {
+            "item_ids": events([w["item_ids"] for w in windows]),
+            "event_features": padded("event_features", events),
+            "user_features": {
+                name: torch.from_numpy(np.stack([w["user_features"][name] for w in windows]))
+                for name in windows[0]["user_features"]
+            },
+            "candidate_ids": asked([w["candidate_ids"] for w in windows]),
+            "candidate_positions": asked([w["candidate_positions"] for w in windows]),
+            "candidate_features": padded("candidate_features", asked),
+            "labels": padded("labels", asked),
+            "candidate_rows": asked([w["candidate_rows"] for w in windows], fill=-1),
+        }
+
+
+class _Padder:
+    """Pads ragged columns that share their lengths; one scatter per column, no loop over events."""
+
+    def __init__(self, lengths: list[int], multiple: int) -> None:
+        longest = max(max(lengths), 1)
+        self.shape = (len(lengths), -(-longest // multiple) * multiple)
+        self.filled = np.arange(self.shape[1]) < np.asarray(lengths)[:, None]
+
+    def __call__(self, columns: list[np.ndarray], fill: float | None = None) -> torch.Tensor:
+        flat = np.concatenate(columns)
+        if fill is None:
+            fill = np.nan if flat.dtype.kind == "f" else 0  # a padded number is a missing number, a padded code is code 0
+        padded = np.full(self.shape + flat.shape[1:], fill, dtype=flat.dtype)
+        padded[self.filled] = flat
+        return torch.from_numpy(padded)

@@ -1,0 +1,142 @@
+"""Columns become codes and numbers: one fitted encoder per attribute, feedback or context column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyrec.data.scaling import quantile_knots, rank_gaussian
+from polyrec.data.tables import is_null, normalise_ids, numbers
+from polyrec.schema import FeatureConfig, FeatureKind, FeatureSource
+
+MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of categorical and multi-valued columns; values begin at FIRST
+_FEW = 32  # a feedback or context number with at most this many distinct values is read as a category
+_MAX_CODES = 16  # codes kept per row of a multi-valued column
+
+
+def infer_kind(values: pa.Array, few_is_categorical: bool = False) -> FeatureKind:
+    """Guess the kind of a column from its Arrow type: lists are multi-valued, numbers numeric, the rest categorical.
+
+    Args:
+        few_is_categorical: read a number with few distinct values (stars, surface ids) as a category.
+    """
+    kind = values.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return "multi"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        few = few_is_categorical and len(pc.unique(values)) <= _FEW
+        return "categorical" if few else "numeric"
+    return "categorical"
+
+
+@dataclass
+class ColumnEncoder:
+    """Turns one column into model inputs and into keys for running statistics.
+
+    categorical: vocabulary codes, int64 [R]. multi: codes padded with 0, int64 [R, width]. numeric: rank-Gaussian
+    scaled float32 [R] (the normal quantile of the value's rank among those seen in `fit`), NaN = missing. text: not
+    encoded.
+    """
+
+    name: str
+    kind: FeatureKind
+    vocabulary: list[Any] = field(default_factory=list)
+    width: int = 1
+    knots: list[float] = field(default_factory=list)
+
+    @classmethod
+    def fit(cls, name: str, values: pa.Array, kind: FeatureKind, what: str) -> ColumnEncoder:
+        """Learn the vocabulary or the distribution of a column. `what` names table and column in messages."""
+        encoder = cls(name, kind)
+        if kind == "multi":
+            flat, lengths = _ragged(values, what)
+            encoder.width = int(min(max(lengths.max(initial=1), 1), _MAX_CODES))
+            encoder.vocabulary = _vocabulary(flat)
+        elif kind == "categorical":
+            encoder.vocabulary = _vocabulary(_scalars(values, what))
+        elif kind == "numeric":
+            encoder.knots = quantile_knots(numbers(values, what)).tolist()
+        return encoder
+
+    def encode(self, values: pa.Array, what: str) -> np.ndarray:
+        """Return model inputs, shapes as in the class description."""
+        if self.kind == "multi":
+            flat, lengths = _ragged(values, what)
+            return _pad(self._codes(flat), lengths, self.width)
+        if self.kind == "categorical":
+            return self._codes(_scalars(values, what))
+        return rank_gaussian(numbers(values, what), np.asarray(self.knots))
+
+    def keys(self, encoded: np.ndarray) -> np.ndarray:
+        """Return categories of encoded values for counting: codes as they are, numbers in 10 bins of the normal scale.
+
+        Codes are 0 where the value is missing.
+        """
+        if self.kind != "numeric":
+            return encoded
+        bins = np.digitize(encoded, np.linspace(-1.5, 1.5, 9)) + FIRST
+        return np.where(np.isnan(encoded), MISSING, bins)
+
+    def feature(self, source: FeatureSource) -> FeatureConfig:
+        """Describe the encoded column to the model."""
+        size = len(self.vocabulary) + FIRST if self.kind in ("categorical", "multi") else 1
+        return FeatureConfig(self.name, source, self.kind, size=size, width=self.width)
+
+    def missing(self, rows: int) -> np.ndarray:
+        """Encoded values of rows about which nothing is known."""
+        if self.kind == "numeric":
+            return np.full(rows, np.nan, dtype=np.float32)
+        return np.zeros((rows, self.width) if self.kind == "multi" else rows, dtype=np.int64)
+
+    def _codes(self, values: pa.Array) -> np.ndarray:
+        if not self.vocabulary:
+            return np.where(is_null(values), MISSING, UNKNOWN)
+        known = pa.array(self.vocabulary)
+        if pa.types.is_null(values.type):
+            return np.zeros(len(values), dtype=np.int64)
+        positions = pc.index_in(values.cast(known.type), value_set=known)
+        codes = np.asarray(positions.fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
+        return np.where(is_null(values), MISSING, codes)
+
+
+def _scalars(values: pa.Array, what: str) -> pa.Array:
+    """Categories as strings or int64; booleans and floats by their text."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        raise ValueError(f"{what} holds lists: declare it 'multi'")
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
+    if pa.types.is_floating(values.type):
+        return pc.if_else(pa.array(is_null(values)), None, values.cast(pa.large_string()))
+    return values.cast(pa.large_string())
+
+
+def _vocabulary(values: pa.Array) -> list[Any]:
+    return sorted(pc.unique(values.drop_null()).to_pylist())
+
+
+def _ragged(values: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
+    """Flat values and row lengths of a list column; missing lists are empty, missing entries are dropped."""
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        raise ValueError(f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy']")
+    rows = pc.list_parent_indices(values)
+    flat = normalise_ids(values.flatten(), what) if not pa.types.is_null(values.type.value_type) else values.flatten()
+    keep = pc.is_valid(flat)
+    lengths = np.bincount(np.asarray(pc.filter(rows, keep)), minlength=len(values))
+    return pc.filter(flat, keep), lengths
+
+
+def _pad(flat: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """Ragged [M] to padded [R, width]; what exceeds `width` is cut."""
+    starts = np.cumsum(lengths) - lengths
+    inside = np.arange(len(flat)) - np.repeat(starts, lengths)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    padded = np.zeros((len(lengths), width), dtype=np.int64)
+    keep = inside < width
+    padded[rows[keep], inside[keep]] = flat[keep]
+    return padded

@@ -1,0 +1,91 @@
+"""Which events train, validate and test, and the guard that refuses a training row from the future.
+
+All functions return `part`, int8 [R]: 0 = train, 1 = validation, 2 = test, -1 = used by none (history only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
+
+
+class LeakageError(ValueError):
+    """A training row lies later than what the evaluation may know."""
+
+
+def split_by_fractions(order: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    """Global time split: the first share of all events trains, the next validates, the last tests.
+
+    Args:
+        order: int64 [R], row numbers from the earliest to the latest event.
+        fractions: three shares that sum to 1.
+
+    Rows of one second may fall on both sides of a cut; under the strictly-before rule they never see each other.
+
+    Example:
+        >>> split_by_fractions(np.array([2, 0, 1, 3]), (0.5, 0.25, 0.25)).tolist()
+        [0, 1, 0, 2]
+    """
+    if len(fractions) != 3 or any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
+        raise ValueError(f"fractions must be three shares >= 0 that sum to 1 (train, validation, test), not {tuple(fractions)}")
+    cuts = np.round(np.cumsum(fractions)[:2] * len(order)).astype(np.int64)
+    part = np.full(len(order), TEST, dtype=np.int8)
+    part[order[: cuts[1]]] = VALIDATION
+    part[order[: cuts[0]]] = TRAIN
+    return part
+
+
+def split_by_cuts(time: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
+    """Time cuts: events before cuts[0] train, before cuts[1] validate, the rest test. `time` and `cuts` in seconds."""
+    if len(cuts) != 2 or not cuts[0] <= cuts[1]:
+        raise ValueError(f"cuts must be two times (validation begins, test begins) in order, not {tuple(cuts)}")
+    return np.digitize(time, np.asarray(cuts, dtype=np.float64)).astype(np.int8)
+
+
+def leave_one_out(offsets: np.ndarray) -> np.ndarray:
+    """Each person's last event tests, the one before validates, the others train; people with fewer than 3 only train.
+
+    Args:
+        offsets: int64 [P + 1], where each person's events begin in a log sorted by (person, time, order).
+
+    Example:
+        >>> leave_one_out(np.array([0, 4, 6])).tolist()
+        [0, 0, 1, 2, 0, 0]
+    """
+    part = np.zeros(offsets[-1], dtype=np.int8)
+    last = offsets[1:][np.diff(offsets) >= 3] - 1
+    part[last], part[last - 1] = TEST, VALIDATION
+    return part
+
+
+def check_leakage(part: np.ndarray, time: np.ndarray, person: np.ndarray | None = None, rows: np.ndarray | None = None) -> None:
+    """Refuse a split whose training (or validation) rows lie later than the first row that a later part evaluates.
+
+    Args:
+        part: int8 [R].
+        time: float64 [R], seconds.
+        person: int64 [R]. Given: the rule holds within each person (leave-one-out); None: over the whole log.
+        rows: int64 [R], row numbers of the user's table, for the message.
+
+    Raises:
+        LeakageError: names the first offending row, its time and the limit.
+    """
+    names = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
+    group = np.zeros(len(part), dtype=np.int64) if person is None else person
+    size = int(group.max()) + 1 if len(group) else 0
+    for earlier, later in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+        limit = np.full(size, np.inf)
+        held = part == later
+        np.minimum.at(limit, group[held], time[held])
+        late = (part == earlier) & (time > limit[group])
+        if late.any():
+            row = int(late.argmax())
+            where = "" if person is None else " of the same person"
+            raise LeakageError(
+                f"row {row if rows is None else rows[row]} is a {names[earlier]} row at time {time[row]:.0f}, later than the first "
+                f"{names[later]} row{where} at {limit[group[row]]:.0f}: the model would learn from the future. "
+                "Split by time, or move the row to the later part."
+            )

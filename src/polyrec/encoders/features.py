@@ -1,0 +1,95 @@
+"""Attributes, context and feedback become vectors of the model's width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.schema import FeatureConfig
+
+
+class NumericEncoder(nn.Module):
+    r"""Piecewise-linear encoding of numbers, then one linear map (Gorishniy, Rubachev and Babenko, 2022, "On Embeddings
+    for Numerical Features in Tabular Deep Learning").
+
+    With edges e_0 < ... < e_K, a number x becomes K ramps r_k(x) = clip((x - e_{k-1}) / (e_k - e_{k-1}), 0, 1), the
+    first and last of them unclipped to the outside, and a missing number becomes K zeros and a raised flag. The edges
+    are quantiles of the standard normal distribution, because the processor scales numbers to it.
+
+    Shapes: x [..., F] float with NaN = missing -> [..., D].
+    """  # noqa: D205 - the title is longer than a line
+
+    edges: Tensor
+
+    def __init__(self, size: int, width: int, bins: int) -> None:
+        super().__init__()
+        self.size, self.bins = size, bins
+        self.register_buffer("edges", torch.empty(bins + 1))
+        self.linear = nn.Linear(size * (bins + 1), width)
+
+    def forward(self, x_F: Tensor) -> Tensor:
+        """Encode numbers, shapes as in the class description."""
+        return self.linear(self.ramps(x_F).to(self.linear.weight.dtype))
+
+    def ramps(self, x_F: Tensor) -> Tensor:
+        """The encoding before the linear map, [..., F * (K + 1)]."""
+        missing_F = torch.isnan(x_F)
+        x_F1 = torch.nan_to_num(x_F).unsqueeze(-1)
+        low_K, high_K = self.edges[:-1], self.edges[1:]
+        ramps_FK = (x_F1 - low_K) / (high_K - low_K)
+        if self.bins > 1:
+            ramps_FK = torch.cat(
+                [ramps_FK[..., :1].clamp(max=1), ramps_FK[..., 1:-1].clamp(0, 1), ramps_FK[..., -1:].clamp(min=0)], dim=-1
+            )
+        ramps_FK = ramps_FK.masked_fill(missing_F.unsqueeze(-1), 0)
+        return torch.cat([ramps_FK.flatten(-2), missing_F.to(ramps_FK.dtype)], dim=-1)
+
+    def reset_edges(self) -> None:
+        """Put the edges at quantiles of the standard normal distribution (needed after a meta-device build)."""
+        probabilities = torch.linspace(0.02, 0.98, self.bins + 1)
+        self.edges.copy_(torch.special.ndtri(probabilities))
+
+
+class FeatureEncoder(nn.Module):
+    """The sum of one vector per feature: embeddings of codes, means of several codes, encodings of numbers.
+
+    Args:
+        features: what to read; "text" features are skipped.
+
+    Shapes: {name: [...] or [..., K]} -> [..., D]. A feature that is absent from the input raises a KeyError that names it.
+    """
+
+    def __init__(self, config: PolyRecConfig, features: list[FeatureConfig]) -> None:
+        super().__init__()
+        self.features = [f for f in features if f.kind != "text"]
+        self.tables = nn.ModuleDict()
+        for f in self.features:
+            if f.kind in ("categorical", "multi"):
+                self.tables[f.name] = nn.Embedding(f.size, config.hidden_size, padding_idx=0)
+            else:
+                self.tables[f.name] = NumericEncoder(f.size, config.hidden_size, config.numeric_bins)
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor | None:
+        """Encode and add up; None if there is nothing to read."""
+        total = None
+        for f in self.features:
+            if f.name not in values:
+                raise KeyError(f"feature {f.name!r} is missing from the batch; it has {sorted(values)}")
+            x, table = values[f.name], self.tables[f.name]
+            if f.kind == "categorical":
+                encoded = table(x)
+            elif f.kind == "multi":
+                encoded = _mean_embedding(x, table)
+            else:
+                encoded = table(x.unsqueeze(-1) if f.kind == "numeric" else x)
+            total = encoded if total is None else total + encoded
+        return total
+
+
+def _mean_embedding(codes_K: Tensor, table: nn.Embedding) -> Tensor:
+    """Mean vector of the codes that are not padding, [..., K] -> [..., D]; nothing known gives zeros."""
+    flat_MK = codes_K.reshape(-1, codes_K.shape[-1])
+    mean_MD = F.embedding_bag(flat_MK, table.weight, mode="mean", padding_idx=0)
+    return mean_MD.view(*codes_K.shape[:-1], -1)

@@ -1,0 +1,87 @@
+"""A person's events, read once by a causal transformer, and what a candidate sees of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.encoders.features import FeatureEncoder
+from polyrec.encoders.item import ItemRows
+
+
+class HistoryEncoder(nn.Module):
+    """Any causal backbone of transformers over [start, event 1, ..., event L], fed through `inputs_embeds`.
+
+    The start input is made of the person's attributes, so state 0 answers for somebody without events.
+
+    Letters: B people, L events, D width.
+    """
+
+    def __init__(self, config: PolyRecConfig) -> None:
+        super().__init__()
+        features = config.feature_configs
+        self.events = FeatureEncoder(config, [f for f in features if f.source in ("event", "candidate")])
+        self.person = FeatureEncoder(config, [f for f in features if f.source == "user"])
+        self.start = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.backbone = AutoModel.from_config(config.history_config)
+        # The backbone's own token table is never read; kept, it would be a parameter without gradient.
+        self.backbone.set_input_embeddings(nn.Identity())
+
+    def forward(
+        self, items: ItemRows, item_ids: Tensor, event_features: dict[str, Tensor], user_features: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Read histories.
+
+        Args:
+            items: vectors of the items.
+            item_ids: [B, L], 0 = padding on the right, which no real position ever attends to.
+
+        Returns:
+            inputs [B, L + 1, D] and states [B, L + 1, D]; index p has seen the first p events.
+        """
+        event_BLD = items.lookup(item_ids)
+        encoded_BLD = self.events(event_features)
+        if encoded_BLD is not None:
+            event_BLD = event_BLD + encoded_BLD
+        start_BD = self.start.expand(len(item_ids), -1)
+        person_BD = self.person(user_features)
+        if person_BD is not None:
+            start_BD = start_BD + person_BD
+        inputs_BLD = self.dropout(self.norm(torch.cat([start_BD.unsqueeze(1), event_BLD], dim=1)))
+        states_BLD = self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
+        return inputs_BLD, states_BLD
+
+
+class CandidateAttention(nn.Module):
+    r"""Attention of each candidate over the events visible to it (in the spirit of DIN, Zhou et al., 2018).
+
+    q = W_q [candidate], k = W_k [input_j], v = W_v [input_j]; candidate c attends to j = 0 (the start) .. position_c.
+
+    Shapes: candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, D].
+    """
+
+    def __init__(self, config: PolyRecConfig) -> None:
+        super().__init__()
+        self.heads = config.candidate_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+
+    def forward(self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor) -> Tensor:
+        """Attend, shapes as in the class description."""
+        batch, asked, width = candidate_BCD.shape
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        key_BLD, value_BLD = self.key_value(inputs_BLD).chunk(2, dim=-1)
+        index_L = torch.arange(inputs_BLD.shape[1], device=positions_BC.device)
+        visible_BCL = index_L <= positions_BC.unsqueeze(-1)
+        attended = F.scaled_dot_product_attention(
+            split(self.query(candidate_BCD)), split(key_BLD), split(value_BLD), attn_mask=visible_BCL.unsqueeze(1)
+        )
+        return attended.transpose(1, 2).reshape(batch, asked, width)

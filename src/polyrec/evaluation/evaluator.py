@@ -1,0 +1,202 @@
+"""Scores every question of a data set once, and turns the answers into metrics per task."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from polyrec.data.collator import PolyRecCollator
+from polyrec.data.sequences import SequenceDataset
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.evaluation import metrics, ranking
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Ranking:
+    """Lists of a retrieval task.
+
+    Args:
+        rows: int64 [R], which candidates of the data set were ranked (those whose item was taken).
+        greater, ties: int64 [R], items that score higher than the item taken, and others that score the same.
+        top_ids: int64 [R, K], the best items.
+    """
+
+    rows: np.ndarray
+    greater: np.ndarray
+    ties: np.ndarray
+    top_ids: np.ndarray
+
+
+@dataclass
+class Predictions:
+    """Answers to all candidates of a data set.
+
+    Args:
+        values: {pair task: float32 [C]}, probabilities or numbers.
+        rankings: {retrieval task: Ranking}.
+    """
+
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    rankings: dict[str, Ranking] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def predict(
+    model: PolyRecForRecommendation,
+    dataset: SequenceDataset,
+    batch_size: int = 64,
+    k: int = 10,
+    exclude_seen: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = False,
+) -> Predictions:
+    """Answer every candidate; each window of the data set is read once.
+
+    Args:
+        k: length of ranked lists.
+        exclude_seen: leave out all items of the person's visible history (beyond the window, too).
+        shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
+        progress: show a progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
+    loader = DataLoader(Subset(dataset, order.tolist()), batch_size=batch_size, collate_fn=PolyRecCollator())  # type: ignore[arg-type]
+    values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
+    parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
+    items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
+    for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
+        rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
+        output = model(**_to(batch, model.device))
+        real = rows.flatten() >= 0
+        at = rows.flatten()[real].numpy()
+        for name in model.pair_tasks:
+            values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
+        for name in model.state_tasks:
+            taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
+            states = output.states.flatten(0, 1)[taken.to(model.device)]
+            targets = batch["candidate_ids"].flatten()[taken]
+            chosen = rows.flatten()[taken].numpy()
+            for chunk in torch.arange(len(chosen)).split(1024):
+                scores = model.score_items(states[chunk], name, items).float().cpu()
+                excluded = _history(dataset, chosen[chunk.numpy()]) if exclude_seen else None
+                greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
+                top = scores.topk(min(k, scores.shape[1])).indices
+                parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
+    model.train(was_training)
+    return Predictions(values, {name: _concatenate(found, k) for name, found in parts.items()})
+
+
+def evaluate(
+    model: PolyRecForRecommendation,
+    dataset: SequenceDataset,
+    predictions: Predictions,
+    k: int = 10,
+    groups: dict[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Metrics per task, {"<task>_<metric>": value}, and "mean_improvement".
+
+    `mean_improvement` is the mean over tasks of how much better than a constant the task is answered: 1 - logloss /
+    logloss of the base rate (binary), 1 - RMSE / standard deviation (regression), NDCG@k (retrieval).
+
+    Args:
+        groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
+    """
+    labels, people = dataset.labels(), dataset.people()
+    result: dict[str, float] = {}
+    for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
+        improvements = []
+        for j, task in enumerate(dataset.task_names):
+            if task not in model.heads:
+                continue
+            if task in predictions.rankings:
+                found, better = _ranking_metrics(predictions.rankings[task], keep, model, k)
+            else:
+                rows = np.ones(len(labels), dtype=bool) if keep is None else keep
+                found, better = _pair_metrics(
+                    model.heads[task].metrics, labels[rows, j], predictions.values[task][rows], people[rows], task
+                )
+            result |= {f"{prefix}{task}_{name}": value for name, value in found.items()}
+            improvements += [better] if np.isfinite(better) else []
+        if improvements:
+            result[f"{prefix}mean_improvement"] = float(np.mean(improvements))
+    return result
+
+
+def _pair_metrics(
+    names: tuple[str, ...], labels: np.ndarray, values: np.ndarray, people: np.ndarray, task: str
+) -> tuple[dict[str, float], float]:
+    known = ~np.isnan(labels)
+    if not known.any():
+        logger.warning("task %r has no label in the evaluated rows: it has no metrics", task)
+        return {}, float("nan")
+    compute = {
+        "auc": lambda: metrics.auc(labels, values),
+        "gauc": lambda: metrics.grouped_auc(labels, values, people)[0],
+        "logloss": lambda: metrics.log_loss(labels, values),
+        "calibration_error": lambda: metrics.expected_calibration_error(labels, values),
+        "rmse": lambda: metrics.rmse(labels, values),
+        "mae": lambda: metrics.mae(labels, values),
+    }
+    found = {name: compute[name]() for name in names}
+    constant = np.full(len(labels), labels[known].mean())
+    if "logloss" in found:
+        return found, 1 - found["logloss"] / max(metrics.log_loss(labels, constant), 1e-12)
+    return found, 1 - found["rmse"] / max(metrics.rmse(labels, constant), 1e-12)
+
+
+def _ranking_metrics(
+    found: Ranking, keep: np.ndarray | None, model: PolyRecForRecommendation, k: int
+) -> tuple[dict[str, float], float]:
+    rows = np.ones(len(found.rows), dtype=bool) if keep is None else keep[found.rows]
+    if not rows.any():
+        return {}, float("nan")
+    result = {n: float(v.mean()) for n, v in ranking.single_target_metrics(found.greater[rows], found.ties[rows], k).items()}
+    top = found.top_ids[rows] - FIRST_ITEM
+    counts = model.item_encoder.counts[FIRST_ITEM:].cpu().numpy()
+    result[f"coverage@{k}"] = ranking.coverage(top, len(counts))
+    result[f"novelty@{k}"] = ranking.novelty(top, counts)
+    return result, result[f"ndcg@{k}"]
+
+
+def _history(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(list index, item) of every visible event of each row's person."""
+    position = dataset.candidates.position[rows]
+    begin = dataset.log.offsets[dataset.log.person[dataset.candidates.event[rows]]]
+    index = np.repeat(np.arange(len(rows)), position)
+    inside = np.arange(len(index)) - np.repeat(np.cumsum(position) - position, position)
+    seen = dataset.log.item[np.repeat(begin, position) + inside]
+    return torch.from_numpy(index), torch.from_numpy(seen)
+
+
+def _concatenate(parts: list[Ranking], k: int) -> Ranking:
+    if not parts:
+        nothing = np.zeros(0, dtype=np.int64)
+        return Ranking(nothing, nothing, nothing, np.zeros((0, k), dtype=np.int64))
+    return Ranking(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "greater", "ties", "top_ids")))
+
+
+def _to(value: object, device: torch.device) -> dict:
+    """Move a nested batch to a device."""
+    return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in value.items()}  # type: ignore[attr-defined]
+
+
+def gather(predictions: Predictions) -> Predictions:
+    """Join the shares of all ranks, exactly: each window was read by one rank."""
+    ranks = torch.distributed.get_world_size()
+    shares: list[Predictions] = [predictions] * ranks
+    torch.distributed.all_gather_object(shares, predictions)
+    values = {}
+    for name in predictions.values:
+        stacked = np.stack([s.values[name] for s in shares])
+        values[name] = stacked[np.argmin(np.isnan(stacked), axis=0), np.arange(stacked.shape[1])]
+    rankings = {name: _concatenate([s.rankings[name] for s in shares], 0) for name in predictions.rankings}
+    return Predictions(values, rankings)

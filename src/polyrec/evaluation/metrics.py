@@ -1,0 +1,236 @@
+"""Metrics of feedback: does the score order, calibrate, predict?
+
+One rule for all of them: a row whose label is NaN is unknown and is dropped together with its score, as in the losses.
+The remaining scores must be finite. Labels may be of any boolean, integer or floating dtype; all sums run in float64.
+With no row left the result is NaN. Letters: R rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_EPS = 1e-7  # about the resolution of float32 just below 1: a saturated float32 sigmoid then costs 16.1 nats, not inf
+
+
+class GroupedAUC(NamedTuple):
+    """Result of `grouped_auc`: the weighted mean and how many groups had both labels, i.e. counted."""
+
+    value: float
+    groups: int
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    r"""Area under the ROC curve, the share of (positive, negative) pairs in the right order; a tied pair counts one half.
+
+    AUC = (sum of the positives' ranks - P (P + 1) / 2) / (P N), ties at their average rank (Mann and Whitney, 1947).
+
+    Args:
+        labels: [R], 0 or 1; NaN = unknown, dropped.
+        scores: [R], finite; any monotone scale (logits will do).
+
+    Returns:
+        The AUC, or NaN when only one of the two labels occurs: there is no pair to order.
+
+    Example:
+        >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
+        0.875
+        >>> auc([1, 1], [0.1, 0.2])
+        nan
+    """
+    labels_R, scores_R, _ = _known_rows(labels, scores)
+    _require_binary(labels_R)
+    value_G, _ = _auc_by_group(labels_R, scores_R, np.zeros(len(labels_R), dtype=np.int8))
+    return float(value_G[0]) if len(value_G) else float("nan")
+
+
+def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupedAUC:
+    r"""GAUC, the mean of the groups' AUCs weighted by their rows: can the model order what ONE person was shown?
+
+    GAUC = sum_g R_g AUC_g / sum_g R_g over the groups g (people) with both labels (Zhu et al., 2017, "Optimized Cost
+    per Click in Taobao"). R_g counts the rows of the group whose label is known. One sort, no loop over people.
+
+    The GAUC trap. Only people with both labels count, so among them an earlier label predicts a later one NEGATIVELY,
+    like drawing without replacement: whoever had the only positive already has negatives left. A model that may read
+    the test labels strictly before each row (prequential evaluation) and rightly learns from them is punished: on
+    KuaiRand the running-mean baseline falls from 0.61 to 0.26, and with labels permuted within each person (nothing to
+    learn at all) ranking by the person's own earlier rate scores about 0.2 instead of 0.5. Use GAUC for frozen
+    evaluation only, where nothing of the test period is visible; judge prequential runs by AUC, log loss and RMSE.
+
+    Args:
+        labels: [R], 0 or 1; NaN = unknown, dropped.
+        scores: [R], finite.
+        groups: [R], person ids: integers or strings, in any order.
+
+    Returns:
+        (value, groups): the GAUC, NaN when no group has both labels, and the number of groups that do.
+
+    Example:
+        >>> grouped_auc([0, 1, 1, 0, 1], [0.2, 0.9, 0.1, 0.3, 0.5], ["ann", "ann", "bob", "bob", "cid"])
+        GroupedAUC(value=0.5, groups=2)
+    """
+    labels_R, scores_R, known_R = _known_rows(labels, scores)
+    _require_binary(labels_R)
+    groups_R = np.asarray(groups)
+    if groups_R.shape != known_R.shape:
+        raise ValueError(f"groups must name the group of each of the {len(known_R)} rows, its shape is {groups_R.shape}")
+    groups_R = groups_R[known_R]
+    if groups_R.dtype.kind == "f" and np.isnan(groups_R).any():
+        raise ValueError("groups holds NaN: drop the rows without a person, or give each of them an id of its own")
+    if groups_R.dtype == object:  # lexsort cannot compare Python objects
+        groups_R = np.unique(groups_R, return_inverse=True)[1]
+    value_G, rows_G = _auc_by_group(labels_R, scores_R, groups_R)
+    counts_G = ~np.isnan(value_G)
+    if not counts_G.any():
+        return GroupedAUC(float("nan"), 0)
+    return GroupedAUC(float(np.average(value_G[counts_G], weights=rows_G[counts_G])), int(counts_G.sum()))
+
+
+def log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
+    r"""Mean negative log-likelihood in nats, -mean(y log p + (1 - y) log(1 - p)), p clipped to [1e-7, 1 - 1e-7].
+
+    Args:
+        labels: [R], in [0, 1] (soft labels are allowed); NaN = unknown, dropped.
+        probs: [R], in [0, 1].
+
+    Example:
+        >>> round(log_loss([1, 0], [0.8, 0.4]), 4)
+        0.367
+    """
+    labels_R, probs_R = _known_probabilities(labels, probs)
+    probs_R = probs_R.clip(_EPS, 1 - _EPS)
+    return _mean(-(labels_R * np.log(probs_R) + (1 - labels_R) * np.log1p(-probs_R)))
+
+
+def brier_score(labels: ArrayLike, probs: ArrayLike) -> float:
+    """Mean squared error of the probability, mean((p - y)^2) (Brier, 1950). Arguments as in `log_loss`.
+
+    Example:
+        >>> round(brier_score([1, 0], [0.8, 0.4]), 4)
+        0.1
+    """
+    labels_R, probs_R = _known_probabilities(labels, probs)
+    return _mean(np.square(probs_R - labels_R))
+
+
+def expected_calibration_error(labels: ArrayLike, probs: ArrayLike, bins: int = 15) -> float:
+    r"""How far the promised rate is from the observed one: ECE = sum_b (R_b / R) |mean(y in b) - mean(p in b)|.
+
+    The bins are equally wide, [b / bins, (b + 1) / bins), the last one includes 1 (Naeini et al., 2015; Guo et al.,
+    2017). p is the probability of label 1, not the confidence in the predicted class. ECE depends on the number of
+    bins and is biased upwards on few rows: compare models on the same rows with the same bins only.
+
+    Args:
+        labels: [R], in [0, 1]; NaN = unknown, dropped.
+        probs: [R], in [0, 1].
+        bins: number of bins.
+
+    Example:
+        >>> round(expected_calibration_error([1, 0, 1, 1], [0.3, 0.3, 0.8, 0.8], bins=2), 4)
+        0.2
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    labels_R, probs_R = _known_probabilities(labels, probs)
+    if not len(labels_R):
+        return float("nan")
+    bin_R = np.minimum((probs_R * bins).astype(np.int64), bins - 1)
+    # R_b |mean(y) - mean(p)| = |sum(y - p)|: no division, so an empty bin needs no special case.
+    return float(np.abs(np.bincount(bin_R, weights=labels_R - probs_R)).sum() / len(labels_R))
+
+
+def rmse(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Root mean squared error, sqrt(mean((y - f)^2)).
+
+    Args:
+        labels: [R], any real number; NaN = unknown, dropped.
+        predictions: [R], finite.
+
+    Example:
+        >>> rmse([1, 5, float("nan")], [4, 1, 3])
+        3.5355339059327378
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    return float(np.sqrt(_mean(np.square(labels_R - predictions_R))))
+
+
+def mae(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Mean absolute error, mean(abs(y - f)). Arguments as in `rmse`.
+
+    Example:
+        >>> mae([1, 5, float("nan")], [4, 1, 3])
+        3.5
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    return _mean(np.abs(labels_R - predictions_R))
+
+
+def _mean(values_R: np.ndarray) -> float:
+    """Mean without numpy's warning on no rows."""
+    return float(values_R.mean()) if len(values_R) else float("nan")
+
+
+def _known_rows(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and scores in float64 where the label is known, and which rows those are (bool [R])."""
+    # float64 at once: bool and int8 labels would overflow or saturate in sums (AUCs above 1 were seen elsewhere).
+    labels_R = np.asarray(labels).astype(np.float64)
+    scores_R = np.asarray(scores).astype(np.float64)
+    if labels_R.ndim != 1 or labels_R.shape != scores_R.shape:
+        raise ValueError(
+            f"labels and scores must be one-dimensional and equally long, not {labels_R.shape} and {scores_R.shape}: "
+            "flatten both, row by row"
+        )
+    known_R = ~np.isnan(labels_R)
+    labels_R, scores_R = labels_R[known_R], scores_R[known_R]
+    for name, values_R in (("labels", labels_R), ("scores", scores_R)):
+        finite_R = np.isfinite(values_R)
+        if not finite_R.all():
+            bad = int(np.flatnonzero(known_R)[finite_R.argmin()])
+            raise ValueError(
+                f"{name} must be finite, row {bad} is {values_R[finite_R.argmin()]} "
+                f"({(~finite_R).sum()} such rows): the model has diverged, or missing values came in as numbers. "
+                "Only labels may be NaN, meaning unknown"
+            )
+    return labels_R, scores_R, known_R
+
+
+def _known_probabilities(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    labels_R, probs_R, _ = _known_rows(labels, probs)
+    for name, values_R, fix in (
+        ("probs", probs_R, "apply a sigmoid to logits first"),
+        ("labels", labels_R, "binarise them first, e.g. labels >= 4"),
+    ):
+        if len(values_R) and not (values_R.min() >= 0 and values_R.max() <= 1):
+            raise ValueError(f"{name} must lie in [0, 1], not [{values_R.min():g}, {values_R.max():g}]: {fix}")
+    return labels_R, probs_R
+
+
+def _require_binary(labels_R: np.ndarray) -> None:
+    other_R = (labels_R != 0) & (labels_R != 1)
+    if other_R.any():
+        raise ValueError(f"labels must be 0 or 1, one is {labels_R[other_R.argmax()]:g}: binarise first, e.g. labels >= 4")
+
+
+def _auc_by_group(labels_R: np.ndarray, scores_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUC (NaN where only one label occurs) and number of rows of each group, groups in ascending order."""
+    if not len(labels_R):
+        return np.empty(0), np.empty(0, dtype=np.int64)
+    order = np.lexsort((scores_R, groups_R))
+    labels_R, scores_R, groups_R = labels_R[order], scores_R[order], groups_R[order]
+    new_group_R = np.append(True, groups_R[1:] != groups_R[:-1])
+    new_tie_R = new_group_R | np.append(True, scores_R[1:] != scores_R[:-1])
+
+    group_start = np.flatnonzero(new_group_R)
+    tie_start = np.flatnonzero(new_tie_R)
+    tie_size = np.diff(tie_start, append=len(labels_R))
+    # Ranks within the group, 1-based; half-integers, hence exact in float64.
+    average_rank = tie_start + (tie_size + 1) / 2 - group_start[np.cumsum(new_group_R[tie_start]) - 1]
+    rank_R = np.repeat(average_rank, tie_size)
+
+    rows_G = np.diff(group_start, append=len(labels_R))
+    positives_G = np.add.reduceat(labels_R, group_start)
+    pairs_G = positives_G * (rows_G - positives_G)
+    ordered_G = np.add.reduceat(labels_R * rank_R, group_start) - positives_G * (positives_G + 1) / 2
+    return np.divide(ordered_G, pairs_G, out=np.full(len(rows_G), np.nan), where=pairs_G > 0), rows_G

@@ -1,0 +1,32 @@
+"""The contract of an expert layer: what pair tasks share and what they keep apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.registry import nearest
+
+
+class ExpertLayer(nn.Module):
+    """Base of all expert layers: `forward(pair [B, C, D]) -> {task: [B, C, D]}`.
+
+    Subclasses declare `default_options`; options of `config.expert_options` outside it are refused.
+    """
+
+    default_options: dict[str, Any] = {}
+
+    def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
+        super().__init__()
+        for key in config.expert_options:
+            if key not in self.default_options:
+                known = nearest(key, sorted(self.default_options))
+                raise ValueError(f"unknown option {key!r} of expert layer {config.experts!r}; {known}")
+        self.options = {**self.default_options, **config.expert_options}
+        self.task_names = task_names
+
+    def forward(self, pair_BCD: Tensor) -> dict[str, Tensor]:
+        """Return one hidden vector per task and pair."""
+        raise NotImplementedError

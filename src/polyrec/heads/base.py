@@ -1,0 +1,52 @@
+"""The contract of a head: it knows all about its kind of task."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.registry import nearest
+from polyrec.schema import TaskConfig
+
+
+class TaskHead(nn.Module):
+    """Base of all heads.
+
+    A *pair* head reads a hidden vector per (state, candidate); a *state* head reads the state alone and scores the
+    whole catalog.
+
+    Subclasses declare `reads`, `default_options` (every option with its default; others are refused) and `metrics`
+    (names of metrics in `polyrec.evaluation.evaluator`), and implement `forward`, `loss` and `predict`.
+    """
+
+    reads: ClassVar[Literal["pair", "state"]]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    default_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__()
+        for key in task.options:
+            if key not in self.default_options:
+                known = nearest(key, sorted(self.default_options))
+                raise ValueError(f"unknown option {key!r} of task {task.name!r} (head {task.head!r}); {known}")
+        self.task = task
+        self.options = {**self.default_options, **task.options}
+
+    def initialise(self) -> None:
+        """Set parameters that should not start at random; called after the default initialisation."""
+
+    def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (sum of losses, number or weight of known labels), both scalars; NaN labels count as nothing."""
+        raise NotImplementedError
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Turn logits into what a person reads: a probability, or a number in the label's unit."""
+        raise NotImplementedError
+
+
+def masked_sum(losses: Tensor, known: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of known labels and their number (or weight), as scalars; differentiable also when none is known."""
+    scale = known.to(losses.dtype) if weight is None else known * weight.to(losses.dtype)
+    return (losses * scale).sum(), scale.sum()

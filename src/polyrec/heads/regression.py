@@ -1,0 +1,78 @@
+"""A number: rating, watch time, spend."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.heads.base import TaskHead, masked_sum
+from polyrec.registry import HEADS
+from polyrec.schema import TaskConfig
+
+
+@HEADS.register("regression")
+class RegressionHead(TaskHead):
+    r"""A mean by squared loss in units of the label's own spread, L = sum_i w_i ((y_i - m) / s - z_i)^2.
+
+    The head predicts z, the standardised label, so that losses of tasks with different units can be added; `predict`
+    returns m + s z, clipped to [minimum, maximum].
+
+    Args:
+        task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no limit),
+            `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964).
+
+    Shapes: hidden [..., D] -> logits z [...]; labels [...] in the label's unit, NaN = unknown.
+
+    Example:
+        >>> options = {"mean": 3.0, "std": 2.0, "maximum": 5.0}
+        >>> config = PolyRecConfig(tasks=[{"name": "rating", "head": "regression", "options": options}], hidden_size=4)
+        >>> head = RegressionHead(config.task_configs[0], config)
+        >>> head.predict(torch.tensor([0.0, 0.5, 9.0])).tolist()
+        [3.0, 4.0, 5.0]
+        >>> head.loss(torch.zeros(2), torch.tensor([5.0, float("nan")]))[0].item()
+        1.0
+    """
+
+    reads = "pair"
+    metrics = ("rmse", "mae")
+    default_options: ClassVar[dict[str, Any]] = {
+        "mean": 0.0,
+        "std": 1.0,
+        "minimum": None,
+        "maximum": None,
+        "loss": "squared",
+    }
+
+    def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__(task, config)
+        if self.options["loss"] not in ("squared", "huber"):
+            raise ValueError(f"option 'loss' of task {task.name!r} is {self.options['loss']!r}; known: squared, huber")
+        if not self.options["std"] > 0:
+            raise ValueError(f"option 'std' of task {task.name!r} is {self.options['std']}; it must be > 0")
+        self.output = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden_D: Tensor) -> Tensor:
+        """Standardised mean, [..., D] -> [...]."""
+        return self.output(hidden_D).squeeze(-1)
+
+    def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss of the known labels in standardised units: (sum, count)."""
+        target = torch.nan_to_num((labels - self.options["mean"]) / self.options["std"]).float()
+        if self.options["loss"] == "huber":
+            losses = 2 * F.huber_loss(logits.float(), target, reduction="none")
+        else:
+            losses = (logits.float() - target).square()
+        return masked_sum(losses, ~torch.isnan(labels), weight)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The predicted mean in the label's unit."""
+        value = self.options["mean"] + self.options["std"] * logits.float()
+        return torch.clamp(value, self.options["minimum"], self.options["maximum"]) if self._bounded else value
+
+    @property
+    def _bounded(self) -> bool:
+        return self.options["minimum"] is not None or self.options["maximum"] is not None

@@ -1,0 +1,277 @@
+"""`PolyRecModel` reads people; `PolyRecForRecommendation` answers every task about them.
+
+Letters: B people, L events, C candidates, M rows of some subset, N items, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.encoders.features import NumericEncoder
+from polyrec.encoders.history import HistoryEncoder
+from polyrec.encoders.item import ItemEncoder, ItemRows
+from polyrec.encoders.pair import PairEncoder
+from polyrec.heads.base import TaskHead
+from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS
+
+
+@dataclass
+class PolyRecModelOutput(ModelOutput):
+    """States of people.
+
+    Args:
+        last_hidden_state: [B, L + 1, D]; index p has seen the first p events, index 0 none.
+        inputs: [B, L + 1, D], the encoded start and events before the backbone.
+    """
+
+    last_hidden_state: Tensor | None = None
+    inputs: Tensor | None = None
+
+
+@dataclass
+class PolyRecOutput(ModelOutput):
+    """Answers of all tasks.
+
+    Args:
+        loss: scalar, the weighted objective; None without labels.
+        losses: {task: scalar}, SUM of the task's losses over its known labels.
+        counts: {task: scalar}, number (or weight) of known labels.
+        logits: {task: [B, C]}; a retrieval task's are the scores of the candidates.
+        states: [B, C, D], the state each candidate was answered from.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    counts: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] | None = None
+    states: Tensor | None = None
+
+
+class PolyRecPreTrainedModel(PreTrainedModel):
+    """What polyrec models share: configuration, initialisation, loading."""
+
+    config_class = PolyRecConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    # The history backbone decides; without these flags transformers refuses an implementation that it could use.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, NumericEncoder):
+            module.reset_edges()
+        elif isinstance(module, HistoryEncoder):
+            init.normal_(module.start, mean=0.0, std=std)
+        elif isinstance(module, ItemEncoder):
+            for buffer in (module.known, module.counts, *module.catalog.buffers()):
+                init.zeros_(buffer)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, TaskHead):
+            module.initialise()
+
+
+class PolyRecModel(PolyRecPreTrainedModel):
+    """Items and histories: everything below the tasks."""
+
+    def __init__(self, config: PolyRecConfig) -> None:
+        super().__init__(config)
+        self.item_encoder = ItemEncoder(config)
+        self.history_encoder = HistoryEncoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        item_ids: Tensor,
+        event_features: dict[str, Tensor] | None = None,
+        user_features: dict[str, Tensor] | None = None,
+        items: ItemRows | None = None,
+        **unused: Any,
+    ) -> PolyRecModelOutput:
+        """Read each person once.
+
+        Args:
+            item_ids: [B, L], 0 = padding on the right.
+            event_features, user_features: as the collator makes them.
+            items: encoded items, if the caller has them already.
+        """
+        items = self.item_encoder.rows(item_ids) if items is None else items
+        inputs, states = self.history_encoder(items, item_ids, event_features or {}, user_features or {})
+        return PolyRecModelOutput(last_hidden_state=states, inputs=inputs)
+
+
+class PolyRecForRecommendation(PolyRecPreTrainedModel):
+    """One model, many recommendation tasks.
+
+    Example:
+        >>> config = PolyRecConfig(
+        ...     tasks=[{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary"}],
+        ...     num_items=12, hidden_size=8, num_attention_heads=2, candidate_attention_heads=2)
+        >>> model = PolyRecForRecommendation(config).eval()
+        >>> output = model(item_ids=torch.tensor([[3, 4, 0]]), candidate_ids=torch.tensor([[5, 6]]),
+        ...                candidate_positions=torch.tensor([[1, 2]]))
+        >>> {task: tuple(logits.shape) for task, logits in output.logits.items()}
+        {'next_item': (1, 2), 'like': (1, 2)}
+    """
+
+    # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: PolyRecConfig) -> None:
+        super().__init__(config)
+        if not config.tasks:
+            raise ValueError('the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]')
+        self.model = PolyRecModel(config)
+        self.heads = nn.ModuleDict({t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
+        self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
+        self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
+        if self.pair_tasks:
+            self.pair_encoder = PairEncoder(config)
+            self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
+        self.weighting = WEIGHTINGS.get(config.weighting)(config)
+        self.post_init()
+
+    @property
+    def item_encoder(self) -> ItemEncoder:
+        """The item table."""
+        return self.model.item_encoder
+
+    def forward(
+        self,
+        item_ids: Tensor,
+        event_features: dict[str, Tensor] | None = None,
+        user_features: dict[str, Tensor] | None = None,
+        candidate_ids: Tensor | None = None,
+        candidate_positions: Tensor | None = None,
+        candidate_features: dict[str, Tensor] | None = None,
+        labels: dict[str, Tensor] | None = None,
+        sample_weight: dict[str, Tensor] | None = None,
+        denominators: dict[str, Tensor] | None = None,
+    ) -> PolyRecOutput:
+        """Answer the candidates of a batch.
+
+        Args:
+            item_ids: [B, L] int64, events in time order, 0 = padding on the right.
+            event_features: {name: [B, L(, K)]}, known once the event had happened.
+            user_features: {name: [B(, K)]}.
+            candidate_ids: [B, C] int64, items asked about, 0 = padding.
+            candidate_positions: [B, C] int64, how many events (0..L) are visible to the candidate.
+            candidate_features: {name: [B, C(, K)]}, context and running statistics, known before the answer.
+            labels: {task: [B, C]} float, NaN = unknown. Without labels there is no loss.
+            sample_weight: {task: [B, C]}, e.g. inverse propensities.
+            denominators: {task: scalar} by which each task's sum of losses is divided: the known labels of the whole
+                accumulation window over all ranks. Default: the known labels of this batch.
+        """
+        if candidate_ids is None or candidate_positions is None:
+            raise ValueError("pass candidate_ids and candidate_positions [B, C]: which items are asked about, seen after how many events")
+        retrieval_negatives = self._negatives() if labels is not None else {}
+        items = self.item_encoder.rows(item_ids, candidate_ids, *retrieval_negatives.values())
+        read = self.model(item_ids, event_features, user_features, items=items)
+        candidate_BCD = items.lookup(candidate_ids)
+        state_BCD = gather_states(read.last_hidden_state, candidate_positions)
+        logits = {
+            name: self.heads[name].pair_logits(state_BCD, candidate_BCD, candidate_ids) for name in self.state_tasks
+        }
+        if self.pair_tasks:
+            pair_BCD = self.pair_encoder(
+                state_BCD, candidate_BCD, read.inputs, candidate_positions, candidate_features or {}
+            )
+            logits |= {name: self.heads[name](hidden) for name, hidden in self.experts(pair_BCD).items()}
+        logits = {name: logits[name] for name in self.heads}
+        output = PolyRecOutput(logits=logits, states=state_BCD)
+        if labels is not None:
+            output.losses, output.counts = self._losses(
+                logits, state_BCD, candidate_ids, items, labels, sample_weight or {}, retrieval_negatives
+            )
+            denominators = output.counts if denominators is None else denominators
+            means = {name: total / denominators[name].clamp(min=1) for name, total in output.losses.items()}
+            output.loss, _ = self.weighting(means)
+        return output
+
+    def _negatives(self) -> dict[str, Tensor]:
+        counts = self.item_encoder.counts
+        return {name: self.heads[name].negatives(counts) for name in self.state_tasks if self.heads[name].sampled}
+
+    def _losses(
+        self,
+        logits: dict[str, Tensor],
+        state_BCD: Tensor,
+        candidate_ids: Tensor,
+        items: ItemRows,
+        labels: dict[str, Tensor],
+        sample_weight: dict[str, Tensor],
+        negatives: dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        losses, counts = {}, {}
+        for name, head in self.heads.items():
+            weight = sample_weight.get(name)
+            if name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
+                losses[name] = 0.0 * logits[name].sum()
+                counts[name] = logits[name].new_zeros(())
+            elif head.reads == "pair":
+                losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
+            else:
+                rows_M = ((labels[name] > 0) & (candidate_ids > 0)).flatten().nonzero().squeeze(-1)
+                losses[name], counts[name] = head.retrieval_loss(
+                    state_BCD.flatten(0, 1).index_select(0, rows_M),
+                    candidate_ids.flatten()[rows_M],
+                    items,
+                    self.item_encoder.counts,
+                    negatives.get(name),
+                    None if weight is None else weight.flatten()[rows_M],
+                )
+        return losses, counts
+
+    def score_items(self, states_MD: Tensor, task: str, items: ItemRows | None = None) -> Tensor:
+        """Scores of the whole catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf."""
+        head = self.heads[task]
+        if head.reads != "state":
+            raise ValueError(f"task {task!r} has head {head.task.head!r}, which scores pairs; known retrieval tasks: {self.state_tasks}")
+        if items is None:
+            device = states_MD.device
+            items = ItemRows(self.item_encoder.encode(torch.arange(self.config.num_items, device=device)))
+        return head(states_MD, items)
+
+    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor) -> None:
+        """Put item attributes and training counts into the model, see `ItemEncoder.load_catalog`."""
+        self.item_encoder.load_catalog(attributes, counts)
+
+    def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
+        """Recommend items to one person; see `polyrec.recommendation.recommend`."""
+        from polyrec.recommendation import recommend
+
+        return recommend(self, processor, history, k=k, **request)
+
+
+def gather_states(states_BLD: Tensor, positions_BC: Tensor) -> Tensor:
+    """The state at each position, [B, L + 1, D] and [B, C] -> [B, C, D]."""
+    batch, length, width = states_BLD.shape
+    rows_B1 = torch.arange(batch, device=positions_BC.device).unsqueeze(1) * length
+    # index_select on the flat rows: on CPU its backward is far faster than that of fancy indexing.
+    flat = states_BLD.reshape(-1, width).index_select(0, (rows_B1 + positions_BC).flatten())
+    return flat.view(batch, -1, width)
+
+
+AutoModel.register(PolyRecConfig, PolyRecModel, exist_ok=True)

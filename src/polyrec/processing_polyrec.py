@@ -1,0 +1,441 @@
+"""`PolyRecProcessor`: raw tables in, sequences and batches out; saved beside the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polyrec.data import splits
+from polyrec.data.catalog import EntityTable
+from polyrec.data.columns import ColumnEncoder, infer_kind
+from polyrec.data.scaling import StatisticsScaler
+from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.statistics import EventTable, RunningStatistics
+from polyrec.data.tables import check_learnable, column, ids, labels, read_table, times
+from polyrec.schema import Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
+
+if TYPE_CHECKING:
+    from polyrec.configuration_polyrec import PolyRecConfig
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+COUNTS_COLUMN = "__training_events__"
+CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
+
+
+class Splits(NamedTuple):
+    """Training, validation and test questions about one event log."""
+
+    train: SequenceDataset
+    valid: SequenceDataset
+    test: SequenceDataset
+
+
+class PolyRecProcessor:
+    """Knows the tables: which column means what, the item catalog, vocabularies, scales and running statistics.
+
+    Build one with [`fit`], cut the log with [`split`], save it beside the model (the Trainer does) and load both with
+    `from_pretrained`.
+
+    Args:
+        columns: which column means what.
+        tasks: what to learn.
+        items, users: the fitted entity tables.
+        max_history: events per window.
+        ties: "strict" (a candidate sees earlier times only) or "order" (it sees the rows before it).
+        statistics: running statistics, or None.
+
+    Example:
+        >>> interactions = {"user_id": [1, 1, 1, 2], "item_id": ["a", "b", "a", "b"], "rating": [5, 2, 4, 1],
+        ...                 "timestamp": [10, 20, 30, 15]}
+        >>> processor = PolyRecProcessor.fit(
+        ...     interactions, tasks=[TaskConfig("next_item", head="retrieval"), TaskConfig("rating", head="regression")])
+        >>> processor.num_items  # padding, unknown item, a, b
+        4
+    """
+
+    model_input_names = ("item_ids", "candidate_ids")
+
+    def __init__(
+        self,
+        columns: Columns,
+        tasks: Sequence[TaskConfig],
+        items: EntityTable,
+        users: EntityTable,
+        event_encoders: dict[str, dict[str, ColumnEncoder]],
+        max_history: int = 200,
+        ties: str = "strict",
+        statistics: RunningStatistics | None = None,
+    ) -> None:
+        self.columns, self.tasks = columns, list(tasks)
+        self.items, self.users = items, users
+        self.event_encoders = event_encoders  # {"event": {...}, "candidate": {...}}
+        self.max_history, self.ties = max_history, ties
+        self.statistics = statistics
+        self.scaler: StatisticsScaler | None = None
+        self.item_counts = np.zeros(len(items), dtype=np.int64)
+        self.label_summary: dict[str, dict[str, float]] = {}
+
+    # ------------------------------------------------------------------ fit
+    @classmethod
+    def fit(
+        cls,
+        interactions: Any,
+        items: Any = None,
+        users: Any = None,
+        *,
+        tasks: Sequence[TaskConfig | Mapping[str, Any]],
+        columns: Columns | Mapping[str, Any] | None = None,
+        max_history: int = 200,
+        ties: str = "strict",
+        statistics: bool = True,
+    ) -> PolyRecProcessor:
+        """Learn vocabularies and scales.
+
+        Args:
+            interactions: the event log: a path (.parquet, .csv), pandas DataFrame, `datasets.Dataset`, Arrow table or dict.
+            items, users: attribute tables; None: ids only.
+            tasks: [`TaskConfig`]s or dicts.
+            columns: [`Columns`] or a dict of its arguments; default: user_id, item_id, timestamp, and every label
+                column as feedback.
+            max_history: events per window.
+            ties: see the class.
+            statistics: count running statistics (strictly-before rates, residuals, time since last).
+
+        Raises:
+            ValueError: names the table, the column, the first bad row and the fix.
+        """
+        tasks = parse_tasks(tasks)
+        columns = columns if isinstance(columns, Columns) else from_dict(Columns, columns or {})
+        if columns.feedback == ():
+            columns = from_dict(Columns, {**asdict(columns), "feedback": _label_columns(tasks)})
+        log = read_table(interactions, "interactions")
+        times(log, columns, "interactions")
+        labels(log, tasks, "interactions")
+        item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
+        user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
+        encoders = {
+            source: _fit_event_columns(log, declared)
+            for source, declared in (("event", columns.feedback), ("candidate", columns.context))
+        }
+        counted = None
+        if statistics:
+            counted = RunningStatistics.default(
+                item_keys=[f"item.{n}" for n in item_table.encoded],
+                user_keys=[f"user.{n}" for n in user_table.encoded],
+                targets=[t.name for t in tasks if t.head != "retrieval"],
+                multi=[f"{p}.{n}" for p, t in (("item", item_table), ("user", user_table)) for n, e in t.encoders.items() if e.kind == "multi"],
+            )
+        return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted)
+
+    # ---------------------------------------------------------------- split
+    def split(
+        self,
+        interactions: Any,
+        by: str = "time",
+        fractions: Sequence[float] = (0.8, 0.1, 0.1),
+        cuts: Sequence[float] | None = None,
+    ) -> Splits:
+        """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
+
+        Args:
+            interactions: the event log, see [`fit`].
+            by: "time" (shares of all events in time order, or `cuts`: times in seconds at which validation and test
+                begin) or "leave_one_out" (each person's last event tests, the one before validates).
+
+        Validation and test are *prequential*: every event strictly before a row is visible as history and in the
+        running statistics. [`frozen`] hides what happened after a time.
+
+        Raises:
+            polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
+        """
+        log = self.encode_events(interactions)
+        if by == "time":
+            part = splits.split_by_fractions(np.argsort(log.order), fractions) if cuts is None else splits.split_by_cuts(log.time, cuts)
+            splits.check_leakage(part, log.time, rows=log.row)
+        elif by == "leave_one_out":
+            part = splits.leave_one_out(log.offsets)
+            splits.check_leakage(part, log.time, person=log.person, rows=log.row)
+        else:
+            raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
+        train = part == splits.TRAIN
+        if not train.any():
+            raise ValueError(f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}")
+        check_learnable(log.labels[train], self.tasks)
+        self._summarise(log, train)
+        # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
+        hidden = by == "leave_one_out"
+        learnt = self._statistics(log, source=train if hidden else None, fit=train)
+        tested = self._statistics(log, source=part != splits.TEST) if hidden else learnt
+        return Splits(
+            self._dataset(log, part == splits.TRAIN, learnt, self.max_history),
+            self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
+            self._dataset(log, part == splits.TEST, tested, max(self.max_history // 2, 1)),
+        )
+
+    def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
+        """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics.
+
+        Only the row's own context stays. This is how a model answers that is not fed new events.
+        """
+        log, asked = dataset.log, dataset.candidates
+        position = np.minimum(asked.position, log.visible_before(cutoff)[asked.event])
+        statistics = dataset.statistics
+        if statistics is None or self.statistics is None or self.scaler is None:
+            return dataset.with_candidates(Candidates(asked.event, position), statistics)
+        counted = self.statistics.compute(self._event_table(log), visible_until=np.minimum(log.time, cutoff))
+        view = self.scaler.transform(counted[asked.event])
+        rows = np.arange(len(view)) + len(statistics)
+        return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([statistics, view]))
+
+    def encode_events(self, interactions: Any) -> EventLog:
+        """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
+        table = read_table(interactions, "interactions")
+        columns, what = self.columns, "interactions"
+        seconds = times(table, columns, what)
+        user_ids = ids(table, columns.user, what, "user id")
+        item = self.items.rows(ids(table, columns.item, what, "item id"))
+        task_labels = labels(table, self.tasks, what)
+        # A person is whoever has an id, known to the users table or not.
+        _, person = np.unique(np.asarray(user_ids), return_inverse=True)
+        tie_break = np.arange(len(person))
+        if columns.order is not None:
+            tie_break = np.argsort(np.argsort(np.asarray(column(table, columns.order, what, "order")), stable=True), stable=True)
+        sort = np.lexsort((tie_break, seconds, person))
+        order = np.empty(len(sort), dtype=np.int64)
+        order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
+        encoded = {
+            source: {
+                name: encoder.encode(column(table, name, what, source), f"{what}: column {name!r}")[sort]
+                for name, encoder in encoders.items()
+            }
+            for source, encoders in self.event_encoders.items()
+        }
+        first = np.flatnonzero(np.diff(person[sort], prepend=-1))
+        user_rows = self.users.rows(user_ids.take(pa.array(sort[first])))
+        log = EventLog(
+            person=person[sort],
+            item=item[sort],
+            time=seconds[sort],
+            order=order[sort],
+            row=sort,
+            labels=task_labels[sort],
+            event_features=encoded["event"],
+            candidate_features=encoded["candidate"],
+            user_features={name: values[user_rows] for name, values in self.users.encoded.items()},
+        )
+        log.event_features["time_gap"] = _time_gap(log)
+        return log
+
+    def _summarise(self, log: EventLog, train: np.ndarray) -> None:
+        """Count items and summarise labels over the training rows."""
+        self.item_counts = np.bincount(log.item[train], minlength=len(self.items))
+        for j, task in enumerate(self.tasks):
+            known = log.labels[train, j]
+            known = known[~np.isnan(known)].astype(np.float64)
+            self.label_summary[task.name] = {
+                "mean": float(known.mean()), "std": float(known.std()), "minimum": float(known.min()), "maximum": float(known.max()),
+            }  # fmt: skip
+        if self.statistics is not None:
+            self.statistics.prior = np.array([self.label_summary[name]["mean"] for name in self.statistics.targets])
+
+    def _event_table(self, log: EventLog) -> EventTable:
+        keys: dict[str, np.ndarray] = {"item": log.item, "user": log.person}
+        keys |= {f"item.{name}": codes[log.item] for name, codes in self.items.keys().items()}
+        for name, values in log.user_features.items():
+            keys[f"user.{name}"] = self.users.encoders[name].keys(values)[log.person]
+        targets = [j for j, t in enumerate(self.tasks) if t.head != "retrieval"]
+        return EventTable(time=log.time, keys=keys, targets=log.labels[:, targets].astype(np.float64))
+
+    def _statistics(self, log: EventLog, source: np.ndarray | None, fit: np.ndarray | None = None) -> np.ndarray | None:
+        """Scaled running statistics of every event, float32 [R, F]; `fit` marks the rows that set the scale."""
+        if self.statistics is None:
+            return None
+        table = self._event_table(log)
+        counted = self.statistics.compute(table, source=source)
+        if fit is not None:
+            self.scaler = StatisticsScaler.fit(counted[fit])
+            self.statistics.reset()
+            self.statistics.update(table.take(np.flatnonzero(fit)))
+            log.event_features["residuals"] = self._residuals(log, counted)
+        assert self.scaler is not None
+        return self.scaler.transform(counted)
+
+    def _residuals(self, log: EventLog, counted: np.ndarray) -> np.ndarray:
+        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
+        assert self.statistics is not None
+        columns = []
+        for j, task in enumerate(self.tasks):
+            if task.head == "retrieval":
+                continue
+            expected = counted[:, self.statistics.names.index(f"baseline.{task.name}")]
+            columns.append((log.labels[:, j] - expected) / max(self.label_summary[task.name]["std"], 1e-6))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
+        asked = np.flatnonzero(rows)
+        candidates = Candidates(asked, log.visible(self.ties)[asked])
+        return SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history, stride)
+
+    # ---------------------------------------------------------------- model
+    @property
+    def num_items(self) -> int:
+        """Rows of the item table: padding, the unknown item, the catalog."""
+        return len(self.items)
+
+    @property
+    def features(self) -> list[FeatureConfig]:
+        """Every input of the model, described."""
+        found = [e.feature("item") for e in self.items.encoders.values() if e.kind != "text"]
+        found += [e.feature("user") for e in self.users.encoders.values() if e.kind != "text"]
+        for source in ("event", "candidate"):
+            found += [e.feature(source) for e in self.event_encoders[source].values()]  # type: ignore[arg-type]
+        found.append(FeatureConfig("time_gap", "event", "numeric"))
+        if self.statistics is not None:
+            found.append(FeatureConfig("residuals", "event", "vector", size=len(self.statistics.targets)))
+            found.append(FeatureConfig("statistics", "candidate", "vector", size=len(self.statistics.names)))
+        return found
+
+    def model_config(self, **overrides: Any) -> PolyRecConfig:
+        """A [`PolyRecConfig`] that fits this data; `overrides` are its arguments (hidden_size=64, ...).
+
+        Heads start from the training labels (base rate, mean and spread), unless a task's own options say otherwise.
+        """
+        from polyrec.configuration_polyrec import PolyRecConfig
+
+        tasks = []
+        for task in self.tasks:
+            summary, options = self.label_summary.get(task.name), {}
+            if summary is not None and task.head == "binary":
+                options = {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)}
+            if summary is not None and task.head == "regression":
+                options = summary
+            tasks.append(TaskConfig(**{**asdict(task), "options": {**options, **task.options}}))
+        defaults = {"tasks": tasks, "features": self.features, "num_items": self.num_items, "max_history": self.max_history}
+        return PolyRecConfig(**{**defaults, **overrides})
+
+    # -------------------------------------------------------------- on disk
+    def update(self, interactions: Any) -> None:
+        """Advance the running statistics by new events, which must be later than all counted so far."""
+        if self.statistics is not None:
+            self.statistics.update(self._event_table(self.encode_events(interactions)))
+
+    def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
+        """Write processor_config.json, items.parquet and statistics/; no rows about people are written."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "format_version": FORMAT_VERSION,
+            "columns": asdict(self.columns),
+            "tasks": [asdict(t) for t in self.tasks],
+            "item_encoders": {n: asdict(e) for n, e in self.items.encoders.items()},
+            "user_encoders": {n: asdict(e) for n, e in self.users.encoders.items()},
+            "event_encoders": {s: {n: asdict(e) for n, e in es.items()} for s, es in self.event_encoders.items()},
+            "max_history": self.max_history,
+            "ties": self.ties,
+            "label_summary": self.label_summary,
+            "scaler": None if self.scaler is None else self.scaler.to_dict(),
+        }
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        counts = pa.array(self.item_counts[2:])
+        pq.write_table(self.items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
+        if self.statistics is not None:
+            self.statistics.save(folder / STATISTICS_NAME)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> PolyRecProcessor:
+        """Load what [`save_pretrained`] wrote, from a folder or a Hub repository.
+
+        Raises:
+            ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
+        """
+        folder = _local_folder(folder, hub_options)
+        config = _read_json(folder / CONFIG_NAME)
+        version = config.pop("format_version", None)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ValueError(
+                f"{folder / CONFIG_NAME} has format {version}, this polyrec reads up to {FORMAT_VERSION}: update polyrec"
+            )
+        columns = from_dict(Columns, config["columns"])
+        table = read_table(folder / ITEMS_NAME, "items")
+        counts = np.asarray(table[COUNTS_COLUMN])
+        table = table.drop_columns([COUNTS_COLUMN])
+        items = EntityTable(ids(table, columns.item, "items", "item id"), table, _encoders(config["item_encoders"]))
+        no_users = pa.table({columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
+        users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
+        statistics = RunningStatistics.load(folder / STATISTICS_NAME) if config["scaler"] is not None else None
+        processor = cls(
+            columns,
+            parse_tasks(config["tasks"]),
+            items,
+            users,
+            {source: _encoders(found) for source, found in config["event_encoders"].items()},
+            config["max_history"],
+            config["ties"],
+            statistics,
+        )
+        processor.item_counts = np.concatenate([[0, 0], counts])
+        processor.label_summary = config["label_summary"]
+        if config["scaler"] is not None:
+            processor.scaler = StatisticsScaler.from_dict(config["scaler"])
+        return processor
+
+
+def _label_columns(tasks: list[TaskConfig]) -> tuple[str, ...]:
+    """Columns of the labels: what a past event is known to have brought."""
+    found = [t.parsed_label.column for t in tasks if t.parsed_label is not None]
+    return tuple(dict.fromkeys(found))
+
+
+def _fit_event_columns(log: pa.Table, declared: Sequence[str] | Mapping[str, str]) -> dict[str, ColumnEncoder]:
+    encoders = {}
+    for name in declared:
+        values = column(log, name, "interactions", "feedback or context")
+        kind = declared[name] if isinstance(declared, Mapping) else infer_kind(values, few_is_categorical=True)
+        encoders[name] = ColumnEncoder.fit(name, values, kind, f"interactions: column {name!r}")  # type: ignore[arg-type]
+    return encoders
+
+
+def _time_gap(log: EventLog) -> np.ndarray:
+    """log(1 + seconds since the person's previous event), centred so that an hour is about 0; NaN for the first event."""
+    gap = np.diff(log.time, prepend=np.nan)
+    gap[log.offsets[:-1]] = np.nan
+    return ((np.log1p(gap) - 8) / 4).astype(np.float32)
+
+
+def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:
+    return {name: from_dict(ColumnEncoder, v) for name, v in values.items()}
+
+
+def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
+    """A column without rows, of a type that fits the encoder."""
+    kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64()}
+    return pa.array([], kinds.get(encoder["kind"], pa.string()))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}: it is not a folder saved by PolyRecProcessor.save_pretrained") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged or was not copied completely") from error
+
+
+def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
+    """A local folder as it is; anything else is fetched from the Hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/*"]
+    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

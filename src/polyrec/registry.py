@@ -1,0 +1,88 @@
+"""One small registry for the parts a user may add: heads, experts and weightings.
+
+A part is ONE file in the part's folder, named like the part, holding one decorated class:
+
+    # src/polyrec/heads/binary.py
+    @HEADS.register("binary")
+    class BinaryHead(TaskHead): ...
+
+Built-in names are read from the folder's file names, so a name can be checked (and misspellings explained) without
+importing torch; the file is imported when the part is first built. A part of your own is registered by its decorator.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return the end of an error message: the known names and the nearest one, if any is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"known: {', '.join(known)}{hint}"
+
+
+class Registry:
+    """Names to classes for one kind of part.
+
+    Args:
+        kind: what an entry is, for messages ("head").
+        package: the package whose modules are the built-in entries ("polyrec.heads").
+
+    Example:
+        >>> HEADS.names()
+        ['binary', 'regression', 'retrieval']
+        >>> HEADS.check("binry")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown head 'binry'; known: binary, regression, retrieval; did you mean 'binary'?
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class decorator that enters a class under `name`; a name already taken by another class is refused."""
+
+        def enter(cls: T) -> T:
+            held = self._classes.get(name)
+            if held is not None and held.__qualname__ != cls.__qualname__:
+                raise ValueError(f"{self.kind} {name!r} is already registered by {held.__module__}.{held.__qualname__}")
+            self._classes[name] = cls
+            return cls
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        spec = importlib.util.find_spec(self.package)
+        folder = spec.submodule_search_locations if spec is not None else None
+        built_in = {m.name for m in pkgutil.iter_modules(folder)} if folder is not None else set()
+        return sorted((built_in - {"base"}) | set(self._classes))
+
+    def check(self, name: str) -> str:
+        """Return `name` if it is known, else raise a ValueError that lists the known names and the nearest one."""
+        if name not in self._classes and name not in (known := self.names()):
+            raise ValueError(f"unknown {self.kind} {name!r}; {nearest(name, known)}")
+        return name
+
+    def get(self, name: str) -> Any:
+        """Return the class registered as `name`, importing its file if needed."""
+        self.check(name)
+        if name not in self._classes:
+            importlib.import_module(f"{self.package}.{name}")
+        return self._classes[name]
+
+
+HEADS = Registry("head", "polyrec.heads")
+EXPERTS = Registry("expert layer", "polyrec.experts")
+WEIGHTINGS = Registry("loss weighting", "polyrec.weighting")

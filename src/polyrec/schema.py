@@ -1,0 +1,182 @@
+"""What an event log holds: the tasks to learn, the columns to read and the features that come of them. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from polyrec.registry import HEADS, nearest
+
+FeatureKind = Literal["categorical", "multi", "numeric", "vector", "text"]
+FeatureSource = Literal["item", "user", "event", "candidate"]
+
+_COMPARISON = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$")
+
+
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """Build the dataclass `cls` from a mapping; an unknown key is refused with the nearest known one."""
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in {cls.__name__}; {nearest(key, known)}")
+    return cls(**values)
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a task's label comes from: a column, or a comparison of a column with a number.
+
+    Example:
+        >>> Label.parse("rating >= 4")
+        Label(column='rating', op='>=', value=4.0)
+        >>> Label.parse("watch_time").op is None
+        True
+    """
+
+    column: str
+    op: str | None = None
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Label:
+        """Parse "column" or "column OP number" with OP one of >=, <=, ==, !=, >, <."""
+        found = _COMPARISON.match(text)
+        if found:
+            return cls(found["column"], found["op"], float(found["value"]))
+        if re.search(r"[<>=!]", text):
+            raise ValueError(f"cannot read the label {text!r}: write a column name or 'column >= number' (>=, <=, ==, !=, >, <)")
+        return cls(text.strip())
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task: what to predict, with which head, from which label.
+
+    Args:
+        name: the name under which losses, logits and metrics of the task appear.
+        head: a registered kind of head ("retrieval", "binary", "regression").
+        label: a column of the interactions, or a comparison such as `"rating >= 4"`. Default: the task's name. For a
+            retrieval task it says which events count as the next item; default: every event.
+        weight: lambda of the weighted objective sum_i lambda_i L_i (a `fixed` weighting reads it).
+        options: keyword arguments of the head; the head refuses those it does not know.
+
+    Example:
+        >>> TaskConfig("like", head="binary", label="rating >= 4").weight
+        1.0
+    """
+
+    name: str
+    head: str
+    label: str | None = None
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
+            raise ValueError(f"task name {self.name!r} must be letters, digits and '_', beginning with a letter")
+        HEADS.check(self.head)
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight of task {self.name!r} is {self.weight}; it must be a finite number >= 0")
+        if self.label is not None:
+            Label.parse(self.label)
+
+    @property
+    def parsed_label(self) -> Label | None:
+        """The label rule; None means that every event is a positive example (retrieval without `label`)."""
+        if self.label is None:
+            return None if self.head == "retrieval" else Label(self.name)
+        return Label.parse(self.label)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """One input feature as the model sees it.
+
+    Args:
+        name: the key in the batch.
+        source: "item" and "user" attributes, "event" (known once a past event had happened), "candidate" (known
+            before the answer: context of the exposure, running statistics). Candidate features are read for past
+            events too.
+        kind: "categorical" (one code), "multi" (several codes, 0 = padding), "numeric" (one float, NaN = missing),
+            "vector" (`size` floats, NaN = missing), "text" (kept for display; a text encoder is not part of this
+            version, so the model does not read it).
+        size: rows of the embedding table (codes 0 = missing, 1 = unknown, 2.. = values), or floats of a vector.
+        width: codes kept per row of a "multi" feature.
+    """
+
+    name: str
+    source: FeatureSource
+    kind: FeatureKind
+    size: int = 1
+    width: int = 1
+
+    def __post_init__(self) -> None:
+        for value, options, what in ((self.source, get_args(FeatureSource), "source"), (self.kind, get_args(FeatureKind), "kind")):
+            if value not in options:
+                raise ValueError(f"unknown {what} {value!r} of feature {self.name!r}; {nearest(value, list(options))}")
+        if self.size < 1 or self.width < 1:
+            raise ValueError(f"size and width of feature {self.name!r} must be >= 1, not {self.size} and {self.width}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of which table means what.
+
+    Args:
+        user, item, time: columns of the interactions. Times are seconds since the epoch, Arrow/pandas timestamps or
+            ISO strings; `time_unit` says what plain numbers count.
+        order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
+        feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
+        context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
+        item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi",
+            "numeric", "text". None: every column, its kind inferred from its type.
+        title: column of the items table shown with recommendations.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    order: str | None = None
+    feedback: tuple[str, ...] | dict[str, str] = ()
+    context: tuple[str, ...] | dict[str, str] = ()
+    item_features: dict[str, str] | None = None
+    user_features: dict[str, str] | None = None
+    title: str | None = "title"
+
+    def __post_init__(self) -> None:
+        if self.time_unit not in ("s", "ms", "us", "ns"):
+            raise ValueError(f"unknown time_unit {self.time_unit!r}; {nearest(self.time_unit, ['s', 'ms', 'us', 'ns'])}")
+        for name in ("feedback", "context"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"columns.{name} must be a list of columns, not the string {value!r}: write [{value!r}]")
+            if not isinstance(value, Mapping):
+                object.__setattr__(self, name, tuple(value))
+        for declared in (self.item_features, self.user_features, self.feedback, self.context):
+            if isinstance(declared, Mapping):
+                for column, kind in declared.items():
+                    if kind not in get_args(FeatureKind) or kind == "vector":
+                        known = ["categorical", "multi", "numeric", "text"]
+                        raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskConfig]:
+    """Make TaskConfigs of dicts; refuse an empty list, duplicate names and weights that sum to 0."""
+    parsed = [t if isinstance(t, TaskConfig) else from_dict(TaskConfig, t) for t in tasks]
+    if not parsed:
+        raise ValueError('no tasks given: pass at least one, e.g. tasks=[TaskConfig("next_item", head="retrieval")]')
+    names = [t.name for t in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"task name {name!r} is used {names.count(name)} times: names must be unique")
+    if sum(t.weight for t in parsed) == 0:
+        raise ValueError("every task has weight 0, so nothing would be learnt: give at least one task a positive weight")
+    return parsed

@@ -1,0 +1,40 @@
+"""Training arguments: those of transformers with defaults that fit recommenders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class PolyRecTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with other defaults and a few additions.
+
+    Other defaults: learning rate 2e-3 with cosine decay (small models from scratch), no column removal (batches are
+    nested), batches of similar length, no external reporting unless asked for.
+
+    Args:
+        decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
+        rank_k: length of the ranked lists in evaluation.
+        exclude_seen: leave the items of a person's visible history out of the ranking, as the published protocols do;
+            set it to False where people take an item again (groceries, music).
+    """
+
+    learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "People (windows) per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "'group_by_length' spends little on padding; 'random' mixes fully."}
+    )
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to report: 'none', 'tensorboard', ..."})
+    decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
+    rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
+    exclude_seen: bool = field(default=True, metadata={"help": "Leave visible history out of the ranking."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the nested inputs of polyrec: leave it False")
