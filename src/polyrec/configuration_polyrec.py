@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 # What transformers itself writes into config.json or passes to the constructor beside the declared fields.
 _TRANSFORMERS_KEYS = frozenset(
     "_name_or_path name_or_path model_type auto_map attn_implementation _attn_implementation _attn_implementation_internal "
-    "_commit_hash torch_dtype num_labels tie_word_embeddings is_decoder per_layer_config".split()
+    "_commit_hash use_cache torch_dtype num_labels tie_word_embeddings is_decoder per_layer_config".split()
 )
 
 
@@ -43,7 +43,10 @@ class PolyRecConfig(PreTrainedConfig):
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
-        numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022).
+        event_statistics: let past events bring their own running statistics, too (candidates always do). Their
+            `residuals` say most of it in a few numbers.
+        numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
+            linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
         initializer_range: standard deviation of the initial weights.
         format_version: of the file; newer files load with a warning for each key that is not known here.
@@ -78,7 +81,8 @@ class PolyRecConfig(PreTrainedConfig):
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
-    numeric_bins: int = 8
+    numeric_bins: int = 1
+    event_statistics: bool = False
     candidate_attention_heads: int = 4
     initializer_range: float = 0.02
     format_version: int = FORMAT_VERSION

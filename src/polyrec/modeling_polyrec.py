@@ -18,8 +18,9 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import NumericEncoder
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import ItemEncoder, ItemRows
-from polyrec.encoders.pair import PairEncoder
-from polyrec.heads.base import TaskHead
+from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.experts.base import ExpertLayer
+from polyrec.heads.base import TaskHead, over_members, per_member
 from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS
 
 
@@ -89,7 +90,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
-        if isinstance(module, TaskHead):
+        if isinstance(module, TaskHead | ExpertLayer):
             module.initialise()
 
 
@@ -150,6 +151,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         if self.pair_tasks:
             self.pair_encoder = PairEncoder(config)
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
+            self.skip = LinearSkip(config, self.pair_tasks)
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.post_init()
 
@@ -198,9 +200,14 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             pair_BCD = self.pair_encoder(
                 state_BCD, candidate_BCD, read.inputs, candidate_positions, candidate_features or {}
             )
-            logits |= {name: self.heads[name](hidden) for name, hidden in self.experts(pair_BCD).items()}
+            skipped = self.skip(candidate_features or {})
+            for name, hidden in self.experts(pair_BCD).items():
+                logits[name] = self.heads[name](hidden)
+                if name in skipped:
+                    logits[name] = logits[name] + per_member(skipped[name], logits[name])
         logits = {name: logits[name] for name in self.heads}
-        output = PolyRecOutput(logits=logits, states=state_BCD)
+        answers = {name: over_members(value, candidate_ids) for name, value in logits.items()}
+        output = PolyRecOutput(logits=answers, states=state_BCD)
         if labels is not None:
             output.losses, output.counts = self._losses(
                 logits, state_BCD, candidate_ids, items, labels, sample_weight or {}, retrieval_negatives
@@ -263,6 +270,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         from polyrec.recommendation import recommend
 
         return recommend(self, processor, history, k=k, **request)
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move a nested batch to a device."""
+    return {k: to_device(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
 
 
 def gather_states(states_BLD: Tensor, positions_BC: Tensor) -> Tensor:

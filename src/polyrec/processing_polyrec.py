@@ -19,8 +19,9 @@ from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
-from polyrec.data.tables import check_learnable, column, ids, labels, read_table, times
-from polyrec.schema import Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
+from polyrec.data.tables import as_table, check_learnable, column, ids, labels, normalise_ids, read_table, times
+from polyrec.registry import nearest
+from polyrec.schema import STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 if TYPE_CHECKING:
     from polyrec.configuration_polyrec import PolyRecConfig
@@ -302,7 +303,7 @@ class PolyRecProcessor:
         found.append(FeatureConfig("time_gap", "event", "numeric"))
         if self.statistics is not None:
             found.append(FeatureConfig("residuals", "event", "vector", size=len(self.statistics.targets)))
-            found.append(FeatureConfig("statistics", "candidate", "vector", size=len(self.statistics.names)))
+            found.append(FeatureConfig(STATISTICS, "candidate", "vector", size=len(self.statistics.names)))
         return found
 
     def model_config(self, **overrides: Any) -> PolyRecConfig:
@@ -322,6 +323,94 @@ class PolyRecProcessor:
             tasks.append(TaskConfig(**{**asdict(task), "options": {**options, **task.options}}))
         defaults = {"tasks": tasks, "features": self.features, "num_items": self.num_items, "max_history": self.max_history}
         return PolyRecConfig(**{**defaults, **overrides})
+
+    # -------------------------------------------------------------- serving
+    def request(
+        self,
+        history: Any,
+        items: np.ndarray,
+        *,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+        time: float | None = None,
+    ) -> dict[str, Any]:
+        """One window for the collator: a person's history and the items asked about, all labels unknown.
+
+        Args:
+            history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
+            items: int64 [C], rows of the item table.
+            user: attributes of the person, {column: value}; what is absent is missing.
+            context: context of the request, {column: value}.
+            time: of the request, seconds; default: one second after the latest event known.
+
+        Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
+        """
+        table = self._request_table(history, items, context or {}, time)
+        log = self.encode_events(table)
+        for source, given, known in (("user", user, self.users.encoders), ("context", context, self.event_encoders["candidate"])):
+            for name in given or {}:
+                if name not in known:
+                    raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
+        for name, encoder in self.users.encoders.items():
+            if user and name in user and encoder.kind != "text":
+                log.user_features[name] = encoder.encode(pa.array([user[name]]), f"user attribute {name!r}")
+        events = len(log) - len(items)
+        asked = np.arange(events, len(log))
+        log.item[asked] = items
+        statistics = self._request_statistics(log)
+        candidates = Candidates(asked, np.full(len(items), events))
+        window = SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history)
+        return window[0]
+
+    def _request_table(self, history: Any, items: np.ndarray, context: Mapping[str, Any], time: float | None) -> pa.Table:
+        """The history followed by one row per item asked about, with every column that `encode_events` reads."""
+        columns = self.columns
+        table = as_table(history, columns.item)
+        events = 0 if table is None else table.num_rows
+        latest = self.statistics.last_time if self.statistics is not None and np.isfinite(self.statistics.last_time) else 0.0
+        if table is not None and columns.time in table.column_names:
+            seconds = times(table, columns, "history")
+            if (np.diff(seconds) < 0).any():
+                raise ValueError(f"history: column {columns.time!r} goes back in time in row {int((np.diff(seconds) < 0).argmax()) + 1}: sort it, oldest first")
+        else:
+            seconds = latest + np.arange(events) - events + 1.0
+        now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
+        if events and now <= seconds[-1]:
+            raise ValueError(f"time {now:.0f} is not after the last event of the history ({seconds[-1]:.0f}): the request would see the future")
+        known = {} if table is None else {n: table[n].combine_chunks() for n in table.column_names}
+        found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + len(items), dtype=np.int64))}
+        # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
+        history_ids = normalise_ids(known[columns.item], f"history: column {columns.item!r}").cast(self.items.ids.type) if events else self.items.ids[:0]
+        found[columns.item] = pa.concat_arrays([history_ids, self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))])
+        unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
+        found[columns.time] = pa.array(np.concatenate([seconds, np.full(len(items), now)]) * unit)
+        if columns.order is not None:
+            found[columns.order] = pa.array(np.arange(events + len(items)))
+        wanted = {t.parsed_label.column for t in self.tasks if t.parsed_label is not None} | set(self.event_encoders["event"])
+        for name in sorted(wanted | set(self.event_encoders["candidate"])):
+            past = known[name].to_pylist() if name in known else [None] * events
+            asked = [context.get(name) if name in self.event_encoders["candidate"] else None] * len(items)
+            values = pa.array(past + asked)
+            found[name] = values.cast(pa.float64()) if pa.types.is_null(values.type) else values
+        return pa.table(found)
+
+    def _request_statistics(self, log: EventLog) -> np.ndarray | None:
+        """Statistics of a request: the saved state continued by the person's own events."""
+        if self.statistics is None or self.scaler is None:
+            return None
+        table = self._event_table(log)
+        # The person of a request is nobody of the state: code 0 would be missing, so take one that is never used.
+        table.keys["user"] = np.full(len(log), 2**31 - 1)
+        counted = self.statistics.transform(table)
+        log.event_features["residuals"] = self._residuals(log, counted)
+        return self.scaler.transform(counted)
+
+    def describe(self, row: int) -> dict[str, Any]:
+        """Id and title of a row of the item table."""
+        found = {"item": self.items.ids[row - 2].as_py()}
+        if self.columns.title in self.items.table.column_names:
+            found["title"] = self.items.table[self.columns.title][row - 2].as_py()
+        return found
 
     # -------------------------------------------------------------- on disk
     def update(self, interactions: Any) -> None:

@@ -13,6 +13,8 @@ from polyrec.registry import HEADS, nearest
 FeatureKind = Literal["categorical", "multi", "numeric", "vector", "text"]
 FeatureSource = Literal["item", "user", "event", "candidate"]
 
+STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
+
 _COMPARISON = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$")
 
 

@@ -9,12 +9,12 @@ Letters: R events, P people, C candidates, F statistics, T tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from polyrec.schema import FeatureConfig
+from polyrec.schema import STATISTICS
 
 
 @dataclass
@@ -162,8 +162,8 @@ class SequenceDataset:
         event_features |= {k: v[events] for k, v in log.candidate_features.items()}
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
-            event_features["statistics"] = self.statistics[events]
-            candidate_features["statistics"] = self.statistics[self.candidates.statistic[asked]]
+            event_features[STATISTICS] = self.statistics[events]
+            candidate_features[STATISTICS] = self.statistics[self.candidates.statistic[asked]]
         labels = log.labels[rows]
         return {
             "item_ids": log.item[events],
@@ -189,8 +189,3 @@ class SequenceDataset:
         return SequenceDataset(
             self.log, candidates, self.task_names, statistics, self.max_history, self.stride if stride is None else stride
         )
-
-
-def event_features_of(features: list[FeatureConfig]) -> list[FeatureConfig]:
-    """Features of past events: those of source "event", and the candidate features known at that event."""
-    return [replace(f, source="event") for f in features if f.source in ("event", "candidate")]

@@ -6,7 +6,7 @@ dropped or repaired in silence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,18 @@ def _read_file(path: Path, name: str) -> pa.Table:
         return reader(path, **arguments)
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise ValueError(f"{name}: cannot read {path} ({error}): the file may be truncated or of another format") from error
+
+
+def as_table(history: Any, item_column: str) -> pa.Table | None:
+    """A person's events as a table: item ids, dicts, or anything `read_table` takes; None if there are none."""
+    if history is None:
+        return None
+    if isinstance(history, Sequence) and not isinstance(history, str):
+        if not history:
+            return None
+        rows = [h if isinstance(h, Mapping) else {item_column: h} for h in history]
+        return pa.Table.from_pylist([dict(r) for r in rows])
+    return read_table(history, "history")
 
 
 def column(table: pa.Table, key: str, name: str, role: str) -> pa.Array:

@@ -10,6 +10,7 @@ from transformers import AutoModel
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import FeatureEncoder
 from polyrec.encoders.item import ItemRows
+from polyrec.schema import STATISTICS
 
 
 class HistoryEncoder(nn.Module):
@@ -23,7 +24,10 @@ class HistoryEncoder(nn.Module):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
         features = config.feature_configs
-        self.events = FeatureEncoder(config, [f for f in features if f.source in ("event", "candidate")])
+        past = [f for f in features if f.source in ("event", "candidate")]
+        if not config.event_statistics:
+            past = [f for f in past if f.name != STATISTICS]
+        self.events = FeatureEncoder(config, past)
         self.person = FeatureEncoder(config, [f for f in features if f.source == "user"])
         self.start = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size)

@@ -44,3 +44,28 @@ class PairEncoder(nn.Module):
         if encoded_BCD is not None:
             mixed_BCD = mixed_BCD + encoded_BCD
         return self.dropout(nn.functional.gelu(mixed_BCD))
+
+
+class LinearSkip(nn.Module):
+    r"""A linear path from the candidate's numbers (running statistics) to the logits of each pair task, z += w_task . x.
+
+    Running baselines are nearly the answer by themselves; the skip lets a tower learn only what they miss (the "wide"
+    part of Cheng et al., 2016). Missing numbers count as 0, the middle of the normal scale.
+
+    Shapes: {name: [B, C] or [B, C, F]} -> {task: [B, C]}; empty without numeric candidate features.
+    """
+
+    def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
+        super().__init__()
+        self.features = [f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")]
+        self.task_names = task_names
+        size = sum(f.size for f in self.features)
+        self.linear = nn.Linear(size, len(task_names), bias=False) if size else None
+
+    def forward(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Contribution to the logits, shapes as in the class description."""
+        if self.linear is None:
+            return {}
+        columns = [values[f.name].unsqueeze(-1) if f.kind == "numeric" else values[f.name] for f in self.features]
+        skipped = self.linear(torch.nan_to_num(torch.cat(columns, dim=-1)))
+        return dict(zip(self.task_names, skipped.unbind(-1), strict=True))

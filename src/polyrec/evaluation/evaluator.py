@@ -14,7 +14,7 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import metrics, ranking
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Ranking:
     Args:
         rows: int64 [R], which candidates of the data set were ranked (those whose item was taken).
         greater, ties: int64 [R], items that score higher than the item taken, and others that score the same.
-        top_ids: int64 [R, K], the best items.
+        top_ids: int64 [R, K], the best items, as rows of the catalog (item id - 2).
     """
 
     rows: np.ndarray
@@ -75,7 +75,7 @@ def predict(
     items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
     for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-        output = model(**_to(batch, model.device))
+        output = model(**to_device(batch, model.device))
         real = rows.flatten() >= 0
         at = rows.flatten()[real].numpy()
         for name in model.pair_tasks:
@@ -83,13 +83,13 @@ def predict(
         for name in model.state_tasks:
             taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
             states = output.states.flatten(0, 1)[taken.to(model.device)]
-            targets = batch["candidate_ids"].flatten()[taken]
+            targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
             chosen = rows.flatten()[taken].numpy()
             for chunk in torch.arange(len(chosen)).split(1024):
-                scores = model.score_items(states[chunk], name, items).float().cpu()
+                scores = model.score_items(states[chunk], name, items)[:, FIRST_ITEM:].float().cpu()
                 excluded = _history(dataset, chosen[chunk.numpy()]) if exclude_seen else None
                 greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
-                top = scores.topk(min(k, scores.shape[1])).indices
+                top = ranking.top_k(scores, min(k, scores.shape[1]), excluded)
                 parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
     model.train(was_training)
     return Predictions(values, {name: _concatenate(found, k) for name, found in parts.items()})
@@ -140,7 +140,7 @@ def _pair_metrics(
         return {}, float("nan")
     compute = {
         "auc": lambda: metrics.auc(labels, values),
-        "gauc": lambda: metrics.grouped_auc(labels, values, people)[0],
+        "gauc": lambda: metrics.grouped_auc(labels, values, people).value,
         "logloss": lambda: metrics.log_loss(labels, values),
         "calibration_error": lambda: metrics.expected_calibration_error(labels, values),
         "rmse": lambda: metrics.rmse(labels, values),
@@ -159,22 +159,23 @@ def _ranking_metrics(
     rows = np.ones(len(found.rows), dtype=bool) if keep is None else keep[found.rows]
     if not rows.any():
         return {}, float("nan")
-    result = {n: float(v.mean()) for n, v in ranking.single_target_metrics(found.greater[rows], found.ties[rows], k).items()}
-    top = found.top_ids[rows] - FIRST_ITEM
+    per_list = ranking.single_target_metrics(found.greater[rows], found.ties[rows], ks=[k])
+    result = {f"{name}@{k}": float(per_list[f"{name}@{k}"].mean()) for name in ("ndcg", "recall", "mrr")}
     counts = model.item_encoder.counts[FIRST_ITEM:].cpu().numpy()
-    result[f"coverage@{k}"] = ranking.coverage(top, len(counts))
-    result[f"novelty@{k}"] = ranking.novelty(top, counts)
+    result[f"coverage@{k}"] = ranking.coverage(found.top_ids[rows], len(counts))
+    result[f"novelty@{k}"] = float(np.nanmean(ranking.novelty(found.top_ids[rows], counts)))
     return result, result[f"ndcg@{k}"]
 
 
 def _history(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(list index, item) of every visible event of each row's person."""
+    """(list index, catalog row) of every visible event of each row's person."""
     position = dataset.candidates.position[rows]
     begin = dataset.log.offsets[dataset.log.person[dataset.candidates.event[rows]]]
     index = np.repeat(np.arange(len(rows)), position)
     inside = np.arange(len(index)) - np.repeat(np.cumsum(position) - position, position)
     seen = dataset.log.item[np.repeat(begin, position) + inside]
-    return torch.from_numpy(index), torch.from_numpy(seen)
+    known = seen >= FIRST_ITEM
+    return torch.from_numpy(index[known]), torch.from_numpy(seen[known] - FIRST_ITEM)
 
 
 def _concatenate(parts: list[Ranking], k: int) -> Ranking:
@@ -182,11 +183,6 @@ def _concatenate(parts: list[Ranking], k: int) -> Ranking:
         nothing = np.zeros(0, dtype=np.int64)
         return Ranking(nothing, nothing, nothing, np.zeros((0, k), dtype=np.int64))
     return Ranking(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "greater", "ties", "top_ids")))
-
-
-def _to(value: object, device: torch.device) -> dict:
-    """Move a nested batch to a device."""
-    return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in value.items()}  # type: ignore[attr-defined]
 
 
 def gather(predictions: Predictions) -> Predictions:

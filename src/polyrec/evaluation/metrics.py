@@ -23,7 +23,7 @@ class GroupedAUC(NamedTuple):
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    r"""Area under the ROC curve, the share of (positive, negative) pairs in the right order; a tied pair counts one half.
+    r"""Area under the ROC curve: the share of (positive, negative) pairs in the right order, a tied pair counting half.
 
     AUC = (sum of the positives' ranks - P (P + 1) / 2) / (P N), ties at their average rank (Mann and Whitney, 1947).
 
@@ -75,7 +75,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
     _require_binary(labels_R)
     groups_R = np.asarray(groups)
     if groups_R.shape != known_R.shape:
-        raise ValueError(f"groups must name the group of each of the {len(known_R)} rows, its shape is {groups_R.shape}")
+        raise ValueError(f"groups must name the group of each of {len(known_R)} rows, its shape is {groups_R.shape}")
     groups_R = groups_R[known_R]
     if groups_R.dtype.kind == "f" and np.isnan(groups_R).any():
         raise ValueError("groups holds NaN: drop the rows without a person, or give each of them an id of its own")
@@ -210,7 +210,8 @@ def _known_probabilities(labels: ArrayLike, probs: ArrayLike) -> tuple[np.ndarra
 def _require_binary(labels_R: np.ndarray) -> None:
     other_R = (labels_R != 0) & (labels_R != 1)
     if other_R.any():
-        raise ValueError(f"labels must be 0 or 1, one is {labels_R[other_R.argmax()]:g}: binarise first, e.g. labels >= 4")
+        value = labels_R[other_R.argmax()]
+        raise ValueError(f"labels must be 0 or 1, one is {value:g}: binarise them first, e.g. labels >= 4")
 
 
 def _auc_by_group(labels_R: np.ndarray, scores_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

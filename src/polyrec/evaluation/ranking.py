@@ -4,9 +4,10 @@ Nothing is sampled: metrics over a few sampled negatives rank models differently
 Rendle, 2020). A target that ties with others gets its EXPECTED metric over a random order of the tied items, so a model
 that scores everything alike measures as chance, not as perfect or as "popular items first" by catalog order.
 
-`rank_targets` and `top_k` work on a chunk of scores in torch, wherever it lies; the rest is numpy, with ONE VALUE PER
-LIST, so that `bootstrap` can resample people: average with `np.nanmean`. Letters: R rows (lists), N items of the
-catalog, K list length, P (row, item) pairs, D width of item vectors.
+`rank_targets` and `top_k` work on a chunk of scores in torch, wherever it lies; the rest is numpy. Accuracy comes with
+ONE VALUE PER LIST, so that `bootstrap` can resample people: average it with `np.nanmean`. Lists of item numbers may be
+padded with a negative number, which means "no item". Letters: R rows (lists), N items of the catalog, K list length, P
+(row, item) pairs, D width of item vectors.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def list_metrics(
     - mrr@k = 1 / (the first r <= k with h_r = 1)
 
     Args:
-        top_ids_RK: [R, K], best first, each item at most once per list; -1 = no item, from `top_k`.
+        top_ids_RK: [R, K], best first, each item at most once per list; negative = no item.
         relevant: (values, offsets); row r's relevant items are values[offsets[r]:offsets[r + 1]]. Repeats count once.
         ks: cut-offs, each at most K.
 
@@ -176,7 +177,7 @@ def list_metrics(
         {'ndcg@3': 0.531, 'recall@3': 0.667, 'hit@3': 1.0, 'precision@3': 0.667, 'map@3': 0.389, 'mrr@3': 0.5}
     """
     top_ids_RK = _check_lists(top_ids_RK)
-    num_rows, length = top_ids_RK.shape
+    length = top_ids_RK.shape[1]
     ks = _check_ks(ks)
     if max(ks) > length:
         raise ValueError(f"cut-off {max(ks)} needs longer lists than K = {length}: call top_k with k={max(ks)}")
@@ -205,69 +206,77 @@ def list_metrics(
 
 
 def coverage(top_ids_RK: np.ndarray, n_items: int) -> float:
-    """Share of the catalog that is in at least one list (aggregate diversity); -1 = no item.
+    """Share of the catalog that is in at least one list (aggregate diversity).
 
     Example:
         >>> coverage(np.array([[0, 1], [1, -1]]), n_items=4)
         0.5
     """
     top_ids_RK = _check_lists(top_ids_RK, n_items)
-    return len(np.unique(top_ids_RK[top_ids_RK != NO_ITEM])) / n_items
+    return len(np.unique(top_ids_RK[top_ids_RK >= 0])) / n_items
 
 
-def novelty(top_ids_RK: np.ndarray, item_counts_N: np.ndarray) -> np.ndarray:
-    """Mean self-information of each list's items, -log2(count_i / sum of counts), in bits (Zhou et al., 2010).
+def novelty(top_ids_RK: np.ndarray, item_counts_N: np.ndarray) -> float:
+    """Mean self-information of the listed items, -log2(count_i / sum of counts), in bits (Zhou et al., 2010).
 
-    An item never seen counts as seen once: the most surprising the counts can vouch for, and finite.
+    An item never seen counts as seen once: the most surprising that the counts can vouch for, and finite.
 
     Args:
-        top_ids_RK: [R, K]; -1 = no item, left out of the mean.
+        top_ids_RK: [R, K]; negative = no item.
         item_counts_N: [N], events of each item in the training data.
 
     Returns:
-        float64 [R]; NaN for an empty list.
+        Mean over the non-empty lists of the mean over a list; NaN if all lists are empty or all counts 0.
 
     Example:
-        >>> novelty(np.array([[0, 1], [2, -1]]), np.array([6, 2, 0])).round(3).tolist()
-        [1.208, 3.0]
+        >>> round(novelty(np.array([[0, 1], [2, -1]]), np.array([6, 2, 0])), 3)
+        2.104
     """
     counts_N = np.asarray(item_counts_N).astype(np.float64)
     top_ids_RK = _check_lists(top_ids_RK, len(counts_N))
-    if not (counts_N >= 0).all() or not counts_N.any():
-        raise ValueError("item_counts_N must be counts >= 0 of the training events, at least one of them positive")
+    if not (counts_N >= 0).all():
+        raise ValueError("item_counts_N must be counts >= 0 of the training events")
+    if not counts_N.any():
+        return float("nan")
     bits_N = np.log2(counts_N.sum()) - np.log2(counts_N.clip(1))
-    filled_RK = top_ids_RK != NO_ITEM
-    return _ratio(np.where(filled_RK, bits_N[top_ids_RK], 0.0).sum(1), filled_RK.sum(1))
+    filled_RK = top_ids_RK >= 0
+    return _mean(_ratio(np.where(filled_RK, bits_N[top_ids_RK], 0.0).sum(1), filled_RK.sum(1)))
 
 
-def diversity(top_ids_RK: np.ndarray, item_vectors_ND: np.ndarray) -> np.ndarray:
-    """Intra-list diversity, 1 - mean cosine over the pairs of items in a list (Ziegler et al., 2005).
+def diversity(top_ids_RK: np.ndarray, item_vectors_ND: np.ndarray) -> float:
+    """Intra-list diversity, 1 - mean cosine over the pairs of items in a list (after Ziegler et al., 2005).
 
     The pairs are never formed: sum_{i != j} v_i . v_j = |sum_i v_i|^2 - sum_i |v_i|^2 for unit vectors. An item with a
     zero vector (no attribute known) has cosine 0 with all others.
 
     Args:
-        top_ids_RK: [R, K]; -1 = no item, left out.
+        top_ids_RK: [R, K]; negative = no item.
         item_vectors_ND: [N, D], e.g. genres, text embeddings or the model's item vectors.
 
     Returns:
-        float64 [R], in [0, 2]; NaN for a list of fewer than two items.
+        In [0, 2], mean over the lists of at least two items; NaN if there is none.
 
     Example:
-        >>> diversity(np.array([[0, 1], [0, 2], [0, -1]]), np.array([[1.0, 0], [3, 0], [0, 2]])).tolist()
-        [0.0, 1.0, nan]
+        >>> diversity(np.array([[0, 1], [0, 2], [0, -1]]), np.array([[1.0, 0], [3, 0], [0, 2]]))
+        0.5
     """
     vectors_ND = np.asarray(item_vectors_ND).astype(np.float64)
     top_ids_RK = _check_lists(top_ids_RK, len(vectors_ND))
     norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     unit_ND = np.divide(vectors_ND, norm_N1, out=np.zeros_like(vectors_ND), where=norm_N1 > 0)
-    row_P, place_P = np.nonzero(top_ids_RK != NO_ITEM)
+    row_P, place_P = np.nonzero(top_ids_RK >= 0)
     item_P = top_ids_RK[row_P, place_P]
     in_list_RN = sp.csr_array((np.ones(len(row_P)), (row_P, item_P)), shape=(len(top_ids_RK), len(vectors_ND)))
     square_R = in_list_RN @ np.square(unit_ND).sum(1)
     cosines_R = np.square(in_list_RN @ unit_ND).sum(1) - square_R
     length_R = np.bincount(row_P, minlength=len(top_ids_RK))
-    return 1 - _ratio(cosines_R, length_R * (length_R - 1))
+    return 1 - _mean(_ratio(cosines_R, length_R * (length_R - 1)))
+
+
+def _mean(values_R: np.ndarray) -> float:
+    """Mean of the values that are not NaN, without numpy's warning if there is none."""
+    known_R = values_R[~np.isnan(values_R)]
+    return float(known_R.mean()) if len(known_R) else float("nan")
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -290,7 +299,7 @@ def _hits(top_ids_RK: np.ndarray, relevant: tuple[np.ndarray, np.ndarray]) -> tu
     width = int(max(top_ids_RK.max(initial=0), values.max(initial=0))) + 1
     pairs = np.unique(np.repeat(np.arange(num_rows), lengths_R) * width + values.astype(np.int64))
     listed_RK = np.arange(num_rows)[:, None] * width + top_ids_RK
-    return np.isin(listed_RK, pairs) & (top_ids_RK != NO_ITEM), np.bincount(pairs // width, minlength=num_rows)
+    return np.isin(listed_RK, pairs) & (top_ids_RK >= 0), np.bincount(pairs // width, minlength=num_rows)
 
 
 def _check_scores(scores_RN: Tensor) -> tuple[int, int]:
@@ -306,15 +315,17 @@ def _check_scores(scores_RN: Tensor) -> tuple[int, int]:
 
 
 def _check_range(name: str, values: Tensor, size: int, what: str) -> None:
-    # On an accelerator an index out of range is a device-side assertion that ends the process; from -1 it wraps silently.
-    if values.numel() and not (0 <= int(values.min()) and int(values.max()) < size):
-        raise ValueError(f"{name} must lie in 0..{size - 1} (the {what} of scores_RN), not {values.min()}..{values.max()}")
+    # Negative indices would silently count from the end; on CUDA too large ones end the process without a message.
+    if values.numel() and (values.min() < 0 or values.max() >= size):
+        span = f"{values.min()}..{values.max()}"
+        raise ValueError(f"{name} must lie in 0..{size - 1} (the {what} of scores_RN), not in {span}")
 
 
 def _distinct_pairs(excluded: tuple[Tensor, Tensor], num_rows: int, num_items: int) -> tuple[Tensor, Tensor]:
     rows_P, items_P = excluded
     if rows_P.shape != items_P.shape or rows_P.ndim != 1:
-        raise ValueError(f"excluded must be (rows, items), two equally long vectors, not {rows_P.shape}, {items_P.shape}")
+        shapes = f"{list(rows_P.shape)} and {list(items_P.shape)}"
+        raise ValueError(f"excluded must be (rows, items), two equally long vectors, not {shapes}")
     _check_range("excluded rows", rows_P, num_rows, "rows")
     _check_range("excluded items", items_P, num_items, "items")
     packed = torch.unique(rows_P.long() * num_items + items_P)
@@ -322,8 +333,8 @@ def _distinct_pairs(excluded: tuple[Tensor, Tensor], num_rows: int, num_items: i
 
 
 def _check_ks(ks: Sequence[int]) -> Sequence[int]:
-    if not len(ks) or min(ks) < 1:
-        raise ValueError(f"ks must be cut-offs of at least 1, e.g. (5, 10), not {ks}")
+    if isinstance(ks, int) or not len(ks) or min(ks) < 1:
+        raise ValueError(f"ks must be a sequence of cut-offs of at least 1, e.g. (10,) or (5, 10), not {ks}")
     return ks
 
 
@@ -332,11 +343,13 @@ def _check_lists(top_ids_RK: np.ndarray, n_items: int | None = None) -> np.ndarr
     if top_ids_RK.ndim != 2 or top_ids_RK.dtype.kind not in "iu":
         raise ValueError(f"top_ids_RK must be integers [R, K], not {top_ids_RK.dtype} {list(top_ids_RK.shape)}")
     top_ids_RK = top_ids_RK.astype(np.int64)
-    highest = top_ids_RK.max(initial=NO_ITEM)
-    if top_ids_RK.min(initial=0) < NO_ITEM or (n_items is not None and highest >= n_items):
-        raise ValueError(f"top_ids_RK must hold item numbers from 0, or {NO_ITEM} for no item, below {n_items}")
+    if n_items is not None and top_ids_RK.max(initial=NO_ITEM) >= n_items:
+        raise ValueError(
+            f"top_ids_RK holds item {top_ids_RK.max()}, the catalog ends at {n_items - 1}: "
+            "are the lists and the catalog numbered alike?"
+        )
     ordered_RK = np.sort(top_ids_RK, axis=1)
-    repeated_R = ((ordered_RK[:, 1:] == ordered_RK[:, :-1]) & (ordered_RK[:, 1:] != NO_ITEM)).any(1)
+    repeated_R = ((ordered_RK[:, 1:] == ordered_RK[:, :-1]) & (ordered_RK[:, 1:] >= 0)).any(1)
     if repeated_R.any():
         raise ValueError(f"list {int(repeated_R.argmax())} holds an item twice: recall and NDCG could exceed 1")
     return top_ids_RK

@@ -13,6 +13,8 @@ from polyrec.registry import nearest
 class ExpertLayer(nn.Module):
     """Base of all expert layers: `forward(pair [B, C, D]) -> {task: [B, C, D]}`.
 
+    A layer may return [B, C, M, D]: M members of an ensemble, whose losses and logits are averaged.
+
     Subclasses declare `default_options`; options of `config.expert_options` outside it are refused.
     """
 
@@ -26,6 +28,9 @@ class ExpertLayer(nn.Module):
                 raise ValueError(f"unknown option {key!r} of expert layer {config.experts!r}; {known}")
         self.options = {**self.default_options, **config.expert_options}
         self.task_names = task_names
+
+    def initialise(self) -> None:
+        """Set parameters that the default initialisation does not know; called after it."""
 
     def forward(self, pair_BCD: Tensor) -> dict[str, Tensor]:
         """Return one hidden vector per task and pair."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.experts.base import ExpertLayer
@@ -15,31 +17,61 @@ from polyrec.registry import EXPERTS
 class SharedBottom(ExpertLayer):
     r"""Hard parameter sharing (Caruana, 1997): every task reads the same h = x + W_2 gelu(W_1 norm(x)).
 
-    Options: `num_layers` (residual blocks), `expansion` (inner width over D).
+    With `members` = M > 1 the layer is a parameter-efficient ensemble (BatchEnsemble, Wen et al., 2020; TabM,
+    Gorishniy et al., 2024): M networks share all matrices and differ by elementwise scales r_m and s_m,
+    h_m = x_m + (W_2 gelu((W_1 (norm(x_m) * r_m)) * s_m)), x_m = x * r'_m. Each member is trained on its own loss and
+    the answer is their mean, for M times the cost of this layer alone.
 
-    Shapes: [B, C, D] -> {task: [B, C, D]}.
+    Options: `num_layers` (residual blocks), `expansion` (inner width over D), `members`.
+
+    Shapes: [B, C, D] -> {task: [B, C, D]}, or {task: [B, C, M, D]} for M > 1.
 
     Example:
-        >>> import torch
         >>> config = PolyRecConfig(tasks=[{"name": "like", "head": "binary"}], hidden_size=4)
         >>> SharedBottom(config, ["like"])(torch.zeros(2, 3, 4))["like"].shape
         torch.Size([2, 3, 4])
     """
 
-    default_options: dict[str, Any] = {"num_layers": 1, "expansion": 2}
+    default_options: dict[str, Any] = {"num_layers": 1, "expansion": 2, "members": 1}
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, inner = config.hidden_size, config.hidden_size * self.options["expansion"]
+        width, inner, members = config.hidden_size, config.hidden_size * self.options["expansion"], self.options["members"]
+        self.members = members
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(inner, width)
-            )
-            for _ in range(self.options["num_layers"])
+            _Block(width, inner, members, config.dropout) for _ in range(self.options["num_layers"])
         )
+        self.scale = nn.Parameter(torch.empty(members, width)) if members > 1 else None
+
+    def initialise(self) -> None:
+        """Members start with random signs, so that they differ from the first step on."""
+        for scale in [self.scale, *(s for b in self.blocks for s in (b.scale_in, b.scale_out))]:
+            if scale is not None:
+                init.copy_(scale, torch.randint(0, 2, scale.shape).to(scale.dtype) * 2 - 1)
 
     def forward(self, pair_BCD: Tensor) -> dict[str, Tensor]:
-        """Share one hidden vector among all tasks."""
+        """Share one hidden vector (or one per member) among all tasks."""
+        hidden = pair_BCD if self.scale is None else pair_BCD.unsqueeze(-2) * self.scale
         for block in self.blocks:
-            pair_BCD = pair_BCD + block(pair_BCD)
-        return dict.fromkeys(self.task_names, pair_BCD)
+            hidden = hidden + block(hidden)
+        return dict.fromkeys(self.task_names, hidden)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, inner: int, members: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+        several = members > 1
+        self.scale_in = nn.Parameter(torch.empty(members, width)) if several else None
+        self.scale_out = nn.Parameter(torch.empty(members, inner)) if several else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.norm(hidden)
+        if self.scale_in is not None:
+            hidden = hidden * self.scale_in
+        hidden = self.up(hidden)
+        if self.scale_out is not None:
+            hidden = hidden * self.scale_out
+        return self.down(self.dropout(nn.functional.gelu(hidden)))

@@ -50,3 +50,13 @@ def masked_sum(losses: Tensor, known: Tensor, weight: Tensor | None) -> tuple[Te
     """Sum of the losses of known labels and their number (or weight), as scalars; differentiable also when none is known."""
     scale = known.to(losses.dtype) if weight is None else known * weight.to(losses.dtype)
     return (losses * scale).sum(), scale.sum()
+
+
+def per_member(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels [B, C] shaped to meet logits [B, C] or, for an ensemble of M members, [B, C, M]."""
+    return labels if labels.dim() == logits.dim() else labels.unsqueeze(-1).expand_as(logits)
+
+
+def over_members(losses: Tensor, labels: Tensor) -> Tensor:
+    """Losses [B, C] as they are, or the mean over members of [B, C, M]."""
+    return losses if losses.dim() == labels.dim() else losses.mean(-1)

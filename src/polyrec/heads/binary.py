@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import TaskHead, masked_sum
+from polyrec.heads.base import TaskHead, masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -56,8 +56,9 @@ class BinaryHead(TaskHead):
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logistic loss of the known labels: (sum, count)."""
-        losses = F.binary_cross_entropy_with_logits(logits.float(), torch.nan_to_num(labels).float(), reduction="none")
-        return masked_sum(losses, ~torch.isnan(labels), weight)
+        target = per_member(torch.nan_to_num(labels).float(), logits)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         """Probability of a positive label."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import TaskHead, masked_sum
+from polyrec.heads.base import TaskHead, masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -61,12 +61,12 @@ class RegressionHead(TaskHead):
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss of the known labels in standardised units: (sum, count)."""
-        target = torch.nan_to_num((labels - self.options["mean"]) / self.options["std"]).float()
+        target = per_member(torch.nan_to_num((labels - self.options["mean"]) / self.options["std"]).float(), logits)
         if self.options["loss"] == "huber":
             losses = 2 * F.huber_loss(logits.float(), target, reduction="none")
         else:
             losses = (logits.float() - target).square()
-        return masked_sum(losses, ~torch.isnan(labels), weight)
+        return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted mean in the label's unit."""

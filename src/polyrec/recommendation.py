@@ -1,0 +1,112 @@
+"""From a history to readable recommendations: rank the catalog, then ask every task about the best items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyrec.data.collator import PolyRecCollator
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
+from polyrec.processing_polyrec import PolyRecProcessor
+
+
+@torch.no_grad()
+def recommend(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    history: Any = None,
+    k: int = 10,
+    *,
+    user: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
+    time: float | None = None,
+    task: str | None = None,
+    exclude_seen: bool = True,
+) -> list[dict[str, Any]]:
+    """Recommend items to one person.
+
+    Args:
+        history: the person's events, oldest first: item ids, or dicts (or any table) with the item column and
+            whatever else is known of an event: feedback, context, time. None or empty: somebody new.
+        k: number of recommendations.
+        user: attributes of the person, {column: value}.
+        context: context of the request, {column: value}.
+        time: when the answer is wanted, in seconds; default: right after the latest event that is known.
+        task: the retrieval task that ranks; default: the model's first one. A model without retrieval tasks ranks the
+            whole catalog by its first pair task.
+        exclude_seen: leave out items of the history.
+
+    Returns:
+        k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
+        (probability, or a number in the label's unit), `cold_item` (True: never met in training, judged by its
+        attributes alone) and `cold_start` (True: none of the history's items is known, so only the person's attributes
+        and overall trends speak).
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be >= 1")
+    was_training = model.training
+    model.eval()
+    try:
+        return _recommend(model, processor, history, k, user or {}, context or {}, time, task, exclude_seen)
+    finally:
+        model.train(was_training)
+
+
+def _recommend(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    history: Any,
+    k: int,
+    user: Mapping[str, Any],
+    context: Mapping[str, Any],
+    time: float | None,
+    task: str | None,
+    exclude_seen: bool,
+) -> list[dict[str, Any]]:
+    if task is not None and task not in model.heads:
+        raise ValueError(f"unknown task {task!r}; the model has {list(model.heads)}")
+    ranking_task = task or next(iter(model.state_tasks or model.pair_tasks))
+    catalog = np.arange(FIRST_ITEM, processor.num_items)
+    request = processor.request(history, catalog[:1], user=user, context=context, time=time)
+    seen = np.asarray(request["item_ids"])
+    if ranking_task in model.state_tasks:
+        state = model(**_batch(request, model)).states[:, 0]
+        scores = model.score_items(state, ranking_task)[0].float().cpu().numpy()
+    else:
+        answers = _answers(model, processor, history, catalog, user, context, time)
+        scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), answers[ranking_task]])
+    if exclude_seen:
+        scores[seen] = -np.inf
+    best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
+    answers = _answers(model, processor, history, best, user, context, time)
+    known_history = bool((processor.item_counts[seen] > 0).any())
+    return [
+        {
+            "rank": n + 1,
+            **processor.describe(int(row)),
+            "score": float(scores[row]),
+            **{name: float(values[n]) for name, values in answers.items() if name != ranking_task},
+            "cold_item": bool(processor.item_counts[row] == 0),
+            "cold_start": not known_history,
+        }
+        for n, row in enumerate(best)
+    ]
+
+
+def _answers(
+    model: PolyRecForRecommendation, processor: PolyRecProcessor, history: Any, items: np.ndarray, *request: Any
+) -> dict[str, np.ndarray]:
+    """Every task's prediction for given items, {task: [C]}."""
+    user, context, time = request
+    window = processor.request(history, items, user=user, context=context, time=time)
+    logits = model(**_batch(window, model)).logits
+    return {name: model.heads[name].predict(value)[0].cpu().numpy() for name, value in logits.items()}
+
+
+def _batch(window: dict[str, Any], model: PolyRecForRecommendation) -> dict[str, Any]:
+    batch = PolyRecCollator()([window])
+    return to_device({k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}, model.device)
