@@ -81,7 +81,7 @@ class PolyRecConfig(PreTrainedConfig):
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
-    numeric_bins: int = 1
+    numeric_bins: int = 8
     event_statistics: bool = False
     candidate_attention_heads: int = 4
     initializer_range: float = 0.02

@@ -104,6 +104,15 @@ def test_only_the_last_events_are_read(model):
     np.testing.assert_allclose(model.score(offsets[2:], items), expected[2:], atol=1e-6)
 
 
+@pytest.mark.parametrize(("model", "times"), [(ItemKNN(last=None), 3), (EASE(last=None), 1)])
+def test_repeated_events_vote_as_documented(model, times):
+    """Prevents EASE, fitted on binary rows, from being asked about a row of counts; in ItemKNN each event votes."""
+    model.fit(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 2, 3]), N)
+    once, thrice = model.score(np.array([0, 1, 4]), np.array([0, 0, 0, 0]))
+    assert once.max() > 0
+    np.testing.assert_allclose(thrice, times * once, rtol=1e-6)
+
+
 @pytest.mark.parametrize("model", [Popularity(), ItemKNN(), EASE()])
 def test_people_are_names_only(model):
     """Prevents memory in the size of the largest person number, and results that depend on how people are numbered."""

@@ -147,10 +147,13 @@ def test_top_k_equals_sorting(chunk, k):
 
 def test_top_k_breaks_ties_without_favour():
     """Prevents constant scores from recommending the catalog's first items, often the popular ones."""
-    first = [set(ranking.top_k(torch.zeros(1, 100), 10, seed=seed)[0].tolist()) for seed in range(40)]
-    counts = np.bincount([i for items in first for i in items], minlength=100)
-    assert counts.max() < 15  # 4 expected; an order of the catalog gives 40
-    assert first[3] == set(ranking.top_k(torch.zeros(1, 100), 10, seed=3)[0].tolist())
+    for best in (0.0, 5.0):  # all tie; or one item leads and the tie only decides who else is in
+        scores = torch.zeros(1, 100)
+        scores[0, 50] = best
+        lists = [ranking.top_k(scores, 2, seed=seed)[0].tolist() for seed in range(60)]
+        counts = np.bincount([i for items in lists for i in items if i != 50], minlength=100)
+        assert counts.max() < 10  # about 1 expected; an order of the catalog gives 60
+        assert lists[3] == ranking.top_k(scores, 2, seed=3)[0].tolist()
 
 
 def test_top_k_of_broadcast_scores():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,16 @@ from polyrec.evaluation import metrics, ranking
 from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 
 logger = logging.getLogger(__name__)
+
+# name -> f(labels, predictions, people)
+PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "auc": lambda y, p, people: metrics.auc(y, p),
+    "gauc": lambda y, p, people: metrics.grouped_auc(y, p, people).value,
+    "logloss": lambda y, p, people: metrics.log_loss(y, p),
+    "calibration_error": lambda y, p, people: metrics.expected_calibration_error(y, p),
+    "rmse": lambda y, p, people: metrics.rmse(y, p),
+    "mae": lambda y, p, people: metrics.mae(y, p),
+}
 
 
 @dataclass
@@ -87,7 +98,7 @@ def predict(
             chosen = rows.flatten()[taken].numpy()
             for chunk in torch.arange(len(chosen)).split(1024):
                 scores = model.score_items(states[chunk], name, items)[:, FIRST_ITEM:].float().cpu()
-                excluded = _history(dataset, chosen[chunk.numpy()]) if exclude_seen else None
+                excluded = visible_items(dataset, chosen[chunk.numpy()]) if exclude_seen else None
                 greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
                 top = ranking.top_k(scores, min(k, scores.shape[1]), excluded)
                 parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
@@ -121,7 +132,7 @@ def evaluate(
                 found, better = _ranking_metrics(predictions.rankings[task], keep, model, k)
             else:
                 rows = np.ones(len(labels), dtype=bool) if keep is None else keep
-                found, better = _pair_metrics(
+                found, better = pair_metrics(
                     model.heads[task].metrics, labels[rows, j], predictions.values[task][rows], people[rows], task
                 )
             result |= {f"{prefix}{task}_{name}": value for name, value in found.items()}
@@ -131,26 +142,18 @@ def evaluate(
     return result
 
 
-def _pair_metrics(
+def pair_metrics(
     names: tuple[str, ...], labels: np.ndarray, values: np.ndarray, people: np.ndarray, task: str
 ) -> tuple[dict[str, float], float]:
+    """Metrics of one pair task by name, and how much better than the constant it is (see `evaluate`)."""
     known = ~np.isnan(labels)
     if not known.any():
         logger.warning("task %r has no label in the evaluated rows: it has no metrics", task)
         return {}, float("nan")
-    compute = {
-        "auc": lambda: metrics.auc(labels, values),
-        "gauc": lambda: metrics.grouped_auc(labels, values, people).value,
-        "logloss": lambda: metrics.log_loss(labels, values),
-        "calibration_error": lambda: metrics.expected_calibration_error(labels, values),
-        "rmse": lambda: metrics.rmse(labels, values),
-        "mae": lambda: metrics.mae(labels, values),
-    }
-    found = {name: compute[name]() for name in names}
+    found = {name: PAIR_METRICS[name](labels, values, people) for name in names}
     constant = np.full(len(labels), labels[known].mean())
-    if "logloss" in found:
-        return found, 1 - found["logloss"] / max(metrics.log_loss(labels, constant), 1e-12)
-    return found, 1 - found["rmse"] / max(metrics.rmse(labels, constant), 1e-12)
+    judge = metrics.rmse if "rmse" in names else metrics.log_loss
+    return found, 1 - judge(labels, values) / max(judge(labels, constant), 1e-12)
 
 
 def _ranking_metrics(
@@ -167,8 +170,12 @@ def _ranking_metrics(
     return result, result[f"ndcg@{k}"]
 
 
-def _history(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(list index, catalog row) of every visible event of each row's person."""
+def visible_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """History of candidates: (index into `rows`, catalog row) of every event visible to each, oldest first.
+
+    Args:
+        rows: int64 [R], candidates of the data set.
+    """
     position = dataset.candidates.position[rows]
     begin = dataset.log.offsets[dataset.log.person[dataset.candidates.event[rows]]]
     index = np.repeat(np.arange(len(rows)), position)

@@ -57,8 +57,8 @@ def rank_targets(
     step = max(1, _BLOCK // num_items)
     for begin in range(0, num_rows, step):
         rows = slice(begin, begin + step)
-        greater_R[rows] = (scores_RN[rows] > target_R1[rows]).sum(1)
-        equal_R[rows] = (scores_RN[rows] == target_R1[rows]).sum(1)
+        greater_R[rows] = (scores_RN[rows] > target_R1[rows]).count_nonzero(1)  # sum() would first cast to int64
+        equal_R[rows] = (scores_RN[rows] == target_R1[rows]).count_nonzero(1)
     if excluded is not None:
         rows_P, items_P = _distinct_pairs(excluded, num_rows, num_items)
         other_P = items_P != targets_R[rows_P]
@@ -74,8 +74,8 @@ def rank_targets(
 def top_k(scores_RN: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> Tensor:
     """The K best items of each row, best first.
 
-    Ties are broken by one random order of the catalog, drawn from `seed`: the same for all rows and calls, and without
-    favour for early item numbers (catalogs often begin with the popular ones). Makes one copy of the chunk.
+    Ties are broken without favour for early item numbers (catalogs often begin with the popular ones): a row with ties
+    is read in a random order of the catalog drawn from `seed`, repeatable on one device. Copies the chunk to mask it.
 
     Args:
         scores_RN: [R, N]; -inf = not a candidate; NaN and +inf are refused.
@@ -93,15 +93,18 @@ def top_k(scores_RN: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None = No
     num_rows, num_items = _check_scores(scores_RN)
     if not 1 <= k <= num_items:
         raise ValueError(f"k must be between 1 and the {num_items} items of the catalog, not {k}")
-    order_N = torch.randperm(num_items, generator=torch.Generator().manual_seed(seed)).to(scores_RN.device)
-    shuffled_RN = scores_RN.index_select(1, order_N)  # the one copy: masking it leaves the caller's scores alone
     if excluded is not None:
-        rows_P, items_P = _distinct_pairs(excluded, num_rows, num_items)
-        place_N = torch.empty_like(order_N)
-        place_N[order_N] = torch.arange(num_items, device=order_N.device)
-        shuffled_RN[rows_P, place_N[items_P]] = float("-inf")
-    best_RK, column_RK = shuffled_RN.topk(k, dim=1)
-    return order_N[column_RK].masked_fill(best_RK == float("-inf"), NO_ITEM)
+        minus_inf = scores_RN.new_tensor(float("-inf"))
+        scores_RN = scores_RN.index_put(_distinct_pairs(excluded, num_rows, num_items), minus_inf)  # not in place
+    # One place more than asked for shows whether a tie decides who is in. Only such rows pay for the shuffle.
+    best_RK, items_RK = scores_RN.topk(min(k + 1, num_items), dim=1)
+    tied_R = ((best_RK[:, 1:] == best_RK[:, :-1]) & best_RK[:, 1:].isfinite()).any(1)
+    best_RK, items_RK = best_RK[:, :k], items_RK[:, :k]
+    if tied_R.any():
+        order_N = torch.randperm(num_items, generator=torch.Generator().manual_seed(seed)).to(scores_RN.device)
+        best_RK[tied_R], column_TK = scores_RN[tied_R].index_select(1, order_N).topk(k, dim=1)
+        items_RK[tied_R] = order_N[column_TK]
+    return items_RK.masked_fill(best_RK == float("-inf"), NO_ITEM)
 
 
 def single_target_metrics(

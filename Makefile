@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench format clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch  # first and alone, so that the pinned (CPU-sized) build is taken
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train on 100,004 real ratings, print metrics and recommendations
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.installed  ## the whole test suite, doctests included
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+check: $(VENV)/.installed  ## lint, format, types, layers, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+bench: $(VENV)/.installed  ## both protocols; DATA=folder of ml-100k
+	$(BIN)/python scripts/benchmarks/next_item.py --data $(DATA) --seeds 3 --output runs/next_item.json
+	$(BIN)/python scripts/benchmarks/feedback.py --data $(DATA) --seeds 3 --output runs/feedback.json
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

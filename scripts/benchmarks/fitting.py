@@ -1,0 +1,238 @@
+"""Trains polyrec once per seed and watches the clock; the part of the benchmarks that needs torch."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import TABLES
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, PolyRecTrainingArguments, Splits
+from polyrec.data.sequences import SequenceDataset
+
+LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
+
+
+def load(data: Path, config: Mapping[str, Any], threads: int, **split: Any) -> tuple[PolyRecProcessor, Splits]:
+    """Fit the processor and cut the log.
+
+    Args:
+        data: folder of the three tables.
+        config: the protocol's file.
+        split: arguments of `PolyRecProcessor.split`.
+    """
+    torch.set_num_threads(threads)
+    transformers_logging.set_verbosity_error()
+    interactions, items, users = (data / f"{name}.parquet" for name in TABLES)
+    processor = PolyRecProcessor.fit(
+        interactions,
+        items=items,
+        users=users,
+        tasks=config["tasks"],
+        columns=config["columns"],
+        max_history=config["max_history"],
+        ties=config["ties"],
+    )
+    return processor, processor.split(interactions, **split)
+
+
+@dataclass
+class Clock:
+    """Seconds of the process's cpu time (all threads) and of wall time, while it runs."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    _began: tuple[float, float] | None = None
+
+    def start(self) -> None:
+        """Run."""
+        self._began = time.process_time(), time.perf_counter()
+
+    @property
+    def running(self) -> float | None:
+        """Wall seconds since it was started; None while it pauses."""
+        return None if self._began is None else time.perf_counter() - self._began[1]
+
+    def stop(self) -> None:
+        """Pause."""
+        if self._began is not None:
+            self.cpu += time.process_time() - self._began[0]
+            self.wall += time.perf_counter() - self._began[1]
+            self._began = None
+
+
+@dataclass
+class Fit:
+    """One trained model, with the weights that validated best.
+
+    Args:
+        trainer: holds the model and evaluates it.
+        clock: training alone, evaluation not counted.
+        epochs: trained, those after the best one included.
+        log: one dict per evaluation: `epoch`, `cpu_seconds` so far and the validation metrics.
+    """
+
+    trainer: PolyRecTrainer
+    clock: Clock
+    epochs: int
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def model(self) -> PolyRecForRecommendation:
+        """The model."""
+        return self.trainer.model
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the report says beside the metrics."""
+        return {
+            "train_cpu_seconds": self.clock.cpu,
+            "train_wall_seconds": self.clock.wall,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "epochs": self.epochs,
+        }
+
+
+class Selection(TrainerCallback):
+    """Evaluates after every few epochs, keeps the weights that validate best, and stops when they no longer improve.
+
+    Args:
+        clock: counts the epochs themselves.
+        metric: of `PolyRecTrainer.evaluate`; None: keep the last weights, evaluate once at the end.
+        every: epochs between evaluations.
+        patience: evaluations without improvement after which training stops.
+        name: shown before each line of progress.
+    """
+
+    def __init__(self, clock: Clock, metric: str | None, every: int = 1, patience: int = 1000, name: str = "") -> None:
+        self.clock, self.metric, self.every, self.patience, self.name = clock, metric, every, patience, name
+        self.trainer: PolyRecTrainer | None = None
+        self.log: list[dict[str, float]] = []
+        self.epochs = self.bad = 0
+        self.best, self.weights = -np.inf, None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self.clock.start()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self.clock.stop()
+        self.epochs += 1
+        last = self.epochs >= args.num_train_epochs
+        if not last and (self.metric is None or self.epochs % self.every):
+            return
+        assert self.trainer is not None
+        found = self.trainer.evaluate()
+        self.log.append({"epoch": self.epochs, "cpu_seconds": self.clock.cpu, **found})
+        shown = self.metric or "eval_mean_improvement"
+        progress = f"epoch {self.epochs}/{args.num_train_epochs:.0f}  {shown} {found[shown]:.4f}"
+        print(f"{self.name} {progress}  {self.clock.cpu:.0f} cpu-s", flush=True)
+        if self.metric is None:
+            return
+        value = found[self.metric] * (-1 if self.metric.endswith(LOWER_IS_BETTER) else 1)
+        if value > self.best:
+            self.best, self.bad, self.weights = value, 0, copy.deepcopy(self.trainer.model.state_dict())
+        else:
+            self.bad += 1
+            control.should_training_stop |= self.bad >= self.patience
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        if self.weights is not None:
+            assert self.trainer is not None
+            self.trainer.model.load_state_dict(self.weights)
+
+
+def fit(processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seed: int) -> Fit:
+    """Train one model with all tasks; the best weights by `config["selection"]` stay in it."""
+    clock = Clock()
+    selection = Selection(clock, **config["selection"], name=f"polyrec seed {seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(processor, data, config, folder, seed, selection)
+        selection.trainer = trainer
+        trainer.train()
+    return Fit(trainer, clock, selection.epochs, selection.log)
+
+
+def _trainer(
+    processor: PolyRecProcessor,
+    data: Splits,
+    config: Mapping[str, Any],
+    folder: str,
+    seed: int,
+    callback: TrainerCallback,
+    **more: Any,
+) -> PolyRecTrainer:
+    set_seed(seed)
+    model = PolyRecForRecommendation(processor.model_config(**config["model"]))
+    options: dict[str, Any] = dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "no")
+    options |= {"disable_tqdm": True, "use_cpu": True, "seed": seed}
+    arguments = PolyRecTrainingArguments(output_dir=folder, **{**config["training"], **options, **more})
+    trainer = PolyRecTrainer(model, arguments, data.train, data.valid, processing_class=processor, callbacks=[callback])
+    trainer.remove_callback(PrinterCallback)  # `Selection` prints what matters
+    return trainer
+
+
+class Stopwatch(TrainerCallback):
+    """Counts trained positions per second after a warm-up, over whole epochs where they are short enough.
+
+    The warm-up ends with the first epoch or after half of `seconds`; measuring ends with the first epoch after
+    `seconds`, or anywhere after three times as many.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.clock, self.positions = seconds, Clock(), 0
+        self.began, self.done = 0.0, False
+
+    def count(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        """Forward hook: positions of a batch whose next item is known and that have seen at least one event."""
+        seen = inputs["candidate_positions"] > 0
+        self.positions += int(((inputs["labels"]["next_item"] > 0) & seen).sum())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self._lap(control, self.seconds / 2, 3 * self.seconds)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self._lap(control, 0, self.seconds)
+
+    def _lap(self, control: Any, warm: float, enough: float) -> None:
+        if self.done:
+            return
+        if self.clock.running is None:
+            if time.perf_counter() - self.began >= warm:
+                self.positions = 0
+                self.clock.start()
+        elif self.clock.running >= enough:
+            self.clock.stop()
+            control.should_training_stop = self.done = True
+
+
+def throughput(
+    processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seconds: float, bf16: bool
+) -> tuple[float, float]:
+    """Positions with a next-item target trained per wall and per cpu second, all tasks on and nothing evaluated."""
+    watch = Stopwatch(seconds)
+    more = {"bf16": bf16, "num_train_epochs": 100_000}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(processor, data, config, folder, 0, watch, **more)
+        trainer.model.register_forward_pre_hook(watch.count, with_kwargs=True)
+        trainer.train()
+    wall, cpu = watch.positions / watch.clock.wall, watch.positions / watch.clock.cpu
+    name = f"polyrec {'bf16' if bf16 else 'fp32'}"
+    print(f"{name}: {wall:,.0f} positions/s, {cpu:,.0f}/cpu-s over {watch.clock.wall:.0f} s", flush=True)
+    return wall, cpu
+
+
+def labelled(dataset: SequenceDataset) -> int:
+    """Rows of a data set with at least one label."""
+    return int((~np.isnan(dataset.labels())).any(axis=1).sum())

@@ -1,0 +1,7 @@
+"""`python -m polyrec.cli`."""
+
+import sys
+
+from polyrec.cli.main import main
+
+sys.exit(main())

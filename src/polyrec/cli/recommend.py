@@ -1,0 +1,49 @@
+"""`polyrec recommend`: a history in, readable recommendations out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+
+
+def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) -> list[dict[str, Any]]:
+    """Print recommendations for one person."""
+    processor = PolyRecProcessor.from_pretrained(run)
+    model = PolyRecForRecommendation.from_pretrained(run)
+    events: Any = history
+    if not history.endswith((".parquet", ".csv")):
+        events = [i.strip() for i in history.split(",") if i.strip()]
+        if pa.types.is_integer(processor.items.ids.type):
+            try:
+                events = [int(i) for i in events]
+            except ValueError:
+                raise ValueError(f"the item ids of this model are integers; cannot read --history {history!r}") from None
+    attributes = {}
+    for text in user:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read --user {text!r}: write COLUMN=VALUE")
+        encoder = processor.users.encoders.get(name)
+        attributes[name] = float(value) if encoder is not None and encoder.kind == "numeric" else value
+    found = model.recommend(processor, events, k=k, user=attributes)
+    print("\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found))
+    return found
+
+
+def format_recommendations(found: list[dict[str, Any]]) -> str:
+    """A table: rank, title, score and every task's prediction."""
+    if not found:
+        return "nothing left to recommend"
+    tasks = [n for n, v in found[0].items() if n not in ("rank", "item", "title", "score", "cold_item", "cold_start")]
+    lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>12}" for t in tasks)]
+    for row in found:
+        title = f"{row.get('title') or ''} [{row['item']}]".strip() + (" (new)" if row["cold_item"] else "")
+        lines.append(f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks))
+    if found[0]["cold_start"]:
+        lines.append("(nothing of the history is known: these follow the person's attributes and overall trends)")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""The model beside simple baselines, with intervals over people, as a dict and as a readable table.
+
+Nobody should mistake a bad model for a good one: each retrieval task stands beside popularity, item-kNN and EASE, each
+pair task beside a constant and the bias model, all fitted on the same training rows and asked the same questions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyrec.data.sequences import SequenceDataset
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.evaluation import bootstrap, evaluator, ranking
+from polyrec.evaluation.baselines import EASE, BiasModel, ItemKNN, Popularity
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+
+MODEL = "polyrec"
+_LOWER_IS_BETTER = ("logloss", "calibration_error", "rmse", "mae")
+_CHUNK = 1024
+
+
+def compare_with_baselines(
+    model: PolyRecForRecommendation,
+    train: SequenceDataset,
+    test: SequenceDataset,
+    predictions: evaluator.Predictions,
+    k: int = 10,
+    exclude_seen: bool = True,
+    resamples: int = 200,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{task: {system: {metric: value, "interval": {metric: [low, high]}}}}; intervals (95%, over people) for the model.
+
+    Args:
+        train, test: data sets of one log; baselines are fitted on `train`.
+        predictions: the model's answers to `test`.
+    """
+    report: dict[str, dict[str, dict[str, Any]]] = {}
+    labels, people = test.labels(), test.people()
+    for j, task in enumerate(test.task_names):
+        if task in predictions.rankings:
+            report[task] = _retrieval(train, test, j, predictions.rankings[task], k, exclude_seen, resamples)
+            continue
+        head = model.heads[task]
+        known = train.labels()[:, j]
+        bias = BiasModel().fit(train.people(), train.log.item[train.candidates.event], known)
+        answers = {
+            MODEL: predictions.values[task],
+            "bias": bias.predict(people, test.log.item[test.candidates.event]),
+            "constant": np.full(len(labels), np.nanmean(known)),
+        }
+        report[task] = {}
+        for system, values in answers.items():
+            found, _ = evaluator.pair_metrics(head.metrics, labels[:, j], values, people, task)
+            report[task][system] = dict(found)
+        first = head.metrics[0]
+
+        def metric(y: np.ndarray, p: np.ndarray, name: str = first) -> float:
+            return evaluator.PAIR_METRICS[name](y, p, np.zeros(len(y)))
+
+        keep = ~np.isnan(labels[:, j])
+        found_interval = bootstrap.bootstrap_interval(
+            metric, people[keep], labels[keep, j], predictions.values[task][keep], n=resamples
+        )
+        report[task][MODEL]["interval"] = {first: [found_interval.low, found_interval.high]}
+    return report
+
+
+def _retrieval(
+    train: SequenceDataset,
+    test: SequenceDataset,
+    column: int,
+    found: evaluator.Ranking,
+    k: int,
+    exclude_seen: bool,
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    event = train.candidates.event[~np.isnan(train.labels()[:, column])]
+    items, users = train.log.item[event] - FIRST_ITEM, train.log.person[event]
+    items, users = items[items >= 0], users[items >= 0]
+    number = int(max(items.max(), test.log.item.max() - FIRST_ITEM)) + 1
+    targets = torch.from_numpy(test.log.item[test.candidates.event[found.rows]] - FIRST_ITEM)
+    people = test.people()[found.rows]
+    result: dict[str, dict[str, Any]] = {}
+    per_list = {MODEL: ranking.single_target_metrics(found.greater, found.ties, ks=[k])}
+    lists = {MODEL: found.top_ids}
+    for name, baseline in (("ease", EASE()), ("item_knn", ItemKNN()), ("popularity", Popularity())):
+        baseline.fit(users, items, number)
+        greater, ties, top = [], [], []
+        for start in range(0, len(found.rows), _CHUNK):
+            rows = found.rows[start : start + _CHUNK]
+            index, seen = evaluator.visible_items(test, rows)
+            offsets = np.append(0, np.cumsum(np.bincount(index.numpy(), minlength=len(rows))))
+            scores = torch.from_numpy(np.ascontiguousarray(baseline.score(offsets, seen.numpy())))
+            excluded = (index, seen) if exclude_seen else None
+            g, t = ranking.rank_targets(scores, targets[start : start + _CHUNK], excluded)
+            greater.append(g.numpy())
+            ties.append(t.numpy())
+            top.append(ranking.top_k(scores, k, excluded).numpy())
+        per_list[name] = ranking.single_target_metrics(np.concatenate(greater), np.concatenate(ties), ks=[k])
+        lists[name] = np.concatenate(top)
+    for name, values in per_list.items():
+        result[name] = {f"{m}@{k}": float(values[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
+        result[name][f"coverage@{k}"] = ranking.coverage(lists[name], number)
+    main = f"ndcg@{k}"
+    interval = bootstrap.bootstrap_mean(per_list[MODEL][main], people, n=resamples)
+    result[MODEL]["interval"] = {main: [interval.low, interval.high]}
+    return result
+
+
+def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A text table per task; the best value of each metric is marked with *."""
+    lines = []
+    for task, systems in report.items():
+        names = [n for n in next(iter(systems.values())) if n != "interval"]
+        lines.append(f"{task:<14}" + "".join(f"{n:>19}" for n in names))
+        for system, values in systems.items():
+            cells = []
+            for name in names:
+                column = [s[name] for s in systems.values()]
+                best = np.nanmin(column) if name in _LOWER_IS_BETTER else np.nanmax(column)
+                cells.append(f"{values[name]:>18.4f}" + ("*" if values[name] == best else " "))
+            lines.append(f"  {system:<12}" + "".join(cells))
+        for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
+            lines.append(f"  {MODEL} {name}: 95% interval over people {low:.4f} .. {high:.4f}")
+        lines.append("")
+    return "\n".join(lines)
