@@ -201,7 +201,8 @@ class Report:
     def show(self, metrics: Sequence[str]) -> None:
         """Print metrics by systems, the test's mean with its spread over seeds and the validation's in brackets."""
         systems = self.content["systems"]
-        width = max([len(m) for m in metrics] + [28])
+        metrics = [m for m in metrics if any(entry.get(m) is not None for entry in systems.values())]
+        width = max([len(m) for m in metrics], default=0) + 2
         print("\n" + " " * width + "".join(f"{name:>33}" for name in systems))
         for metric in metrics:
             print(f"{metric:{width}}" + "".join(f"{_cell(entry, metric):>33}" for entry in systems.values()))

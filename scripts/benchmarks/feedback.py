@@ -5,7 +5,8 @@ love and rating together. The same weights answer three times:
 
 * (no prefix) prequential: everything strictly before the row is visible, the test period included;
 * `frozen/`: nothing after the training period is visible;
-* `frozen_valid/`: nothing after the validation period is visible (what PEERS.md table B calls frozen).
+* `frozen_valid/`: nothing after the validation period is visible (what PEERS.md table B calls frozen; for validation
+  rows it is the same as `frozen/`).
 
 `seen/` counts only people known from training, 1,418 of 10,000 test rows of ml-100k. Weights are chosen on validation;
 the test set is read once per seed and view.
@@ -61,10 +62,8 @@ def polyrec(args: Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
 def _views(processor: PolyRecProcessor, data: Splits, part: str) -> dict[str, SequenceDataset]:
     """The same rows by what is known when they are answered."""
     rows = getattr(data, part)
-    found = {"": rows, "frozen/": processor.frozen(rows, _begin(data.valid))}
-    if part == "test":
-        found["frozen_valid/"] = processor.frozen(rows, _begin(data.test))
-    return found
+    cutoffs = {"frozen/": _begin(data.valid), "frozen_valid/": _begin(rows)}
+    return {"": rows} | {view: processor.frozen(rows, cutoff) for view, cutoff in cutoffs.items()}
 
 
 def _begin(dataset: SequenceDataset) -> float:

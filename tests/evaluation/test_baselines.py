@@ -28,6 +28,7 @@ def matrix(users, items, n_items=N):
 ONE_EACH = np.arange(N + 1), np.arange(N)  # N histories, history i holds item i: scores are the item-item weights
 
 
+@settings(deadline=None)
 @given(LOG)
 def test_popularity_counts_events(rows):
     """Prevents items beyond the last one seen from falling off the end of the catalog."""
@@ -37,7 +38,7 @@ def test_popularity_counts_events(rows):
     np.testing.assert_array_equal(scores, np.tile(matrix(users, items).sum(0), (2, 1)))
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(LOG)
 def test_cosine_neighbours_equal_sklearn(rows):
     """Prevents normalising people instead of items, and an item recommending itself."""
@@ -48,7 +49,7 @@ def test_cosine_neighbours_equal_sklearn(rows):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(LOG)
 def test_tfidf_neighbours_equal_the_formula(rows):
     """Prevents the weight from going to items (idf of popularity) instead of to people who took little."""
@@ -61,7 +62,7 @@ def test_tfidf_neighbours_equal_the_formula(rows):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(LOG, st.integers(1, 4), st.integers(1, 30))
 def test_only_the_nearest_are_kept_in_blocks_of_any_size(rows, neighbours, block):
     """Prevents neighbours from depending on how the catalog was cut into blocks, and others than the nearest ones."""
@@ -75,7 +76,7 @@ def test_only_the_nearest_are_kept_in_blocks_of_any_size(rows, neighbours, block
         assert np.isin(mine[mine > 0], whole).all()
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(LOG, st.floats(0.5, 20))
 def test_ease_equals_one_ridge_regression_per_item(rows, ridge):
     """Prevents a transposed solution or a wrong diagonal: column j is the ridge regression of item j on all others."""
@@ -133,7 +134,7 @@ def test_nothing_to_learn_from(model):
 RATINGS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(2, 6)), min_size=1, max_size=30)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(RATINGS, st.floats(2, 20), st.floats(2, 20))
 def test_biases_minimise_the_penalised_squares(rows, item_prior, user_prior):
     """Prevents a wrong residual or prior: turns must end at the ridge solution, found here by one linear solve."""

@@ -12,7 +12,7 @@ from polyrec.evaluation.bootstrap import bootstrap_interval, bootstrap_mean, pai
 LOG = st.lists(st.tuples(st.integers(0, 5), st.floats(-10, 10)), min_size=1, max_size=40)
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(LOG, st.integers(0, 100))
 def test_fast_mean_equals_the_general_path(rows, seed):
     """Prevents the fast path from answering another question: same people drawn, same means, unknown rows included."""
@@ -63,7 +63,7 @@ def test_interval_covers_the_truth():
 
 
 @given(LOG)
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 def test_order_and_names_of_people_do_not_matter(rows):
     """Prevents rows from being joined with the wrong person where the log is not sorted by person."""
     people, values = np.array(rows).T

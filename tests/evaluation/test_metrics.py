@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyrec.evaluation import metrics
@@ -23,6 +23,7 @@ def pairwise_auc(labels, scores):
     return ((positive > negative) + 0.5 * (positive == negative)).mean()
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_auc_is_the_share_of_ordered_pairs(rows):
     """Prevents ties decided by row order: a constant score would measure 0 or 1 instead of one half."""
@@ -57,6 +58,7 @@ def test_label_dtype_changes_nothing(dtype):
         assert metric(typed, scores) == metric(labels, scores)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_auc_of_reversed_scores_is_the_complement(rows):
     """Prevents an offset in the ranks, which breaks the symmetry AUC(s) + AUC(-s) = 1."""
@@ -65,6 +67,7 @@ def test_auc_of_reversed_scores_is_the_complement(rows):
     assert np.isnan(both) or both == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_grouped_auc_equals_a_loop_over_people(rows):
     """Prevents ranks or ties that leak across people, wrong weights, and people with one label counting."""
@@ -100,6 +103,7 @@ def test_gauc_trap_is_real():
     assert metrics.auc(labels.ravel(), earlier_rate.ravel()) == pytest.approx(0.5, abs=0.02)
 
 
+@settings(deadline=None)
 @given(PROBABILITIES)
 def test_probability_metrics_equal_sklearn(rows):
     """Prevents a base-2 logarithm, a missing factor, or clipping that bites in the ordinary range."""
@@ -133,6 +137,7 @@ def test_calibration_error_counts_probability_one():
     assert metrics.expected_calibration_error([0, 1], [1.0, 0.95], bins=10) == pytest.approx(0.475)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1))
 def test_errors_of_numbers_equal_sklearn(rows):
     """Prevents an MSE reported as RMSE."""

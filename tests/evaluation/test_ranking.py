@@ -45,6 +45,7 @@ def chunks(draw):
     return torch.tensor(scores), torch.tensor(targets), excluded
 
 
+@settings(deadline=None)
 @given(chunks())
 def test_rank_targets_equals_counting(chunk):
     """Prevents history items from being counted, or subtracted twice, and a seen target from excluding itself."""
@@ -89,6 +90,7 @@ def test_constant_scores_measure_as_chance():
     np.testing.assert_allclose(found["ndcg@10"], sum(1 / np.log2(r + 1) for r in range(1, k + 1)) / items)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(1, 10))
 def test_ties_give_the_mean_over_all_ranks(greater, ties, k):
     """Prevents an off-by-one in the expected value: it must equal the mean over each rank the target may take."""
@@ -112,6 +114,7 @@ def test_ties_equal_the_mean_over_all_orders():
             assert found[f"{name}@{k}"][0] == pytest.approx(np.mean([o[name] for o in orders]))
 
 
+@settings(deadline=None)
 @given(chunks())
 def test_without_ties_both_ways_of_measuring_agree(chunk):
     """Prevents two definitions of one name: counting ranks and looking into lists must give the same metrics."""
@@ -128,6 +131,7 @@ def test_without_ties_both_ways_of_measuring_agree(chunk):
         np.testing.assert_allclose(by_list[name], expected)
 
 
+@settings(deadline=None)
 @given(chunks(), st.integers(1, 8))
 def test_top_k_equals_sorting(chunk, k):
     """Prevents history items or padding in the lists, and wrong order; the caller's scores must stay as they were."""
@@ -172,6 +176,7 @@ def lists_of_items(draw):
     return np.array(top), relevant
 
 
+@settings(deadline=None)
 @given(lists_of_items())
 def test_list_metrics_equal_the_textbook(drawn):
     """Prevents MAP@k that is not MAP@k (denominator), repeated relevant items, and empty rows counting as 0."""
@@ -184,7 +189,7 @@ def test_list_metrics_equal_the_textbook(drawn):
             np.testing.assert_allclose(found[f"{name}@{k}"][row], expected[name], err_msg=f"{name}@{k}")
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_list_metrics_equal_sklearn_and_torchmetrics(seed, k):
     """Prevents a private meaning of the well-known names; full lists also give scikit-learn's average precision."""
@@ -222,6 +227,7 @@ def test_padding_is_no_item():
     assert np.isnan(ranking.diversity(top, np.eye(4)))
 
 
+@settings(deadline=None)
 @given(lists_of_items(), st.integers(0, 1000))
 def test_beyond_accuracy_equals_loops(drawn, seed):
     """Prevents the item's similarity with itself in diversity, and unseen items making novelty infinite."""

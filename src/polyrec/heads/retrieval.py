@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.heads.base import TaskHead, masked_sum
+from polyrec.losses import linear_cross_entropy
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -77,16 +78,17 @@ class RetrievalHead(TaskHead):
         """
         known_M = targets_M >= FIRST_ITEM
         if self.sampled:
-            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K)
-        else:
-            logits_MN = F.linear(self.project(state_MD), items.vectors_MD[FIRST_ITEM:], self.bias.weight[FIRST_ITEM:, 0])
-            losses_M = F.cross_entropy(
-                logits_MN.float(),
-                torch.where(known_M, targets_M - FIRST_ITEM, -100),
-                reduction="none",
-                label_smoothing=self.options["label_smoothing"],
-            )
-        return masked_sum(losses_M, known_M, weight_M)
+            return masked_sum(self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K), known_M, weight_M)
+        weight_M = known_M.float() if weight_M is None else known_M * weight_M
+        total = linear_cross_entropy(
+            self.project(state_MD),
+            items.vectors_MD[FIRST_ITEM:],
+            self.bias.weight[FIRST_ITEM:, 0],
+            (targets_M - FIRST_ITEM).clamp(min=0),
+            weight_M,
+            self.options["label_smoothing"],
+        )
+        return total, weight_M.sum()
 
     def _sampled_losses(
         self, state_MD: Tensor, targets_M: Tensor, items: ItemRows, counts_N: Tensor, negatives_K: Tensor

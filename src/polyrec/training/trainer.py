@@ -18,6 +18,7 @@ from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.memory import keep_freed_memory
 
 
 class PolyRecTrainer(Trainer):
@@ -63,6 +64,8 @@ class PolyRecTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.device.type == "cpu":
+            keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
         self.loss_is_scaled_for_ga = True
         self._task_sums: dict[str, Tensor] = {}
