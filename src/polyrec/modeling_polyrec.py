@@ -22,6 +22,7 @@ from polyrec.encoders.pair import LinearSkip, PairEncoder
 from polyrec.experts.base import ExpertLayer
 from polyrec.heads.base import TaskHead, over_members, per_member
 from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS
+from polyrec.schema import RESIDUALS
 
 
 @dataclass
@@ -151,7 +152,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         if self.pair_tasks:
             self.pair_encoder = PairEncoder(config)
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
-            self.skip = LinearSkip(config, self.pair_tasks)
+            self.skip = LinearSkip(config, self.pair_tasks, self.pair_encoder.evidence)
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.post_init()
 
@@ -197,10 +198,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             name: self.heads[name].pair_logits(state_BCD, candidate_BCD, candidate_ids) for name in self.state_tasks
         }
         if self.pair_tasks:
-            pair_BCD = self.pair_encoder(
-                state_BCD, candidate_BCD, read.inputs, candidate_positions, candidate_features or {}
+            residuals_BLT = (event_features or {}).get(RESIDUALS)
+            pair_BCD, evidence_BCE = self.pair_encoder(
+                state_BCD, candidate_BCD, read.inputs, candidate_positions, candidate_features or {}, residuals_BLT
             )
-            skipped = self.skip(candidate_features or {})
+            skipped = self.skip(candidate_features or {}, evidence_BCE)
             for name, hidden in self.experts(pair_BCD).items():
                 logits[name] = self.heads[name](hidden)
                 if name in skipped:

@@ -21,7 +21,7 @@ from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
 from polyrec.data.tables import as_table, check_learnable, column, ids, labels, normalise_ids, read_table, times
 from polyrec.registry import nearest
-from polyrec.schema import STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
+from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 if TYPE_CHECKING:
     from polyrec.configuration_polyrec import PolyRecConfig
@@ -267,7 +267,7 @@ class PolyRecProcessor:
             self.scaler = StatisticsScaler.fit(counted[fit])
             self.statistics.reset()
             self.statistics.update(table.take(np.flatnonzero(fit)))
-            log.event_features["residuals"] = self._residuals(log, counted)
+            log.event_features[RESIDUALS] = self._residuals(log, counted)
         assert self.scaler is not None
         return self.scaler.transform(counted)
 
@@ -302,7 +302,7 @@ class PolyRecProcessor:
             found += [e.feature(source) for e in self.event_encoders[source].values()]  # type: ignore[arg-type]
         found.append(FeatureConfig("time_gap", "event", "numeric"))
         if self.statistics is not None:
-            found.append(FeatureConfig("residuals", "event", "vector", size=len(self.statistics.targets)))
+            found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
             found.append(FeatureConfig(STATISTICS, "candidate", "vector", size=len(self.statistics.names)))
         return found
 
@@ -402,7 +402,7 @@ class PolyRecProcessor:
         # The person of a request is nobody of the state: code 0 would be missing, so take one that is never used.
         table.keys["user"] = np.full(len(log), 2**31 - 1)
         counted = self.statistics.transform(table)
-        log.event_features["residuals"] = self._residuals(log, counted)
+        log.event_features[RESIDUALS] = self._residuals(log, counted)
         return self.scaler.transform(counted)
 
     def describe(self, row: int) -> dict[str, Any]:

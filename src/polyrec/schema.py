@@ -14,6 +14,7 @@ FeatureKind = Literal["categorical", "multi", "numeric", "vector", "text"]
 FeatureSource = Literal["item", "user", "event", "candidate"]
 
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
+RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
 
 _COMPARISON = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$")
 

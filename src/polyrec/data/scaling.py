@@ -1,4 +1,4 @@
-"""Numbers become standard normal by their rank, so that one grid of edges fits every feature."""
+"""Numbers come to one scale, so that one grid of edges fits every feature."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 
 KNOTS = 100
+_LIMIT = 4.0
 _TAIL = 1e-3  # ranks are kept this far from 0 and 1, i.e. values within +-3.1
 
 
@@ -35,31 +36,36 @@ def rank_gaussian(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StatisticsScaler:
-    """Scales every column of a matrix by [`rank_gaussian`]; NaN = unknown stays NaN.
+    """Standardises every column of a matrix, clipped to +-4; NaN = unknown stays NaN, a constant column gives 0.
+
+    Linear, unlike [`rank_gaussian`]: running baselines are nearly the answer, and a linear skip can only use them if
+    their scale stays theirs (measured: better on every task than ranks).
 
     Args:
-        knots: float64 [F, KNOTS], fitted on training rows.
+        mean, std: float64 [F], fitted on training rows.
     """
 
-    knots: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
 
     @classmethod
     def fit(cls, matrix: np.ndarray) -> StatisticsScaler:
-        """Learn the distribution of each column of [R, F]."""
-        return cls(np.stack([quantile_knots(column.astype(np.float64)) for column in matrix.T]))
+        """Learn mean and spread of each column of [R, F]; a column without any value gets 0 and 1."""
+        known = ~np.isnan(matrix)
+        counts = np.maximum(known.sum(0), 1)
+        mean = np.nansum(matrix, 0, dtype=np.float64) / counts
+        variance = np.nansum(np.square(matrix - mean), 0, dtype=np.float64) / counts
+        return cls(mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0))
 
     def transform(self, matrix: np.ndarray) -> np.ndarray:
         """Scale [R, F] to float32 [R, F]."""
-        scaled = np.empty(matrix.shape, dtype=np.float32)
-        for j, knots in enumerate(self.knots):
-            scaled[:, j] = rank_gaussian(matrix[:, j], knots)
-        return scaled
+        return np.clip((matrix - self.mean) / self.std, -_LIMIT, _LIMIT).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"knots": self.knots.tolist()}
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StatisticsScaler:
         """Rebuild from [`to_dict`]."""
-        return cls(np.asarray(values["knots"], dtype=np.float64))
+        return cls(np.asarray(values["mean"], dtype=np.float64), np.asarray(values["std"], dtype=np.float64))

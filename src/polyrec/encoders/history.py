@@ -10,7 +10,7 @@ from transformers import AutoModel
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import FeatureEncoder
 from polyrec.encoders.item import ItemRows
-from polyrec.schema import STATISTICS
+from polyrec.schema import RESIDUALS, STATISTICS
 
 
 class HistoryEncoder(nn.Module):
@@ -65,27 +65,48 @@ class CandidateAttention(nn.Module):
     r"""Attention of each candidate over the events visible to it (in the spirit of DIN, Zhou et al., 2018).
 
     q = W_q [candidate], k = W_k [input_j], v = W_v [input_j]; candidate c attends to j = 0 (the start) .. position_c.
+    Part of each head's value is not learnt but the event's own *residuals* (labels minus running baselines, in standard
+    deviations): what the head returns of it is a neighbourhood prediction, the mean of what the person's events said,
+    weighted by their similarity to the candidate and shrunk by the start, whose residuals are 0 (item-item
+    neighbourhood models: Koren, 2008).
 
-    Shapes: candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, D].
+    Shapes: candidates [B, C, D], inputs [B, L + 1, D], positions [B, C], residuals [B, L, T] or None
+    -> attended [B, C, D] and evidence [B, C, heads * T] (T = 0 without residuals).
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
         self.heads = config.candidate_attention_heads
+        self.targets = sum(f.size for f in config.feature_configs if f.name == RESIDUALS)
+        self.head_size = config.hidden_size // self.heads
+        if self.targets >= self.head_size:
+            raise ValueError(
+                f"{self.targets} residuals do not fit into candidate attention heads of size {self.head_size}: "
+                "raise hidden_size or lower candidate_attention_heads"
+            )
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, self.heads * (self.head_size - self.targets))
 
-    def forward(self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor) -> Tensor:
+    def forward(
+        self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor, residuals_BLT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attend, shapes as in the class description."""
         batch, asked, width = candidate_BCD.shape
 
         def split(x: Tensor) -> Tensor:
-            return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
+            return x.view(batch, x.shape[1], self.heads, -1).transpose(1, 2)
 
-        key_BLD, value_BLD = self.key_value(inputs_BLD).chunk(2, dim=-1)
+        value_BHLV = split(self.value(inputs_BLD))
+        if self.targets:
+            if residuals_BLT is None:
+                raise KeyError(f"event feature {RESIDUALS!r} is missing from the batch")
+            known_BLT = F.pad(torch.nan_to_num(residuals_BLT).to(value_BHLV.dtype), (0, 0, 1, 0))  # the start says 0
+            value_BHLV = torch.cat([value_BHLV, known_BLT.unsqueeze(1).expand(-1, self.heads, -1, -1)], dim=-1)
         index_L = torch.arange(inputs_BLD.shape[1], device=positions_BC.device)
         visible_BCL = index_L <= positions_BC.unsqueeze(-1)
-        attended = F.scaled_dot_product_attention(
-            split(self.query(candidate_BCD)), split(key_BLD), split(value_BLD), attn_mask=visible_BCL.unsqueeze(1)
+        attended_BHCV = F.scaled_dot_product_attention(
+            split(self.query(candidate_BCD)), split(self.key(inputs_BLD)), value_BHLV, attn_mask=visible_BCL.unsqueeze(1)
         )
-        return attended.transpose(1, 2).reshape(batch, asked, width)
+        evidence_BCE = attended_BHCV[..., self.head_size - self.targets :].transpose(1, 2).flatten(2)
+        return attended_BHCV.transpose(1, 2).reshape(batch, asked, width), evidence_BCE

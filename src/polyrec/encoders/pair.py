@@ -23,6 +23,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.attention = CandidateAttention(config) if config.candidate_attention_heads else None
         parts = 4 if self.attention is not None else 3
+        self.evidence = 0 if self.attention is None else self.attention.heads * self.attention.targets
         self.features = FeatureEncoder(config, [f for f in config.feature_configs if f.source == "candidate"])
         self.mix = nn.Linear(parts * config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
@@ -34,38 +35,42 @@ class PairEncoder(nn.Module):
         inputs_BLD: Tensor,
         positions_BC: Tensor,
         candidate_features: dict[str, Tensor],
-    ) -> Tensor:
-        """Encode pairs, shapes as in the class description."""
-        parts = [state_BCD, candidate_BCD, state_BCD * candidate_BCD]
+        residuals_BLT: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode pairs; also returns the attention's evidence [B, C, E] (None without attention)."""
+        parts, evidence_BCE = [state_BCD, candidate_BCD, state_BCD * candidate_BCD], None
         if self.attention is not None:
-            parts.append(self.attention(candidate_BCD, inputs_BLD, positions_BC))
+            attended_BCD, evidence_BCE = self.attention(candidate_BCD, inputs_BLD, positions_BC, residuals_BLT)
+            parts.append(attended_BCD)
         mixed_BCD = self.mix(torch.cat(parts, dim=-1))
         encoded_BCD = self.features(candidate_features)
         if encoded_BCD is not None:
             mixed_BCD = mixed_BCD + encoded_BCD
-        return self.dropout(nn.functional.gelu(mixed_BCD))
+        return self.dropout(nn.functional.gelu(mixed_BCD)), evidence_BCE
 
 
 class LinearSkip(nn.Module):
-    r"""A linear path from the candidate's numbers (running statistics) to the logits of each pair task, z += w_task . x.
+    r"""A linear path from what is nearly an answer to the logits of each pair task, z += w_task . x.
 
-    Running baselines are nearly the answer by themselves; the skip lets a tower learn only what they miss (the "wide"
-    part of Cheng et al., 2016). Missing numbers count as 0, the middle of the normal scale.
+    x are the candidate's numbers (running statistics) and the evidence of the candidate attention. Running baselines
+    are nearly right by themselves; the skip lets a tower learn only what they miss (the "wide" part of Cheng et al.,
+    2016). Missing numbers count as 0, the middle of the normal scale.
 
-    Shapes: {name: [B, C] or [B, C, F]} -> {task: [B, C]}; empty without numeric candidate features.
+    Shapes: {name: [B, C] or [B, C, F]}, evidence [B, C, E] -> {task: [B, C]}; empty if there is nothing to read.
     """
 
-    def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
+    def __init__(self, config: PolyRecConfig, task_names: list[str], evidence: int) -> None:
         super().__init__()
         self.features = [f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")]
         self.task_names = task_names
-        size = sum(f.size for f in self.features)
+        size = sum(f.size for f in self.features) + evidence
         self.linear = nn.Linear(size, len(task_names), bias=False) if size else None
 
-    def forward(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, values: dict[str, Tensor], evidence_BCE: Tensor | None) -> dict[str, Tensor]:
         """Contribution to the logits, shapes as in the class description."""
         if self.linear is None:
             return {}
         columns = [values[f.name].unsqueeze(-1) if f.kind == "numeric" else values[f.name] for f in self.features]
-        skipped = self.linear(torch.nan_to_num(torch.cat(columns, dim=-1)))
+        columns = [torch.nan_to_num(c) for c in columns] + ([] if evidence_BCE is None else [evidence_BCE])
+        skipped = self.linear(torch.cat(columns, dim=-1))
         return dict(zip(self.task_names, skipped.unbind(-1), strict=True))

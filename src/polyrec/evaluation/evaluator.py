@@ -166,7 +166,7 @@ def _ranking_metrics(
     result = {f"{name}@{k}": float(per_list[f"{name}@{k}"].mean()) for name in ("ndcg", "recall", "mrr")}
     counts = model.item_encoder.counts[FIRST_ITEM:].cpu().numpy()
     result[f"coverage@{k}"] = ranking.coverage(found.top_ids[rows], len(counts))
-    result[f"novelty@{k}"] = float(np.nanmean(ranking.novelty(found.top_ids[rows], counts)))
+    result[f"novelty@{k}"] = ranking.novelty(found.top_ids[rows], counts)
     return result, result[f"ndcg@{k}"]
 
 

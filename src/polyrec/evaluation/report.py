@@ -41,7 +41,8 @@ def compare_with_baselines(
     labels, people = test.labels(), test.people()
     for j, task in enumerate(test.task_names):
         if task in predictions.rankings:
-            report[task] = _retrieval(train, test, j, predictions.rankings[task], k, exclude_seen, resamples)
+            number = model.config.num_items - FIRST_ITEM
+            report[task] = _retrieval(train, test, j, predictions.rankings[task], number, k, exclude_seen, resamples)
             continue
         head = model.heads[task]
         known = train.labels()[:, j]
@@ -57,12 +58,10 @@ def compare_with_baselines(
             report[task][system] = dict(found)
         first = head.metrics[0]
 
-        def metric(y: np.ndarray, p: np.ndarray, name: str = first) -> float:
-            return evaluator.PAIR_METRICS[name](y, p, np.zeros(len(y)))
-
         keep = ~np.isnan(labels[:, j])
+        columns = (labels[keep, j], predictions.values[task][keep], people[keep])
         found_interval = bootstrap.bootstrap_interval(
-            metric, people[keep], labels[keep, j], predictions.values[task][keep], n=resamples
+            evaluator.PAIR_METRICS[first], people[keep], *columns, n=resamples
         )
         report[task][MODEL]["interval"] = {first: [found_interval.low, found_interval.high]}
     return report
@@ -73,6 +72,7 @@ def _retrieval(
     test: SequenceDataset,
     column: int,
     found: evaluator.Ranking,
+    number: int,
     k: int,
     exclude_seen: bool,
     resamples: int,
@@ -80,13 +80,15 @@ def _retrieval(
     event = train.candidates.event[~np.isnan(train.labels()[:, column])]
     items, users = train.log.item[event] - FIRST_ITEM, train.log.person[event]
     items, users = items[items >= 0], users[items >= 0]
-    number = int(max(items.max(), test.log.item.max() - FIRST_ITEM)) + 1
     targets = torch.from_numpy(test.log.item[test.candidates.event[found.rows]] - FIRST_ITEM)
     people = test.people()[found.rows]
     result: dict[str, dict[str, Any]] = {}
     per_list = {MODEL: ranking.single_target_metrics(found.greater, found.ties, ks=[k])}
     lists = {MODEL: found.top_ids}
-    for name, baseline in (("ease", EASE()), ("item_knn", ItemKNN()), ("popularity", Popularity())):
+    baselines = {"ease": EASE(), "item_knn": ItemKNN(), "popularity": Popularity()}
+    if number > baselines["ease"].max_items:
+        del baselines["ease"]  # a dense inverse of the catalog
+    for name, baseline in baselines.items():
         baseline.fit(users, items, number)
         greater, ties, top = [], [], []
         for start in range(0, len(found.rows), _CHUNK):
