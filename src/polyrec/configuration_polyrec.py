@@ -101,16 +101,21 @@ class PolyRecConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.history_config is None:
             self.history_config = self._default_history_config()
+        assert isinstance(self.history_config, PreTrainedConfig)  # super() made it one
         width = self.history_config.hidden_size
         if width != self.hidden_size:
-            raise ValueError(f"history_config.hidden_size is {width} but hidden_size is {self.hidden_size}: make them equal")
+            raise ValueError(
+                f"history_config.hidden_size is {width} but hidden_size is {self.hidden_size}: make them equal"
+            )
 
     def _parse_features(self) -> list[FeatureConfig]:
         parsed = [f if isinstance(f, FeatureConfig) else from_dict(FeatureConfig, f) for f in self.features or []]
         names = [(f.source, f.name) for f in parsed]
         for source, name in names:
             if names.count((source, name)) > 1:
-                raise ValueError(f"feature {name!r} of source {source!r} is listed twice: names must be unique per source")
+                raise ValueError(
+                    f"feature {name!r} of source {source!r} is listed twice: names must be unique per source"
+                )
         return parsed
 
     def _check(self) -> None:
@@ -123,7 +128,9 @@ class PolyRecConfig(PreTrainedConfig):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")
         if self.num_items < 2:
-            raise ValueError(f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)")
+            raise ValueError(
+                f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"
+            )
         for name in ("num_attention_heads", "candidate_attention_heads"):
             if (heads := getattr(self, name)) and self.hidden_size % heads:
                 raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {name} {heads}")
@@ -149,17 +156,17 @@ class PolyRecConfig(PreTrainedConfig):
     @property
     def task_configs(self) -> list[TaskConfig]:
         """The tasks as [`TaskConfig`] objects."""
-        return [TaskConfig(**t) for t in self.tasks]
+        return [TaskConfig(**t) for t in self.tasks or []]
 
     @property
     def feature_configs(self) -> list[FeatureConfig]:
         """The features as [`FeatureConfig`] objects."""
-        return [FeatureConfig(**f) for f in self.features]
+        return [FeatureConfig(**f) for f in self.features or []]
 
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order given."""
-        return [t["name"] for t in self.tasks]
+        return [t["name"] for t in self.tasks or []]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

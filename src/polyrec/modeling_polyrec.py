@@ -144,7 +144,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
         if not config.tasks:
-            raise ValueError('the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]')
+            raise ValueError(
+                'the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]'
+            )
         self.model = PolyRecModel(config)
         self.heads = nn.ModuleDict({t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
         self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
@@ -188,7 +190,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 accumulation window over all ranks. Default: the known labels of this batch.
         """
         if candidate_ids is None or candidate_positions is None:
-            raise ValueError("pass candidate_ids and candidate_positions [B, C]: which items are asked about, seen after how many events")
+            raise ValueError(
+                "pass candidate_ids and candidate_positions [B, C]: which items are asked about, seen after how many events"
+            )
         retrieval_negatives = self._negatives() if labels is not None else {}
         items = self.item_encoder.rows(item_ids, candidate_ids, *retrieval_negatives.values())
         read = self.model(item_ids, event_features, user_features, items=items)
@@ -257,7 +261,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         """Scores of the whole catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf."""
         head = self.heads[task]
         if head.reads != "state":
-            raise ValueError(f"task {task!r} has head {head.task.head!r}, which scores pairs; known retrieval tasks: {self.state_tasks}")
+            raise ValueError(
+                f"task {task!r} has head {head.task.head!r}, which scores pairs; known retrieval tasks: {self.state_tasks}"
+            )
         if items is None:
             device = states_MD.device
             items = ItemRows(self.item_encoder.encode(torch.arange(self.config.num_items, device=device)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,9 +116,8 @@ class PolyRecProcessor:
             ValueError: names the table, the column, the first bad row and the fix.
         """
         tasks = parse_tasks(tasks)
-        columns = columns if isinstance(columns, Columns) else from_dict(Columns, columns or {})
-        if columns.feedback == ():
-            columns = from_dict(Columns, {**asdict(columns), "feedback": _label_columns(tasks)})
+        known: Columns = columns if isinstance(columns, Columns) else from_dict(Columns, columns or {})
+        columns = known if known.feedback else replace(known, feedback=_label_columns(tasks))
         log = read_table(interactions, "interactions")
         times(log, columns, "interactions")
         labels(log, tasks, "interactions")
@@ -134,7 +133,12 @@ class PolyRecProcessor:
                 item_keys=[f"item.{n}" for n in item_table.encoded],
                 user_keys=[f"user.{n}" for n in user_table.encoded],
                 targets=[t.name for t in tasks if t.head != "retrieval"],
-                multi=[f"{p}.{n}" for p, t in (("item", item_table), ("user", user_table)) for n, e in t.encoders.items() if e.kind == "multi"],
+                multi=[
+                    f"{p}.{n}"
+                    for p, t in (("item", item_table), ("user", user_table))
+                    for n, e in t.encoders.items()
+                    if e.kind == "multi"
+                ],
             )
         return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted)
 
@@ -145,6 +149,7 @@ class PolyRecProcessor:
         by: str = "time",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         cuts: Sequence[float] | None = None,
+        shuffle_ties: bool = True,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -152,6 +157,7 @@ class PolyRecProcessor:
             interactions: the event log, see [`fit`].
             by: "time" (shares of all events in time order, or `cuts`: times in seconds at which validation and test
                 begin) or "leave_one_out" (each person's last event tests, the one before validates).
+            shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -161,7 +167,11 @@ class PolyRecProcessor:
         """
         log = self.encode_events(interactions)
         if by == "time":
-            part = splits.split_by_fractions(np.argsort(log.order), fractions) if cuts is None else splits.split_by_cuts(log.time, cuts)
+            part = (
+                splits.split_by_fractions(np.argsort(log.order), fractions)
+                if cuts is None
+                else splits.split_by_cuts(log.time, cuts)
+            )
             splits.check_leakage(part, log.time, rows=log.row)
         elif by == "leave_one_out":
             part = splits.leave_one_out(log.offsets)
@@ -170,15 +180,19 @@ class PolyRecProcessor:
             raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
         train = part == splits.TRAIN
         if not train.any():
-            raise ValueError(f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}")
+            raise ValueError(
+                f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
+            )
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
         hidden = by == "leave_one_out"
         learnt = self._statistics(log, source=train if hidden else None, fit=train)
         tested = self._statistics(log, source=part != splits.TEST) if hidden else learnt
+        training = self._dataset(log, part == splits.TRAIN, learnt, self.max_history)
+        training.shuffle_ties = shuffle_ties
         return Splits(
-            self._dataset(log, part == splits.TRAIN, learnt, self.max_history),
+            training,
             self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
             self._dataset(log, part == splits.TEST, tested, max(self.max_history // 2, 1)),
         )
@@ -210,7 +224,9 @@ class PolyRecProcessor:
         _, person = np.unique(np.asarray(user_ids), return_inverse=True)
         tie_break = np.arange(len(person))
         if columns.order is not None:
-            tie_break = np.argsort(np.argsort(np.asarray(column(table, columns.order, what, "order")), stable=True), stable=True)
+            tie_break = np.argsort(
+                np.argsort(np.asarray(column(table, columns.order, what, "order")), stable=True), stable=True
+            )
         sort = np.lexsort((tie_break, seconds, person))
         order = np.empty(len(sort), dtype=np.int64)
         order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
@@ -299,7 +315,7 @@ class PolyRecProcessor:
         found = [e.feature("item") for e in self.items.encoders.values() if e.kind != "text"]
         found += [e.feature("user") for e in self.users.encoders.values() if e.kind != "text"]
         for source in ("event", "candidate"):
-            found += [e.feature(source) for e in self.event_encoders[source].values()]  # type: ignore[arg-type]
+            found += [e.feature(source) for e in self.event_encoders[source].values()]
         found.append(FeatureConfig("time_gap", "event", "numeric"))
         if self.statistics is not None:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
@@ -321,7 +337,12 @@ class PolyRecProcessor:
             if summary is not None and task.head == "regression":
                 options = summary
             tasks.append(TaskConfig(**{**asdict(task), "options": {**options, **task.options}}))
-        defaults = {"tasks": tasks, "features": self.features, "num_items": self.num_items, "max_history": self.max_history}
+        defaults = {
+            "tasks": tasks,
+            "features": self.features,
+            "num_items": self.num_items,
+            "max_history": self.max_history,
+        }
         return PolyRecConfig(**{**defaults, **overrides})
 
     # -------------------------------------------------------------- serving
@@ -347,7 +368,10 @@ class PolyRecProcessor:
         """
         table = self._request_table(history, items, context or {}, time)
         log = self.encode_events(table)
-        for source, given, known in (("user", user, self.users.encoders), ("context", context, self.event_encoders["candidate"])):
+        for source, given, known in (
+            ("user", user, self.users.encoders),
+            ("context", context, self.event_encoders["candidate"]),
+        ):
             for name in given or {}:
                 if name not in known:
                     raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
@@ -362,31 +386,47 @@ class PolyRecProcessor:
         window = SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history)
         return window[0]
 
-    def _request_table(self, history: Any, items: np.ndarray, context: Mapping[str, Any], time: float | None) -> pa.Table:
+    def _request_table(
+        self, history: Any, items: np.ndarray, context: Mapping[str, Any], time: float | None
+    ) -> pa.Table:
         """The history followed by one row per item asked about, with every column that `encode_events` reads."""
         columns = self.columns
         table = as_table(history, columns.item)
         events = 0 if table is None else table.num_rows
-        latest = self.statistics.last_time if self.statistics is not None and np.isfinite(self.statistics.last_time) else 0.0
+        latest = (
+            self.statistics.last_time if self.statistics is not None and np.isfinite(self.statistics.last_time) else 0.0
+        )
         if table is not None and columns.time in table.column_names:
             seconds = times(table, columns, "history")
             if (np.diff(seconds) < 0).any():
-                raise ValueError(f"history: column {columns.time!r} goes back in time in row {int((np.diff(seconds) < 0).argmax()) + 1}: sort it, oldest first")
+                raise ValueError(
+                    f"history: column {columns.time!r} goes back in time in row {int((np.diff(seconds) < 0).argmax()) + 1}: sort it, oldest first"
+                )
         else:
             seconds = latest + np.arange(events) - events + 1.0
         now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
         if events and now <= seconds[-1]:
-            raise ValueError(f"time {now:.0f} is not after the last event of the history ({seconds[-1]:.0f}): the request would see the future")
+            raise ValueError(
+                f"time {now:.0f} is not after the last event of the history ({seconds[-1]:.0f}): the request would see the future"
+            )
         known = {} if table is None else {n: table[n].combine_chunks() for n in table.column_names}
         found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + len(items), dtype=np.int64))}
         # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
-        history_ids = normalise_ids(known[columns.item], f"history: column {columns.item!r}").cast(self.items.ids.type) if events else self.items.ids[:0]
-        found[columns.item] = pa.concat_arrays([history_ids, self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))])
+        history_ids = (
+            normalise_ids(known[columns.item], f"history: column {columns.item!r}").cast(self.items.ids.type)
+            if events
+            else self.items.ids[:0]
+        )
+        found[columns.item] = pa.concat_arrays(
+            [history_ids, self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))]
+        )
         unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
         found[columns.time] = pa.array(np.concatenate([seconds, np.full(len(items), now)]) * unit)
         if columns.order is not None:
             found[columns.order] = pa.array(np.arange(events + len(items)))
-        wanted = {t.parsed_label.column for t in self.tasks if t.parsed_label is not None} | set(self.event_encoders["event"])
+        wanted = {t.parsed_label.column for t in self.tasks if t.parsed_label is not None} | set(
+            self.event_encoders["event"]
+        )
         for name in sorted(wanted | set(self.event_encoders["candidate"])):
             past = known[name].to_pylist() if name in known else [None] * events
             asked = [context.get(name) if name in self.event_encoders["candidate"] else None] * len(items)
@@ -459,7 +499,9 @@ class PolyRecProcessor:
         counts = np.asarray(table[COUNTS_COLUMN])
         table = table.drop_columns([COUNTS_COLUMN])
         items = EntityTable(ids(table, columns.item, "items", "item id"), table, _encoders(config["item_encoders"]))
-        no_users = pa.table({columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
+        no_users = pa.table(
+            {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
+        )
         users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
         statistics = RunningStatistics.load(folder / STATISTICS_NAME) if config["scaler"] is not None else None
         processor = cls(
@@ -515,9 +557,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}: it is not a folder saved by PolyRecProcessor.save_pretrained") from None
+        raise ValueError(
+            f"{path.parent} has no {path.name}: it is not a folder saved by PolyRecProcessor.save_pretrained"
+        ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged or was not copied completely") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): the file is damaged or was not copied completely"
+        ) from error
 
 
 def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:

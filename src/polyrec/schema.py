@@ -16,7 +16,9 @@ FeatureSource = Literal["item", "user", "event", "candidate"]
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
 
-_COMPARISON = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$")
+_COMPARISON = re.compile(
+    r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$"
+)
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
@@ -50,7 +52,9 @@ class Label:
         if found:
             return cls(found["column"], found["op"], float(found["value"]))
         if re.search(r"[<>=!]", text):
-            raise ValueError(f"cannot read the label {text!r}: write a column name or 'column >= number' (>=, <=, ==, !=, >, <)")
+            raise ValueError(
+                f"cannot read the label {text!r}: write a column name or 'column >= number' (>=, <=, ==, !=, >, <)"
+            )
         return cls(text.strip())
 
 
@@ -117,7 +121,10 @@ class FeatureConfig:
     width: int = 1
 
     def __post_init__(self) -> None:
-        for value, options, what in ((self.source, get_args(FeatureSource), "source"), (self.kind, get_args(FeatureKind), "kind")):
+        for value, options, what in (
+            (self.source, get_args(FeatureSource), "source"),
+            (self.kind, get_args(FeatureKind), "kind"),
+        ):
             if value not in options:
                 raise ValueError(f"unknown {what} {value!r} of feature {self.name!r}; {nearest(value, list(options))}")
         if self.size < 1 or self.width < 1:
@@ -152,11 +159,15 @@ class Columns:
 
     def __post_init__(self) -> None:
         if self.time_unit not in ("s", "ms", "us", "ns"):
-            raise ValueError(f"unknown time_unit {self.time_unit!r}; {nearest(self.time_unit, ['s', 'ms', 'us', 'ns'])}")
+            raise ValueError(
+                f"unknown time_unit {self.time_unit!r}; {nearest(self.time_unit, ['s', 'ms', 'us', 'ns'])}"
+            )
         for name in ("feedback", "context"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ValueError(f"columns.{name} must be a list of columns, not the string {value!r}: write [{value!r}]")
+                raise ValueError(
+                    f"columns.{name} must be a list of columns, not the string {value!r}: write [{value!r}]"
+                )
             if not isinstance(value, Mapping):
                 object.__setattr__(self, name, tuple(value))
         for declared in (self.item_features, self.user_features, self.feedback, self.context):
@@ -181,5 +192,7 @@ def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskCon
         if names.count(name) > 1:
             raise ValueError(f"task name {name!r} is used {names.count(name)} times: names must be unique")
     if sum(t.weight for t in parsed) == 0:
-        raise ValueError("every task has weight 0, so nothing would be learnt: give at least one task a positive weight")
+        raise ValueError(
+            "every task has weight 0, so nothing would be learnt: give at least one task a positive weight"
+        )
     return parsed

@@ -16,24 +16,48 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model from a YAML recipe, from flags, or from both (flags win)")
-    train.add_argument("recipe", nargs="?", help="YAML file; its keys are the flags below plus columns, split, processor, model, training")
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        help="YAML file; its keys are the flags below plus columns, split, processor, model, training",
+    )
     train.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
     train.add_argument("--items", metavar="PATH", help="item attributes")
     train.add_argument("--users", metavar="PATH", help="attributes of people")
-    train.add_argument("--task", action="append", metavar="NAME=HEAD[:LABEL]", help="e.g. next_item=retrieval, 'like=binary:rating >= 4'; repeat")
+    train.add_argument(
+        "--task",
+        action="append",
+        metavar="NAME=HEAD[:LABEL]",
+        help="e.g. next_item=retrieval, 'like=binary:rating >= 4'; repeat",
+    )
     train.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/latest)")
-    train.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="e.g. training.num_train_epochs=3; repeat")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="e.g. training.num_train_epochs=3; repeat",
+    )
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
 
     evaluate = commands.add_parser("evaluate", help="metrics of a trained run beside simple baselines")
     evaluate.add_argument("run", help="folder written by `polyrec train`")
-    evaluate.add_argument("--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)")
+    evaluate.add_argument(
+        "--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)"
+    )
     evaluate.add_argument("--output", metavar="FILE", help="also write the metrics as JSON")
 
     recommend = commands.add_parser("recommend", help="recommend items to one person")
     recommend.add_argument("run", help="folder of a saved model and processor")
-    recommend.add_argument("--history", default="", metavar="IDS", help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events")
-    recommend.add_argument("--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat")
+    recommend.add_argument(
+        "--history",
+        default="",
+        metavar="IDS",
+        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+    )
+    recommend.add_argument(
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+    )
     recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     return parser

@@ -89,7 +89,9 @@ def parse_task(text: str) -> dict[str, Any]:
     name, equals, rest = text.partition("=")
     head, _, label = rest.partition(":")
     if not equals or not head:
-        raise ValueError(f"cannot read the task {text!r}: write NAME=HEAD or NAME=HEAD:LABEL, e.g. 'like=binary:rating >= 4'")
+        raise ValueError(
+            f"cannot read the task {text!r}: write NAME=HEAD or NAME=HEAD:LABEL, e.g. 'like=binary:rating >= 4'"
+        )
     task = {"name": name.strip(), "head": head.strip()} | ({"label": label.strip()} if label else {})
     from_dict(TaskConfig, task)
     return task

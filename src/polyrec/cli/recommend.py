@@ -22,7 +22,9 @@ def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) ->
             try:
                 events = [int(i) for i in events]
             except ValueError:
-                raise ValueError(f"the item ids of this model are integers; cannot read --history {history!r}") from None
+                raise ValueError(
+                    f"the item ids of this model are integers; cannot read --history {history!r}"
+                ) from None
     attributes = {}
     for text in user:
         name, equals, value = text.partition("=")
@@ -43,7 +45,9 @@ def format_recommendations(found: list[dict[str, Any]]) -> str:
     lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>12}" for t in tasks)]
     for row in found:
         title = f"{row.get('title') or ''} [{row['item']}]".strip() + (" (new)" if row["cold_item"] else "")
-        lines.append(f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks))
+        lines.append(
+            f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks)
+        )
     if found[0]["cold_start"]:
         lines.append("(nothing of the history is known: these follow the person's attributes and overall trends)")
     return "\n".join(lines)

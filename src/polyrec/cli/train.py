@@ -33,9 +33,20 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
     processor, parts = prepare(recipe)
-    training = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 10, **recipe.training}
+    training = {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        **recipe.training,
+    }
     if training["eval_strategy"] != "no" and training["save_strategy"] != "no":
-        training = {"load_best_model_at_end": True, "metric_for_best_model": "mean_improvement", "greater_is_better": True, **training}
+        training = {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "mean_improvement",
+            "greater_is_better": True,
+            **training,
+        }
     arguments = PolyRecTrainingArguments(output_dir=recipe.output, **training)
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(processor.model_config(**recipe.model))
@@ -44,7 +55,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
     )
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(recipe.output) if resume and Path(recipe.output).exists() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(recipe.output) if resume and Path(recipe.output).exists() else None
+    )
     trainer.save_model(recipe.output)
     predictions = trainer.predict(parts.test)
     if not trainer.is_world_process_zero():

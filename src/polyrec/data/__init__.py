@@ -1,0 +1,1 @@
+"""Tables, splits, running statistics, sequences and batches."""

@@ -69,7 +69,9 @@ class _Padder:
     def __call__(self, columns: list[np.ndarray], fill: float | None = None) -> torch.Tensor:
         flat = np.concatenate(columns)
         if fill is None:
-            fill = np.nan if flat.dtype.kind == "f" else 0  # a padded number is a missing number, a padded code is code 0
+            fill = (
+                np.nan if flat.dtype.kind == "f" else 0
+            )  # a padded number is a missing number, a padded code is code 0
         padded = np.full(self.shape + flat.shape[1:], fill, dtype=flat.dtype)
         padded[self.filled] = flat
         return torch.from_numpy(padded)

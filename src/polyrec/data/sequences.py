@@ -60,7 +60,9 @@ class EventLog:
         if ties == "order":
             return index - self.offsets[self.person]
         if ties != "strict":
-            raise ValueError(f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}')
+            raise ValueError(
+                f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}'
+            )
         begins = np.ones(len(self), dtype=bool)
         begins[1:] = (np.diff(self.person) != 0) | (np.diff(self.time) != 0)
         return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.person]
@@ -83,7 +85,7 @@ class Candidates:
 
     event: np.ndarray
     position: np.ndarray
-    statistic: np.ndarray | None = None
+    statistic: np.ndarray = None  # type: ignore[assignment]  # filled by __post_init__
 
     def __post_init__(self) -> None:
         if self.statistic is None:
@@ -109,6 +111,9 @@ class SequenceDataset:
         statistics: float32 [S, F] or None; rows 0..R-1 belong to the log's events, further rows to other views.
         task_names: names of the T label columns.
         max_history, stride: events per window, see above.
+        shuffle_ties: draw the order of events of one time anew in every epoch (training): their order in a file is
+            mostly chance, and a model that sees one order only learns it by heart.
+        seed: of that order, which also depends on `set_epoch` and the window, so a resumed run draws the same.
     """
 
     def __init__(
@@ -119,9 +124,12 @@ class SequenceDataset:
         statistics: np.ndarray | None = None,
         max_history: int = 200,
         stride: int | None = None,
+        shuffle_ties: bool = False,
+        seed: int = 0,
     ) -> None:
         self.log, self.task_names, self.statistics = log, task_names, statistics
         self.max_history, self.stride = max_history, stride or max_history
+        self.shuffle_ties, self.seed, self.epoch = shuffle_ties, seed, 0
         if not 1 <= self.stride <= max_history:
             raise ValueError(f"stride must be in 1..max_history = {max_history}, not {self.stride}")
         person = log.person[candidates.event]
@@ -155,15 +163,17 @@ class SequenceDataset:
         """One window as numpy views: the batch contract without the batch dimension, plus `candidate_rows`."""
         log, person = self.log, self._person[index]
         base, start, stop = log.offsets[person], self._start[index], self._stop[index]
-        events = slice(base + start, base + stop)
         asked = slice(self._candidate_offsets[index], self._candidate_offsets[index + 1])
-        rows = self.candidates.event[asked]
+        rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
+        events: slice | np.ndarray = slice(base + start, base + stop)
+        if self.shuffle_ties:
+            events, rows, statistic = self._shuffled(index, base + start, base + stop, rows, statistic)
         event_features = {k: v[events] for k, v in log.event_features.items()}
         event_features |= {k: v[events] for k, v in log.candidate_features.items()}
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
             event_features[STATISTICS] = self.statistics[events]
-            candidate_features[STATISTICS] = self.statistics[self.candidates.statistic[asked]]
+            candidate_features[STATISTICS] = self.statistics[statistic]
         labels = log.labels[rows]
         return {
             "item_ids": log.item[events],
@@ -176,6 +186,24 @@ class SequenceDataset:
             "candidate_rows": np.arange(asked.start, asked.stop),
         }
 
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other orders of ties (the data loader of accelerate calls this)."""
+        self.epoch = epoch
+
+    def _shuffled(
+        self, index: int, start: int, stop: int, rows: np.ndarray, statistic: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exchange events of one time among the window's events and candidates; nothing else moves."""
+        last = max(stop, int(rows.max()) + 1) if len(rows) else stop
+        span = np.arange(start, last)
+        noise = np.random.default_rng((self.seed, self.epoch, index)).random(len(span))
+        moved = span[np.lexsort((noise, self.log.time[span]))]
+        # A candidate moves with the event at its place only if it is asked in order, i.e. right before it happened.
+        in_order = (rows >= start) & (rows < last) & (statistic == rows)
+        place = np.where(in_order, rows - start, 0)
+        moved_rows = np.where(in_order, moved[place], rows)
+        return moved[: stop - start], moved_rows, np.where(in_order, moved_rows, statistic)
+
     def labels(self) -> np.ndarray:
         """Labels of all candidates in `candidate_rows` order, float32 [C, T]."""
         return self.log.labels[self.candidates.event]
@@ -184,8 +212,15 @@ class SequenceDataset:
         """Person of each candidate in `candidate_rows` order, int64 [C]."""
         return self.log.person[self.candidates.event]
 
-    def with_candidates(self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None) -> SequenceDataset:
+    def with_candidates(
+        self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None
+    ) -> SequenceDataset:
         """Other questions about the same log."""
         return SequenceDataset(
-            self.log, candidates, self.task_names, statistics, self.max_history, self.stride if stride is None else stride
+            self.log,
+            candidates,
+            self.task_names,
+            statistics,
+            self.max_history,
+            self.stride if stride is None else stride,
         )

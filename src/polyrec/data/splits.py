@@ -30,7 +30,9 @@ def split_by_fractions(order: np.ndarray, fractions: Sequence[float]) -> np.ndar
         [0, 1, 0, 2]
     """
     if len(fractions) != 3 or any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
-        raise ValueError(f"fractions must be three shares >= 0 that sum to 1 (train, validation, test), not {tuple(fractions)}")
+        raise ValueError(
+            f"fractions must be three shares >= 0 that sum to 1 (train, validation, test), not {tuple(fractions)}"
+        )
     cuts = np.round(np.cumsum(fractions)[:2] * len(order)).astype(np.int64)
     part = np.full(len(order), TEST, dtype=np.int8)
     part[order[: cuts[1]]] = VALIDATION
@@ -61,7 +63,9 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
     return part
 
 
-def check_leakage(part: np.ndarray, time: np.ndarray, person: np.ndarray | None = None, rows: np.ndarray | None = None) -> None:
+def check_leakage(
+    part: np.ndarray, time: np.ndarray, person: np.ndarray | None = None, rows: np.ndarray | None = None
+) -> None:
     """Refuse a split whose training (or validation) rows lie later than the first row that a later part evaluates.
 
     Args:

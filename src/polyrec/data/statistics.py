@@ -32,7 +32,13 @@ from polyrec.data.prefix_sums import Occurrences
 from polyrec.registry import nearest
 from polyrec.schema import from_dict
 
-BASELINES = {"none": (), "global": ("global",), "item": ("global", "item"), "user": ("global", "user"), "item+user": ("global", "item", "user")}
+BASELINES = {
+    "none": (),
+    "global": ("global",),
+    "item": ("global", "item"),
+    "user": ("global", "user"),
+    "item+user": ("global", "item", "user"),
+}
 _CONFIG_NAME = "statistics.json"
 
 
@@ -139,7 +145,9 @@ class RunningStatistics:
         [nan, 1.0, 0.5]
     """
 
-    def __init__(self, statistics: Sequence[StatisticConfig], targets: Sequence[str], prior: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, statistics: Sequence[StatisticConfig], targets: Sequence[str], prior: Sequence[float] | None = None
+    ) -> None:
         self.statistics, self.targets = list(statistics), list(targets)
         self.prior = np.zeros(len(self.targets)) if prior is None else np.asarray(prior, dtype=np.float64)
         names = [s.name for s in self.statistics]
@@ -151,7 +159,9 @@ class RunningStatistics:
         self.reset()
 
     @classmethod
-    def default(cls, item_keys: Sequence[str], user_keys: Sequence[str], targets: Sequence[str], multi: Sequence[str] = ()) -> RunningStatistics:
+    def default(
+        cls, item_keys: Sequence[str], user_keys: Sequence[str], targets: Sequence[str], multi: Sequence[str] = ()
+    ) -> RunningStatistics:
         """A strong set for any log: biases, attribute values, and pairs of person and item side.
 
         Args:
@@ -174,7 +184,9 @@ class RunningStatistics:
             spread = both if b in multi else ("mean",)
             found.append(StatisticConfig((b,), "item", shrinkage=20))
             found.append(StatisticConfig(("user", b), "item+user", shrinkage=3, count=True, reduce=spread))
-            found += [StatisticConfig((a, b), "item", shrinkage=30) for a in user_keys if not (a in multi and b in multi)]
+            found += [
+                StatisticConfig((a, b), "item", shrinkage=30) for a in user_keys if not (a in multi and b in multi)
+            ]
         return cls(found, targets)
 
     def reset(self) -> None:
@@ -183,7 +195,9 @@ class RunningStatistics:
         self.last_time = -np.inf
 
     # -------------------------------------------------------------- compute
-    def compute(self, table: EventTable, visible_until: np.ndarray | None = None, source: np.ndarray | None = None) -> np.ndarray:
+    def compute(
+        self, table: EventTable, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
+    ) -> np.ndarray:
         """Features of every row of a whole log, float32 [R, F], NaN = unknown.
 
         Args:
@@ -243,7 +257,9 @@ class RunningStatistics:
         config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
         stats = cls([from_dict(StatisticConfig, s) for s in config["statistics"]], config["targets"], config["prior"])
         stats.last_time = -np.inf if config["last_time"] is None else config["last_time"]
-        stats._states = {name: _State.from_table(pq.read_table(folder / file)) for name, file in config["files"].items()}
+        stats._states = {
+            name: _State.from_table(pq.read_table(folder / file)) for name, file in config["files"].items()
+        }
         return stats
 
 
@@ -278,7 +294,10 @@ class _State:
     def merged(self, new: _State) -> _State:
         """Replace the keys of `new`, keep the others."""
         keep = ~np.isin(self.keys, new.keys)
-        parts = [np.concatenate([getattr(self, n)[keep], getattr(new, n)]) for n in ("keys", "sums", "counts", "rows", "last")]
+        parts = [
+            np.concatenate([getattr(self, n)[keep], getattr(new, n)])
+            for n in ("keys", "sums", "counts", "rows", "last")
+        ]
         order = np.argsort(parts[0], kind="stable")
         return _State(*(p[order] for p in parts))
 
@@ -402,7 +421,9 @@ class _Pass:
             old = old_all.at(found.keys)
             arrivals = np.bincount(found.group[found.source], minlength=len(found.keys)).astype(np.float64)
             kept = config.decay ** arrivals[:, None]
-            gather = found.group_sums if config.recent is None else lambda v, d=config.decay, f=found: f.group_decayed(v, d)
+            gather = (
+                found.group_sums if config.recent is None else lambda v, d=config.decay, f=found: f.group_decayed(v, d)
+            )
             last = np.full(len(found.keys), -np.inf)
             np.maximum.at(last, found.group[found.source], self.table.time[found.row[found.source]])
             new = _State(

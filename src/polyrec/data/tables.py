@@ -75,7 +75,9 @@ def _read_file(path: Path, name: str) -> pa.Table:
     try:
         return reader(path, **arguments)
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise ValueError(f"{name}: cannot read {path} ({error}): the file may be truncated or of another format") from error
+        raise ValueError(
+            f"{name}: cannot read {path} ({error}): the file may be truncated or of another format"
+        ) from error
 
 
 def as_table(history: Any, item_column: str) -> pa.Table | None:
@@ -169,7 +171,9 @@ def _parse_times(values: pa.Array, what: str) -> pa.Array:
     parsed = pd.to_datetime(values.to_pandas(), utc=True, errors="coerce", format="ISO8601")
     row = first_bad_row(parsed.isna().to_numpy())
     if row is not None:
-        raise ValueError(f"{what} cannot be read as a time in row {row}: {values[row]}; use ISO 8601, e.g. 2026-11-24T10:00:00")
+        raise ValueError(
+            f"{what} cannot be read as a time in row {row}: {values[row]}; use ISO 8601, e.g. 2026-11-24T10:00:00"
+        )
     return pa.array(parsed)
 
 
@@ -222,7 +226,14 @@ def label_values(table: pa.Table, rule: Label, what: str) -> np.ndarray:
     values = numbers(column(table, rule.column, what, "label"), f"{what} (column {rule.column!r})")
     if rule.op is None:
         return values
-    compare = {"==": np.equal, "!=": np.not_equal, ">=": np.greater_equal, "<=": np.less_equal, ">": np.greater, "<": np.less}
+    compare = {
+        "==": np.equal,
+        "!=": np.not_equal,
+        ">=": np.greater_equal,
+        "<=": np.less_equal,
+        ">": np.greater,
+        "<": np.less,
+    }
     return np.where(np.isnan(values), np.nan, compare[rule.op](values, rule.value).astype(np.float64))
 
 
@@ -235,7 +246,9 @@ def check_learnable(values: np.ndarray, tasks: list[TaskConfig]) -> None:
     for j, task in enumerate(tasks):
         known = values[~np.isnan(values[:, j]), j]
         if known.size == 0:
-            raise ValueError(f"task {task.name!r} has no label in the training rows: check label={task.label!r} or drop the task")
+            raise ValueError(
+                f"task {task.name!r} has no label in the training rows: check label={task.label!r} or drop the task"
+            )
         if task.head != "retrieval" and known.min() == known.max():
             raise ValueError(
                 f"the label of task {task.name!r} is {known[0]:g} in every training row, so nothing can be learnt: "

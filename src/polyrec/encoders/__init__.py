@@ -1,0 +1,1 @@
+"""Features, items, histories and pairs become vectors."""

@@ -19,7 +19,7 @@ class NumericEncoder(nn.Module):
     are quantiles of the standard normal distribution, because the processor scales numbers to it.
 
     Shapes: x [..., F] float with NaN = missing -> [..., D].
-    """  # noqa: D205 - the title is longer than a line
+    """
 
     edges: Tensor
 
@@ -41,7 +41,8 @@ class NumericEncoder(nn.Module):
         ramps_FK = (x_F1 - low_K) / (high_K - low_K)
         if self.bins > 1:
             ramps_FK = torch.cat(
-                [ramps_FK[..., :1].clamp(max=1), ramps_FK[..., 1:-1].clamp(0, 1), ramps_FK[..., -1:].clamp(min=0)], dim=-1
+                [ramps_FK[..., :1].clamp(max=1), ramps_FK[..., 1:-1].clamp(0, 1), ramps_FK[..., -1:].clamp(min=0)],
+                dim=-1,
             )
         ramps_FK = ramps_FK.masked_fill(missing_F.unsqueeze(-1), 0)
         return torch.cat([ramps_FK.flatten(-2), missing_F.to(ramps_FK.dtype)], dim=-1)

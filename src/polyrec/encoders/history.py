@@ -106,7 +106,10 @@ class CandidateAttention(nn.Module):
         index_L = torch.arange(inputs_BLD.shape[1], device=positions_BC.device)
         visible_BCL = index_L <= positions_BC.unsqueeze(-1)
         attended_BHCV = F.scaled_dot_product_attention(
-            split(self.query(candidate_BCD)), split(self.key(inputs_BLD)), value_BHLV, attn_mask=visible_BCL.unsqueeze(1)
+            split(self.query(candidate_BCD)),
+            split(self.key(inputs_BLD)),
+            value_BHLV,
+            attn_mask=visible_BCL.unsqueeze(1),
         )
         evidence_BCE = attended_BHCV[..., self.head_size - self.targets :].transpose(1, 2).flatten(2)
         return attended_BHCV.transpose(1, 2).reshape(batch, asked, width), evidence_BCE

@@ -61,7 +61,9 @@ class LinearSkip(nn.Module):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str], evidence: int) -> None:
         super().__init__()
-        self.features = [f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")]
+        self.features = [
+            f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")
+        ]
         self.task_names = task_names
         size = sum(f.size for f in self.features) + evidence
         self.linear = nn.Linear(size, len(task_names), bias=False) if size else None

@@ -80,7 +80,7 @@ def predict(
     was_training = model.training
     model.eval()
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
-    loader = DataLoader(Subset(dataset, order.tolist()), batch_size=batch_size, collate_fn=PolyRecCollator())  # type: ignore[arg-type]
+    loader = DataLoader(Subset(dataset, order.tolist()), batch_size=batch_size, collate_fn=PolyRecCollator())
     values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))

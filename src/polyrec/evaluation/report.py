@@ -85,9 +85,10 @@ def _retrieval(
     result: dict[str, dict[str, Any]] = {}
     per_list = {MODEL: ranking.single_target_metrics(found.greater, found.ties, ks=[k])}
     lists = {MODEL: found.top_ids}
-    baselines = {"ease": EASE(), "item_knn": ItemKNN(), "popularity": Popularity()}
-    if number > baselines["ease"].max_items:
-        del baselines["ease"]  # a dense inverse of the catalog
+    baselines: dict[str, EASE | ItemKNN | Popularity] = {"item_knn": ItemKNN(), "popularity": Popularity()}
+    ease = EASE()
+    if number <= ease.max_items:  # it inverts a dense matrix of the catalog
+        baselines["ease"] = ease
     for name, baseline in baselines.items():
         baseline.fit(users, items, number)
         greater, ties, top = [], [], []

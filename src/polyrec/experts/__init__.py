@@ -1,0 +1,1 @@
+"""What pair tasks share and what they keep apart: one file per layer."""

@@ -22,11 +22,12 @@ class ExpertLayer(nn.Module):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__()
-        for key in config.expert_options:
+        options = config.expert_options or {}
+        for key in options:
             if key not in self.default_options:
                 known = nearest(key, sorted(self.default_options))
                 raise ValueError(f"unknown option {key!r} of expert layer {config.experts!r}; {known}")
-        self.options = {**self.default_options, **config.expert_options}
+        self.options = {**self.default_options, **options}
         self.task_names = task_names
 
     def initialise(self) -> None:

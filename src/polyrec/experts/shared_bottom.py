@@ -36,7 +36,11 @@ class SharedBottom(ExpertLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, inner, members = config.hidden_size, config.hidden_size * self.options["expansion"], self.options["members"]
+        width, inner, members = (
+            config.hidden_size,
+            config.hidden_size * self.options["expansion"],
+            self.options["members"],
+        )
         self.members = members
         self.blocks = nn.ModuleList(
             _Block(width, inner, members, config.dropout) for _ in range(self.options["num_layers"])

@@ -78,7 +78,9 @@ class RetrievalHead(TaskHead):
         """
         known_M = targets_M >= FIRST_ITEM
         if self.sampled:
-            return masked_sum(self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K), known_M, weight_M)
+            return masked_sum(
+                self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K), known_M, weight_M
+            )
         weight_M = known_M.float() if weight_M is None else known_M * weight_M
         total = linear_cross_entropy(
             self.project(state_MD),
@@ -96,7 +98,9 @@ class RetrievalHead(TaskHead):
         log_q_N = torch.log((counts_N + 1) / (counts_N + 1).sum())
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self.bias(targets_M).squeeze(-1) - log_q_N[targets_M]
-        negative_MK = F.linear(query_MD, items.lookup(negatives_K), self.bias(negatives_K).squeeze(-1)) - log_q_N[negatives_K]
+        negative_MK = (
+            F.linear(query_MD, items.lookup(negatives_K), self.bias(negatives_K).squeeze(-1)) - log_q_N[negatives_K]
+        )
         negative_MK = negative_MK.masked_fill(negatives_K == targets_M.unsqueeze(-1), float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]

@@ -27,9 +27,12 @@ class PolyRecTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
     train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "'group_by_length' spends little on padding; 'random' mixes fully."}
+        default="group_by_length",
+        metadata={"help": "'group_by_length' spends little on padding; 'random' mixes fully."},
     )
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to report: 'none', 'tensorboard', ..."})
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Where to report: 'none', 'tensorboard', ..."}
+    )
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
     exclude_seen: bool = field(default=True, metadata={"help": "Leave visible history out of the ranking."})

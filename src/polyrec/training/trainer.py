@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
@@ -29,7 +29,7 @@ class PolyRecTrainer(Trainer):
     * **Exact reduction.** Each task's sum of losses is divided by its number of known labels in the whole accumulation
       window over all ranks, so batch 64 x 1, 16 x 4 accumulated and 2 processes x 32 give the same gradient, whatever
       labels are missing.
-    * **Losses and metrics per task**, logged as `loss_<task>` and `eval_<task>_<metric>`, and 
+    * **Losses and metrics per task**, logged as `loss_<task>` and `eval_<task>_<metric>`, and
       `eval_mean_improvement` (see `polyrec.evaluation.evaluator.evaluate`).
     * **Full-catalog ranking** in `evaluate`, on every rank's share of the data, gathered exactly.
     * The processor's catalog goes into the model before training, and the processor is saved with it.
@@ -52,7 +52,9 @@ class PolyRecTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, PolyRecTrainingArguments):
-            raise TypeError(f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches")
+            raise TypeError(
+                f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
+            )
         if processing_class is not None:
             _load_catalog(model, processing_class)
         super().__init__(
@@ -70,14 +72,17 @@ class PolyRecTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._task_sums: dict[str, Tensor] = {}
         self._task_logged_step = 0
+        self.add_callback(_EpochCallback())
 
     # ----------------------------------------------------------------- loss
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor] | None:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> dict[str, Tensor] | None:
         """Known labels (or their weight) per task in the accumulation window, over all ranks: {task: scalar}."""
         if not batch_samples:
             return None
         names = self._unwrapped.config.task_names
-        counts = torch.stack([sum(_known(batch, name) for batch in batch_samples) for name in names]).to(device)  # type: ignore[arg-type]
+        counts = torch.stack([sum(_known(batch, name) for batch in batch_samples) for name in names]).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return dict(zip(names, counts, strict=True))
@@ -159,7 +164,7 @@ class PolyRecTrainer(Trainer):
         result = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
         self.log(result)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
         return result
 
     def predict(self, test_dataset: SequenceDataset, *unused: Any, **also_unused: Any) -> evaluator.Predictions:
@@ -182,6 +187,16 @@ class PolyRecTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training data which epoch it is; accelerate's data loader does so only for some samplers."""
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **unused: Any
+    ) -> None:
+        if train_dataloader is not None and isinstance(train_dataloader.dataset, SequenceDataset):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 def _known(batch: dict[str, Any], task: str) -> Tensor:

@@ -1,0 +1,1 @@
+"""How task losses become one objective: one file per method."""

@@ -28,4 +28,4 @@ class FixedWeighting(nn.Module):
     def forward(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Combine mean losses of the tasks into one scalar."""
         total = sum(self.weights[name] * loss for name, loss in losses.items())
-        return total, {name: self.weights[name] for name in losses}  # type: ignore[return-value]  # sum() of tensors
+        return total, {name: self.weights[name] for name in losses}
