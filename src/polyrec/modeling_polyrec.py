@@ -191,7 +191,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
-                "pass candidate_ids and candidate_positions [B, C]: which items are asked about, seen after how many events"
+                "pass candidate_ids and candidate_positions [B, C]: the items asked about, and after how many events"
             )
         retrieval_negatives = self._negatives() if labels is not None else {}
         items = self.item_encoder.rows(item_ids, candidate_ids, *retrieval_negatives.values())
@@ -258,11 +258,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         return losses, counts
 
     def score_items(self, states_MD: Tensor, task: str, items: ItemRows | None = None) -> Tensor:
-        """Scores of the whole catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf."""
+        """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf."""
         head = self.heads[task]
         if head.reads != "state":
             raise ValueError(
-                f"task {task!r} has head {head.task.head!r}, which scores pairs; known retrieval tasks: {self.state_tasks}"
+                f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
         if items is None:
             device = states_MD.device

@@ -19,7 +19,17 @@ from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
-from polyrec.data.tables import as_table, check_learnable, column, ids, labels, normalise_ids, read_table, times
+from polyrec.data.tables import (
+    as_table,
+    check_learnable,
+    column,
+    first_bad_row,
+    ids,
+    labels,
+    normalise_ids,
+    read_table,
+    times,
+)
 from polyrec.registry import nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -59,7 +69,7 @@ class PolyRecProcessor:
         >>> interactions = {"user_id": [1, 1, 1, 2], "item_id": ["a", "b", "a", "b"], "rating": [5, 2, 4, 1],
         ...                 "timestamp": [10, 20, 30, 15]}
         >>> processor = PolyRecProcessor.fit(
-        ...     interactions, tasks=[TaskConfig("next_item", head="retrieval"), TaskConfig("rating", head="regression")])
+        ...     interactions, tasks=[TaskConfig("next_item", "retrieval"), TaskConfig("rating", "regression")])
         >>> processor.num_items  # padding, unknown item, a, b
         4
     """
@@ -103,7 +113,7 @@ class PolyRecProcessor:
         """Learn vocabularies and scales.
 
         Args:
-            interactions: the event log: a path (.parquet, .csv), pandas DataFrame, `datasets.Dataset`, Arrow table or dict.
+            interactions: the event log: a path (.parquet, .csv), pandas, `datasets.Dataset`, Arrow table or dict.
             items, users: attribute tables; None: ids only.
             tasks: [`TaskConfig`]s or dicts.
             columns: [`Columns`] or a dict of its arguments; default: user_id, item_id, timestamp, and every label
@@ -260,8 +270,11 @@ class PolyRecProcessor:
             known = log.labels[train, j]
             known = known[~np.isnan(known)].astype(np.float64)
             self.label_summary[task.name] = {
-                "mean": float(known.mean()), "std": float(known.std()), "minimum": float(known.min()), "maximum": float(known.max()),
-            }  # fmt: skip
+                "mean": float(known.mean()),
+                "std": float(known.std()),
+                "minimum": float(known.min()),
+                "maximum": float(known.max()),
+            }
         if self.statistics is not None:
             self.statistics.prior = np.array([self.label_summary[name]["mean"] for name in self.statistics.targets])
 
@@ -398,16 +411,15 @@ class PolyRecProcessor:
         )
         if table is not None and columns.time in table.column_names:
             seconds = times(table, columns, "history")
-            if (np.diff(seconds) < 0).any():
-                raise ValueError(
-                    f"history: column {columns.time!r} goes back in time in row {int((np.diff(seconds) < 0).argmax()) + 1}: sort it, oldest first"
-                )
+            row = first_bad_row(np.diff(seconds) < 0)
+            if row is not None:
+                raise ValueError(f"history: column {columns.time!r} goes back in time in row {row + 1}: oldest first")
         else:
             seconds = latest + np.arange(events) - events + 1.0
         now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
         if events and now <= seconds[-1]:
             raise ValueError(
-                f"time {now:.0f} is not after the last event of the history ({seconds[-1]:.0f}): the request would see the future"
+                f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
             )
         known = {} if table is None else {n: table[n].combine_chunks() for n in table.column_names}
         found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + len(items), dtype=np.int64))}
@@ -492,7 +504,7 @@ class PolyRecProcessor:
         version = config.pop("format_version", None)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
-                f"{folder / CONFIG_NAME} has format {version}, this polyrec reads up to {FORMAT_VERSION}: update polyrec"
+                f"{folder / CONFIG_NAME} has format {version}, newer than {FORMAT_VERSION}: update polyrec"
             )
         columns = from_dict(Columns, config["columns"])
         table = read_table(folder / ITEMS_NAME, "items")
@@ -537,7 +549,7 @@ def _fit_event_columns(log: pa.Table, declared: Sequence[str] | Mapping[str, str
 
 
 def _time_gap(log: EventLog) -> np.ndarray:
-    """log(1 + seconds since the person's previous event), centred so that an hour is about 0; NaN for the first event."""
+    """log(1 + seconds since the person's previous event), an hour about 0; NaN for the first event."""
     gap = np.diff(log.time, prepend=np.nan)
     gap[log.offsets[:-1]] = np.nan
     return ((np.log1p(gap) - 8) / 4).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What an event log holds: the tasks to learn, the columns to read and the features that come of them. Needs no torch."""
+"""What an event log holds: tasks to learn, columns to read, features that come of them. Needs no torch."""
 
 from __future__ import annotations
 

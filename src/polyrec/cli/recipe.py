@@ -1,4 +1,4 @@
-"""A recipe: one YAML file (or flags) that says which data, which tasks, which model and how to train. Needs no torch."""
+"""A recipe: one YAML file (or flags) for data, tasks, model and training. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Strictly-before sums by key, for all rows of a table in one sorted pass.
 
-Letters: R rows of the table, M (row, key) occurrences (M > R where a row has several values of a key), G groups (distinct
-keys), T targets.
+Letters: R rows of the table, M (row, key) occurrences (M > R where a row has several values of a key), G groups
+(distinct keys), T targets.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Occurrences:
         return np.where(self.end > self.begin, last, np.nan)
 
     def decayed(self, values: np.ndarray, decay: float) -> np.ndarray:
-        """sum_j decay^(n - 1 - j) values_j over the n earlier occurrences j = 0..n-1 of the same key, float64 [M, T]."""
+        """sum_j decay^(n - 1 - j) values_j over the n earlier occurrences of the same key, float64 [M, T]."""
         scanned = self._scan(values, decay)
         if not len(scanned):
             return np.zeros((len(self.row), values.shape[1]))

@@ -20,10 +20,12 @@ def quantile_knots(values: np.ndarray) -> np.ndarray:
 
 
 def rank_gaussian(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """The normal quantile of each value's rank in the distribution of `knots`, float32 [R]; NaN stays, a constant gives 0.
+    """The normal quantile of each value's rank in the distribution of `knots`, float32 [R].
+
+    NaN stays NaN; a constant distribution gives 0.
 
     Example:
-        >>> rank_gaussian(np.array([1.0, 2.0, 3.0, np.nan]), np.array([1.0, 2.0, 3.0])).round(1).tolist()
+        >>> [round(float(v), 1) for v in rank_gaussian(np.array([1.0, 2.0, 3.0, np.nan]), np.array([1.0, 2.0, 3.0]))]
         [-3.1, 0.0, 3.1, nan]
     """
     if knots[0] == knots[-1]:

@@ -89,7 +89,7 @@ def check_leakage(
             row = int(late.argmax())
             where = "" if person is None else " of the same person"
             raise LeakageError(
-                f"row {row if rows is None else rows[row]} is a {names[earlier]} row at time {time[row]:.0f}, later than the first "
-                f"{names[later]} row{where} at {limit[group[row]]:.0f}: the model would learn from the future. "
-                "Split by time, or move the row to the later part."
+                f"row {row if rows is None else rows[row]} is a {names[earlier]} row at time {time[row]:.0f}, later "
+                f"than the first {names[later]} row{where} at {limit[group[row]]:.0f}: the model would learn from the "
+                "future. Split by time, or move the row to the later part."
             )

@@ -77,7 +77,7 @@ class StatisticConfig:
         baseline: what is subtracted from the label first: "none", "global" (mu), "item" (mu + b_i), "user" (mu + b_u),
             "item+user" (mu + b_i + b_u).
         shrinkage: pseudo-count k of the mean.
-        recent: None = all earlier rows count alike; a number h = a row's weight halves with every h later rows of the key.
+        recent: None = all earlier rows count alike; h = a row's weight halves with every h later rows of the key.
         count, gap: add log(1 + earlier rows) and log(1 + seconds since the last one).
         reduce: for a key with several values per row: any of "mean", "max", "min" over the values.
     """
@@ -222,8 +222,8 @@ class RunningStatistics:
         if early.any():
             row = int(early.argmax())
             raise ValueError(
-                f"row {row} has time {table.time[row]:.0f}, earlier than {self.last_time:.0f}, the latest event already counted: "
-                "update with events in time order, each once"
+                f"row {row} has time {table.time[row]:.0f}, earlier than {self.last_time:.0f}, the latest event "
+                "already counted: update with events in time order, each once"
             )
         self._states = _Pass(self, table, self._states, None, None).advance()
         self.last_time = float(table.time.max())

@@ -59,7 +59,7 @@ class FeatureEncoder(nn.Module):
     Args:
         features: what to read; "text" features are skipped.
 
-    Shapes: {name: [...] or [..., K]} -> [..., D]. A feature that is absent from the input raises a KeyError that names it.
+    Shapes: {name: [...] or [..., K]} -> [..., D]. A feature that the input lacks raises a KeyError.
     """
 
     def __init__(self, config: PolyRecConfig, features: list[FeatureConfig]) -> None:

@@ -78,7 +78,7 @@ class ItemEncoder(nn.Module):
         self.known.copy_(counts > 0)
 
     def rows(self, *ids: Tensor) -> ItemRows:
-        """Encode the items that `ids` mention: the whole table if it is small, each mentioned item once if it is not."""
+        """Encode the whole table if it is small, else each item that `ids` mention, once."""
         if self.num_items <= WHOLE_TABLE:
             return ItemRows(self.encode(torch.arange(self.num_items, device=self.known.device)))
         rows_M = torch.cat([i.flatten() for i in ids]).unique()

@@ -47,7 +47,7 @@ class TaskHead(nn.Module):
 
 
 def masked_sum(losses: Tensor, known: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of the losses of known labels and their number (or weight), as scalars; differentiable also when none is known."""
+    """Sum of the losses of known labels and their number (or weight); differentiable also when none is known."""
     scale = known.to(losses.dtype) if weight is None else known * weight.to(losses.dtype)
     return (losses * scale).sum(), scale.sum()
 

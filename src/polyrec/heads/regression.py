@@ -22,8 +22,8 @@ class RegressionHead(TaskHead):
     returns m + s z, clipped to [minimum, maximum].
 
     Args:
-        task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no limit),
-            `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964).
+        task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no
+            limit), `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964).
 
     Shapes: hidden [..., D] -> logits z [...]; labels [...] in the label's unit, NaN = unknown.
 

@@ -147,7 +147,7 @@ class PolyRecTrainer(Trainer):
         """Metrics of every task, named `<prefix>_<task>_<metric>`; retrieval tasks rank the whole catalog.
 
         Args:
-            eval_dataset: what to evaluate; default: the validation set. A dict evaluates each and adds its key to the prefix.
+            eval_dataset: default: the validation set. A dict evaluates each and adds its key to the prefix.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:

@@ -12,10 +12,13 @@ from polyrec.registry import WEIGHTINGS
 class FixedWeighting(nn.Module):
     r"""L = sum_i lambda_i L_i with the constant `weight` of each task.
 
-    Contract of every weighting: an `nn.Module` inside the model, `forward({task: mean loss}) -> (total, {task: weight})`.
+    Contract of every weighting: an `nn.Module` inside the model,
+    `forward({task: mean loss}) -> (total, {task: weight})`.
 
     Example:
-        >>> config = PolyRecConfig(tasks=[{"name": "click", "head": "binary", "weight": 2.0}, {"name": "like", "head": "binary"}])
+        >>> import torch
+        >>> tasks = [{"name": "click", "head": "binary", "weight": 2.0}, {"name": "like", "head": "binary"}]
+        >>> config = PolyRecConfig(tasks=tasks)
         >>> total, weights = FixedWeighting(config)({"click": torch.tensor(1.0), "like": torch.tensor(0.5)})
         >>> total.item(), weights
         (2.5, {'click': 2.0, 'like': 1.0})
