@@ -87,7 +87,7 @@ class PolyRecConfig(PreTrainedConfig):
     numeric_bins: int = 8
     event_statistics: bool = False
     candidate_attention_heads: int = 4
-    initializer_range: float = 0.02
+    initializer_range: float = 0.06
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

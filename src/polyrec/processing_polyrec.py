@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
+from polyrec.data.event_table import Codes, EventTable
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-from polyrec.data.statistics import EventTable, RunningStatistics
+from polyrec.data.statistics import RunningStatistics
 from polyrec.data.tables import (
     as_table,
     check_learnable,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_NOBODY = 2**31 - 1  # the largest code of a statistic's key
 COUNTS_COLUMN = "__training_events__"
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
 
@@ -95,6 +98,7 @@ class PolyRecProcessor:
         self.scaler: StatisticsScaler | None = None
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, float]] = {}
+        self._people: pa.Array | None = None
 
     # ------------------------------------------------------------------ fit
     @classmethod
@@ -231,7 +235,8 @@ class PolyRecProcessor:
         item = self.items.rows(ids(table, columns.item, what, "item id"))
         task_labels = labels(table, self.tasks, what)
         # A person is whoever has an id, known to the users table or not.
-        _, person = np.unique(np.asarray(user_ids), return_inverse=True)
+        coded = user_ids.dictionary_encode()
+        person = np.asarray(coded.indices).astype(np.int64)
         tie_break = np.arange(len(person))
         if columns.order is not None:
             tie_break = np.argsort(
@@ -247,14 +252,14 @@ class PolyRecProcessor:
             }
             for source, encoders in self.event_encoders.items()
         }
-        first = np.flatnonzero(np.diff(person[sort], prepend=-1))
-        user_rows = self.users.rows(user_ids.take(pa.array(sort[first])))
+        user_rows = self.users.rows(coded.dictionary)
         log = EventLog(
             person=person[sort],
             item=item[sort],
             time=seconds[sort],
             order=order[sort],
             row=sort,
+            user_ids=coded.dictionary,
             labels=task_labels[sort],
             event_features=encoded["event"],
             candidate_features=encoded["candidate"],
@@ -279,12 +284,22 @@ class PolyRecProcessor:
             self.statistics.prior = np.array([self.label_summary[name]["mean"] for name in self.statistics.targets])
 
     def _event_table(self, log: EventLog) -> EventTable:
-        keys: dict[str, np.ndarray] = {"item": log.item, "user": log.person}
+        keys: dict[str, Codes] = {"item": log.item, "user": self._person_codes(log.user_ids)[log.person]}
         keys |= {f"item.{name}": codes[log.item] for name, codes in self.items.keys().items()}
         for name, values in log.user_features.items():
             keys[f"user.{name}"] = self.users.encoders[name].keys(values)[log.person]
         targets = [j for j, t in enumerate(self.tasks) if t.head != "retrieval"]
         return EventTable(time=log.time, keys=keys, targets=log.labels[:, targets].astype(np.float64))
+
+    def _person_codes(self, user_ids: pa.Array) -> np.ndarray:
+        """Codes from 1 that stay with a person from table to table; kept in memory only, never saved."""
+        if self._people is None:
+            self._people = user_ids
+        found = pc.index_in(user_ids, value_set=self._people)
+        if found.null_count:
+            self._people = pa.concat_arrays([self._people, user_ids.filter(pc.is_null(found))])
+            found = pc.index_in(user_ids, value_set=self._people)
+        return np.asarray(found).astype(np.int64) + 1
 
     def _statistics(self, log: EventLog, source: np.ndarray | None, fit: np.ndarray | None = None) -> np.ndarray | None:
         """Scaled running statistics of every event, float32 [R, F]; `fit` marks the rows that set the scale."""
@@ -451,8 +466,8 @@ class PolyRecProcessor:
         if self.statistics is None or self.scaler is None:
             return None
         table = self._event_table(log)
-        # The person of a request is nobody of the state: code 0 would be missing, so take one that is never used.
-        table.keys["user"] = np.full(len(log), 2**31 - 1)
+        # The person of a request is nobody of the state, so that their own history alone speaks for them.
+        table.keys["user"] = np.full(len(log), _NOBODY)
         counted = self.statistics.transform(table)
         log.event_features[RESIDUALS] = self._residuals(log, counted)
         return self.scaler.transform(counted)

@@ -1,7 +1,7 @@
 """Strictly-before sums by key, for all rows of a table in one sorted pass.
 
-Letters: R rows of the table, M (row, key) occurrences (M > R where a row has several values of a key), G groups
-(distinct keys), T targets.
+Letters: R rows of the table, M occurrences of a key in a row, G groups (distinct keys), S sources (occurrences that
+may be counted), V columns of values.
 """
 
 from __future__ import annotations
@@ -10,35 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHIFT = 31  # a pair of keys is packed into one int64: first << 31 | second
-
-
-def pack_keys(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Occurrences of a combination of keys.
-
-    Args:
-        columns: int64 [R] or [R, K] codes each, 0 = missing (the row then does not occur); at most two columns, at
-            most one of them with several values per row. No column = one group of all rows.
-
-    Returns:
-        rows [M] and packed keys [M].
-
-    Example:
-        >>> rows, keys = pack_keys([np.array([1, 2]), np.array([[3, 4], [5, 0]])])
-        >>> rows.tolist(), (keys & 0x7FFFFFFF).tolist()
-        ([0, 0, 1], [3, 4, 5])
-    """
-    if len(columns) > 2 or sum(c.ndim > 1 for c in columns) > 1:
-        raise ValueError("a statistic takes at most two keys, and at most one of them may be multi-valued")
-    width = max((c.shape[1] for c in columns if c.ndim > 1), default=1)
-    packed = np.zeros((len(columns[0]), width), dtype=np.int64)
-    occurs = np.ones_like(packed, dtype=bool)
-    for column in columns:
-        codes = column if column.ndim > 1 else column[:, None]
-        packed = (packed << _SHIFT) | codes
-        occurs &= codes != 0
-    rows, _ = np.nonzero(occurs)
-    return rows, packed[occurs]
+_NEGLIGIBLE = 2.0**-60  # a weight below float64's resolution of the sum it would be added to
 
 
 @dataclass(frozen=True)
@@ -50,6 +22,8 @@ class Occurrences:
         group: int64 [M], index of the key among `keys`.
         keys: int64 [G], packed, ascending.
         source: int64 [S], the occurrences that may be counted, sorted by (group, time).
+        stamp: int64 [S], ascending, group * span + time rank.
+        span: more than any time rank.
         begin, end: int64 [M]; the sources `begin[m]:end[m]` have the same key and lie strictly before occurrence m.
     """
 
@@ -57,72 +31,104 @@ class Occurrences:
     group: np.ndarray
     keys: np.ndarray
     source: np.ndarray
+    stamp: np.ndarray
+    span: int
     begin: np.ndarray
     end: np.ndarray
 
     @classmethod
-    def find(cls, columns: list[np.ndarray], time: np.ndarray, until: np.ndarray, counted: np.ndarray) -> Occurrences:
+    def find(cls, row: np.ndarray, packed: np.ndarray, rank: np.ndarray, counted: np.ndarray) -> Occurrences:
         """Sort once.
 
         Args:
-            columns: keys, see `pack_keys`; an empty list = one group of all rows.
-            time: int64 [R], dense rank of each row's time.
-            until: int64 [R]; rows with a time rank below it are visible to the row.
+            row, packed: int64 [M], see `polyrec.data.event_table.cross`.
+            rank: int64 [R], dense rank of each row's time.
             counted: bool [R], rows that may be counted at all.
         """
-        row, packed = pack_keys(columns) if columns else (np.arange(len(time)), np.zeros(len(time), dtype=np.int64))
         keys, group = np.unique(packed, return_inverse=True)
-        span = int(time.max(initial=0)) + 2
+        span = int(rank.max(initial=0)) + 2
         source = np.flatnonzero(counted[row])
-        stamp = group[source] * span + time[row[source]]
+        stamp = group[source] * span + rank[row[source]]
         order = np.argsort(stamp, kind="stable")
         source, stamp = source[order], stamp[order]
         begin = np.searchsorted(stamp, group * span)
-        end = np.searchsorted(stamp, group * span + until[row])
-        return cls(row, group, keys, source, begin, np.maximum(begin, end))
+        end = np.searchsorted(stamp, group * span + rank[row])
+        return cls(row, group, keys, source, stamp, span, begin, end)
+
+    def until(self, rank: np.ndarray) -> Occurrences:
+        """The same occurrences when row r sees only time ranks below rank[r]; int64 [R]."""
+        end = np.searchsorted(self.stamp, self.group * self.span + rank[self.row])
+        return Occurrences(self.row, self.group, self.keys, self.source, self.stamp, self.span, self.begin, end)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """int64 [G + 1]; the sources of group g are `bounds[g]:bounds[g + 1]`."""
+        return np.searchsorted(self.stamp, np.arange(len(self.keys) + 1) * self.span)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sum of `values` [R, T] over the earlier occurrences of the same key, float64 [M, T]."""
+        """Sum of `values` [R, V] over the earlier occurrences of the same key, float64 [M, V]."""
         total = self._running(values)
         return total[self.end] - total[self.begin]
 
     def group_sums(self, values: np.ndarray) -> np.ndarray:
-        """Sum of `values` [R, T] over all counted occurrences of each key, float64 [G, T]."""
-        rows = self.row[self.source]
-        return np.stack([np.bincount(self.group[self.source], v[rows], len(self.keys)) for v in values.T], axis=1)
+        """Sum of `values` [R, V] over all sources of each key, float64 [G, V]."""
+        total, bounds = self._running(values), self.bounds
+        return total[bounds[1:]] - total[bounds[:-1]]
+
+    def decayed_sums(self, values: np.ndarray, clock_S: np.ndarray, now_M: np.ndarray, half_life: float) -> np.ndarray:
+        """Decayed sums: sum_j 2^-((now - clock_j) / half_life) values_j over earlier occurrences j, float64 [M, V].
+
+        Args:
+            values: float64 [R, V].
+            clock_S: float64 [S], ascending within a group: when each source happened.
+            now_M: float64 [M], when each occurrence asks, not before the sources it sees.
+            half_life: in units of the clock.
+        """
+        result = np.zeros((len(self.row), values.shape[1]))
+        some = self.end > self.begin
+        last = self.end[some] - 1
+        fade = np.exp2(-(now_M[some] - clock_S[last]) / half_life)
+        result[some] = fade[:, None] * self._scan(values, clock_S, half_life)[last]
+        return result
+
+    def group_decayed_sums(self, values: np.ndarray, clock_S: np.ndarray, half_life: float) -> np.ndarray:
+        """The decayed sum of each key over all its sources, at the clock of the last one, float64 [G, V]."""
+        result, bounds = np.zeros((len(self.keys), values.shape[1])), self.bounds
+        some = bounds[1:] > bounds[:-1]
+        result[some] = self._scan(values, clock_S, half_life)[bounds[1:][some] - 1]
+        return result
+
+    @property
+    def position(self) -> np.ndarray:
+        """int64 [S]; how many sources of the key happened up to and at a source's time: those of one moment tie."""
+        bounds, group = self.bounds, self.group[self.source]
+        return np.searchsorted(self.stamp, self.stamp, side="right") - bounds[group]
 
     def last_before(self, time: np.ndarray) -> np.ndarray:
         """Time of the latest earlier occurrence of the same key, float64 [M], NaN = none."""
-        if not len(self.source):
-            return np.full(len(self.row), np.nan)
-        last = time[self.row[self.source[np.maximum(self.end - 1, 0)]]]
-        return np.where(self.end > self.begin, last, np.nan)
-
-    def decayed(self, values: np.ndarray, decay: float) -> np.ndarray:
-        """sum_j decay^(n - 1 - j) values_j over the n earlier occurrences of the same key, float64 [M, T]."""
-        scanned = self._scan(values, decay)
-        if not len(scanned):
-            return np.zeros((len(self.row), values.shape[1]))
-        return np.where((self.end > self.begin)[:, None], scanned[np.maximum(self.end - 1, 0)], 0.0)
-
-    def group_decayed(self, values: np.ndarray, decay: float) -> np.ndarray:
-        """The decayed sum of each key after all its counted occurrences, float64 [G, T]."""
-        result = np.zeros((len(self.keys), values.shape[1]))
-        result[self.group[self.source]] = self._scan(values, decay)  # ascending in time: the last one stays
+        result = np.full(len(self.row), np.nan)
+        some = self.end > self.begin
+        result[some] = time[self.row[self.source[self.end[some] - 1]]]
         return result
 
     def _running(self, values: np.ndarray) -> np.ndarray:
         gathered = values[self.row[self.source]]
         return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(gathered, axis=0)])
 
-    def _scan(self, values: np.ndarray, decay: float) -> np.ndarray:
-        """Inclusive decayed sums along the sorted sources by doubling (Hillis and Steele, 1986)."""
+    def _scan(self, values: np.ndarray, clock_S: np.ndarray, half_life: float) -> np.ndarray:
+        """Inclusive decayed sums along the sorted sources, [S, V], by doubling (Hillis and Steele, 1986).
+
+        After the step of width w an element holds its 2w latest terms. Every factor is 2^-(a difference of clocks)
+        and so at most 1: nothing overflows however long the log is, unlike cumsum(values * 2^(clock / half_life)).
+        """
         scanned = values[self.row[self.source]].astype(np.float64)
         group = self.group[self.source]
-        step = 1
-        while step < len(scanned) and decay**step > 1e-12:
-            same = (group[step:] == group[:-step])[:, None]
-            shifted = np.where(same, scanned[:-step], 0.0) * decay**step
-            scanned[step:] += shifted
-            step *= 2
+        width = 1
+        while width < len(scanned):
+            factor = np.exp2(-(clock_S[width:] - clock_S[:-width]) / half_life, where=group[width:] == group[:-width],
+                             out=np.zeros(len(scanned) - width))  # fmt: skip
+            if factor.max() < _NEGLIGIBLE:
+                break
+            scanned[width:] += factor[:, None] * scanned[:-width]
+            width *= 2
         return scanned

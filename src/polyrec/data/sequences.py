@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.schema import STATISTICS
 
@@ -27,6 +28,7 @@ class EventLog:
         time: float64 [R], seconds.
         order: int64 [R], rank of the event in time over the whole log (ties broken by the order column, then by row).
         row: int64 [R], row of the user's own table.
+        user_ids: Arrow array [P], id of each person.
         labels: float32 [R, T], NaN = unknown.
         event_features: {name: [R] or [R, K]}, known once the event had happened.
         candidate_features: {name: [R] or [R, K]}, known before the answer.
@@ -38,6 +40,7 @@ class EventLog:
     time: np.ndarray
     order: np.ndarray
     row: np.ndarray
+    user_ids: pa.Array
     labels: np.ndarray
     event_features: dict[str, np.ndarray] = field(default_factory=dict)
     candidate_features: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,0 +1,261 @@
+"""One pass over a table: features of its rows from a state, or the state after them.
+
+Letters: R rows, F features, T targets, M occurrences of a key in a row, S sources (occurrences that may be counted), G
+distinct keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.data.event_table import EventTable, cross
+from polyrec.data.prefix_sums import Occurrences
+from polyrec.data.statistic_config import BASELINES, LEVELS, StatisticConfig
+
+
+def stateful(statistics: Sequence[StatisticConfig]) -> list[StatisticConfig]:
+    """Every statistic with a state of its own, the levels included; one that equals a level shares that level's."""
+    return list({config.name: config for config in [*statistics, *LEVELS.values()]}.values())
+
+
+@dataclass
+class KeyStates:
+    """What is kept per key of one statistic: packed keys [G], sums and counts [G, T], rows [G], last time [G].
+
+    Faded sums and counts are those at the key's last row.
+    """
+
+    keys: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
+    rows: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def empty(cls, keys: np.ndarray, targets: int) -> KeyStates:
+        """Keys about which nothing is known."""
+        nothing = np.zeros((len(keys), targets))
+        return cls(keys, nothing, nothing.copy(), np.zeros(len(keys)), np.full(len(keys), np.nan))
+
+    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = np.searchsorted(self.keys, keys)
+        known = index < len(self.keys)
+        known[known] = self.keys[index[known]] == keys[known]
+        return index, known
+
+    def at(self, keys: np.ndarray) -> KeyStates:
+        """The state of given keys [H]."""
+        index, known = self._find(keys)
+        found = KeyStates.empty(keys, self.sums.shape[1])
+        for name in ("sums", "counts", "rows", "last"):
+            getattr(found, name)[known] = getattr(self, name)[index[known]]
+        return found
+
+    def put(self, new: KeyStates) -> KeyStates:
+        """Overwrite the keys of `new`, in place where they are known, and insert the others."""
+        index, known = self._find(new.keys)
+        for name in ("sums", "counts", "rows", "last"):
+            getattr(self, name)[index[known]] = getattr(new, name)[known]
+        if known.all():
+            return self
+        fresh = {n: getattr(new, n)[~known] for n in ("keys", "sums", "counts", "rows", "last")}
+        return KeyStates(**{n: np.insert(getattr(self, n), index[~known], v, axis=0) for n, v in fresh.items()})
+
+    def to_table(self) -> pa.Table:
+        """One row per key: key, rows, last, and sum_0, count_0, ... of the targets."""
+        columns: dict[str, Any] = {"key": self.keys, "rows": self.rows, "last": self.last}
+        for j in range(self.sums.shape[1]):
+            columns[f"sum_{j}"], columns[f"count_{j}"] = self.sums[:, j], self.counts[:, j]
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> KeyStates:
+        """Rebuild from [`to_table`]."""
+
+        def read(name: str) -> np.ndarray:
+            return table[name].to_numpy().copy()  # Arrow's memory is read-only and `put` writes
+
+        def stacked(name: str) -> np.ndarray:
+            width = (table.num_columns - 3) // 2
+            return np.stack([read(f"{name}_{j}") for j in range(width)], axis=1)
+
+        return cls(read("key"), stacked("sum"), stacked("count"), read("rows"), read("last"))
+
+
+@dataclass
+class StatisticsPass:
+    """One pass over one table: sorts each key once, for all statistics of it, one key at a time to bound memory."""
+
+    statistics: Sequence[StatisticConfig]
+    targets: Sequence[str]
+    prior: np.ndarray
+    table: EventTable
+    states: dict[str, KeyStates]
+    visible_until: np.ndarray | None
+    source: np.ndarray | None
+    own: dict[str, np.ndarray] = field(default_factory=dict)
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        table, rows = self.table, len(self.table)
+        if table.targets.shape[1] != len(self.targets):
+            raise ValueError(
+                f"targets has {table.targets.shape[1]} columns but the statistics count {list(self.targets)}"
+            )
+        for name, values in (("visible_until", self.visible_until), ("source", self.source)):
+            if values is not None and values.shape != (rows,):
+                raise ValueError(
+                    f"{name} has shape {values.shape} but the table has {rows} rows: give one value per row"
+                )
+        if self.visible_until is not None and np.isnan(self.visible_until).any():
+            raise ValueError(
+                "visible_until is NaN in some row: use inf where only the row's own time limits what it sees"
+            )
+        if self.source is not None and self.source.dtype != bool:
+            raise ValueError(
+                f"source has dtype {self.source.dtype}: give a boolean mask of the rows that may be counted"
+            )
+        self.counted = np.ones(rows, dtype=bool) if self.source is None else self.source
+        moments, self.rank = np.unique(table.time, return_inverse=True)
+        self.until = self.rank
+        if self.visible_until is not None:
+            self.until = np.minimum(self.rank, np.searchsorted(moments, self.visible_until))
+        for level, config in LEVELS.items():
+            # A row's own label is always set against the baselines of its own time, whatever others may see of it.
+            found = self._occurrences(config.keys)
+            self.own[level] = self._level(config, found)
+            self.seen[level] = self.own[level]
+            if self.visible_until is not None:
+                self.seen[level] = self._level(config, found.until(self.until))
+
+    def _occurrences(self, keys: tuple[str, ...]) -> Occurrences:
+        columns = [self.table.codes(key) for key in keys]
+        row, packed = cross(columns, self.table.missing, len(self.table))
+        return Occurrences.find(row, packed, self.rank, self.counted)
+
+    def _by_keys(self, configs: Sequence[StatisticConfig]) -> Iterator[tuple[Occurrences, list[StatisticConfig]]]:
+        """The statistics of each key with its occurrences, one key after the other."""
+        for keys in dict.fromkeys(c.keys for c in configs):
+            yield self._occurrences(keys), [c for c in configs if c.keys == keys]
+
+    def _level(self, config: StatisticConfig, found: Occurrences) -> np.ndarray:
+        """One level of the bias model at every row, [R, T]; 0 where the key is missing."""
+        sums, counts = self._before(config, found, self._state(config, found))
+        if not config.keys:
+            sums = sums + config.shrinkage * self.prior
+        level = np.zeros(self.table.targets.shape)
+        level[found.row] = sums / (counts + config.shrinkage)  # log, item and user occur at most once per row
+        return level
+
+    def _state(self, config: StatisticConfig, found: Occurrences) -> KeyStates:
+        state = self.states.get(config.name)
+        return KeyStates.empty(found.keys, len(self.targets)) if state is None else state.at(found.keys)
+
+    def _values(self, baseline: str) -> np.ndarray:
+        """Known residuals of the rows' own time and how many they are: [R, T + T], or [R, T + 1] if all are known."""
+        residual = self.table.targets - sum((self.own[level] for level in BASELINES[baseline]), np.zeros(1))
+        known = ~np.isnan(residual)
+        ones = np.ones((len(known), 1)) if known.all() else known
+        return np.concatenate([np.where(known, residual, 0.0), ones], axis=1)
+
+    def _clock(self, config: StatisticConfig, found: Occurrences) -> tuple[np.ndarray, np.ndarray]:
+        """By which clock sums fade: of the sources [S] and of the occurrences asking [M]."""
+        if config.recent is not None:
+            return found.position.astype(np.float64), (found.end - found.begin).astype(np.float64)
+        time = self.table.time.astype(np.float64)
+        return time[found.row[found.source]], time[found.row]
+
+    def _before(self, config: StatisticConfig, found: Occurrences, state: KeyStates) -> tuple[np.ndarray, np.ndarray]:
+        """Sums [M, T] and counts [M, T] of known residuals before each occurrence, continuing `state` [G]."""
+        values = self._values(config.baseline)
+        old_sums, old_counts = state.sums[found.group], state.counts[found.group]
+        if config.fade is None:
+            new = found.sums(values)
+        else:
+            clock, now = self._clock(config, found)
+            new = found.decayed_sums(values, clock, now, config.fade)
+            elapsed = now if config.recent is not None else now - state.last[found.group]
+            kept = np.exp2(-np.maximum(np.nan_to_num(elapsed), 0.0) / config.fade)[:, None]
+            old_sums, old_counts = kept * old_sums, kept * old_counts
+        width = len(self.targets)
+        return new[:, :width] + old_sums, new[:, width:] + old_counts
+
+    def features(self) -> np.ndarray:
+        """Every feature of every row, float32 [R, F]."""
+        at, place = len(self.targets), {}
+        for config in self.statistics:
+            place[config.name] = at
+            at += len(config.feature_names(self.targets))
+        result = np.full((len(self.table), at), np.nan, dtype=np.float32)
+        result[:, : len(self.targets)] = sum(self.seen.values(), np.zeros(1))
+        for found, configs in self._by_keys(self.statistics):
+            if self.visible_until is not None:
+                found = found.until(self.until)
+            for config in configs:
+                at = place[config.name]
+                for block in self._blocks(config, found):
+                    result[:, at : at + block.shape[1]] = block
+                    at += block.shape[1]
+        return result
+
+    def _blocks(self, config: StatisticConfig, found: Occurrences) -> Iterator[np.ndarray]:
+        """Features of one statistic, [R, T] per reduction and then [R, 1] each for count and gap."""
+        rows, state = len(self.table), self._state(config, found)
+        sums, counts = self._before(config, found, state)
+        total = counts + config.shrinkage
+        means = np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
+        for how in config.reduce:
+            yield _reduce(means, found.row, rows, how)
+        if config.count:
+            earlier = found.end - found.begin + state.rows[found.group]
+            if config.fade is not None:
+                earlier = counts.mean(axis=1)
+            yield _reduce(np.log1p(earlier)[:, None], found.row, rows, "mean")
+        if config.gap:
+            last = np.fmax(found.last_before(self.table.time), state.last[found.group])
+            gap = np.log1p(np.maximum(self.table.time[found.row] - last, 0))
+            yield _reduce(gap[:, None], found.row, rows, "min")
+
+    def advanced(self) -> dict[str, KeyStates]:
+        """The states, after all rows of the table, of the keys that occur in it."""
+        states, width = {}, len(self.targets)
+        for found, configs in self._by_keys(stateful(self.statistics)):
+            bounds = found.bounds
+            arrivals = np.diff(bounds)
+            last = np.full(len(found.keys), np.nan)
+            last[arrivals > 0] = self.table.time[found.row[found.source[bounds[1:][arrivals > 0] - 1]]]
+            for config in configs:
+                old, values = self._state(config, found), self._values(config.baseline)
+                kept = np.ones((len(arrivals), 1))
+                if config.fade is None:
+                    new = found.group_sums(values)
+                else:
+                    new = found.group_decayed_sums(values, self._clock(config, found)[0], config.fade)
+                    elapsed = arrivals if config.recent is not None else np.nan_to_num(last - old.last)
+                    kept = np.exp2(-elapsed / config.fade)[:, None]
+                sums, counts = new[:, :width] + kept * old.sums, new[:, width:] + kept * old.counts
+                states[config.name] = KeyStates(found.keys, sums, counts, old.rows + arrivals, np.fmax(old.last, last))
+        return states
+
+
+def _reduce(values: np.ndarray, row: np.ndarray, rows: int, how: str) -> np.ndarray:
+    """Occurrences [M, T] to rows [R, T]: mean, max or min of a row's known occurrences, NaN where it has none."""
+    result = np.full((rows, values.shape[1]), np.nan)
+    if not len(row):
+        return result
+    begins = np.flatnonzero(np.diff(row, prepend=-1))
+    if len(begins) == len(row):  # one occurrence per row: nothing to reduce
+        result[row] = values
+    elif how == "mean":
+        known = ~np.isnan(values)
+        total = np.add.reduceat(np.where(known, values, 0.0), begins, axis=0)
+        count = np.add.reduceat(known.astype(np.float64), begins, axis=0)
+        result[row[begins]] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    else:
+        result[row[begins]] = (np.fmax if how == "max" else np.fmin).reduceat(values, begins, axis=0)
+    return result

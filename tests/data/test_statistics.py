@@ -1,0 +1,453 @@
+"""Running statistics against a naive loop, and the ways in which they could silently leak, drift or forget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import QuantileTransformer
+
+from polyrec.data.event_table import MultiValued
+from polyrec.data.scaling import StatisticsScaler, quantile_knots, rank_gaussian
+from polyrec.data.statistic_config import BASELINES
+from polyrec.data.statistics import EventTable, RunningStatistics, StatisticConfig
+from polyrec.schema import from_dict
+
+TARGETS = ["like", "stars"]
+PRIOR = [0.4, 3.5]
+STATISTICS = [
+    StatisticConfig((), "item", shrinkage=10, count=True, gap=True),
+    StatisticConfig((), "none", half_life=3, shrinkage=2, count=True),
+    StatisticConfig(("item",), "none", shrinkage=0, count=True, gap=True),
+    StatisticConfig(("item",), "item+user", half_life=2.5),
+    StatisticConfig(("user",), "item", recent=1.5, shrinkage=1, count=True),
+    StatisticConfig(("user", "genres"), "item+user", count=True, gap=True, reduce=("mean", "max", "min")),
+    StatisticConfig(("genres", "age"), "user", recent=2, shrinkage=0, reduce=("mean", "min")),
+    StatisticConfig(("genres",), "global", half_life=4, reduce=("max",)),
+    StatisticConfig(("user", "age"), "item", gap=True),
+]
+LEVELS = {"global": ((), "none", 100.0), "item": (("item",), "global", 5.0), "user": (("user",), "item", 5.0)}
+
+
+def stats() -> RunningStatistics:
+    return RunningStatistics(STATISTICS, TARGETS, PRIOR)
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to the order in which float64 sums were formed; NaN in the same places."""
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
+
+
+# ---------------------------------------------------------------- the reference
+def _codes(table: EventTable, key: str, r: int) -> set[int]:
+    codes = table.keys[key]
+    if isinstance(codes, MultiValued):
+        found = codes.values[codes.offsets[r] : codes.offsets[r + 1]]
+    else:
+        found = np.atleast_1d(codes[r])
+    return {int(c) for c in found if c > table.missing}
+
+
+def _combinations(table: EventTable, keys: tuple[str, ...], r: int) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for key in keys:
+        found = [(*f, c) for f in found for c in sorted(_codes(table, key, r))]
+    return found
+
+
+def naive(statistics, table, prior, until=None, source=None):  # noqa: C901 - plain loops are the point
+    """The definition, row by row and pair by pair."""
+    rows, targets = table.targets.shape
+    time = table.time
+    until = time if until is None else np.minimum(time, until)
+    source = np.ones(rows, dtype=bool) if source is None else source
+
+    def earlier(keys, combination, limit):
+        return [
+            q for q in range(rows) if source[q] and time[q] < limit and combination in _combinations(table, keys, q)
+        ]
+
+    def mean(values, weights, shrinkage, start=0.0):
+        known = ~np.isnan(values)
+        total = (weights[known]).sum() + shrinkage
+        return (start + (weights * np.nan_to_num(values))[known].sum()) / total if total > 0 else np.nan
+
+    own: dict[str, np.ndarray] = {}
+    seen: dict[str, np.ndarray] = {}
+    for level, (keys, baseline, k) in LEVELS.items():
+        residual = table.targets - sum((own[b] for b in BASELINES[baseline]), 0.0)
+        for values, limit in ((own, time), (seen, until)):
+            values[level] = np.zeros((rows, targets))
+            for r in range(rows):
+                for combination in _combinations(table, keys, r):
+                    q = earlier(keys, combination, limit[r])
+                    for t in range(targets):
+                        start = k * prior[t] if level == "global" else 0.0
+                        values[level][r, t] = mean(residual[q, t], np.ones(len(q)), k, start)
+    result = []
+    for r in range(rows):
+        features = list(sum(seen.values())[r])
+        for s in statistics:
+            residual = table.targets - sum((own[b] for b in BASELINES[s.baseline]), 0.0)
+            means, counts, gaps = [], [], []
+            for combination in _combinations(table, s.keys, r):
+                q = earlier(s.keys, combination, until[r])
+                weights = np.ones(len(q))
+                if s.half_life is not None:
+                    weights = 0.5 ** ((time[r] - time[q]) / s.half_life)
+                if s.recent is not None:
+                    weights = np.array([0.5 ** (sum(time[p] > time[a] for p in q) / s.recent) for a in q])
+                means.append([mean(residual[q, t], weights, s.shrinkage) for t in range(targets)])
+                fading = s.half_life is not None or s.recent is not None
+                known = ~np.isnan(table.targets[q])
+                counts.append(np.log1p((weights @ known).mean() if fading else len(q)))
+                gaps.append(np.log1p(time[r] - time[q].max()) if q else np.nan)
+            for how in s.reduce:
+                for t in range(targets):
+                    known = [m[t] for m in means if not np.isnan(m[t])]
+                    features.append({"mean": np.mean, "max": np.max, "min": np.min}[how](known) if known else np.nan)
+            if s.count:
+                features.append(np.mean(counts) if counts else np.nan)
+            if s.gap:
+                known = [g for g in gaps if not np.isnan(g)]
+                features.append(min(known) if known else np.nan)
+        result.append(features)
+    return np.array(result, dtype=np.float64).reshape(rows, -1)
+
+
+@st.composite
+def tables(draw, max_rows=14):
+    """Few values of everything, so that ties, repeats and missing ones are common."""
+    rows = draw(st.integers(1, max_rows))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    missing = draw(st.sampled_from([0, -1]))
+    low = missing if draw(st.booleans()) else missing + 1
+    stars = rng.integers(1, 6, rows).astype(float)
+    targets = np.stack([(stars > 3).astype(float), stars], axis=1)
+    targets[rng.random(targets.shape) < draw(st.sampled_from([0.0, 0.3]))] = np.nan
+    lengths = rng.integers(0, 4, rows)
+    ragged = MultiValued(rng.integers(low, 4, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
+    keys = {
+        "item": rng.integers(low, 4, rows),
+        "user": rng.integers(low, 4, rows),
+        "age": rng.integers(low, 3, rows),
+        "genres": ragged if draw(st.booleans()) else rng.integers(missing, 4, (rows, 3)),
+    }
+    return EventTable(rng.integers(0, draw(st.sampled_from([4, 40])), rows).astype(float), keys, targets, missing)
+
+
+def log(rows: int = 300, seed: int = 0, span: int = 200) -> EventTable:
+    rng = np.random.default_rng(seed)
+    stars = rng.integers(1, 6, rows).astype(float)
+    targets = np.stack([(stars > 3).astype(float), stars], axis=1)
+    targets[rng.random(targets.shape) < 0.1] = np.nan
+    keys = {"item": rng.integers(0, 30, rows), "user": rng.integers(0, 20, rows), "age": rng.integers(0, 5, rows)}
+    return EventTable(
+        rng.integers(0, span, rows).astype(float), {**keys, "genres": rng.integers(0, 6, (rows, 3))}, targets
+    )
+
+
+# ------------------------------------------------------------------ definition
+@settings(max_examples=60, deadline=None)
+@given(tables())
+def test_equals_the_definition(table):
+    """An off-by-one in a sorted pass (ties seen, a neighbour's group counted) shows in no shape and no error."""
+    close(stats().compute(table), naive(STATISTICS, table, PRIOR))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_equals_the_definition_when_rows_are_hidden(table, seed):
+    """Frozen views and held-out rows must hide labels from levels and residuals too, not from the last step only."""
+    rng = np.random.default_rng(seed)
+    until, source = rng.integers(-1, 45, len(table)).astype(float), rng.random(len(table)) < 0.6
+    actual = stats().compute(table, visible_until=until, source=source)
+    close(actual, naive(STATISTICS, table, PRIOR, until, source))
+
+
+def test_fading_over_decades_stays_exact():
+    """exp(t / tau) overflows, and subtracting large running sums cancels, long before a log of decades ends."""
+    rng = np.random.default_rng(0)
+    time = np.sort(rng.integers(0, 2_000_000_000, 120)).astype(float)
+    time[60:90] = time[60] + np.arange(30)  # a burst
+    table = replace(log(120), time=time)
+    some = [StatisticConfig(("item",), "none", half_life=60.0), StatisticConfig((), "none", half_life=1e8)]
+    with np.errstate(over="raise", invalid="raise"):
+        actual = RunningStatistics(some, TARGETS, PRIOR).compute(table)
+    close(actual, naive(some, table, PRIOR))
+
+
+def test_a_row_never_sees_its_own_second():
+    """One basket's lines, or one second's ratings, would tell each other their labels."""
+    table = replace(log(50), time=np.zeros(50))
+    features = stats().compute(table)
+    names = stats().names
+    assert (features[:, :2] == np.float32(PRIOR)).all()
+    assert np.isnan(features[:, names.index("item-none.like")]).all()
+    assert np.nanmax(features[:, names.index("item-none.log_count")]) == 0
+
+
+# --------------------------------------------------------------------- leakage
+@pytest.mark.parametrize("seed", range(3))
+def test_the_future_changes_nothing_before_it(seed):
+    """A statistic that reads the future makes validation brilliant and serving poor."""
+    table, rng = log(seed=seed), np.random.default_rng(seed + 100)
+    cut = 120.0
+    before, future = table.time < cut, np.flatnonzero(table.time >= cut)
+    expected = stats().compute(table)[before]
+    shuffled = np.arange(len(table))
+    shuffled[future] = rng.permutation(future)
+    keys = {name: codes[shuffled] for name, codes in table.keys.items()}
+    targets = table.targets.copy()
+    targets[future] = rng.normal(size=(len(future), 2)) * 100
+    later = table.time.copy()
+    later[future] = cut + rng.integers(0, 1000, len(future))
+    for changed in (replace(table, targets=targets), replace(table, keys=keys), EventTable(later, keys, targets)):
+        close(stats().compute(changed)[before], expected)
+    close(stats().compute(table.take(before)), expected)
+
+
+def test_rows_of_the_same_second_change_nothing():
+    """The label of the row itself, or of another in its second, is the easiest leak of all."""
+    table = log(span=40)
+    expected = stats().compute(table)
+    for moment in (7.0, 23.0):
+        now = table.time == moment
+        targets = table.targets.copy()
+        targets[now] = 1e3
+        close(stats().compute(replace(table, targets=targets))[table.time <= moment], expected[table.time <= moment])
+
+
+def test_a_frozen_view_ignores_everything_after_the_cut():
+    """Frozen evaluation that still reads the test period is prequential evaluation under another name."""
+    table = log()
+    cut = np.full(len(table), 100.0)
+    expected = stats().compute(table, visible_until=cut)
+    targets = table.targets.copy()
+    targets[table.time >= 100] = 1e3
+    close(stats().compute(replace(table, targets=targets), visible_until=cut), expected)
+    close(stats().compute(table, visible_until=table.time + 5), stats().compute(table))  # never beyond its own time
+
+
+@settings(max_examples=20, deadline=None)
+@given(tables(max_rows=40), st.randoms(use_true_random=False))
+def test_row_order_does_not_matter(table, random):
+    """Files come in any order; if ties were broken by it, a re-export would change the model's inputs."""
+    order = np.array(random.sample(range(len(table)), len(table)))
+    close(stats().compute(table.take(order)), stats().compute(table)[order])
+
+
+# ----------------------------------------------------------------------- state
+@settings(max_examples=40, deadline=None)
+@given(tables(max_rows=40), st.lists(st.integers(0, 40), max_size=4))
+def test_update_then_transform_continues_compute(table, cuts):
+    """A state that drifts from the batch computation serves a model inputs on which it was never trained."""
+    cuts = sorted(cuts)
+    running = stats()
+    part = np.searchsorted(cuts, table.time, side="right")
+    expected = stats().compute(table)
+    for number in range(len(cuts) + 1):
+        rows = part == number
+        close(running.transform(table.take(rows)), expected[rows])
+        running.update(table.take(rows))
+
+
+def test_many_small_updates_continue_compute():
+    """Serving advances event by event; errors of in-place inserts show only after many of them."""
+    table = log(rows=120, span=60)
+    running, expected = stats(), stats().compute(table)
+    for moment in np.unique(table.time):
+        rows = table.time == moment
+        close(running.transform(table.take(rows)), expected[rows])
+        running.update(table.take(rows))
+
+
+def test_transform_and_failed_update_leave_the_state_alone():
+    """A read that writes, or an update that fails half way, counts events twice."""
+    table = log()
+    running = stats()
+    running.update(table.take(table.time < 100))
+    later = table.take(table.time >= 100)
+    expected = running.transform(later)
+    with pytest.raises(ValueError, match="no key 'genres'; known: age, item, user"):
+        running.update(replace(later, keys={k: v for k, v in later.keys.items() if k != "genres"}))
+    assert np.array_equal(running.transform(later), expected, equal_nan=True)
+
+
+def test_update_refuses_the_past():
+    """Counting events out of order gives numbers that held at no moment."""
+    running = stats()
+    running.update(log())
+    with pytest.raises(
+        ValueError, match=r"earlier than 199, the latest event already counted: update .* in time order"
+    ):
+        running.update(log())
+    running.reset()
+    running.update(log())
+
+
+def test_save_and_load_are_bit_equal(tmp_path):
+    """A state rounded on disk makes the served model differ from the tested one."""
+    table = log()
+    running = stats()
+    running.update(table.take(table.time < 150))
+    running.save(tmp_path, include_users=True)
+    loaded, later = RunningStatistics.load(tmp_path), table.take(table.time >= 150)
+    assert loaded.statistics == running.statistics
+    assert loaded.names == running.names
+    assert loaded.last_time == running.last_time
+    assert np.array_equal(loaded.transform(later), running.transform(later), equal_nan=True)
+    loaded.update(later)  # what comes from disk must be writable
+    running.update(later)
+    assert np.array_equal(loaded.transform(later), running.transform(later), equal_nan=True)
+
+
+def test_people_are_not_written_unless_asked(tmp_path):
+    """Per-person rows in a folder that is pushed to the Hub are a privacy breach that nobody sees."""
+    running = stats()
+    running.update(log())
+    running.save(tmp_path, include_users=True)
+    with_people = {p.name for p in tmp_path.iterdir()}
+    running.save(tmp_path)  # the files of the first save must not stay behind
+    files = json.loads((tmp_path / "statistics.json").read_text())["files"]
+    assert {p.name for p in tmp_path.iterdir()} == {*files.values(), "statistics.json"}
+    assert len(with_people) > len(files) + 1
+    assert not any("user" in name.split("-")[0].split("*") for name in files)
+    later = replace(log(seed=1), time=log().time + 1000)
+    loaded = RunningStatistics.load(tmp_path).transform(later)
+    item = running.names.index("item-none.like")
+    assert np.array_equal(loaded[:, item], running.transform(later)[:, item], equal_nan=True)
+
+
+def test_config_round_trip():
+    """A tuple that returns from JSON as a list would no longer equal the trained configuration."""
+    for config in STATISTICS:
+        assert from_dict(StatisticConfig, json.loads(json.dumps(asdict(config)))) == config
+
+
+# -------------------------------------------------------------------- defaults
+def test_default_names_are_unique_and_fill_every_column():
+    """Two statistics of one name would share a state, and a column nobody fills would be a constant input."""
+    default = RunningStatistics.default(["genres"], ["age"], TARGETS, multi=["genres"])
+    assert len(set(default.names)) == len(default.names)
+    features = default.compute(log(rows=2000))
+    assert features.dtype == np.float32
+    assert features.shape == (2000, len(default.names))
+    assert not np.isnan(features).all(axis=0).any()
+    assert (np.nanstd(features, axis=0) > 0).all()
+
+
+def test_missing_keys_are_unknown_but_cost_nothing_else():
+    """A missing attribute counted as a value would pool everybody who did not fill in a form."""
+    table = log()
+    known = table.keys["age"] > 0
+    some = RunningStatistics([StatisticConfig(("age",), "none", count=True)], TARGETS)
+    features = some.compute(table)
+    assert np.isnan(features[~known][:, 2:]).all()
+    assert not np.isnan(features[known]).any()
+    assert not np.isnan(features[:, :2]).any()
+
+
+def test_a_value_listed_twice_counts_once():
+    """Two unknown genres share one code; counting the row twice would double its weight."""
+    table = log()
+    twice = replace(table, keys={**table.keys, "genres": np.repeat(table.keys["genres"], 2, axis=1)})
+    close(stats().compute(twice), stats().compute(table))
+
+
+# ---------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"time": np.array([1.0, np.nan])}, "time of row 1 is nan"),
+        ({"time": np.zeros(3)}, "'item' has 2 rows but time has 3"),
+        ({"targets": np.zeros(2)}, r"targets has shape \(2,\): make it \[R, T\]"),
+        ({"keys": {"item": np.array([1.0, 2.0]), "user": np.array([1, 2])}}, "key 'item' has dtype float64"),
+        ({"keys": {"item": np.array([1, 2**31]), "user": np.array([1, 2])}}, "key 'item' has the code 2147483648"),
+        ({"keys": {"item": np.array([1, 2]), "users": np.array([1, 2])}}, "no key 'user'.*did you mean 'users'"),
+        ({"keys": {"item": np.array([[1], [2]]), "user": np.array([1, 2])}}, "key 'item' has several values"),
+    ],
+)
+def test_tables_are_checked(change, message):
+    """Without a name and a fix, a bad column surfaces as an index error deep in a sort."""
+    good = {
+        "time": np.zeros(2),
+        "keys": {"item": np.array([1, 2]), "user": np.array([1, 2])},
+        "targets": np.zeros((2, 2)),
+    }
+    with pytest.raises(ValueError, match=message):
+        EventTable(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "itm"}, "unknown baseline 'itm'; known: .*did you mean 'item'"),
+        ({"keys": "item"}, r"write \('item',\)"),
+        ({"keys": ("a", "b", "c")}, "at most two"),
+        ({"reduce": ("avg",)}, "unknown reduction 'avg'"),
+        ({"recent": 2.0, "half_life": 3.0}, "choose one"),
+        ({"half_life": 0.0}, "half_life > 0"),
+        ({"shrinkage": -1.0}, "shrinkage >= 0"),
+    ],
+)
+def test_configs_are_checked(change, message):
+    """A misspelt baseline found after an hour of training is an hour lost."""
+    with pytest.raises(ValueError, match=message):
+        StatisticConfig(**{"keys": ("item",), "baseline": "none", **change})
+
+
+def test_arguments_are_checked():
+    """numpy would broadcast or index with them and count the wrong rows."""
+    table, running = log(), stats()
+    with pytest.raises(ValueError, match="source has dtype int64"):
+        running.compute(table, source=np.arange(len(table)))
+    with pytest.raises(ValueError, match=r"visible_until has shape \(1,\)"):
+        running.compute(table, visible_until=np.zeros(1))
+    with pytest.raises(ValueError, match="targets has 1 columns"):
+        running.compute(replace(table, targets=table.targets[:, :1]))
+    with pytest.raises(ValueError, match="listed twice"):
+        RunningStatistics([STATISTICS[0], STATISTICS[0]], TARGETS)
+    with pytest.raises(ValueError, match="prior has shape"):
+        RunningStatistics(STATISTICS, TARGETS, [0.5])
+    with pytest.raises(ValueError, match="at most one of them may be multi-valued"):
+        RunningStatistics([StatisticConfig(("genres", "genres"), "none")], TARGETS).compute(table)
+    with pytest.raises(ValueError, match="offsets must ascend"):
+        MultiValued(np.arange(3), np.array([0, 2]))
+
+
+# ---------------------------------------------------------------------- scaler
+def test_rank_gaussian_agrees_with_sklearn():
+    """Interpolating the wrong way round still gives smooth numbers of the right range."""
+    rng = np.random.default_rng(0)
+    matrix = np.stack([rng.exponential(size=4000), rng.normal(size=4000) ** 3], axis=1).astype(np.float32)
+    reference = QuantileTransformer(n_quantiles=100, output_distribution="normal").fit_transform(matrix)
+    scaled = np.stack([rank_gaussian(c, quantile_knots(c)) for c in matrix.T], axis=1)
+    inside = np.abs(reference) < 2.3
+    np.testing.assert_allclose(scaled[inside], reference[inside], atol=0.02)
+    assert np.abs(scaled).max() < 4
+
+
+def test_scaler_round_trip_constants_and_missing():
+    """A constant column divided by its spread would be NaN or huge, and a missing value must stay recognisable."""
+    matrix = np.array([[1.0, 5.0], [np.nan, 5.0], [3.0, 5.0]], dtype=np.float32)
+    scaler = StatisticsScaler.fit(matrix)
+    again = StatisticsScaler.from_dict(json.loads(json.dumps(scaler.to_dict())))
+    scaled = again.transform(matrix)
+    assert np.array_equal(scaled, scaler.transform(matrix), equal_nan=True)
+    assert (scaled[:, 1] == 0).all()
+    assert np.isnan(scaled).tolist() == np.isnan(matrix).tolist()
+
+
+def test_nothing_in_nothing_out():
+    """An empty batch at serving, or a part of a log without rows, must not raise."""
+    running, nothing = stats(), log().take(np.zeros(0, dtype=np.int64))
+    running.update(nothing)
+    assert running.transform(nothing).shape == (0, len(running.names))
+    running.update(log())
+    assert running.transform(nothing).shape == (0, len(running.names))
+    assert running.compute(log(), source=np.zeros(300, dtype=bool)).shape == (300, len(running.names))
