@@ -60,7 +60,7 @@ def fit(
 ) -> tuple[PolyRecProcessor, Splits]:
     """A fitted processor and the split of its log by time."""
     log = synthetic_log() if log is None else log
-    processor = PolyRecProcessor.fit(**log, tasks=tasks, columns=COLUMNS, **{"max_history": 8, **options})
+    processor = PolyRecProcessor.fit(**log, tasks=tasks, **{"columns": COLUMNS, "max_history": 8, **options})
     return processor, processor.split(log["interactions"])
 
 

@@ -155,7 +155,7 @@ def test_scores_of_the_catalog_equal_scores_of_candidates(world):
     real = batch["candidate_ids"] >= 2
     picked = scores.gather(-1, batch["candidate_ids"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(picked[real], output.logits["next_item"][real])
-    with pytest.raises(ValueError, match="known retrieval tasks: \\['next_item'\\]"):
+    with pytest.raises(ValueError, match="retrieval tasks: \\['next_item'\\]"):
         model.score_items(output.states[0], "like")
 
 
@@ -170,10 +170,10 @@ def test_members_are_averaged_by_hand(world):
     """Prevents an ensemble from training on the loss of its mean answer, which would couple its members."""
     processor, _, batch = world
     model = tiny_model(processor, expert_options={"members": 3})
-    seen = {}
+    seen, skipped = {}, {}
     model.experts.register_forward_hook(lambda module, args, out: seen.update(out))
+    model.skip.register_forward_hook(lambda module, args, out: skipped.update(out))
     output = model(**batch)
-    skipped = model.skip(batch["candidate_features"])
     for task in model.pair_tasks:
         labels, known = batch["labels"][task], ~torch.isnan(batch["labels"][task])
         head, losses, logits = model.heads[task], [], []
@@ -206,7 +206,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(world):
     plain = tiny_model(processor).train()
     expected = gradients(plain, batch)
     model = tiny_model(processor).train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert model.is_gradient_checkpointing
     calls = []
     model.model.history_encoder.backbone.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
@@ -277,8 +277,7 @@ def test_reload_gives_identical_logits_here_and_in_another_process(world, tmp_pa
         assert not loaded.training
         for task, logits in loaded(**batch).logits.items():
             assert torch.equal(logits, expected[task])
-    for (name, a), (_, b) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0, equal_nan=True)
     torch.save({k: v for k, v in batch.items() if k != "labels"}, tmp_path / "batch.pt")
     done = subprocess.run(
         [sys.executable, "-c", LOGITS_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path
@@ -320,10 +319,11 @@ def test_missing_keys_are_initialised_and_not_garbage(world, tmp_path, part):
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
     fresh = PolyRecForRecommendation(model.config)
     for name, value in loaded.state_dict().items():
+        if part not in name:
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=0, equal_nan=True)
+            continue
         assert torch.isfinite(value).all(), name
         assert value.float().abs().max() < 10 * max(fresh.state_dict()[name].float().abs().max(), 1.0) + 40, name
-        if part not in name:
-            assert torch.equal(value, model.state_dict()[name]), name
     assert torch.isfinite(loaded(**batch).loss)
     if part == "edges":
         assert torch.equal(loaded.state_dict()["pair_encoder.features.tables.statistics.edges"], fresh_edges(fresh))

@@ -22,7 +22,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 TABLES = ("interactions", "items", "users")
-CONFIG_KEYS = {"columns", "max_history", "ties", "tasks", "model", "training", "selection"}
+CONFIG_KEYS = {"columns", "max_history", "ties", "statistics", "split", "tasks", "model", "training", "selection"}
 PACKAGES = ("polyrec", "torch", "transformers", "accelerate", "numpy", "pyarrow")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo of x86 and of Arm
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -41,8 +41,9 @@ def load(data: Path, config: Mapping[str, Any], threads: int, **split: Any) -> t
         columns=config["columns"],
         max_history=config["max_history"],
         ties=config["ties"],
+        statistics=config["statistics"],
     )
-    return processor, processor.split(interactions, **split)
+    return processor, processor.split(interactions, **split, **config["split"])
 
 
 @dataclass
@@ -234,5 +235,5 @@ def throughput(
 
 
 def labelled(dataset: SequenceDataset) -> int:
-    """Rows of a data set with at least one label."""
-    return int((~np.isnan(dataset.labels())).any(axis=1).sum())
+    """Rows of a data set with at least one label; other views of the same rows do not count again."""
+    return int((~np.isnan(dataset.labels()[dataset.own_view])).any(axis=1).sum())

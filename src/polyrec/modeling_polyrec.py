@@ -20,7 +20,7 @@ from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
 from polyrec.experts.base import ExpertLayer
-from polyrec.heads.base import TaskHead, over_members, per_member
+from polyrec.heads.base import TaskHead, mean_loss, over_members, per_member
 from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS
 from polyrec.schema import RESIDUALS
 
@@ -67,6 +67,11 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # In models from outside transformers, modules without parameters of their own (heads, expert layers) would be
+        # skipped and never `initialise`. That protects code which writes weights directly; `_init_weights` does not.
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -219,7 +224,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 logits, state_BCD, candidate_ids, items, labels, sample_weight or {}, retrieval_negatives
             )
             denominators = output.counts if denominators is None else denominators
-            means = {name: total / denominators[name].clamp(min=1) for name, total in output.losses.items()}
+            means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
             output.loss, _ = self.weighting(means)
         return output
 
@@ -246,7 +251,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             elif head.reads == "pair":
                 losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
             else:
-                rows_M = ((labels[name] > 0) & (candidate_ids > 0)).flatten().nonzero().squeeze(-1)
+                rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
                 losses[name], counts[name] = head.retrieval_loss(
                     state_BCD.flatten(0, 1).index_select(0, rows_M),
                     candidate_ids.flatten()[rows_M],

@@ -164,6 +164,7 @@ class PolyRecProcessor:
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         cuts: Sequence[float] | None = None,
         shuffle_ties: bool = True,
+        max_delay: float = 0.0,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -172,6 +173,9 @@ class PolyRecProcessor:
             by: "time" (shares of all events in time order, or `cuts`: times in seconds at which validation and test
                 begin) or "leave_one_out" (each person's last event tests, the one before validates).
             shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
+            max_delay: seconds. Each training row is also asked as it looks when what happened in the last
+                U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
+                the time for which a deployed model will not be fed.
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -203,8 +207,7 @@ class PolyRecProcessor:
         hidden = by == "leave_one_out"
         learnt = self._statistics(log, source=train if hidden else None, fit=train)
         tested = self._statistics(log, source=part != splits.TEST) if hidden else learnt
-        training = self._dataset(log, part == splits.TRAIN, learnt, self.max_history)
-        training.shuffle_ties = shuffle_ties
+        training = self._training_set(log, train, learnt, None if not hidden else train, shuffle_ties, max_delay)
         return Splits(
             training,
             self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
@@ -217,7 +220,7 @@ class PolyRecProcessor:
         Only the row's own context stays. This is how a model answers that is not fed new events.
         """
         log, asked = dataset.log, dataset.candidates
-        position = np.minimum(asked.position, log.visible_before(cutoff)[asked.event])
+        position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         statistics = dataset.statistics
         if statistics is None or self.statistics is None or self.scaler is None:
             return dataset.with_candidates(Candidates(asked.event, position), statistics)
@@ -330,6 +333,39 @@ class PolyRecProcessor:
         asked = np.flatnonzero(rows)
         candidates = Candidates(asked, log.visible(self.ties)[asked])
         return SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history, stride)
+
+    def _training_set(
+        self,
+        log: EventLog,
+        rows: np.ndarray,
+        statistics: np.ndarray | None,
+        source: np.ndarray | None,
+        shuffle_ties: bool,
+        max_delay: float,
+    ) -> SequenceDataset:
+        own = self._dataset(log, rows, statistics, self.max_history)
+        candidates, retrieval = own.candidates, tuple(t.name for t in self.tasks if t.head == "retrieval")
+        if max_delay < 0:
+            raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
+        if max_delay > 0:
+            until = log.time - np.random.default_rng(0).uniform(0, max_delay, len(log))
+            asked = candidates.event
+            position = np.minimum(candidates.position, log.visible_before(until)[asked])
+            index = np.arange(len(asked)) + len(log)
+            if self.statistics is not None and self.scaler is not None and statistics is not None:
+                counted = self.statistics.compute(self._event_table(log), visible_until=until, source=source)
+                statistics = np.concatenate([statistics, self.scaler.transform(counted[asked])])
+            candidates = Candidates.concatenate([candidates, Candidates(asked, position, index)])
+        names = [t.name for t in self.tasks]
+        return SequenceDataset(
+            log,
+            candidates,
+            names,
+            statistics,
+            self.max_history,
+            shuffle_ties=shuffle_ties,
+            own_view_tasks=retrieval if max_delay > 0 else (),
+        )
 
     # ---------------------------------------------------------------- model
     @property

@@ -70,10 +70,12 @@ class EventLog:
         begins[1:] = (np.diff(self.person) != 0) | (np.diff(self.time) != 0)
         return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.person]
 
-    def visible_before(self, cutoff: float) -> np.ndarray:
-        """How many events of each event's person lie before `cutoff` (seconds), int64 [R]."""
-        before = np.concatenate([[0], np.cumsum(self.time < cutoff)])
-        return (before[self.offsets[1:]] - before[self.offsets[:-1]])[self.person]
+    def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
+        """How many events of each event's person lie before `cutoff` [R] (seconds), int64 [R]."""
+        moments, rank = np.unique(self.time, return_inverse=True)
+        span = len(moments) + 1
+        stamp = self.person * span + rank  # ascending, as the log is sorted
+        return np.searchsorted(stamp, self.person * span + np.searchsorted(moments, cutoff)) - self.offsets[self.person]
 
 
 @dataclass
@@ -117,6 +119,8 @@ class SequenceDataset:
         shuffle_ties: draw the order of events of one time anew in every epoch (training): their order in a file is
             mostly chance, and a model that sees one order only learns it by heart.
         seed: of that order, which also depends on `set_epoch` and the window, so a resumed run draws the same.
+        own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
+            next is no question to somebody whose latest events are hidden.
     """
 
     def __init__(
@@ -129,10 +133,12 @@ class SequenceDataset:
         stride: int | None = None,
         shuffle_ties: bool = False,
         seed: int = 0,
+        own_view_tasks: tuple[str, ...] = (),
     ) -> None:
         self.log, self.task_names, self.statistics = log, task_names, statistics
         self.max_history, self.stride = max_history, stride or max_history
         self.shuffle_ties, self.seed, self.epoch = shuffle_ties, seed, 0
+        self._own_view_columns = [task_names.index(name) for name in own_view_tasks]
         if not 1 <= self.stride <= max_history:
             raise ValueError(f"stride must be in 1..max_history = {max_history}, not {self.stride}")
         person = log.person[candidates.event]
@@ -158,6 +164,11 @@ class SequenceDataset:
         return np.maximum(self._stop - self._start, np.diff(self._candidate_offsets)).tolist()
 
     @property
+    def own_view(self) -> np.ndarray:
+        """Which candidates see all that the log knew at their time, bool [C]."""
+        return self.candidates.statistic == self.candidates.event
+
+    @property
     def num_candidates(self) -> int:
         """Candidates of all windows."""
         return len(self.candidates.event)
@@ -178,6 +189,8 @@ class SequenceDataset:
             event_features[STATISTICS] = self.statistics[events]
             candidate_features[STATISTICS] = self.statistics[statistic]
         labels = log.labels[rows]
+        if self._own_view_columns:
+            labels[np.ix_(statistic != rows, self._own_view_columns)] = np.nan
         return {
             "item_ids": log.item[events],
             "event_features": event_features,

@@ -5,9 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.schema import FeatureConfig
+
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def module_name(feature: str) -> str:
+    """A name under which torch keeps a part: dots divide names there, and "type" or "items" are attributes already.
+
+    Example:
+        >>> module_name("genre"), module_name("type"), module_name("tag.list")
+        ('genre', '%type', 'tag%2Elist')
+    """
+    safe = feature.replace("%", "%25").replace(".", "%2E")
+    return f"%{safe}" if safe in _TAKEN else safe
 
 
 class NumericEncoder(nn.Module):
@@ -50,7 +64,7 @@ class NumericEncoder(nn.Module):
     def reset_edges(self) -> None:
         """Put the edges at quantiles of the standard normal distribution (needed after a meta-device build)."""
         probabilities = torch.linspace(0.02, 0.98, self.bins + 1)
-        self.edges.copy_(torch.special.ndtri(probabilities))
+        init.copy_(self.edges, torch.special.ndtri(probabilities))
 
 
 class FeatureEncoder(nn.Module):
@@ -68,9 +82,9 @@ class FeatureEncoder(nn.Module):
         self.tables = nn.ModuleDict()
         for f in self.features:
             if f.kind in ("categorical", "multi"):
-                self.tables[f.name] = nn.Embedding(f.size, config.hidden_size, padding_idx=0)
+                self.tables[module_name(f.name)] = nn.Embedding(f.size, config.hidden_size, padding_idx=0)
             else:
-                self.tables[f.name] = NumericEncoder(f.size, config.hidden_size, config.numeric_bins)
+                self.tables[module_name(f.name)] = NumericEncoder(f.size, config.hidden_size, config.numeric_bins)
 
     def forward(self, values: dict[str, Tensor]) -> Tensor | None:
         """Encode and add up; None if there is nothing to read."""
@@ -78,7 +92,7 @@ class FeatureEncoder(nn.Module):
         for f in self.features:
             if f.name not in values:
                 raise KeyError(f"feature {f.name!r} is missing from the batch; it has {sorted(values)}")
-            x, table = values[f.name], self.tables[f.name]
+            x, table = values[f.name], self.tables[module_name(f.name)]
             if f.kind == "categorical":
                 encoded = table(x)
             elif f.kind == "multi":

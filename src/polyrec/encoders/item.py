@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.encoders.features import FeatureEncoder
+from polyrec.encoders.features import FeatureEncoder, module_name
 
 PADDING_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
 # Up to this many items the whole table is encoded once per step, which costs less than finding the unique ones.
@@ -57,7 +57,7 @@ class ItemEncoder(nn.Module):
         for f in self.attributes.features:
             shape = (config.num_items,) if f.kind in ("categorical", "numeric") else (config.num_items, f.width)
             dtype = torch.float32 if f.kind in ("numeric", "vector") else torch.int64
-            self.catalog.register_buffer(f.name, torch.zeros(shape, dtype=dtype))
+            self.catalog.register_buffer(module_name(f.name), torch.zeros(shape, dtype=dtype))
 
     def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor) -> None:
         """Fill the attribute buffers.
@@ -73,7 +73,7 @@ class ItemEncoder(nn.Module):
                     "build the model from this processor (processor.model_config())"
                 )
         for f in self.attributes.features:
-            self.catalog.get_buffer(f.name).copy_(attributes[f.name])
+            self.catalog.get_buffer(module_name(f.name)).copy_(attributes[f.name])
         self.counts.copy_(counts)
         self.known.copy_(counts > 0)
 
@@ -90,7 +90,7 @@ class ItemEncoder(nn.Module):
         if self.training and self.id_dropout:
             own_id_M = own_id_M & (torch.rand(len(rows_M), device=rows_M.device) >= self.id_dropout)
         vectors_MD = self.id_embedding(torch.where(own_id_M, rows_M, UNKNOWN_ITEM))
-        attributes = {f.name: self.catalog.get_buffer(f.name)[rows_M] for f in self.attributes.features}
+        attributes = {f.name: self.catalog.get_buffer(module_name(f.name))[rows_M] for f in self.attributes.features}
         encoded_MD = self.attributes(attributes)
         if encoded_MD is not None:
             vectors_MD = vectors_MD + encoded_MD * (rows_M != PADDING_ITEM).unsqueeze(-1)

@@ -64,15 +64,14 @@ class LinearSkip(nn.Module):
         self.features = [
             f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")
         ]
-        self.task_names = task_names
         size = sum(f.size for f in self.features) + evidence
-        self.linear = nn.Linear(size, len(task_names), bias=False) if size else None
+        self.linear = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in task_names} if size else {})
 
     def forward(self, values: dict[str, Tensor], evidence_BCE: Tensor | None) -> dict[str, Tensor]:
         """Contribution to the logits, shapes as in the class description."""
-        if self.linear is None:
+        if not self.linear:
             return {}
         columns = [values[f.name].unsqueeze(-1) if f.kind == "numeric" else values[f.name] for f in self.features]
         columns = [torch.nan_to_num(c) for c in columns] + ([] if evidence_BCE is None else [evidence_BCE])
-        skipped = self.linear(torch.cat(columns, dim=-1))
-        return dict(zip(self.task_names, skipped.unbind(-1), strict=True))
+        joined = torch.cat(columns, dim=-1)
+        return {name: linear(joined).squeeze(-1) for name, linear in self.linear.items()}

@@ -45,8 +45,9 @@ def compare_with_baselines(
             report[task] = _retrieval(train, test, j, predictions.rankings[task], number, k, exclude_seen, resamples)
             continue
         head = model.heads[task]
-        known = train.labels()[:, j]
-        bias = BiasModel().fit(train.people(), train.log.item[train.candidates.event], known)
+        own = train.own_view
+        known = train.labels()[own, j]
+        bias = BiasModel().fit(train.people()[own], train.log.item[train.candidates.event[own]], known)
         answers = {
             MODEL: predictions.values[task],
             "bias": bias.predict(people, test.log.item[test.candidates.event]),
@@ -77,7 +78,7 @@ def _retrieval(
     exclude_seen: bool,
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
-    event = train.candidates.event[~np.isnan(train.labels()[:, column])]
+    event = train.candidates.event[train.own_view & ~np.isnan(train.labels()[:, column])]
     items, users = train.log.item[event] - FIRST_ITEM, train.log.person[event]
     items, users = items[items >= 0], users[items >= 0]
     targets = torch.from_numpy(test.log.item[test.candidates.event[found.rows]] - FIRST_ITEM)

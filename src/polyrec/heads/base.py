@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from polyrec.configuration_polyrec import PolyRecConfig
@@ -37,6 +38,10 @@ class TaskHead(nn.Module):
     def initialise(self) -> None:
         """Set parameters that should not start at random; called after the default initialisation."""
 
+    def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
+        """Which candidates count in the loss, bool [B, C]."""
+        return ~torch.isnan(labels)
+
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (sum of losses, number or weight of known labels), both scalars; NaN labels count as nothing."""
         raise NotImplementedError
@@ -48,8 +53,18 @@ class TaskHead(nn.Module):
 
 def masked_sum(losses: Tensor, known: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum of the losses of known labels and their number (or weight); differentiable also when none is known."""
-    scale = known.to(losses.dtype) if weight is None else known * weight.to(losses.dtype)
+    scale = known_weight(known, weight).to(losses.dtype)
     return (losses * scale).sum(), scale.sum()
+
+
+def known_weight(known: Tensor, weight: Tensor | None) -> Tensor:
+    """1 (or the weight) where a label is known, else 0; a padded weight may be NaN."""
+    return known.float() if weight is None else torch.where(known, weight.float(), 0.0)
+
+
+def mean_loss(total: Tensor, count: Tensor) -> Tensor:
+    """A sum of losses over the number (or weight) of known labels; 0 if none is known."""
+    return total / torch.where(count > 0, count, 1.0)
 
 
 def per_member(labels: Tensor, logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.heads.base import TaskHead, masked_sum
+from polyrec.heads.base import TaskHead, known_weight, masked_sum
 from polyrec.losses import linear_cross_entropy
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
@@ -43,6 +43,10 @@ class RetrievalHead(TaskHead):
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         self.bias = nn.Embedding(config.num_items, 1)
+
+    def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
+        """Candidates that were taken and are in the catalog, bool [B, C]."""
+        return (labels > 0) & (candidate_ids >= FIRST_ITEM)
 
     def forward(self, state_MD: Tensor, items: ItemRows) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf."""
@@ -81,7 +85,7 @@ class RetrievalHead(TaskHead):
             return masked_sum(
                 self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K), known_M, weight_M
             )
-        weight_M = known_M.float() if weight_M is None else known_M * weight_M
+        weight_M = known_weight(known_M, weight_M)
         total = linear_cross_entropy(
             self.project(state_MD),
             items.vectors_MD[FIRST_ITEM:],

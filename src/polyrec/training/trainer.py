@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import speed_metrics
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
+from polyrec.heads.base import TaskHead, known_weight, mean_loss
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
@@ -81,11 +83,13 @@ class PolyRecTrainer(Trainer):
         """Known labels (or their weight) per task in the accumulation window, over all ranks: {task: scalar}."""
         if not batch_samples:
             return None
-        names = self._unwrapped.config.task_names
-        counts = torch.stack([sum(_known(batch, name) for batch in batch_samples) for name in names]).to(device)
+        heads = self._unwrapped.heads
+        counts = torch.stack([sum(_known(batch, head) for batch in batch_samples) for head in heads.values()]).to(
+            device
+        )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        return dict(zip(names, counts, strict=True))
+        return dict(zip(heads, counts, strict=True))
 
     def compute_loss(
         self,
@@ -99,7 +103,7 @@ class PolyRecTrainer(Trainer):
         outputs = model(**inputs, denominators=num_items_in_batch)
         if model.training and num_items_in_batch is not None:
             for name, total in outputs.losses.items():
-                mean = total.detach() / num_items_in_batch[name].clamp(min=1)
+                mean = mean_loss(total.detach(), num_items_in_batch[name])
                 self._task_sums[name] = self._task_sums.get(name, torch.zeros_like(mean)) + mean
         loss = outputs.loss * self.args.world_size if num_items_in_batch is not None else outputs.loss
         return (loss, outputs) if return_outputs else loss
@@ -134,8 +138,8 @@ class PolyRecTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
-        window = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(window, lengths=dataset.lengths)
+        window = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return _LengthGroupedSampler(window, dataset, self.args.seed)
 
     # ----------------------------------------------------------- evaluation
     def evaluate(
@@ -189,6 +193,18 @@ class PolyRecTrainer(Trainer):
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
 
+class _LengthGroupedSampler(LengthGroupedSampler):
+    """An order that depends on seed and epoch alone, so that ranks agree and a resumed run goes on."""
+
+    def __init__(self, window: int, dataset: SequenceDataset, seed: int) -> None:
+        super().__init__(window, lengths=dataset.lengths)
+        self.dataset, self.seed = dataset, seed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
+        return super().__iter__()
+
+
 class _EpochCallback(TrainerCallback):
     """Tells the training data which epoch it is; accelerate's data loader does so only for some samplers."""
 
@@ -199,14 +215,13 @@ class _EpochCallback(TrainerCallback):
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
-def _known(batch: dict[str, Any], task: str) -> Tensor:
-    """Number, or weight, of the known labels of a task in a batch, a float scalar."""
-    labels = batch["labels"].get(task)
+def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
+    """Number, or weight, of the labels of a batch that count in a head's loss, a float scalar."""
+    labels = batch["labels"].get(head.task.name)
     if labels is None:
         return torch.zeros(())
-    known = (~torch.isnan(labels)).float()
-    weight = (batch.get("sample_weight") or {}).get(task)
-    return (known if weight is None else known * weight).sum()
+    weight = (batch.get("sample_weight") or {}).get(head.task.name)
+    return known_weight(head.known(labels, batch["candidate_ids"]), weight).sum()
 
 
 def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
