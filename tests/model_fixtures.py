@@ -119,3 +119,20 @@ def random_config(**overrides: Any) -> PolyRecConfig:
         "initializer_range": 0.2,
     }
     return PolyRecConfig(**(defaults | overrides))
+
+
+def random_batch(tasks: list[str], people: int = 5, keep: slice = slice(None), seed: int = 0) -> dict[str, Any]:
+    """A batch for `random_config`: labels are 0, 1 or unknown, which every kind of head understands.
+
+    Args:
+        keep: of the people; parts of one batch differ in nothing else.
+    """
+    random = np.random.default_rng(seed)
+    length, asked = 6, 4
+    labels = {task: random.choice([0.0, 1.0, np.nan], (people, asked), p=[0.4, 0.4, 0.2]) for task in tasks}
+    return {
+        "item_ids": torch.from_numpy(random.integers(1, 12, (people, length)))[keep],
+        "candidate_ids": torch.from_numpy(random.integers(2, 12, (people, asked)))[keep],
+        "candidate_positions": torch.from_numpy(random.integers(0, length + 1, (people, asked)))[keep],
+        "labels": {task: torch.from_numpy(values).float()[keep] for task, values in labels.items()},
+    }

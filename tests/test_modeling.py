@@ -207,7 +207,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(world):
     expected = gradients(plain, batch)
     model = tiny_model(processor).train()
     model.activation_checkpointing_enable()
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     calls = []
     model.model.history_encoder.backbone.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     found = gradients(model, batch)
@@ -220,7 +220,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(world):
     "history_config",
     [
         Qwen2Config(vocab_size=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1),
-        GPT2Config(vocab_size=1, n_embd=8, n_layer=1, n_head=2, n_positions=16, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0),
+        GPT2Config(
+            vocab_size=1, n_embd=8, n_layer=1, n_head=2, n_positions=16, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
+        ),
     ],
     ids=["qwen2", "gpt2"],
 )
@@ -307,7 +309,8 @@ def drop_from_file(folder: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["heads", "experts", "skip", "history_encoder.start", "edges", "item_encoder", "history_encoder", "weighting", ""]
+    "part",
+    ["heads", "experts", "skip", "history_encoder.start", "edges", "item_encoder", "history_encoder", "weighting", ""],
 )
 def test_missing_keys_are_initialised_and_not_garbage(world, tmp_path, part):
     """Prevents parameters and buffers that are not in the file from keeping whatever the memory held (trap 4)."""
@@ -356,7 +359,10 @@ def test_column_names_that_python_or_torch_use_themselves():
     log["items"] = {"item_id": log["items"]["item_id"]} | {new: log["items"][old] for new, old in names.items()}
     log["users"] = {"user_id": log["users"]["user_id"], "keys": log["users"]["age"]}
     log["interactions"]["pop"] = log["interactions"].pop("surface")
-    columns = {"context": {"pop": "categorical"}, "item_features": {"type": "categorical", "items": "numeric", "tag.list": "multi"}}
+    columns = {
+        "context": {"pop": "categorical"},
+        "item_features": {"type": "categorical", "items": "numeric", "tag.list": "multi"},
+    }
     processor, splits = fit(log, columns=columns)
     model = tiny_model(processor)
     batch = model_inputs(PolyRecCollator()([splits.train[i] for i in range(4)]))

@@ -16,7 +16,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=type)
@@ -26,7 +26,22 @@ def nearest(name: str, known: list[str]) -> str:
     """Return the end of an error message: the known names and the nearest one, if any is near."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"known: {', '.join(known)}{hint}"
+    return f"known: {', '.join(known) or 'none'}{hint}"
+
+
+def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Options of a part with the defaults filled in; one that the part does not know is refused.
+
+    Example:
+        >>> checked_options({"membrs": 4}, {"members": 1}, "expert layer 'shared_bottom'")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown option 'membrs' of expert layer 'shared_bottom'; known: members; did you mean 'members'?
+    """
+    for key in given:
+        if key not in defaults:
+            raise ValueError(f"unknown option {key!r} of {what}; {nearest(key, sorted(defaults))}")
+    return {**defaults, **given}
 
 
 class Registry:

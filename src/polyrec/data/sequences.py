@@ -117,7 +117,8 @@ class SequenceDataset:
         task_names: names of the T label columns.
         max_history, stride: events per window, see above.
         shuffle_ties: draw the order of events of one time anew in every epoch (training): their order in a file is
-            mostly chance, and a model that sees one order only learns it by heart.
+            mostly chance, and a model that sees one order only learns it by heart. Windows draw for themselves, so
+            at their edges an event may be asked twice.
         seed: of that order, which also depends on `set_epoch` and the window, so a resumed run draws the same.
         own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
             next is no question to somebody whose latest events are hidden.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.registry import nearest
+from polyrec.registry import checked_options
 
 
 class ExpertLayer(nn.Module):
@@ -22,12 +22,8 @@ class ExpertLayer(nn.Module):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__()
-        options = config.expert_options or {}
-        for key in options:
-            if key not in self.default_options:
-                known = nearest(key, sorted(self.default_options))
-                raise ValueError(f"unknown option {key!r} of expert layer {config.experts!r}; {known}")
-        self.options = {**self.default_options, **options}
+        what = f"expert layer {config.experts!r}"
+        self.options = checked_options(config.expert_options or {}, self.default_options, what)
         self.task_names = task_names
 
     def initialise(self) -> None:

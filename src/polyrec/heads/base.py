@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.registry import nearest
+from polyrec.registry import checked_options
 from polyrec.schema import TaskConfig
 
 
@@ -28,12 +28,9 @@ class TaskHead(nn.Module):
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__()
-        for key in task.options:
-            if key not in self.default_options:
-                known = nearest(key, sorted(self.default_options))
-                raise ValueError(f"unknown option {key!r} of task {task.name!r} (head {task.head!r}); {known}")
         self.task = task
-        self.options = {**self.default_options, **task.options}
+        what = f"task {task.name!r} (head {task.head!r})"
+        self.options = checked_options(task.options, self.default_options, what)
 
     def initialise(self) -> None:
         """Set parameters that should not start at random; called after the default initialisation."""

@@ -30,6 +30,12 @@ class RetrievalHead(TaskHead):
             catalog; full softmax only).
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
+
+    Example:
+        >>> config = PolyRecConfig(tasks=[{"name": "next_item", "head": "retrieval"}], num_items=6, hidden_size=4)
+        >>> head = RetrievalHead(config.task_configs[0], config)
+        >>> head(torch.zeros(3, 4), ItemRows(torch.zeros(6, 4))).shape
+        torch.Size([3, 6])
     """
 
     reads = "state"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.registry import WEIGHTINGS
+from polyrec.weighting.base import LossWeighting
 
 
 @WEIGHTINGS.register("fixed")
-class FixedWeighting(nn.Module):
+class FixedWeighting(LossWeighting):
     r"""L = sum_i lambda_i L_i with the constant `weight` of each task.
-
-    Contract of every weighting: an `nn.Module` inside the model,
-    `forward({task: mean loss}) -> (total, {task: weight})`.
 
     Example:
         >>> import torch
@@ -25,7 +23,7 @@ class FixedWeighting(nn.Module):
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.weights = {t.name: t.weight for t in config.task_configs}
 
     def forward(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
