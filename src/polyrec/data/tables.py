@@ -179,6 +179,8 @@ def _parse_times(values: pa.Array, what: str) -> pa.Array:
 
 def numbers(values: pa.Array, what: str) -> np.ndarray:
     """Return a column as float64 with NaN for missing, [R]; text and infinities are refused with the first bad row."""
+    if pa.types.is_null(values.type):
+        return np.full(len(values), np.nan)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)):
