@@ -86,9 +86,10 @@ class ItemEncoder(nn.Module):
 
     def encode(self, rows_M: Tensor) -> Tensor:
         """Vectors of rows of the item table, [M] -> [M, D]."""
-        own_id_M = self.known[rows_M] | (rows_M == PADDING_ITEM)
+        own_id_M = self.known[rows_M]
         if self.training and self.id_dropout:
             own_id_M = own_id_M & (torch.rand(len(rows_M), device=rows_M.device) >= self.id_dropout)
+        own_id_M = own_id_M | (rows_M == PADDING_ITEM)
         vectors_MD = self.id_embedding(torch.where(own_id_M, rows_M, UNKNOWN_ITEM))
         attributes = {f.name: self.catalog.get_buffer(module_name(f.name))[rows_M] for f in self.attributes.features}
         encoded_MD = self.attributes(attributes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,6 +80,9 @@ def predict(
     """
     was_training = model.training
     model.eval()
+    dataset = copy.copy(dataset)
+    dataset.shuffle_ties = False  # candidates must stand where `candidate_rows` says
+    k = min(k, model.config.num_items - FIRST_ITEM)
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
     loader = DataLoader(Subset(dataset, order.tolist()), batch_size=batch_size, collate_fn=PolyRecCollator())
     values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
@@ -100,7 +104,7 @@ def predict(
                 scores = model.score_items(states[chunk], name, items)[:, FIRST_ITEM:].float().cpu()
                 excluded = visible_items(dataset, chosen[chunk.numpy()]) if exclude_seen else None
                 greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
-                top = ranking.top_k(scores, min(k, scores.shape[1]), excluded)
+                top = ranking.top_k(scores, k, excluded)
                 parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
     model.train(was_training)
     return Predictions(values, {name: _concatenate(found, k) for name, found in parts.items()})

@@ -1,0 +1,242 @@
+"""The evaluator against a loop over windows and candidates."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from model_fixtures import PAIR_TASKS, TASKS, fit, model_inputs, synthetic_log, tiny_model
+
+from polyrec import PolyRecCollator
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.evaluation import evaluator
+from polyrec.evaluation.evaluator import Predictions, Ranking
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Histories of up to 20 events in windows of 6, so that much of what was seen lies outside the window."""
+    processor, splits = fit(synthetic_log(people=12, events=20), max_history=6)
+    model = tiny_model(processor)
+    model.heads["next_item"].bias.weight.data.normal_()
+    return processor, splits, model
+
+
+def naive_predictions(model, dataset, exclude_seen):
+    """Values of pair tasks and (row, greater, ties, scores) of the retrieval task, one window and candidate at a time."""
+    values = {name: np.full(dataset.num_candidates, np.nan) for name in model.pair_tasks}
+    ranked = {}
+    log = dataset.log
+    for window in range(len(dataset)):
+        batch = PolyRecCollator()([dataset[window]])
+        with torch.no_grad():
+            output = model(**model_inputs(batch))
+        for c, row in enumerate(batch["candidate_rows"][0].tolist()):
+            for name in values:
+                values[name][row] = model.heads[name].predict(output.logits[name])[0, c]
+            event = dataset.candidates.event[row]
+            target = log.item[event]
+            if target < FIRST_ITEM or not dataset.labels()[row, 0] > 0:
+                continue
+            with torch.no_grad():
+                scores = model.score_items(output.states[0, c : c + 1], "next_item")[0, FIRST_ITEM:].numpy().copy()
+            mine = scores[target - FIRST_ITEM]
+            if exclude_seen:
+                earlier = (log.person == log.person[event]) & (log.time < log.time[event])
+                seen = log.item[earlier]
+                scores[seen[seen >= FIRST_ITEM] - FIRST_ITEM] = -np.inf
+            others = np.delete(scores, target - FIRST_ITEM)
+            ranked[row] = ((others > mine).sum(), (others == mine).sum(), scores)
+    return values, ranked
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_predictions_equal_a_loop(world, part, exclude_seen, batch_size):
+    """Prevents answers from landing on the wrong candidate, and seen items beyond the window from being ranked.
+
+    Training data is included: there the order of events of one time is drawn anew, which must not reach an evaluation.
+    """
+    _, splits, model = world
+    dataset = getattr(splits, part)
+    found = evaluator.predict(model, dataset, batch_size=batch_size, k=K, exclude_seen=exclude_seen)
+    shuffled, dataset.shuffle_ties = dataset.shuffle_ties, False
+    values, ranked = naive_predictions(model, dataset, exclude_seen)
+    dataset.shuffle_ties = shuffled
+    for name, expected in values.items():
+        assert found.values[name].dtype == np.float32
+        np.testing.assert_allclose(found.values[name], expected, rtol=1e-4, atol=1e-5)
+    ranking = found.rankings["next_item"]
+    assert sorted(ranking.rows) == sorted(ranked)
+    for row, greater, ties, top in zip(ranking.rows, ranking.greater, ranking.ties, ranking.top_ids, strict=True):
+        expected_greater, expected_ties, scores = ranked[row]
+        assert (greater, ties) == (expected_greater, expected_ties)
+        assert top.shape == (K,)
+        np.testing.assert_allclose(scores[top], np.sort(scores)[::-1][:K], rtol=1e-5, atol=1e-6)
+
+
+def test_much_of_what_was_seen_lies_outside_the_window(world):
+    """Prevents the test above from being easier than it looks."""
+    _, splits, _ = world
+    positions = splits.test.candidates.position
+    windows = [splits.test[i] for i in range(len(splits.test))]
+    assert max(len(w["item_ids"]) for w in windows) == 6
+    assert positions.max() > 12
+
+
+def test_predict_leaves_the_model_as_it_was(world):
+    """Prevents an evaluation in the middle of training from switching dropout off for the rest of it."""
+    _, splits, model = world
+    model.train()
+    evaluator.predict(model, splits.valid)
+    assert model.training
+    model.eval()
+    evaluator.predict(model, splits.valid)
+    assert not model.training
+    assert splits.train.shuffle_ties
+
+
+@pytest.mark.parametrize("shards", [2, 3, 50])
+def test_shards_together_equal_the_whole(world, shards, monkeypatch):
+    """Prevents distributed evaluation from dropping, doubling or averaging windows; more ranks than windows are fine."""
+    _, splits, model = world
+    whole = evaluator.predict(model, splits.test, k=K)
+    parts = [evaluator.predict(model, splits.test, k=K, shard=(rank, shards)) for rank in range(shards)]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: shards)
+
+    def all_gather_object(found, mine):
+        found[:] = parts
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    joined = evaluator.gather(parts[0])
+    for name, values in whole.values.items():
+        np.testing.assert_allclose(joined.values[name], values, rtol=1e-5, atol=1e-6)
+        assert all(np.isnan(p.values[name]).any() for p in parts)
+    a, b = whole.rankings["next_item"], joined.rankings["next_item"]
+    order_a, order_b = np.argsort(a.rows), np.argsort(b.rows)
+    for name in ("rows", "greater", "ties", "top_ids"):
+        np.testing.assert_array_equal(getattr(a, name)[order_a], getattr(b, name)[order_b])
+    expected = evaluator.evaluate(model, splits.test, whole, k=K)
+    assert evaluator.evaluate(model, splits.test, joined, k=K) == pytest.approx(expected, nan_ok=True)
+
+
+def test_k_larger_than_the_catalog_and_an_idle_rank(world):
+    """Prevents a short list of a tiny catalog, or a rank without windows, from breaking the gathering."""
+    processor, splits, model = world
+    k = processor.num_items + 5
+    some = evaluator.predict(model, splits.test, k=k).rankings["next_item"]
+    none = evaluator.predict(model, splits.test, k=k, shard=(len(splits.test), len(splits.test) + 1))
+    assert len(none.rankings["next_item"].rows) == 0
+    assert none.rankings["next_item"].top_ids.shape[1] == some.top_ids.shape[1]
+
+
+# ------------------------------------------------------------------ metrics
+def test_metrics_are_named_as_documented_and_right(world):
+    """Prevents one metric for all tasks, metrics of the wrong column, and a name that nobody finds."""
+    _, splits, model = world
+    found = evaluator.evaluate(model, splits.test, predictions := evaluator.predict(model, splits.test, k=K), k=K)
+    assert set(found) == {
+        *(f"like_{m}" for m in ("auc", "gauc", "logloss", "calibration_error")),
+        *(f"rating_{m}" for m in ("rmse", "mae")),
+        *(f"next_item_{m}@{K}" for m in ("ndcg", "recall", "mrr", "coverage", "novelty")),
+        "mean_improvement",
+    }
+    labels = splits.test.labels()
+    like, rating = labels[:, 1], labels[:, 2]
+    known = ~np.isnan(like)
+    p, r = predictions.values["like"], predictions.values["rating"]
+    assert found["like_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(like[known], p[known]))
+    logloss = sklearn.metrics.log_loss(like[known], p[known].astype(np.float64))
+    assert found["like_logloss"] == pytest.approx(logloss)
+    rmse = sklearn.metrics.root_mean_squared_error(rating[known], r[known])
+    assert found["rating_rmse"] == pytest.approx(rmse)
+    ranking = predictions.rankings["next_item"]
+    assert (ranking.ties == 0).all()
+    ranks = ranking.greater + 1
+    assert found[f"next_item_recall@{K}"] == pytest.approx((ranks <= K).mean())
+    assert found[f"next_item_mrr@{K}"] == pytest.approx(np.where(ranks <= K, 1 / ranks, 0).mean())
+    ndcg = np.where(ranks <= K, 1 / np.log2(ranks + 1), 0).mean()
+    assert found[f"next_item_ndcg@{K}"] == pytest.approx(ndcg)
+    base = like[known].mean()
+    constant = -(base * np.log(base) + (1 - base) * np.log(1 - base))
+    improvements = [1 - logloss / constant, 1 - rmse / rating[known].std(), ndcg]
+    assert found["mean_improvement"] == pytest.approx(np.mean(improvements))
+
+
+def test_every_metric_a_head_names_is_reported(world):
+    """Prevents a head from promising a metric that the evaluator does not know."""
+    _, splits, model = world
+    found = evaluator.evaluate(model, splits.test, evaluator.predict(model, splits.test))
+    for task, head in model.heads.items():
+        assert {f"{task}_{metric}" for metric in head.metrics} <= set(found)
+
+
+def test_groups_are_evaluated_apart(world):
+    """Prevents a group's metrics from being those of all rows."""
+    _, splits, model = world
+    predictions = evaluator.predict(model, splits.test, k=K)
+    even = splits.test.people() % 2 == 0
+    groups = {"even": even, "odd": ~even, "all": np.ones(len(even), dtype=bool)}
+    found = evaluator.evaluate(model, splits.test, predictions, k=K, groups=groups)
+    for name in ("like_logloss", f"next_item_ndcg@{K}", "mean_improvement"):
+        assert found[f"all/{name}"] == found[name]
+        assert found[f"even/{name}"] != found[f"odd/{name}"]
+    ranked = {name: group[predictions.rankings["next_item"].rows].sum() for name, group in groups.items()}
+    joined = sum(ranked[g] * found[f"{g}/next_item_ndcg@{K}"] for g in ("even", "odd"))
+    assert joined / ranked["all"] == pytest.approx(found[f"next_item_ndcg@{K}"])
+
+
+def test_a_group_without_rows_or_labels_has_no_metrics(world, caplog):
+    """Prevents an empty group from raising or from reporting NaN as a result."""
+    _, splits, model = world
+    predictions = evaluator.predict(model, splits.test, k=K)
+    nobody = np.zeros(splits.test.num_candidates, dtype=bool)
+    with caplog.at_level(logging.WARNING, logger="polyrec"):
+        found = evaluator.evaluate(model, splits.test, predictions, k=K, groups={"none": nobody})
+    assert not [name for name in found if name.startswith("none/")]
+    assert "task 'like' has no label in the evaluated rows" in caplog.text
+
+
+def test_mean_improvement_is_0_for_the_constant_and_grows_with_quality(world):
+    """Prevents early stopping from keeping the worst model: larger must mean better for every kind of task."""
+    _, splits, model = world
+    labels = splits.test.labels()
+    constant = {t["name"]: np.full(len(labels), np.nanmean(labels[:, 1 + j])) for j, t in enumerate(PAIR_TASKS)}
+    perfect = {"like": np.clip(labels[:, 1], 0.01, 0.99), "rating": labels[:, 2]}
+    rows = np.arange(len(labels))
+
+    def quality(values, greater):
+        empty = np.zeros(len(rows), dtype=np.int64)
+        ranking = Ranking(rows, empty + greater, empty, np.tile(np.arange(K), (len(rows), 1)))
+        predictions = Predictions({k: v.astype(np.float32) for k, v in values.items()}, {"next_item": ranking})
+        return evaluator.evaluate(model, splits.test, predictions, k=K)["mean_improvement"]
+
+    assert quality(constant, K) == pytest.approx(0, abs=1e-6)
+    assert quality(perfect, 0) > 0.98
+    assert 0 < quality(perfect, K) < quality(perfect, 1) < quality(perfect, 0)
+
+
+def test_model_of_some_tasks_is_evaluated_on_those(world):
+    """Prevents a single-task model from failing on a data set with more labels."""
+    processor, splits, _ = world
+    model = tiny_model(processor, tasks=TASKS[1:2])
+    found = evaluator.evaluate(model, splits.test, evaluator.predict(model, splits.test))
+    assert {name.split("_")[0] for name in found} == {"like", "mean"}
+
+
+def test_unknown_items_are_not_ranked():
+    """Prevents events whose item is not in the catalog from counting as misses of row 1."""
+    log = synthetic_log()
+    log["items"] = {k: v[:12] for k, v in log["items"].items()}
+    processor, splits = fit(log)
+    model = tiny_model(processor)
+    ranking = evaluator.predict(model, splits.test).rankings["next_item"]
+    items = splits.test.log.item[splits.test.candidates.event]
+    assert (items == 1).any()
+    assert sorted(ranking.rows) == np.flatnonzero(items >= FIRST_ITEM).tolist()
