@@ -147,7 +147,9 @@ def test_delayed_rows_train_beside_fresh_ones(fitted):
     delayed = processor.split(log["interactions"], max_delay=5000.0).train
     assert delayed.own_view.sum() == parts.train.num_candidates
     assert delayed.num_candidates == 2 * parts.train.num_candidates
-    own = dict(zip(delayed.candidates.event[delayed.own_view], delayed.candidates.position[delayed.own_view], strict=True))
+    own = dict(
+        zip(delayed.candidates.event[delayed.own_view], delayed.candidates.position[delayed.own_view], strict=True)
+    )
     hidden = ~delayed.own_view
     fresh = np.array([own[e] for e in delayed.candidates.event[hidden]])
     assert (delayed.candidates.position[hidden] <= fresh).all()

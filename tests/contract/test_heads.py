@@ -133,9 +133,7 @@ def test_binary_loss_equals_sklearn(values, seed):
     random = np.random.default_rng(seed)
     labels, weight = random.integers(0, 2, len(values)), random.random(len(values)) + 0.1
     logits = torch.tensor([[*values, 5.0]], dtype=torch.float64).float()
-    total, count = BINARY.loss(
-        logits, torch.tensor([[*labels, NAN]]).float(), torch.tensor([[*weight, 7.0]]).float()
-    )
+    total, count = BINARY.loss(logits, torch.tensor([[*labels, NAN]]).float(), torch.tensor([[*weight, 7.0]]).float())
     p = 1 / (1 + np.exp(-np.asarray(values, dtype=np.float64)))
     expected = sklearn.metrics.log_loss(labels, np.stack([1 - p, p], 1), sample_weight=weight, labels=[0, 1])
     np.testing.assert_allclose(count.item(), weight.sum(), rtol=1e-5)
@@ -208,7 +206,9 @@ def test_regression_clipping_does_not_stop_the_gradient():
     assert logits.grad.item() == 18.0
 
 
-@pytest.mark.parametrize(("options", "message"), [({"std": 0.0}, "must be > 0"), ({"loss": "absolute"}, "squared, huber")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"std": 0.0}, "must be > 0"), ({"loss": "absolute"}, "squared, huber")]
+)
 def test_regression_options_are_checked(options, message):
     """Prevents a division by 0 and an unknown loss from being found in training."""
     with pytest.raises(ValueError, match=message):
@@ -244,7 +244,10 @@ def test_retrieval_loss_and_gradient_equal_torch(smoothing):
     total, count = head.retrieval_loss(states, targets, items, counts, None, weight)
     known = targets >= FIRST_ITEM
     losses = F.cross_entropy(
-        full_logits(head, items, states)[known], targets[known] - FIRST_ITEM, reduction="none", label_smoothing=smoothing
+        full_logits(head, items, states)[known],
+        targets[known] - FIRST_ITEM,
+        reduction="none",
+        label_smoothing=smoothing,
     )
     expected = (losses * weight[known]).sum()
     torch.testing.assert_close(total, expected)
@@ -271,9 +274,7 @@ def naive_sampled_loss(head, items, states, targets, counts, negatives):
             continue
         scored = [target, *(n for n in negatives.tolist() if n != target)]
         query = head.project(state)
-        logits = torch.stack(
-            [query @ items.vectors_MD[j] + head.bias.weight[j, 0] - torch.log(q[j]) for j in scored]
-        )
+        logits = torch.stack([query @ items.vectors_MD[j] + head.bias.weight[j, 0] - torch.log(q[j]) for j in scored])
         losses.append(-F.log_softmax(logits, dim=0)[0])
     return torch.stack(losses)
 
@@ -294,9 +295,7 @@ def test_sampled_loss_with_every_item_once_equals_the_full_softmax():
     uniform = torch.zeros_like(counts)
     known = targets >= FIRST_ITEM
     total, _ = head.retrieval_loss(states, targets, items, uniform, torch.arange(FIRST_ITEM, ITEMS))
-    expected = F.cross_entropy(
-        full_logits(head, items, states)[known], targets[known] - FIRST_ITEM, reduction="sum"
-    )
+    expected = F.cross_entropy(full_logits(head, items, states)[known], targets[known] - FIRST_ITEM, reduction="sum")
     torch.testing.assert_close(total, expected)
 
 

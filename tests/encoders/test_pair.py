@@ -60,10 +60,7 @@ def test_state_candidate_history_and_features_all_matter():
     before, _ = encoder(**given)
     assert before.shape == (1, 3, 8)
     for name, value in given.items():
-        if name == "candidate_features":
-            other = value | {"surface": (value["surface"] + 1) % 4}
-        else:
-            other = value * 0 + 1
+        other = value | {"surface": (value["surface"] + 1) % 4} if name == "candidate_features" else value * 0 + 1
         after, _ = encoder(**(given | {name: other}))
         assert not torch.allclose(before, after), name
 

@@ -1,45 +1,54 @@
-"""The same data gives the same gradient, however it is cut into batches and processes."""
+"""The same data gives the same gradient, however it is cut into batches (processes: tests/distributed)."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
-import safetensors.torch
 import torch
-
-HERE = Path(__file__).parent
-
-
-def run(folder, batch_size, accumulation=1, processes=1):
-    """Gradients of one step, computed in fresh processes."""
-    output = folder / f"{batch_size}x{accumulation}x{processes}.safetensors"
-    command = [str(HERE / "gradient_run.py"), str(output), str(batch_size), str(accumulation)]
-    if processes == 1:
-        command = [sys.executable, *command]
-    else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command = [*launcher, "--master_addr=127.0.0.1", f"--master_port={port}", *command]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return safetensors.torch.load_file(output)
+from model_fixtures import fit, model_inputs, tiny_model
+from reduction_fixtures import WINDOWS_PER_STEP, UnevenCollator, difference, first_step, losses
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("whole"), 64)
+@pytest.fixture(scope="module", params=["group_by_length", "random"])
+def whole(request, tmp_path_factory):
+    return request.param, first_step(tmp_path_factory.mktemp("whole"), WINDOWS_PER_STEP, strategy=request.param)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(16, 4, 1), (32, 1, 2), (16, 2, 2)])
-def test_gradient_does_not_depend_on_how_data_is_cut(whole, tmp_path, batch_size, accumulation, processes):
-    """Prevents means of means: with missing labels, and a task absent from whole batches, they weigh rows unequally."""
-    cut = run(tmp_path, batch_size, accumulation, processes)
-    assert cut.keys() == whole.keys()
-    difference = torch.cat([(cut[n] - whole[n]).flatten() for n in whole]).norm()
-    assert difference / torch.cat([g.flatten() for g in whole.values()]).norm() < 1e-5
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(16, 4), (8, 8), (32, 2)])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(whole, tmp_path, batch_size, accumulation):
+    """Prevents means of means: labels are missing, weighted, and of one task absent from whole batches."""
+    strategy, expected = whole
+    found = first_step(tmp_path, batch_size, accumulation, strategy)
+    assert difference(found.gradients, expected.gradients) < 1e-5
+    assert losses(found.log) == pytest.approx(losses(expected.log), rel=1e-4)
+    everything = ["like", "next_item", "rating"]
+    assert expected.seen_tasks[0] == everything
+    if batch_size == 8:
+        assert everything in found.seen_tasks
+        assert ["next_item", "rating"] in found.seen_tasks
+
+
+def test_the_trainers_objective_is_the_models(whole):
+    """Prevents the trainer from counting other labels than the model sums (unknown items, zero labels, weights)."""
+    _, step = whole
+    trainer = step.trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    model = trainer.model.eval()
+    expected = model(**model_inputs(batch))
+    assert {n: c.item() for n, c in counts.items()} == pytest.approx({n: c.item() for n, c in expected.counts.items()})
+    assert (batch["candidate_ids"] == 1).any()
+    assert counts["next_item"] < batch["sample_weight"]["next_item"].nansum()
+    torch.testing.assert_close(trainer.compute_loss(model, batch, num_items_in_batch=counts), expected.loss)
+
+
+def test_duplicated_data_gives_the_same_gradient():
+    """Prevents a sum where a mean is meant: every window twice must change nothing."""
+    processor, splits = fit()
+    model = tiny_model(processor)
+    windows = [splits.train[i] for i in range(8)]
+    found = []
+    for data in (windows, windows * 2):
+        model.zero_grad()
+        model(**model_inputs(UnevenCollator()(data))).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert difference(*found) < 1e-5

@@ -1,0 +1,113 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from model_fixtures import synthetic_log
+
+from polyrec.cli.main import main
+from polyrec.cli.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run folder and its recipe."""
+    folder = tmp_path_factory.mktemp("cli")
+    tables = synthetic_log()
+    for name, table in tables.items():
+        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
+    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
+        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
+        "processor": {"max_history": 8},
+        "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
+        "training": {"num_train_epochs": 2, "use_cpu": True, "disable_tqdm": True},
+        "output": str(folder / "run"),
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    task = ["--task", "next_item=retrieval", "--task", "rating=regression", "--task", "like=binary:rating >= 4"]
+    assert main(["train", str(folder / "recipe.yaml"), *task, "--set", "training.num_train_epochs=1"]) == 0
+    return folder / "run"
+
+
+def test_train_writes_all_that_is_needed(run):
+    """Prevents a run folder that cannot be evaluated, loaded or understood."""
+    names = {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "items.parquet",
+        "recipe.yaml",
+        "metrics.json",
+    }
+    assert names <= {p.name for p in run.iterdir()}
+    report = json.loads((run / "metrics.json").read_text())
+    assert set(report) == {"next_item", "rating", "like"}  # flags win over the file
+    assert {"polyrec", "popularity", "item_knn", "ease"} == set(report["next_item"])
+    assert {"polyrec", "bias", "constant"} == set(report["like"])
+    low, high = report["next_item"]["polyrec"]["interval"]["ndcg@10"]
+    assert low <= report["next_item"]["polyrec"]["ndcg@10"] <= high
+
+
+def test_evaluate_repeats_the_figures(run, tmp_path, capsys):
+    """Prevents the saved model from measuring otherwise than the trained one."""
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "m.json")]) == 0
+    again, first = (json.loads(p.read_text()) for p in (tmp_path / "m.json", run / "metrics.json"))
+    assert again["rating"]["polyrec"]["rmse"] == pytest.approx(first["rating"]["polyrec"]["rmse"], rel=1e-5)
+    assert again["next_item"]["polyrec"] == first["next_item"]["polyrec"]
+    assert "popularity" in capsys.readouterr().out
+
+
+def test_recommend_prints_titles(run, capsys):
+    """Prevents ids from being read as text, and a history from being recommended back."""
+    assert main(["recommend", str(run), "--history", "3,4", "-k", "4", "--user", "age=30", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 4
+    assert all(row["title"] == f"title {row['item']}" and row["item"] not in (3, 4) for row in rows)
+    assert main(["recommend", str(run)]) == 0
+    assert "nothing of the history is known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "no interactions given"),
+        (["train", "nowhere.yaml"], "no such recipe"),
+        (["train", "--interactions", "nowhere.parquet"], "no such file"),
+        (["train", "--task", "like"], "NAME=HEAD"),
+        (["train", "--set", "x"], "SECTION.KEY=VALUE"),
+        (["train", "--set", "modle.hidden_size=3"], "did you mean 'model'"),
+        (["evaluate", "nowhere"], "not a folder written by"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    """Prevents a typing mistake from ending in a traceback."""
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_recommend_explains_wrong_ids(run, capsys):
+    """Prevents text ids from silently being unknown items of an integer catalog."""
+    assert main(["recommend", str(run), "--history", "abc"]) == 2
+    assert "integers" in capsys.readouterr().err
+
+
+def test_unknown_recipe_keys_are_refused(tmp_path):
+    """Prevents a misspelt section from being ignored."""
+    (tmp_path / "r.yaml").write_text("interacions: a.csv\n")
+    with pytest.raises(ValueError, match="did you mean 'interactions'"):
+        load_recipe(str(tmp_path / "r.yaml"), {})
+
+
+def test_help_needs_no_torch():
+    """Prevents `polyrec --help` from taking seconds."""
+    code = (
+        "import sys; sys.argv = ['polyrec', 'train', '--help']\n"
+        "from polyrec.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)

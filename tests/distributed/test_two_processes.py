@@ -1,0 +1,96 @@
+"""Two processes on CPU (gloo), launched like a user does it, do what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from model_fixtures import arguments, fit
+from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
+from safetensors.torch import load_file
+
+from polyrec import PolyRecForRecommendation, PolyRecTrainer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder and findings of both processes."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]  # finds a free port
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    command = [*launcher, str(HERE / "two_processes.py"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, [json.loads((folder / f"findings{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"), [("32x1", "group_by_length"), ("8x4", "group_by_length"), ("random", "random")]
+)
+def test_gradient_equals_that_of_one_process(run, tmp_path, name, strategy):
+    """Prevents DDP's mean over ranks from weighing ranks equally that hold different numbers of labels."""
+    folder, findings = run
+    expected = first_step(tmp_path, WINDOWS_PER_STEP, strategy=strategy)
+    assert difference(load_file(folder / f"{name}.safetensors"), expected.gradients) < 1e-5
+    assert losses(findings[0][name]["log"]) == pytest.approx(losses(expected.log), rel=1e-4)
+    if name == "8x4":
+        seen = [tasks for f in findings for tasks in f[name]["seen_tasks"]]
+        assert ["like", "next_item", "rating"] in seen
+        assert ["next_item", "rating"] in seen
+
+
+def test_each_window_is_read_by_one_process_once_an_epoch(run):
+    """Prevents ranks from drawing different orders, so that some data is read twice and some never."""
+    _, splits = fit()
+    _, findings = run
+    windows = {splits.train[i]["candidate_rows"][0] for i in range(len(splits.train))}
+    orders = []
+    for epoch in ("0", "1"):
+        first, second = (f["rows"][epoch] for f in findings)
+        assert set(first) | set(second) == windows
+        repeated = len(first) + len(second) - len(windows)
+        assert 0 <= repeated < 2 * 4  # accelerate fills the last batches up by the first windows
+        orders.append(first + second)
+    assert orders[0] != orders[1]
+
+
+def test_ranks_hold_the_same_weights_and_metrics(run):
+    """Prevents ranks from drifting apart, and from evaluating different things."""
+    _, (first, second) = run
+    assert first["weights"] == second["weights"]
+    same = [name for name in first["evaluation"] if not name.endswith(("runtime", "per_second"))]
+    assert {n: first["evaluation"][n] for n in same} == {n: second["evaluation"][n] for n in same}
+
+
+def test_evaluation_equals_that_of_one_process(run, tmp_path):
+    """Prevents a distributed evaluation from averaging metrics of shares, or from counting padded windows twice."""
+    folder, findings = run
+    processor, splits = fit()
+    model = PolyRecForRecommendation.from_pretrained(folder / "model")
+    alone = PolyRecTrainer(model, arguments(tmp_path), processing_class=processor).evaluate(
+        splits.test, metric_key_prefix="test"
+    )
+    for name, value in alone.items():
+        if not name.endswith(("runtime", "per_second")):
+            assert findings[0]["evaluation"][name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_logged_losses_are_complete(run):
+    """Prevents the log from showing the losses of rank 0 alone."""
+    _, findings = run
+    for line in findings[0]["log_history"]:
+        if "loss" in line:
+            parts = line["loss_next_item"] + line["loss_like"] + 0.5 * line["loss_rating"]
+            assert line["loss"] == pytest.approx(parts, rel=1e-3)
