@@ -49,7 +49,9 @@ def test_task_losses_are_logged_and_add_up(world, tmp_path):
     assert len(lines) >= 2
     for line in lines:
         assert {"loss_next_item", "loss_like", "loss_rating"} <= set(line)
-        assert line["loss"] == pytest.approx(line["loss_next_item"] + line["loss_like"] + 0.5 * line["loss_rating"], rel=1e-3)
+        assert line["loss"] == pytest.approx(
+            line["loss_next_item"] + line["loss_like"] + 0.5 * line["loss_rating"], rel=1e-3
+        )
     assert 0 < lines[0]["loss_like"] < 2 * math.log(2)
     assert lines[0]["loss_next_item"] == pytest.approx(math.log(24), rel=0.5)
 
