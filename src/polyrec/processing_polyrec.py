@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
-from polyrec.data.columns import ColumnEncoder, infer_kind
+from polyrec.data.columns import FIRST, ColumnEncoder, infer_kind
 from polyrec.data.event_table import Codes, EventTable
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
@@ -27,8 +27,9 @@ from polyrec.data.tables import (
     column,
     first_bad_row,
     ids,
+    is_null,
     labels,
-    normalise_ids,
+    read_json,
     read_table,
     times,
 )
@@ -43,6 +44,10 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _NOBODY = 2**31 - 1  # the largest code of a statistic's key
 COUNTS_COLUMN = "__training_events__"
+_CONFIG_KEYS = (
+    "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
+    "label_summary", "statistics", "scaler",
+)  # fmt: skip
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
 
 
@@ -90,6 +95,12 @@ class PolyRecProcessor:
         ties: str = "strict",
         statistics: RunningStatistics | None = None,
     ) -> None:
+        if ties not in ("strict", "order"):
+            raise ValueError(
+                f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}'
+            )
+        if max_history < 1:
+            raise ValueError(f"max_history is {max_history}; it must be >= 1")
         self.columns, self.tasks = columns, list(tasks)
         self.items, self.users = items, users
         self.event_encoders = event_encoders  # {"event": {...}, "candidate": {...}}
@@ -136,6 +147,7 @@ class PolyRecProcessor:
         times(log, columns, "interactions")
         labels(log, tasks, "interactions")
         item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
+        _check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
         encoders = {
             source: _fit_event_columns(log, declared)
@@ -240,11 +252,7 @@ class PolyRecProcessor:
         # A person is whoever has an id, known to the users table or not.
         coded = user_ids.dictionary_encode()
         person = np.asarray(coded.indices).astype(np.int64)
-        tie_break = np.arange(len(person))
-        if columns.order is not None:
-            tie_break = np.argsort(
-                np.argsort(np.asarray(column(table, columns.order, what, "order")), stable=True), stable=True
-            )
+        tie_break = np.arange(len(person)) if columns.order is None else _ranks(table, columns.order, what)
         sort = np.lexsort((tie_break, seconds, person))
         order = np.empty(len(sort), dtype=np.int64)
         order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
@@ -286,8 +294,10 @@ class PolyRecProcessor:
         if self.statistics is not None:
             self.statistics.prior = np.array([self.label_summary[name]["mean"] for name in self.statistics.targets])
 
-    def _event_table(self, log: EventLog) -> EventTable:
-        keys: dict[str, Codes] = {"item": log.item, "user": self._person_codes(log.user_ids)[log.person]}
+    def _event_table(self, log: EventLog, user: np.ndarray | None = None) -> EventTable:
+        """What the statistics read of a log; `user` [R] replaces the codes of its people."""
+        user = self._person_codes(log.user_ids)[log.person] if user is None else user
+        keys: dict[str, Codes] = {"item": log.item, "user": user}
         keys |= {f"item.{name}": codes[log.item] for name, codes in self.items.keys().items()}
         for name, values in log.user_features.items():
             keys[f"user.{name}"] = self.users.encoders[name].keys(values)[log.person]
@@ -296,6 +306,7 @@ class PolyRecProcessor:
 
     def _person_codes(self, user_ids: pa.Array) -> np.ndarray:
         """Codes from 1 that stay with a person from table to table; kept in memory only, never saved."""
+        user_ids = user_ids.cast(pa.large_string())  # ids of one table may be numbers and those of another strings
         if self._people is None:
             self._people = user_ids
         found = pc.index_in(user_ids, value_set=self._people)
@@ -314,11 +325,11 @@ class PolyRecProcessor:
             self.scaler = StatisticsScaler.fit(counted[fit])
             self.statistics.reset()
             self.statistics.update(table.take(np.flatnonzero(fit)))
-            log.event_features[RESIDUALS] = self._residuals(log, counted)
+            self._add_residuals(log, counted)
         assert self.scaler is not None
         return self.scaler.transform(counted)
 
-    def _residuals(self, log: EventLog, counted: np.ndarray) -> np.ndarray:
+    def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
         """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
         assert self.statistics is not None
         columns = []
@@ -327,7 +338,8 @@ class PolyRecProcessor:
                 continue
             expected = counted[:, self.statistics.names.index(f"baseline.{task.name}")]
             columns.append((log.labels[:, j] - expected) / max(self.label_summary[task.name]["std"], 1e-6))
-        return np.stack(columns, axis=1).astype(np.float32)
+        if columns:  # a model of retrieval tasks alone has no labels to compare
+            log.event_features[RESIDUALS] = np.stack(columns, axis=1).astype(np.float32)
 
     def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
         asked = np.flatnonzero(rows)
@@ -381,8 +393,9 @@ class PolyRecProcessor:
         for source in ("event", "candidate"):
             found += [e.feature(source) for e in self.event_encoders[source].values()]
         found.append(FeatureConfig("time_gap", "event", "numeric"))
-        if self.statistics is not None:
+        if self.statistics is not None and self.statistics.targets:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
+        if self.statistics is not None:
             found.append(FeatureConfig(STATISTICS, "candidate", "vector", size=len(self.statistics.names)))
         return found
 
@@ -421,6 +434,9 @@ class PolyRecProcessor:
     ) -> dict[str, Any]:
         """One window for the collator: a person's history and the items asked about, all labels unknown.
 
+        Beside the window's inputs it holds `history_items`, int64: the whole history, of which the window may hold
+        the last `max_history` events only.
+
         Args:
             history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
             items: int64 [C], rows of the item table.
@@ -440,15 +456,16 @@ class PolyRecProcessor:
                 if name not in known:
                     raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
         for name, encoder in self.users.encoders.items():
-            if user and name in user and encoder.kind != "text":
-                log.user_features[name] = encoder.encode(pa.array([user[name]]), f"user attribute {name!r}")
+            if encoder.kind != "text":
+                values = pa.array([(user or {}).get(name)])
+                log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
         events = len(log) - len(items)
         asked = np.arange(events, len(log))
         log.item[asked] = items
         statistics = self._request_statistics(log)
         candidates = Candidates(asked, np.full(len(items), events))
         window = SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history)
-        return window[0]
+        return window[0] | {"history_items": log.item[:events]}
 
     def _request_table(
         self, history: Any, items: np.ndarray, context: Mapping[str, Any], time: float | None
@@ -472,17 +489,14 @@ class PolyRecProcessor:
             raise ValueError(
                 f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
             )
-        known = {} if table is None else {n: table[n].combine_chunks() for n in table.column_names}
+        known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
         found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + len(items), dtype=np.int64))}
         # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
-        history_ids = (
-            normalise_ids(known[columns.item], f"history: column {columns.item!r}").cast(self.items.ids.type)
-            if events
-            else self.items.ids[:0]
-        )
-        found[columns.item] = pa.concat_arrays(
-            [history_ids, self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))]
-        )
+        past_ids = self.items.ids[:0] if table is None else ids(table, columns.item, "history", "item id")
+        asked_ids = self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))
+        if past_ids.type != asked_ids.type:
+            past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
+        found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
         unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
         found[columns.time] = pa.array(np.concatenate([seconds, np.full(len(items), now)]) * unit)
         if columns.order is not None:
@@ -493,19 +507,16 @@ class PolyRecProcessor:
         for name in sorted(wanted | set(self.event_encoders["candidate"])):
             past = known[name].to_pylist() if name in known else [None] * events
             asked = [context.get(name) if name in self.event_encoders["candidate"] else None] * len(items)
-            values = pa.array(past + asked)
-            found[name] = values.cast(pa.float64()) if pa.types.is_null(values.type) else values
+            found[name] = pa.array(past + asked)
         return pa.table(found)
 
     def _request_statistics(self, log: EventLog) -> np.ndarray | None:
         """Statistics of a request: the saved state continued by the person's own events."""
         if self.statistics is None or self.scaler is None:
             return None
-        table = self._event_table(log)
         # The person of a request is nobody of the state, so that their own history alone speaks for them.
-        table.keys["user"] = np.full(len(log), _NOBODY)
-        counted = self.statistics.transform(table)
-        log.event_features[RESIDUALS] = self._residuals(log, counted)
+        counted = self.statistics.transform(self._event_table(log, user=np.full(len(log), _NOBODY)))
+        self._add_residuals(log, counted)
         return self.scaler.transform(counted)
 
     def describe(self, row: int) -> dict[str, Any]:
@@ -519,7 +530,8 @@ class PolyRecProcessor:
     def update(self, interactions: Any) -> None:
         """Advance the running statistics by new events, which must be later than all counted so far."""
         if self.statistics is not None:
-            self.statistics.update(self._event_table(self.encode_events(interactions)))
+            log = self.encode_events(interactions)
+            self.statistics.update(self._event_table(log).take(np.argsort(log.row)))  # messages count the table's rows
 
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
         """Write processor_config.json, items.parquet and statistics/; no rows about people are written."""
@@ -535,6 +547,7 @@ class PolyRecProcessor:
             "max_history": self.max_history,
             "ties": self.ties,
             "label_summary": self.label_summary,
+            "statistics": self.statistics is not None,
             "scaler": None if self.scaler is None else self.scaler.to_dict(),
         }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -551,22 +564,18 @@ class PolyRecProcessor:
             ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
         """
         folder = _local_folder(folder, hub_options)
-        config = _read_json(folder / CONFIG_NAME)
-        version = config.pop("format_version", None)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / CONFIG_NAME} has format {version}, newer than {FORMAT_VERSION}: update polyrec"
-            )
+        config = read_json(folder / CONFIG_NAME)
+        _check_config(config, folder / CONFIG_NAME)
         columns = from_dict(Columns, config["columns"])
         table = read_table(folder / ITEMS_NAME, "items")
-        counts = np.asarray(table[COUNTS_COLUMN])
+        counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
         table = table.drop_columns([COUNTS_COLUMN])
         items = EntityTable(ids(table, columns.item, "items", "item id"), table, _encoders(config["item_encoders"]))
         no_users = pa.table(
             {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
         )
         users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
-        statistics = RunningStatistics.load(folder / STATISTICS_NAME) if config["scaler"] is not None else None
+        statistics = RunningStatistics.load(folder / STATISTICS_NAME) if config["statistics"] else None
         processor = cls(
             columns,
             parse_tasks(config["tasks"]),
@@ -616,17 +625,31 @@ def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
     return pa.array([], kinds.get(encoder["kind"], pa.string()))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _check_known(items: EntityTable, taken: pa.Array, name: str) -> None:
+    """Refuse a catalog without any item of the log: every event would be one of an unknown item."""
+    if (items.rows(taken) < FIRST).all():
         raise ValueError(
-            f"{path.parent} has no {path.name}: it is not a folder saved by PolyRecProcessor.save_pretrained"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}): the file is damaged or was not copied completely"
-        ) from error
+            f"none of the interactions' items is in the items table: column {name!r} begins {taken[0]} there and "
+            f"{items.ids[0]} here; use the same ids in both"
+        )
+
+
+def _ranks(table: pa.Table, name: str, what: str) -> np.ndarray:
+    """Rank of each row by the order column, ties by row, int64 [R]."""
+    values = column(table, name, what, "order")
+    row = first_bad_row(is_null(values))
+    if row is not None:
+        raise ValueError(f"{what}: column {name!r} (order) has no value in row {row}: fill it in or remove the row")
+    return np.asarray(pc.rank(values, tiebreaker="first")).astype(np.int64)
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, newer than {FORMAT_VERSION}: update polyrec")
+    for key in _CONFIG_KEYS:
+        if key not in config:
+            raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
 
 
 def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:

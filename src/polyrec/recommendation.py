@@ -72,7 +72,7 @@ def _recommend(
     ranking_task = task or next(iter(model.state_tasks or model.pair_tasks))
     catalog = np.arange(FIRST_ITEM, processor.num_items)
     request = processor.request(history, catalog[:1], user=user, context=context, time=time)
-    seen = np.asarray(request["item_ids"])
+    seen = request["history_items"]
     if ranking_task in model.state_tasks:
         state = model(**_batch(request, model)).states[:, 0]
         scores = model.score_items(state, ranking_task)[0].float().cpu().numpy()
@@ -82,6 +82,8 @@ def _recommend(
     if exclude_seen:
         scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
+    if not len(best):
+        return []
     answers = _answers(model, processor, history, best, user, context, time)
     known_history = bool((processor.item_counts[seen] > 0).any())
     return [

@@ -69,9 +69,14 @@ class Registry:
         """Class decorator that enters a class under `name`; a name already taken by another class is refused."""
 
         def enter(cls: T) -> T:
-            held = self._classes.get(name)
-            if held is not None and held.__qualname__ != cls.__qualname__:
+            held, home = self._classes.get(name), f"{self.package}.{name}"
+            place = (cls.__module__, cls.__qualname__)
+            if held is not None and (held.__module__, held.__qualname__) != place:
                 raise ValueError(f"{self.kind} {name!r} is already registered by {held.__module__}.{held.__qualname__}")
+            if cls.__module__ != home and name in self._built_in():
+                raise ValueError(
+                    f"{self.kind} {name!r} is built in ({home}): choose another name for {'.'.join(place)}"
+                )
             self._classes[name] = cls
             return cls
 
@@ -79,10 +84,12 @@ class Registry:
 
     def names(self) -> list[str]:
         """All known names, sorted."""
+        return sorted(self._built_in() | set(self._classes))
+
+    def _built_in(self) -> set[str]:
         spec = importlib.util.find_spec(self.package)
         folder = spec.submodule_search_locations if spec is not None else None
-        built_in = {m.name for m in pkgutil.iter_modules(folder)} if folder is not None else set()
-        return sorted((built_in - {"base"}) | set(self._classes))
+        return {m.name for m in pkgutil.iter_modules(folder)} - {"base"} if folder is not None else set()
 
     def check(self, name: str) -> str:
         """Return `name` if it is known, else raise a ValueError that lists the known names and the nearest one."""

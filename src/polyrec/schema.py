@@ -17,7 +17,7 @@ STATISTICS = "statistics"  # name of the candidate feature that holds all runnin
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
 
 _COMPARISON = re.compile(
-    r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?[\d.]+(?:[eE][+-]?\d+)?)\s*$"
+    r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
 )
 
 
@@ -170,16 +170,27 @@ class Columns:
                 )
             if not isinstance(value, Mapping):
                 object.__setattr__(self, name, tuple(value))
-        for declared in (self.item_features, self.user_features, self.feedback, self.context):
-            if isinstance(declared, Mapping):
-                for column, kind in declared.items():
-                    if kind not in get_args(FeatureKind) or kind == "vector":
-                        known = ["categorical", "multi", "numeric", "text"]
-                        raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")
+        for name in ("item_features", "user_features"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Mapping)):
+                raise ValueError(
+                    f"columns.{name} must say the kind of each column, e.g. {{'genre': 'categorical'}}, not {value!r}"
+                )
+            _check_kinds(value or {}, ["categorical", "multi", "numeric", "text"])
+        for name in ("feedback", "context"):
+            value = getattr(self, name)
+            # Text is kept for display with items and people; nothing displays or reads it here.
+            _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def _check_kinds(declared: Mapping[str, str], known: list[str]) -> None:
+    for column, kind in declared.items():
+        if kind not in known:
+            raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")
 
 
 def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskConfig]:

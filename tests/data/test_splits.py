@@ -1,12 +1,17 @@
 """Splits against naive loops, and the guard against the future."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyrec import PolyRecProcessor
 from polyrec.data.splits import LeakageError, check_leakage, leave_one_out, split_by_cuts, split_by_fractions
 
+SHARES = [(0.5, 0.25, 0.25), (0.8, 0.1, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.6, 0.0, 0.4)]
+TASKS = [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}]
 lengths = st.lists(st.integers(0, 6), min_size=1, max_size=8)
 
 
@@ -22,14 +27,23 @@ def test_leave_one_out_is_the_naive_loop(sizes):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 10), st.integers(0, 10))
-def test_time_splits_never_leak(time, first, second):
-    """Prevents a training row from lying after a test row, however times tie."""
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.sampled_from(SHARES))
+def test_shares_are_the_naive_loop(time, shares):
+    """Prevents a training row from lying after a test row however times tie, and shares from drifting."""
     time = np.array(time, dtype=float)
     order = np.argsort(time, kind="stable")
-    part = split_by_fractions(order, (0.5, 0.25, 0.25))
+    part = split_by_fractions(order, shares)
+    first, second = round(shares[0] * len(time)), round((shares[0] + shares[1]) * len(time))
+    expected = [0 if n < first else 1 if n < second else 2 for n in range(len(time))]
+    assert part[order].tolist() == expected
     check_leakage(part, time)
-    assert np.bincount(part, minlength=3).sum() == len(time)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 10), st.integers(0, 10))
+def test_cuts_are_the_naive_loop(time, first, second):
+    """Prevents an event at a cut from falling before it."""
+    time = np.array(time, dtype=float)
     cuts = sorted([first, second])
     part = split_by_cuts(time, cuts)
     check_leakage(part, time)
@@ -42,13 +56,87 @@ def test_the_guard_names_a_planted_row():
     with pytest.raises(LeakageError, match="row 7 is a training row at time 9.*first validation row at 5"):
         check_leakage(part, time, rows=np.array([6, 7, 8, 9]))
     check_leakage(part, time, person=np.array([0, 1, 0, 0]))  # another person's future is allowed per person
-    with pytest.raises(LeakageError, match="of the same person"):
+    with pytest.raises(LeakageError, match="row 1 .* first validation row of the same person at 5: .* Split by time"):
         check_leakage(part, time, person=np.array([0, 0, 0, 0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 2), st.integers(0, 2)), max_size=12), st.booleans())
+def test_the_guard_is_the_naive_loop(rows, by_person):
+    """Prevents the guard from missing a pair of parts, a person or a row, and from refusing ties."""
+    time, part, person = (np.array([r[k] for r in rows], dtype=np.int64) for k in range(3))
+    pairs = [(a, b) for a in rows for b in rows if 0 <= a[1] < b[1] and (not by_person or a[2] == b[2])]
+    if any(a[0] > b[0] for a, b in pairs):
+        with pytest.raises(LeakageError):
+            check_leakage(part, time.astype(float), person if by_person else None)
+    else:
+        check_leakage(part, time.astype(float), person if by_person else None)
+
+
+@pytest.mark.parametrize(("earlier", "later"), list(combinations(["training", "validation", "test"], 2)))
+def test_a_late_row_of_a_real_log_is_named(tables, earlier, later):
+    """Prevents the guard from naming a row of the sorted log, which the user has never seen."""
+    events = {name: np.asarray(values)[::-1] for name, values in tables["interactions"].items()}
+    log = PolyRecProcessor.fit(events, tasks=TASKS).encode_events(events)
+    names = ["training", "validation", "test"]
+    part = np.full(len(log), -1, dtype=np.int8)
+    part[log.order == len(log) - 1] = names.index(earlier)
+    part[log.order == 0] = names.index(later)
+    last = np.flatnonzero(events["timestamp"] == events["timestamp"].max())[-1]
+    with pytest.raises(LeakageError, match=f"row {last} is a {earlier} row .* first {later} row at"):
+        check_leakage(part, log.time, rows=log.row)
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"fractions": (0.5, 0.3, 0.2)}, (200, 120, 80)),
+        ({"fractions": (1, 0, 0)}, (400, 0, 0)),
+        ({"by": "leave_one_out"}, (320, 40, 40)),
+    ],
+)
+def test_a_split_asks_about_every_event_once(tables, options, counts):
+    """Prevents an event from being lost between two parts, or from training and testing."""
+    parts = PolyRecProcessor.fit(**tables, tasks=TASKS).split(tables["interactions"], **options)
+    assert tuple(p.num_candidates for p in parts) == counts
+    asked = np.concatenate([p.candidates.event for p in parts])
+    assert sorted(asked) == list(range(400))
+
+
+def test_leave_one_out_of_a_log_is_the_naive_loop(tables):
+    """Prevents the last event of the file, instead of the last in time, from testing."""
+    parts = PolyRecProcessor.fit(**tables, tasks=TASKS).split(tables["interactions"], by="leave_one_out")
+    time, person = tables["interactions"]["timestamp"], tables["interactions"]["user_id"]
+    for part, place in ((parts.test, -1), (parts.valid, -2)):
+        rows = part.log.row[part.candidates.event]
+        for row in rows:
+            own = np.flatnonzero(person == person[row])
+            assert row == own[np.argsort(time[own], kind="stable")][place]
+        assert sorted(person[rows]) == sorted(set(person))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "tme"}, 'unknown split \'tme\'; known: "time", "leave_one_out"'),
+        ({"fractions": (0, 0.5, 0.5)}, r"leaves no training rows: check fractions=\(0, 0.5, 0.5\)"),
+        ({"cuts": (0, 0)}, r"leaves no training rows: .* cuts=\(0, 0\)"),
+        ({"max_delay": -1}, "max_delay is -1; it must be >= 0 seconds"),
+    ],
+)
+def test_impossible_splits_are_refused(tables, options, message):
+    """Prevents training on nothing."""
+    with pytest.raises(ValueError, match=message):
+        PolyRecProcessor.fit(**tables, tasks=TASKS).split(tables["interactions"], **options)
 
 
 def test_impossible_shares_are_refused():
     """Prevents shares that do not sum to 1 from losing rows."""
     with pytest.raises(ValueError, match="sum to 1"):
         split_by_fractions(np.arange(4), (0.8, 0.1))
+    with pytest.raises(ValueError, match="three shares >= 0"):
+        split_by_fractions(np.arange(4), (1.2, -0.1, -0.1))
     with pytest.raises(ValueError, match="in order"):
         split_by_cuts(np.arange(4.0), (3, 1))
+    with pytest.raises(ValueError, match="two times"):
+        split_by_cuts(np.arange(4.0), (1, float("nan")))

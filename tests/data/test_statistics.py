@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -30,6 +31,8 @@ STATISTICS = [
     StatisticConfig(("genres",), "global", half_life=4, reduce=("max",)),
     StatisticConfig(("user", "age"), "item", gap=True),
 ]
+# The bias model's prediction and everything by person; what remains is the same for everybody.
+PERSONAL = {"baseline", *(s.name.split("-")[0] for s in STATISTICS if s.personal)}
 LEVELS = {"global": ((), "none", 100.0), "item": (("item",), "global", 5.0), "user": (("user",), "item", 5.0)}
 
 
@@ -304,6 +307,60 @@ def test_save_and_load_are_bit_equal(tmp_path):
     loaded.update(later)  # what comes from disk must be writable
     running.update(later)
     assert np.array_equal(loaded.transform(later), running.transform(later), equal_nan=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(tables(max_rows=30), st.integers(0, 40), st.booleans())
+def test_a_restart_in_between_changes_nothing(table, cut, include_users):
+    """A server that restarts must go on as if it had not, or its answers depend on when it was deployed."""
+    before = table.time < cut
+    running = stats()
+    running.update(table.take(before))
+    with tempfile.TemporaryDirectory() as folder:
+        running.save(folder, include_users)
+        loaded = RunningStatistics.load(folder)
+    last = table.take(~before)
+    last = replace(last, time=np.full(len(last), 50.0))  # rows of one moment see the saved state alone
+    kept = [include_users or name.split("-")[0].split(".")[0] not in PERSONAL for name in running.names]
+    expected = running.transform(last)[:, kept]
+    assert np.array_equal(loaded.transform(last)[:, kept], expected, equal_nan=True)
+    assert include_users == all(kept)
+
+
+def test_rules_without_labels_count_all_the_same(tmp_path):
+    """A next-item model has no labels, and its counts and gaps must not fail or vanish for that."""
+    table = replace(log(), targets=np.zeros((300, 0)))
+    running = RunningStatistics(STATISTICS, [])
+    everything = stats()
+    expected = everything.compute(log())[:, [everything.names.index(n) for n in running.names if ".recent" not in n]]
+    found = running.compute(table)[:, [".recent" not in n for n in running.names]]
+    counts = [".half" not in n for n in running.names if ".recent" not in n]  # a fading count counts labels
+    close(found[:, counts], expected[:, counts])
+    running.update(table.take(table.time < 100))
+    running.save(tmp_path, include_users=True)
+    later = table.take(table.time >= 100)
+    assert np.array_equal(RunningStatistics.load(tmp_path).transform(later), running.transform(later), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("statistics.json", None, "has no statistics.json"),
+        ("statistics.json", "{", "statistics.json is not valid JSON"),
+        ("state-000.parquet", None, "statistics: no such file: .*state-000.parquet"),
+        ("state-000.parquet", "PAR1", "state-000.parquet .*may be truncated"),
+    ],
+)
+def test_damaged_states_are_named(tmp_path, name, content, message):
+    """A state that is half there would serve cold answers without a word."""
+    running = stats()
+    running.update(log())
+    running.save(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        RunningStatistics.load(tmp_path)
 
 
 def test_people_are_not_written_unless_asked(tmp_path):

@@ -1,5 +1,7 @@
 """Tables in, errors out: each names the column, the first bad row and the fix."""
 
+import datetime
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -7,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from polyrec import PolyRecProcessor, TaskConfig
-from polyrec.data.tables import label_values, labels, normalise_ids, read_table, times
+from polyrec.data.tables import as_table, label_values, labels, lookup, normalise_ids, numbers, read_table, times
 from polyrec.schema import Columns, Label
 
 TASKS = [TaskConfig("rating", head="regression")]
@@ -26,16 +28,65 @@ def test_all_sources_give_one_table(tmp_path):
     frame = pd.DataFrame(log())
     frame.to_parquet(tmp_path / "x.parquet")
     frame.to_csv(tmp_path / "x.csv", index=False)
+    shuffled = datasets.Dataset.from_pandas(frame.iloc[[2, 0, 1]], preserve_index=False).select([1, 2, 0])
+    chunked = pa.concat_tables([pa.table(log()).slice(0, 1), pa.table(log()).slice(1)])
     sources = [
         tmp_path / "x.parquet",
         str(tmp_path / "x.csv"),
         frame,
+        frame.set_axis([7, 7, 8]),  # an index is no column
         datasets.Dataset.from_pandas(frame),
-        pa.table(log()),
+        shuffled,
+        chunked,
         log(),
+        {name: np.array(values) for name, values in log().items()},
     ]
     for source in sources:
-        assert read_table(source, "interactions").to_pydict() == log()
+        table = read_table(source, "interactions")
+        assert table.to_pydict() == log()
+        assert all(table[name].num_chunks == 1 for name in table.column_names)
+
+
+def test_all_sources_give_one_encoded_log(tmp_path, tables):
+    """Prevents model inputs from depending on how a log was stored: widths of integers, lists, categories of pandas."""
+    events, items = tables["interactions"], tables["items"]
+    frame = pd.DataFrame(events).astype({"user_id": "int32", "surface": "category"})
+    pd.DataFrame(items).to_parquet(tmp_path / "items.parquet")
+    expected = encode(events, items)
+    for interactions, catalog in (
+        (frame, tmp_path / "items.parquet"),
+        (pa.table(events), datasets.Dataset.from_dict(items)),
+        (datasets.Dataset.from_pandas(frame), pd.DataFrame(items)),
+    ):
+        for name, values in encode(interactions, catalog).items():
+            assert np.array_equal(values, expected[name], equal_nan=values.dtype.kind == "f"), name
+
+
+def encode(interactions, items):
+    """Everything the model may read of a log, flat."""
+    columns = Columns(context=["surface"])
+    processor = PolyRecProcessor.fit(interactions, items, tasks=TASKS, columns=columns)
+    log = processor.encode_events(interactions)
+    found = {"item": log.item, "person": log.person, "time": log.time, "labels": log.labels}
+    return {**found, **log.event_features, **log.candidate_features, **processor.items.encoded}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"a": [1, 2], "b": [1]}, r"events: columns differ in length \(\{'a': 2, 'b': 1\}\): give one value per row"),
+        ({"a": [1, "x"]}, "events: column 'a' mixes types .*: give values of one type"),
+        (datasets.DatasetDict(train=datasets.Dataset.from_dict({"a": [1]})), r"\['train'\].*: pass one, .*'train'"),
+        (pd.Series([1]), "events: cannot read a Series: pass a .parquet or .csv path"),
+        ([1, 2], "events: cannot read a list: pass a .parquet or .csv path"),
+        (pd.DataFrame({"a": []}), "events: the table has no rows; check the path or the filter"),
+        (pa.table({"a": [1]}).append_column("a", pa.array([2])), "events: column 'a' occurs more than once: rename"),
+    ],
+)
+def test_what_is_no_table_is_named(source, message):
+    """Prevents a split of a data set, or a list of rows, from being read as columns."""
+    with pytest.raises(ValueError, match=message):
+        read_table(source, "events")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +106,50 @@ def test_bad_values_are_named(changes, message):
     """Prevents training on rows that were repaired or dropped in silence."""
     with pytest.raises(ValueError, match=message):
         fit(**changes)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("user_id", r"interactions: no column 'user_id' \(needed as user id\); known: item_id, rating, timestamp"),
+        ("item_id", r"interactions: no column 'item_id' \(needed as item id\)"),
+        ("timestamp", r"interactions: no column 'timestamp' \(needed as time\)"),
+        ("rating", "interactions: label of task 'rating': no column 'rating'"),
+    ],
+)
+def test_each_missing_column_is_named_with_its_use(column, message):
+    """Prevents a KeyError that does not say what the column was for."""
+    table = {name: values for name, values in sorted(log().items()) if name != column}
+    with pytest.raises(ValueError, match=message):
+        PolyRecProcessor.fit(table, tasks=TASKS)
+
+
+def test_further_columns_are_checked():
+    """Prevents a declared context or order column from being left out in silence."""
+    with pytest.raises(ValueError, match=r"no column 'hours' \(needed as feedback or context\); .*did you mean 'hour'"):
+        fit(columns={"context": ["hours"]}, hour=[1, 2, 3])
+    processor = fit(columns={"order": "line"})
+    with pytest.raises(ValueError, match=r"interactions: no column 'line' \(needed as order\)"):
+        processor.encode_events(log())
+    with pytest.raises(ValueError, match=r"column 'line' \(order\) has no value in row 1: fill it in"):
+        processor.encode_events(log(line=[1, None, 2]))
+
+
+def test_ids_are_checked_though_a_users_table_is_given():
+    """Prevents events of nobody from becoming one person, whichever tables there are."""
+    users = {"user_id": [1, 2], "age": [30, 40]}
+    processor = PolyRecProcessor.fit(log(), users=users, tasks=TASKS)
+    with pytest.raises(ValueError, match=r"interactions: column 'user_id' \(user id\) has no value in row 2"):
+        processor.split(log(user_id=[1, 1, None]))
+
+
+def test_a_catalog_of_other_ids_is_refused():
+    """Prevents every event from being one of the unknown item, on which training runs without an error."""
+    with pytest.raises(
+        ValueError, match="none of the interactions' items .* column 'item_id' begins 5 there and x here"
+    ):
+        fit(items={"item_id": ["x", "y"]})
+    assert fit(items={"item_id": ["5", "y"]}).num_items == 4  # one known item is a catalog with gaps
 
 
 def test_missing_and_duplicate_columns():
@@ -79,12 +174,22 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(ValueError, match="must end in"):
         (tmp_path / "z.txt").write_text("a")
         read_table(tmp_path / "z.txt", "interactions")
+    (tmp_path / "z.csv").write_text("a,b\n1,2\n3\n")
+    with pytest.raises(ValueError, match="z.csv .*may be truncated or of another format"):
+        read_table(tmp_path / "z.csv", "interactions")
 
 
 def test_binary_labels_out_of_range_show_the_comparison():
     """Prevents stars from being trained as probabilities."""
     with pytest.raises(ValueError, match='is 2 in row 1.*label="rating >= 2"'):
         fit(tasks=[TaskConfig("like", head="binary", label="rating")])
+    assert fit(tasks=[TaskConfig("like", head="binary", label="liked")], liked=[True, None, False]) is not None
+
+
+def test_labels_beyond_float32_are_refused():
+    """Prevents a label of infinity, and so a loss of NaN, from a number that was finite in the file."""
+    with pytest.raises(ValueError, match=r"label of task 'rating' is 1e\+60 in row 1, more than float32 holds"):
+        fit(rating=[1.0, 1e60, 3.0])
 
 
 def test_a_constant_label_is_refused():
@@ -93,6 +198,14 @@ def test_a_constant_label_is_refused():
     processor = PolyRecProcessor.fit(constant, tasks=[TaskConfig("like", head="binary", label="rating >= 0")])
     with pytest.raises(ValueError, match="'like' is 1 in every training row"):
         processor.split(constant, fractions=(1, 0, 0))
+
+
+def test_a_task_without_labels_is_refused():
+    """Prevents a task from being trained on nothing, and reported all the same."""
+    unlabelled = log(rating=[None, 1.0, None])
+    processor = PolyRecProcessor.fit(unlabelled, tasks=TASKS)
+    with pytest.raises(ValueError, match="task 'rating' has no label in the training rows: check label="):
+        processor.split(unlabelled, cuts=(20, 20))
 
 
 def test_duplicate_items_and_text_as_number():
@@ -112,8 +225,38 @@ def test_times_of_all_types_are_seconds():
         pa.array(np.array([1577836800000000, 1577836860000000]), pa.timestamp("us")),
     ):
         assert times(pa.table({"timestamp": values}), Columns(), "x").tolist() == expected
-    ms = pa.table({"timestamp": [1577836800000, 1577836860000]})
-    assert times(ms, Columns(time_unit="ms"), "x").tolist() == expected
+    moments = [datetime.datetime(2020, 1, 1, 1, minute, tzinfo=zone(1)) for minute in (0, 1)]
+    for values in (
+        pa.array(moments),
+        pa.array(["2020-01-01T01:00:00+01:00", "2019-12-31T19:01:00-05:00"]),
+        pa.array([int(t) * 1000 for t in expected], pa.timestamp("ms")),
+    ):
+        assert times(pa.table({"timestamp": values}), Columns(), "x").tolist() == expected
+    dates = pa.array([datetime.date(2020, 1, 1)])
+    assert times(pa.table({"timestamp": dates}), Columns(), "x").tolist() == expected[:1]
+    for unit, factor in (("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
+        plain = pa.table({"timestamp": [int(t) * factor for t in expected]})
+        assert times(plain, Columns(time_unit=unit), "x").tolist() == expected
+        with pytest.raises(ValueError, match=r'counts \'s\': say what it counts, e.g. Columns\(time_unit="ms"\)'):
+            times(plain, Columns(), "x")
+
+
+def zone(hours):
+    return datetime.timezone(datetime.timedelta(hours=hours))
+
+
+@pytest.mark.parametrize("values", [[True, False], [[1], [2]]])
+def test_what_is_no_time_is_refused(values):
+    """Prevents a wrong column from passing for time."""
+    with pytest.raises(ValueError, match=r"column 'timestamp' \(time\) has type .*: give numbers, timestamps or ISO"):
+        times(pa.table({"timestamp": values}), Columns(), "x")
+
+
+def test_numbers_of_all_types():
+    """Prevents booleans, decimals and gaps from being refused or read as something else."""
+    for values in (pa.array([True, None]), pa.array([1, None], pa.uint8()), pa.array([1, None], pa.decimal128(4, 2))):
+        assert np.array_equal(numbers(values, "x"), [1, np.nan], equal_nan=True)
+    assert np.isnan(numbers(pa.nulls(2), "x")).all()
 
 
 def test_unknown_labels_stay_unknown():
@@ -124,7 +267,37 @@ def test_unknown_labels_stay_unknown():
     assert np.array_equal(found[:, 0], [1, np.nan, np.nan], equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [(">=", [0, 1, 1]), (">", [0, 0, 1]), ("<=", [1, 1, 0]), ("<", [1, 0, 0]), ("==", [0, 1, 0]), ("!=", [1, 0, 1])],
+)
+def test_comparisons_are_what_they_say(op, expected):
+    """Prevents a threshold from being exclusive where it reads inclusive."""
+    table = pa.table({"rating": [3, 4, 5]})
+    assert label_values(table, Label.parse(f"rating {op} 4"), "x").tolist() == expected
+
+
 def test_ids_of_any_width_compare_equal():
     """Prevents int32 ids of one table from missing int64 ids of another."""
     assert normalise_ids(pa.array([1, 2], pa.int32())).equals(normalise_ids(pa.array([1, 2], pa.uint8())))
     assert normalise_ids(pa.array(["a"])).equals(normalise_ids(pa.array(["a"]).dictionary_encode()))
+    assert normalise_ids(pa.array([1.0, 2.0])).equals(pa.array([1, 2]))
+    assert lookup(pa.array(["2", "x", None]), pa.array([1, 2])).to_pylist() == [1, None, None]
+
+
+def test_a_history_keeps_what_any_of_its_events_tells():
+    """Prevents feedback from being dropped because the first event of a history has none."""
+    events = [3, {"item_id": 4, "rating": 5.0}, {"surface": "home", "item_id": 5}]
+    assert as_table(events, "item_id").to_pydict() == {
+        "item_id": [3, 4, 5],
+        "rating": [None, 5.0, None],
+        "surface": [None, None, "home"],
+    }
+
+
+@pytest.mark.parametrize(
+    "empty", [None, [], {}, {"item_id": []}, pd.DataFrame({"item_id": []}), pa.table({"item_id": []})]
+)
+def test_an_empty_history_is_nobody(empty):
+    """Prevents the first request of a new person from being an error."""
+    assert as_table(empty, "item_id") is None

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
-from polyrec.data.tables import column, ids, normalise_ids
+from polyrec.data.tables import column, ids, lookup, normalise_ids
 from polyrec.schema import Columns
 
 
@@ -68,10 +68,7 @@ class EntityTable:
 
     def rows(self, values: pa.Array) -> np.ndarray:
         """Rows of ids, int64; ids that are not in the table give the unknown row."""
-        values = normalise_ids(values) if len(values) else values.cast(self.ids.type)
-        if values.type != self.ids.type:
-            values = values.cast(self.ids.type)
-        found = pc.index_in(values, value_set=self.ids).fill_null(UNKNOWN - FIRST)
+        found = lookup(normalise_ids(values), self.ids).fill_null(UNKNOWN - FIRST)
         return np.asarray(found).astype(np.int64) + FIRST
 
     def keys(self) -> dict[str, np.ndarray]:

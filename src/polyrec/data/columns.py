@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.scaling import quantile_knots, rank_gaussian
-from polyrec.data.tables import is_null, normalise_ids, numbers
+from polyrec.data.tables import is_null, lookup, normalise_ids, numbers
 from polyrec.schema import FeatureConfig, FeatureKind, FeatureSource
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of categorical and multi-valued columns; values begin at FIRST
@@ -25,7 +25,7 @@ def infer_kind(values: pa.Array, few_is_categorical: bool = False) -> FeatureKin
         few_is_categorical: read a number with few distinct values (stars, surface ids) as a category.
     """
     kind = values.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return "multi"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         few = few_is_categorical and len(pc.unique(values)) <= _FEW
@@ -95,40 +95,41 @@ class ColumnEncoder:
     def _codes(self, values: pa.Array) -> np.ndarray:
         if not self.vocabulary:
             return np.where(is_null(values), MISSING, UNKNOWN)
-        known = pa.array(self.vocabulary)
-        if pa.types.is_null(values.type):
-            return np.zeros(len(values), dtype=np.int64)
-        positions = pc.index_in(values.cast(known.type), value_set=known)
+        positions = lookup(values, pa.array(self.vocabulary))
         codes = np.asarray(positions.fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
         return np.where(is_null(values), MISSING, codes)
 
 
 def _scalars(values: pa.Array, what: str) -> pa.Array:
     """Categories as strings or int64; booleans and floats by their text."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+    if _is_list(values.type):
         raise ValueError(f"{what} holds lists: declare it 'multi'")
-    if pa.types.is_integer(values.type):
-        return values.cast(pa.int64())
     if pa.types.is_floating(values.type):
         return pc.if_else(pa.array(is_null(values)), None, values.cast(pa.large_string()))
-    return values.cast(pa.large_string())
+    return normalise_ids(values, what)
 
 
 def _vocabulary(values: pa.Array) -> list[Any]:
     return sorted(pc.unique(values.drop_null()).to_pylist())
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _ragged(values: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
     """Flat values and row lengths of a list column; missing lists are empty, missing entries are dropped."""
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+    if pa.types.is_null(values.type):
+        values = pa.nulls(len(values), pa.list_(pa.string()))
+    if not _is_list(values.type):
         raise ValueError(f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy']")
-    rows = pc.list_parent_indices(values)
-    flat = normalise_ids(values.flatten(), what) if not pa.types.is_null(values.type.value_type) else values.flatten()
-    keep = pc.is_valid(flat)
-    lengths = np.bincount(np.asarray(pc.filter(rows, keep)), minlength=len(values))
-    return pc.filter(flat, keep), lengths
+    lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
+    if pa.types.is_fixed_size_list(values.type):
+        lists = lists.cast(pa.list_(values.type.value_type))
+    parent, flat = np.asarray(pc.list_parent_indices(lists)), _scalars(lists.flatten(), what)
+    keep = ~is_null(flat)
+    rows = np.flatnonzero(~is_null(values))[parent[keep]]
+    return flat.filter(pa.array(keep)), np.bincount(rows, minlength=len(values))
 
 
 def _pad(flat: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:

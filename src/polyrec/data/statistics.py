@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from polyrec.data.event_table import EventTable, MultiValued
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig
 from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
+from polyrec.data.tables import read_file, read_json
 from polyrec.schema import from_dict
 
 __all__ = ["EventTable", "MultiValued", "RunningStatistics", "StatisticConfig"]
@@ -192,10 +193,12 @@ class RunningStatistics:
     def load(cls, folder: str | Path) -> RunningStatistics:
         """Rebuild from [`save`]. People whose state was not written begin anew."""
         folder = Path(folder)
-        config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json(folder / _CONFIG_NAME)
         stats = cls([from_dict(StatisticConfig, s) for s in config["statistics"]], config["targets"], config["prior"])
         stats.last_time = -np.inf if config["last_time"] is None else config["last_time"]
-        stats._states = {n: KeyStates.from_table(pq.read_table(folder / file)) for n, file in config["files"].items()}
+        stats._states = {
+            name: KeyStates.from_table(read_file(folder / file, "statistics")) for name, file in config["files"].items()
+        }
         return stats
 
     def _over(

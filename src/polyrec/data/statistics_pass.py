@@ -82,7 +82,7 @@ class KeyStates:
 
         def stacked(name: str) -> np.ndarray:
             width = (table.num_columns - 3) // 2
-            return np.stack([read(f"{name}_{j}") for j in range(width)], axis=1)
+            return np.column_stack([np.empty((table.num_rows, 0)), *(read(f"{name}_{j}") for j in range(width))])
 
         return cls(read("key"), stacked("sum"), stacked("count"), read("rows"), read("last"))
 

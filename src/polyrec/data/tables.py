@@ -6,6 +6,7 @@ dropped or repaired in silence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,33 +34,57 @@ def read_table(source: Any, name: str) -> pa.Table:
     Raises:
         ValueError: a path that cannot be read, an empty table, or a column name used twice.
     """
+    table = _convert(source, name)
+    if table.num_rows == 0:
+        raise ValueError(f"{name}: the table has no rows; check the path or the filter that produced it")
+    return table
+
+
+def _convert(source: Any, name: str) -> pa.Table:
+    """[`read_table`] of a table that may have no rows."""
+    library, kind = type(source).__module__.split(".")[0], type(source).__name__
     if isinstance(source, str | Path):
-        table = _read_file(Path(source), name)
+        table = read_file(Path(source), name)
     elif isinstance(source, pa.Table):
         table = source
+    elif kind == "DatasetDict":
+        known = list(source)
+        raise ValueError(f"{name}: a DatasetDict holds several tables ({known}): pass one, e.g. data[{known[0]!r}]")
     elif isinstance(source, Mapping):
-        table = pa.table(dict(source))
-    elif type(source).__module__.split(".")[0] == "pandas":
+        table = _from_columns(source, name)
+    elif (library, kind) == ("pandas", "DataFrame"):
         duplicated = [str(c) for c in source.columns[source.columns.duplicated()]]
         if duplicated:
             raise ValueError(f"{name}: column {duplicated[0]!r} occurs more than once: rename or drop one of them")
         table = pa.Table.from_pandas(source, preserve_index=False)
-    elif type(source).__module__.split(".")[0] == "datasets":
+    elif (library, kind) == ("datasets", "Dataset"):
         table = source.with_format("arrow")[:]
     else:
         raise ValueError(
-            f"{name}: cannot read a {type(source).__name__}: pass a .parquet or .csv path, a pandas DataFrame, a "
+            f"{name}: cannot read a {kind}: pass a .parquet or .csv path, a pandas DataFrame, a "
             "datasets.Dataset, an Arrow table or a dict of columns"
         )
     for column in table.column_names:
         if table.column_names.count(column) > 1:
             raise ValueError(f"{name}: column {column!r} occurs more than once: rename or drop one of them")
-    if table.num_rows == 0:
-        raise ValueError(f"{name}: the table has no rows; check the path or the filter that produced it")
     return table.combine_chunks()
 
 
-def _read_file(path: Path, name: str) -> pa.Table:
+def _from_columns(source: Mapping[str, Any], name: str) -> pa.Table:
+    lengths = {str(key): len(values) for key, values in source.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: columns differ in length ({lengths}): give one value per row")
+    columns = {}
+    for key, values in source.items():
+        try:
+            columns[key] = pa.array(values) if isinstance(values, Sequence) else values
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{name}: column {key!r} mixes types ({error}): give values of one type") from error
+    return pa.table(columns)
+
+
+def read_file(path: Path, name: str) -> pa.Table:
+    """Read a .parquet or .csv file, which may have no rows."""
     if not path.exists():
         raise ValueError(f"{name}: no such file: {path}")
     if path.suffix == ".parquet":
@@ -80,16 +105,30 @@ def _read_file(path: Path, name: str) -> pa.Table:
         ) from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a saved processor; a missing or damaged one is named."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} has no {path.name}: it is not a folder saved by PolyRecProcessor.save_pretrained"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): the file is damaged or was not copied completely"
+        ) from error
+
+
 def as_table(history: Any, item_column: str) -> pa.Table | None:
     """A person's events as a table: item ids, dicts, or anything `read_table` takes; None if there are none."""
     if history is None:
         return None
     if isinstance(history, Sequence) and not isinstance(history, str):
-        if not history:
-            return None
         rows = [h if isinstance(h, Mapping) else {item_column: h} for h in history]
-        return pa.Table.from_pylist([dict(r) for r in rows])
-    return read_table(history, "history")
+        names = dict.fromkeys(name for row in rows for name in row)
+        history = {name: [row.get(name) for row in rows] for name in names}
+    table = _convert(history, "history")
+    return table if table.num_rows else None
 
 
 def column(table: pa.Table, key: str, name: str, role: str) -> pa.Array:
@@ -124,16 +163,34 @@ def normalise_ids(values: pa.Array, what: str = "ids") -> pa.Array:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_integer(values.type):
-        return values.cast(pa.int64())
+        try:
+            return values.cast(pa.int64())
+        except pa.ArrowInvalid:  # hashes of 64 bits without sign
+            return values.cast(pa.large_string())
     if pa.types.is_floating(values.type):
         row = first_bad_row(~np.equal(np.mod(np.asarray(values), 1), 0))
         if row is not None:
-            raise ValueError(f"{what} is fractional in row {row} ({values[row]}): ids must be whole numbers or strings")
+            raise ValueError(f"{what} is fractional in row {row} ({values[row]}): give whole numbers or strings")
         return values.cast(pa.int64())
     try:
         return values.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{what} has type {values.type}: ids must be integers or strings") from error
+        raise ValueError(f"{what} has type {values.type}: give integers or strings") from error
+
+
+def lookup(values: pa.Array, known: pa.Array) -> pa.Array:
+    """Position of each value among `known`, null where it is not one of them.
+
+    Numbers and strings are compared as text, so that a value of another type is an unknown one, or, like 5 and "5",
+    the same.
+
+    Example:
+        >>> lookup(pa.array(["5", "a"]), pa.array([4, 5])).to_pylist()
+        [1, None]
+    """
+    if values.type != known.type:
+        values, known = values.cast(pa.large_string()), known.cast(pa.large_string())
+    return pc.index_in(values, value_set=known)
 
 
 def times(table: pa.Table, columns: Columns, name: str) -> np.ndarray:
@@ -217,7 +274,14 @@ def labels(table: pa.Table, tasks: list[TaskConfig], name: str) -> np.ndarray:
                     f"{name}: label of binary task {task.name!r} is {values[row]:g} in row {row}, not 0 or 1: "
                     f'use a comparison such as label="{rule.column} >= {values[row]:g}", or head="regression"'
                 )
-        result[:, j] = values
+        with np.errstate(over="ignore"):  # refused below
+            result[:, j] = values
+        row = first_bad_row(np.isinf(result[:, j]))
+        if row is not None:
+            raise ValueError(
+                f"{name}: label of task {task.name!r} is {values[row]:g} in row {row}, more than float32 holds: "
+                "divide the column by a constant"
+            )
     return result
 
 

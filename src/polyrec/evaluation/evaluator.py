@@ -84,7 +84,12 @@ def predict(
     dataset.shuffle_ties = False  # candidates must stand where `candidate_rows` says
     k = min(k, model.config.num_items - FIRST_ITEM)
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
-    loader = DataLoader(Subset(dataset, order.tolist()), batch_size=batch_size, collate_fn=PolyRecCollator())
+    loader = DataLoader(
+        Subset(dataset, order.tolist()),
+        batch_size=batch_size,
+        collate_fn=PolyRecCollator(),
+        generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
+    )
     values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))

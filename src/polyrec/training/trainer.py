@@ -125,13 +125,16 @@ class PolyRecTrainer(Trainer):
 
     # ------------------------------------------------------------ optimizer
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices decay; biases, norms, start vectors and the weights of losses do not, embedding tables if asked."""
+        """Matrices decay; biases, norms, start vectors, scales of ensemble members and the weights of losses do not.
+
+        Embedding tables do if `args.decay_embeddings` says so.
+        """
         tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         spared = set() if self.args.decay_embeddings else tables
         return [
             name
             for name in super().get_decay_parameter_names(model)
-            if name not in spared and "weighting" not in name.split(".") and not name.endswith(".start")
+            if name.endswith(".weight") and name not in spared and "weighting" not in name.split(".")
         ]
 
     def _get_train_sampler(self, train_dataset: SequenceDataset | None = None) -> torch.utils.data.Sampler | None:

@@ -1,0 +1,77 @@
+"""Scales: monotone, bounded, and blind to what is missing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyrec.data.scaling import KNOTS, StatisticsScaler, quantile_knots, rank_gaussian
+
+numbers = st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=30).map(np.array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers, numbers)
+def test_ranks_are_monotone_bounded_and_keep_gaps(trained, asked):
+    """Prevents two numbers from changing places, an outlier from exploding, and a gap from becoming a number."""
+    scaled = rank_gaussian(asked, quantile_knots(trained))
+    assert scaled.dtype == np.float32
+    assert np.array_equal(np.isnan(scaled), np.isnan(asked))
+    known = scaled[~np.isnan(asked)][np.argsort(asked[~np.isnan(asked)], kind="stable")]
+    assert (np.diff(known) >= -1e-6).all()
+    assert (np.abs(known) < 3.2).all()
+
+
+def test_ranks_are_the_normal_quantiles():
+    """Prevents a skewed column (prices, counts) from living in a corner of the grid that the model reads."""
+    values = np.random.default_rng(0).exponential(size=5000)
+    scaled = rank_gaussian(values, quantile_knots(values))
+    assert abs(scaled.mean()) < 0.02
+    assert scaled.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_frequent_value_lies_in_the_middle_of_its_ranks():
+    """Prevents zero, if half of all values are zero, from being an extreme."""
+    values = np.concatenate([np.zeros(500), np.arange(1, 501)])
+    scaled = rank_gaussian(np.array([0.0, 1.0, 500.0]), quantile_knots(values))
+    assert scaled[0] == pytest.approx(-0.67, abs=0.03)  # the quantile of .25
+    assert scaled[1] > -0.1
+
+
+@pytest.mark.parametrize("values", [[3.0, 3.0], [3.0], [np.nan, np.nan]])
+def test_constants_are_zero(values):
+    """Prevents a column without spread from being divided by it."""
+    knots = quantile_knots(np.array(values))
+    assert knots.shape == (KNOTS,)
+    assert rank_gaussian(np.array([3.0, 99.0]), knots).tolist() == [0, 0]
+    assert np.isnan(rank_gaussian(np.array([np.nan]), knots)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_standardising_is_the_definition(rows, width, seed):
+    """Prevents missing values from pulling the mean to 0, and a constant column from becoming NaN."""
+    random = np.random.default_rng(seed)
+    matrix = random.normal(size=(rows, width)).astype(np.float32) * 10 + 5
+    matrix[random.random(matrix.shape) < 0.3] = np.nan
+    matrix[:, 0] = 2.5
+    scaler = StatisticsScaler.fit(matrix)
+    scaled = StatisticsScaler.from_dict(json.loads(json.dumps(scaler.to_dict()))).transform(matrix)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(np.isnan(scaled), np.isnan(matrix))
+    assert (scaled[:, 0] == 0).all()
+    for j in range(1, width):
+        known = matrix[~np.isnan(matrix[:, j]), j].astype(np.float64)
+        spread = known.std() if len(known) and known.std() > 1e-6 else 1.0
+        expected = np.clip((known - known.mean()) / spread, -4, 4) if len(known) else known
+        np.testing.assert_allclose(scaled[~np.isnan(matrix[:, j]), j], expected, atol=1e-4)
+
+
+def test_outliers_are_clipped():
+    """Prevents one absurd count at serving time from saturating every expert."""
+    scaler = StatisticsScaler.fit(np.array([[0.0], [1.0]]))
+    assert scaler.transform(np.array([[1e9], [-1e9]])).tolist() == [[4.0], [-4.0]]

@@ -1,0 +1,211 @@
+"""From a history to recommendations that a person can read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import PAIR_TASKS, TASKS, fit, synthetic_log, tiny_model
+
+from polyrec import PolyRecCollator
+from polyrec.encoders.item import FIRST_ITEM
+
+NEW_ITEMS = {22, 23}  # never in the log, see `synthetic_log`
+BARE = {"rank", "item", "title", "score", "cold_item", "cold_start"}
+
+
+@pytest.fixture(scope="module")
+def world():
+    processor, splits = fit()
+    model = tiny_model(processor)
+    model.heads["next_item"].bias.weight.data.normal_()
+    return processor, splits, model
+
+
+def items(found):
+    return [row["item"] for row in found]
+
+
+def test_k_distinct_items_best_first_with_all_that_is_promised(world):
+    """Prevents a short list, repeated items, a wrong order, or a missing column."""
+    processor, _, model = world
+    found = model.recommend(processor, [3, 4, 5], k=7)
+    assert [row["rank"] for row in found] == list(range(1, 8))
+    assert len(set(items(found))) == 7
+    assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
+    for row in found:
+        assert set(row) == BARE | {"like", "rating"}
+        assert row["title"] == f"title {row['item']}"
+        assert 0 <= row["like"] <= 1
+        assert 1 <= row["rating"] <= 5
+        assert type(row["score"]) is type(row["like"]) is float
+        assert type(row["item"]) is int
+
+
+def test_scores_and_predictions_equal_forward_on_the_same_candidates(world):
+    """Prevents the recommender from asking something else than the model was trained on."""
+    processor, _, model = world
+    history = [{"item_id": 3, "rating": 5.0}, {"item_id": 4, "rating": 1.0}]
+    user, context = {"age": 40.0}, {"surface": "search"}
+    found = model.recommend(processor, history, k=5, user=user, context=context)
+    rows = np.array(items(found)) + FIRST_ITEM  # the catalog's ids are 0, 1, 2, ...
+    batch = PolyRecCollator()([processor.request(history, rows, user=user, context=context)])
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}).logits
+    for name, column in (("next_item", "score"), ("like", "like"), ("rating", "rating")):
+        expected = model.heads[name].predict(logits[name])[0]
+        np.testing.assert_allclose([row[column] for row in found], expected, rtol=1e-4, atol=1e-6)
+    everything = model.recommend(processor, history, k=100, user=user, context=context)
+    assert items(everything)[:5] == items(found)
+
+
+def test_training_mode_is_left_and_restored(world):
+    """Prevents dropout in recommendations, and a training that goes on in evaluation mode."""
+    processor, _, model = world
+    model.train()
+    try:
+        first, second = (model.recommend(processor, [3], k=3) for _ in range(2))
+        assert first == second
+        assert model.training
+        with pytest.raises(ValueError, match="unknown task"):
+            model.recommend(processor, [3], task="clik")
+        assert model.training
+    finally:
+        model.eval()
+
+
+# ------------------------------------------------------------------ seen items
+@pytest.mark.parametrize("length", [1, 8, 20])
+def test_nothing_seen_is_recommended_beyond_the_window_too(world, length):
+    """Prevents items from coming back that lie further back than the model reads (max_history is 8)."""
+    processor, _, model = world
+    history = list(range(length))
+    found = model.recommend(processor, history, k=100)
+    assert set(items(found)) == set(range(24)) - set(history)
+    again = model.recommend(processor, history, k=100, exclude_seen=False)
+    assert set(items(again)) == set(range(24))
+
+
+def test_more_than_there_is_and_nothing_left(world):
+    """Prevents a crash, or seen items as a stopgap, where the catalog is exhausted."""
+    processor, _, model = world
+    assert len(model.recommend(processor, [3], k=1000)) == 23
+    assert model.recommend(processor, list(range(24)), k=5) == []
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_must_be_positive(world, k):
+    """Prevents an empty or reversed list from being returned for a typing error."""
+    processor, _, model = world
+    with pytest.raises(ValueError, match=f"k is {k}; it must be >= 1"):
+        model.recommend(processor, [3], k=k)
+
+
+# ------------------------------------------------------------------ cold starts
+@pytest.mark.parametrize("history", [None, [], [777], [777, 888]])
+def test_somebody_new_is_answered_and_flagged(world, history):
+    """Prevents an error, or a silent guess, where nothing of the history is known."""
+    processor, _, model = world
+    found = model.recommend(processor, history, k=4)
+    assert len(found) == 4
+    assert all(row["cold_start"] for row in found)
+    assert all(np.isfinite([row["score"], row["like"], row["rating"]]).all() for row in found)
+
+
+def test_one_known_item_is_enough(world):
+    """Prevents the flag from being raised because SOME of the history is unknown."""
+    processor, _, model = world
+    found = model.recommend(processor, [777, 3], k=4)
+    assert not any(row["cold_start"] for row in found)
+
+
+def test_items_without_training_events_are_recommended_and_flagged(world):
+    """Prevents new items from never being shown, or from being shown as if they were known."""
+    processor, _, model = world
+    found = model.recommend(processor, [3], k=100)
+    assert {row["item"] for row in found if row["cold_item"]} >= NEW_ITEMS
+    for row in found:
+        assert row["cold_item"] is bool(processor.item_counts[row["item"] + FIRST_ITEM] == 0)
+
+
+def test_attributes_of_the_person_matter_to_somebody_new(world):
+    """Prevents cold starts from ignoring what is known about the person."""
+    processor, _, model = world
+    young, old = (model.recommend(processor, None, k=24, user={"age": age}) for age in (21.0, 59.0))
+    assert [r["score"] for r in young] != [r["score"] for r in old]
+
+
+def test_what_was_felt_about_the_history_matters(world):
+    """Prevents feedback in the history from being dropped."""
+    processor, _, model = world
+    loved, hated = (
+        model.recommend(processor, [{"item_id": i, "rating": rating} for i in (3, 4)], k=24) for rating in (5.0, 1.0)
+    )
+    assert [r["score"] for r in loved] != [r["score"] for r in hated]
+
+
+# ------------------------------------------------------------------ tasks and mistakes
+def test_any_task_may_rank(world):
+    """Prevents `task` from being ignored, and the ranking task's own prediction from being reported twice."""
+    processor, _, model = world
+    found = model.recommend(processor, [3], k=24, task="like")
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert "like" not in found[0]
+    assert "next_item" in found[0]
+    assert 3 not in items(found)
+    by_next_item = {row["item"]: row["like"] for row in model.recommend(processor, [3], k=24)}
+    assert {row["item"]: row["score"] for row in found} == pytest.approx(by_next_item, rel=1e-4)
+
+
+@pytest.mark.parametrize("tasks", [PAIR_TASKS, PAIR_TASKS[1:]])
+def test_model_without_retrieval_task_ranks_by_its_first_pair_task(world, tasks):
+    """Prevents models of pair tasks alone from being unable to recommend."""
+    processor, _, _ = world
+    model = tiny_model(processor, tasks=tasks)
+    found = model.recommend(processor, [3, 4], k=5)
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True)
+    assert not {3, 4} & set(items(found))
+    assert set(found[0]) == BARE | {t["name"] for t in tasks[1:]}
+
+
+def test_model_of_retrieval_alone(world):
+    """Prevents models without pair tasks from failing."""
+    processor, _, _ = world
+    found = tiny_model(processor, tasks=TASKS[:1]).recommend(processor, [3], k=5)
+    assert set(found[0]) == BARE
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"task": "clik"}, r"unknown task 'clik'; the model has \['next_item', 'like', 'rating'\]"),
+        ({"user": {"agee": 3}}, "unknown user column 'agee'; .*did you mean 'age'"),
+        ({"context": {"surfase": "home"}}, "unknown context column 'surfase'; .*did you mean 'surface'"),
+    ],
+)
+def test_mistakes_are_explained(world, request_, message):
+    """Prevents a misspelt column or task from being ignored."""
+    processor, _, model = world
+    with pytest.raises(ValueError, match=message):
+        model.recommend(processor, [3], **request_)
+
+
+def test_time_before_the_history_is_refused(world):
+    """Prevents a request from seeing its own future."""
+    processor, _, model = world
+    with pytest.raises(ValueError, match="is not after the history's last event"):
+        model.recommend(processor, [{"item_id": 3, "timestamp": 2e6}], time=1.5e6)
+
+
+def test_a_catalog_without_titles_and_with_string_ids():
+    """Prevents string ids from being cast to numbers, and a missing title from raising."""
+    log = synthetic_log(people=20)
+    log["interactions"]["item_id"] = [f"item-{i}" for i in log["interactions"]["item_id"]]
+    log["items"] = {"item_id": [f"item-{i}" for i in log["items"]["item_id"]], "genre": log["items"]["genre"]}
+    processor, _ = fit(log, columns={"context": {"surface": "categorical"}})
+    found = tiny_model(processor).recommend(processor, ["item-3", "unheard of"], k=3)
+    assert all(row["item"].startswith("item-") and "title" not in row for row in found)
+    assert not found[0]["cold_start"]
