@@ -151,7 +151,7 @@ def test_every_task_learns_and_beats_the_constant(learnt):
 
 def test_saved_folder_gives_everything_needed_and_no_pickle(learnt, tmp_path):
     """Prevents a saved run that cannot recommend by itself, or that executes code when it is loaded."""
-    (processor, splits), trainer, _ = learnt
+    (processor, _splits), trainer, _ = learnt
     trainer.save_model(str(tmp_path))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".safetensors", ".parquet"}
