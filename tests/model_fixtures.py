@@ -23,10 +23,15 @@ COLUMNS = {
 GENRES = ["action", "comedy", "drama"]
 
 
-def synthetic_log(people: int = 40, items: int = 24, events: int = 10, seed: int = 0) -> dict[str, dict[str, Any]]:
+def synthetic_log(
+    people: int = 40, items: int = 24, events: int = 10, seed: int = 0, keep: float = 1.0
+) -> dict[str, dict[str, Any]]:
     """Tables with a rule to learn: people walk through the catalog in order and like one genre.
 
     Ratings are missing in a fifth of the rows, some events of a person share one time, the last two items never occur.
+
+    Args:
+        keep: share of the events that are in the log; below 1, histories differ in length.
     """
     random = np.random.default_rng(seed)
     person = np.repeat(np.arange(people), events)
@@ -36,14 +41,16 @@ def synthetic_log(people: int = 40, items: int = 24, events: int = 10, seed: int
     liked = genre[item] == (np.arange(people) % len(GENRES))[person]
     rating = np.where(liked, 5.0, random.integers(1, 4, len(person)))
     rating[random.random(len(person)) < 0.2] = np.nan
+    interactions = {
+        "user_id": person,
+        "item_id": item,
+        "timestamp": 1e6 + 1000 * (step - step % 5 // 4) + 7 * person,  # of five events the last two share one time
+        "rating": rating,
+        "surface": random.choice(["home", "search"], len(person)),
+    }
+    kept = random.random(len(person)) < keep
     return {
-        "interactions": {
-            "user_id": person,
-            "item_id": item,
-            "timestamp": 1e6 + 1000 * (step - step % 5 // 4) + 7 * person,  # of five events the last two share one time
-            "rating": rating,
-            "surface": random.choice(["home", "search"], len(person)),
-        },
+        "interactions": {name: values[kept] for name, values in interactions.items()},
         "items": {
             "item_id": np.arange(items),
             "title": [f"title {i}" for i in range(items)],

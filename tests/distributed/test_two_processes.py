@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_fixtures import arguments, fit
+from model_fixtures import arguments, fit, synthetic_log
 from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
 from safetensors.torch import load_file
 
@@ -54,7 +54,7 @@ def test_gradient_equals_that_of_one_process(run, tmp_path, name, strategy):
 
 def test_each_window_is_read_by_one_process_once_an_epoch(run):
     """Prevents ranks from drawing different orders, so that some data is read twice and some never."""
-    _, splits = fit()
+    _, splits = fit(synthetic_log(keep=0.5))
     _, findings = run
     windows = {splits.train[i]["candidate_rows"][0] for i in range(len(splits.train))}
     orders = []
@@ -78,7 +78,7 @@ def test_ranks_hold_the_same_weights_and_metrics(run):
 def test_evaluation_equals_that_of_one_process(run, tmp_path):
     """Prevents a distributed evaluation from averaging metrics of shares, or from counting padded windows twice."""
     folder, findings = run
-    processor, splits = fit()
+    processor, splits = fit(synthetic_log(keep=0.5))
     model = PolyRecForRecommendation.from_pretrained(folder / "model")
     alone = PolyRecTrainer(model, arguments(tmp_path), processing_class=processor).evaluate(
         splits.test, metric_key_prefix="test"

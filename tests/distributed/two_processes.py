@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from model_fixtures import arguments, fit, tiny_model
+from model_fixtures import arguments, fit, synthetic_log, tiny_model
 from reduction_fixtures import WINDOWS_PER_STEP, first_step
 from safetensors.torch import save_file
 
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         findings[name] = {"log": step.log, "seen_tasks": step.seen_tasks}
         if step.trainer.is_world_process_zero():
             save_file(step.gradients, folder / f"{name}.safetensors")
-    processor, splits = fit()
+    processor, splits = fit(synthetic_log(keep=0.5))  # batches of different lengths draw different random numbers
     options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "eval_strategy": "epoch", "logging_steps": 2}
     # Dropout makes the random states of the processes drift apart, which must not reach the order of the data.
     trainer = RecordingTrainer(
