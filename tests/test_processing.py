@@ -17,6 +17,7 @@ from polyrec import PolyRecProcessor
 
 HISTORY = [{"item_id": 3, "rating": 5.0, "surface": "home"}, {"item_id": 4, "rating": 1.0, "surface": "search"}]
 REQUEST = {"user": {"age": 30}, "context": {"surface": "home"}}
+HISTORY_COLUMNS = ["item_id", "timestamp", "rating", "surface"]
 RETRIEVAL = [{"name": "next_item", "head": "retrieval"}]
 asked = np.array([2, 3])
 
@@ -142,9 +143,10 @@ def test_a_frozen_view_knows_nothing_after_its_cutoff(fitted):
     changed["rating"] = np.where(late, 6 - changed["rating"], changed["rating"])
     other = processor.split(changed).test  # training rows are the same, so scales are, too
     processor.split(log["interactions"])  # back to the fixture's statistics
+    views = [processor.frozen(dataset, cutoff) for dataset in (parts.test, other)]
     seen = 0
     for i in range(len(parts.test)):
-        first, second = (processor.frozen(d, cutoff)[i] for d in (parts.test, other))
+        first, second = (view[i] for view in views)
         for key in set(first) - {"labels"}:
             windows_equal({key: first[key]}, {key: second[key]})
         seen += int(first["candidate_positions"].max())
@@ -286,36 +288,26 @@ def test_names_of_people_may_be_strings(people_by_name, tmp_path):
     processor, _ = fit(people_by_name)
     loaded = reloaded(processor, tmp_path)
     windows_equal(loaded.request(HISTORY, asked), processor.request(HISTORY, asked))
-    loaded.update(change(events, -1, timestamp=[9e6]) if False else change(events, 5, timestamp=[9e6]))
+    loaded.update(change(events, 5, timestamp=[9e6]))
     assert loaded.statistics.last_time == 9e6
     assert len(loaded.encode_events(events)) == len(events["user_id"])
 
 
-def test_a_request_is_what_training_saw(fitted):
-    """Prevents serving from building other inputs than training for the same question (training-serving skew)."""
-    log, _, _ = fitted
-    processor, parts = fit(log)
-    train, events = parts.train, log["interactions"]
-    last = train.log.time[train.candidates.event].max()
-    rows = [r for r in np.flatnonzero(train.log.person == 0) if train.log.time[r] <= last]
-    own = train.log.row[rows]
-    history = {n: np.asarray(c)[own] for n, c in events.items() if n != "user_id"}
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 10])
+def test_a_request_holds_the_latest_events_as_training_saw_them(fitted, length):
+    """Prevents long histories from being cut to a stump, and serving from building other inputs than training."""
+    log, processor, parts = fitted
+    train = parts.train.log
+    rows = np.arange(length)  # of the first person
+    history = {name: np.asarray(log["interactions"][name])[train.row[rows]] for name in HISTORY_COLUMNS}
     window = processor.request(history, asked, user={"age": log["users"]["age"][0]})
-    expected = train[int(np.flatnonzero(train._person == 0)[-1])]
-    tail = min(len(expected["item_ids"]), len(window["item_ids"]))
-    assert tail > 2
+    kept = rows[-8:]  # max_history
+    assert window["item_ids"].tolist() == train.item[kept].tolist()
+    assert window["candidate_positions"].tolist() == [len(kept)] * 2
     for name in ("rating", "surface", "time_gap"):
-        seen, trained = (w["event_features"][name] for w in (window, expected))
-        common = [n for n in range(tail) if name != "time_gap" or n > 0]
-        offset = len(rows) - len(seen)
-        for n in common:
-            row = n + offset
-            at = row - (len(rows) - len(rows))
-            assert at >= 0
-            del trained
-            trained = train.log.event_features.get(name, train.log.candidate_features.get(name))[rows]
-            assert np.array_equal(seen[n], trained[row], equal_nan=name == "time_gap")
-    assert window["user_features"]["age"] == expected["user_features"]["age"]
+        trained = (train.event_features | train.candidate_features)[name][kept]
+        assert np.array_equal(window["event_features"][name], trained, equal_nan=name == "time_gap"), name
+    assert window["user_features"]["age"] == parts.train[0]["user_features"]["age"]
 
 
 @pytest.mark.parametrize("declared", ["feedback", "context"])
@@ -418,7 +410,7 @@ def test_updates_reach_requests(tables):
         ({"ties": "strickt"}, "ties must be \"strict\" .* not 'strickt'"),
         ({"max_history": 0}, "max_history is 0; it must be >= 1"),
         ({"tasks": []}, "no tasks given"),
-        ({"columns": {"itme": "id"}}, "unknown key 'itme' in Columns; .*did you mean 'item'"),
+        ({"columns": {"itm": "id"}}, "unknown key 'itm' in Columns; .*did you mean 'item'"),
         ({"columns": {"item_features": {"genr": "categorical"}}}, "items: no column 'genr'.*did you mean 'genre'"),
     ],
 )

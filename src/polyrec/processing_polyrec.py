@@ -464,7 +464,9 @@ class PolyRecProcessor:
         log.item[asked] = items
         statistics = self._request_statistics(log)
         candidates = Candidates(asked, np.full(len(items), events))
-        window = SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history)
+        # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
+        names = [t.name for t in self.tasks]
+        window = SequenceDataset(log, candidates, names, statistics, self.max_history, stride=1)
         return window[0] | {"history_items": log.item[:events]}
 
     def _request_table(
