@@ -369,6 +369,13 @@ def test_column_names_that_python_or_torch_use_themselves():
     assert torch.isfinite(model(**batch).loss)
 
 
+@pytest.mark.parametrize("name", ["items", "type", "update", "train", "training"])
+def test_task_name_that_torch_uses_itself_is_refused(name):
+    """Prevents torch's bare KeyError "attribute 'items' already exists", which does not say what to do."""
+    with pytest.raises(ValueError, match=f"task name '{name}' is taken by torch"):
+        PolyRecForRecommendation(random_config(tasks=[{"name": name, "head": "binary"}]))
+
+
 def test_catalog_of_another_processor_is_refused(world):
     """Prevents a model from silently reading the attributes of other items."""
     processor, _, _ = world

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.encoders.features import NumericEncoder
+from polyrec.encoders.features import NumericEncoder, module_name
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
@@ -152,6 +152,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             raise ValueError(
                 'the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]'
             )
+        for name in config.task_names:
+            if module_name(name) != name:
+                raise ValueError(f"task name {name!r} is taken by torch in every module: choose another one")
         self.model = PolyRecModel(config)
         self.heads = nn.ModuleDict({t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
         self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
