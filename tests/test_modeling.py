@@ -171,7 +171,7 @@ def test_members_are_averaged_by_hand(world):
     processor, _, batch = world
     model = tiny_model(processor, expert_options={"members": 3})
     seen, skipped = {}, {}
-    model.experts.register_forward_hook(lambda module, args, out: seen.update(out))
+    model.experts.register_forward_hook(lambda module, args, out: seen.update(out.hidden))
     model.skip.register_forward_hook(lambda module, args, out: skipped.update(out))
     output = model(**batch)
     for task in model.pair_tasks:

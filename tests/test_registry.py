@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS, Registry, checked_options, nearest
+from polyrec.registry import COUPLINGS, EXPERTS, HEADS, WEIGHTINGS, Registry, checked_options, nearest
 
 
 def register(registry: Registry, name: str, module: str = "mine") -> type:
@@ -21,7 +21,7 @@ def registry() -> Registry:
     return Registry("head", "polyrec.heads")
 
 
-@pytest.mark.parametrize("registry", [HEADS, EXPERTS, WEIGHTINGS])
+@pytest.mark.parametrize("registry", [HEADS, EXPERTS, COUPLINGS, WEIGHTINGS])
 def test_every_file_of_a_folder_registers_its_name(registry):
     """Prevents a part from existing as a file that nobody can name."""
     assert registry.names()

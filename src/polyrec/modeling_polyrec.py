@@ -5,7 +5,7 @@ Letters: B people, L events, C candidates, M rows of some subset, N items, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,14 +15,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.coupling.base import CoupledTask, Coupling
 from polyrec.encoders.features import NumericEncoder, module_name
 from polyrec.encoders.history import HistoryEncoder
-from polyrec.encoders.item import ItemEncoder, ItemRows
+from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
-from polyrec.experts.base import ExpertLayer
+from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.heads.base import TaskHead, mean_loss, over_members, per_member
-from polyrec.registry import EXPERTS, HEADS, WEIGHTINGS
-from polyrec.schema import RESIDUALS
+from polyrec.registry import COUPLINGS, EXPERTS, HEADS, WEIGHTINGS
+from polyrec.schema import RESIDUALS, parents_first
+from polyrec.weighting.base import LossWeighting, StepContext
 
 
 @dataclass
@@ -48,6 +50,9 @@ class PolyRecOutput(ModelOutput):
         counts: {task: scalar}, number (or weight) of known labels.
         logits: {task: [B, C]}; a retrieval task's are the scores of the candidates.
         states: [B, C, D], the state each candidate was answered from.
+        gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
+        weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
+        gramian: [T, T], inner products of the tasks' gradients at the shared representation, if the weighting needs it.
     """
 
     loss: Tensor | None = None
@@ -55,6 +60,62 @@ class PolyRecOutput(ModelOutput):
     counts: dict[str, Tensor] | None = None
     logits: dict[str, Tensor] | None = None
     states: Tensor | None = None
+    gates: dict[str, Tensor] | None = None
+    weights: dict[str, Tensor] | None = None
+    gramian: Tensor | None = None
+
+
+@dataclass
+class PairAnswers:
+    """What the pair tasks answered.
+
+    Args:
+        experts: hidden vectors and gates.
+        own_logits: {task: [B, C] or [B, C, M]}, of the task's own head.
+        logits: the same after coupling with the parent's answer.
+    """
+
+    experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
+    own_logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SharedRepresentation:
+    """Where the tasks meet: what they all read, and the only place at which their gradients are compared.
+
+    Pair tasks meet in the pair vectors (and in the evidence of the candidate attention), retrieval tasks in the
+    states and the item vectors. A retrieval task and a pair task share the backbone below, but not these tensors: their
+    gradients count as orthogonal.
+    """
+
+    def __init__(self, state_BCD: Tensor, items: ItemRows) -> None:
+        # Views: the gradient of a retrieval loss stops here, and that of a pair task does not pass through the encoder.
+        self.state_BCD = state_BCD.view_as(state_BCD)
+        self.items = ItemRows(items.vectors_MD.view_as(items.vectors_MD), items.rows_M)
+        self.pair_BCD: Tensor | None = None
+        self.evidence_BCE: Tensor | None = None
+
+    def gramian(self, losses: dict[str, Tensor]) -> Tensor:
+        """Inner products of the losses' gradients, float32 [T, T], summed over ranks; detached.
+
+        Only what lies above the shared representation is passed backwards, once per task.
+        """
+        at = [self.state_BCD, self.items.vectors_MD, self.pair_BCD, self.evidence_BCE]
+        at = [x for x in at if x is not None and x.requires_grad]
+        rows = []
+        for loss in losses.values():
+            found = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+            rows.append([None if g is None else g.flatten().float() for g in found])
+        result = torch.zeros(len(rows), len(rows), device=self.state_BCD.device)
+        for column in zip(*rows, strict=True):
+            known = [i for i, g in enumerate(column) if g is not None]
+            if known:
+                jacobian_TX = torch.stack([column[i] for i in known])
+                index = torch.tensor(known, device=result.device)
+                result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(result)
+        return result
 
 
 class PolyRecPreTrainedModel(PreTrainedModel):
@@ -96,7 +157,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
-        if isinstance(module, TaskHead | ExpertLayer):
+        if isinstance(module, TaskHead | ExpertLayer | Coupling | LossWeighting):
             module.initialise()
 
 
@@ -163,6 +224,12 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             self.pair_encoder = PairEncoder(config)
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
             self.skip = LinearSkip(config, self.pair_tasks, self.pair_encoder.evidence)
+        tasks = {t.name: t for t in config.task_configs}
+        self.parents = {t.name: t.parent for t in tasks.values() if t.parent is not None}
+        self.couplings = nn.ModuleDict(
+            {n: COUPLINGS.get(str(tasks[n].coupling))(tasks[n], tasks[p], config) for n, p in self.parents.items()}
+        )
+        self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.post_init()
 
@@ -182,6 +249,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         labels: dict[str, Tensor] | None = None,
         sample_weight: dict[str, Tensor] | None = None,
         denominators: dict[str, Tensor] | None = None,
+        share: float = 1.0,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -196,6 +264,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             sample_weight: {task: [B, C]}, e.g. inverse propensities.
             denominators: {task: scalar} by which each task's sum of losses is divided: the known labels of the whole
                 accumulation window over all ranks. Default: the known labels of this batch.
+            share: of the optimizer step that this batch is, 1 / (batches accumulated x ranks); terms of the objective
+                that do not come from labels (of a learnt weighting, of load balancing) are multiplied by it.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -206,30 +276,60 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         read = self.model(item_ids, event_features, user_features, items=items)
         candidate_BCD = items.lookup(candidate_ids)
         state_BCD = gather_states(read.last_hidden_state, candidate_positions)
+        shared = SharedRepresentation(state_BCD, items)
         logits = {
             name: self.heads[name].pair_logits(state_BCD, candidate_BCD, candidate_ids) for name in self.state_tasks
         }
+        answers = PairAnswers()
         if self.pair_tasks:
-            residuals_BLT = (event_features or {}).get(RESIDUALS)
-            pair_BCD, evidence_BCE = self.pair_encoder(
-                state_BCD, candidate_BCD, read.inputs, candidate_positions, candidate_features or {}, residuals_BLT
+            shared.pair_BCD, shared.evidence_BCE = self.pair_encoder(
+                state_BCD,
+                candidate_BCD,
+                read.inputs,
+                candidate_positions,
+                candidate_features or {},
+                (event_features or {}).get(RESIDUALS),
             )
-            skipped = self.skip(candidate_features or {}, evidence_BCE)
-            for name, hidden in self.experts(pair_BCD).items():
-                logits[name] = self.heads[name](hidden)
-                if name in skipped:
-                    logits[name] = logits[name] + per_member(skipped[name], logits[name])
-        logits = {name: logits[name] for name in self.heads}
-        answers = {name: over_members(value, candidate_ids) for name, value in logits.items()}
-        output = PolyRecOutput(logits=answers, states=state_BCD)
+            answers = self._answer_pairs(shared, candidate_ids, candidate_features or {})
+        logits = {name: logits[name] if name in logits else answers.logits[name] for name in self.heads}
+        output = PolyRecOutput(
+            logits={name: over_members(value, candidate_ids) for name, value in logits.items()},
+            states=state_BCD,
+            gates=answers.experts.gates,
+        )
         if labels is not None:
             output.losses, output.counts = self._losses(
-                logits, state_BCD, candidate_ids, items, labels, sample_weight or {}, retrieval_negatives
+                logits, answers, shared, candidate_ids, labels, sample_weight or {}, retrieval_negatives
             )
             denominators = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
-            output.loss, _ = self.weighting(means)
+            means = self.weighting.scaled(means)
+            context = StepContext(share, {name: denominators[name] > 0 for name in means})
+            if self.weighting.needs_gradients:
+                output.gramian = context.gramian = shared.gramian(means)
+            output.loss, output.weights = self.weighting(means, context)
+            if answers.experts.penalty is not None:
+                output.loss = output.loss + share * answers.experts.penalty
         return output
+
+    def _answer_pairs(
+        self, shared: SharedRepresentation, candidate_ids: Tensor, candidate_features: dict[str, Tensor]
+    ) -> PairAnswers:
+        """Logits of the pair tasks, parents before their children."""
+        found = PairAnswers(self.experts(shared.pair_BCD, candidate_ids != PADDING_ITEM))
+        skipped = self.skip(candidate_features, shared.evidence_BCE)
+        for name in self.answer_order:
+            hidden, parent = found.experts.hidden[name], self.parents.get(name)
+            if parent is not None:
+                hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
+            found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
+            own = self.heads[name](hidden)
+            if name in skipped:
+                own = own + per_member(skipped[name], own)
+            found.own_logits[name] = found.logits[name] = own
+            if parent is not None:
+                found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
+        return found
 
     def _negatives(self) -> dict[str, Tensor]:
         counts = self.item_encoder.counts
@@ -238,9 +338,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
     def _losses(
         self,
         logits: dict[str, Tensor],
-        state_BCD: Tensor,
+        answers: PairAnswers,
+        shared: SharedRepresentation,
         candidate_ids: Tensor,
-        items: ItemRows,
         labels: dict[str, Tensor],
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
@@ -251,14 +351,27 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             if name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
                 losses[name] = 0.0 * logits[name].sum()
                 counts[name] = logits[name].new_zeros(())
-            elif head.reads == "pair":
+            elif head.reads == "pair" and name not in self.parents:
                 losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
+            elif head.reads == "pair":
+                parent = self.parents[name]
+                unknown = torch.full_like(labels[name], float("nan"))
+                found = CoupledTask(
+                    head,
+                    answers.own_logits[name],
+                    logits[name],
+                    logits[parent],
+                    labels[name],
+                    labels.get(parent, unknown),
+                    weight,
+                )
+                losses[name], counts[name] = self.couplings[name].loss(found)
             else:
                 rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
                 losses[name], counts[name] = head.retrieval_loss(
-                    state_BCD.flatten(0, 1).index_select(0, rows_M),
+                    shared.state_BCD.flatten(0, 1).index_select(0, rows_M),
                     candidate_ids.flatten()[rows_M],
-                    items,
+                    shared.items,
                     self.item_encoder.counts,
                     negatives.get(name),
                     None if weight is None else weight.flatten()[rows_M],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from polyrec.registry import HEADS, nearest
+from polyrec.registry import COUPLINGS, HEADS, nearest
 
 FeatureKind = Literal["categorical", "multi", "numeric", "vector", "text"]
 FeatureSource = Literal["item", "user", "event", "candidate"]
@@ -69,6 +69,9 @@ class TaskConfig:
             retrieval task it says which events count as the next item; default: every event.
         weight: lambda of the weighted objective sum_i lambda_i L_i (a `fixed` weighting reads it).
         options: keyword arguments of the head; the head refuses those it does not know.
+        parent: name of the task this one follows from (a purchase follows a click); needs a `coupling`.
+        coupling: how the two are coupled, by registered name ("esmm", "aitm", ...).
+        coupling_options: keyword arguments of the coupling.
 
     Example:
         >>> TaskConfig("like", head="binary", label="rating >= 4").weight
@@ -80,6 +83,9 @@ class TaskConfig:
     label: str | None = None
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    coupling: str | None = None
+    coupling_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
@@ -89,6 +95,12 @@ class TaskConfig:
             raise ValueError(f"weight of task {self.name!r} is {self.weight}; it must be a finite number >= 0")
         if self.label is not None:
             Label.parse(self.label)
+        if (self.parent is None) != (self.coupling is None):
+            raise ValueError(
+                f"task {self.name!r} has parent={self.parent!r} and coupling={self.coupling!r}: give both or neither"
+            )
+        if self.coupling is not None:
+            COUPLINGS.check(self.coupling)
 
     @property
     def parsed_label(self) -> Label | None:
@@ -206,4 +218,31 @@ def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskCon
         raise ValueError(
             "every task has weight 0, so nothing would be learnt: give at least one task a positive weight"
         )
+    parents_first(parsed)
     return parsed
+
+
+def parents_first(tasks: Sequence[TaskConfig]) -> list[TaskConfig]:
+    """The tasks in an order in which every parent comes before its children; unknown parents and cycles are refused.
+
+    Example:
+        >>> tasks = [TaskConfig("buy", "binary", parent="click", coupling="monotone"), TaskConfig("click", "binary")]
+        >>> [t.name for t in parents_first(tasks)]
+        ['click', 'buy']
+    """
+    by_name = {t.name: t for t in tasks}
+    ordered: dict[str, TaskConfig] = {}
+    for task in tasks:
+        line = [task]  # from the task up to an ancestor that is placed already, or has no parent
+        while line[-1].parent is not None and line[-1].parent not in ordered:
+            name = line[-1].parent
+            if name not in by_name:
+                raise ValueError(
+                    f"task {line[-1].name!r} has the unknown parent {name!r}; {nearest(name, list(by_name))}"
+                )
+            if name in [t.name for t in line]:
+                chain = " -> ".join([*(t.name for t in line), name])
+                raise ValueError(f"the parents of tasks run in a circle ({chain}): remove one of the parents")
+            line.append(by_name[name])
+        ordered |= {t.name: t for t in reversed(line)}
+    return list(ordered.values())

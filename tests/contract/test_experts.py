@@ -50,7 +50,7 @@ def test_unknown_option_is_refused_with_the_nearest_name(kind):
 def test_shapes(kind, options):
     """Prevents a task without an answer, or with one of another shape than (members and) width."""
     experts = model_of(kind, options).experts
-    found = experts(torch.randn(2, 3, 8))
+    found = experts(torch.randn(2, 3, 8)).hidden
     assert set(found) == set(NAMES)
     for hidden in found.values():
         assert hidden.shape in ((2, 3, 8), (2, 3, options.get("members", 1), 8))
@@ -105,7 +105,7 @@ def test_candidates_do_not_see_each_other(kind, options):
     """Prevents a norm or gate over the candidates of a batch, which would leak between them."""
     experts = model_of(kind, options).experts
     pair = torch.randn(3, 4, 8)
-    whole, part = experts(pair), experts(pair[1:2, 2:3])
+    whole, part = experts(pair).hidden, experts(pair[1:2, 2:3]).hidden
     for task in NAMES:
         torch.testing.assert_close(whole[task][1:2, 2:3], part[task])
 
@@ -115,8 +115,8 @@ def test_two_fresh_layers_differ_and_dropout_acts_in_training_only(kind, options
     """Prevents parameters that `initialise` or the default initialisation left at a constant or at garbage."""
     one, other = model_of(kind, options, seed=1).experts, model_of(kind, options, seed=2).experts
     pair = torch.randn(2, 3, 8)
-    assert not torch.allclose(one(pair)["like"], other(pair)["like"])
-    assert torch.equal(one(pair)["like"], one(pair)["like"])
+    assert not torch.allclose(one(pair).hidden["like"], other(pair).hidden["like"])
+    assert torch.equal(one(pair).hidden["like"], one(pair).hidden["like"])
     assert all(torch.isfinite(p).all() and p.abs().max() < 10 for p in one.parameters())
 
 
@@ -129,7 +129,7 @@ def test_shared_bottom_equals_its_formula():
     inner = torch.nn.functional.gelu(centred @ block.up.weight.T + block.up.bias)
     assert inner.shape[-1] == 24
     expected = x + inner @ block.down.weight.T + block.down.bias
-    torch.testing.assert_close(experts(x)["like"], expected)
+    torch.testing.assert_close(experts(x).hidden["like"], expected)
 
 
 def test_members_share_matrices_and_start_with_different_signs():
@@ -148,10 +148,10 @@ def test_one_member_is_independent_of_the_others():
     """Prevents members from mixing: the answer of one depends on its own scales only."""
     experts = model_of("shared_bottom", {"members": 3}).experts
     pair = torch.randn(2, 3, 8)
-    before = experts(pair)["like"]
+    before = experts(pair).hidden["like"]
     with torch.no_grad():
         experts.scale[1] *= 2
         experts.blocks[0].scale_out[1] *= 3
-    after = experts(pair)["like"]
+    after = experts(pair).hidden["like"]
     assert torch.equal(before[:, :, [0, 2]], after[:, :, [0, 2]])
     assert not torch.allclose(before[:, :, 1], after[:, :, 1])

@@ -108,6 +108,6 @@ def test_it_is_part_of_the_model_and_reloads(kind, tmp_path):
 
 def test_fixed_is_the_weighted_sum():
     """Prevents the weights of tasks from being normalised, squared or ignored."""
-    total, weights = model_of("fixed").weighting(losses_of([1.0, 2.0, 3.0]))
+    weighting = model_of("fixed").weighting
+    total, _ = weighting(weighting.scaled(losses_of([1.0, 2.0, 3.0])))
     assert total.item() == 2.0 * 1 + 0.5 * 2 + 1.0 * 3
-    assert weights == {"like": 2.0, "click": 0.5, "next_item": 1.0}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.experts.base import ExpertLayer
+from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.registry import EXPERTS
 
 
@@ -28,7 +28,7 @@ class SharedBottom(ExpertLayer):
 
     Example:
         >>> config = PolyRecConfig(tasks=[{"name": "like", "head": "binary"}], hidden_size=4)
-        >>> SharedBottom(config, ["like"])(torch.zeros(2, 3, 4))["like"].shape
+        >>> SharedBottom(config, ["like"])(torch.zeros(2, 3, 4)).hidden["like"].shape
         torch.Size([2, 3, 4])
     """
 
@@ -53,12 +53,12 @@ class SharedBottom(ExpertLayer):
             if scale is not None:
                 init.copy_(scale, torch.randint(0, 2, scale.shape).to(scale.dtype) * 2 - 1)
 
-    def forward(self, pair_BCD: Tensor) -> dict[str, Tensor]:
+    def forward(self, pair_BCD: Tensor, real_BC: Tensor | None = None) -> ExpertOutput:
         """Share one hidden vector (or one per member) among all tasks."""
         hidden = pair_BCD if self.scale is None else pair_BCD.unsqueeze(-2) * self.scale
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return dict.fromkeys(self.task_names, hidden)
+        return ExpertOutput(dict.fromkeys(self.task_names, hidden))
 
 
 class _Block(nn.Module):

@@ -1,0 +1,1 @@
+"""How a task follows from another one: one file per method."""

@@ -1,0 +1,80 @@
+"""The contract of a coupling: how a task follows from its parent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.heads.base import TaskHead
+from polyrec.registry import checked_options
+from polyrec.schema import TaskConfig
+
+
+@dataclass
+class CoupledTask:
+    """What a coupling may read when it computes the loss of a child.
+
+    Args:
+        head: the child's head.
+        own_logits: the child head's logits before the coupling, [B, C] or [B, C, M].
+        logits: what `Coupling.logits` made of them: the child's answer.
+        parent_logits: the parent's answer, same shape.
+        labels: of the child, [B, C], NaN = unknown.
+        parent_labels: of the parent, [B, C], NaN = unknown; all NaN where the batch has none.
+        weight: sample weight of the child [B, C], or None.
+    """
+
+    head: TaskHead
+    own_logits: Tensor
+    logits: Tensor
+    parent_logits: Tensor
+    labels: Tensor
+    parent_labels: Tensor
+    weight: Tensor | None
+
+
+class Coupling(nn.Module):
+    """Base of all couplings: three hooks, of which a method overrides those it needs.
+
+    `hidden` passes the parent's information on before the child's head, `logits` makes the child's answer of its own
+    logits and the parent's answer, `loss` replaces the child's loss.
+
+    Subclasses declare `default_options` and for which heads they make sense.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("binary",)
+    parent_heads: ClassVar[tuple[str, ...]] = ("binary",)
+    default_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, task: TaskConfig, parent: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__()
+        for what, kind, allowed in (
+            (f"task {task.name!r}", task.head, self.heads),
+            (f"parent {parent.name!r} of task {task.name!r}", parent.head, self.parent_heads),
+        ):
+            if kind not in allowed:
+                raise ValueError(
+                    f"coupling {task.coupling!r} cannot couple {what}, whose head is {kind!r}: it needs "
+                    f"{' or '.join(map(repr, allowed))}"
+                )
+        self.task, self.parent = task, parent
+        what = f"coupling {task.coupling!r} of task {task.name!r}"
+        self.options = checked_options(task.coupling_options, self.default_options, what)
+
+    def initialise(self) -> None:
+        """Set parameters that the default initialisation does not know; called after it."""
+
+    def hidden(self, hidden: Tensor, parent_hidden: Tensor) -> Tensor:
+        """What the child's head reads, [B, C, D] or [B, C, M, D]."""
+        return hidden
+
+    def logits(self, logits: Tensor, parent_logits: Tensor) -> Tensor:
+        """The child's answer, [B, C] or [B, C, M]."""
+        return logits
+
+    def loss(self, found: CoupledTask) -> tuple[Tensor, Tensor]:
+        """The child's loss: (sum, count), scalars."""
+        return found.head.loss(found.logits, found.labels, found.weight)
