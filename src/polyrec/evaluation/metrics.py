@@ -12,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Names of metrics (see `evaluator.PAIR_METRICS`) of which less is better; of all others more is.
+LOWER_IS_BETTER = frozenset({"logloss", "calibration_error", "rmse", "mae"})
+
 _EPS = 1e-7  # about the resolution of float32 just below 1: a saturated float32 sigmoid then costs 16.1 nats, not inf
 
 

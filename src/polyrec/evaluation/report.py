@@ -15,10 +15,10 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import bootstrap, evaluator, ranking
 from polyrec.evaluation.baselines import EASE, BiasModel, ItemKNN, Popularity
+from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
 MODEL = "polyrec"
-_LOWER_IS_BETTER = ("logloss", "calibration_error", "rmse", "mae")
 _CHUNK = 1024
 
 
@@ -124,7 +124,7 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
             cells = []
             for name in names:
                 column = [s[name] for s in systems.values()]
-                best = np.nanmin(column) if name in _LOWER_IS_BETTER else np.nanmax(column)
+                best = np.nanmin(column) if name in LOWER_IS_BETTER else np.nanmax(column)
                 cells.append(f"{values[name]:>18.4f}" + ("*" if values[name] == best else " "))
             lines.append(f"  {system:<12}" + "".join(cells))
         for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
