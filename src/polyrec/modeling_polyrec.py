@@ -21,7 +21,7 @@ from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
 from polyrec.experts.base import ExpertLayer, ExpertOutput
-from polyrec.heads.base import TaskHead, mean_loss, over_members, per_member
+from polyrec.heads.base import TaskHead, mean_loss, per_member
 from polyrec.registry import COUPLINGS, EXPERTS, HEADS, WEIGHTINGS
 from polyrec.schema import RESIDUALS, parents_first
 from polyrec.weighting.base import LossWeighting, StepContext
@@ -48,7 +48,7 @@ class PolyRecOutput(ModelOutput):
         loss: scalar, the weighted objective; None without labels.
         losses: {task: scalar}, SUM of the task's losses over its known labels.
         counts: {task: scalar}, number (or weight) of known labels.
-        logits: {task: [B, C]}; a retrieval task's are the scores of the candidates.
+        logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates.
         states: [B, C, D], the state each candidate was answered from.
         gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
@@ -71,7 +71,7 @@ class PairAnswers:
 
     Args:
         experts: hidden vectors and gates.
-        own_logits: {task: [B, C] or [B, C, M]}, of the task's own head.
+        own_logits: {task: [B, C(, M)(, K)]}, of the task's own head.
         logits: the same after coupling with the parent's answer.
     """
 
@@ -223,7 +223,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         if self.pair_tasks:
             self.pair_encoder = PairEncoder(config)
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
-            self.skip = LinearSkip(config, self.pair_tasks, self.pair_encoder.evidence)
+            self.skip = LinearSkip(
+                config, {n: self.heads[n].own_width for n in self.pair_tasks}, self.pair_encoder.evidence
+            )
         tasks = {t.name: t for t in config.task_configs}
         self.parents = {t.name: t.parent for t in tasks.values() if t.parent is not None}
         self.couplings = nn.ModuleDict(
@@ -293,7 +295,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             answers = self._answer_pairs(shared, candidate_ids, candidate_features or {})
         logits = {name: logits[name] if name in logits else answers.logits[name] for name in self.heads}
         output = PolyRecOutput(
-            logits={name: over_members(value, candidate_ids) for name, value in logits.items()},
+            logits={name: self.heads[name].mean_over_members(value) for name, value in logits.items()},
             states=state_BCD,
             gates=answers.experts.gates,
         )
@@ -326,6 +328,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             own = self.heads[name](hidden)
             if name in skipped:
                 own = own + per_member(skipped[name], own)
+            own = self.heads[name].finish(own, candidate_features)
             found.own_logits[name] = found.logits[name] = own
             if parent is not None:
                 found.logits[name] = self.couplings[name].logits(own, found.logits[parent])

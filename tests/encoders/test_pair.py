@@ -68,7 +68,7 @@ def test_state_candidate_history_and_features_all_matter():
 @pytest.mark.parametrize("evidence", [0, 2])
 def test_skip_is_linear_and_reads_missing_numbers_as_zero(evidence):
     """Prevents NaN statistics from reaching a logit, and the skip from having a constant of its own."""
-    skip = LinearSkip(random_config(features=FEATURES), ["like", "rating"], evidence)
+    skip = LinearSkip(random_config(features=FEATURES), dict.fromkeys(["like", "rating"]), evidence)
     said = torch.randn(1, 3, 2) if evidence else None
     found = skip(values(), said)
     given = values()
@@ -81,14 +81,22 @@ def test_skip_is_linear_and_reads_missing_numbers_as_zero(evidence):
 def test_skip_belongs_to_tasks_by_name():
     """Prevents the order of tasks in a configuration from exchanging their skips when weights are loaded."""
     config = random_config(features=FEATURES)
-    one, other = LinearSkip(config, ["like", "rating"], 0), LinearSkip(config, ["rating", "like"], 0)
+    one, other = (LinearSkip(config, dict.fromkeys(names), 0) for names in (["like", "rating"], ["rating", "like"]))
     other.load_state_dict(one.state_dict())
     for task, value in one(values(), None).items():
         assert torch.equal(value, other(values(), None)[task])
 
 
+def test_heads_of_several_numbers_get_as_many():
+    """Prevents one number from being added to every class of a task, which changes no probability."""
+    skip = LinearSkip(random_config(features=FEATURES), {"like": None, "genre": 4, "one": 1}, 0)
+    found = skip(values(), None)
+    assert {name: tuple(x.shape) for name, x in found.items()} == {"like": (1, 3), "genre": (1, 3, 4), "one": (1, 3, 1)}
+    assert not torch.allclose(found["genre"][..., 0], found["genre"][..., 1])
+
+
 def test_nothing_to_skip():
     """Prevents a model without numbers from carrying an empty matrix."""
-    skip = LinearSkip(random_config(features=FEATURES[:1]), ["like"], 0)
+    skip = LinearSkip(random_config(features=FEATURES[:1]), {"like": None}, 0)
     assert skip(values(), None) == {}
     assert list(skip.parameters()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -56,16 +58,24 @@ class LinearSkip(nn.Module):
     are nearly right by themselves; the skip lets a tower learn only what they miss (the "wide" part of Cheng et al.,
     2016). Missing numbers count as 0, the middle of the normal scale.
 
-    Shapes: {name: [B, C] or [B, C, F]}, evidence [B, C, E] -> {task: [B, C]}; empty if there is nothing to read.
+    Args:
+        widths: {task: K numbers that its head gives per pair, None = one number without an axis}.
+        evidence: E.
+
+    Shapes: {name: [B, C] or [B, C, F]}, evidence [B, C, E] -> {task: [B, C] or [B, C, K]}; empty if there is nothing to
+    read.
     """
 
-    def __init__(self, config: PolyRecConfig, task_names: list[str], evidence: int) -> None:
+    def __init__(self, config: PolyRecConfig, widths: Mapping[str, int | None], evidence: int) -> None:
         super().__init__()
         self.features = [
             f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")
         ]
         size = sum(f.size for f in self.features) + evidence
-        self.linear = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in task_names} if size else {})
+        self.widths = dict(widths)
+        self.linear = nn.ModuleDict(
+            {name: nn.Linear(size, width or 1, bias=False) for name, width in widths.items()} if size else {}
+        )
 
     def forward(self, values: dict[str, Tensor], evidence_BCE: Tensor | None) -> dict[str, Tensor]:
         """Contribution to the logits, shapes as in the class description."""
@@ -74,4 +84,5 @@ class LinearSkip(nn.Module):
         columns = [values[f.name].unsqueeze(-1) if f.kind == "numeric" else values[f.name] for f in self.features]
         columns = [torch.nan_to_num(c) for c in columns] + ([] if evidence_BCE is None else [evidence_BCE])
         joined = torch.cat(columns, dim=-1)
-        return {name: linear(joined).squeeze(-1) for name, linear in self.linear.items()}
+        found = {name: linear(joined) for name, linear in self.linear.items()}
+        return {name: x.squeeze(-1) if self.widths[name] is None else x for name, x in found.items()}

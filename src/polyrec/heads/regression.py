@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import TaskHead, masked_sum, over_members, per_member
+from polyrec.heads.base import NumberHead, masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
 
 @HEADS.register("regression")
-class RegressionHead(TaskHead):
+class RegressionHead(NumberHead):
     r"""A mean by squared loss in units of the label's own spread, L = sum_i w_i ((y_i - m) / s - z_i)^2.
 
     The head predicts z, the standardised label, so that losses of tasks with different units can be added; `predict`
@@ -37,22 +37,13 @@ class RegressionHead(TaskHead):
         1.0
     """
 
-    reads = "pair"
     metrics = ("rmse", "mae")
-    default_options: ClassVar[dict[str, Any]] = {
-        "mean": 0.0,
-        "std": 1.0,
-        "minimum": None,
-        "maximum": None,
-        "loss": "squared",
-    }
+    default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "loss": "squared"}
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if self.options["loss"] not in ("squared", "huber"):
-            raise ValueError(f"option 'loss' of task {task.name!r} is {self.options['loss']!r}; known: squared, huber")
-        if not self.options["std"] > 0:
-            raise ValueError(f"option 'std' of task {task.name!r} is {self.options['std']}; it must be > 0")
+            raise self.refuse("loss", "known: squared, huber")
         self.output = nn.Linear(config.hidden_size, 1)
 
     def forward(self, hidden_D: Tensor) -> Tensor:
@@ -61,7 +52,7 @@ class RegressionHead(TaskHead):
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss of the known labels in standardised units: (sum, count)."""
-        target = per_member(torch.nan_to_num((labels - self.options["mean"]) / self.options["std"]).float(), logits)
+        target = per_member(self.standardised(labels), logits)
         if self.options["loss"] == "huber":
             losses = 2 * F.huber_loss(logits.float(), target, reduction="none")
         else:
@@ -70,9 +61,4 @@ class RegressionHead(TaskHead):
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted mean in the label's unit."""
-        value = self.options["mean"] + self.options["std"] * logits.float()
-        return torch.clamp(value, self.options["minimum"], self.options["maximum"]) if self._bounded else value
-
-    @property
-    def _bounded(self) -> bool:
-        return self.options["minimum"] is not None or self.options["maximum"] is not None
+        return self.in_unit(logits)
