@@ -20,6 +20,7 @@ from polyrec.encoders.features import NumericEncoder, module_name
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.heads.base import TaskHead, mean_loss, per_member
 from polyrec.registry import COUPLINGS, EXPERTS, HEADS, WEIGHTINGS
@@ -137,7 +138,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | BatchedLinear):
             init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -349,26 +350,26 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         negatives: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
+        unknown_BC = torch.full(candidate_ids.shape, float("nan"), device=candidate_ids.device)
         for name, head in self.heads.items():
             weight = sample_weight.get(name)
-            if name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
-                losses[name] = 0.0 * logits[name].sum()
-                counts[name] = logits[name].new_zeros(())
-            elif head.reads == "pair" and name not in self.parents:
-                losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
-            elif head.reads == "pair":
-                parent = self.parents[name]
-                unknown = torch.full_like(labels[name], float("nan"))
+            if name in self.parents:
                 found = CoupledTask(
                     head,
+                    answers.experts.hidden[name],
                     answers.own_logits[name],
                     logits[name],
-                    logits[parent],
-                    labels[name],
-                    labels.get(parent, unknown),
+                    logits[self.parents[name]],
+                    labels.get(name, unknown_BC),
+                    labels.get(self.parents[name], unknown_BC),
                     weight,
                 )
                 losses[name], counts[name] = self.couplings[name].loss(found)
+            elif name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
+                losses[name] = 0.0 * logits[name].sum()
+                counts[name] = logits[name].new_zeros(())
+            elif head.reads == "pair":
+                losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
             else:
                 rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
                 losses[name], counts[name] = head.retrieval_loss(

@@ -89,7 +89,8 @@ class Registry:
     def _built_in(self) -> set[str]:
         spec = importlib.util.find_spec(self.package)
         folder = spec.submodule_search_locations if spec is not None else None
-        return {m.name for m in pkgutil.iter_modules(folder)} - {"base"} if folder is not None else set()
+        names = {m.name for m in pkgutil.iter_modules(folder)} if folder is not None else set()
+        return {name for name in names - {"base"} if not name.startswith("_")}  # "_...": what several parts are made of
 
     def check(self, name: str) -> str:
         """Return `name` if it is known, else raise a ValueError that lists the known names and the nearest one."""

@@ -32,7 +32,8 @@ class ExpertLayer(nn.Module):
 
     A layer with gates says in `gate_names` what they weigh: {task: [E names]}.
 
-    Subclasses declare `default_options`; options of `config.expert_options` outside it are refused.
+    Subclasses declare `default_options`; options of `config.expert_options` outside it are refused. Where the default is
+    a whole number, the option must be one, too, and >= 1.
     """
 
     default_options: dict[str, Any] = {}
@@ -41,12 +42,20 @@ class ExpertLayer(nn.Module):
         super().__init__()
         what = f"expert layer {config.experts!r}"
         self.options = checked_options(config.expert_options or {}, self.default_options, what)
+        for name, default in self.default_options.items():
+            value = self.options[name]
+            if type(default) is int and not (type(value) is int and value >= 1):
+                raise ValueError(f"option {name!r} of {what} is {value!r}; it must be a whole number >= 1")
         # By name, so that the order of tasks in a configuration changes nothing.
         self.task_names = sorted(task_names)
         self.gate_names: dict[str, list[str]] = {}
 
     def initialise(self) -> None:
         """Set parameters that the default initialisation does not know; called after it."""
+
+    def by_name(self, values_TPX: Tensor, pair_BCD: Tensor) -> dict[str, Tensor]:
+        """Values of all tasks and flattened pairs, [T, B * C, X], as {task: [B, C, X]}."""
+        return dict(zip(self.task_names, values_TPX.unflatten(1, pair_BCD.shape[:2]), strict=True))
 
     def forward(self, pair_BCD: Tensor, real_BC: Tensor | None = None) -> ExpertOutput:
         """Answer every pair.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.experts._block import SharedBlock
 from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.registry import EXPERTS
 
@@ -36,14 +37,11 @@ class SharedBottom(ExpertLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, inner, members = (
-            config.hidden_size,
-            config.hidden_size * self.options["expansion"],
-            self.options["members"],
-        )
+        width, members = config.hidden_size, self.options["members"]
+        inner = width * self.options["expansion"]
         self.members = members
         self.blocks = nn.ModuleList(
-            _Block(width, inner, members, config.dropout) for _ in range(self.options["num_layers"])
+            SharedBlock(width, inner, config.dropout, members) for _ in range(self.options["num_layers"])
         )
         self.scale = nn.Parameter(torch.empty(members, width)) if members > 1 else None
 
@@ -59,23 +57,3 @@ class SharedBottom(ExpertLayer):
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return ExpertOutput(dict.fromkeys(self.task_names, hidden))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, inner: int, members: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.dropout = nn.Dropout(dropout)
-        several = members > 1
-        self.scale_in = nn.Parameter(torch.empty(members, width)) if several else None
-        self.scale_out = nn.Parameter(torch.empty(members, inner)) if several else None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.norm(hidden)
-        if self.scale_in is not None:
-            hidden = hidden * self.scale_in
-        hidden = self.up(hidden)
-        if self.scale_out is not None:
-            hidden = hidden * self.scale_out
-        return self.down(self.dropout(nn.functional.gelu(hidden)))
