@@ -1,4 +1,4 @@
-"""A recipe: one YAML file (or flags) for data, tasks, model and training. Needs no torch."""
+"""A recipe: one YAML file (or flags) for data, tasks, model, training and tuning. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyrec.registry import nearest
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 
@@ -22,6 +23,7 @@ class Recipe:
         processor: further arguments of `PolyRecProcessor.fit` (max_history, ties, statistics).
         model: arguments of `PolyRecConfig` (hidden_size, dropout, ...).
         training: arguments of `PolyRecTrainingArguments` (num_train_epochs, learning_rate, ...).
+        tune: what `polyrec tune` searches, see `polyrec.cli.tuning_space`.
         early_stopping_patience: stop after so many evaluations without a better metric; 0 = never.
         output: folder of the run.
     """
@@ -35,6 +37,7 @@ class Recipe:
     processor: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
     early_stopping_patience: int = 0
     output: str = "runs/latest"
 
@@ -59,7 +62,7 @@ def load_recipe(path: str | None, overrides: Mapping[str, Any]) -> Recipe:
 
     Args:
         path: a YAML file, or None.
-        overrides: {"model.hidden_size": 64, "output": ...}; a dotted key sets one entry of a section.
+        overrides: {"model.hidden_size": 64, "output": ...}; see `set_entry`.
     """
     import yaml
 
@@ -71,12 +74,37 @@ def load_recipe(path: str | None, overrides: Mapping[str, Any]) -> Recipe:
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a mapping such as `interactions: events.parquet`")
     for key, value in overrides.items():
-        section, _, entry = key.partition(".")
-        if entry:
-            values.setdefault(section, {})[entry] = value
-        else:
-            values[section] = value
+        set_entry(values, key, value)
     return from_dict(Recipe, values)
+
+
+def set_entry(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one entry of a recipe's values in place; each dot goes one section deeper, and tasks are known by name.
+
+    Example:
+        >>> values = {"tasks": [{"name": "like", "head": "binary"}]}
+        >>> set_entry(values, "model.expert_options.members", 4)
+        >>> set_entry(values, "tasks.like.weight", 0.5)
+        >>> values
+        {'tasks': [{'name': 'like', 'head': 'binary', 'weight': 0.5}], 'model': {'expert_options': {'members': 4}}}
+    """
+    *sections, entry = key.split(".")
+    place: Any = values
+    for depth, section in enumerate(sections):
+        if isinstance(place, list):  # the tasks
+            names = [task.get("name") for task in place]
+            if section not in names:
+                raise ValueError(f"unknown task {section!r} in {key!r}; {nearest(section, names)}")
+            place = place[names.index(section)]
+        else:
+            place = place.setdefault(section, [] if (depth, section) == (0, "tasks") else {})
+        if not isinstance(place, dict | list):
+            raise ValueError(
+                f"cannot set {key!r}: {'.'.join(sections[: depth + 1])} is {place!r}, which has no entries"
+            )
+    if isinstance(place, list):
+        raise ValueError(f"cannot set {key!r}: write {'.'.join(sections)}.NAME.KEY, e.g. tasks.like.weight")
+    place[entry] = value
 
 
 def parse_task(text: str) -> dict[str, Any]:

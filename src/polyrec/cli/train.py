@@ -1,19 +1,25 @@
-"""`polyrec train`: recipe in, run folder out."""
+"""`polyrec train`: recipe in, run folder out; and the one way in which every command builds a model and its trainer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from polyrec.cli.evaluate import RECIPE_NAME, report_run
 from polyrec.cli.recipe import Recipe
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.data.sequences import SequenceDataset
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.trainer import PolyRecTrainer
+
+SELECTION_METRIC = "mean_improvement"  # of the validation part: says which weights are kept
 
 
 def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
@@ -22,6 +28,77 @@ def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
         recipe.interactions, recipe.items, recipe.users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
     )
     return processor, processor.split(recipe.interactions, **recipe.split)
+
+
+def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[str] | None = None) -> PolyRecConfig:
+    """The model configuration of a recipe, of all tasks or of some.
+
+    The inputs are those of the full recipe whatever is learnt. A task whose parent is left out stands on its own; a
+    task that is alone has weight 1 and no loss weighting, because there is nothing to weigh.
+
+    Args:
+        tasks: names of the tasks to learn; None = all.
+    """
+    config = processor.model_config(**recipe.model)
+    if tasks is None or set(tasks) == set(config.task_names):
+        return config
+    kept = [dict(t) for t in config.tasks or [] if t["name"] in tasks]
+    for task in kept:
+        if task["parent"] not in tasks:
+            task |= {"parent": None, "coupling": None, "coupling_options": {}}
+    options: dict[str, Any] = {**recipe.model, "tasks": kept}
+    if len(kept) == 1:
+        kept[0]["weight"] = 1.0
+        options |= {"weighting": "fixed", "weighting_options": {}}
+    return processor.model_config(**options)
+
+
+def build_trainer(
+    recipe: Recipe,
+    processor: PolyRecProcessor,
+    train: SequenceDataset,
+    valid: SequenceDataset,
+    tasks: Sequence[str] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **overrides: Any,
+) -> PolyRecTrainer:
+    """A fresh model, seeded, and its trainer.
+
+    Args:
+        train, valid: what it learns from, and what chooses the weights to keep; no other part can be reached from here.
+        tasks: names of the tasks to learn; None = all.
+        callbacks: further ones.
+        overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
+    """
+    training = {
+        "output_dir": recipe.output,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping goes on where it stood
+        **recipe.training,
+        **overrides,
+    }
+    if training["eval_strategy"] != "no":
+        selection = {"metric_for_best_model": SELECTION_METRIC, "greater_is_better": True}
+        if training["save_strategy"] != "no":
+            selection["load_best_model_at_end"] = True
+        training = selection | training
+    arguments = PolyRecTrainingArguments(**training)
+    set_seed(arguments.seed)
+    model = PolyRecForRecommendation(build_config(recipe, processor, tasks))
+    trainer = PolyRecTrainer(
+        model, arguments, train_dataset=train, eval_dataset=valid, processing_class=processor, callbacks=[*callbacks]
+    )
+    if recipe.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    return trainer
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in a folder that may not exist."""
+    return get_last_checkpoint(str(folder)) if Path(folder).exists() else None
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict:
@@ -33,36 +110,14 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
     processor, parts = prepare(recipe)
-    training = {
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        **recipe.training,
-    }
-    if training["eval_strategy"] != "no" and training["save_strategy"] != "no":
-        training = {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "mean_improvement",
-            "greater_is_better": True,
-            **training,
-        }
-    arguments = PolyRecTrainingArguments(output_dir=recipe.output, **training)
-    set_seed(arguments.seed)
-    model = PolyRecForRecommendation(processor.model_config(**recipe.model))
-    trainer = PolyRecTrainer(
-        model, arguments, train_dataset=parts.train, eval_dataset=parts.valid, processing_class=processor
-    )
-    if recipe.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(recipe.output) if resume and Path(recipe.output).exists() else None
-    )
+    trainer = build_trainer(recipe, processor, parts.train, parts.valid)
+    trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
     trainer.save_model(recipe.output)
     predictions = trainer.predict(parts.test)
     if not trainer.is_world_process_zero():
         return {}
     (Path(recipe.output) / RECIPE_NAME).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
-    report = report_run(model, parts.train, parts.test, predictions, arguments, Path(recipe.output) / "metrics.json")
+    metrics = Path(recipe.output) / "metrics.json"
+    report = report_run(trainer.model, parts.train, parts.test, predictions, trainer.args, metrics)
     print(f"saved to {recipe.output}; try: polyrec recommend {recipe.output} --history ID,ID,...")
     return report

@@ -93,8 +93,8 @@ def bootstrap_interval(
         chosen = order_R[np.arange(size_G.sum()) + np.repeat(shift_G, size_G)]
         return float(metric(*(array[chosen] for array in arrays)))
 
-    samples = np.array([resample(drawn_G) for drawn_G in _draws(people, n, seed)])
-    return _interval(value, samples, level, people)
+    samples = np.array([resample(drawn_G) for drawn_G in draws(people, n, seed)])
+    return interval_of(value, samples, level, people)
 
 
 def bootstrap_mean(
@@ -127,8 +127,8 @@ def bootstrap_mean(
         rows = times_G @ rows_G
         return float(times_G @ sum_G / rows) if rows else float("nan")
 
-    samples = np.array([mean(np.bincount(drawn_G, minlength=people)) for drawn_G in _draws(people, n, seed)])
-    return _interval(mean(np.ones(people)), samples, level, people)
+    samples = np.array([mean(np.bincount(drawn_G, minlength=people)) for drawn_G in draws(people, n, seed)])
+    return interval_of(mean(np.ones(people)), samples, level, people)
 
 
 def paired_bootstrap(
@@ -177,7 +177,7 @@ def _people(groups: ArrayLike) -> tuple[np.ndarray, int]:
     return code_R, len(names_G)
 
 
-def _draws(people: int, n: int, seed: int) -> Iterator[np.ndarray]:
+def draws(people: int, n: int, seed: int) -> Iterator[np.ndarray]:
     """The people of each resample, int64 [G]."""
     if n < 1:
         raise ValueError(f"n must be at least 1 resample, not {n}; 1000 is usual")
@@ -185,7 +185,8 @@ def _draws(people: int, n: int, seed: int) -> Iterator[np.ndarray]:
     return (generator.integers(people, size=people) for _ in range(n))
 
 
-def _interval(value: float, samples: np.ndarray, level: float, people: int) -> Interval:
+def interval_of(value: float, samples: np.ndarray, level: float, people: int) -> Interval:
+    """The percentile interval of a metric's values on resamples (NaN = no value: left out)."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, e.g. 0.95, not {level}")
     known = samples[~np.isnan(samples)]

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import xlogy
+from scipy.stats import kendalltau
 
 # Names of metrics (see `evaluator.PAIR_METRICS`) of which less is better; of all others more is.
-LOWER_IS_BETTER = frozenset({"logloss", "calibration_error", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"logloss", "calibration_error", "rmse", "mae", "class_logloss", "poisson_deviance"})
 
 _EPS = 1e-7  # about the resolution of float32 just below 1: a saturated float32 sigmoid then costs 16.1 nats, not inf
 
@@ -45,7 +47,7 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """
     labels_R, scores_R, _ = _known_rows(labels, scores)
     _require_binary(labels_R)
-    value_G, _ = _auc_by_group(labels_R, scores_R, np.zeros(len(labels_R), dtype=np.int8))
+    value_G, _ = auc_by_group(labels_R, scores_R, np.zeros(len(labels_R), dtype=np.int8))
     return float(value_G[0]) if len(value_G) else float("nan")
 
 
@@ -84,7 +86,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
         raise ValueError("groups holds NaN: drop the rows without a person, or give each of them an id of its own")
     if groups_R.dtype == object:  # lexsort cannot compare Python objects
         groups_R = np.unique(groups_R, return_inverse=True)[1]
-    value_G, rows_G = _auc_by_group(labels_R, scores_R, groups_R)
+    value_G, rows_G = auc_by_group(labels_R, scores_R, groups_R)
     counts_G = ~np.isnan(value_G)
     if not counts_G.any():
         return GroupedAUC(float("nan"), 0)
@@ -102,9 +104,13 @@ def log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
         >>> round(log_loss([1, 0], [0.8, 0.4]), 4)
         0.367
     """
-    labels_R, probs_R = _known_probabilities(labels, probs)
+    return _mean(log_losses(*_known_probabilities(labels, probs)))
+
+
+def log_losses(labels_R: np.ndarray, probs_R: np.ndarray) -> np.ndarray:
+    """What `log_loss` is the mean of, float64 [R]; both known and in [0, 1]."""
     probs_R = probs_R.clip(_EPS, 1 - _EPS)
-    return _mean(-(labels_R * np.log(probs_R) + (1 - labels_R) * np.log1p(-probs_R)))
+    return -(labels_R * np.log(probs_R) + (1 - labels_R) * np.log1p(-probs_R))
 
 
 def brier_score(labels: ArrayLike, probs: ArrayLike) -> float:
@@ -170,6 +176,136 @@ def mae(labels: ArrayLike, predictions: ArrayLike) -> float:
     return _mean(np.abs(labels_R - predictions_R))
 
 
+def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Share of predictions that are the label once rounded to a whole number. Arguments as in `rmse`.
+
+    Example:
+        >>> accuracy([1, 2, 0, float("nan")], [1.2, 1.4, 0, 3])
+        0.6666666666666666
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    return _mean(labels_R == predictions_R.round())
+
+
+def quadratic_kappa(labels: ArrayLike, predictions: ArrayLike) -> float:
+    r"""Agreement of ordered classes beyond chance: kappa = 1 - sum_i (y_i - f_i)^2 / (1/R sum_ij (y_i - f_j)^2).
+
+    Cohen's kappa with quadratic weights (Cohen, 1968); 1 = equal, 0 = no better than shuffled predictions. Predictions
+    are rounded to whole numbers. NaN if labels and predictions are one and the same constant.
+
+    Args:
+        labels: [R], whole numbers; NaN = unknown, dropped.
+        predictions: [R], finite.
+
+    Example:
+        >>> quadratic_kappa([1, 2, 3, 3], [1, 2, 3, 2])
+        0.8
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    if not len(labels_R):
+        return float("nan")
+    predictions_R = predictions_R.round()
+    by_chance = labels_R.var() + predictions_R.var() + (labels_R.mean() - predictions_R.mean()) ** 2
+    return float(1 - np.square(labels_R - predictions_R).mean() / by_chance) if by_chance > 0 else float("nan")
+
+
+def xauc(labels: ArrayLike, predictions: ArrayLike) -> float:
+    r"""Share of pairs of rows with different labels that the predictions order rightly, a tied prediction counting half.
+
+    The AUC of a number (Zhan et al., 2022, "Deconfounding Duration Bias in Watch-time Prediction for Video
+    Recommendation"); (1 + Somers' D) / 2 in statistics. NaN if all labels are equal. Arguments as in `rmse`.
+
+    Example:
+        >>> xauc([10, 20, 30, 30], [1, 2, 2, 3])
+        0.9
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    pairs_y, pairs_f = _different_pairs(labels_R), _different_pairs(predictions_R)
+    if pairs_y == 0:
+        return float("nan")
+    if pairs_f == 0:
+        return 0.5
+    # Kendall's tau-b in O(R log R): (right pairs - wrong pairs) / sqrt(pairs_y pairs_f).
+    surplus = kendalltau(labels_R, predictions_R).statistic * np.sqrt(pairs_y) * np.sqrt(pairs_f)
+    return float(0.5 * (1 + surplus / pairs_y))
+
+
+def poisson_deviance(labels: ArrayLike, predictions: ArrayLike) -> float:
+    r"""Mean Poisson deviance of counts, D = 2 mean(y log(y / f) - (y - f)), f at least 1e-7; 0 = perfect.
+
+    Args:
+        labels: [R], >= 0; NaN = unknown, dropped.
+        predictions: [R], finite, expected counts.
+
+    Example:
+        >>> round(poisson_deviance([0, 2], [1, 1]), 4)
+        1.3863
+    """
+    labels_R, predictions_R, _ = _known_rows(labels, predictions)
+    if len(labels_R) and labels_R.min() < 0:
+        raise ValueError(f"labels must be counts, one is {labels_R.min():g}: the deviance is defined from 0 on")
+    predictions_R = predictions_R.clip(_EPS)
+    return 2 * _mean(xlogy(labels_R, labels_R / predictions_R) - labels_R + predictions_R)
+
+
+def class_log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
+    r"""Mean negative log-likelihood of the class, -mean(log p_y), in nats, p at least 1e-7.
+
+    A class beyond the K of `probs` has probability 0: nobody told the model about it.
+
+    Args:
+        labels: [R], class numbers 0, 1, ...; NaN = unknown, dropped.
+        probs: [R, K], rows that sum to 1.
+
+    Example:
+        >>> round(class_log_loss([0, 2], [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), 4)
+        0.4581
+    """
+    labels_R, probs_RK = _known_details(labels, probs)
+    if not len(labels_R):
+        return float("nan")
+    if labels_R.min() < 0 or (labels_R % 1).any():
+        raise ValueError("labels must be class numbers 0, 1, 2, ...")
+    if probs_RK.min() < 0 or np.abs(probs_RK.sum(1) - 1).max() > 1e-3:
+        raise ValueError("probs must be >= 0 and sum to 1 in every row: apply a softmax to logits first")
+    class_R = labels_R.astype(np.int64)
+    inside_R = class_R < probs_RK.shape[1]
+    chosen_R = np.where(inside_R, probs_RK[np.arange(len(class_R)), np.where(inside_R, class_R, 0)], 0.0)
+    return _mean(-np.log(chosen_R.clip(_EPS)))
+
+
+def interval_coverage(labels: ArrayLike, quantiles: ArrayLike) -> float:
+    """Share of labels between the lowest and the highest predicted quantile, both included.
+
+    Quantiles 0.1 and 0.9 should cover 0.8: less means that the model is too sure of itself, more that it is too unsure.
+
+    Args:
+        labels: [R], any real number; NaN = unknown, dropped.
+        quantiles: [R, K], ascending in each row.
+
+    Example:
+        >>> interval_coverage([1, 5], [[0, 1, 2], [2, 3, 4]])
+        0.5
+    """
+    labels_R, quantiles_RK = _known_details(labels, quantiles)
+    return _mean((quantiles_RK[:, 0] <= labels_R) & (labels_R <= quantiles_RK[:, -1]))
+
+
+def _different_pairs(values_R: np.ndarray) -> float:
+    """Pairs of rows with different values, as a float: their number overflows int64 in products."""
+    counts = np.unique(values_R, return_counts=True)[1].astype(np.float64)
+    return (len(values_R) ** 2 - np.square(counts).sum()) / 2
+
+
+def _known_details(labels: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [R] and values [R, K] in float64 where the label is known; the values must be finite."""
+    values_RK = np.asarray(values).astype(np.float64)
+    if values_RK.ndim != 2:
+        raise ValueError(f"give several numbers per row, [R, K], not {values_RK.shape}")
+    labels_R, _, known_R = _known_rows(labels, values_RK.sum(1))
+    return labels_R, values_RK[known_R]
+
+
 def _mean(values_R: np.ndarray) -> float:
     """Mean without numpy's warning on no rows."""
     return float(values_R.mean()) if len(values_R) else float("nan")
@@ -217,7 +353,7 @@ def _require_binary(labels_R: np.ndarray) -> None:
         raise ValueError(f"labels must be 0 or 1, one is {value:g}: binarise them first, e.g. labels >= 4")
 
 
-def _auc_by_group(labels_R: np.ndarray, scores_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def auc_by_group(labels_R: np.ndarray, scores_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUC (NaN where only one label occurs) and number of rows of each group, groups in ascending order."""
     if not len(labels_R):
         return np.empty(0), np.empty(0, dtype=np.int64)
