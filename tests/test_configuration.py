@@ -108,9 +108,9 @@ def test_file_of_older_format_without_a_key_takes_the_default(tmp_path):
     random_config(hidden_size=16).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    del values["event_statistics"]
+    del values["numeric_bins"]
     path.write_text(json.dumps(values))
-    assert PolyRecConfig.from_pretrained(tmp_path).event_statistics is False
+    assert PolyRecConfig.from_pretrained(tmp_path).numeric_bins == 8
 
 
 def test_schema_and_registry_need_no_torch():

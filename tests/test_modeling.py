@@ -115,7 +115,7 @@ def test_all_labels_missing(world):
 def test_gradient_reaches_every_parameter(world):
     """Prevents a parameter that never learns, and that makes DDP wait for ever."""
     processor, _, batch = world
-    model = tiny_model(processor, expert_options={"members": 2}, event_statistics=True)
+    model = tiny_model(processor, expert_options={"members": 2})
     model.item_encoder.known[5] = False  # so that the vector of the unknown item is read, too
     for name, gradient in gradients(model, batch).items():
         assert gradient is not None, name

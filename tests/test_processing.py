@@ -92,7 +92,7 @@ def test_nothing_about_people_is_saved(people_by_name, tmp_path):
         assert b"secret" not in path.read_bytes(), path
         if path.suffix == ".parquet":
             assert "secret" not in str(pq.read_table(path).to_pydict()), path
-    kept = json.loads((tmp_path / "statistics" / "statistics.json").read_text())["files"]
+    kept = json.loads((tmp_path / "statistics" / "log" / "statistics.json").read_text())["files"]
     assert kept
     assert not any("user" in name.split("-")[0].split("*") for name in kept)
 
@@ -107,10 +107,10 @@ def test_nothing_about_people_is_saved(people_by_name, tmp_path):
         ("processor_config.json", '{"format_version": 99}', "has format 99, newer than 1: update polyrec"),
         ("items.parquet", "PAR1", "items.parquet .*truncated"),
         ("items.parquet", None, "items: no such file: .*items.parquet"),
-        ("statistics/statistics.json", None, "has no statistics.json"),
-        ("statistics/statistics.json", "[", "statistics.json is not valid JSON"),
-        ("statistics/state-000.parquet", None, "no such file: .*state-000.parquet"),
-        ("statistics/state-000.parquet", "PAR1", "state-000.parquet .*truncated"),
+        ("statistics/log/statistics.json", None, "has no statistics.json"),
+        ("statistics/log/statistics.json", "[", "statistics.json is not valid JSON"),
+        ("statistics/log/state-000.parquet", None, "no such file: .*state-000.parquet"),
+        ("statistics/log/state-000.parquet", "PAR1", "state-000.parquet .*truncated"),
     ],
 )
 def test_damaged_folders_say_what_is_wrong(fitted, tmp_path, name, content, message):
@@ -227,13 +227,13 @@ def test_held_out_rows_of_leave_one_out_do_not_count_before_their_part(tables):
 def test_scales_come_from_training_rows(tables):
     """Prevents means, counts and label summaries from knowing the test period."""
     processor, _ = fit(tables)
-    before = (processor.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
+    before = (processor.statistics.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
     times = tables["interactions"]["timestamp"]
     late = np.argsort(times, kind="stable")[320:]
     tables["interactions"]["rating"][late] = 3.0
     tables["interactions"]["item_id"][late] = 0
     processor.split(tables["interactions"])
-    assert before == (processor.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
+    assert before == (processor.statistics.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
 
 
 def test_delayed_rows_train_beside_fresh_ones(tables):
@@ -366,11 +366,11 @@ def test_impossible_requests_are_refused(fitted, history, options, message):
 def test_updates_advance_statistics_and_keep_people_apart(tables):
     """Prevents the state of one person from being continued by another whose number in a later table is the same."""
     processor, _ = fit(tables)
-    before = processor._person_codes(processor.encode_events(tables["interactions"]).user_ids)
+    before = processor.statistics.person_codes(processor.encode_events(tables["interactions"]).user_ids)
     new = change(tables["interactions"], 0, timestamp=[9e6], user_id=[777])
     processor.update(new)
     assert processor.statistics.last_time == 9e6
-    assert processor._person_codes(processor.encode_events(new).user_ids)[0] not in before
+    assert processor.statistics.person_codes(processor.encode_events(new).user_ids)[0] not in before
     with pytest.raises(ValueError, match="already counted"):
         processor.update(tables["interactions"])
 
@@ -378,7 +378,7 @@ def test_updates_advance_statistics_and_keep_people_apart(tables):
 def test_a_person_is_the_same_as_number_and_as_string(tables):
     """Prevents a table that stores ids as text from making new people of all known ones."""
     processor, _ = fit(tables)
-    codes = [processor._person_codes(pa.array(ids)) for ids in ([5, 6], ["5", "6"], ["6", "x"])]
+    codes = [processor.statistics.person_codes(pa.array(ids)) for ids in ([5, 6], ["5", "6"], ["6", "x"])]
     assert codes[0].tolist() == codes[1].tolist()
     assert codes[2][0] == codes[0][1]
     assert codes[2][1] > codes[0].max()
@@ -398,7 +398,7 @@ def test_updates_reach_requests(tables):
     before = processor.request(None, asked)
     processor.update(change(tables["interactions"], 0, item_id=[0], timestamp=[9e6], rating=[1.0]))
     after = processor.request(None, asked, time=9e6 + 1)
-    names, first = processor.statistics.names, "item-global.rating"
+    names, first = processor.statistics.names, "item-context.rating"
     one, two = (w["candidate_features"]["statistics"][0, names.index(first)] for w in (before, after))
     assert two < one
 

@@ -46,8 +46,6 @@ class PolyRecConfig(PreTrainedConfig):
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
-        event_statistics: let past events bring their own running statistics, too (candidates always do). Their
-            `residuals` say most of it in a few numbers.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
@@ -85,7 +83,6 @@ class PolyRecConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
     numeric_bins: int = 8
-    event_statistics: bool = False
     candidate_attention_heads: int = 4
     initializer_range: float = 0.06
     format_version: int = FORMAT_VERSION

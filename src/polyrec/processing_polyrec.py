@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder, infer_kind
-from polyrec.data.event_table import Codes, EventTable
-from polyrec.data.scaling import StatisticsScaler
+from polyrec.data.derived import fit_derived, with_derived
+from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.past import PastEvents, check_marks, read_past
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-from polyrec.data.statistics import RunningStatistics
+from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
     as_table,
     check_learnable,
@@ -29,6 +30,7 @@ from polyrec.data.tables import (
     ids,
     is_null,
     labels,
+    numbers,
     read_json,
     read_table,
     times,
@@ -42,11 +44,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_NOBODY = 2**31 - 1  # the largest code of a statistic's key
 COUNTS_COLUMN = "__training_events__"
 _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
-    "label_summary", "statistics", "scaler",
+    "label_summary", "statistics",
 )  # fmt: skip
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
 
@@ -93,7 +94,7 @@ class PolyRecProcessor:
         event_encoders: dict[str, dict[str, ColumnEncoder]],
         max_history: int = 200,
         ties: str = "strict",
-        statistics: RunningStatistics | None = None,
+        statistics: LogStatistics | None = None,
     ) -> None:
         if ties not in ("strict", "order"):
             raise ValueError(
@@ -106,10 +107,8 @@ class PolyRecProcessor:
         self.event_encoders = event_encoders  # {"event": {...}, "candidate": {...}}
         self.max_history, self.ties = max_history, ties
         self.statistics = statistics
-        self.scaler: StatisticsScaler | None = None
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, float]] = {}
-        self._people: pa.Array | None = None
 
     # ------------------------------------------------------------------ fit
     @classmethod
@@ -123,7 +122,7 @@ class PolyRecProcessor:
         columns: Columns | Mapping[str, Any] | None = None,
         max_history: int = 200,
         ties: str = "strict",
-        statistics: bool = True,
+        statistics: bool | StatisticsConfig | Mapping[str, Any] = True,
     ) -> PolyRecProcessor:
         """Learn vocabularies and scales.
 
@@ -135,7 +134,8 @@ class PolyRecProcessor:
                 column as feedback.
             max_history: events per window.
             ties: see the class.
-            statistics: count running statistics (strictly-before rates, residuals, time since last).
+            statistics: count running statistics (strictly-before rates, residuals, time since last): the default set,
+                or which ones as a [`StatisticsConfig`] or a dict of its arguments.
 
         Raises:
             ValueError: names the table, the column, the first bad row and the fix.
@@ -149,23 +149,19 @@ class PolyRecProcessor:
         item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
         _check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
+        check_marks(columns, columns.feedback)
         encoders = {
-            source: _fit_event_columns(log, declared)
-            for source, declared in (("event", columns.feedback), ("candidate", columns.context))
+            "event": _fit_event_columns(log, columns.feedback),
+            "candidate": _fit_event_columns(log, columns.context) | fit_derived(log, columns, item_table),
         }
         counted = None
         if statistics:
-            counted = RunningStatistics.default(
-                item_keys=[f"item.{n}" for n in item_table.encoded],
-                user_keys=[f"user.{n}" for n in user_table.encoded],
-                targets=[t.name for t in tasks if t.head != "retrieval"],
-                multi=[
-                    f"{p}.{n}"
-                    for p, t in (("item", item_table), ("user", user_table))
-                    for n, e in t.encoders.items()
-                    if e.kind == "multi"
-                ],
-            )
+            wanted = StatisticsConfig() if statistics is True else statistics
+            if isinstance(wanted, Mapping):
+                wanted = from_dict(StatisticsConfig, wanted)
+            assert isinstance(wanted, StatisticsConfig)
+            keyed = {"user": user_table.encoders, "candidate": encoders["candidate"]}
+            counted = LogStatistics.of(wanted, columns, tasks, item_table, keyed)
         return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted)
 
     # ---------------------------------------------------------------- split
@@ -177,6 +173,7 @@ class PolyRecProcessor:
         cuts: Sequence[float] | None = None,
         shuffle_ties: bool = True,
         max_delay: float = 0.0,
+        past: Any = None,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -188,6 +185,7 @@ class PolyRecProcessor:
             max_delay: seconds. Each training row is also asked as it looks when what happened in the last
                 U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
                 the time for which a deployed model will not be fed.
+            past: what people did before the log, a table as `columns.past` describes it.
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -195,7 +193,7 @@ class PolyRecProcessor:
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
-        log = self.encode_events(interactions)
+        log = self.encode_events(interactions, past)
         if by == "time":
             part = (
                 splits.split_by_fractions(np.argsort(log.order), fractions)
@@ -217,8 +215,11 @@ class PolyRecProcessor:
         self._summarise(log, train)
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
         hidden = by == "leave_one_out"
-        learnt = self._statistics(log, source=train if hidden else None, fit=train)
-        tested = self._statistics(log, source=part != splits.TEST) if hidden else learnt
+        learnt = tested = None
+        if self.statistics is not None:
+            learnt = tested = self.statistics.fit(log, train, source=train if hidden else None)
+            if hidden:
+                tested = self.statistics.compute(log, source=part != splits.TEST)
         training = self._training_set(log, train, learnt, None if not hidden else train, shuffle_ties, max_delay)
         return Splits(
             training,
@@ -234,17 +235,16 @@ class PolyRecProcessor:
         log, asked = dataset.log, dataset.candidates
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         statistics = dataset.statistics
-        if statistics is None or self.statistics is None or self.scaler is None:
+        if statistics is None or self.statistics is None:
             return dataset.with_candidates(Candidates(asked.event, position), statistics)
-        counted = self.statistics.compute(self._event_table(log), visible_until=np.minimum(log.time, cutoff))
-        view = self.scaler.transform(counted[asked.event])
+        view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
         rows = np.arange(len(view)) + len(statistics)
         return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([statistics, view]))
 
-    def encode_events(self, interactions: Any) -> EventLog:
+    def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
-        table = read_table(interactions, "interactions")
         columns, what = self.columns, "interactions"
+        table = with_derived(read_table(interactions, what), columns, self.items)
         seconds = times(table, columns, what)
         user_ids = ids(table, columns.user, what, "user id")
         item = self.items.rows(ids(table, columns.item, what, "item id"))
@@ -277,7 +277,26 @@ class PolyRecProcessor:
             user_features={name: values[user_rows] for name, values in self.users.encoded.items()},
         )
         log.event_features["time_gap"] = _time_gap(log)
+        if self.statistics is not None:
+            for name in self.statistics.measures:
+                log.measures[name] = numbers(column(table, name, what, "statistics target"), f"{what}: {name!r}")[sort]
+        if past is not None:
+            if columns.past is None:
+                raise ValueError("a past table is given but columns.past does not say which of its columns to read")
+            log.past = read_past(read_table(past, "past"), columns, self.items, log.user_ids)
+            self._encode_past(log.past)
         return log
+
+    def _encode_past(self, past: PastEvents) -> None:
+        """Event features of the past: what its marks say, everything else missing."""
+        rows = len(past.item)
+        for name, encoder in {**self.event_encoders["candidate"], **self.event_encoders["event"]}.items():
+            if name in past.marks:
+                values = pa.array(past.marks[name].astype(np.int64))
+                past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
+            else:
+                past.event_features[name] = encoder.missing(rows)
+        past.event_features["time_gap"] = np.full(rows, np.nan, dtype=np.float32)
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
@@ -291,55 +310,6 @@ class PolyRecProcessor:
                 "minimum": float(known.min()),
                 "maximum": float(known.max()),
             }
-        if self.statistics is not None:
-            self.statistics.prior = np.array([self.label_summary[name]["mean"] for name in self.statistics.targets])
-
-    def _event_table(self, log: EventLog, user: np.ndarray | None = None) -> EventTable:
-        """What the statistics read of a log; `user` [R] replaces the codes of its people."""
-        user = self._person_codes(log.user_ids)[log.person] if user is None else user
-        keys: dict[str, Codes] = {"item": log.item, "user": user}
-        keys |= {f"item.{name}": codes[log.item] for name, codes in self.items.keys().items()}
-        for name, values in log.user_features.items():
-            keys[f"user.{name}"] = self.users.encoders[name].keys(values)[log.person]
-        targets = [j for j, t in enumerate(self.tasks) if t.head != "retrieval"]
-        return EventTable(time=log.time, keys=keys, targets=log.labels[:, targets].astype(np.float64))
-
-    def _person_codes(self, user_ids: pa.Array) -> np.ndarray:
-        """Codes from 1 that stay with a person from table to table; kept in memory only, never saved."""
-        user_ids = user_ids.cast(pa.large_string())  # ids of one table may be numbers and those of another strings
-        if self._people is None:
-            self._people = user_ids
-        found = pc.index_in(user_ids, value_set=self._people)
-        if found.null_count:
-            self._people = pa.concat_arrays([self._people, user_ids.filter(pc.is_null(found))])
-            found = pc.index_in(user_ids, value_set=self._people)
-        return np.asarray(found).astype(np.int64) + 1
-
-    def _statistics(self, log: EventLog, source: np.ndarray | None, fit: np.ndarray | None = None) -> np.ndarray | None:
-        """Scaled running statistics of every event, float32 [R, F]; `fit` marks the rows that set the scale."""
-        if self.statistics is None:
-            return None
-        table = self._event_table(log)
-        counted = self.statistics.compute(table, source=source)
-        if fit is not None:
-            self.scaler = StatisticsScaler.fit(counted[fit])
-            self.statistics.reset()
-            self.statistics.update(table.take(np.flatnonzero(fit)))
-            self._add_residuals(log, counted)
-        assert self.scaler is not None
-        return self.scaler.transform(counted)
-
-    def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
-        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
-        assert self.statistics is not None
-        columns = []
-        for j, task in enumerate(self.tasks):
-            if task.head == "retrieval":
-                continue
-            expected = counted[:, self.statistics.names.index(f"baseline.{task.name}")]
-            columns.append((log.labels[:, j] - expected) / max(self.label_summary[task.name]["std"], 1e-6))
-        if columns:  # a model of retrieval tasks alone has no labels to compare
-            log.event_features[RESIDUALS] = np.stack(columns, axis=1).astype(np.float32)
 
     def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
         asked = np.flatnonzero(rows)
@@ -364,9 +334,9 @@ class PolyRecProcessor:
             asked = candidates.event
             position = np.minimum(candidates.position, log.visible_before(until)[asked])
             index = np.arange(len(asked)) + len(log)
-            if self.statistics is not None and self.scaler is not None and statistics is not None:
-                counted = self.statistics.compute(self._event_table(log), visible_until=until, source=source)
-                statistics = np.concatenate([statistics, self.scaler.transform(counted[asked])])
+            if self.statistics is not None and statistics is not None:
+                delayed = self.statistics.compute(log, visible_until=until, source=source)[asked]
+                statistics = np.concatenate([statistics, delayed])
             candidates = Candidates.concatenate([candidates, Candidates(asked, position, index)])
         names = [t.name for t in self.tasks]
         return SequenceDataset(
@@ -462,7 +432,7 @@ class PolyRecProcessor:
         events = len(log) - len(items)
         asked = np.arange(events, len(log))
         log.item[asked] = items
-        statistics = self._request_statistics(log)
+        statistics = None if self.statistics is None else self.statistics.request(log)
         candidates = Candidates(asked, np.full(len(items), events))
         # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.tasks]
@@ -512,15 +482,6 @@ class PolyRecProcessor:
             found[name] = pa.array(past + asked)
         return pa.table(found)
 
-    def _request_statistics(self, log: EventLog) -> np.ndarray | None:
-        """Statistics of a request: the saved state continued by the person's own events."""
-        if self.statistics is None or self.scaler is None:
-            return None
-        # The person of a request is nobody of the state, so that their own history alone speaks for them.
-        counted = self.statistics.transform(self._event_table(log, user=np.full(len(log), _NOBODY)))
-        self._add_residuals(log, counted)
-        return self.scaler.transform(counted)
-
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""
         found = {"item": self.items.ids[row - 2].as_py()}
@@ -532,8 +493,7 @@ class PolyRecProcessor:
     def update(self, interactions: Any) -> None:
         """Advance the running statistics by new events, which must be later than all counted so far."""
         if self.statistics is not None:
-            log = self.encode_events(interactions)
-            self.statistics.update(self._event_table(log).take(np.argsort(log.row)))  # messages count the table's rows
+            self.statistics.update(self.encode_events(interactions))
 
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
         """Write processor_config.json, items.parquet and statistics/; no rows about people are written."""
@@ -550,12 +510,12 @@ class PolyRecProcessor:
             "ties": self.ties,
             "label_summary": self.label_summary,
             "statistics": self.statistics is not None,
-            "scaler": None if self.scaler is None else self.scaler.to_dict(),
         }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         counts = pa.array(self.item_counts[2:])
         pq.write_table(self.items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
         if self.statistics is not None:
+            (folder / STATISTICS_NAME).mkdir(exist_ok=True)
             self.statistics.save(folder / STATISTICS_NAME)
 
     @classmethod
@@ -577,21 +537,24 @@ class PolyRecProcessor:
             {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
         )
         users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
-        statistics = RunningStatistics.load(folder / STATISTICS_NAME) if config["statistics"] else None
+        tasks = parse_tasks(config["tasks"])
+        encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
+        statistics = None
+        if config["statistics"]:
+            keyed = {"user": users.encoders, "candidate": encoders["candidate"]}
+            statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks)
         processor = cls(
             columns,
-            parse_tasks(config["tasks"]),
+            tasks,
             items,
             users,
-            {source: _encoders(found) for source, found in config["event_encoders"].items()},
+            encoders,
             config["max_history"],
             config["ties"],
             statistics,
         )
         processor.item_counts = np.concatenate([[0, 0], counts])
         processor.label_summary = config["label_summary"]
-        if config["scaler"] is not None:
-            processor.scaler = StatisticsScaler.from_dict(config["scaler"])
         return processor
 
 
@@ -660,5 +623,5 @@ def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/*"]
+    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**"]
     return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

@@ -156,6 +156,17 @@ class Columns:
         item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi",
             "numeric", "text". None: every column, its kind inferred from its type.
         title: column of the items table shown with recommendations.
+        weight: {task: column} of weights of its labels in training (>= 0).
+        propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs
+            1 / max(propensity, propensity_clip) in training.
+        propensity_clip: the least propensity that is believed.
+        clock: hours from UTC of the people's clock; given, the hour of the day is a context feature named "hour".
+        item_time: column of the items table that says when an item appeared; given, its age at the event is a context
+            feature named "item_age".
+        past: what people did before the log, from a `past` table with one row per person and columns of item id lists,
+            oldest first: {column: feedback columns that are 1 for its items}. The first column holds the events
+            themselves, e.g. {"watched": [], "liked": ["like"]}; feedback that no column names stays unknown.
+        past_length: events of the past, the latest, that are read as history.
     """
 
     user: str = "user_id"
@@ -168,6 +179,13 @@ class Columns:
     item_features: dict[str, str] | None = None
     user_features: dict[str, str] | None = None
     title: str | None = "title"
+    weight: dict[str, str] = field(default_factory=dict)
+    propensity: dict[str, str] = field(default_factory=dict)
+    propensity_clip: float = 0.01
+    clock: float | None = None
+    item_time: str | None = None
+    past: dict[str, list[str]] | None = None
+    past_length: int = 50
 
     def __post_init__(self) -> None:
         if self.time_unit not in ("s", "ms", "us", "ns"):
@@ -193,6 +211,11 @@ class Columns:
             value = getattr(self, name)
             # Text is kept for display with items and people; nothing displays or reads it here.
             _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric"])
+        for name, value in (("weight", self.weight), ("propensity", self.propensity)):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"columns.{name} must say the column of each task, e.g. {{'like': 'w'}}, not {value!r}")
+        if not 0 <= self.propensity_clip <= 1:
+            raise ValueError(f"columns.propensity_clip is {self.propensity_clip}; it must be in [0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -14,7 +14,6 @@ from sklearn.preprocessing import QuantileTransformer
 
 from polyrec.data.event_table import MultiValued
 from polyrec.data.scaling import StatisticsScaler, quantile_knots, rank_gaussian
-from polyrec.data.statistic_config import BASELINES
 from polyrec.data.statistics import EventTable, RunningStatistics, StatisticConfig
 from polyrec.schema import from_dict
 
@@ -29,15 +28,32 @@ STATISTICS = [
     StatisticConfig(("user", "genres"), "item+user", count=True, gap=True, reduce=("mean", "max", "min")),
     StatisticConfig(("genres", "age"), "user", recent=2, shrinkage=0, reduce=("mean", "min")),
     StatisticConfig(("genres",), "global", half_life=4, reduce=("max",)),
+    StatisticConfig(("age", "item"), "context", shrinkage=3),
     StatisticConfig(("user", "age"), "item", gap=True),
 ]
 # The bias model's prediction and everything by person; what remains is the same for everybody.
 PERSONAL = {"baseline", *(s.name.split("-")[0] for s in STATISTICS if s.personal)}
-LEVELS = {"global": ((), "none", 100.0), "item": (("item",), "global", 5.0), "user": (("user",), "item", 5.0)}
+CONTEXT = [("age",), ("age", "item")]
+# name: keys, levels below, shrinkage
+LEVELS = {
+    "global": ((), (), 100.0),
+    "c0": (("age",), ("global",), 50.0),
+    "c1": (("age", "item"), ("global", "c0"), 50.0),
+    "item": (("item",), ("global", "c0", "c1"), 5.0),
+    "user": (("user",), ("global", "c0", "c1", "item"), 5.0),
+}
+BASELINES = {
+    "none": (),
+    "global": ("global",),
+    "context": ("global", "c0", "c1"),
+    "item": ("global", "c0", "c1", "item"),
+    "user": ("global", "c0", "c1", "user"),
+    "item+user": tuple(LEVELS),
+}
 
 
 def stats() -> RunningStatistics:
-    return RunningStatistics(STATISTICS, TARGETS, PRIOR)
+    return RunningStatistics(STATISTICS, TARGETS, PRIOR, CONTEXT)
 
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -81,8 +97,8 @@ def naive(statistics, table, prior, until=None, source=None):  # noqa: C901 - pl
 
     own: dict[str, np.ndarray] = {}
     seen: dict[str, np.ndarray] = {}
-    for level, (keys, baseline, k) in LEVELS.items():
-        residual = table.targets - sum((own[b] for b in BASELINES[baseline]), 0.0)
+    for level, (keys, below, k) in LEVELS.items():
+        residual = table.targets - sum((own[b] for b in below), 0.0)
         for values, limit in ((own, time), (seen, until)):
             values[level] = np.zeros((rows, targets))
             for r in range(rows):
@@ -180,7 +196,7 @@ def test_fading_over_decades_stays_exact():
     table = replace(log(120), time=time)
     some = [StatisticConfig(("item",), "none", half_life=60.0), StatisticConfig((), "none", half_life=1e8)]
     with np.errstate(over="raise", invalid="raise"):
-        actual = RunningStatistics(some, TARGETS, PRIOR).compute(table)
+        actual = RunningStatistics(some, TARGETS, PRIOR, CONTEXT).compute(table)
     close(actual, naive(some, table, PRIOR))
 
 
@@ -505,3 +521,9 @@ def test_nothing_in_nothing_out():
     running.update(log())
     assert running.transform(nothing).shape == (0, len(running.names))
     assert running.compute(log(), source=np.zeros(300, dtype=bool)).shape == (300, len(running.names))
+
+
+def test_a_context_key_has_one_value_per_row():
+    """Prevents a row of several genres from overwriting its own baseline by that of the last genre."""
+    with pytest.raises(ValueError, match="key 'genres' of a context level has several values per row"):
+        RunningStatistics([], TARGETS, PRIOR, [("genres",)]).compute(log())

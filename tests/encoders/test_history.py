@@ -69,14 +69,6 @@ def test_every_event_feature_is_read(name):
     assert not torch.allclose(states(model, batch), states(model, changed))
 
 
-@pytest.mark.parametrize("read", [False, True])
-def test_statistics_of_past_events_are_an_option(read):
-    """Prevents `event_statistics` from being ignored."""
-    model, batch = model_of(event_statistics=read), inputs()
-    changed = batch | {"event_features": batch["event_features"] | {STATISTICS: torch.zeros(2, 4, 3)}}
-    assert torch.allclose(states(model, batch), states(model, changed)) is not read
-
-
 def test_order_of_events_matters():
     """Prevents a backbone without positions, for which a history is a bag."""
     model, batch = model_of(), inputs()

@@ -21,7 +21,7 @@ def world():
     log = synthetic_log()
     processor, splits = fit(log)
     cuts = np.quantile(log["interactions"]["timestamp"], [0.5, 0.75]).tolist()
-    return log, processor, splits, cuts, tiny_model(processor, event_statistics=True)
+    return log, processor, splits, cuts, tiny_model(processor)
 
 
 def batch_of(dataset, indices, **collator):

@@ -9,12 +9,16 @@ Letters: R events, P people, C candidates, F statistics, T tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from polyrec.data.augmentation import Transform, without_oldest
+from polyrec.data.past import PastEvents
+from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.schema import STATISTICS
 
 
@@ -33,6 +37,10 @@ class EventLog:
         event_features: {name: [R] or [R, K]}, known once the event had happened.
         candidate_features: {name: [R] or [R, K]}, known before the answer.
         user_features: {name: [P] or [P, K]}.
+        measures: {name: float32 [R]}, numeric feedback that running statistics count beside the labels.
+        past: events before the log, of the same people.
+        sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
+            count every label once.
     """
 
     person: np.ndarray
@@ -45,6 +53,9 @@ class EventLog:
     event_features: dict[str, np.ndarray] = field(default_factory=dict)
     candidate_features: dict[str, np.ndarray] = field(default_factory=dict)
     user_features: dict[str, np.ndarray] = field(default_factory=dict)
+    measures: dict[str, np.ndarray] = field(default_factory=dict)
+    past: PastEvents | None = None
+    sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         people = int(self.person[-1]) + 1 if len(self.person) else 0
@@ -102,7 +113,31 @@ class Candidates:
         return Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("event", "position", "statistic")))
 
 
-class SequenceDataset:
+class WindowDataset(ABC):
+    """What training reads: windows whose content may be drawn anew in every epoch."""
+
+    epoch: int = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Windows of an epoch, the same in all of them."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One window: the batch contract without the batch dimension, plus `candidate_rows`."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Padded-length proxy of each window of this epoch, for bucketing."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for another epoch (trainer and data loader call this)."""
+        self.epoch = epoch
+
+
+@dataclass(eq=False)
+class SequenceDataset(WindowDataset):
     """Windows of one log: what a `DataLoader` iterates and the collator turns into batches.
 
     A person's candidates are grouped by how much they may see: those that see (b * stride, (b + 1) * stride] events
@@ -110,40 +145,50 @@ class SequenceDataset:
     `stride == max_history` each event is read once (training); a smaller stride re-reads events so that each
     candidate sees at least `max_history - stride` of them (evaluation).
 
+    The options from `shuffle_ties` on are for training. What they draw depends on seed, epoch and the window or event
+    alone, so that ranks agree and a resumed run draws the same; [`fixed`] turns the draws off.
+
     Args:
         log: the events.
         candidates: what to ask.
-        statistics: float32 [S, F] or None; rows 0..R-1 belong to the log's events, further rows to other views.
         task_names: names of the T label columns.
-        max_history, stride: events per window, see above.
-        shuffle_ties: draw the order of events of one time anew in every epoch (training): their order in a file is
-            mostly chance, and a model that sees one order only learns it by heart. Windows draw for themselves, so
-            at their edges an event may be asked twice.
-        seed: of that order, which also depends on `set_epoch` and the window, so a resumed run draws the same.
+        statistics: float32 [S, F] or None; rows 0..R-1 belong to the log's events, further rows to other views.
+        max_history, stride: events per window, see above; the stride defaults to `max_history`.
+        shuffle_ties: draw the order of events of one time anew in every epoch: their order in a file is mostly chance,
+            and a model that sees one order only learns it by heart. Candidates are asked where their event comes to
+            stand.
+        seed: of all draws.
         own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
             next is no question to somebody whose latest events are hidden.
+        delayed_share: of an event that is asked in two views, its own and a delayed one, an epoch asks the delayed one
+            with this chance and else its own, so that an epoch costs no more than one without delays. None: both.
+        keep_negatives: {task: share of its negatives that an epoch asks}, see `polyrec.data.sampling`; the label of the
+            others is unknown in that task, and nothing else changes.
+        transform: changes what a window shows of the history, see `polyrec.data.augmentation`.
     """
 
-    def __init__(
-        self,
-        log: EventLog,
-        candidates: Candidates,
-        task_names: list[str],
-        statistics: np.ndarray | None = None,
-        max_history: int = 200,
-        stride: int | None = None,
-        shuffle_ties: bool = False,
-        seed: int = 0,
-        own_view_tasks: tuple[str, ...] = (),
-    ) -> None:
-        self.log, self.task_names, self.statistics = log, task_names, statistics
-        self.max_history, self.stride = max_history, stride or max_history
-        self.shuffle_ties, self.seed, self.epoch = shuffle_ties, seed, 0
-        self._own_view_columns = [task_names.index(name) for name in own_view_tasks]
-        if not 1 <= self.stride <= max_history:
-            raise ValueError(f"stride must be in 1..max_history = {max_history}, not {self.stride}")
+    log: EventLog
+    candidates: Candidates
+    task_names: list[str]
+    statistics: np.ndarray | None = None
+    max_history: int = 200
+    stride: int | None = None
+    shuffle_ties: bool = False
+    seed: int = 0
+    own_view_tasks: tuple[str, ...] = ()
+    delayed_share: float | None = None
+    keep_negatives: dict[str, float] = field(default_factory=dict)
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        log, candidates = self.log, self.candidates
+        stride = self.max_history if self.stride is None else self.stride
+        if not 1 <= stride <= self.max_history:
+            raise ValueError(f"stride must be in 1..max_history = {self.max_history}, not {stride}")
+        check_keep_negatives(self.keep_negatives, self.task_names, log.labels)
+        self._own_view_columns = [self.task_names.index(name) for name in self.own_view_tasks]
         person = log.person[candidates.event]
-        block = np.maximum(candidates.position - 1, 0) // self.stride
+        block = np.maximum(candidates.position - 1, 0) // stride
         sort = np.lexsort((candidates.event, candidates.position, block, person))
         self.candidates = Candidates(*(getattr(candidates, n)[sort] for n in ("event", "position", "statistic")))
         person, block = person[sort], block[sort]
@@ -154,15 +199,21 @@ class SequenceDataset:
         self._person = person[first]
         last_position = self.candidates.position[self._candidate_offsets[1:] - 1] if len(first) else first
         self._stop = last_position
-        self._start = np.maximum((block[first] + 1) * self.stride - max_history, 0)
+        self._start = np.maximum((block[first] + 1) * stride - self.max_history, 0)
+        self._two_views = self._find_two_views()
 
     def __len__(self) -> int:
         return len(self._person)
 
     @property
     def lengths(self) -> list[int]:
-        """Padded-length proxy of each window (events or candidates, whichever are more), for bucketing."""
-        return np.maximum(self._stop - self._start, np.diff(self._candidate_offsets)).tolist()
+        """Events or (expected) candidates of each window, whichever are more."""
+        asked = np.diff(self._candidate_offsets)
+        if self.delayed_share is not None:
+            chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
+            asked_by = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
+            asked = np.ceil(np.diff(asked_by[self._candidate_offsets])).astype(np.int64)
+        return np.maximum(self._stop - self._start, asked).tolist()
 
     @property
     def own_view(self) -> np.ndarray:
@@ -175,55 +226,108 @@ class SequenceDataset:
         return len(self.candidates.event)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One window as numpy views: the batch contract without the batch dimension, plus `candidate_rows`."""
+        """One window of this epoch."""
+        return self.window(index, self.epoch)
+
+    def window(self, index: int, epoch: int) -> dict[str, Any]:
+        """One window as an epoch sees it: the batch contract without the batch dimension, plus `candidate_rows`.
+
+        A window whose candidates are all asked in another view this time has no candidates and no events.
+        """
         log, person = self.log, self._person[index]
-        base, start, stop = log.offsets[person], self._start[index], self._stop[index]
-        asked = slice(self._candidate_offsets[index], self._candidate_offsets[index + 1])
-        rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
-        events: slice | np.ndarray = slice(base + start, base + stop)
+        first, start, stop = log.offsets[person] + self._start[index], self._start[index], self._stop[index]
+        asked = np.arange(self._candidate_offsets[index], self._candidate_offsets[index + 1])
+        events, position = np.arange(first, first + stop - start), self.candidates.position[asked] - start
         if self.shuffle_ties:
-            events, rows, statistic = self._shuffled(index, base + start, base + stop, rows, statistic)
+            events, position = self._shuffled(index, epoch, events, asked, position)
+        if self.delayed_share is not None:
+            keep = self._drawn_view(asked, epoch)
+            asked, position = asked[keep], position[keep]
+            events = events[: position.max(initial=0)]
+        rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
         event_features = {k: v[events] for k, v in log.event_features.items()}
         event_features |= {k: v[events] for k, v in log.candidate_features.items()}
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
             event_features[STATISTICS] = self.statistics[events]
             candidate_features[STATISTICS] = self.statistics[statistic]
-        labels = log.labels[rows]
-        if self._own_view_columns:
-            labels[np.ix_(statistic != rows, self._own_view_columns)] = np.nan
-        return {
+        labels = self._labels(asked)
+        for task, share in self.keep_negatives.items():
+            column = labels[:, self.task_names.index(task)]
+            column[dropped_negatives(column, rows, share, self.seed, epoch, task)] = np.nan
+        found = {
             "item_ids": log.item[events],
             "event_features": event_features,
             "user_features": {k: v[person] for k, v in log.user_features.items()},
             "candidate_ids": log.item[rows],
-            "candidate_positions": self.candidates.position[asked] - start,
+            "candidate_positions": position,
             "candidate_features": candidate_features,
             "labels": {task: labels[:, j] for j, task in enumerate(self.task_names)},
-            "candidate_rows": np.arange(asked.start, asked.stop),
+            "candidate_rows": asked,
         }
+        if log.sample_weight:
+            found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
+        return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other orders of ties (the data loader of accelerate calls this)."""
-        self.epoch = epoch
+    def _transformed(self, transform: Transform, window: dict[str, Any], index: int, epoch: int) -> dict[str, Any]:
+        window = transform(window, np.random.default_rng((self.seed, epoch, index, 1)))  # 1: not the draw of the ties
+        beyond = len(window["item_ids"]) - self.max_history
+        return without_oldest(window, beyond) if beyond > 0 else window
 
     def _shuffled(
-        self, index: int, start: int, stop: int, rows: np.ndarray, statistic: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Exchange events of one time among the window's events and candidates; nothing else moves."""
-        last = max(stop, int(rows.max()) + 1) if len(rows) else stop
-        span = np.arange(start, last)
-        noise = np.random.default_rng((self.seed, self.epoch, index)).random(len(span))
-        moved = span[np.lexsort((noise, self.log.time[span]))]
-        # A candidate moves with the event at its place only if it is asked in order, i.e. right before it happened.
-        in_order = (rows >= start) & (rows < last) & (statistic == rows)
-        place = np.where(in_order, rows - start, 0)
-        moved_rows = np.where(in_order, moved[place], rows)
-        return moved[: stop - start], moved_rows, np.where(in_order, moved_rows, statistic)
+        self, index: int, epoch: int, events: np.ndarray, asked: np.ndarray, position: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exchange events of one time among the window's events and those asked about; nothing else moves."""
+        rows = self.candidates.event[asked]
+        start = self._start[index] + self.log.offsets[self._person[index]]
+        span = np.arange(start, max(start + len(events), int(rows.max()) + 1))
+        noise = np.random.default_rng((self.seed, epoch, index)).random(len(span))
+        time = self.log.time[span]
+        order = np.lexsort((noise, time))
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        # Only candidates of the own view stand beside events of their own time. Whoever may see some of those (the rule
+        # `ties="order"`) sees what now comes before; the others see none of them, wherever they come to stand.
+        own = (rows >= start) & (self.candidates.statistic[asked] == rows)
+        mine, tie = rows[own] - start, np.cumsum(np.diff(time, prepend=time[:1]) != 0)
+        most = np.zeros(len(span), dtype=np.int64)
+        np.maximum.at(most, tie[mine], position[own])
+        moved = position.copy()
+        moved[own] = np.minimum(place[mine], most[tie[mine]])
+        return span[order][: len(events)], moved
+
+    def _find_two_views(self) -> np.ndarray | None:
+        """Which candidates' events are asked in their own view and in a delayed one, bool [C]; None: no choice."""
+        if self.delayed_share is None:
+            return None
+        if not 0 <= self.delayed_share <= 1:
+            raise ValueError(f"delayed_share is {self.delayed_share}; it must be in [0, 1], or None to ask both views")
+        own, event = self.own_view, self.candidates.event
+        views = np.stack([np.bincount(event[is_view], minlength=len(self.log)) for is_view in (own, ~own)])
+        if views.max(initial=0) > 1:
+            raise ValueError(
+                f"event {int(views.max(axis=0).argmax())} of the log is asked {views.max()} times in one kind of view: "
+                "delayed_share chooses between the own view and one delayed view of each event"
+            )
+        return (views.min(axis=0) > 0)[event]
+
+    def _drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
+        """Which of the candidates this epoch asks, bool; every event once."""
+        assert self._two_views is not None
+        rows = self.candidates.event[asked]
+        delayed = uniform(rows, self.seed, epoch, VIEW) < self.delayed_share
+        return ~self._two_views[asked] | (delayed == (self.candidates.statistic[asked] != rows))
+
+    def _labels(self, asked: np.ndarray) -> np.ndarray:
+        labels = self.log.labels[self.candidates.event[asked]]
+        if self._own_view_columns:
+            hidden = self.candidates.statistic[asked] != self.candidates.event[asked]
+            labels[np.ix_(hidden, self._own_view_columns)] = np.nan
+        return labels
 
     def labels(self) -> np.ndarray:
-        """Labels of all candidates in `candidate_rows` order, float32 [C, T]."""
-        return self.log.labels[self.candidates.event]
+        """Labels that candidates are asked for, in `candidate_rows` order and before any draw, float32 [C, T]."""
+        return self._labels(np.arange(self.num_candidates))
 
     def people(self) -> np.ndarray:
         """Person of each candidate in `candidate_rows` order, int64 [C]."""
@@ -232,12 +336,10 @@ class SequenceDataset:
     def with_candidates(
         self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None
     ) -> SequenceDataset:
-        """Other questions about the same log."""
-        return SequenceDataset(
-            self.log,
-            candidates,
-            self.task_names,
-            statistics,
-            self.max_history,
-            self.stride if stride is None else stride,
-        )
+        """Other questions about the same log, everything else as it is here."""
+        stride = self.stride if stride is None else stride
+        return replace(self, candidates=candidates, statistics=statistics, stride=stride)
+
+    def fixed(self) -> SequenceDataset:
+        """The same questions without anything drawn, as an evaluation asks them: each candidate, every label."""
+        return replace(self, shuffle_ties=False, delayed_share=None, keep_negatives={}, transform=None)

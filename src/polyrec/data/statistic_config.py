@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polyrec.registry import nearest
+from polyrec.schema import from_dict
 
-BASELINES: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "global": ("global",),
-    "item": ("global", "item"),
-    "user": ("global", "user"),
-    "item+user": ("global", "item", "user"),
-}
+BASELINES = ("none", "global", "context", "item", "user", "item+user")
 REDUCTIONS = ("mean", "max", "min")
 HOUR, DAY = 3600.0, 86400.0
+_PART_OF_CONTEXT = re.compile(r"context:\d+")
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,9 @@ class StatisticConfig:
 
     Args:
         keys: one or two keys; () = the whole log.
-        baseline: what is subtracted from the label first: "none", "global" (mu), "item" (mu + b_i), "user" (mu + b_u),
-            "item+user" (mu + b_i + b_u).
+        baseline: what is subtracted from the label first: "none", "global" (mu), "context" (m = mu + what the place and
+            kind of the row say, see `RunningStatistics`), "item" (m + b_i), "user" (m + b_u), "item+user" (m + b_i +
+            b_u).
         shrinkage: pseudo-count k of the mean.
         recent: a row's weight halves with every `recent` later rows of the key. Rows of one second count as one
             moment: none of them is later than another.
@@ -57,7 +56,7 @@ class StatisticConfig:
         object.__setattr__(self, "reduce", tuple(self.reduce))
         if len(self.keys) > 2:
             raise ValueError(f"keys {self.keys} are {len(self.keys)}: a statistic takes at most two")
-        if self.baseline not in BASELINES:
+        if self.baseline not in BASELINES and not _PART_OF_CONTEXT.fullmatch(self.baseline):
             raise ValueError(f"unknown baseline {self.baseline!r}; {nearest(self.baseline, list(BASELINES))}")
         for how in self.reduce:
             if how not in REDUCTIONS:
@@ -95,9 +94,63 @@ class StatisticConfig:
         return means + [f"{self.name}.{n}" for n, wanted in extra if wanted]
 
 
-# The three levels of the bias model; each is also a statistic whose state is kept.
-LEVELS = {
-    "global": StatisticConfig((), "none", shrinkage=100.0),
-    "item": StatisticConfig(("item",), "global"),
-    "user": StatisticConfig(("user",), "item"),
-}
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """Which running statistics a processor keeps.
+
+    Keys are "item", "user", "item.<attribute>", "user.<attribute>" and "context.<column>"; numbers are counted in bins.
+
+    Args:
+        log: statistics of the event log; None: a strong default set (`RunningStatistics.default`).
+        past: statistics of the past table, whose feedback columns are the targets; None: a default set.
+        context: keys of the context levels of the bias model, coarse ones first.
+        targets: numeric feedback columns that are counted beside the labels of the pair tasks.
+
+    Example:
+        >>> StatisticsConfig(log=[{"keys": ["user"], "baseline": "item"}], context=[["context.tab"]]).log[0].name
+        'user-item'
+    """
+
+    log: Sequence[Any] | None = None
+    past: Sequence[Any] | None = None
+    context: Sequence[Sequence[str]] = ()
+    targets: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("log", "past"):
+            given = getattr(self, name)
+            if given is not None:
+                parsed = [s if isinstance(s, StatisticConfig) else from_dict(StatisticConfig, s) for s in given]
+                object.__setattr__(self, name, parsed)
+        object.__setattr__(self, "context", [tuple(keys) for keys in self.context])
+
+
+def levels(context: Sequence[tuple[str, ...]] = ()) -> dict[str, StatisticConfig]:
+    """The levels of the bias model in the order in which they are set against each other; each is also a statistic.
+
+    Args:
+        context: keys of the context levels, coarse ones first.
+
+    Example:
+        >>> [(name, config.name) for name, config in levels([("tab",), ("tab", "length")]).items()][1:3]
+        [('context:0', 'tab-global'), ('context:1', 'tab*length-context:1')]
+    """
+    found = {"global": StatisticConfig((), "none", shrinkage=100.0)}
+    for i, keys in enumerate(context):
+        found[f"context:{i}"] = StatisticConfig(keys, f"context:{i}" if i else "global", shrinkage=50.0)
+    return found | {"item": StatisticConfig(("item",), "context"), "user": StatisticConfig(("user",), "item")}
+
+
+def levels_of(baseline: str, depth: int) -> list[str]:
+    """Names of the levels that add up to a baseline, for a bias model with `depth` context levels.
+
+    Example:
+        >>> levels_of("item", depth=1), levels_of("context:1", depth=2)
+        (['global', 'context:0', 'item'], ['global', 'context:0'])
+    """
+    if baseline == "none":
+        return []
+    if _PART_OF_CONTEXT.fullmatch(baseline):
+        depth = int(baseline.removeprefix("context:"))
+    context = [] if baseline == "global" else [f"context:{i}" for i in range(depth)]
+    return ["global", *context, *(level for level in ("item", "user") if level in baseline)]

@@ -8,8 +8,14 @@ Residuals are taken against running baselines (Koren, 2009, "Collaborative Filte
 bias model), each at the row's own time: the global mean mu, the item's bias b_i and the person's bias b_u,
 
     mu_t  = (k mu_0 + sum y) / (k + n)                 over all earlier rows
-    b_i,t = sum (y - mu) / (k_i + n_i)                 over earlier rows of the item
-    b_u,t = sum (y - mu - b_i) / (k_u + n_u)           over earlier rows of the person
+    b_i,t = sum (y - m) / (k_i + n_i)                  over earlier rows of the item
+    b_u,t = sum (y - m - b_i) / (k_u + n_u)            over earlier rows of the person
+
+m is mu, plus the bias of each *context level* if there are any: what the surface, the length of a video or the hour say
+before item and person are looked at, coarse keys first, each against those before it,
+
+    c_1,t = sum (y - mu) / (k + n)                     over earlier rows of the same first context key
+    c_2,t = sum (y - mu - c_1) / (k + n)               over earlier rows of the same second context key, ...
 
 where adding k to the count shrinks a mean towards 0 (empirical Bayes; Efron and Morris, 1975). A decayed statistic
 replaces sum and n by sums with weights 2^-(age / half-life), so it also shrinks while nothing happens.
@@ -47,6 +53,7 @@ class RunningStatistics:
         statistics: what to count.
         targets: names of the T labels.
         prior: [T], mean of each label before anything was seen (mu_0).
+        context: keys of the context levels, coarse ones first.
 
     Attributes:
         names: the F features, in order: the bias model's prediction of every target, then those of each statistic.
@@ -70,9 +77,14 @@ class RunningStatistics:
     """
 
     def __init__(
-        self, statistics: Sequence[StatisticConfig], targets: Sequence[str], prior: Sequence[float] | None = None
+        self,
+        statistics: Sequence[StatisticConfig],
+        targets: Sequence[str],
+        prior: Sequence[float] | None = None,
+        context: Sequence[Sequence[str]] = (),
     ) -> None:
         self.statistics, self.targets = list(statistics), list(targets)
+        self.context = [tuple(keys) for keys in context]
         self.prior = np.zeros(len(self.targets)) if prior is None else np.asarray(prior, dtype=np.float64)
         if self.prior.shape != (len(self.targets),):
             raise ValueError(f"prior has shape {self.prior.shape}: give one mean for each of {self.targets}")
@@ -86,7 +98,12 @@ class RunningStatistics:
 
     @classmethod
     def default(
-        cls, item_keys: Sequence[str], user_keys: Sequence[str], targets: Sequence[str], multi: Sequence[str] = ()
+        cls,
+        item_keys: Sequence[str],
+        user_keys: Sequence[str],
+        targets: Sequence[str],
+        multi: Sequence[str] = (),
+        context: Sequence[Sequence[str]] = (),
     ) -> RunningStatistics:
         """A strong set for any log: biases, the person's latest events, attribute values, and pairs of both sides.
 
@@ -97,11 +114,12 @@ class RunningStatistics:
             item_keys, user_keys: attribute keys beside "item" and "user".
             targets: names of the labels.
             multi: which of the attribute keys hold several values per row.
+            context: keys of the context levels, each of which also counts apart for item and person.
         """
         found = [
             StatisticConfig(("user",), "item", count=True, gap=True),
-            StatisticConfig(("user",), "global"),
-            StatisticConfig(("item",), "global", count=True, gap=True),
+            StatisticConfig(("user",), "context"),
+            StatisticConfig(("item",), "context", count=True, gap=True),
             StatisticConfig(("item",), "user"),
             StatisticConfig(("item",), "item+user"),
             *(StatisticConfig(("user",), "item", shrinkage=1, recent=rows) for rows in (1, 3, 10)),
@@ -114,11 +132,14 @@ class RunningStatistics:
             ]
         for b in item_keys:
             spread = REDUCTIONS if b in multi else ("mean",)
-            # Against mu only, so that it also says what to expect of an item nobody has taken yet.
-            found.append(StatisticConfig((b,), "global", shrinkage=20))
+            # Not against the item, so that it also says what to expect of one that nobody has taken yet.
+            found.append(StatisticConfig((b,), "context", shrinkage=20))
             found.append(StatisticConfig(("user", b), "item+user", shrinkage=3, count=True, reduce=spread))
             found += [StatisticConfig((a, b), "item", shrinkage=30) for a in user_keys if not {a, b} <= set(multi)]
-        return cls(found, targets)
+        for keys in context:
+            if len(keys) == 1:
+                found += [StatisticConfig((side, *keys), "item+user", shrinkage=10) for side in ("item", "user")]
+        return cls(found, targets, context=context)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -176,7 +197,8 @@ class RunningStatistics:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("state-*.parquet"):
             stale.unlink()  # an earlier save may have included people
-        kept = [c for c in stateful(self.statistics) if c.name in self._states and (include_users or not c.personal)]
+        counted = [c for c in stateful(self.statistics, self.context) if c.name in self._states]
+        kept = [c for c in counted if include_users or not c.personal]
         files = {config.name: f"state-{number:03d}.parquet" for number, config in enumerate(kept)}
         for name, file in files.items():
             pq.write_table(self._states[name].to_table(), folder / file)
@@ -184,6 +206,7 @@ class RunningStatistics:
             "statistics": [asdict(s) for s in self.statistics],
             "targets": self.targets,
             "prior": self.prior.tolist(),
+            "context": self.context,
             "last_time": None if np.isinf(self.last_time) else self.last_time,
             "files": files,
         }
@@ -194,7 +217,8 @@ class RunningStatistics:
         """Rebuild from [`save`]. People whose state was not written begin anew."""
         folder = Path(folder)
         config = read_json(folder / _CONFIG_NAME)
-        stats = cls([from_dict(StatisticConfig, s) for s in config["statistics"]], config["targets"], config["prior"])
+        counted = [from_dict(StatisticConfig, s) for s in config["statistics"]]
+        stats = cls(counted, config["targets"], config["prior"], config["context"])
         stats.last_time = -np.inf if config["last_time"] is None else config["last_time"]
         stats._states = {
             name: KeyStates.from_table(read_file(folder / file, "statistics")) for name, file in config["files"].items()
@@ -208,4 +232,6 @@ class RunningStatistics:
         visible_until: np.ndarray | None = None,
         source: np.ndarray | None = None,
     ) -> StatisticsPass:
-        return StatisticsPass(self.statistics, self.targets, self.prior, table, states, visible_until, source)
+        return StatisticsPass(
+            self.statistics, self.targets, self.prior, table, states, visible_until, source, self.context
+        )

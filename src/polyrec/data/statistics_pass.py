@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polyrec.data.event_table import EventTable, cross
+from polyrec.data.event_table import EventTable, MultiValued, cross
 from polyrec.data.prefix_sums import Occurrences
-from polyrec.data.statistic_config import BASELINES, LEVELS, StatisticConfig
+from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
 
 
-def stateful(statistics: Sequence[StatisticConfig]) -> list[StatisticConfig]:
+def stateful(statistics: Sequence[StatisticConfig], context: Sequence[tuple[str, ...]]) -> list[StatisticConfig]:
     """Every statistic with a state of its own, the levels included; one that equals a level shares that level's."""
-    return list({config.name: config for config in [*statistics, *LEVELS.values()]}.values())
+    return list({config.name: config for config in [*statistics, *levels(context).values()]}.values())
 
 
 @dataclass
@@ -98,6 +98,7 @@ class StatisticsPass:
     states: dict[str, KeyStates]
     visible_until: np.ndarray | None
     source: np.ndarray | None
+    context: Sequence[tuple[str, ...]] = ()
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -125,7 +126,12 @@ class StatisticsPass:
         self.until = self.rank
         if self.visible_until is not None:
             self.until = np.minimum(self.rank, np.searchsorted(moments, self.visible_until))
-        for level, config in LEVELS.items():
+        for keys in self.context:
+            for key in keys:
+                codes = table.codes(key)
+                if isinstance(codes, MultiValued) or codes.ndim > 1:
+                    raise ValueError(f"key {key!r} of a context level has several values per row: it needs one")
+        for level, config in levels(self.context).items():
             # A row's own label is always set against the baselines of its own time, whatever others may see of it.
             found = self._occurrences(config.keys)
             self.own[level] = self._level(config, found)
@@ -149,7 +155,7 @@ class StatisticsPass:
         if not config.keys:
             sums = sums + config.shrinkage * self.prior
         level = np.zeros(self.table.targets.shape)
-        level[found.row] = sums / (counts + config.shrinkage)  # log, item and user occur at most once per row
+        level[found.row] = sums / (counts + config.shrinkage)  # a level's key occurs at most once per row
         return level
 
     def _state(self, config: StatisticConfig, found: Occurrences) -> KeyStates:
@@ -158,7 +164,9 @@ class StatisticsPass:
 
     def _values(self, baseline: str) -> np.ndarray:
         """Known residuals of the rows' own time and how many they are: [R, T + T], or [R, T + 1] if all are known."""
-        residual = self.table.targets - sum((self.own[level] for level in BASELINES[baseline]), np.zeros(1))
+        residual = self.table.targets - sum(
+            (self.own[level] for level in levels_of(baseline, len(self.context))), np.zeros(1)
+        )
         known = ~np.isnan(residual)
         ones = np.ones((len(known), 1)) if known.all() else known
         return np.concatenate([np.where(known, residual, 0.0), ones], axis=1)
@@ -224,7 +232,7 @@ class StatisticsPass:
     def advanced(self) -> dict[str, KeyStates]:
         """The states, after all rows of the table, of the keys that occur in it."""
         states, width = {}, len(self.targets)
-        for found, configs in self._by_keys(stateful(self.statistics)):
+        for found, configs in self._by_keys(stateful(self.statistics, self.context)):
             bounds = found.bounds
             arrivals = np.diff(bounds)
             last = np.full(len(found.keys), np.nan)

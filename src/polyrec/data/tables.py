@@ -196,37 +196,47 @@ def lookup(values: pa.Array, known: pa.Array) -> pa.Array:
 def times(table: pa.Table, columns: Columns, name: str) -> np.ndarray:
     """Return the time column as float64 seconds since the epoch, [R]."""
     values = column(table, columns.time, name, "time")
-    row = first_bad_row(is_null(values))
     what = f"{name}: column {columns.time!r} (time)"
+    row = first_bad_row(is_null(values))
     if row is not None:
         raise ValueError(f"{what} has no value in row {row}: fill it in or remove the row")
+    return seconds(values, columns.time_unit, what)
+
+
+def seconds(values: pa.Array, unit: str, what: str) -> np.ndarray:
+    """Dates, timestamps, ISO strings or plain numbers of `unit` as float64 seconds since the epoch, [R], NaN = null.
+
+    Args:
+        what: names table and column in messages.
+    """
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = _parse_times(values, what)
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
+    null = is_null(values)
     if pa.types.is_timestamp(values.type):
-        unit = values.type.unit
-        return np.asarray(values.cast(pa.int64())).astype(np.float64) * _TO_SECONDS[unit]
+        found = np.asarray(values.cast(pa.int64()).fill_null(0)).astype(np.float64) * _TO_SECONDS[values.type.unit]
+        return np.where(null, np.nan, found)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise ValueError(f"{what} has type {values.type}: give numbers, timestamps or ISO strings")
-    seconds = np.asarray(values).astype(np.float64) * _TO_SECONDS[columns.time_unit]
-    row = first_bad_row(~np.isfinite(seconds))
+    found = np.asarray(values.fill_null(0)).astype(np.float64) * _TO_SECONDS[unit]
+    row = first_bad_row(~np.isfinite(found) & ~null)
     if row is not None:
         raise ValueError(f"{what} is {values[row]} in row {row}: times must be finite")
-    row = first_bad_row(np.abs(seconds) > _LATEST_SECOND)
+    row = first_bad_row(np.abs(found) > _LATEST_SECOND)
     if row is not None:
         raise ValueError(
-            f"{what} is {values[row]} in row {row}, which is after the year 3000 if it counts {columns.time_unit!r}: "
+            f"{what} is {values[row]} in row {row}, which is after the year 3000 if it counts {unit!r}: "
             'say what it counts, e.g. Columns(time_unit="ms")'
         )
-    return seconds
+    return np.where(null, np.nan, found)
 
 
 def _parse_times(values: pa.Array, what: str) -> pa.Array:
     import pandas as pd
 
     parsed = pd.to_datetime(values.to_pandas(), utc=True, errors="coerce", format="ISO8601")
-    row = first_bad_row(parsed.isna().to_numpy())
+    row = first_bad_row(parsed.isna().to_numpy() & ~is_null(values))
     if row is not None:
         raise ValueError(
             f"{what} cannot be read as a time in row {row}: {values[row]}; use ISO 8601, e.g. 2026-11-24T10:00:00"

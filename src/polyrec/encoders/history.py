@@ -24,9 +24,8 @@ class HistoryEncoder(nn.Module):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
         features = config.feature_configs
-        past = [f for f in features if f.source in ("event", "candidate")]
-        if not config.event_statistics:
-            past = [f for f in past if f.name != STATISTICS]
+        # Of the running statistics an event keeps the residuals alone: all of them slowed training and overfitted.
+        past = [f for f in features if f.source in ("event", "candidate") and f.name != STATISTICS]
         self.events = FeatureEncoder(config, past)
         self.person = FeatureEncoder(config, [f for f in features if f.source == "user"])
         self.start = nn.Parameter(torch.empty(config.hidden_size))

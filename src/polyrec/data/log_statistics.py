@@ -1,0 +1,292 @@
+"""The running statistics of an event log as model inputs: which keys there are, scales, residuals and state.
+
+Letters: R events, F features, T targets, P people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyrec.data.catalog import EntityTable
+from polyrec.data.columns import ColumnEncoder
+from polyrec.data.event_table import Codes, EventTable
+from polyrec.data.past import PastEvents
+from polyrec.data.scaling import StatisticsScaler
+from polyrec.data.sequences import EventLog
+from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
+from polyrec.data.statistics import RunningStatistics
+from polyrec.data.tables import read_json
+from polyrec.schema import RESIDUALS, Columns, TaskConfig
+
+NOBODY = 2**31 - 1  # the largest code of a statistic's key
+_LOG, _PAST, _SCALES = "log", "past", "scales.json"
+
+
+class LogStatistics:
+    """Counts an [`EventLog`], and what people did before it, into one scaled matrix [R, F].
+
+    Args:
+        log: statistics of the log; their targets are the pair tasks and further numeric feedback columns.
+        past: statistics of the events before the log, whose targets are the feedback columns that `Columns.past`
+            marks; None without a past table.
+        items: the catalog.
+        encoders: {"user": {...}, "candidate": {...}}, encoders of the attributes that may be keys.
+        marked: {target of the log: mark of the past that says the same}, for the residuals of past events.
+        tasks: of the processor, in the order of the log's labels.
+
+    Attributes:
+        scaler: mean and spread of the features on training rows, None before `fit`.
+        spread: {target: standard deviation on training rows}.
+    """
+
+    def __init__(
+        self,
+        log: RunningStatistics,
+        past: RunningStatistics | None,
+        items: EntityTable,
+        encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+        marked: Mapping[str, str],
+        tasks: Sequence[TaskConfig],
+    ) -> None:
+        self.log, self.past, self.items, self.encoders, self.marked = log, past, items, encoders, dict(marked)
+        self._label_columns = [j for j, t in enumerate(tasks) if t.head != "retrieval"]
+        self.scaler: StatisticsScaler | None = None
+        self.spread: dict[str, float] = {}
+        self._people: pa.Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: StatisticsConfig,
+        columns: Columns,
+        tasks: Sequence[TaskConfig],
+        items: EntityTable,
+        encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+    ) -> LogStatistics:
+        """Statistics as configured, or the default set."""
+        pair = [t for t in tasks if t.head != "retrieval"]
+        targets = [*(t.name for t in pair), *config.targets]
+        kinds = {f"item.{n}": e.kind for n, e in items.encoders.items() if e.kind != "text"}
+        kinds |= {f"user.{n}": e.kind for n, e in encoders["user"].items() if e.kind != "text"}
+        item_keys, user_keys = ([k for k in kinds if k.startswith(side)] for side in ("item.", "user."))
+        multi = [k for k, kind in kinds.items() if kind == "multi"]
+        context = [tuple(keys) for keys in config.context]
+        if config.log is None:
+            log = RunningStatistics.default(item_keys, user_keys, targets, multi, context)
+        else:
+            log = RunningStatistics(config.log, targets, context=context)
+        if columns.past is None or not any(columns.past.values()):
+            return cls(log, None, items, encoders, {}, tasks)
+        marks = sorted({mark for meant in columns.past.values() for mark in meant})
+        past = RunningStatistics(_default_past(item_keys) if config.past is None else config.past, marks)
+        names = {t.name: t.parsed_label for t in pair}
+        marked = {n: rule.column for n, rule in names.items() if rule is not None and rule.column in marks}
+        marked |= {n: n for n in config.targets if n in marks}
+        return cls(log, past, items, encoders, marked, tasks)
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the T targets of the log, those of the residuals."""
+        return self.log.targets
+
+    @property
+    def measures(self) -> list[str]:
+        """Targets that are no task's label: numeric feedback columns."""
+        return self.targets[len(self._label_columns) :]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the F features."""
+        return [*self.log.names, *([] if self.past is None else [f"past.{n}" for n in self.past.names])]
+
+    @property
+    def last_time(self) -> float:
+        """Seconds; the latest event counted into the state, -inf if there is none."""
+        return self.log.last_time
+
+    # -------------------------------------------------------------- compute
+    def fit(self, log: EventLog, train: np.ndarray, source: np.ndarray | None = None) -> np.ndarray:
+        """Learn priors and scales on the rows `train` (bool [R]) and put them into the state; gives [`compute`].
+
+        The log's events get their `residuals`, as inputs of later candidates.
+        """
+        values = self._targets(log)
+        self.log.prior = np.nanmean(values[train], axis=0)
+        self.spread = dict(zip(self.targets, np.nanstd(values[train], axis=0).tolist(), strict=True))
+        if self.past is not None and log.past is not None:
+            known = [log.past.marks[mark] for mark in self.past.targets]
+            self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
+            self.past.reset()
+            self.past.update(self._past_table(log))
+        counted = self._count(log, source=source)
+        self.scaler = StatisticsScaler.fit(counted[train])
+        self.log.reset()
+        self.log.update(self._table(log).take(np.flatnonzero(train)))
+        self._add_residuals(log, counted)
+        return self.scaler.transform(counted)
+
+    def compute(
+        self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scaled features of every event of a whole log, float32 [R, F], NaN = unknown.
+
+        Args:
+            visible_until: [R], seconds; a row sees only rows before min(its time, this).
+            source: bool [R], rows that may be counted at all.
+        """
+        assert self.scaler is not None, "fit first"
+        return self.scaler.transform(self._count(log, visible_until, source))
+
+    def request(self, log: EventLog) -> np.ndarray | None:
+        """Features of a request, [R, F]: the saved state continued by the person's own events; None before `fit`."""
+        if self.scaler is None:
+            return None
+        # The person of a request is nobody of the state, so that their own history alone speaks for them.
+        nobody = np.full(len(log), NOBODY)
+        parts = [self.log.transform(self._table(log, nobody))]
+        if self.past is not None:
+            parts.append(self.past.transform(self._table(log, nobody, self.past)))
+        counted = np.concatenate(parts, axis=1)
+        self._add_residuals(log, counted)
+        return self.scaler.transform(counted)
+
+    def update(self, log: EventLog) -> None:
+        """Advance the state by new events, which must be later than all counted so far."""
+        self.log.update(self._table(log).take(np.argsort(log.row)))  # messages count the table's rows
+
+    def _count(
+        self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
+    ) -> np.ndarray:
+        counted = self.log.compute(self._table(log), visible_until, source)
+        if self.past is None:
+            return counted
+        # All of the past lies before all of the log, so its state is the same for every row.
+        return np.concatenate([counted, self.past.transform(self._table(log, statistics=self.past))], axis=1)
+
+    def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
+        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
+        if not self.targets:
+            return
+        scale = np.array([max(self.spread[name], 1e-6) for name in self.targets])
+        expected = counted[:, : len(self.targets)]  # the baselines come first
+        log.event_features[RESIDUALS] = ((self._targets(log) - expected) / scale).astype(np.float32)
+        if self.past is not None and log.past is not None:
+            found = np.full((len(log.past.item), len(self.targets)), np.nan, dtype=np.float32)
+            prior = dict(zip(self.past.targets, self.past.prior, strict=True))
+            for target, mark in self.marked.items():
+                spread = max(log.past.marks[mark].std(), 1e-6) if len(found) else 1.0
+                found[:, self.targets.index(target)] = (log.past.marks[mark] - prior[mark]) / spread
+            log.past.event_features[RESIDUALS] = found
+
+    # --------------------------------------------------------------- tables
+    def _targets(self, log: EventLog) -> np.ndarray:
+        """Labels of the pair tasks and further measures, float64 [R, T]."""
+        columns = [log.labels[:, self._label_columns], *(log.measures[n][:, None] for n in self.measures)]
+        return np.concatenate(columns, axis=1).astype(np.float64)
+
+    def _table(
+        self, log: EventLog, user: np.ndarray | None = None, statistics: RunningStatistics | None = None
+    ) -> EventTable:
+        """What statistics read of a log; `user` [R] replaces the codes of its people."""
+        user = self.person_codes(log.user_ids)[log.person] if user is None else user
+        if statistics is None:
+            statistics, targets = self.log, self._targets(log)
+        else:
+            targets = np.full((len(log), len(statistics.targets)), np.nan)
+        keys = self._keys(statistics, log.item, user, log.person, log.user_features, log.candidate_features)
+        return EventTable(time=log.time, keys=keys, targets=targets)
+
+    def _past_table(self, log: EventLog) -> EventTable:
+        past: PastEvents | None = log.past
+        assert past is not None
+        assert self.past is not None
+        user = self.person_codes(log.user_ids)[past.person]
+        unknown = {n: e.missing(len(past.item)) for n, e in self.encoders["candidate"].items()}
+        keys = self._keys(self.past, past.item, user, past.person, log.user_features, unknown)
+        targets = np.column_stack([past.marks[mark] for mark in self.past.targets])
+        return EventTable(time=np.zeros(len(user)), keys=keys, targets=targets)
+
+    def _keys(
+        self,
+        statistics: RunningStatistics,
+        item: np.ndarray,
+        user: np.ndarray,
+        person: np.ndarray,
+        user_features: Mapping[str, np.ndarray],
+        context: Mapping[str, np.ndarray],
+    ) -> dict[str, Codes]:
+        """The keys that the statistics need; an unknown one is left to `EventTable`, which names the known ones."""
+        keys: dict[str, Codes] = {"item": item, "user": user}
+        wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
+        for name, values in self.items.encoded.items():
+            if f"item.{name}" in wanted:
+                keys[f"item.{name}"] = self.items.encoders[name].keys(values)[item]
+        for name, encoder in self.encoders["user"].items():
+            if f"user.{name}" in wanted:
+                keys[f"user.{name}"] = encoder.keys(user_features[name])[person]
+        for name, encoder in self.encoders["candidate"].items():
+            if f"context.{name}" in wanted:
+                keys[f"context.{name}"] = encoder.keys(context[name])
+        return keys
+
+    def person_codes(self, user_ids: pa.Array) -> np.ndarray:
+        """Codes from 1 that stay with a person from table to table; kept in memory only, never saved."""
+        user_ids = user_ids.cast(pa.large_string())  # ids of one table may be numbers and those of another strings
+        if self._people is None:
+            self._people = user_ids
+        found = pc.index_in(user_ids, value_set=self._people)
+        if found.null_count:
+            self._people = pa.concat_arrays([self._people, user_ids.filter(pc.is_null(found))])
+            found = pc.index_in(user_ids, value_set=self._people)
+        return np.asarray(found).astype(np.int64) + 1
+
+    # -------------------------------------------------------------- on disk
+    def save(self, folder: Path) -> None:
+        """Write log/, past/ and scales.json; nothing that is kept per person."""
+        self.log.save(folder / _LOG)
+        if self.past is not None:
+            self.past.save(folder / _PAST)
+        scales: dict[str, Any] = {
+            "scaler": None if self.scaler is None else self.scaler.to_dict(),
+            "spread": self.spread,
+            "marked": self.marked,
+            "past": self.past is not None,
+        }
+        (folder / _SCALES).write_text(json.dumps(scales) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        items: EntityTable,
+        encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+        tasks: Sequence[TaskConfig],
+    ) -> LogStatistics:
+        """Rebuild from [`save`]."""
+        scales = read_json(folder / _SCALES)
+        past = RunningStatistics.load(folder / _PAST) if scales["past"] else None
+        found = cls(RunningStatistics.load(folder / _LOG), past, items, encoders, scales["marked"], tasks)
+        found.spread = scales["spread"]
+        if scales["scaler"] is not None:
+            found.scaler = StatisticsScaler.from_dict(scales["scaler"])
+        return found
+
+
+def _default_past(item_keys: Sequence[str]) -> list[StatisticConfig]:
+    """How often, and with which feedback: the item, the person, and the person with the item and its attributes."""
+    found = [
+        StatisticConfig(("item",), "context", shrinkage=6, count=True),
+        StatisticConfig(("user",), "item", count=True),
+        StatisticConfig(("user", "item"), "item", shrinkage=1, count=True),
+    ]
+    for key in item_keys:
+        found.append(StatisticConfig((key,), "context", shrinkage=20, count=True))
+        found.append(StatisticConfig(("user", key), "item", shrinkage=3, count=True))
+    return found
