@@ -18,8 +18,8 @@ class Extraction(nn.Module):
     Args:
         tasks, own, shared: number of tasks, of experts of each task, of shared experts.
 
-    Shapes: [P, D] (first level: all read the same), or [T + 1, P, D] with the shared one last -> states [T + 1, P, D],
-    or [T, P, D] without a shared gate; gates [T, P, own + shared], and [1, P, T * own + shared] of the shared gate.
+    Shapes: h_t [T, P, D] and h_s [1, P, D], or one [1, P, D] that all read (first level) -> h_t' [T, P, D],
+    h_s' [1, P, D] or None, and the gates: [T, P, own + shared], then [1, P, T * own + shared] of a shared gate.
     """
 
     def __init__(
@@ -33,22 +33,23 @@ class Extraction(nn.Module):
         self.gates = BatchedLinear(tasks, width, own + shared)
         self.shared_gate = nn.Linear(width, count) if shared_gate else None
 
-    def forward(self, states: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """States of the next level, and the gates."""
-        normed = self.norm(states)
-        first = normed.dim() == 2
-        task, common_PD = (normed, normed) if first else (normed[:-1], normed[-1])
-        experts_EPD = self.experts(normed if first else self._inputs(task, common_PD))
+    def forward(self, task: Tensor, common: Tensor | None = None) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """What the next level reads, and the gates."""
+        normed_task = normed_common = inputs = self.norm(task)
+        if common is None:
+            common = task
+        else:
+            normed_common = self.norm(common)
+            inputs = torch.cat(
+                [normed_task.repeat_interleave(self.own, dim=0), normed_common.expand(self.shared, -1, -1)]
+            )
+        experts_EPD = self.experts(inputs)
         own_EPD, shared_EPD = experts_EPD.split([self.tasks * self.own, self.shared])
-        gates_TPE = torch.softmax(self.gates(task), dim=-1)
+        gates_TPE = torch.softmax(self.gates(normed_task), dim=-1)
         own_TPE, shared_TPE = gates_TPE.split([self.own, self.shared], dim=-1)
-        mixed_SPD = mixture(own_TPE, own_EPD.unflatten(0, (self.tasks, self.own))) + mixture(shared_TPE, shared_EPD)
-        gates = [gates_TPE]
-        if self.shared_gate is not None:
-            gates.append(torch.softmax(self.shared_gate(common_PD), dim=-1).unsqueeze(0))
-            mixed_SPD = torch.cat([mixed_SPD, mixture(gates[-1], experts_EPD)])
-        return (states if first else states[: len(mixed_SPD)]) + mixed_SPD, gates
-
-    def _inputs(self, task_TPD: Tensor, common_PD: Tensor) -> Tensor:
-        """What each expert reads, [E, P, D]: task by task, the shared ones last."""
-        return torch.cat([task_TPD.repeat_interleave(self.own, dim=0), common_PD.expand(self.shared, -1, -1)])
+        own_TEPD = own_EPD.unflatten(0, (self.tasks, self.own))
+        task_TPD = task + mixture(own_TPE, own_TEPD) + mixture(shared_TPE, shared_EPD)
+        if self.shared_gate is None:
+            return task_TPD, None, [gates_TPE]
+        gates_1PE = torch.softmax(self.shared_gate(normed_common), dim=-1)
+        return task_TPD, common + mixture(gates_1PE, experts_EPD), [gates_TPE, gates_1PE]

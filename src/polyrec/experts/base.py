@@ -32,8 +32,8 @@ class ExpertLayer(nn.Module):
 
     A layer with gates says in `gate_names` what they weigh: {task: [E names]}.
 
-    Subclasses declare `default_options`; options of `config.expert_options` outside it are refused. Where the default is
-    a whole number, the option must be one, too, and >= 1.
+    Subclasses declare `default_options`; options of `config.expert_options` outside it are refused. Where the default
+    is a whole number, the option must be one, too, and >= 1.
     """
 
     default_options: dict[str, Any] = {}
@@ -49,6 +49,16 @@ class ExpertLayer(nn.Module):
         # By name, so that the order of tasks in a configuration changes nothing.
         self.task_names = sorted(task_names)
         self.gate_names: dict[str, list[str]] = {}
+
+    def inner_width(self, config: PolyRecConfig) -> int:
+        """Hidden units of a network whose inner width is `expansion` times D."""
+        inner = round(self.options["expansion"] * config.hidden_size)
+        if inner < 1:
+            raise ValueError(
+                f"option 'expansion' of expert layer {config.experts!r} is {self.options['expansion']}, which leaves "
+                f"no hidden unit at hidden_size {config.hidden_size}: choose one >= {1 / config.hidden_size:.2g}"
+            )
+        return inner
 
     def initialise(self) -> None:
         """Set parameters that the default initialisation does not know; called after it."""

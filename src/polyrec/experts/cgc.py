@@ -39,7 +39,7 @@ class CGC(GatedLayer):
     default_options: dict[str, Any] = GatedLayer.default_options | {
         "task_experts": 1,
         "shared_experts": 1,
-        "expansion": 1,
+        "expansion": 0.5,
     }
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
@@ -52,7 +52,7 @@ class CGC(GatedLayer):
                 own,
                 shared,
                 width,
-                width * self.options["expansion"],
+                self.inner_width(config),
                 config.dropout,
                 shared_gate=level < levels - 1,
             )
@@ -63,10 +63,10 @@ class CGC(GatedLayer):
 
     def forward(self, pair_BCD: Tensor, real_BC: Tensor | None = None) -> ExpertOutput:
         """Mix the experts for every task, level by level; the gates are those of the last level."""
-        states, penalized = pair_BCD.flatten(0, 1), []
+        hidden, common, penalized = pair_BCD.flatten(0, 1).unsqueeze(0), None, []
         for level in self.levels:
-            states, gates = level(states)
+            hidden, common, gates = level(hidden, common)
             penalized += gates
         return ExpertOutput(
-            self.by_name(states, pair_BCD), self.by_name(gates[0], pair_BCD), self.penalty(penalized, real_BC)
+            self.by_name(hidden, pair_BCD), self.by_name(gates[0], pair_BCD), self.penalty(penalized, real_BC)
         )

@@ -38,7 +38,7 @@ class CrossStitch(ExpertLayer):
                 [0.1000, 0.9000]])
     """
 
-    default_options: dict[str, Any] = {"num_layers": 2, "expansion": 1, "self_weight": 0.9}
+    default_options: dict[str, Any] = {"num_layers": 2, "expansion": 1.0, "self_weight": 0.9}
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
@@ -47,9 +47,8 @@ class CrossStitch(ExpertLayer):
                 f"option 'self_weight' of expert layer {config.experts!r} is {self.options['self_weight']}; it must "
                 "lie in (0, 1], where 1 starts with separate networks"
             )
-        inner = config.hidden_size * self.options["expansion"]
         self.layers = nn.ModuleList(
-            _Layer(len(task_names), config.hidden_size, inner, config.dropout)
+            _Layer(len(task_names), config.hidden_size, self.inner_width(config), config.dropout)
             for _ in range(self.options["num_layers"])
         )
 

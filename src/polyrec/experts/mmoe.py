@@ -22,8 +22,9 @@ class MMoE(GatedLayer):
     task t weighs the same E experts f_e = W_e2 gelu(W_e1 .) by a gate of its own. As the gates sum to 1, this is a
     mixture of the residual experts x + f_e.
 
-    Options: `num_experts` (E), `expansion` (inner width of an expert over D), `load_balancing` (coefficient of the
-    penalty on experts that are left out, over all tasks together: tasks may still differ in what they use).
+    Options: `num_experts` (E), `expansion` (inner width of an expert over D; by default the experts together are as
+    wide as `shared_bottom`), `load_balancing` (coefficient of the penalty on experts that are left out, over all tasks
+    together: tasks may still differ in what they use).
 
     Shapes: [B, C, D] -> {task: [B, C, D]}, gates {task: [B, C, E]}.
 
@@ -37,13 +38,13 @@ class MMoE(GatedLayer):
         ['expert 1', 'expert 2', 'expert 3', 'expert 4']
     """
 
-    default_options: dict[str, Any] = GatedLayer.default_options | {"num_experts": 4, "expansion": 1}
+    default_options: dict[str, Any] = GatedLayer.default_options | {"num_experts": 4, "expansion": 0.5}
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
         width, count = config.hidden_size, self.options["num_experts"]
         self.norm = nn.LayerNorm(width)
-        self.experts = BatchedMLP(count, width, width * self.options["expansion"], width, config.dropout)
+        self.experts = BatchedMLP(count, width, self.inner_width(config), width, config.dropout)
         self.gate = nn.Linear(width, len(task_names) * count)
         self.gate_names = {name: [f"expert {n + 1}" for n in range(count)] for name in self.task_names}
 

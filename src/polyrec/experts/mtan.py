@@ -37,16 +37,12 @@ class MTAN(ExpertLayer):
         torch.Size([2, 3, 4])
     """
 
-    default_options: dict[str, Any] = {"num_layers": 2, "expansion": 2, "bottleneck": 16}
+    default_options: dict[str, Any] = {"num_layers": 2, "expansion": 1.0, "bottleneck": 16}
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, inner, layers = (
-            config.hidden_size,
-            config.hidden_size * self.options["expansion"],
-            range(self.options["num_layers"]),
-        )
-        self.blocks = nn.ModuleList(SharedBlock(width, inner, config.dropout) for _ in layers)
+        width, layers = config.hidden_size, range(self.options["num_layers"])
+        self.blocks = nn.ModuleList(SharedBlock(width, self.inner_width(config), config.dropout) for _ in layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in layers)
         self.masks = nn.ModuleList(
             BatchedMLP(len(task_names), 2 * width if j else width, self.options["bottleneck"], width, config.dropout)

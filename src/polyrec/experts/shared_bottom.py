@@ -33,15 +33,15 @@ class SharedBottom(ExpertLayer):
         torch.Size([2, 3, 4])
     """
 
-    default_options: dict[str, Any] = {"num_layers": 1, "expansion": 2, "members": 1}
+    default_options: dict[str, Any] = {"num_layers": 1, "expansion": 2.0, "members": 1}
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
         width, members = config.hidden_size, self.options["members"]
-        inner = width * self.options["expansion"]
         self.members = members
         self.blocks = nn.ModuleList(
-            SharedBlock(width, inner, config.dropout, members) for _ in range(self.options["num_layers"])
+            SharedBlock(width, self.inner_width(config), config.dropout, members)
+            for _ in range(self.options["num_layers"])
         )
         self.scale = nn.Parameter(torch.empty(members, width)) if members > 1 else None
 
