@@ -16,9 +16,10 @@ FeatureSource = Literal["item", "user", "event", "candidate"]
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
 
-_COMPARISON = re.compile(
-    r"^\s*(?P<column>[^\s<>=!]+)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
-)
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_COMPARISON = re.compile(rf"^(?P<left>[^<>=!]+?)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>{_NUMBER})\s*$")
+_LOG1P = re.compile(r"^\s*log1p\s*\((?P<inside>[^()]*)\)\s*$")
+_QUOTIENT = re.compile(rf"^(?P<column>.*\S)\s*/\s*(?P<divisor>{_NUMBER})\s*$")
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
@@ -32,30 +33,50 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Label:
-    """Where a task's label comes from: a column, or a comparison of a column with a number.
+    """Where a task's label comes from: a column, or something simple that is computed of it.
+
+    Args:
+        column: of the interactions.
+        op, value: a comparison with a number (1 = true, 0 = false); None = the number itself.
+        divisor: the column is divided by it first, e.g. 1000 to make seconds of milliseconds.
+        log1p: then log(1 + x) is taken, which brings long watch times and large sums closer together.
 
     Example:
-        >>> Label.parse("rating >= 4")
-        Label(column='rating', op='>=', value=4.0)
-        >>> Label.parse("watch_time").op is None
-        True
+        >>> label = Label.parse("rating >= 4")
+        >>> label.column, label.op, label.value
+        ('rating', '>=', 4.0)
+        >>> label = Label.parse("log1p(play_ms / 1000)")
+        >>> label.column, label.divisor, label.log1p
+        ('play_ms', 1000.0, True)
     """
 
     column: str
     op: str | None = None
     value: float = 0.0
+    divisor: float = 1.0
+    log1p: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Label:
-        """Parse "column" or "column OP number" with OP one of >=, <=, ==, !=, >, <."""
-        found = _COMPARISON.match(text)
-        if found:
-            return cls(found["column"], found["op"], float(found["value"]))
-        if re.search(r"[<>=!]", text):
+        """Parse "column", "column / number", "log1p(column)" or "log1p(column / number)", each also compared with a
+        number by one of >=, <=, ==, !=, >, <.
+        """
+        left, op, value = text, None, 0.0
+        if compared := _COMPARISON.match(text):
+            left, op, value = compared["left"], compared["op"], float(compared["value"])
+        logarithm = _LOG1P.match(left)
+        column, divisor = logarithm["inside"] if logarithm else left, 1.0
+        if quotient := _QUOTIENT.match(column):
+            column, divisor = quotient["column"], float(quotient["divisor"])
+        column = column.strip()
+        if not column or re.search(r"[<>=!]", column) or re.match(r"log1p\s*\(", column):
             raise ValueError(
-                f"cannot read the label {text!r}: write a column name or 'column >= number' (>=, <=, ==, !=, >, <)"
+                f"cannot read the label {text!r}: write a column name, 'column / number', 'log1p(column)', "
+                "'log1p(column / number)' or 'column >= number' (>=, <=, ==, !=, >, <)"
             )
-        return cls(text.strip())
+        if divisor == 0:
+            raise ValueError(f"the label {text!r} divides by 0: give another number")
+        return cls(column, op, value, divisor, logarithm is not None)
 
 
 @dataclass(frozen=True)
@@ -64,9 +85,10 @@ class TaskConfig:
 
     Args:
         name: the name under which losses, logits and metrics of the task appear.
-        head: a registered kind of head ("retrieval", "binary", "regression").
-        label: a column of the interactions, or a comparison such as `"rating >= 4"`. Default: the task's name. For a
-            retrieval task it says which events count as the next item; default: every event.
+        head: a registered kind of head ("retrieval", "binary", "regression", ...).
+        label: a column of the interactions, a comparison such as `"rating >= 4"`, or `"log1p(play_ms / 1000)"` (see
+            [`Label.parse`]). Default: the task's name. For a retrieval task it says which events count as the next item;
+            default: every event.
         weight: lambda of the weighted objective sum_i lambda_i L_i (a `fixed` weighting reads it).
         options: keyword arguments of the head; the head refuses those it does not know.
         parent: name of the task this one follows from (a purchase follows a click); needs a `coupling`.
@@ -213,7 +235,9 @@ class Columns:
             _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric"])
         for name, value in (("weight", self.weight), ("propensity", self.propensity)):
             if not isinstance(value, Mapping):
-                raise ValueError(f"columns.{name} must say the column of each task, e.g. {{'like': 'w'}}, not {value!r}")
+                raise ValueError(
+                    f"columns.{name} must say the column of each task, e.g. {{'like': 'w'}}, not {value!r}"
+                )
         if not 0 <= self.propensity_clip <= 1:
             raise ValueError(f"columns.propensity_clip is {self.propensity_clip}; it must be in [0, 1]")
 

@@ -38,6 +38,11 @@ def with_events(window: Window, take: np.ndarray, positions: np.ndarray) -> Wind
     }
 
 
+def missing_rows(like: np.ndarray, rows: int) -> np.ndarray:
+    """Values of a feature for events of which it is not known: NaN, or the code 0, [rows(, K)]."""
+    return np.full((rows, *like.shape[1:]), np.nan if like.dtype.kind == "f" else 0, dtype=like.dtype)
+
+
 def without_oldest(window: Window, count: int) -> Window:
     """The window without its first `count` events."""
     kept = np.arange(count, len(window["item_ids"]))
@@ -243,7 +248,7 @@ class Insert(_Share):
         changed = with_events(window, take, position + before[position])  # indexing made copies, to be written into
         changed["item_ids"][new] = self.similar.draw(items[chosen], rng)
         for values in changed["event_features"].values():
-            values[new] = np.nan if values.dtype.kind == "f" else 0
+            values[new] = missing_rows(values, len(new))
         return changed
 
 

@@ -19,7 +19,8 @@ class PolyRecCollator:
     Returns a dict with `item_ids` [B, L] int64 (0 = padding), `event_features` {name: [B, L(, K)]}, `user_features`
     {name: [B(, K)]}, `candidate_ids` [B, C] (0 = padding), `candidate_positions` [B, C], `candidate_features`
     {name: [B, C(, K)]}, `labels` {task: [B, C]} (NaN = missing or padding) and `candidate_rows` [B, C] (-1 = padding;
-    which candidate of the data set this is).
+    which candidate of the data set this is). Where the windows have them, also `sample_weight` {task: [B, C]} (NaN =
+    padding).
 
     Args:
         pad_to_multiple_of: round L and C up, so that compiled kernels meet fewer shapes.
@@ -36,14 +37,14 @@ class PolyRecCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, windows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collate a list of windows as `SequenceDataset.__getitem__` returns them."""
+        """Collate a list of windows of one data set, as `WindowDataset.__getitem__` returns them."""
         events = _Padder([len(w["item_ids"]) for w in windows], self.pad_to_multiple_of)
         asked = _Padder([len(w["candidate_ids"]) for w in windows], self.pad_to_multiple_of)
 
         def padded(key: str, padder: _Padder) -> dict[str, torch.Tensor]:
             return {name: padder([w[key][name] for w in windows]) for name in windows[0][key]}
 
-        return {
+        batch = {
             "item_ids": events([w["item_ids"] for w in windows]),
             "event_features": padded("event_features", events),
             "user_features": {
@@ -56,6 +57,9 @@ class PolyRecCollator:
             "labels": padded("labels", asked),
             "candidate_rows": asked([w["candidate_rows"] for w in windows], fill=-1),
         }
+        if "sample_weight" in windows[0]:
+            batch["sample_weight"] = padded("sample_weight", asked)
+        return batch
 
 
 class _Padder:

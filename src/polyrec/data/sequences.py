@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polyrec.data.augmentation import Transform, without_oldest
+from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.past import PastEvents
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.schema import STATISTICS
@@ -141,7 +141,8 @@ class SequenceDataset(WindowDataset):
     """Windows of one log: what a `DataLoader` iterates and the collator turns into batches.
 
     A person's candidates are grouped by how much they may see: those that see (b * stride, (b + 1) * stride] events
-    share a window that ends at their last visible event and holds at most `max_history` events. With
+    share a window that ends at their last visible event and holds at most `max_history` events (before a person's first
+    event those of `log.past`, as far as there is place). With
     `stride == max_history` each event is read once (training); a smaller stride re-reads events so that each
     candidate sees at least `max_history - stride` of them (evaluation).
 
@@ -208,12 +209,15 @@ class SequenceDataset(WindowDataset):
     @property
     def lengths(self) -> list[int]:
         """Events or (expected) candidates of each window, whichever are more."""
-        asked = np.diff(self._candidate_offsets)
+        events, asked = self._stop - self._start, np.diff(self._candidate_offsets)
+        if self.log.past is not None:
+            past = np.minimum(np.diff(self.log.past.offsets)[self._person], self.log.past.length)
+            events = np.where(self._start == 0, np.minimum(events + past, self.max_history), events)
         if self.delayed_share is not None:
             chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
             asked_by = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
             asked = np.ceil(np.diff(asked_by[self._candidate_offsets])).astype(np.int64)
-        return np.maximum(self._stop - self._start, asked).tolist()
+        return np.maximum(events, asked).tolist()
 
     @property
     def own_view(self) -> np.ndarray:
@@ -267,7 +271,23 @@ class SequenceDataset(WindowDataset):
         }
         if log.sample_weight:
             found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
+        if log.past is not None and start == 0 and len(asked):
+            found = self._after_past(log.past, person, found)
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
+
+    def _after_past(self, past: PastEvents, person: int, window: dict[str, Any]) -> dict[str, Any]:
+        """A window that begins with the person's first event, after as much of their past as it has place for."""
+        read = past.read(person, self.max_history - len(window["item_ids"]))
+        item, known = past.item[read], past.event_features
+        features = {
+            name: np.concatenate([known[name][read] if name in known else missing_rows(values, len(item)), values])
+            for name, values in window["event_features"].items()
+        }
+        return window | {
+            "item_ids": np.concatenate([item, window["item_ids"]]),
+            "event_features": features,
+            "candidate_positions": window["candidate_positions"] + len(item),
+        }
 
     def _transformed(self, transform: Transform, window: dict[str, Any], index: int, epoch: int) -> dict[str, Any]:
         window = transform(window, np.random.default_rng((self.seed, epoch, index, 1)))  # 1: not the draw of the ties
