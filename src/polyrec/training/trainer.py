@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
 from polyrec.data.collator import PolyRecCollator
-from polyrec.data.sequences import SequenceDataset
+from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.evaluation import evaluator
 from polyrec.heads.base import TaskHead, known_weight, mean_loss
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -39,7 +39,7 @@ class PolyRecTrainer(Trainer):
     Args:
         model: the model.
         args: training arguments.
-        train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them.
+        train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them; training also takes a `MixedDataset`.
         processing_class: the processor.
     """
 
@@ -47,7 +47,7 @@ class PolyRecTrainer(Trainer):
         self,
         model: PolyRecForRecommendation,
         args: PolyRecTrainingArguments,
-        train_dataset: SequenceDataset | None = None,
+        train_dataset: WindowDataset | None = None,
         eval_dataset: SequenceDataset | dict[str, SequenceDataset] | None = None,
         processing_class: PolyRecProcessor | None = None,
         data_collator: PolyRecCollator | None = None,
@@ -137,7 +137,7 @@ class PolyRecTrainer(Trainer):
             if name.endswith(".weight") and name not in spared and "weighting" not in name.split(".")
         ]
 
-    def _get_train_sampler(self, train_dataset: SequenceDataset | None = None) -> torch.utils.data.Sampler | None:
+    def _get_train_sampler(self, train_dataset: WindowDataset | None = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
@@ -201,11 +201,12 @@ class PolyRecTrainer(Trainer):
 class _LengthGroupedSampler(LengthGroupedSampler):
     """An order that depends on seed and epoch alone, so that ranks agree and a resumed run goes on."""
 
-    def __init__(self, window: int, dataset: SequenceDataset, seed: int) -> None:
+    def __init__(self, window: int, dataset: WindowDataset, seed: int) -> None:
         super().__init__(window, lengths=dataset.lengths)
         self.dataset, self.seed = dataset, seed
 
     def __iter__(self) -> Iterator[int]:
+        self.lengths = self.dataset.lengths  # of this epoch's windows
         self.generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
         return super().__iter__()
 
@@ -216,7 +217,7 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **unused: Any
     ) -> None:
-        if train_dataloader is not None and isinstance(train_dataloader.dataset, SequenceDataset):
+        if train_dataloader is not None and isinstance(train_dataloader.dataset, WindowDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
