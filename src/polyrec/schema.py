@@ -87,8 +87,8 @@ class TaskConfig:
         name: the name under which losses, logits and metrics of the task appear.
         head: a registered kind of head ("retrieval", "binary", "regression", ...).
         label: a column of the interactions, a comparison such as `"rating >= 4"`, or `"log1p(play_ms / 1000)"` (see
-            [`Label.parse`]). Default: the task's name. For a retrieval task it says which events count as the next item;
-            default: every event.
+            [`Label.parse`]). Default: the task's name. For a retrieval task it says which events count as the next
+            item; default: every event.
         weight: lambda of the weighted objective sum_i lambda_i L_i (a `fixed` weighting reads it).
         options: keyword arguments of the head; the head refuses those it does not know.
         parent: name of the task this one follows from (a purchase follows a click); needs a `coupling`.

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 KNOTS = 100
+GROUPS = 10  # of durations, see `grouped_quantiles`
 _LIMIT = 4.0
 _TAIL = 1e-3  # ranks are kept this far from 0 and 1, i.e. values within +-3.1
 
@@ -34,6 +35,23 @@ def rank_gaussian(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
     # The mean of the two one-sided interpolations puts a value that fills several quantiles in their middle.
     ranks = 0.5 * (np.interp(values, knots, grid) + 1 - np.interp(-values, -knots[::-1], grid))
     return ndtri(np.clip(ranks, _TAIL, 1 - _TAIL)).astype(np.float32)
+
+
+def grouped_quantiles(values: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+    """The distribution of values in groups of another, rank-Gaussian scaled number, float32 [GROUPS + 1, KNOTS].
+
+    Group g holds the rows whose scaled number lies in the g-th of GROUPS equally likely parts of the normal
+    distribution; the last row is the distribution of all values, for rows whose number is unknown. So is that of a
+    group without values.
+
+    Args:
+        values: [R], NaN = unknown, at least one is known.
+        scaled: [R], as [`rank_gaussian`] makes it.
+    """
+    group = np.where(np.isnan(scaled), GROUPS, np.minimum(ndtr(scaled) * GROUPS, GROUPS - 1)).astype(np.int64)
+    known = ~np.isnan(values)
+    members = [known & (group == g) for g in range(GROUPS)] + [known]
+    return np.stack([quantile_knots(values[m] if m.any() else values) for m in members]).astype(np.float32)
 
 
 @dataclass(frozen=True)

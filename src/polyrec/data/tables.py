@@ -277,13 +277,7 @@ def labels(table: pa.Table, tasks: list[TaskConfig], name: str) -> np.ndarray:
         values = label_values(table, rule, f"{name}: label of task {task.name!r}")
         if task.head == "retrieval":
             values = np.where(values > 0, 1.0, np.nan)
-        if task.head == "binary":
-            row = first_bad_row(~np.isnan(values) & (values != 0) & (values != 1))
-            if row is not None:
-                raise ValueError(
-                    f"{name}: label of binary task {task.name!r} is {values[row]:g} in row {row}, not 0 or 1: "
-                    f'use a comparison such as label="{rule.column} >= {values[row]:g}", or head="regression"'
-                )
+        _check_labels(values, task, rule, name)
         with np.errstate(over="ignore"):  # refused below
             result[:, j] = values
         row = first_bad_row(np.isinf(result[:, j]))
@@ -295,11 +289,48 @@ def labels(table: pa.Table, tasks: list[TaskConfig], name: str) -> np.ndarray:
     return result
 
 
+# head -> (labels must be whole numbers, from, to, what to do otherwise); limits by name are options of the task.
+_ALLOWED: dict[str, tuple[bool, float | str, float | str, str]] = {
+    "binary": (True, 0, 1, 'use a comparison such as label="{column} >= {value:g}", or head="regression"'),
+    "multiclass": (True, 0, "num_classes", "number the classes 0, 1, 2, .. and count them all in num_classes"),
+    "ordinal": (True, "minimum", "maximum", 'give whole numbers from minimum to maximum, or use head="regression"'),
+    "count": (True, 0, np.inf, 'give counts, or use head="regression"'),
+    "watch_time": (False, 0, np.inf, "repair the column, or make such values null: unknown"),
+}
+
+
+def _check_labels(values: np.ndarray, task: TaskConfig, rule: Label, name: str) -> None:
+    """Refuse the first known label that the task's head cannot mean."""
+    if task.head not in _ALLOWED:
+        return
+    whole, lowest, highest, fix = _ALLOWED[task.head]
+    low = task.options.get(lowest, -np.inf) if isinstance(lowest, str) else lowest
+    high = task.options.get(highest, np.inf) if isinstance(highest, str) else highest
+    if highest == "num_classes":
+        high -= 1
+    row = first_bad_row((values < low) | (values > high) | (whole & (values % 1 > 0)))  # NaN is none of these
+    if row is None:
+        return
+    limits = f"{low:g} or {high:g}" if high - low == 1 else f"a {'whole ' * whole}number from {low:g} to {high:g}"
+    raise ValueError(
+        f"{name}: label of {task.head} task {task.name!r} is {values[row]:g} in row {row} (column {rule.column!r}), "
+        f"not {limits}: {fix.format(column=rule.column, value=values[row])}"
+    )
+
+
 def label_values(table: pa.Table, rule: Label, what: str) -> np.ndarray:
     """Evaluate one label rule, float64 [R]; a comparison with an unknown value stays unknown (NaN)."""
     if rule.column not in table.column_names:
         raise ValueError(f"{what}: no column {rule.column!r}; {nearest(rule.column, table.column_names)}")
-    values = numbers(column(table, rule.column, what, "label"), f"{what} (column {rule.column!r})")
+    values = numbers(column(table, rule.column, what, "label"), f"{what} (column {rule.column!r})") / rule.divisor
+    if rule.log1p:
+        row = first_bad_row(values < 0)
+        if row is not None:
+            raise ValueError(
+                f"{what} (column {rule.column!r}) is {values[row] * rule.divisor:g} in row {row}: log1p needs numbers "
+                ">= 0; repair them, or make them null: unknown"
+            )
+        values = np.log1p(values)
     if rule.op is None:
         return values
     compare = {

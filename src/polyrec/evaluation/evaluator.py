@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 
 logger = logging.getLogger(__name__)
 
-# name -> f(labels, predictions, people)
+# name -> f(labels, predictions, people), of one number per pair
 PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "auc": lambda y, p, people: metrics.auc(y, p),
     "gauc": lambda y, p, people: metrics.grouped_auc(y, p, people).value,
@@ -28,6 +27,23 @@ PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] =
     "calibration_error": lambda y, p, people: metrics.expected_calibration_error(y, p),
     "rmse": lambda y, p, people: metrics.rmse(y, p),
     "mae": lambda y, p, people: metrics.mae(y, p),
+    "accuracy": lambda y, p, people: metrics.accuracy(y, p),
+    "quadratic_kappa": lambda y, p, people: metrics.quadratic_kappa(y, p),
+    "xauc": lambda y, p, people: metrics.xauc(y, p),
+    "poisson_deviance": lambda y, p, people: metrics.poisson_deviance(y, p),
+}
+# name -> f(labels, details), of several numbers per pair (see `TaskHead.details`)
+DETAIL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "class_logloss": metrics.class_log_loss,
+    "interval_coverage": metrics.interval_coverage,
+}
+# Metric that can judge a task -> what a constant that knows the labels' distribution would answer, f(known labels).
+_CONSTANTS: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
+    "logloss": np.mean,
+    "rmse": np.mean,
+    "poisson_deviance": np.mean,
+    "mae": np.median,
+    "class_logloss": lambda y: np.bincount(y.astype(np.int64)) / len(y),
 }
 
 
@@ -54,10 +70,12 @@ class Predictions:
     Args:
         values: {pair task: float32 [C]}, probabilities or numbers.
         rankings: {retrieval task: Ranking}.
+        details: {pair task: float32 [C, K]}, of heads that say more than one number (probabilities of classes).
     """
 
     values: dict[str, np.ndarray] = field(default_factory=dict)
     rankings: dict[str, Ranking] = field(default_factory=dict)
+    details: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -80,8 +98,7 @@ def predict(
     """
     was_training = model.training
     model.eval()
-    dataset = copy.copy(dataset)
-    dataset.shuffle_ties = False  # candidates must stand where `candidate_rows` says
+    dataset = dataset.fixed()
     k = min(k, model.config.num_items - FIRST_ITEM)
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
     loader = DataLoader(
@@ -91,6 +108,11 @@ def predict(
         generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
     )
     values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
+    details = {
+        name: np.full((dataset.num_candidates, width), np.nan, dtype=np.float32)
+        for name in model.pair_tasks
+        if (width := model.heads[name].detail_width) is not None
+    }
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
     for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
@@ -100,6 +122,8 @@ def predict(
         at = rows.flatten()[real].numpy()
         for name in model.pair_tasks:
             values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
+        for name, found in details.items():
+            found[at] = model.heads[name].details(output.logits[name]).flatten(0, 1).cpu()[real].numpy()
         for name in model.state_tasks:
             taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
             states = output.states.flatten(0, 1)[taken.to(model.device)]
@@ -112,7 +136,7 @@ def predict(
                 top = ranking.top_k(scores, k, excluded)
                 parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
     model.train(was_training)
-    return Predictions(values, {name: _concatenate(found, k) for name, found in parts.items()})
+    return Predictions(values, {name: _concatenate(lists, k) for name, lists in parts.items()}, details)
 
 
 def evaluate(
@@ -125,7 +149,8 @@ def evaluate(
     """Metrics per task, {"<task>_<metric>": value}, and "mean_improvement".
 
     `mean_improvement` is the mean over tasks of how much better than a constant the task is answered: 1 - logloss /
-    logloss of the base rate (binary), 1 - RMSE / standard deviation (regression), NDCG@k (retrieval).
+    logloss of the base rate (binary, multiclass), 1 - RMSE / standard deviation (regression, ordinal), 1 - deviance /
+    deviance of the mean (count), 1 - MAE / MAE of the median (quantile, watch_time), NDCG@k (retrieval).
 
     Args:
         groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
@@ -141,8 +166,14 @@ def evaluate(
                 found, better = _ranking_metrics(predictions.rankings[task], keep, model, k)
             else:
                 rows = np.ones(len(labels), dtype=bool) if keep is None else keep
+                details = predictions.details.get(task)
                 found, better = pair_metrics(
-                    model.heads[task].metrics, labels[rows, j], predictions.values[task][rows], people[rows], task
+                    model.heads[task].metrics,
+                    labels[rows, j],
+                    predictions.values[task][rows],
+                    people[rows],
+                    task,
+                    None if details is None else details[rows],
                 )
             result |= {f"{prefix}{task}_{name}": value for name, value in found.items()}
             improvements += [better] if np.isfinite(better) else []
@@ -152,17 +183,44 @@ def evaluate(
 
 
 def pair_metrics(
-    names: tuple[str, ...], labels: np.ndarray, values: np.ndarray, people: np.ndarray, task: str
+    names: tuple[str, ...],
+    labels: np.ndarray,
+    values: np.ndarray,
+    people: np.ndarray,
+    task: str,
+    details: np.ndarray | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Metrics of one pair task by name, and how much better than the constant it is (see `evaluate`)."""
+    """Metrics of one pair task by name, and how much better than the constant it is (see `evaluate`).
+
+    Without `details` (a baseline knows one number per pair only) their metrics are left out.
+    """
     known = ~np.isnan(labels)
     if not known.any():
         logger.warning("task %r has no label in the evaluated rows: it has no metrics", task)
         return {}, float("nan")
-    found = {name: PAIR_METRICS[name](labels, values, people) for name in names}
-    constant = np.full(len(labels), labels[known].mean())
-    judge = metrics.rmse if "rmse" in names else metrics.log_loss
-    return found, 1 - judge(labels, values) / max(judge(labels, constant), 1e-12)
+
+    def measured(name: str, values: np.ndarray, details: np.ndarray | None) -> float | None:
+        if name in PAIR_METRICS:
+            return PAIR_METRICS[name](labels, values, people)
+        return None if details is None else DETAIL_METRICS[name](labels, details)
+
+    found = {name: value for name in names if (value := measured(name, values, details)) is not None}
+    judge = next((name for name in names if name in _CONSTANTS and name in found), None)
+    if judge is None:
+        return found, float("nan")
+    constant = _CONSTANTS[judge](labels[known])
+    rows = np.broadcast_to(constant, (len(labels), *np.shape(constant)))
+    trivial = measured(judge, rows, rows)
+    assert trivial is not None
+    return found, 1 - found[judge] / max(trivial, 1e-12)
+
+
+def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:
+    """The number that answers all pairs best by the first of the metrics: most frequent class, median or mean."""
+    known = labels[~np.isnan(labels)]
+    if names[0] == "accuracy":
+        return float(np.bincount(known.astype(np.int64)).argmax())
+    return float(np.median(known) if names[0] == "mae" else known.mean())
 
 
 def _ranking_metrics(
@@ -206,9 +264,12 @@ def gather(predictions: Predictions) -> Predictions:
     ranks = torch.distributed.get_world_size()
     shares: list[Predictions] = [predictions] * ranks
     torch.distributed.all_gather_object(shares, predictions)
-    values = {}
+    values, details = {}, {}
     for name in predictions.values:
         stacked = np.stack([s.values[name] for s in shares])
-        values[name] = stacked[np.argmin(np.isnan(stacked), axis=0), np.arange(stacked.shape[1])]
+        reader = np.argmin(np.isnan(stacked), axis=0), np.arange(stacked.shape[1])
+        values[name] = stacked[reader]
+        if name in predictions.details:
+            details[name] = np.stack([s.details[name] for s in shares])[reader]
     rankings = {name: _concatenate([s.rankings[name] for s in shares], 0) for name in predictions.rankings}
-    return Predictions(values, rankings)
+    return Predictions(values, rankings, details)

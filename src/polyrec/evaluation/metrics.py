@@ -210,7 +210,7 @@ def quadratic_kappa(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def xauc(labels: ArrayLike, predictions: ArrayLike) -> float:
-    r"""Share of pairs of rows with different labels that the predictions order rightly, a tied prediction counting half.
+    r"""Share of pairs of rows with different labels that are ordered rightly, tied predictions counting half.
 
     The AUC of a number (Zhan et al., 2022, "Deconfounding Duration Bias in Watch-time Prediction for Video
     Recommendation"); (1 + Somers' D) / 2 in statistics. NaN if all labels are equal. Arguments as in `rmse`.

@@ -51,11 +51,12 @@ def compare_with_baselines(
         answers = {
             MODEL: predictions.values[task],
             "bias": bias.predict(people, test.log.item[test.candidates.event]),
-            "constant": np.full(len(labels), np.nanmean(known)),
+            "constant": np.full(len(labels), evaluator.constant_answer(head.metrics, known)),
         }
         report[task] = {}
         for system, values in answers.items():
-            found, _ = evaluator.pair_metrics(head.metrics, labels[:, j], values, people, task)
+            details = predictions.details.get(task) if system == MODEL else None
+            found, _ = evaluator.pair_metrics(head.metrics, labels[:, j], values, people, task, details)
             report[task][system] = dict(found)
         first = head.metrics[0]
 
@@ -123,9 +124,10 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
         for system, values in systems.items():
             cells = []
             for name in names:
-                column = [s[name] for s in systems.values()]
+                column = [s.get(name, np.nan) for s in systems.values()]
                 best = np.nanmin(column) if name in LOWER_IS_BETTER else np.nanmax(column)
-                cells.append(f"{values[name]:>18.4f}" + ("*" if values[name] == best else " "))
+                value = values.get(name, np.nan)  # a baseline answers with one number: it has no class probabilities
+                cells.append(f"{value:>18.4f}" + ("*" if value == best else " "))
             lines.append(f"  {system:<12}" + "".join(cells))
         for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
             lines.append(f"  {MODEL} {name}: 95% interval over people {low:.4f} .. {high:.4f}")

@@ -26,7 +26,8 @@ class TaskHead(nn.Module):
     pair metric), and implement `forward`, `loss` and `predict`.
 
     A head whose answer takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
-    not. Members of an ensemble come before it. The way of an answer:
+    not. Members of an ensemble come before it. A head with `details` sets their number, `detail_width`. The way of an
+    answer:
 
         forward(hidden) -> own [B, C(, M)(, K)]   + linear skip   -> finish -> coupling -> logits
         loss(logits, labels), predict(logits), details(logits)
@@ -36,6 +37,7 @@ class TaskHead(nn.Module):
     metrics: ClassVar[tuple[str, ...]] = ()
     default_options: ClassVar[dict[str, Any]] = {}
     logit_width: int | None = None
+    detail_width: int | None = None
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__()
