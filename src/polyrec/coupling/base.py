@@ -19,15 +19,17 @@ class CoupledTask:
 
     Args:
         head: the child's head.
+        hidden: what the child's head read, [B, C, D] or [B, C, M, D].
         own_logits: the child head's logits before the coupling, [B, C] or [B, C, M].
         logits: what `Coupling.logits` made of them: the child's answer.
         parent_logits: the parent's answer, same shape.
-        labels: of the child, [B, C], NaN = unknown.
-        parent_labels: of the parent, [B, C], NaN = unknown; all NaN where the batch has none.
+        labels: of the child, [B, C], NaN = unknown; all NaN where the batch has none.
+        parent_labels: of the parent, [B, C], likewise.
         weight: sample weight of the child [B, C], or None.
     """
 
     head: TaskHead
+    hidden: Tensor
     own_logits: Tensor
     logits: Tensor
     parent_logits: Tensor
@@ -41,6 +43,19 @@ class Coupling(nn.Module):
 
     `hidden` passes the parent's information on before the child's head, `logits` makes the child's answer of its own
     logits and the parent's answer, `loss` replaces the child's loss.
+
+    Which one to take:
+
+    * `monotone`: the child keeps its own head and is only told not to be likelier than its parent.
+    * `aitm`: the same, and the child's head also reads what the parent's read. For chains whose children are rare.
+    * `esmm`: the child's answer IS a product, P(parent) P(child | parent), so the order always holds and the
+      conditional is learnt from all rows. For children that cannot happen without their parent.
+    * `escm2`: `esmm`, whose conditional is also trained by itself, as if every row had been clicked. For ranking by
+      what happens after the click, where ESMM's conditional is known to come out too high.
+
+    All of them want the child's label on ALL rows whose outcome is known: 0 where the parent is 0 (nobody bought what
+    they did not click), NaN only where it is unknown (not yet attributed, another data set, padding). A child labelled
+    only where its parent is 1 would be taught P(child | parent) in the place of P(child).
 
     Subclasses declare `default_options` and for which heads they make sense.
     """
@@ -61,8 +76,8 @@ class Coupling(nn.Module):
                     f"{' or '.join(map(repr, allowed))}"
                 )
         self.task, self.parent = task, parent
-        what = f"coupling {task.coupling!r} of task {task.name!r}"
-        self.options = checked_options(task.coupling_options, self.default_options, what)
+        self.what = f"coupling {task.coupling!r} of task {task.name!r}"  # for messages
+        self.options = checked_options(task.coupling_options, self.default_options, self.what)
 
     def initialise(self) -> None:
         """Set parameters that the default initialisation does not know; called after it."""

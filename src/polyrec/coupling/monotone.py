@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.coupling.base import CoupledTask, Coupling
 from polyrec.heads.base import known_weight, over_members
 from polyrec.registry import COUPLINGS
+from polyrec.schema import TaskConfig
 
 
 @COUPLINGS.register("monotone")
@@ -19,6 +22,11 @@ class Monotone(Coupling):
     The calibrator of AITM (Xi et al., 2021, "Modeling the Sequential Dependence among Audience Multi-step Conversions
     with Multi-task Learning in Targeted Display Advertising") without its transfer module. A purchase without a click
     is impossible, so P(purchase) <= P(click); the penalty says so where labels of the child are known.
+
+    Use it where the order nearly always holds but not by definition (people like what they finished watching), or as
+    the cheapest coupling: it has no parameters and leaves the child's head alone.
+
+    Labels: of the child on all rows, 0 where the parent is 0, NaN where unknown. The parent's are not read.
 
     Options: `penalty` (c).
 
@@ -35,6 +43,12 @@ class Monotone(Coupling):
     """
 
     default_options: ClassVar[dict[str, Any]] = {"penalty": 1.0}
+
+    def __init__(self, task: TaskConfig, parent: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__(task, parent, config)
+        penalty = self.options["penalty"]
+        if not (math.isfinite(penalty) and penalty >= 0):
+            raise ValueError(f"option 'penalty' of {self.what} is {penalty}; it must be a finite number >= 0")
 
     def loss(self, found: CoupledTask) -> tuple[Tensor, Tensor]:
         """The child's own loss and the penalty, over the child's known labels."""
