@@ -18,6 +18,7 @@ from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder, infer_kind
 from polyrec.data.derived import fit_derived, with_derived
+from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.past import PastEvents, check_marks, read_past
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
@@ -35,7 +36,7 @@ from polyrec.data.tables import (
     read_table,
     times,
 )
-from polyrec.registry import nearest
+from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class PolyRecProcessor:
         self.max_history, self.ties = max_history, ties
         self.statistics = statistics
         self.item_counts = np.zeros(len(items), dtype=np.int64)
-        self.label_summary: dict[str, dict[str, float]] = {}
+        self.label_summary: dict[str, dict[str, Any]] = {}
 
     # ------------------------------------------------------------------ fit
     @classmethod
@@ -301,15 +302,9 @@ class PolyRecProcessor:
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
         self.item_counts = np.bincount(log.item[train], minlength=len(self.items))
+        context = {name: values[train] for name, values in log.candidate_features.items()}
         for j, task in enumerate(self.tasks):
-            known = log.labels[train, j]
-            known = known[~np.isnan(known)].astype(np.float64)
-            self.label_summary[task.name] = {
-                "mean": float(known.mean()),
-                "std": float(known.std()),
-                "minimum": float(known.min()),
-                "maximum": float(known.max()),
-            }
+            self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
 
     def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
         asked = np.flatnonzero(rows)
@@ -372,17 +367,15 @@ class PolyRecProcessor:
     def model_config(self, **overrides: Any) -> PolyRecConfig:
         """A [`PolyRecConfig`] that fits this data; `overrides` are its arguments (hidden_size=64, ...).
 
-        Heads start from the training labels (base rate, mean and spread), unless a task's own options say otherwise.
+        Heads start from the training labels (base rate, mean and spread, classes: `TaskHead.starting_options`), unless
+        a task's own options say otherwise.
         """
         from polyrec.configuration_polyrec import PolyRecConfig
 
         tasks = []
         for task in self.tasks:
-            summary, options = self.label_summary.get(task.name), {}
-            if summary is not None and task.head == "binary":
-                options = {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)}
-            if summary is not None and task.head == "regression":
-                options = summary
+            summary = self.label_summary.get(task.name)
+            options = {} if summary is None else HEADS.get(task.head).starting_options(task, summary)
             tasks.append(TaskConfig(**{**asdict(task), "options": {**options, **task.options}}))
         defaults = {
             "tasks": tasks,
