@@ -46,6 +46,8 @@ class PolyRecConfig(PreTrainedConfig):
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
+        task_item_embeddings: give every pair task a table of item vectors of its own beside the shared one (STEM, Su et
+            al., 2024), for `num_items * hidden_size` parameters per task.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
@@ -82,6 +84,7 @@ class PolyRecConfig(PreTrainedConfig):
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
+    task_item_embeddings: bool = False
     numeric_bins: int = 8
     candidate_attention_heads: int = 4
     initializer_range: float = 0.06

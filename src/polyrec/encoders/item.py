@@ -23,15 +23,24 @@ class ItemRows:
     Args:
         vectors_MD: one vector per row.
         rows_M: which items they are, ascending; None = all.
+        id_rows_M: the row of an id table that each of them reads: its own, or that of the unknown item.
     """
 
     vectors_MD: Tensor
     rows_M: Tensor | None = None
+    id_rows_M: Tensor | None = None
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Vectors of item ids, [...] -> [..., D]."""
-        index = ids if self.rows_M is None else torch.searchsorted(self.rows_M, ids)
-        return F.embedding(index, self.vectors_MD)
+        return F.embedding(self._index(ids), self.vectors_MD)
+
+    def id_rows(self, ids: Tensor) -> Tensor:
+        """The rows of an id table that item ids read, [...] -> [...]."""
+        assert self.id_rows_M is not None, "items were encoded without saying which rows of the id table they read"
+        return self.id_rows_M[self._index(ids)]
+
+    def _index(self, ids: Tensor) -> Tensor:
+        return ids if self.rows_M is None else torch.searchsorted(self.rows_M, ids)
 
 
 class ItemEncoder(nn.Module):
@@ -79,18 +88,25 @@ class ItemEncoder(nn.Module):
 
     def rows(self, *ids: Tensor) -> ItemRows:
         """Encode the whole table if it is small, else each item that `ids` mention, once."""
-        if self.num_items <= WHOLE_TABLE:
-            return ItemRows(self.encode(torch.arange(self.num_items, device=self.known.device)))
-        rows_M = torch.cat([i.flatten() for i in ids]).unique()
-        return ItemRows(self.encode(rows_M), rows_M)
+        whole = self.num_items <= WHOLE_TABLE
+        if whole:
+            rows_M = torch.arange(self.num_items, device=self.known.device)
+        else:
+            rows_M = torch.cat([i.flatten() for i in ids]).unique()
+        id_rows_M = self.id_rows(rows_M)
+        return ItemRows(self.encode(rows_M, id_rows_M), None if whole else rows_M, id_rows_M)
 
-    def encode(self, rows_M: Tensor) -> Tensor:
-        """Vectors of rows of the item table, [M] -> [M, D]."""
+    def id_rows(self, rows_M: Tensor) -> Tensor:
+        """The row of an id table that each item reads; in training, some read the unknown item's by chance."""
         own_id_M = self.known[rows_M]
         if self.training and self.id_dropout:
             own_id_M = own_id_M & (torch.rand(len(rows_M), device=rows_M.device) >= self.id_dropout)
         own_id_M = own_id_M | (rows_M == PADDING_ITEM)
-        vectors_MD = self.id_embedding(torch.where(own_id_M, rows_M, UNKNOWN_ITEM))
+        return torch.where(own_id_M, rows_M, UNKNOWN_ITEM)
+
+    def encode(self, rows_M: Tensor, id_rows_M: Tensor | None = None) -> Tensor:
+        """Vectors of rows of the item table, [M] -> [M, D]; `id_rows_M` if it has been drawn already."""
+        vectors_MD = self.id_embedding(self.id_rows(rows_M) if id_rows_M is None else id_rows_M)
         attributes = {f.name: self.catalog.get_buffer(module_name(f.name))[rows_M] for f in self.attributes.features}
         encoded_MD = self.attributes(attributes)
         if encoded_MD is not None:
