@@ -53,7 +53,8 @@ class PolyRecOutput(ModelOutput):
         states: [B, C, D], the state each candidate was answered from.
         gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
-        gramian: [T, T], inner products of the tasks' gradients at the shared representation, if the weighting needs it.
+        gramian: [T, T], inner products of the tasks' gradients at the shared representation, sorted by name; given in
+            training if the weighting needs it.
     """
 
     loss: Tensor | None = None
@@ -84,20 +85,21 @@ class PairAnswers:
 class SharedRepresentation:
     """Where the tasks meet: what they all read, and the only place at which their gradients are compared.
 
-    Pair tasks meet in the pair vectors (and in the evidence of the candidate attention), retrieval tasks in the
-    states and the item vectors. A retrieval task and a pair task share the backbone below, but not these tensors: their
-    gradients count as orthogonal.
+    Pair tasks meet in the pair vectors (and in the evidence of the candidate attention), retrieval tasks in the states.
+    A retrieval task and a pair task share the backbone below, but not these tensors: their gradients count as
+    orthogonal. All of them belong to one person: inner products add up over batches and ranks. Those at the item
+    vectors, which retrieval tasks read, too, would not.
     """
 
     def __init__(self, state_BCD: Tensor, items: ItemRows) -> None:
-        # Views: the gradient of a retrieval loss stops here, and that of a pair task does not pass through the encoder.
+        # A view: gradients of retrieval losses stop here, and those of pair tasks do not pass through their encoder.
         self.state_BCD = state_BCD.view_as(state_BCD)
-        self.items = ItemRows(items.vectors_MD.view_as(items.vectors_MD), items.rows_M)
+        self.items = items
         self.pair_BCD: Tensor | None = None
         self.evidence_BCE: Tensor | None = None
 
     def gramian(self, losses: dict[str, Tensor]) -> Tensor:
-        """Inner products of the losses' gradients, float32 [T, T], summed over ranks; detached.
+        """Inner products of the losses' gradients, float32 [T, T], tasks sorted by name, summed over ranks; detached.
 
         Only what lies above the shared representation is passed backwards, once per task.
         """
@@ -108,12 +110,14 @@ class SharedRepresentation:
             found = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
             rows.append([None if g is None else g.flatten().float() for g in found])
         result = torch.zeros(len(rows), len(rows), device=self.state_BCD.device)
-        for column in zip(*rows, strict=True):
-            known = [i for i, g in enumerate(column) if g is not None]
-            if known:
-                jacobian_TX = torch.stack([column[i] for i in known])
-                index = torch.tensor(known, device=result.device)
-                result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
+        # Under autocast the products would be rounded to bfloat16, and cosines near 0 would be noise.
+        with torch.autocast(result.device.type, enabled=False):
+            for column in zip(*rows, strict=True):
+                known = [i for i, g in enumerate(column) if g is not None]
+                if known:
+                    jacobian_TX = torch.stack([column[i] for i in known])
+                    index = torch.tensor(known, device=result.device)
+                    result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(result)
         return result
@@ -308,7 +312,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
             means = self.weighting.scaled(means)
             context = StepContext(share, {name: denominators[name] > 0 for name in means})
-            if self.weighting.needs_gradients:
+            if self.weighting.needs_gradients and torch.is_grad_enabled():
                 output.gramian = context.gramian = shared.gramian(means)
             output.loss, output.weights = self.weighting(means, context)
             if answers.experts.penalty is not None:

@@ -22,7 +22,8 @@ class StepContext:
             of the objective that do not come from labels are multiplied by it.
         active: {task: bool scalar}: whether the task has a label anywhere in the step. Default: all have.
         gramian: [T, T], inner products of the gradients of the tasks' (lambda-weighted) losses at the shared
-            representation, in the order of the losses, equal on all ranks; given if the weighting `needs_gradients`.
+            representation, tasks sorted by name, equal on all ranks; given in training if the weighting
+            `needs_gradients`.
     """
 
     share: float = 1.0
@@ -31,16 +32,20 @@ class StepContext:
 
 
 class LossWeighting(nn.Module):
-    """Base of all weightings: `forward({task: mean loss}) -> (total, {task: weight})`.
+    r"""Base of all weightings, L = sum_i w_i lambda_i L_i: `forward({task: loss}) -> (total, {task: weight})`.
 
     A weighting lives inside the model, so that what it learns is saved, resumed and free of weight decay. It balances
     losses that the model has scaled by the constant `weight` of each task already (lambda_i L_i, see `scaled`).
 
-    Two more hooks: `observe` is called once per optimizer step with the step's mean losses over all ranks (methods
-    with a memory update it there, so it is the same on every rank), and a method with `needs_gradients` is given the
-    inner products of the tasks' gradients at the shared representation.
+    Most methods only say in `weights` what w is. It is the same for every batch of an optimizer step and on every rank,
+    so that the cut of the data into batches changes nothing. Therefore methods that read the values of losses read
+    those of the step before, which `observe` brings once per optimizer step as means over all batches and ranks. (The
+    exception is `aggregation`: each accumulated batch has conflicts of its own.) A method with `needs_gradients` is
+    given the inner products of the tasks' gradients at the shared representation.
 
     Subclasses declare `default_options`; options of `config.weighting_options` outside it are refused.
+
+    Shapes: losses are scalars; weights, `scale` and all state [T], tasks sorted by name.
     """
 
     needs_gradients: ClassVar[bool] = False
@@ -49,8 +54,10 @@ class LossWeighting(nn.Module):
 
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
-        what = f"loss weighting {config.weighting!r}"
-        self.options = checked_options(config.weighting_options or {}, self.default_options, what)
+        self.kind = config.weighting
+        self.options = checked_options(
+            config.weighting_options or {}, self.default_options, f"loss weighting {self.kind!r}"
+        )
         # By name, so that the order of tasks in a configuration changes nothing.
         self.task_names = sorted(config.task_names)
         self.lambdas = {t.name: t.weight for t in config.task_configs}
@@ -61,16 +68,78 @@ class LossWeighting(nn.Module):
         """Set parameters and buffers to their start; called after the default initialisation."""
         init.ones_(self.scale)
 
+    def refuse(self, option: str, rule: str) -> ValueError:
+        """The error that an option breaks a rule ("it must be > 0")."""
+        return ValueError(f"option {option!r} of loss weighting {self.kind!r} is {self.options[option]!r}; {rule}")
+
+    def scale_of(self, task: str) -> Tensor:
+        """The entry of `scale` that belongs to a task, a scalar."""
+        return self.scale[self.task_names.index(task)]
+
     def scaled(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses times the constant weights of their tasks and times `scale`."""
-        return {n: self.lambdas[n] * self.scale[self.task_names.index(n)] * loss for n, loss in losses.items()}
+        return {name: self.lambdas[name] * self.scale_of(name) * loss for name, loss in losses.items()}
+
+    def weights(self, context: StepContext) -> Tensor:
+        """What each (scaled) loss is multiplied by, [T], constant to autograd."""
+        raise NotImplementedError
 
     def forward(
         self, losses: dict[str, Tensor], context: StepContext | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Combine mean losses of the tasks into one scalar; also returns the weight of each task, detached."""
-        raise NotImplementedError
+        """Combine mean losses of all tasks into one scalar; also returns the weight of each task, detached."""
+        loss_T = torch.stack([losses[name] for name in self.task_names])
+        weight_T = self.weights(StepContext() if context is None else context).detach().to(loss_T)
+        return (weight_T * loss_T).sum(), dict(zip(self.task_names, weight_T, strict=True))
 
     @torch.no_grad()
-    def observe(self, losses: dict[str, float]) -> None:
-        """Learn from the mean losses of one optimizer step, the same on every rank."""
+    def observe(self, losses: dict[str, float], gramian: Tensor | None = None) -> None:
+        """Learn from one optimizer step; called with the same values on every rank.
+
+        Args:
+            losses: {task: mean loss over all batches and ranks}, without lambda; tasks without a label in the step are
+                absent.
+            gramian: [T, T], the sum of the step's Gramians, if the weighting `needs_gradients`.
+        """
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` does anything, so that a trainer need not gather losses for nothing."""
+        return type(self).observe is not LossWeighting.observe
+
+    def vector(self, losses: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """Observed losses [T], 0 where unknown, and which are known, bool [T]."""
+        value_T = torch.tensor([losses.get(name, 0.0) for name in self.task_names], device=self.scale.device)
+        known_T = torch.tensor([name in losses for name in self.task_names], device=self.scale.device)
+        return value_T, known_T
+
+
+class DrawingWeighting(LossWeighting):
+    """Base of weightings that draw at random, once per optimizer step.
+
+    The draw depends on the option `seed` and the number of the step alone: it is the same on every rank and in every
+    accumulated batch, repeats itself when a run is resumed, and takes nothing from the random state of the training.
+    """
+
+    default_options: ClassVar[dict[str, Any]] = {"seed": 0}
+    steps: Tensor
+
+    def __init__(self, config: PolyRecConfig) -> None:
+        super().__init__(config)
+        if not (isinstance(self.options["seed"], int) and self.options["seed"] >= 0):
+            raise self.refuse("seed", "it must be an integer >= 0")
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def initialise(self) -> None:
+        """Set parameters and buffers to their start."""
+        super().initialise()
+        init.zeros_(self.steps)
+
+    @torch.no_grad()
+    def observe(self, losses: dict[str, float], gramian: Tensor | None = None) -> None:
+        """Count the step."""
+        self.steps += 1
+
+    def generator(self) -> torch.Generator:
+        """A generator (CPU) that begins anew in every optimizer step."""
+        return torch.Generator().manual_seed(1_000_003 * self.options["seed"] + int(self.steps))

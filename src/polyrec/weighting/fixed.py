@@ -13,6 +13,8 @@ from polyrec.weighting.base import LossWeighting, StepContext
 class FixedWeighting(LossWeighting):
     r"""L = sum_i lambda_i L_i: the constant `weight` of each task and nothing else.
 
+    Shapes: losses are scalars, weights [T].
+
     Example:
         >>> from polyrec import PolyRecConfig
         >>> tasks = [{"name": "click", "head": "binary", "weight": 2.0}, {"name": "like", "head": "binary"}]
@@ -22,8 +24,6 @@ class FixedWeighting(LossWeighting):
         2.5
     """
 
-    def forward(
-        self, losses: dict[str, Tensor], context: StepContext | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the scaled losses up."""
-        return torch.stack(list(losses.values())).sum(), {name: torch.ones(()) for name in losses}
+    def weights(self, context: StepContext) -> Tensor:
+        """Ones."""
+        return torch.ones_like(self.scale)
