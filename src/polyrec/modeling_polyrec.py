@@ -103,11 +103,10 @@ class SharedRepresentation:
 
         Only what lies above the shared representation is passed backwards, once per task.
         """
-        at = [self.state_BCD, self.items.vectors_MD, self.pair_BCD, self.evidence_BCE]
-        at = [x for x in at if x is not None and x.requires_grad]
+        at = [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None and x.requires_grad]
         rows = []
-        for loss in losses.values():
-            found = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+        for name in sorted(losses):
+            found = torch.autograd.grad(losses[name], at, retain_graph=True, allow_unused=True)
             rows.append([None if g is None else g.flatten().float() for g in found])
         result = torch.zeros(len(rows), len(rows), device=self.state_BCD.device)
         # Under autocast the products would be rounded to bfloat16, and cosines near 0 would be noise.
