@@ -36,6 +36,7 @@ from polyrec.data.tables import (
     read_table,
     times,
 )
+from polyrec.data.weights import row_weights
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -175,6 +176,8 @@ class PolyRecProcessor:
         shuffle_ties: bool = True,
         max_delay: float = 0.0,
         past: Any = None,
+        delayed_share: float | None = None,
+        keep_negatives: Mapping[str, float] | None = None,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -187,6 +190,10 @@ class PolyRecProcessor:
                 U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
                 the time for which a deployed model will not be fed.
             past: what people did before the log, a table as `columns.past` describes it.
+            delayed_share: with `max_delay`, an epoch asks each training row in one of its two views: the delayed one
+                with this chance. None: in both, which takes about twice the time.
+            keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
+                [`model_config`] tells the head (`sampling_rate`), so that probabilities are those of all rows.
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -194,7 +201,10 @@ class PolyRecProcessor:
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
-        log = self.encode_events(interactions, past)
+        table = read_table(interactions, "interactions")
+        log = self.encode_events(table, past)
+        weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
+        log.sample_weight = {task: values[log.row] for task, values in weights.items()}
         if by == "time":
             part = (
                 splits.split_by_fractions(np.argsort(log.order), fractions)
@@ -214,6 +224,10 @@ class PolyRecProcessor:
             )
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
+        for name, share in (keep_negatives or {}).items():
+            if self._task(name).head != "binary":
+                raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
+            self.label_summary[name]["sampling_rate"] = share
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
         hidden = by == "leave_one_out"
         learnt = tested = None
@@ -223,7 +237,7 @@ class PolyRecProcessor:
                 tested = self.statistics.compute(log, source=part != splits.TEST)
         training = self._training_set(log, train, learnt, None if not hidden else train, shuffle_ties, max_delay)
         return Splits(
-            training,
+            replace(training, delayed_share=delayed_share, keep_negatives=dict(keep_negatives or {})),
             self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
             self._dataset(log, part == splits.TEST, tested, max(self.max_history // 2, 1)),
         )
@@ -305,6 +319,12 @@ class PolyRecProcessor:
         context = {name: values[train] for name, values in log.candidate_features.items()}
         for j, task in enumerate(self.tasks):
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
+
+    def _task(self, name: str) -> TaskConfig:
+        found = {t.name: t for t in self.tasks}
+        if name not in found:
+            raise ValueError(f"unknown task {name!r}; {nearest(name, list(found))}")
+        return found[name]
 
     def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
         asked = np.flatnonzero(rows)

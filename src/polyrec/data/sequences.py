@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +111,16 @@ class Candidates:
     def concatenate(parts: list[Candidates]) -> Candidates:
         """All candidates of several sets, which share one log and one table of statistics."""
         return Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("event", "position", "statistic")))
+
+
+class WindowSpans(NamedTuple):
+    """Where windows lie, int64 [B] each: person, events start:stop of that person, candidates first:last asked."""
+
+    person: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    first_asked: np.ndarray
+    last_asked: np.ndarray
 
 
 class WindowDataset(ABC):
@@ -213,7 +223,7 @@ class SequenceDataset(WindowDataset):
         if self.log.past is not None:
             past = np.minimum(np.diff(self.log.past.offsets)[self._person], self.log.past.length)
             events = np.where(self._start == 0, np.minimum(events + past, self.max_history), events)
-        if self.delayed_share is not None:
+        if self.delayed_share is not None and self._two_views is not None:
             chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
             asked_by = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
             asked = np.ceil(np.diff(asked_by[self._candidate_offsets])).astype(np.int64)
@@ -233,6 +243,11 @@ class SequenceDataset(WindowDataset):
         """One window of this epoch."""
         return self.window(index, self.epoch)
 
+    def spans(self, indices: np.ndarray) -> WindowSpans:
+        """Where windows lie, before any draw."""
+        asked = self._candidate_offsets[indices], self._candidate_offsets[indices + 1]
+        return WindowSpans(self._person[indices], self._start[indices], self._stop[indices], *asked)
+
     def window(self, index: int, epoch: int) -> dict[str, Any]:
         """One window as an epoch sees it: the batch contract without the batch dimension, plus `candidate_rows`.
 
@@ -245,7 +260,7 @@ class SequenceDataset(WindowDataset):
         if self.shuffle_ties:
             events, position = self._shuffled(index, epoch, events, asked, position)
         if self.delayed_share is not None:
-            keep = self._drawn_view(asked, epoch)
+            keep = self.drawn_view(asked, epoch)
             asked, position = asked[keep], position[keep]
             events = events[: position.max(initial=0)]
         rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
@@ -253,12 +268,8 @@ class SequenceDataset(WindowDataset):
         event_features |= {k: v[events] for k, v in log.candidate_features.items()}
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
-            event_features[STATISTICS] = self.statistics[events]
             candidate_features[STATISTICS] = self.statistics[statistic]
-        labels = self._labels(asked)
-        for task, share in self.keep_negatives.items():
-            column = labels[:, self.task_names.index(task)]
-            column[dropped_negatives(column, rows, share, self.seed, epoch, task)] = np.nan
+        labels = self.asked_labels(asked, epoch)
         found = {
             "item_ids": log.item[events],
             "event_features": event_features,
@@ -331,23 +342,29 @@ class SequenceDataset(WindowDataset):
             )
         return (views.min(axis=0) > 0)[event]
 
-    def _drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
+    def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
         """Which of the candidates this epoch asks, bool; every event once."""
         assert self._two_views is not None
         rows = self.candidates.event[asked]
         delayed = uniform(rows, self.seed, epoch, VIEW) < self.delayed_share
         return ~self._two_views[asked] | (delayed == (self.candidates.statistic[asked] != rows))
 
-    def _labels(self, asked: np.ndarray) -> np.ndarray:
-        labels = self.log.labels[self.candidates.event[asked]]
+    def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Labels that an epoch asks candidates for, float32 [len(asked), T]; None: before negatives are drawn."""
+        rows = self.candidates.event[asked]
+        labels = self.log.labels[rows]
         if self._own_view_columns:
-            hidden = self.candidates.statistic[asked] != self.candidates.event[asked]
-            labels[np.ix_(hidden, self._own_view_columns)] = np.nan
+            labels[np.ix_(self.candidates.statistic[asked] != rows, self._own_view_columns)] = np.nan
+        if epoch is None:
+            return labels
+        for task, share in self.keep_negatives.items():
+            column = labels[:, self.task_names.index(task)]
+            column[dropped_negatives(column, rows, share, self.seed, epoch, task)] = np.nan
         return labels
 
     def labels(self) -> np.ndarray:
         """Labels that candidates are asked for, in `candidate_rows` order and before any draw, float32 [C, T]."""
-        return self._labels(np.arange(self.num_candidates))
+        return self.asked_labels(np.arange(self.num_candidates), epoch=None)
 
     def people(self) -> np.ndarray:
         """Person of each candidate in `candidate_rows` order, int64 [C]."""
