@@ -58,9 +58,9 @@ class ESCM2(ESMM):
         clip: lower bound of the propensities, so that no row weighs more than 1 / clip. A bound far above the usual
             rate of the parent turns the weights into a constant.
         propensity: "predicted", the parent's answer (mean of an ensemble); or "logged", 1 / the child's sample weight,
-            for logs whose policy is known. Logged weights must be positive and finite where the child's label is
-            known; give 1 to rows that were not clicked. They weigh L_CVR alone, and the count by which the task's loss
-            is divided.
+            for logs whose policy is known (`columns.propensity` of the processor gives such weights). They must be
+            positive and finite where the child's label is known; give a propensity of 1 to rows that were not clicked.
+            They weigh L_CVR alone, and the count by which the task's loss is divided.
         detach_parent: as in [`ESMM`].
 
     Shapes: logits [B, C] or [B, C, M] of child and parent -> the same, in float32 at least.
