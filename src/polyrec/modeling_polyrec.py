@@ -20,6 +20,7 @@ from polyrec.encoders.features import NumericEncoder, module_name
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.heads.base import TaskHead, mean_loss, per_member
@@ -161,7 +162,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
-        if isinstance(module, TaskHead | ExpertLayer | Coupling | LossWeighting):
+        if isinstance(module, TaskHead | ExpertLayer | TaskItemEmbedding | Coupling | LossWeighting):
             module.initialise()
 
 
@@ -227,6 +228,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         if self.pair_tasks:
             self.pair_encoder = PairEncoder(config)
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
+            self.task_items = TaskItemEmbedding(config, self.pair_tasks) if config.task_item_embeddings else None
             self.skip = LinearSkip(
                 config, {n: self.heads[n].own_width for n in self.pair_tasks}, self.pair_encoder.evidence
             )
@@ -323,6 +325,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
     ) -> PairAnswers:
         """Logits of the pair tasks, parents before their children."""
         found = PairAnswers(self.experts(shared.pair_BCD, candidate_ids != PADDING_ITEM))
+        if self.task_items is not None:
+            own = self.task_items(shared.items.id_rows(candidate_ids))
+            found.experts.hidden = {name: h + per_member(own[name], h) for name, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, shared.evidence_BCE)
         for name in self.answer_order:
             hidden, parent = found.experts.hidden[name], self.parents.get(name)

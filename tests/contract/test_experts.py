@@ -18,7 +18,15 @@ VARIANTS = [(kind, {}) for kind in KINDS] + [
     ("shared_bottom", {"members": 3}),
     ("shared_bottom", {"num_layers": 2, "expansion": 3}),
     ("shared_bottom", {"num_layers": 2, "members": 2}),
+    ("mmoe", {"num_experts": 3, "expansion": 2}),
+    ("cgc", {"task_experts": 2, "shared_experts": 3}),
+    ("ple", {"num_layers": 1}),
+    ("ple", {"num_layers": 3, "task_experts": 2, "shared_experts": 2}),
+    ("cross_stitch", {"num_layers": 1, "self_weight": 1}),
+    ("mtan", {"num_layers": 3, "bottleneck": 2}),
+    ("lml", {"rank": 2, "members": 3}),
 ]
+GATED = [kind for kind in KINDS if "load_balancing" in EXPERTS.get(kind).default_options]
 variants = pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=str)
 
 
@@ -46,6 +54,19 @@ def test_unknown_option_is_refused_with_the_nearest_name(kind):
         model_of(kind, {f"{option}x": 1})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_impossible_option_is_refused_at_construction(kind):
+    """Prevents a layer without experts, or a fraction of one, from being built or from failing in a matrix product."""
+    for option, default in EXPERTS.get(kind).default_options.items():
+        if isinstance(default, int):
+            for value in (0, 1.5, True, "2"):
+                with pytest.raises(ValueError, match=f"option '{option}' of expert layer '{kind}' is .* whole number"):
+                    model_of(kind, {option: value})
+    if "expansion" in EXPERTS.get(kind).default_options:
+        with pytest.raises(ValueError, match=f"'expansion' of expert layer '{kind}' is 0.01, which leaves no hidden"):
+            model_of(kind, {"expansion": 0.01})
+
+
 @variants
 def test_shapes(kind, options):
     """Prevents a task without an answer, or with one of another shape than (members and) width."""
@@ -66,7 +87,8 @@ def test_gradient_reaches_every_parameter_and_stays_finite(kind, options, autoca
     loss.backward()
     for name, p in model.experts.named_parameters():
         assert torch.isfinite(p.grad).all(), name
-        assert p.grad.count_nonzero() > 0, name
+        of_each = p.grad.flatten(1) if p.dim() == 3 else p.grad.flatten().unsqueeze(0)  # stacked experts: every one
+        assert (of_each.count_nonzero(-1) > 0).all(), name
 
 
 @variants
@@ -118,6 +140,70 @@ def test_two_fresh_layers_differ_and_dropout_acts_in_training_only(kind, options
     assert not torch.allclose(one(pair).hidden["like"], other(pair).hidden["like"])
     assert torch.equal(one(pair).hidden["like"], one(pair).hidden["like"])
     assert all(torch.isfinite(p).all() and p.abs().max() < 10 for p in one.parameters())
+
+
+@variants
+def test_layer_that_the_file_lacks_starts_as_a_fresh_one(kind, options, tmp_path):
+    """Prevents weights built on the meta device from loading as whatever the memory held.
+
+    A checkpoint of another layer is loaded: nothing of this one is in it.
+    """
+    model_of("shared_bottom", {"num_layers": 3, "members": 5}).save_pretrained(tmp_path)
+    config = model_of(kind, options).config
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+    for name, p in loaded.experts.named_parameters():
+        assert torch.isfinite(p).all(), name
+        assert p.abs().max() < 5, name  # random ones have a standard deviation of 0.2
+        assert "bias" in name or p.count_nonzero() > 0.9 * p.numel() or kind == "cross_stitch", name
+
+
+@variants
+def test_saved_layer_answers_the_same(kind, options, tmp_path):
+    """Prevents a parameter from being left out of the file."""
+    model, batch = model_of(kind, options), random_batch(NAMES)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(PolyRecForRecommendation.from_pretrained(tmp_path)(**batch).loss, model(**batch).loss)
+
+
+@variants
+def test_gates_are_named_and_sum_to_one(kind, options):
+    """Prevents a report that attributes to one expert what another one said, and gates of padding or of other tasks."""
+    model, batch = model_of(kind, options), random_batch(NAMES)
+    names, gates = model.experts.gate_names, model(**batch).gates
+    assert set(names) == set(gates) == (set(NAMES) if kind in GATED else set())
+    for task, gates_BCE in gates.items():
+        assert gates_BCE.shape == (*batch["candidate_ids"].shape, len(names[task]))
+        assert len(set(names[task])) == len(names[task])
+        assert (gates_BCE >= 0).all()
+        torch.testing.assert_close(gates_BCE.sum(-1), torch.ones_like(gates_BCE[..., 0]))
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_load_balancing_reads_real_pairs_only_and_enters_the_objective(kind):
+    """Prevents padding from counting as use of an expert, and an option that is accepted and never used."""
+    plain, balanced = model_of(kind, {}), model_of(kind, {"load_balancing": 0.5})
+    balanced.load_state_dict(plain.state_dict())
+    pair = torch.randn(2, 4, 8)
+    real = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    assert plain.experts(pair, real).penalty is None
+    penalty = balanced.experts(pair, real).penalty
+    assert penalty > 0
+    padded = torch.where(real.unsqueeze(-1), pair, 100 * torch.randn_like(pair))
+    torch.testing.assert_close(balanced.experts(padded, real).penalty, penalty)
+    torch.testing.assert_close(balanced.experts(pair[real].unsqueeze(0)).penalty, penalty)
+    assert balanced.experts(pair, torch.zeros_like(real)).penalty == 0
+    batch = random_batch(NAMES)
+    whole, quarter, without = balanced(**batch), balanced(**batch, share=0.25), plain(**batch)
+    torch.testing.assert_close(whole.loss - without.loss, 4 * (quarter.loss - without.loss))
+    assert whole.loss > without.loss
+
+
+@pytest.mark.parametrize("kind", GATED)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_load_balancing_must_be_a_finite_coefficient(kind, value):
+    """Prevents a penalty that rewards leaving experts out, or turns every loss into NaN."""
+    with pytest.raises(ValueError, match=f"'load_balancing' of expert layer '{kind}' is .* finite number >= 0"):
+        model_of(kind, {"load_balancing": value})
 
 
 # ------------------------------------------------------------------ shared_bottom

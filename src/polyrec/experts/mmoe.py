@@ -43,6 +43,11 @@ class MMoE(GatedLayer):
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
         width, count = config.hidden_size, self.options["num_experts"]
+        if count < 2:
+            raise ValueError(
+                f"option 'num_experts' of expert layer {config.experts!r} is {count}, and a gate over one expert never "
+                "learns: give it two or more, or use the expert layer 'shared_bottom'"
+            )
         self.norm = nn.LayerNorm(width)
         self.experts = BatchedMLP(count, width, self.inner_width(config), width, config.dropout)
         self.gate = nn.Linear(width, len(task_names) * count)
