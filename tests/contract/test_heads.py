@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from head_fixtures import FEATURES, NAN, OPTIONS, head_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import random_batch, random_config
@@ -15,24 +16,30 @@ from torch.nn import functional as F
 
 from polyrec import PolyRecForRecommendation
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.evaluation.evaluator import DETAIL_METRICS, PAIR_METRICS
 from polyrec.heads.base import TaskHead
 from polyrec.registry import HEADS
 
-NAN = float("nan")
 KINDS = [pytest.param(name, id=name) for name in HEADS.names()]
-OPTIONS: dict[str, dict] = {}  # {head: options without which it cannot be built}, for heads to come
 
 
-def model_of(kind: str, **options) -> PolyRecForRecommendation:
+def model_of(kind: str, members: int = 1, **options) -> PolyRecForRecommendation:
     """A model whose only task is of this kind."""
     torch.manual_seed(0)
     tasks = [{"name": "task", "head": kind, "options": {**OPTIONS.get(kind, {}), **options}}]
-    return PolyRecForRecommendation(random_config(tasks=tasks)).eval()
+    config = random_config(tasks=tasks, features=FEATURES, expert_options={"members": members})
+    return PolyRecForRecommendation(config).eval()
 
 
-def head_of(kind: str, **options) -> TaskHead:
-    """A head by itself."""
-    return model_of(kind, **options).heads["task"]
+def batch_of(**options):
+    """A batch with labels 0, 1 and unknown, and the context that heads may read."""
+    batch = random_batch(["task"], **options)
+    features = {}
+    for read, ids in (("event_features", "item_ids"), ("candidate_features", "candidate_ids")):
+        length = torch.linspace(-2, 2, batch[ids].numel()).view_as(batch[ids]).clone()
+        length[0, 0] = NAN
+        features[read] = {"length": length}
+    return batch | features
 
 
 # ------------------------------------------------------------------ the contract
@@ -56,17 +63,22 @@ def test_unknown_option_is_refused_with_the_nearest_name(kind):
         model_of(kind, **{f"{option}x": 1})
 
 
+@pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes_gradients_and_finiteness(kind, autocast):
-    """Prevents wrong shapes, parameters without gradient, and overflow in mixed precision or with extreme inputs."""
-    model, batch = model_of(kind), random_batch(["task"])
+def test_shapes_gradients_and_finiteness(kind, autocast, members):
+    """Prevents wrong shapes, parameters without gradient, and overflow in mixed precision; with ensembles, too."""
+    model, batch = model_of(kind, members), batch_of()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         output = model(**batch)
     head = model.heads["task"]
-    assert output.logits["task"].shape[:2] == batch["candidate_ids"].shape
-    assert head.predict(output.logits["task"]).shape == output.logits["task"].shape
+    asked = batch["candidate_ids"].shape
+    assert output.logits["task"].shape == (asked if head.logit_width is None else (*asked, head.logit_width))
+    assert head.predict(output.logits["task"]).shape == asked
     assert head.predict(output.logits["task"]).dtype == torch.float32
+    assert torch.isfinite(head.predict(output.logits["task"])).all()
+    details = head.details(output.logits["task"])
+    assert (None if details is None else details.shape) == (head.detail_width and (*asked, head.detail_width))
     assert output.losses["task"].shape == output.counts["task"].shape == ()
     assert output.losses["task"].dtype == torch.float32
     output.loss.backward()
@@ -77,9 +89,49 @@ def test_shapes_gradients_and_finiteness(kind, autocast):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_extreme_logits_stay_finite(kind):
+    """Prevents one diverging answer from making the whole batch NaN."""
+    head = model_of(kind).heads["task"]
+    if head.reads == "state":
+        return
+    own = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
+    own = own if head.own_width is None else torch.stack([own, *[-own] * (head.own_width - 1)], dim=-1)
+    own = own.unsqueeze(0).requires_grad_()
+    for label in (0.0, 1.0):
+        logits = head.finish(own, {"length": torch.tensor([[-9.0, 9.0, 0.0, NAN, 1.0]])})
+        total, _ = head.loss(logits, torch.full((1, 5), label))
+        total.backward()
+        assert torch.isfinite(total)
+        assert torch.isfinite(own.grad).all()
+        assert torch.isfinite(head.predict(logits)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_survives_a_file(kind, tmp_path):
+    """Prevents buffers and start values that are built on the meta device from loading as garbage."""
+    model, batch = model_of(kind), batch_of()
+    model.save_pretrained(tmp_path)
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
+    head = loaded.heads["task"]
+    expected = model(**batch)
+    assert torch.equal(loaded(**batch).loss, expected.loss)
+    assert torch.equal(head.predict(loaded(**batch).logits["task"]), head.predict(expected.logits["task"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_main_metric_is_one_of_single_numbers(kind):
+    """Prevents a metric that nobody computes, and a main metric that baselines and intervals cannot have."""
+    cls = HEADS.get(kind)
+    if cls.reads == "pair":
+        assert cls.metrics[0] in PAIR_METRICS
+        assert set(cls.metrics) <= set(PAIR_METRICS) | set(DETAIL_METRICS)
+        assert (cls.details is not TaskHead.details) == bool(set(cls.metrics) & set(DETAIL_METRICS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_known_label_gives_zero_and_a_zero_gradient(kind):
     """Prevents NaN, an error, or an absent gradient (which stops DDP) where a batch has no label of a task."""
-    model, batch = model_of(kind), random_batch(["task"])
+    model, batch = model_of(kind), batch_of()
     batch["labels"]["task"].fill_(NAN)
     output = model(**batch)
     assert output.losses["task"] == output.counts["task"] == output.loss == 0
@@ -90,9 +142,9 @@ def test_no_known_label_gives_zero_and_a_zero_gradient(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_counts_add_up_over_parts_of_a_batch(kind):
     """Prevents a head from averaging inside: sums and counts of parts must give those of the whole (the reduction)."""
-    model, batch = model_of(kind), random_batch(["task"], people=6)
+    model, batch = model_of(kind), batch_of(people=6)
     whole = model(**batch)
-    parts = [model(**random_batch(["task"], people=6, keep=rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    parts = [model(**_rows(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
     torch.testing.assert_close(sum(p.losses["task"] for p in parts), whole.losses["task"])
     assert sum(p.counts["task"] for p in parts) == whole.counts["task"] > 0
 
@@ -100,7 +152,7 @@ def test_losses_and_counts_add_up_over_parts_of_a_batch(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_counts_like_repetition_and_nan_weight_of_unknown_label_is_nothing(kind):
     """Prevents a weight that scales the loss but not the count, and padded weights (NaN) from poisoning the sum."""
-    model, batch = model_of(kind), random_batch(["task"], people=4)
+    model, batch = model_of(kind), batch_of(people=4)
     output = model(**batch)
     known = model.heads["task"].known(batch["labels"]["task"], batch["candidate_ids"])
     weighted = model(**batch, sample_weight={"task": torch.where(known, 3.0, NAN)})
@@ -113,12 +165,17 @@ def test_weight_counts_like_repetition_and_nan_weight_of_unknown_label_is_nothin
 @pytest.mark.parametrize("kind", KINDS)
 def test_count_is_what_known_says(kind):
     """Prevents the trainer's denominators, which come from `known`, from differing from what the loss summed."""
-    model, batch = model_of(kind), random_batch(["task"])
+    model, batch = model_of(kind), batch_of()
     batch["candidate_ids"][0, :2] = torch.tensor([0, 1])  # padding and the unknown item
     batch["labels"]["task"][0, 0] = NAN
     known = model.heads["task"].known(batch["labels"]["task"], batch["candidate_ids"])
     assert known.dtype == torch.bool
     assert model(**batch).counts["task"] == known.sum()
+
+
+def _rows(batch, rows):
+    """Some people of a batch."""
+    return {k: _rows(v, rows) if isinstance(v, dict) else v[rows] for k, v in batch.items()}
 
 
 # ------------------------------------------------------------------ binary

@@ -123,9 +123,10 @@ class WatchTimeHead(TaskHead):
     @staticmethod
     def _ranks(values: Tensor, rows_Q: Tensor) -> Tensor:
         """Share of the distribution below each value, in [0, 1]; a value that fills several quantiles: their middle."""
-        first, behind = (torch.searchsorted(rows_Q, values.unsqueeze(-1), right=right) for right in (False, True))
+        value = values.unsqueeze(-1).contiguous()
+        first, behind = (torch.searchsorted(rows_Q, value, right=right) for right in (False, True))
         above = first.clamp(1, rows_Q.shape[-1] - 1)
         low, high = rows_Q.gather(-1, above - 1), rows_Q.gather(-1, above)
-        between = ((values.unsqueeze(-1) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) + above - 1
+        between = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) + above - 1
         place = torch.where(behind > first, (first + behind - 1) / 2, between)
         return place.squeeze(-1) / (rows_Q.shape[-1] - 1)

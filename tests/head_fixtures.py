@@ -1,0 +1,28 @@
+"""Heads of every kind by themselves."""
+
+from __future__ import annotations
+
+import torch
+from model_fixtures import random_config
+
+from polyrec import FeatureConfig
+from polyrec.heads.base import TaskHead
+from polyrec.registry import HEADS
+
+NAN = float("nan")
+FEATURES = [FeatureConfig("length", "candidate", "numeric")]
+OPTIONS: dict[str, dict] = {  # {head: options without which it cannot be built}
+    "multiclass": {"num_classes": 3},
+    "ordinal": {"minimum": 0, "maximum": 2},
+    "watch_time": {"duration": "length", "group_quantiles": [[0.0, 1.0, 2.0], [0.0, 3.0, 9.0], [0.0, 1.0, 9.0]]},
+}
+
+
+def head_of(kind: str, **options) -> TaskHead:
+    """An initialised head of a task named "task"."""
+    torch.manual_seed(0)
+    tasks = [{"name": "task", "head": kind, "options": {**OPTIONS.get(kind, {}), **options}}]
+    config = random_config(tasks=tasks, features=FEATURES)
+    head = HEADS.get(kind)(config.task_configs[0], config)
+    head.initialise()
+    return head
