@@ -1,4 +1,4 @@
-"""`polyrec train | evaluate | recommend`. Only what a command needs is imported, so `--help` is quick."""
+"""The command line. Only what a command needs is imported, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -7,48 +7,152 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from polyrec.cli.recipe import load_recipe, parse_override, parse_task
+from polyrec.cli.extras import check_extra
+from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="polyrec", description="One multi-task recommender model from an event log.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_compare(commands)
+    _add_tune(commands)
+    _add_evaluate(commands)
+    _add_recommend(commands)
+    return parser
 
-    train = commands.add_parser("train", help="train a model from a YAML recipe, from flags, or from both (flags win)")
-    train.add_argument(
+
+_Commands = Any  # argparse does not name the type of add_subparsers
+
+
+def _add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command has that reads a recipe."""
+    parser.add_argument(
         "recipe",
         nargs="?",
-        help="YAML file; its keys are the flags below plus columns, split, processor, model, training",
+        help="YAML file; its keys are the flags below plus columns, split, processor, model, training, tune",
     )
-    train.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
-    train.add_argument("--items", metavar="PATH", help="item attributes")
-    train.add_argument("--users", metavar="PATH", help="attributes of people")
-    train.add_argument(
+    parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
+    parser.add_argument("--items", metavar="PATH", help="item attributes")
+    parser.add_argument("--users", metavar="PATH", help="attributes of people")
+    parser.add_argument(
         "--task",
         action="append",
         metavar="NAME=HEAD[:LABEL]",
         help="e.g. next_item=retrieval, 'like=binary:rating >= 4'; repeat",
     )
-    train.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/latest)")
-    train.add_argument(
+    parser.add_argument("--output", metavar="DIR", help=output)
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="e.g. training.num_train_epochs=3; repeat",
+        help="e.g. training.num_train_epochs=3 or tasks.like.weight=0.5; repeat",
     )
-    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
 
+
+def _read_recipe(options: argparse.Namespace) -> Recipe:
+    overrides: dict[str, Any] = {}
+    if options.task:
+        overrides["tasks"] = [parse_task(text) for text in options.task]
+    for name in ("interactions", "items", "users", "output"):
+        if getattr(options, name) is not None:
+            overrides[name] = getattr(options, name)
+    overrides |= dict(parse_override(text) for text in options.set)
+    recipe = load_recipe(options.recipe, overrides)
+    recipe.check()
+    return recipe
+
+
+def _add_train(commands: _Commands) -> None:
+    train = commands.add_parser("train", help="train a model from a YAML recipe, from flags, or from both (flags win)")
+    _add_recipe(train, "folder of the run (default: runs/latest)")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    recipe = _read_recipe(options)
+    from polyrec.cli.train import train
+
+    train(recipe, resume=options.resume)
+
+
+def _add_compare(commands: _Commands) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="does learning the tasks together help? multi-task against single-task and leave-one-task-out models",
+        description="Trains the multi-task model of a recipe, one model per task alone, and one without each task, on "
+        "the same split, inputs, budget and seeds, and writes comparison.json, .md and .html: tables with paired "
+        "intervals over people, a task-affinity matrix and the training cost. Run it again to go on where it stopped, "
+        "or with more seeds.",
+    )
+    _add_recipe(compare, "folder of the comparison (default: the recipe's output + '-comparison')")
+    compare.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default: 3)")
+    compare.add_argument(
+        "--variants",
+        default="multi,single,leave-one-out",
+        metavar="LIST",
+        help="which models to train besides 'multi' (default: multi,single,leave-one-out)",
+    )
+    compare.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default: 1000)")
+    compare.add_argument("--no-html", action="store_true", help="no page and no plots, which need matplotlib")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    recipe = _read_recipe(options)
+    if options.output is None:
+        recipe.output += "-comparison"
+    from polyrec.cli.compare import compare_recipe
+
+    kinds = [kind.strip() for kind in options.variants.split(",")]
+    compare_recipe(recipe, options.seeds, kinds, options.resamples, html=not options.no_html)
+
+
+def _add_tune(commands: _Commands) -> None:
+    tune = commands.add_parser(
+        "tune",
+        help="search task weights, experts, sizes and learning rate on the validation part",
+        description="Optuna search over the `tune:` section of a recipe (or sensible defaults), judged by "
+        "mean_improvement of the validation part alone; bad trials stop early. Writes best.yaml (for `polyrec train`), "
+        "trials.json and trials.md. Run it again to go on where it stopped, or with more trials.",
+    )
+    _add_recipe(tune, "folder of the search (default: the recipe's output + '-tuning')")
+    tune.add_argument("--trials", type=int, default=30, help="trials in all, earlier ones counted (default: 30)")
+    tune.set_defaults(run=_tune)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    recipe = _read_recipe(options)
+    if options.output is None:
+        recipe.output += "-tuning"
+    check_extra("optuna", "tune", "searches")
+    from polyrec.cli.tune import tune_recipe
+
+    tune_recipe(recipe, options.trials)
+
+
+def _add_evaluate(commands: _Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="metrics of a trained run beside simple baselines")
-    evaluate.add_argument("run", help="folder written by `polyrec train`")
+    evaluate.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
     evaluate.add_argument(
         "--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)"
     )
     evaluate.add_argument("--output", metavar="FILE", help="also write the metrics as JSON")
+    evaluate.set_defaults(run=_evaluate)
 
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from polyrec.cli.evaluate import evaluate_run
+
+    evaluate_run(options.run_folder, options.part, options.output)
+
+
+def _add_recommend(commands: _Commands) -> None:
     recommend = commands.add_parser("recommend", help="recommend items to one person")
-    recommend.add_argument("run", help="folder of a saved model and processor")
+    recommend.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
     recommend.add_argument(
         "--history",
         default="",
@@ -60,33 +164,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
-    return parser
+    recommend.set_defaults(run=_recommend)
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    from polyrec.cli.recommend import recommend
+
+    recommend(options.run_folder, options.history, options.user, options.k, options.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line, not a traceback."""
     options = build_parser().parse_args(arguments)
     try:
-        if options.command == "train":
-            overrides: dict[str, Any] = dict(parse_override(text) for text in options.set)
-            for name in ("interactions", "items", "users", "output"):
-                if getattr(options, name) is not None:
-                    overrides[name] = getattr(options, name)
-            if options.task:
-                overrides["tasks"] = [parse_task(text) for text in options.task]
-            recipe = load_recipe(options.recipe, overrides)
-            recipe.check()
-            from polyrec.cli.train import train
-
-            train(recipe, resume=options.resume)
-        elif options.command == "evaluate":
-            from polyrec.cli.evaluate import evaluate_run
-
-            evaluate_run(options.run, options.part, options.output)
-        else:
-            from polyrec.cli.recommend import recommend
-
-            recommend(options.run, options.history, options.user, options.k, options.json)
+        options.run(options)
     except ValueError as error:
         print(f"polyrec {options.command}: {error}", file=sys.stderr)
         return 2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from polyrec.cli.evaluate import RECIPE_NAME, report_run
@@ -16,6 +17,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.sequences import SequenceDataset
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.schema import parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.trainer import PolyRecTrainer
 
@@ -39,17 +41,23 @@ def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[st
     Args:
         tasks: names of the tasks to learn; None = all.
     """
-    config = processor.model_config(**recipe.model)
-    if tasks is None or set(tasks) == set(config.task_names):
-        return config
-    kept = [dict(t) for t in config.tasks or [] if t["name"] in tasks]
-    for task in kept:
-        if task["parent"] not in tasks:
-            task |= {"parent": None, "coupling": None, "coupling_options": {}}
-    options: dict[str, Any] = {**recipe.model, "tasks": kept}
-    if len(kept) == 1:
-        kept[0]["weight"] = 1.0
-        options |= {"weighting": "fixed", "weighting_options": {}}
+    if "tasks" in recipe.model:
+        raise ValueError("model.tasks: tasks belong at the top of a recipe, not into its model section")
+    known = {t.name: t for t in parse_tasks(recipe.tasks)}
+    learnt = []
+    for task in processor.model_config(**recipe.model).task_configs:
+        if tasks is not None and task.name not in tasks:
+            continue
+        own = known[task.name]  # a search changes these after the processor was fitted
+        task = replace(task, weight=own.weight, options={**task.options, **own.options})
+        if tasks is None or task.parent in tasks:
+            task = replace(task, coupling_options=own.coupling_options)
+        else:
+            task = replace(task, parent=None, coupling=None, coupling_options={})
+        learnt.append(task)
+    options: dict[str, Any] = {**recipe.model, "tasks": learnt}
+    if tasks is not None and len(learnt) == 1:
+        options |= {"tasks": [replace(learnt[0], weight=1.0)], "weighting": "fixed", "weighting_options": {}}
     return processor.model_config(**options)
 
 
@@ -60,6 +68,7 @@ def build_trainer(
     valid: SequenceDataset,
     tasks: Sequence[str] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    quiet: bool = False,
     **overrides: Any,
 ) -> PolyRecTrainer:
     """A fresh model, seeded, and its trainer.
@@ -68,6 +77,7 @@ def build_trainer(
         train, valid: what it learns from, and what chooses the weights to keep; no other part can be reached from here.
         tasks: names of the tasks to learn; None = all.
         callbacks: further ones.
+        quiet: no progress bar and no log lines of its own; the caller shows progress over many trainings.
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
     training = {
@@ -80,6 +90,8 @@ def build_trainer(
         **recipe.training,
         **overrides,
     }
+    if quiet:
+        training["disable_tqdm"] = True
     if training["eval_strategy"] != "no":
         selection = {"metric_for_best_model": SELECTION_METRIC, "greater_is_better": True}
         if training["save_strategy"] != "no":
@@ -91,6 +103,8 @@ def build_trainer(
     trainer = PolyRecTrainer(
         model, arguments, train_dataset=train, eval_dataset=valid, processing_class=processor, callbacks=[*callbacks]
     )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)  # which `disable_tqdm` puts into the place of the progress bar
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     return trainer

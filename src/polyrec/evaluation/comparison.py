@@ -166,9 +166,11 @@ def compare(
     result = Comparison({}, {}, _mean_costs(runs), seeds, resamples, level)
     for task in sorted(tasks, key=lambda t: t.name):
         progress(task.name)
-        found = _measure(task, [r for r in runs if task.name in r.tasks], dataset, k, resamples, seed)
-        result.tasks[task.name] = found.comparison
         alone = by_tasks.get((task.name,))
+        found = _measure(
+            task, [r for r in runs if task.name in r.tasks], (by_tasks[everything], alone), dataset, k, resamples, seed
+        )
+        result.tasks[task.name] = found.comparison
         for name, metric in found.comparison.metrics.items():
             if alone is not None and name in found.samples:
                 metric.effect = found.effect(name, by_tasks[everything], alone, level)
@@ -207,8 +209,20 @@ class _Measured:
 
 
 def _measure(
-    task: TaskConfig, runs: list[ComparisonRun], dataset: SequenceDataset, k: int, resamples: int, seed: int
+    task: TaskConfig,
+    runs: list[ComparisonRun],
+    compared: tuple[str | None, ...],
+    dataset: SequenceDataset,
+    k: int,
+    resamples: int,
+    seed: int,
 ) -> _Measured:
+    """Measure a task: every metric of every run, and resample what is asked for.
+
+    Args:
+        runs: those that learnt it.
+        compared: variants of which all metrics are resampled; of the others the primary one is.
+    """
     if task.name in runs[0].predictions.rankings:
         rows_R, values, prepared, primary = _rankings(task.name, runs, dataset, k)
     else:
@@ -221,6 +235,10 @@ def _measure(
         for name, per_variant in values.items()
     }
     people = len(np.unique(dataset.people()[rows_R]))
+    prepared = {
+        name: {v: per_seed for v, per_seed in per_variant.items() if name == primary or v in compared}
+        for name, per_variant in prepared.items()
+    }
     samples = {
         name: {variant: np.zeros(resamples) for variant in per_variant} for name, per_variant in prepared.items()
     }

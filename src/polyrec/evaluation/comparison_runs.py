@@ -39,6 +39,11 @@ class Cost:
         """The average."""
         return cls(*np.mean([list(asdict(cost).values()) for cost in costs], axis=0).tolist())
 
+    @classmethod
+    def total(cls, costs: Sequence[Cost]) -> Self:
+        """The sum."""
+        return cls(*np.sum([list(asdict(cost).values()) for cost in costs], axis=0).tolist())
+
 
 @dataclass
 class ComparisonRun:

@@ -1,0 +1,127 @@
+"""`polyrec compare`: train every variant with every seed on one split, then say whether the tasks help each other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+from tqdm.auto import tqdm
+
+from polyrec.cli.extras import check_extra
+from polyrec.cli.recipe import Recipe
+from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
+from polyrec.cli.train import build_trainer, last_checkpoint, prepare
+from polyrec.evaluation import comparison_report, evaluator
+from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
+from polyrec.evaluation.comparison_runs import ComparisonRun, Cost, run_name
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.schema import TaskConfig, parse_tasks
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.cost import CostMeter
+
+_NO_RESULT = ("output", "tune")  # what of a recipe changes no result
+
+
+def compare_recipe(
+    recipe: Recipe,
+    seeds: int = 3,
+    kinds: Sequence[str] = KINDS,
+    resamples: int = 1000,
+    html: bool = True,
+) -> Comparison:
+    """Train what is not trained yet, compare, and write the report into the recipe's output folder.
+
+    Each variant has the split, the inputs, the epochs and the selection by validation of the recipe; seeds are
+    `training.seed`, + 1, + 2, ... A finished run is kept in `runs/` and never repeated; one that was interrupted goes
+    on from its last checkpoint. More seeds or variants may be asked for later. A folder that belongs to another recipe
+    or other data is refused.
+
+    Args:
+        kinds: variants to train, see `polyrec.evaluation.comparison.plan`.
+        resamples: of the bootstrap over people.
+        html: write the page with plots, too; it needs matplotlib.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds is {seeds}: at least one training of each variant is needed, three are usual")
+    tasks, folder = parse_tasks(recipe.tasks), Path(recipe.output)
+    variants = plan([t.name for t in tasks], kinds)
+    if html:
+        check_extra("matplotlib", "report", "plots", ", or pass --no-html")  # before hours of training, not after
+    about = about_recipe(recipe, _NO_RESULT)
+    claim_folder(folder, about)
+    transformers.utils.logging.disable_progress_bar()  # one bar for all runs instead of one per checkpoint
+    processor, parts = prepare(recipe)
+    first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
+    jobs = [(v, first.seed + i) for i in range(seeds) for v in variants]
+    runs = []
+    for number, (variant, seed) in enumerate(tqdm(jobs, desc="Comparison", disable=first.disable_tqdm), start=1):
+        home = folder / "runs" / run_name(variant.name, seed)
+        expected = fingerprint({**about, "tasks": variant.tasks, "seed": seed})
+        if home.exists():
+            run = ComparisonRun.load(home)
+            if run.fingerprint != expected:
+                raise ValueError(
+                    f"{home} does not belong to this recipe and data: delete it, or choose another --output"
+                )
+            said = "kept"
+        else:
+            run = _run(recipe, processor, parts, variant, seed, expected, home)
+            said = f"{run.cost.wall_seconds:.0f} s"
+        tqdm.write(f"[{number}/{len(jobs)}] {run.name}: learnt {', '.join(variant.tasks)} ({said})")
+        runs.append(run)
+    print("resampling people for the intervals ...")
+    result = compare(runs, tasks, parts.test, first.rank_k, resamples, seed=first.seed)
+    result.notes += _lost_couplings(tasks, variants)
+    comparison_report.write(result, folder, html=html)
+    print(comparison_report.to_markdown(result))
+    print(f"written to {folder}: comparison.json, comparison.md" + (", comparison.html and PNG plots" if html else ""))
+    return result
+
+
+def _run(
+    recipe: Recipe,
+    processor: PolyRecProcessor,
+    parts: Splits,
+    variant: Variant,
+    seed: int,
+    expected: str,
+    home: Path,
+) -> ComparisonRun:
+    """Train one variant, answer the test part and put both away."""
+    work = home.with_name(f".{home.name}.work")
+    trainer = build_trainer(
+        recipe,
+        processor,
+        parts.train,
+        parts.valid,
+        variant.tasks,
+        [CostMeter()],
+        quiet=True,
+        seed=seed,
+        output_dir=str(work),
+        restore_callback_states_from_checkpoint=True,
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    # Resuming puts another meter into the place of ours.
+    meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CostMeter))
+    predictions = trainer.predict(parts.test)
+    cost = Cost(*meter.seconds, epochs=float(trainer.state.epoch or 0), parameters=trainer.model.num_parameters())
+    metrics = evaluator.evaluate(trainer.model, parts.test, predictions, trainer.args.rank_k)
+    run = ComparisonRun(variant.name, variant.tasks, seed, expected, cost, metrics, predictions)
+    run.save(home)
+    shutil.rmtree(work, ignore_errors=True)  # checkpoints
+    return run
+
+
+def _lost_couplings(tasks: Sequence[TaskConfig], variants: Sequence[Variant]) -> list[str]:
+    notes = []
+    for task in sorted(tasks, key=lambda t: t.name):
+        where = [v.name for v in variants if task.name in v.tasks and task.parent not in v.tasks]
+        if task.parent is not None and where:
+            notes.append(
+                f"`{task.name}` follows from `{task.parent}` ({task.coupling}); where `{task.parent}` is not learnt it "
+                f"stands on its own: {', '.join(where)}."
+            )
+    return notes

@@ -1,0 +1,168 @@
+"""`polyrec tune`: search the settings of a recipe on the validation part; the test part plays no role."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerState
+
+from polyrec.cli.recipe import Recipe
+from polyrec.cli.run_folder import about_recipe, claim_folder
+from polyrec.cli.train import SELECTION_METRIC, build_config, build_trainer, prepare
+from polyrec.cli.tuning_report import write_trials
+from polyrec.cli.tuning_space import SearchSpace
+from polyrec.data.sequences import SequenceDataset
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.training.arguments import PolyRecTrainingArguments
+
+STUDY_NAME, BEST_NAME = "study.journal", "best.yaml"
+_REPEATS = "repeats"  # user attribute of a trial: number of the interrupted one that it does again
+
+
+class _TrainingFailed(Exception):
+    """A trial that diverged."""
+
+
+def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
+    """Search, and write the best recipe and a table of the trials into the recipe's output folder.
+
+    A trial is judged by the best `mean_improvement` of the validation part over its epochs, the same figure by which
+    `polyrec train` keeps weights. Trials that fall behind the median of the earlier ones in an epoch are stopped there.
+    Trials are recorded as they end; one that was interrupted is done again with the same values. Do not run two
+    searches in one folder at a time.
+
+    Args:
+        trials: in all, those of earlier calls counted.
+
+    Returns:
+        the recipe with the best values.
+    """
+    if trials < 1:
+        raise ValueError(f"--trials is {trials}: at least one is needed, 30 are a start")
+    space, folder = SearchSpace.of(recipe), Path(recipe.output)
+    claim_folder(folder, about_recipe(recipe, ignore=["output"]))
+    processor, (train, valid, _) = prepare(recipe)  # the test part is dropped here and not known to anything below
+    for dimension in space.dimensions:
+        for value in dimension.examples:
+            _check(space.apply(recipe, {dimension.key: value}), processor, dimension.key, value)
+    base = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
+    study = _open_study(folder, space, base.seed)
+    with tqdm(total=trials, initial=min(_finished(study), trials), desc="Trials", disable=base.disable_tqdm) as bar:
+        while _finished(study) < trials:
+            trial = study.ask()
+            values = {dimension.key: dimension.suggest(trial) for dimension in space.dimensions}
+            state, value = TrialState.COMPLETE, None
+            try:
+                value = _run(space.apply(recipe, values), processor, train, valid, trial, folder / ".work")
+            except optuna.TrialPruned:
+                state = TrialState.PRUNED
+            except _TrainingFailed as error:
+                state = TrialState.FAIL
+                tqdm.write(f"trial {trial.number} failed: {error}")
+            study.tell(trial, value, state)
+            told = f"{value:.5f}" if value is not None else state.name.lower()
+            tqdm.write(f"trial {trial.number}: {told} with {', '.join(f'{k}={v}' for k, v in values.items())}")
+            bar.update()
+    shutil.rmtree(folder / ".work", ignore_errors=True)
+    if not study.get_trials(states=[TrialState.COMPLETE]):
+        raise ValueError(f"no trial of {folder} came to its end: widen the search space or lower the learning rate")
+    best = space.apply(recipe, study.best_params)
+    best.output = str(folder / "best")
+    (folder / BEST_NAME).write_text(yaml.safe_dump(best.to_dict(), sort_keys=False), encoding="utf-8")
+    write_trials(study.get_trials(), SELECTION_METRIC, folder)
+    print(f"best of {_finished(study)} trials: {SELECTION_METRIC} {study.best_value:.5f} of the validation part")
+    print(f"next: polyrec train {folder / BEST_NAME}")
+    return best
+
+
+def _run(
+    recipe: Recipe,
+    processor: PolyRecProcessor,
+    train: SequenceDataset,
+    valid: SequenceDataset,
+    trial: optuna.Trial,
+    work: Path,
+) -> float:
+    """Train one candidate; the best validation figure over its epochs."""
+    judge = _Judge(trial)
+    trainer = build_trainer(
+        recipe,
+        processor,
+        train,
+        valid,
+        callbacks=[judge],
+        quiet=True,
+        output_dir=str(work),
+        eval_strategy="epoch",
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
+    try:
+        trainer.train()
+    except ValueError as error:  # of the metrics: predictions are not finite
+        raise _TrainingFailed(str(error)) from error
+    if not math.isfinite(judge.best):
+        raise _TrainingFailed(f"{SELECTION_METRIC} was never a number")
+    return judge.best
+
+
+class _Judge(TrainerCallback):
+    """Reports each epoch to the trial, and ends it where it falls behind."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial, self.best = trial, -math.inf
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        value = metrics.get(f"eval_{SELECTION_METRIC}", math.nan)
+        if not math.isfinite(value):
+            return
+        self.best = max(self.best, value)
+        self.trial.report(self.best, step=round(state.epoch or 0))
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _check(recipe: Recipe, processor: PolyRecProcessor, key: str, value: Any) -> None:
+    """Refuse a space that cannot work, before the first trial and not in the middle of the night."""
+    try:
+        build_config(recipe, processor)
+        PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tune.space.{key} holds {value!r}, which does not work: {error}") from error
+
+
+def _open_study(folder: Path, space: SearchSpace, seed: int) -> optuna.Study:
+    """The folder's study; what was interrupted stands in line again."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="polyrec",
+        storage=JournalStorage(JournalFileBackend(str(folder / STUDY_NAME))),
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=max(space.startup_trials // 2, 1), n_warmup_steps=1),
+    )
+    # A resumed search must not draw the values of its first trials again.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.get_trials()), n_startup_trials=space.startup_trials
+    )
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if len(trial.params) == len(space.dimensions):
+            study.enqueue_trial(trial.params, user_attrs={_REPEATS: trial.number})
+    return study
+
+
+def _finished(study: optuna.Study) -> int:
+    """Trials that count; one that was interrupted and is done again counts once."""
+    trials = study.get_trials()
+    repeated = {t.user_attrs[_REPEATS] for t in trials if _REPEATS in t.user_attrs}
+    return sum(t.state.is_finished() and t.number not in repeated for t in trials)

@@ -1,0 +1,239 @@
+"""A comparison to read: JSON, Markdown, and one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyrec.evaluation.comparison import Comparison, Effect, TaskComparison
+from polyrec.evaluation.comparison_plots import AFFINITY_NAME, ALL_SINGLE, COSTS_NAME, GAINS_NAME, comparison_plots
+from polyrec.evaluation.comparison_runs import Cost
+
+_MARKS = {"better": "▲", "worse": "▼", "unclear": ""}
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% } li { margin: .3rem 0 } h2 { margin-top: 2.5rem }
+"""
+
+
+@dataclass
+class Table:
+    """Cells of text; the first column names the rows."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass
+class Section:
+    """A heading with points, a table and a plot (by file name), each of which may be absent."""
+
+    title: str
+    points: Sequence[str] = ()
+    table: Table | None = None
+    plot: str | None = None
+
+
+def findings(result: Comparison) -> list[str]:
+    """What was found, in plain sentences; negative transfer first."""
+    said: list[tuple[str, str]] = []
+    for name, task in result.tasks.items():
+        effect = task.metrics[task.primary].effect
+        if effect is not None:
+            said.append((effect.verdict, _transfer(name, task, effect, result)))
+    for added, row in result.affinity.items():
+        said += [
+            (effect.verdict, f"Adding `{added}` to the other tasks makes `{name}` worse: {_gain(effect, result)}.")
+            for name, effect in row.items()
+            if effect.verdict == "worse"
+        ]
+    return [text for _, text in sorted(said, key=lambda pair: ("worse", "better", "unclear").index(pair[0]))]
+
+
+def _transfer(name: str, task: TaskComparison, effect: Effect, result: Comparison) -> str:
+    values = task.metrics[task.primary].values
+    together, alone = np.mean(values["all"]), np.mean(values[f"only_{name}"])
+    figures = f"{task.primary} {together:.4f} with all tasks, {alone:.4f} alone; {_gain(effect, result)}"
+    if effect.verdict == "worse":
+        return f"Transfer is NEGATIVE for `{name}`: learning the other tasks with it makes it worse ({figures})."
+    if effect.verdict == "better":
+        return f"Transfer is positive for `{name}`: learning the other tasks with it makes it better ({figures})."
+    doubt = "the interval includes 0" if effect.low <= 0 <= effect.high else "the seeds disagree"
+    return f"No clear transfer for `{name}`: {doubt} ({figures})."
+
+
+def _gain(effect: Effect, result: Comparison) -> str:
+    return (
+        f"gain {effect.gain:+.4f}, {result.level:.0%} interval over people {effect.low:+.4f} to {effect.high:+.4f}, "
+        f"seeds {' '.join(f'{x:+.4f}' for x in effect.seeds)}"
+    )
+
+
+def sections(result: Comparison) -> list[Section]:
+    """The whole report, whatever it will be written as."""
+    found = [Section("Findings", findings(result))]
+    if any(t.metrics[t.primary].effect for t in result.tasks.values()):
+        found.append(Section("Gain of learning all tasks together", plot=GAINS_NAME))
+    found += [_task_section(name, task, result) for name, task in result.tasks.items()]
+    if result.affinity:
+        found.append(_affinity_section(result))
+    found.append(_cost_section(result))
+    return [*found, Section("How to read this", _how_to_read(result) + result.notes)]
+
+
+def _task_section(name: str, task: TaskComparison, result: Comparison) -> Section:
+    variants = [v for v in result.costs if v in task.metrics[task.primary].values]
+    rows = []
+    for metric, found in task.metrics.items():
+        cells = [_spread(found.values[v]) if v in found.values else "" for v in variants]
+        effect = found.effect
+        told = ["", "", ""]
+        if effect is not None:
+            told = [_interval(effect), f"{effect.relative:+.2%}", effect.verdict]
+        label = f"**{metric}**" if metric == task.primary else metric
+        rows.append([f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *told])
+    points = [f"{task.rows:,} test rows of {task.people:,} people; {task.primary} decides."]
+    return Section(
+        f"Task `{name}`", points, Table(["metric", *variants, "gain over alone", "relative", "verdict"], rows)
+    )
+
+
+def _affinity_section(result: Comparison) -> Section:
+    names = list(result.tasks)
+    rows = [
+        [f"adding `{added}`"]
+        + [f"{row[n].relative:+.2%} {_MARKS[row[n].verdict]}".strip() if n in row else "" for n in names]
+        for added, row in result.affinity.items()
+    ]
+    points = [
+        "How much better (+) or worse (−) the primary metric of the column's task is with all tasks than without the "
+        "row's task; ▲ and ▼ are clear, the rest may be chance."
+    ]
+    return Section("Task affinity", points, Table(["", *(f"`{n}`" for n in names)], rows), AFFINITY_NAME)
+
+
+def _cost_section(result: Comparison) -> Section:
+    rows = [_cost_row(variant, cost) for variant, cost in result.costs.items()]
+    points = ["Mean over seeds of one training, with the validation after each epoch."]
+    alone = [result.costs[f"only_{name}"] for name in result.tasks if f"only_{name}" in result.costs]
+    if len(alone) == len(result.tasks):
+        total, multi = Cost.total(alone), result.costs["all"]
+        rows.append(_cost_row(ALL_SINGLE, total))
+        points.append(
+            f"{len(alone)} single-task models together took {total.cpu_seconds / max(multi.cpu_seconds, 1e-9):.2f} "
+            f"times the processor time of the multi-task model and have {total.parameters / multi.parameters:.2f} "
+            "times its parameters."
+        )
+    header = ["model", "processor seconds", "wall seconds", "epochs", "parameters"]
+    return Section("Training cost", points, Table(header, rows), COSTS_NAME)
+
+
+def _cost_row(name: str, cost: Cost) -> list[str]:
+    numbers = [f"{cost.cpu_seconds:,.1f}", f"{cost.wall_seconds:,.1f}", f"{cost.epochs:.1f}", f"{cost.parameters:,.0f}"]
+    return [name, *numbers]
+
+
+def _how_to_read(result: Comparison) -> list[str]:
+    count = len(result.seeds)
+    return [
+        "A gain is the value with all tasks minus the value of the other model, its sign turned where less is better: "
+        "positive means that sharing helps.",
+        f"Intervals ({result.level:.0%}) come of {result.resamples:,} resamples of the people of the test part, both "
+        "models on the same people and seed, averaged over seeds. They are not corrected for the number of tasks.",
+        f"Seeds: {', '.join(map(str, result.seeds))}. Values are means over them ± standard deviation. "
+        + (
+            "With one seed, the chance of training is not measured at all."
+            if count == 1
+            else "A verdict needs an interval without 0 and the same sign with every seed."
+        ),
+        "All models have the same split, inputs, epochs and batches; each keeps the weights that answer its own tasks "
+        "best on the validation part.",
+        "Inputs are the same too: a single-task model still sees the past labels of all tasks as events and running "
+        "statistics. The difference is what sharing the learning does, not what the other tasks' data tells.",
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def _interval(effect: Effect) -> str:
+    return f"{effect.gain:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}]"
+
+
+# ------------------------------------------------------------------ formats
+def to_json(result: Comparison) -> str:
+    """Everything, with NaN as null."""
+    return json.dumps(_plain(asdict(result) | {"findings": findings(result)}), indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_markdown(result: Comparison) -> str:
+    """The report without plots."""
+    lines = ["# Multi-task against single-task models"]
+    for section in sections(result):
+        if not section.points and section.table is None:
+            continue
+        lines += ["", f"## {section.title}", *(f"- {p}" for p in section.points)]
+        if section.table is not None:
+            cells = [section.table.header, ["---"] * len(section.table.header), *section.table.rows]
+            lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(result: Comparison, plots: dict[str, bytes]) -> str:
+    """One page with the plots ({name: PNG}) inside."""
+    body = ["<h1>Multi-task against single-task models</h1>"]
+    for section in sections(result):
+        body.append(f"<h2>{_inline(section.title)}</h2>")
+        if section.points:
+            body.append("<ul>" + "".join(f"<li>{_inline(p)}</li>" for p in section.points) + "</ul>")
+        if section.plot is not None:
+            data = b64encode(plots[section.plot]).decode()
+            body.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{data}">')
+        if section.table is not None:
+            rows = "".join(
+                "<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows
+            )
+            head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
+            body.append(f"<table><tr>{head}</tr>{rows}</table>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>polyrec compare</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _inline(text: str) -> str:
+    """The little Markdown that our texts use: `code` and **bold**."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
+
+
+def write(result: Comparison, folder: Path, html: bool = True) -> None:
+    """Write comparison.json and comparison.md, and with `html` the page and its plots as PNG files."""
+    (folder / "comparison.json").write_text(to_json(result), encoding="utf-8")
+    (folder / "comparison.md").write_text(to_markdown(result), encoding="utf-8")
+    if html:
+        plots = comparison_plots(result)
+        for name, png in plots.items():
+            (folder / name).write_bytes(png)
+        (folder / "comparison.html").write_text(to_html(result, plots), encoding="utf-8")
