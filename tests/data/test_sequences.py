@@ -1,42 +1,17 @@
 """Windows against a naive reading of the log."""
 
+import dataclasses
+
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from window_fixtures import dataset, gaps, joined, make_log, people, same_windows, seen_by_each, two_views, windows
 
 from polyrec import PolyRecProcessor
-from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-
-
-def make_log(people, gaps):
-    """A log of people with the given numbers of events; gaps of 0 are ties."""
-    person = np.repeat(np.arange(len(people)), people)
-    rows = len(person)
-    time = np.cumsum(np.resize(gaps, rows)).astype(float)
-    return EventLog(
-        person=person,
-        item=np.arange(rows) + 2,
-        time=time,
-        order=np.arange(rows),
-        row=np.arange(rows),
-        user_ids=pa.array(np.arange(len(people))),
-        labels=np.arange(rows, dtype=np.float32)[:, None],
-        event_features={"stars": np.arange(rows)},
-        candidate_features={"hour": np.arange(rows) * 10},
-        user_features={"age": np.arange(len(people)) * 100},
-    )
-
-
-def dataset(log, ties="strict", statistics=None, max_history=5, **options):
-    """Every event of a log as a candidate of its own."""
-    asked = Candidates(np.arange(len(log)), log.visible(ties))
-    return SequenceDataset(log, asked, ["y"], statistics, max_history, **options)
-
-
-people = st.lists(st.integers(1, 12), min_size=1, max_size=5)
-gaps = st.lists(st.integers(0, 2), min_size=1, max_size=7)
+from polyrec.data.augmentation import Mask
+from polyrec.data.past import PastEvents
+from polyrec.data.sequences import Candidates, SequenceDataset
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,7 +27,7 @@ def test_each_candidate_sees_exactly_its_past(people, gaps, max_history, stride,
         assert len(window["item_ids"]) <= max_history
         assert data.lengths[i] == max(len(window["item_ids"]), len(window["candidate_ids"]))
         assert_rows(window["event_features"], window["item_ids"] - 2, stars=1, hour=10)
-        assert_rows(window["candidate_features"], window["candidate_ids"] - 2, hour=10)
+        assert_rows(window["candidate_features"], window["candidate_ids"] - 2, hour=10, statistics=1)
         assert window["user_features"] == {"age": 100 * log.person[window["candidate_ids"][0] - 2]}
         assert np.array_equal(data.labels()[window["candidate_rows"], 0], window["labels"]["y"])
         assert (data.people()[window["candidate_rows"]] * 100 == window["user_features"]["age"]).all()
@@ -73,10 +48,9 @@ def test_each_candidate_sees_exactly_its_past(people, gaps, max_history, stride,
 
 def assert_rows(features, rows, **factors):
     """Each feature, and the statistics, are those of the given rows of the log."""
-    assert set(features) == {*factors, "statistics"}
-    assert features["statistics"][:, 0].tolist() == rows.tolist()
+    assert set(features) == set(factors)
     for name, factor in factors.items():
-        assert (features[name] == factor * rows).all(), name
+        assert (features[name].reshape(len(rows)) == factor * rows).all(), name
 
 
 @settings(max_examples=30, deadline=None)
@@ -86,19 +60,13 @@ def test_some_candidates_see_the_same_as_among_all(people, gaps, max_history, da
     log = make_log(people, gaps)
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(log) - 1), min_size=1))))
     some = SequenceDataset(log, Candidates(rows, log.visible()[rows]), ["y"], None, max_history)
-    seen = seen_by_each(some)
-    assert sorted(seen) == rows.tolist()
-    everything = seen_by_each(dataset(log, max_history=max_history))
-    assert all(everything[row] == events for row, events in seen.items())
-
-
-def seen_by_each(data):
-    """{row of the candidate: rows of the events it sees}."""
-    found = {}
-    for window in (data[i] for i in range(len(data))):
-        for item, position in zip(window["candidate_ids"], window["candidate_positions"], strict=True):
-            found[item - 2] = (window["item_ids"][:position] - 2).tolist()
-    return found
+    everything = dataset(log, max_history=max_history)
+    found = [
+        {data.candidates.event[row]: events for row, events in seen_by_each(data).items()}
+        for data in (some, everything)
+    ]
+    assert sorted(found[0]) == rows.tolist()
+    assert all(found[1][row] == events for row, events in found[0].items())
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,14 +100,45 @@ def test_shuffled_ties_stay_in_their_time(people, gaps, epoch):
         assert np.array_equal(shuffled[i]["item_ids"], after["item_ids"])  # one order per epoch
 
 
-@settings(max_examples=20, deadline=None)
-@given(gaps, st.integers(0, 3), st.sampled_from(["strict", "order"]))
-def test_shuffled_ties_ask_about_every_event_once(gaps, epoch, ties):
-    """Prevents shuffling from asking about one event of a basket twice and never about another."""
-    data = dataset(make_log([7, 4], gaps), ties, max_history=8, shuffle_ties=True)
-    data.set_epoch(epoch)
-    asked = np.concatenate([data[i]["candidate_ids"] for i in range(len(data))])
-    assert sorted(asked - 2) == list(range(11))
+@settings(max_examples=40, deadline=None)
+@given(people, gaps, st.integers(0, 3), st.integers(1, 6), st.sampled_from(["strict", "order"]))
+def test_shuffled_ties_ask_about_every_event_once(people, gaps, epoch, max_history, ties):
+    """Prevents shuffling from asking about one event of a basket twice and never about another, at edges of windows, too."""
+    log = make_log(people, gaps)
+    data = dataset(log, ties, max_history=max_history, shuffle_ties=True)
+    found = windows(data, epoch)
+    assert sorted(joined(found, "candidate_ids") - 2) == list(range(len(log)))
+    assert sorted(joined(found, "candidate_rows")) == list(range(len(log)))
+    for window in found:
+        assert np.array_equal(data.candidates.event[window["candidate_rows"]], window["candidate_ids"] - 2)
+        assert np.array_equal(data.labels()[window["candidate_rows"], 0], window["labels"]["y"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(people, gaps, st.integers(0, 3), st.integers(1, 6))
+def test_shuffled_ties_of_a_strict_log_show_the_same_events(people, gaps, epoch, max_history):
+    """Prevents the draw from showing a line of a basket to another one, which the strict rule forbids."""
+    log = make_log(people, gaps)
+    plain = seen_by_each(dataset(log, max_history=max_history))
+    shuffled = seen_by_each(dataset(log, max_history=max_history, shuffle_ties=True), epoch)
+    for row, events in shuffled.items():
+        assert sorted(log.time[events]) == sorted(log.time[plain[row]])
+        assert (log.time[events] < log.time[row]).all()
+
+
+def test_a_shuffled_basket_is_asked_in_its_new_order():
+    """Prevents candidates from keeping the places of the file while events move: each must see just what now precedes it."""
+    log = make_log([8], [0])
+    data = dataset(log, "order", max_history=8, shuffle_ties=True)
+    orders = set()
+    for epoch in range(5):
+        seen = seen_by_each(data, epoch)
+        assert sorted(len(events) for events in seen.values()) == list(range(8))
+        assert all(
+            set(one) < set(two) or set(two) < set(one) for one in seen.values() for two in seen.values() if one != two
+        )
+        orders.add(tuple(sorted(seen, key=lambda row: len(seen[row]))))
+    assert len(orders) == 5
 
 
 def test_epochs_draw_other_orders():
@@ -212,3 +211,145 @@ def test_bad_arguments_are_refused():
         dataset(log, stride=6)
     with pytest.raises(ValueError, match='"strict"'):
         log.visible("loose")
+
+
+# ------------------------------------------------------------------ one view of an event per epoch
+@settings(max_examples=40, deadline=None)
+@given(people, gaps, st.integers(1, 6), st.floats(0, 1), st.floats(0, 4), st.booleans(), st.integers(0, 3))
+def test_every_event_is_asked_in_one_view(people, gaps, max_history, share, delay, shuffle_ties, epoch):
+    """Prevents an epoch from asking an event twice or not at all when its two views lie in different windows."""
+    log = make_log(people, gaps)
+    both = two_views(log, delay, max_history, shuffle_ties=shuffle_ties)
+    data = two_views(log, delay, max_history, shuffle_ties=shuffle_ties, delayed_share=share)
+    found = windows(data, epoch)
+    assert sorted(joined(found, "candidate_ids") - 2) == list(range(len(log)))
+    seen = seen_by_each(both, epoch)
+    for window in found:
+        rows = window["candidate_rows"]
+        assert np.array_equal(data.candidates.event[rows] + 2, window["candidate_ids"])
+        assert np.array_equal(window["candidate_features"]["statistics"][:, 0], data.candidates.statistic[rows])
+        for row, position in zip(rows, window["candidate_positions"], strict=True):
+            assert (window["item_ids"][:position] - 2).tolist() == seen[row]
+        assert len(window["item_ids"]) == window["candidate_positions"].max(initial=0)  # no event is read for nobody
+
+
+def test_views_are_drawn_anew_in_their_share():
+    """Prevents an epoch from repeating the last one's choice, and the share from being that of the other view."""
+    log = make_log([50] * 40, [1])
+    data = two_views(log, 3.0, 50, delayed_share=0.3)
+    drawn = []
+    for epoch in range(4):
+        rows = joined(windows(data, epoch), "candidate_rows")
+        drawn.append(set(data.candidates.event[rows[~data.own_view[rows]]]))
+    assert all(abs(len(d) / len(log) - 0.3) < 0.04 for d in drawn)
+    assert abs(len(drawn[0] & drawn[1]) / len(log) - 0.09) < 0.03  # independent from epoch to epoch
+    other_seed = two_views(log, 3.0, 50, delayed_share=0.3, seed=1)
+    rows = joined(windows(other_seed), "candidate_rows")
+    assert set(data.candidates.event[rows[~data.own_view[rows]]]) != drawn[0]
+    assert abs(sum(data.lengths) / sum(two_views(log, 3.0, 50).lengths) - 0.5) < 0.1  # an epoch costs as without delay
+
+
+def test_a_window_whose_candidates_are_asked_elsewhere_is_empty_and_collates():
+    """Prevents a window without questions from breaking the batch, or from costing as much as one with them."""
+    from polyrec import PolyRecCollator
+
+    log = make_log([4], [1])
+    data = two_views(log, 2.0, 2, delayed_share=0.0)
+    alone = SequenceDataset(
+        log,
+        Candidates(np.array([3, 3]), np.array([3, 0]), np.array([3, 7])),
+        ["y"],
+        np.zeros((8, 1)),
+        2,
+        delayed_share=0.0,
+    )
+    empty = [w for w in windows(alone) if not len(w["candidate_ids"])]
+    assert len(empty) == 1
+    assert len(empty[0]["item_ids"]) == 0
+    batch = PolyRecCollator()([*windows(data), *empty])
+    assert batch["candidate_rows"][-1].tolist() == [-1] * batch["candidate_ids"].shape[1]
+    assert batch["labels"]["y"][-1].isnan().all()
+
+
+def test_views_that_cannot_be_chosen_from_are_refused():
+    """Prevents three views of one event from being asked with a chance nobody stated."""
+    log = make_log([3], [1])
+    views = Candidates(np.array([1, 1, 1]), np.array([1, 0, 0]), np.array([1, 4, 5]))
+    with pytest.raises(ValueError, match="event 1 of the log is asked 2 times in one kind of view"):
+        SequenceDataset(log, views, ["y"], delayed_share=0.5)
+    with pytest.raises(ValueError, match=r"delayed_share is 2; it must be in \[0, 1\]"):
+        two_views(log, 1.0, delayed_share=2)
+
+
+# ------------------------------------------------------------------ copies
+def test_other_candidates_keep_every_option():
+    """Prevents `with_candidates` from asking stale states what comes next, or from losing what training draws."""
+    log = make_log([6], [0, 1], labels=np.array([[0], [1], [0], [0], [1], [0]], dtype=np.float32))
+    options = {
+        "shuffle_ties": True, "seed": 4, "own_view_tasks": ("y",), "delayed_share": 0.5, "keep_negatives": {"y": 0.5},
+        "transform": Mask(0.5), "max_history": 4, "stride": 2,
+    }  # fmt: skip
+    data = two_views(log, 1.0, **options)
+    other = data.with_candidates(data.candidates, data.statistics)
+    for name, value in options.items():
+        assert getattr(other, name) == value, name
+    assert all(same_windows(a, b) for a, b in zip(windows(data, 2), windows(other, 2), strict=True))
+    assert data.with_candidates(data.candidates, data.statistics, stride=4).stride == 4
+
+
+def test_nothing_is_drawn_in_a_fixed_copy():
+    """Prevents an evaluation from reading changed histories or from leaving questions out; the original goes on drawing."""
+    log = make_log([9, 5], [0, 1], labels=np.resize([0, 1], 14).astype(np.float32)[:, None])
+    training = {"shuffle_ties": True, "delayed_share": 0.5, "keep_negatives": {"y": 0.2}, "transform": Mask(0.5)}
+    data = two_views(log, 1.0, **training)
+    fixed, plain = windows(data.fixed(), 3), windows(two_views(log, 1.0), 3)
+    assert all(same_windows(a, b) for a, b in zip(fixed, plain, strict=True))
+    assert data.transform is not None
+
+
+def test_labels_are_those_that_are_asked():
+    """Prevents an evaluation of a training set from counting questions that its own-view tasks never ask."""
+    log = make_log([3], [1])
+    views = Candidates(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 0]), np.array([0, 1, 2, 3]))
+    data = SequenceDataset(log, views, ["y"], None, 5, own_view_tasks=("y",))
+    asked = {
+        row: label for w in windows(data) for row, label in zip(w["candidate_rows"], w["labels"]["y"], strict=True)
+    }
+    assert np.array_equal(data.labels()[:, 0], [asked[row] for row in range(4)], equal_nan=True)
+    assert np.isnan(data.labels()).sum() == 1
+
+
+# ------------------------------------------------------------------ weights, past
+def test_weights_go_with_their_candidates():
+    """Prevents the weight of one row from reaching another row's label, whatever order the windows ask in."""
+    log = make_log([7, 3], [0, 1], sample_weight={"y": np.arange(10, dtype=np.float32) + 0.5})
+    for window in windows(dataset(log, "order", max_history=3, shuffle_ties=True)):
+        assert np.array_equal(window["sample_weight"]["y"], window["labels"]["y"] + 0.5)
+    assert "sample_weight" not in windows(dataset(make_log([2], [1])))[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(people, gaps, st.integers(1, 6), st.integers(0, 4), st.data())
+def test_the_past_comes_before_the_first_event(people, gaps, max_history, length, data):
+    """Prevents events of the past from pushing out those of the log, from reaching other people, or from moving positions."""
+    log = make_log(people, gaps)
+    held = data.draw(st.lists(st.integers(0, 5), min_size=len(people), max_size=len(people)))
+    offsets = np.concatenate([[0], np.cumsum(held)])
+    item = 1000 + np.arange(offsets[-1])
+    log.past = PastEvents(offsets, item, {}, {"stars": item}, length)
+    plain = seen_by_each(dataset(dataclasses.replace(log, past=None), max_history=max_history))
+    with_past = dataset(log, max_history=max_history)
+    for i, window in enumerate(windows(with_past)):
+        assert len(window["item_ids"]) <= max_history
+        assert with_past.lengths[i] == max(len(window["item_ids"]), len(window["candidate_ids"]))
+        old = window["item_ids"] >= 1000
+        assert np.array_equal(window["event_features"]["stars"], window["item_ids"] - 2 * ~old)
+        assert (window["event_features"]["hour"][old] == 0).all()
+        person = window["user_features"]["age"] // 100
+        assert np.isin(
+            window["item_ids"][old], item[offsets[person] : offsets[person + 1]][-length:] if length else []
+        ).all()
+        for row, position in zip(window["candidate_rows"], window["candidate_positions"], strict=True):
+            seen = window["item_ids"][:position]
+            assert (seen[seen < 1000] - 2).tolist() == plain[row]
+            assert (np.diff((seen >= 1000).astype(int)) <= 0).all()

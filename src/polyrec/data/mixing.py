@@ -134,7 +134,7 @@ class MixedDataset(WindowDataset):
     ) -> None:
         if not datasets:
             raise ValueError("no data sets given: pass at least one, e.g. {'clicks': dataset}")
-        self.datasets, self.seed = dict(datasets), seed
+        self.datasets, self.seed = dict(sorted(datasets.items())), seed  # the order given must not change what is drawn
         self._parts = list(self.datasets.values())
         for name, dataset in self.datasets.items():
             if not len(dataset):
@@ -190,7 +190,6 @@ class MixedDataset(WindowDataset):
         size, quota = len(self._parts[part]), int(self._quota[part])
         at = np.arange(epoch * quota, (epoch + 1) * quota)  # in the endless row of passes
         passes = at // size
-        # The name, not the place: the order in which data sets are given must not change what is drawn.
         key = int.from_bytes(list(self.datasets)[part].encode(), "big")
         windows = np.empty(quota, dtype=np.int64)
         for one in np.unique(passes):
