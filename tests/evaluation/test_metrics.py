@@ -203,3 +203,72 @@ def test_one_label_only_is_nan():
     value, groups = metrics.grouped_auc([1, 1, 0], [0.2, 0.3, 0.1], ["a", "a", "b"])
     assert np.isnan(value)
     assert groups == 0
+
+
+# ------------------------------------------------------------------ classes, counts, intervals
+CLASSES = st.lists(st.tuples(st.integers(0, 4), st.floats(-1, 5)), min_size=2, max_size=40)
+
+
+@settings(deadline=None)
+@given(CLASSES)
+def test_accuracy_and_kappa_equal_sklearn(rows):
+    """Prevents kappa from counting disagreement by chance per class of the labels only."""
+    labels, predictions = (np.array(column) for column in zip(*rows, strict=True))
+    whole = predictions.round().astype(int)
+    assert metrics.accuracy(labels, predictions) == pytest.approx(sklearn.metrics.accuracy_score(labels, whole))
+    if len(np.unique(np.r_[labels, whole])) > 1:
+        expected = sklearn.metrics.cohen_kappa_score(labels, whole, weights="quadratic", labels=range(-1, 6))
+        assert metrics.quadratic_kappa(labels, predictions) == pytest.approx(expected, abs=1e-9)
+    else:
+        assert np.isnan(metrics.quadratic_kappa(labels, predictions))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=30))
+def test_xauc_is_the_share_of_ordered_pairs(rows):
+    """Prevents tied predictions from counting as right or wrong, and tied labels from counting at all."""
+    y, f = np.array(rows, dtype=np.float64).T
+    first, second = np.triu_indices(len(y), 1)
+    different = y[first] != y[second]
+    right = np.sign(y[first] - y[second]) * np.sign(f[first] - f[second])
+    expected = (0.5 + 0.5 * right[different]).mean() if different.any() else float("nan")
+    np.testing.assert_allclose(metrics.xauc(y, f), expected, equal_nan=True)
+
+
+def test_xauc_of_two_labels_is_the_auc_and_large_numbers_do_not_overflow():
+    """Prevents the number of pairs from overflowing, and a definition other than the AUC's."""
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 100_000), rng.normal(size=100_000).round(2)
+    assert metrics.xauc(labels, scores) == pytest.approx(metrics.auc(labels, scores), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.01, 20)), min_size=1, max_size=30))
+def test_poisson_deviance_equals_sklearn(rows):
+    """Prevents a factor of 2, and 0 log 0 from becoming NaN."""
+    labels, predictions = (np.array(column) for column in zip(*rows, strict=True))
+    expected = sklearn.metrics.mean_poisson_deviance(labels, predictions)
+    assert metrics.poisson_deviance(labels, predictions) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_class_log_loss_equals_sklearn_and_unheard_of_classes_cost_dearly():
+    """Prevents an error, or a free answer, for a class that occurs after training only."""
+    rng = np.random.default_rng(0)
+    labels, probs = rng.integers(0, 4, 200), rng.dirichlet(np.ones(4), 200)
+    expected = sklearn.metrics.log_loss(labels, probs, labels=range(4))
+    assert metrics.class_log_loss(np.append(labels, np.nan), np.append(probs, np.full((1, 4), np.nan), 0)) == (
+        pytest.approx(expected)
+    )
+    assert metrics.class_log_loss([4], probs[:1]) == pytest.approx(-np.log(1e-7))
+    with pytest.raises(ValueError, match="sum to 1 in every row"):
+        metrics.class_log_loss(labels, 2 * probs)
+    with pytest.raises(ValueError, match="class numbers"):
+        metrics.class_log_loss(labels + 0.5, probs)
+    with pytest.raises(ValueError, match=r"\[R, K\]"):
+        metrics.class_log_loss(labels, probs[:, 0])
+
+
+def test_interval_coverage_counts_both_ends():
+    """Prevents a point on the edge of the interval from counting as a miss."""
+    quantiles = np.tile([1.0, 2.0, 3.0], (5, 1))
+    assert metrics.interval_coverage([1, 3, 2.5, 0.9, np.nan], quantiles) == 0.75
