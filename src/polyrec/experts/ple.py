@@ -22,8 +22,8 @@ class PLE(CGC):
     read from each other directly.
 
     Options: `num_layers` (levels), `task_experts` (of each task and level), `shared_experts` (of each level),
-    `expansion` (inner width of an expert over D), `load_balancing` (coefficient of the penalty on gates that leave some
-    of their experts out, summed over levels).
+    `expansion` (inner width of an expert over D; by default two levels are together as wide as the one of `cgc`),
+    `load_balancing` (coefficient of the penalty on gates that leave some of their experts out, summed over levels).
 
     Shapes: [B, C, D] -> {task: [B, C, D]}, gates of the last level {task: [B, C, task_experts + shared_experts]}.
 
@@ -38,4 +38,4 @@ class PLE(CGC):
         [True, False]
     """
 
-    default_options: dict[str, Any] = CGC.default_options | {"num_layers": 2}
+    default_options: dict[str, Any] = CGC.default_options | {"num_layers": 2, "expansion": 0.25}
