@@ -39,6 +39,32 @@ def test_unreadable_labels_name_the_form(text):
         TaskConfig("like", head="binary", label=text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("log1p(play_ms)", Label("play_ms", log1p=True)),
+        (" log1p( play time / 1e3 ) ", Label("play time", divisor=1000.0, log1p=True)),
+        ("play_ms/1000", Label("play_ms", divisor=1000.0)),
+        ("a / b", Label("a / b")),
+        ("play_ms / 1000 >= 30", Label("play_ms", ">=", 30.0, 1000.0)),
+        ("log1p(x) < 2", Label("x", "<", 2.0, log1p=True)),
+        ("log1p", Label("log1p")),
+    ],
+)
+def test_label_expressions_are_read(text, expected):
+    """Prevents an expression from being taken for the name of a column, and a name for an expression."""
+    assert Label.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["log1p(x", "log1p(log1p(x))", "log1p()", "", "log1p(x) / 2"])
+def test_unreadable_label_expressions_name_the_forms(text):
+    """Prevents half an expression from being looked for as a column."""
+    with pytest.raises(ValueError, match=r"cannot read the label .*'log1p\(column / number\)'"):
+        Label.parse(text)
+    with pytest.raises(ValueError, match="divides by 0"):
+        Label.parse("x / 0")
+
+
 def test_the_default_label_is_the_tasks_name_or_every_event():
     """Prevents a next-item task from looking for a column, and any other task from counting every event."""
     assert TaskConfig("next_item", head="retrieval").parsed_label is None

@@ -277,6 +277,39 @@ def test_comparisons_are_what_they_say(op, expected):
     assert label_values(table, Label.parse(f"rating {op} 4"), "x").tolist() == expected
 
 
+def test_label_expressions_are_computed():
+    """Prevents milliseconds from being trained as seconds, and log1p from being taken before the division."""
+    table = pa.table({"ms": [0, 3000, None]})
+    assert np.array_equal(label_values(table, Label.parse("ms / 1000"), "x"), [0, 3, np.nan], equal_nan=True)
+    found = label_values(table, Label.parse("log1p(ms / 1000)"), "x")
+    np.testing.assert_allclose(found, [0, np.log(4), np.nan])
+    compared = label_values(table, Label.parse("log1p(ms / 1000) >= 1"), "x")
+    assert np.array_equal(compared, [0, 1, np.nan], equal_nan=True)
+    with pytest.raises(ValueError, match=r"what \(column 'ms'\) is -5 in row 1: log1p needs numbers >= 0"):
+        label_values(pa.table({"ms": [1.0, -5.0]}), Label.parse("log1p(ms / 1000)"), "what")
+    with pytest.raises(ValueError, match="no column 'm'; .*did you mean 'ms'"):
+        label_values(table, Label.parse("log1p(m)"), "x")
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "values", "message"),
+    [
+        ("multiclass", {}, [0, 1.5], "is 1.5 in row 1 .column 'y'., not a whole number from 0 to inf: number the"),
+        ("multiclass", {"num_classes": 3}, [None, 2, 3], "is 3 in row 2 .*not a whole number from 0 to 2"),
+        ("multiclass", {}, [-1], "is -1 in row 0"),
+        ("ordinal", {}, [1, 2.5], "is 2.5 in row 1 .*give whole numbers"),
+        ("ordinal", {"minimum": 1, "maximum": 5}, [1, 5, 0], "is 0 in row 2 .*not a whole number from 1 to 5"),
+        ("count", {}, [0, 2, 0.5], "is 0.5 in row 2 .*give counts"),
+        ("count", {}, [-1], "is -1 in row 0 .*not a whole number from 0"),
+        ("watch_time", {}, [0.0, -0.5], "is -0.5 in row 1 .*not a number from 0 to inf: repair the column"),
+    ],
+)
+def test_labels_that_a_head_cannot_mean_are_refused(head, options, values, message):
+    """Prevents stars from becoming classes by rounding, and negative counts from giving a loss of NaN."""
+    with pytest.raises(ValueError, match=f"label of {head} task 'task' {message}"):
+        labels(pa.table({"y": values}), [TaskConfig("task", head, label="y", options=options)], "x")
+
+
 def test_ids_of_any_width_compare_equal():
     """Prevents int32 ids of one table from missing int64 ids of another."""
     assert normalise_ids(pa.array([1, 2], pa.int32())).equals(normalise_ids(pa.array([1, 2], pa.uint8())))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from model_fixtures import PAIR_TASKS, TASKS, fit, model_inputs, synthetic_log, tiny_model
+from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, fit, model_inputs, synthetic_log, tiny_model
 
 from polyrec import PolyRecCollator
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.evaluator import Predictions, Ranking
+from polyrec.evaluation.report import compare_with_baselines, format_report
 
 K = 5
 
@@ -134,6 +135,102 @@ def test_k_larger_than_the_catalog_and_an_idle_rank(world):
     none = evaluator.predict(model, splits.test, k=k, shard=(len(splits.test), len(splits.test) + 1))
     assert len(none.rankings["next_item"].rows) == 0
     assert none.rankings["next_item"].top_ids.shape[1] == some.top_ids.shape[1]
+
+
+# ------------------------------------------------------------------ heads of several numbers
+MANY = [
+    {"name": "stars", "head": "multiclass", "label": "rating"},
+    {"name": "level", "head": "ordinal", "label": "rating"},
+    {"name": "spread", "head": "quantile", "label": "rating"},
+    {"name": "times", "head": "count", "label": "rating"},
+    {"name": "watch", "head": "watch_time", "label": "rating", "options": {"duration": "length"}},
+    {"name": "like", "head": "binary", "label": "rating >= 4"},
+]
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A model of every kind of pair head, with an ensemble of two members."""
+    log = synthetic_log()
+    log["interactions"]["length"] = np.random.default_rng(5).lognormal(2, 1, len(log["interactions"]["user_id"]))
+    columns = {**COLUMNS, "context": {"surface": "categorical", "length": "numeric"}}
+    processor, splits = fit(log, tasks=MANY, columns=columns)
+    return processor, splits, tiny_model(processor, expert_options={"members": 2}, hidden_size=16)
+
+
+def test_every_kind_of_head_starts_at_what_training_knows(many):
+    """Prevents a head from starting anywhere but at the distribution of the training labels."""
+    processor, _, model = many
+    summary = processor.label_summary["stars"]
+    assert summary["maximum"] == 5
+    assert model.heads["stars"].logit_width == 6
+    assert (model.heads["level"].minimum, model.heads["level"].maximum) == (1, 5)
+    mean = summary["mean"]
+    for task in ("level", "times"):
+        assert model.heads[task].predict(model.heads[task].output.bias.detach()).item() == pytest.approx(mean, rel=0.05)
+    assert model.heads["watch"].quantiles.max() == 5
+
+
+def test_details_land_on_their_candidates(many, monkeypatch):
+    """Prevents probabilities of classes from landing in other rows than the predictions, also over several ranks."""
+    _, splits, model = many
+    whole = evaluator.predict(model, splits.test)
+    assert set(whole.details) == {"stars", "spread"}
+    assert np.array_equal(whole.details["stars"].argmax(1), whole.values["stars"])
+    np.testing.assert_allclose(whole.details["stars"].sum(1), 1, rtol=1e-5)
+    assert np.array_equal(whole.details["spread"][:, 1], whole.values["spread"])
+    shards = len(splits.test) + 1  # one of them reads nothing
+    parts = [evaluator.predict(model, splits.test, shard=(rank, shards)) for rank in range(shards)]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: shards)
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts)
+    )
+    joined = evaluator.gather(parts[0])
+    for name, values in whole.details.items():
+        np.testing.assert_allclose(joined.details[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_every_head_is_judged_against_its_constant(many):
+    """Prevents a head without RMSE or log loss from failing, and a judge that the constant cannot have."""
+    _, splits, model = many
+    predictions = evaluator.predict(model, splits.test)
+    found = evaluator.evaluate(model, splits.test, predictions)
+    for task, head in model.heads.items():
+        assert {f"{task}_{metric}" for metric in head.metrics} <= set(found)
+    rating = splits.test.labels()[:, 0]
+    known = ~np.isnan(rating)
+    y, p = rating[known].astype(int), predictions.details["stars"][known].astype(np.float64)
+    logloss = sklearn.metrics.log_loss(y, p / p.sum(1, keepdims=True), labels=range(6))
+    assert found["stars_class_logloss"] == pytest.approx(logloss, rel=1e-5)
+    assert found["stars_accuracy"] == pytest.approx((predictions.values["stars"][known] == y).mean())
+    shares = np.bincount(y) / len(y)
+    people = splits.test.people()
+    for task, constant, details, metric in (
+        ("stars", np.bincount(y).argmax(), np.tile(shares, (len(rating), 1)), "accuracy"),
+        ("spread", np.median(y), None, "mae"),
+        ("times", y.mean(), None, "poisson_deviance"),
+        ("watch", np.median(y), None, "mae"),
+        ("level", y.mean(), None, "rmse"),
+    ):
+        names = model.heads[task].metrics
+        assert names[0] == metric
+        values = np.full(len(rating), evaluator.constant_answer(names, rating))
+        assert values[0] == pytest.approx(constant)
+        metrics, better = evaluator.pair_metrics(names, rating, values, people, task, details)
+        assert better == pytest.approx(0, abs=1e-6)
+        assert list(metrics) == [n for n in names if n in evaluator.PAIR_METRICS or details is not None]
+
+
+def test_a_report_of_every_head_is_readable(many):
+    """Prevents baselines, which know one number per pair, from failing where the model has probabilities."""
+    _, splits, model = many
+    report = compare_with_baselines(
+        model, splits.train, splits.test, evaluator.predict(model, splits.test), resamples=5
+    )
+    assert set(report) == set(model.heads)
+    assert "class_logloss" in report["stars"]["polyrec"]
+    assert "class_logloss" not in report["stars"]["bias"]
+    assert "nan" in format_report(report)
 
 
 # ------------------------------------------------------------------ metrics
