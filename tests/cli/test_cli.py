@@ -80,6 +80,8 @@ def test_recommend_prints_titles(run, capsys):
         (["train", "--task", "like"], "NAME=HEAD"),
         (["train", "--set", "x"], "SECTION.KEY=VALUE"),
         (["train", "--set", "modle.hidden_size=3"], "did you mean 'model'"),
+        (["train", "--task", "like=binary", "--set", "tasks.lik.weight=2"], "did you mean 'like'"),
+        (["train", "--set", "output.folder=x", "--output", "y"], "cannot set 'output.folder'"),
         (["evaluate", "nowhere"], "not a folder written by"),
     ],
 )
@@ -102,10 +104,11 @@ def test_unknown_recipe_keys_are_refused(tmp_path):
         load_recipe(str(tmp_path / "r.yaml"), {})
 
 
-def test_help_needs_no_torch():
+@pytest.mark.parametrize("command", ["train", "compare", "tune", "evaluate", "recommend"])
+def test_help_needs_no_torch(command):
     """Prevents `polyrec --help` from taking seconds."""
     code = (
-        "import sys; sys.argv = ['polyrec', 'train', '--help']\n"
+        f"import sys; sys.argv = ['polyrec', '{command}', '--help']\n"
         "from polyrec.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -148,7 +148,7 @@ def _open_study(folder: Path, space: SearchSpace, seed: int) -> optuna.Study:
         storage=JournalStorage(JournalFileBackend(str(folder / STUDY_NAME))),
         direction="maximize",
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=max(space.startup_trials // 2, 1), n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=max(space.startup_trials // 2, 1), n_warmup_steps=2),
     )
     # A resumed search must not draw the values of its first trials again.
     study.sampler = optuna.samplers.TPESampler(
