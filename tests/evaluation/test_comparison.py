@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from polyrec.evaluation.comparison import compare, plan
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.evaluator import Predictions, Ranking
 from polyrec.evaluation.resampled_metrics import repeated_rows, resampled_mean, resampled_metric
+from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
 TASKS = [
@@ -25,7 +27,7 @@ TASKS = [
     TaskConfig("rating", "regression"),
     TaskConfig("next_item", "retrieval"),
 ]
-FAST = ["auc", "gauc", "logloss", "calibration_error", "rmse", "mae"]
+FAST = ["auc", "gauc", "logloss", "calibration_error", "rmse", "mae", "accuracy", "poisson_deviance"]
 COST = Cost(1.0, 2.0, 3.0, 4.0)
 
 
@@ -240,6 +242,13 @@ def test_unknown_variants_are_refused(kinds, message):
         plan(["a", "b"], kinds)
 
 
+def test_every_head_has_a_metric_that_decides():
+    """Prevents a head whose comparison is a table without intervals, or takes hours."""
+    for name in HEADS.names():
+        head = HEADS.get(name)
+        assert head.reads == "state" or head.metrics[0] in FAST
+
+
 def test_one_task_cannot_be_compared():
     """Prevents hours of training two equal models."""
     with pytest.raises(ValueError, match="at least two tasks"):
@@ -256,6 +265,9 @@ def test_missing_run_is_named(result):
 def test_run_survives_the_disk(tmp_path, result):
     """Prevents predictions from changing, or a half-written run from being taken for a finished one."""
     run = result[1][0]
+    run = replace(
+        run, predictions=replace(run.predictions, details={"like": np.array([[0.25, 0.75]], dtype=np.float32)})
+    )
     run.metrics = {"like_auc": 0.5, "like_gauc": float("nan")}
     unfinished = tmp_path / ".all-seed0.unfinished"
     unfinished.mkdir()
@@ -267,6 +279,7 @@ def test_run_survives_the_disk(tmp_path, result):
     assert np.isnan(again.metrics["like_gauc"])
     assert (again.variant, again.tasks, again.seed, again.cost) == (run.variant, run.tasks, run.seed, COST)
     np.testing.assert_array_equal(again.predictions.values["like"], run.predictions.values["like"])
+    assert again.predictions.details["like"].tolist() == [[0.25, 0.75]]
     for name in ("rows", "greater", "ties", "top_ids"):
         expected = getattr(run.predictions.rankings["next_item"], name)
         np.testing.assert_array_equal(getattr(again.predictions.rankings["next_item"], name), expected)

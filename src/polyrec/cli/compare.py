@@ -71,8 +71,15 @@ def compare_recipe(
             said = f"{run.cost.wall_seconds:.0f} s"
         tqdm.write(f"[{number}/{len(jobs)}] {run.name}: learnt {', '.join(variant.tasks)} ({said})")
         runs.append(run)
-    print("resampling people for the intervals ...")
-    result = compare(runs, tasks, parts.test, first.rank_k, resamples, seed=first.seed)
+    result = compare(
+        runs,
+        tasks,
+        parts.test,
+        first.rank_k,
+        resamples,
+        seed=first.seed,
+        progress=lambda task: print(f"resampling people: {task}"),
+    )
     result.notes += _lost_couplings(tasks, variants)
     comparison_report.write(result, folder, html=html)
     print(comparison_report.to_markdown(result))

@@ -268,7 +268,10 @@ def _pairs(
     prepared: _Prepared = {}
     for run in runs:
         answers_R = run.predictions.values[task.name][rows_R]
-        found, _ = evaluator.pair_metrics(names, labels_R, answers_R, people_R, task.name)
+        details = run.predictions.details.get(task.name)
+        found, _ = evaluator.pair_metrics(
+            names, labels_R, answers_R, people_R, task.name, None if details is None else details[rows_R]
+        )
         for name, value in found.items():
             values.setdefault(name, {}).setdefault(run.variant, {})[run.seed] = value
             metric = resampled_metric(name, labels_R, answers_R, code_R, people)

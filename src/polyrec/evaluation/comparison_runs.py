@@ -78,6 +78,7 @@ class ComparisonRun:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         arrays = {f"values.{task}": values for task, values in self.predictions.values.items()}
+        arrays |= {f"details.{task}": values for task, values in self.predictions.details.items()}
         for task, found in self.predictions.rankings.items():
             arrays |= {f"ranking.{task}.{name}": getattr(found, name) for name in _RANKING_FIELDS}
         np.savez_compressed(unfinished / PREDICTIONS_NAME, allow_pickle=False, **arrays)
@@ -103,6 +104,8 @@ class ComparisonRun:
                 kind, task, *part = key.split(".")  # task names hold no dots
                 if kind == "values":
                     predictions.values[task] = arrays[key]
+                elif kind == "details":
+                    predictions.details[task] = arrays[key]
                 else:
                     fields.setdefault(task, {})[part[0]] = arrays[key]
         predictions.rankings = {task: Ranking(**found) for task, found in fields.items()}

@@ -244,8 +244,13 @@ def poisson_deviance(labels: ArrayLike, predictions: ArrayLike) -> float:
     labels_R, predictions_R, _ = _known_rows(labels, predictions)
     if len(labels_R) and labels_R.min() < 0:
         raise ValueError(f"labels must be counts, one is {labels_R.min():g}: the deviance is defined from 0 on")
+    return _mean(poisson_deviances(labels_R, predictions_R))
+
+
+def poisson_deviances(labels_R: np.ndarray, predictions_R: np.ndarray) -> np.ndarray:
+    """What `poisson_deviance` is the mean of, float64 [R]."""
     predictions_R = predictions_R.clip(_EPS)
-    return 2 * _mean(xlogy(labels_R, labels_R / predictions_R) - labels_R + predictions_R)
+    return 2 * (xlogy(labels_R, labels_R / predictions_R) - labels_R + predictions_R)
 
 
 def class_log_loss(labels: ArrayLike, probs: ArrayLike) -> float:

@@ -128,4 +128,6 @@ _FAST: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], ResampledMe
     "logloss": _row_mean(metrics.log_losses),
     "rmse": _row_mean(lambda y, p: np.square(y - p), lambda mean: float(np.sqrt(mean))),
     "mae": _row_mean(lambda y, p: np.abs(y - p)),
+    "accuracy": _row_mean(lambda y, p: y == p.round()),
+    "poisson_deviance": _row_mean(metrics.poisson_deviances),
 }
