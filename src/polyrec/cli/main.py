@@ -94,7 +94,7 @@ def _add_compare(commands: _Commands) -> None:
         "--variants",
         default="multi,single,leave-one-out",
         metavar="LIST",
-        help="which models to train besides 'multi' (default: multi,single,leave-one-out)",
+        help="which models to train, 'multi' among them (default: multi,single,leave-one-out)",
     )
     compare.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default: 1000)")
     compare.add_argument("--no-html", action="store_true", help="no page and no plots, which need matplotlib")

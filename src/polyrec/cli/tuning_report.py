@@ -71,13 +71,15 @@ def _plot(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
     axes[0].plot([row["trial"] for row in done], results, "o", color="#9db6d3")
     axes[0].step([row["trial"] for row in done], np.maximum.accumulate(results), where="post", color="#30609a")
     axes[0].set_xlabel("trial (line: best so far)")
-    axes[0].set_ylabel(f"{metric} of the validation part")
+    axes[0].set_ylabel(f"{metric}\n(validation part)")
     for at, key in zip(axes[1:], keys, strict=False):
         values = [row["values"].get(key) for row in done]
         wide = all(isinstance(v, float) and v > 0 for v in values) and max(values) > 20 * min(values)
         plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         at.plot(values if plain else [str(v) for v in values], results, "o", color="#9db6d3")
-        at.set_xscale("log" if wide else at.get_xscale())
+        if wide:
+            at.set_xscale("log")
+            at.tick_params(axis="x", which="minor", labelbottom=False)
         at.set_xlabel(key)
     for at in axes[len(keys) + 1 :]:
         at.set_visible(False)
