@@ -35,9 +35,12 @@ class PolyRecConfig(PreTrainedConfig):
         tasks: list of [`TaskConfig`] (or dicts): the heads. Tasks are known by name everywhere.
         features: list of [`FeatureConfig`] (or dicts): the inputs beside the item ids.
         num_items: rows of the item table: 0 = padding, 1 = unknown item, 2.. = the catalog.
-        hidden_size: width D of items, events, states and pairs.
+        hidden_size: width D of items, events and states.
+        pair_size: width of what pair tasks read, their experts and heads; None: `hidden_size`. Where running statistics
+            say most and histories are short (impression logs), pairs want to be wider than events.
         num_hidden_layers, num_attention_heads, intermediate_size: of the default history backbone (a small
-            Llama-like decoder); unused when `history_config` is given.
+            Llama-like decoder); unused when `history_config` is given. Without layers a state is the mean of the events
+            before it, which costs nearly nothing.
         max_history: events of a person that are read at once; longer histories become windows.
         history_config: any causal decoder configuration of transformers, used through `AutoModel.from_config` and fed
             with `inputs_embeds`. Its `hidden_size` must be `hidden_size`.
@@ -72,6 +75,7 @@ class PolyRecConfig(PreTrainedConfig):
     features: list | None = None
     num_items: int = 2
     hidden_size: int = 64
+    pair_size: int | None = None
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int | None = None
@@ -127,9 +131,13 @@ class PolyRecConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "item_id_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_history", "numeric_bins"):
+        for name in ("hidden_size", "num_attention_heads", "max_history", "numeric_bins"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")
+        if self.num_hidden_layers < 0 or self.pair_width < 1:
+            raise ValueError(
+                f"num_hidden_layers must be >= 0 and pair_size >= 1, not {self.num_hidden_layers} and {self.pair_size}"
+            )
         if self.num_items < 2:
             raise ValueError(
                 f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"
@@ -155,6 +163,11 @@ class PolyRecConfig(PreTrainedConfig):
             eos_token_id=None,
             use_cache=False,
         )
+
+    @property
+    def pair_width(self) -> int:
+        """Width of pair vectors, experts and pair heads."""
+        return self.hidden_size if self.pair_size is None else self.pair_size
 
     @property
     def task_configs(self) -> list[TaskConfig]:

@@ -50,7 +50,7 @@ class AITM(Monotone):
 
     def __init__(self, task: TaskConfig, parent: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, parent, config)
-        width = config.hidden_size
+        width = config.pair_width
         self.transfer = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(config.dropout))
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
 

@@ -96,7 +96,7 @@ class ESCM2(ESMM):
             raise ValueError(
                 f"option 'counterfactual_weight' of {self.what} is {weight}; it must be a finite number >= 0"
             )
-        self.imputation = nn.Linear(config.hidden_size, 1) if self.options["method"] == "dr" else None
+        self.imputation = nn.Linear(config.pair_width, 1) if self.options["method"] == "dr" else None
 
     def initialise(self) -> None:
         """Impute the conditional's base rate first."""

@@ -72,19 +72,21 @@ class FeatureEncoder(nn.Module):
 
     Args:
         features: what to read; "text" features are skipped.
+        width: of the sum; default: `config.hidden_size`.
 
     Shapes: {name: [...] or [..., K]} -> [..., D]. A feature that the input lacks raises a KeyError.
     """
 
-    def __init__(self, config: PolyRecConfig, features: list[FeatureConfig]) -> None:
+    def __init__(self, config: PolyRecConfig, features: list[FeatureConfig], width: int | None = None) -> None:
         super().__init__()
+        width = config.hidden_size if width is None else width
         self.features = [f for f in features if f.kind != "text"]
         self.tables = nn.ModuleDict()
         for f in self.features:
             if f.kind in ("categorical", "multi"):
-                self.tables[module_name(f.name)] = nn.Embedding(f.size, config.hidden_size, padding_idx=0)
+                self.tables[module_name(f.name)] = nn.Embedding(f.size, width, padding_idx=0)
             else:
-                self.tables[module_name(f.name)] = NumericEncoder(f.size, config.hidden_size, config.numeric_bins)
+                self.tables[module_name(f.name)] = NumericEncoder(f.size, width, config.numeric_bins)
 
     def forward(self, values: dict[str, Tensor]) -> Tensor | None:
         """Encode and add up; None if there is nothing to read."""

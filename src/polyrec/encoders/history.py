@@ -16,6 +16,8 @@ from polyrec.schema import RESIDUALS, STATISTICS
 class HistoryEncoder(nn.Module):
     """Any causal backbone of transformers over [start, event 1, ..., event L], fed through `inputs_embeds`.
 
+    Without layers (`num_hidden_layers=0`) a state is the mean of the inputs up to it.
+
     The start input is made of the person's attributes, so state 0 answers for somebody without events.
 
     Letters: B people, L events, D width.
@@ -31,9 +33,11 @@ class HistoryEncoder(nn.Module):
         self.start = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.backbone = AutoModel.from_config(config.history_config)
-        # The backbone's own token table is never read; kept, it would be a parameter without gradient.
-        self.backbone.set_input_embeddings(nn.Identity())
+        self.backbone = None
+        if config.num_hidden_layers > 0:
+            self.backbone = AutoModel.from_config(config.history_config)
+            # The backbone's own token table is never read; kept, it would be a parameter without gradient.
+            self.backbone.set_input_embeddings(nn.Identity())
 
     def forward(
         self, items: ItemRows, item_ids: Tensor, event_features: dict[str, Tensor], user_features: dict[str, Tensor]
@@ -56,6 +60,9 @@ class HistoryEncoder(nn.Module):
         if person_BD is not None:
             start_BD = start_BD + person_BD
         inputs_BLD = self.dropout(self.norm(torch.cat([start_BD.unsqueeze(1), event_BLD], dim=1)))
+        if self.backbone is None:
+            count_L1 = torch.arange(1, inputs_BLD.shape[1] + 1, device=inputs_BLD.device).unsqueeze(1)
+            return inputs_BLD, inputs_BLD.cumsum(1) / count_L1
         states_BLD = self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
         return inputs_BLD, states_BLD
 

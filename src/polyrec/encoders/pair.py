@@ -18,7 +18,7 @@ class PairEncoder(nn.Module):
     s is the person's state, c the candidate's item vector, a its attention over the visible events, and features the
     encoded context and running statistics of the candidate.
 
-    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, D].
+    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, P], P the pair width.
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
@@ -26,8 +26,9 @@ class PairEncoder(nn.Module):
         self.attention = CandidateAttention(config) if config.candidate_attention_heads else None
         parts = 4 if self.attention is not None else 3
         self.evidence = 0 if self.attention is None else self.attention.heads * self.attention.targets
-        self.features = FeatureEncoder(config, [f for f in config.feature_configs if f.source == "candidate"])
-        self.mix = nn.Linear(parts * config.hidden_size, config.hidden_size)
+        features = [f for f in config.feature_configs if f.source == "candidate"]
+        self.features = FeatureEncoder(config, features, config.pair_width)
+        self.mix = nn.Linear(parts * config.hidden_size, config.pair_width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

@@ -33,7 +33,7 @@ class TaskItemEmbedding(nn.Module):
         super().__init__()
         self.task_names = sorted(task_names)
         self.initial_std = 0.1 * config.initializer_range
-        width = len(task_names) * config.hidden_size
+        width = len(task_names) * config.pair_width
         self.table = nn.Embedding(config.num_items, width, padding_idx=PADDING_ITEM)
 
     def initialise(self) -> None:

@@ -52,11 +52,11 @@ class ExpertLayer(nn.Module):
 
     def inner_width(self, config: PolyRecConfig) -> int:
         """Hidden units of a network whose inner width is `expansion` times D."""
-        inner = round(self.options["expansion"] * config.hidden_size)
+        inner = round(self.options["expansion"] * config.pair_width)
         if inner < 1:
             raise ValueError(
                 f"option 'expansion' of expert layer {config.experts!r} is {self.options['expansion']}, which leaves "
-                f"no hidden unit at hidden_size {config.hidden_size}: choose one >= {1 / config.hidden_size:.2g}"
+                f"no hidden unit at width {config.pair_width}: choose one >= {1 / config.pair_width:.2g}"
             )
         return inner
 

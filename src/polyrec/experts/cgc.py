@@ -44,7 +44,7 @@ class CGC(GatedLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, levels = config.hidden_size, self.options.get("num_layers", 1)  # an option of `ple` only
+        width, levels = config.pair_width, self.options.get("num_layers", 1)  # an option of `ple` only
         own, shared = self.options["task_experts"], self.options["shared_experts"]
         self.levels = nn.ModuleList(
             Extraction(

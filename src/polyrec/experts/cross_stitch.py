@@ -48,7 +48,7 @@ class CrossStitch(ExpertLayer):
                 "lie in (0, 1], where 1 starts with separate networks"
             )
         self.layers = nn.ModuleList(
-            _Layer(len(task_names), config.hidden_size, self.inner_width(config), config.dropout)
+            _Layer(len(task_names), config.pair_width, self.inner_width(config), config.dropout)
             for _ in range(self.options["num_layers"])
         )
 

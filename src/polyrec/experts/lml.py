@@ -41,7 +41,7 @@ class LowRankLinear(SharedBottom):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, rank = config.hidden_size, self.options["rank"]
+        width, rank = config.pair_width, self.options["rank"]
         self.reduce = BatchedLinear(len(task_names), width, rank, bias=False)
         self.expand = BatchedLinear(len(task_names), rank, width, bias=False)
 

@@ -42,7 +42,7 @@ class MMoE(GatedLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, count = config.hidden_size, self.options["num_experts"]
+        width, count = config.pair_width, self.options["num_experts"]
         if count < 2:
             raise ValueError(
                 f"option 'num_experts' of expert layer {config.experts!r} is {count}, and a gate over one expert never "

@@ -41,7 +41,7 @@ class MTAN(ExpertLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, layers = config.hidden_size, range(self.options["num_layers"])
+        width, layers = config.pair_width, range(self.options["num_layers"])
         self.blocks = nn.ModuleList(SharedBlock(width, self.inner_width(config), config.dropout) for _ in layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in layers)
         self.masks = nn.ModuleList(

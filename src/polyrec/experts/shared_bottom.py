@@ -37,7 +37,7 @@ class SharedBottom(ExpertLayer):
 
     def __init__(self, config: PolyRecConfig, task_names: list[str]) -> None:
         super().__init__(config, task_names)
-        width, members = config.hidden_size, self.options["members"]
+        width, members = config.pair_width, self.options["members"]
         self.members = members
         self.blocks = nn.ModuleList(
             SharedBlock(width, self.inner_width(config), config.dropout, members)

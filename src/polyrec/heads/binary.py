@@ -78,7 +78,7 @@ class BinaryHead(TaskHead):
                 raise self.refuse(name, rule)
         self.initial_bias = math.log(prior / (1 - prior))
         self.offset = math.log(options["positive_weight"]) - math.log(options["sampling_rate"])
-        self.output = nn.Linear(config.hidden_size, 1)
+        self.output = nn.Linear(config.pair_width, 1)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # slope and intercept
 
     @classmethod

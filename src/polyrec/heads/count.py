@@ -52,7 +52,7 @@ class CountHead(TaskHead):
         super().__init__(task, config)
         if not 0 < self.options["mean"] < math.inf:
             raise self.refuse("mean", "it must be a number > 0")
-        self.output = nn.Linear(config.hidden_size, 1)
+        self.output = nn.Linear(config.pair_width, 1)
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:

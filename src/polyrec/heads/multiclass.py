@@ -51,7 +51,7 @@ class MulticlassHead(TaskHead):
         if prior is not None and not (len(prior) == classes and min(prior) > 0):
             raise self.refuse("prior", f"it must hold {classes} shares > 0, one per class")
         self.logit_width = self.detail_width = classes
-        self.output = nn.Linear(config.hidden_size, classes)
+        self.output = nn.Linear(config.pair_width, classes)
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class OrdinalHead(TaskHead):
         if prior is not None and not (len(prior) == classes and min(prior) > 0):
             raise self.refuse("prior", f"it must hold {classes} shares > 0, one per class")
         self.logit_width = classes - 1
-        self.output = nn.Linear(config.hidden_size, classes - 1)
+        self.output = nn.Linear(config.pair_width, classes - 1)
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class QuantileHead(NumberHead):
             raise self.refuse("quantiles", "give shares between 0 and 1 in ascending order, e.g. [0.1, 0.5, 0.9]")
         self.logit_width = self.detail_width = len(levels)
         self.median = min(range(len(levels)), key=lambda k: abs(levels[k] - 0.5))
-        self.output = nn.Linear(config.hidden_size, len(levels))
+        self.output = nn.Linear(config.pair_width, len(levels))
 
     def initialise(self) -> None:
         """Start at the normal distribution: softplus(bias) are the steps between its quantiles."""

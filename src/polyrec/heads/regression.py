@@ -44,7 +44,7 @@ class RegressionHead(NumberHead):
         super().__init__(task, config)
         if self.options["loss"] not in ("squared", "huber"):
             raise self.refuse("loss", "known: squared, huber")
-        self.output = nn.Linear(config.hidden_size, 1)
+        self.output = nn.Linear(config.pair_width, 1)
 
     def forward(self, hidden_D: Tensor) -> Tensor:
         """Standardised mean, [..., D] -> [...]."""

@@ -72,7 +72,7 @@ class WatchTimeHead(TaskHead):
         if not even or any(a > b for row in rows for a, b in pairwise(row)):
             raise self.refuse("group_quantiles", "it must hold rows of equal length, each ascending")
         self.groups = len(rows) - 1
-        self.output = nn.Linear(config.hidden_size, 1)
+        self.output = nn.Linear(config.pair_width, 1)
         self.register_buffer("quantiles", torch.tensor(rows, dtype=torch.float32))
 
     @classmethod
