@@ -55,12 +55,14 @@ class Step:
     trainer: PolyRecTrainer
 
 
-def first_step(folder: Path, batch_size: int, accumulation: int = 1, strategy: str = "group_by_length") -> Step:
+def first_step(
+    folder: Path, batch_size: int, accumulation: int = 1, strategy: str = "group_by_length", **model_options: Any
+) -> Step:
     """Train one step with the real trainer. Everything but the cut into batches and processes is the same."""
     log = synthetic_log(people=80)
     log["items"] = {column: values[:20] for column, values in log["items"].items()}  # some items are unknown
     processor, splits = fit(log)
-    model = tiny_model(processor, expert_options={"members": 2})
+    model = tiny_model(processor, **{"expert_options": {"members": 2}, **model_options})
     collator, keep = UnevenCollator(), KeepGradients()
     trainer = PolyRecTrainer(
         model,

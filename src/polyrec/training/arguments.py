@@ -19,6 +19,11 @@ class PolyRecTrainingArguments(TrainingArguments):
         rank_k: length of the ranked lists in evaluation.
         exclude_seen: leave the items of a person's visible history out of the ranking, as the published protocols do;
             set it to False where people take an item again (groceries, music).
+        task_patience: stop a task by itself once it has not improved for so many evaluations (0 = never), see
+            [`~polyrec.training.callbacks.TaskEarlyStopping`].
+        task_factor: what the weight of such a task is multiplied by; 0 freezes it and puts its tower back to its best.
+        ema_decay: of an exponential moving average of the weights (0 = none), which evaluations and saved models use,
+            see [`~polyrec.training.callbacks.WeightAveraging`].
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
@@ -36,8 +41,20 @@ class PolyRecTrainingArguments(TrainingArguments):
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
     exclude_seen: bool = field(default=True, metadata={"help": "Leave visible history out of the ranking."})
+    task_patience: int = field(
+        default=0, metadata={"help": "Evaluations after which a task stops by itself; 0: never."}
+    )
+    task_factor: float = field(default=0.0, metadata={"help": "Lowers the weight of a stopped task; 0 freezes it."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the nested inputs of polyrec: leave it False")
+        for name in ("task_factor", "ema_decay"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+        if self.task_patience < 0:
+            raise ValueError(f"task_patience is {self.task_patience}; it must be >= 0 evaluations (0 = never)")
+        if self.task_patience and self.eval_strategy == "no":
+            raise ValueError("task_patience needs evaluations during training: pass eval_strategy='epoch' or 'steps'")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -17,10 +19,14 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.evaluation import evaluator
 from polyrec.heads.base import TaskHead, known_weight, mean_loss
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory
+from polyrec.training.task_log import TaskLog
+
+CALLBACK_STATES = "callbacks.safetensors"
 
 
 class PolyRecTrainer(Trainer):
@@ -32,7 +38,10 @@ class PolyRecTrainer(Trainer):
       window over all ranks, so batch 64 x 1, 16 x 4 accumulated and 2 processes x 32 give the same gradient, whatever
       labels are missing.
     * **Losses and metrics per task**, logged as `loss_<task>` and `eval_<task>_<metric>`, and
-      `eval_mean_improvement` (see `polyrec.evaluation.evaluator.evaluate`).
+      `eval_mean_improvement` (see `polyrec.evaluation.evaluator.evaluate`); `weight_<task>`, what the task's loss was
+      multiplied by, and, where the loss weighting compares gradients, `cosine_<task>_<other task>`.
+    * **Loss weightings** are told the mean losses of each optimizer step over all batches and ranks.
+    * **Early stopping per task** (`task_patience`) and a **moving average** of the weights (`ema_decay`).
     * **Full-catalog ranking** in `evaluate`, on every rank's share of the data, gathered exactly.
     * The processor's catalog goes into the model before training, and the processor is saved with it.
 
@@ -72,9 +81,16 @@ class PolyRecTrainer(Trainer):
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
         self.loss_is_scaled_for_ga = True
-        self._task_sums: dict[str, Tensor] = {}
+        self._task_log = TaskLog(model.weighting.task_names)
         self._task_logged_step = 0
+        self._window = _Window(1.0)
         self.add_callback(_EpochCallback())
+        if args.task_patience:
+            self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor))
+        if args.ema_decay:
+            self.add_callback(WeightAveraging(args.ema_decay))
+        if self._checkpointed_callbacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("task_patience and ema_decay need whole parameters: turn them off with FSDP or DeepSpeed")
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
@@ -89,6 +105,7 @@ class PolyRecTrainer(Trainer):
         )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
+        self._window = _Window(1 / (len(batch_samples) * self.args.world_size))
         return dict(zip(heads, counts, strict=True))
 
     def compute_loss(
@@ -100,27 +117,60 @@ class PolyRecTrainer(Trainer):
     ) -> Any:
         """The weighted objective; with DDP multiplied by the number of ranks, because DDP averages gradients."""
         inputs = {k: v for k, v in inputs.items() if k != "candidate_rows"}
-        outputs = model(**inputs, denominators=num_items_in_batch)
+        share = 1.0 if num_items_in_batch is None else self._window.share
+        outputs = model(**inputs, denominators=num_items_in_batch, share=share)
         if model.training and num_items_in_batch is not None:
-            for name, total in outputs.losses.items():
-                mean = mean_loss(total.detach(), num_items_in_batch[name])
-                self._task_sums[name] = self._task_sums.get(name, torch.zeros_like(mean)) + mean
+            self._remember(outputs, num_items_in_batch)
         loss = outputs.loss * self.args.world_size if num_items_in_batch is not None else outputs.loss
         return (loss, outputs) if return_outputs else loss
+
+    def _remember(self, outputs: PolyRecOutput, counts: dict[str, Tensor]) -> None:
+        """Keep what the log and the loss weighting want to know of a batch."""
+        assert outputs.losses is not None  # there are labels
+        assert outputs.weights is not None
+        weighting, names = self._unwrapped.weighting, self._task_log.names
+        loss_T = torch.stack([mean_loss(outputs.losses[name].detach(), counts[name]) for name in names])
+        weight_T = torch.stack(list(weighting.scaled({name: outputs.weights[name] for name in names}).values()))
+        self._task_log.add(loss_T, weight_T, outputs.gramian)
+        self._window.add(loss_T, outputs.gramian)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """One batch; with the last one of an optimizer step the loss weighting learns from the step."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        weighting = self._unwrapped.weighting
+        if self.accelerator.sync_gradients and weighting.observes and num_items_in_batch is not None:
+            window = self._window
+            values = self._reduce(window.loss_T).tolist() if self.args.world_size > 1 else window.loss_T.tolist()
+            counts = torch.stack([num_items_in_batch[name] for name in self._task_log.names]).tolist()
+            found = zip(self._task_log.names, values, counts, strict=True)
+            weighting.observe({name: value for name, value, count in found if count > 0}, window.gramian)
+        return loss
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    @property
+    def _checkpointed_callbacks(self) -> list[CheckpointedCallback]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, CheckpointedCallback)]
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has averaged weights, if weights are averaged."""
+        found = [c for c in self._checkpointed_callbacks if isinstance(c, WeightAveraging)]
+        return found[0].applied(self._unwrapped) if found else nullcontext()
 
     @property
     def _unwrapped(self) -> PolyRecForRecommendation:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean loss of each task since the last log."""
-        if "loss" in logs and self._task_sums:
+        """Add what the tasks did since the last log, see [`TaskLog`]."""
+        if "loss" in logs and self._task_log.batches:
             steps = max(self.state.global_step - self._task_logged_step, 1)
-            sums = torch.stack(list(self._task_sums.values()))
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums, reduction="sum")
-            logs |= {f"loss_{name}": value / steps for name, value in zip(self._task_sums, sums.tolist(), strict=True)}
-            self._task_sums, self._task_logged_step = {}, self.state.global_step
+            logs |= self._task_log.line(steps, self._reduce if self.args.world_size > 1 else None)
+            self._task_log.clear()
+            self._task_logged_step = self.state.global_step
         super().log(logs, start_time)
 
     # ------------------------------------------------------------ optimizer
@@ -165,17 +215,23 @@ class PolyRecTrainer(Trainer):
                 found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return found
         start = time.time()
-        predictions = self.predict(dataset)
-        model = self._unwrapped
-        found = evaluator.evaluate(model, dataset, predictions, self.args.rank_k)
-        result = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
-        self.log(result)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        with self._averaged():  # also for callbacks, which may keep the weights that were judged
+            predictions = self._predict(dataset)
+            found = evaluator.evaluate(self._unwrapped, dataset, predictions, self.args.rank_k)
+            result = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
+            self.log(result)
+            self.control: TrainerControl = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, result
+            )
         return result
 
     def predict(self, test_dataset: SequenceDataset, *unused: Any, **also_unused: Any) -> evaluator.Predictions:
         """Answers to every candidate of a data set, on every rank."""
+        with self._averaged():
+            return self._predict(test_dataset)
+
+    def _predict(self, test_dataset: SequenceDataset) -> evaluator.Predictions:
         found = evaluator.predict(
             self._unwrapped,
             test_dataset,
@@ -190,12 +246,48 @@ class PolyRecTrainer(Trainer):
     # -------------------------------------------------------------- on disk
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save model and processor; training arguments as JSON, because transformers' own file is a pickle."""
-        super()._save(output_dir, state_dict)
+        with self._averaged():
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self._checkpointed_callbacks:
+            states = {
+                f"{type(callback).__name__}/{key}": value.contiguous()
+                for callback in self._checkpointed_callbacks
+                for key, value in callback.tensors(self._unwrapped).items()
+            }
+            save_file(states, Path(output_dir) / CALLBACK_STATES)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not (path := Path(checkpoint) / CALLBACK_STATES).exists():
+            return
+        states = load_file(path, device=str(self.args.device))
+        for callback in self._checkpointed_callbacks:
+            start = f"{type(callback).__name__}/"
+            own = {key.removeprefix(start): value for key, value in states.items() if key.startswith(start)}
+            if own:
+                callback.load_tensors(self._unwrapped, own)
+
+
+class _Window:
+    """What the batches of one optimizer step were, on this rank."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.loss_T = torch.zeros(())
+        self.gramian: Tensor | None = None
+
+    def add(self, loss_T: Tensor, gramian: Tensor | None) -> None:
+        self.loss_T = self.loss_T.to(loss_T) + loss_T
+        if gramian is not None:
+            self.gramian = gramian if self.gramian is None else self.gramian + gramian
 
 
 class _LengthGroupedSampler(LengthGroupedSampler):

@@ -6,16 +6,15 @@ T is tiny, so that every solver is done in microseconds to a millisecond.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
+from scipy.optimize import brentq, nnls
 
 Array = NDArray[np.float64]
 
 # Added to the diagonal, relative to a trace of 1: gradients that cancel out would otherwise get infinite weights.
 _RIDGE = 1e-4
+_TINY = 1e-12
 
 
 def square_root(gramian_TT: Array) -> Array:
@@ -27,21 +26,30 @@ def square_root(gramian_TT: Array) -> Array:
 def min_norm(gramian_TT: Array) -> Array:
     r"""MGDA: min_w ||J^T w||^2 over the simplex, exactly.
 
-    (J^T w)^2 + (1^T w - 1)^2 over w >= 0 has its optimum along the same w, and is a nonnegative least squares problem.
-
     Example:
         >>> min_norm(np.diag([0.8, 0.2]))  # the shorter gradient gets more
         array([0.2, 0.8])
     """
-    stacked = np.vstack([square_root(gramian_TT).T, np.ones(len(gramian_TT))])
-    weight_T, _ = nnls(stacked, np.append(np.zeros(len(gramian_TT)), 1.0))
+    return _shortest(square_root(gramian_TT))
+
+
+def _shortest(rows_TX: Array) -> Array:
+    """Weights of the shortest convex combination of rows.
+
+    ||X^T w||^2 + (1^T w - 1)^2 over w >= 0 has its optimum along the same w, and is nonnegative least squares.
+    """
+    rows_TX = rows_TX / np.linalg.norm(rows_TX)
+    stacked = np.vstack([rows_TX.T, np.ones(len(rows_TX))])
+    weight_T, _ = nnls(stacked, np.append(np.zeros(rows_TX.shape[1]), 1.0))
     return weight_T / weight_T.sum()
 
 
 def conflict_averse(gramian_TT: Array, c: float) -> Array:
-    r"""CAGrad: g_0 + c ||g_0|| g_w / ||g_w||, where w minimises g_w . g_0 + c ||g_0|| ||g_w|| over the simplex.
+    r"""CAGrad: g_0 + r g_w / ||g_w||, r = c ||g_0||, where w minimises g_w . g_0 + r ||g_w|| over the simplex.
 
-    g_0 is the mean gradient. Solved by SLSQP, as the published code does.
+    g_0 is the mean gradient. As ||g_w|| = min_t (||g_w||^2 / t + t) / 2, the problem for a given t is to find the
+    shortest convex combination of the g_i + (t / r) g_0, and what is left is to find the t with t = ||g_w||: the zero
+    of a growing function. (General solvers take 1 to 6 ms, and 1000 ms near a Pareto point.)
 
     Example:
         >>> conflict_averse(np.diag([0.5, 0.5]), c=0.0)  # the mean
@@ -49,30 +57,21 @@ def conflict_averse(gramian_TT: Array, c: float) -> Array:
     """
     tasks = len(gramian_TT)
     mean_T = np.full(tasks, 1 / tasks)
+    rows_TX = square_root(gramian_TT)
+    radius = c * float(np.linalg.norm(mean_T @ rows_TX))
+    if radius < _TINY:
+        return mean_T
 
-    def length_of(w: Array) -> float:
-        return math.sqrt(max(float(w @ gramian_TT @ w), 1e-16))
+    def weights(length: float) -> Array:
+        return _shortest(rows_TX + length / radius * (mean_T @ rows_TX))
 
-    radius = c * length_of(mean_T)
-    linear_T = gramian_TT @ mean_T
+    def excess(length: float) -> float:
+        return length - float(np.linalg.norm(weights(length) @ rows_TX))
 
-    def cost(w: Array) -> tuple[float, Array]:
-        return float(linear_T @ w + radius * length_of(w)), linear_T + radius * (gramian_TT @ w) / length_of(w)
-
-    found = minimize(
-        cost,
-        mean_T,
-        jac=True,
-        method="SLSQP",
-        bounds=[(0, 1)] * tasks,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
-        options={"ftol": 1e-14, "maxiter": 200},
-    )
-    weight_T = found.x.clip(min=0)
-    weight_T = weight_T / weight_T.sum()
-    if length_of(weight_T) < _RIDGE:  # the gradients cancel out: nowhere to go that helps all tasks
+    if excess(_RIDGE) >= 0:  # the gradients cancel out: nowhere to go that helps all tasks
         return np.zeros(tasks)
-    return mean_T + radius / length_of(weight_T) * weight_T
+    length = float(brentq(excess, _RIDGE, 1.0, xtol=1e-9)) if excess(1.0) > 0 else 1.0
+    return mean_T + radius / length * weights(length)
 
 
 def bargain(gramian_TT: Array) -> Array:
