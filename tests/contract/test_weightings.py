@@ -9,7 +9,7 @@ from torch import nn
 
 from polyrec import PolyRecForRecommendation
 from polyrec.registry import WEIGHTINGS
-from polyrec.weighting.base import LossWeighting
+from polyrec.weighting.base import LossWeighting, StepContext
 
 KINDS = WEIGHTINGS.names()
 NAMES = ["like", "click", "next_item"]
@@ -19,6 +19,9 @@ TASKS = [
     {"name": "next_item", "head": "retrieval"},
 ]
 kinds = pytest.mark.parametrize("kind", KINDS)
+JACOBIAN = torch.tensor([[3.0, 0.0, 1.0], [-1.0, 0.5, 0.0], [0.0, -0.2, 0.1]])  # by name: click, like, next_item
+GRAMIAN = JACOBIAN @ JACOBIAN.T
+STEPS = [{"click": 1.0, "like": 2.0, "next_item": 3.0}, {"click": 0.9, "like": 0.4}, {"click": 0.5, "next_item": 2.9}]
 
 
 def model_of(kind, tasks=TASKS, **options):
@@ -38,6 +41,7 @@ def test_it_documents_itself(kind):
     assert issubclass(cls, LossWeighting)
     assert ">>> " in cls.__doc__
     assert "L = " in cls.__doc__
+    assert "Shapes:" in cls.__doc__
 
 
 @kinds
@@ -100,10 +104,70 @@ def test_it_is_part_of_the_model_and_reloads(kind, tmp_path):
     with torch.no_grad():
         for p in model.weighting.parameters():
             p.add_(0.5)
+    for losses in STEPS:
+        model.weighting.observe(losses, GRAMIAN)
     model.save_pretrained(tmp_path)
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
     batch = random_batch(NAMES)
     assert torch.equal(loaded(**batch).loss, model.eval()(**batch).loss)
+    torch.testing.assert_close(loaded.weighting.state_dict(), model.weighting.state_dict(), rtol=0, atol=0)
+
+
+@kinds
+def test_a_new_model_starts_at_the_start(kind, tmp_path):
+    """Prevents state that is neither in a file nor set by `initialise` from being whatever lay in memory."""
+    expected = model_of(kind).weighting
+    bare = model_of("fixed")
+    bare.save_pretrained(tmp_path)
+    config = random_config(tasks=TASKS, weighting=kind)
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path, config=config).weighting
+    torch.testing.assert_close(loaded.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+@kinds
+def test_weights_are_the_gradients_of_the_total(kind):
+    """Prevents a report of other weights than those that act, and a total that is not the weighted sum."""
+    weighting = model_of(kind).weighting
+    for losses in STEPS:
+        weighting.observe(losses, GRAMIAN)
+    losses = losses_of([1.0, 2.0, 3.0])
+    context = StepContext(0.5, {name: torch.tensor(True) for name in NAMES}, GRAMIAN)
+    total, weights = weighting(losses, context)
+    total.backward()
+    for name, loss in losses.items():
+        assert not weights[name].requires_grad
+        assert weights[name] >= 0
+        assert loss.grad.item() == pytest.approx(weights[name].item(), rel=1e-5), name
+
+
+@kinds
+def test_weights_are_those_of_the_step(kind):
+    """Prevents batches of one optimizer step, or ranks, from weighing a task differently: they read the values of
+    losses only through `observe`, and `share` adds up."""
+    weighting = model_of(kind).weighting
+    for losses in STEPS:
+        weighting.observe(losses, GRAMIAN)
+    whole, weights = weighting(losses_of([2.0, 4.0, 8.0]), StepContext(gramian=GRAMIAN))
+    parts = [
+        weighting(losses_of(values), StepContext(0.5, gramian=GRAMIAN)) for values in ([0.5, 4.0, 7.0], [1.5, 0.0, 1.0])
+    ]
+    torch.testing.assert_close(sum(total for total, _ in parts), whole)
+    for _, found in parts:
+        assert {n: w.item() for n, w in found.items()} == pytest.approx({n: w.item() for n, w in weights.items()})
+
+
+@kinds
+def test_a_frozen_task_stays_frozen(kind):
+    """Prevents a weighting from bringing a task back that training has stopped (scale 0), or from failing over it."""
+    model = model_of(kind)
+    model.weighting.scale_of("like").zero_()
+    for losses in STEPS:
+        model.weighting.observe(losses, GRAMIAN)
+    output = model(**random_batch(NAMES))
+    output.loss.backward()
+    own = [p.grad for p in model.heads["like"].parameters()]
+    assert all(g is None or g.abs().max() == 0 for g in own)
+    assert any(p.grad.abs().max() > 0 for p in model.heads["click"].parameters())
 
 
 def test_fixed_is_the_weighted_sum():

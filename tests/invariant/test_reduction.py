@@ -52,3 +52,29 @@ def test_duplicated_data_gives_the_same_gradient():
         model(**model_inputs(UnevenCollator()(data))).loss.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters()})
     assert difference(*found) < 1e-5
+
+
+WEIGHTINGS = [
+    ("uncertainty", None),
+    ("rlw", None),
+    ("dwa", {"period": 1}),
+    ("famo", None),
+    ("geometric", None),
+    ("gradnorm", None),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), WEIGHTINGS, ids=[kind for kind, _ in WEIGHTINGS])
+def test_weightings_see_the_same_step(tmp_path, kind, options):
+    """Prevents a weighting from adding its own terms once per batch, from learning from the last batch of a step, or
+    from counting a task as lost that has no labels in one of the batches."""
+    model = {"weighting": kind, "weighting_options": options}
+    whole = first_step(tmp_path / "whole", WINDOWS_PER_STEP, **model)
+    cut = first_step(tmp_path / "cut", 8, 8, **model)
+    assert ["next_item", "rating"] in cut.seen_tasks
+    assert difference(cut.gradients, whole.gradients) < 1e-5
+    assert losses(cut.log) == pytest.approx(losses(whole.log), rel=1e-4)
+    one, other = (step.trainer.model.weighting.state_dict() for step in (cut, whole))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    weights = {name: value for name, value in whole.log.items() if name.startswith("weight_")}
+    assert {name: cut.log[name] for name in weights} == pytest.approx(weights, rel=1e-4)
