@@ -51,6 +51,9 @@ class PolyRecConfig(PreTrainedConfig):
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
         task_item_embeddings: give every pair task a table of item vectors of its own beside the shared one (STEM, Su et
             al., 2024), for `num_items * hidden_size` parameters per task.
+        item_cooccurrence: start id vectors where items stand by their co-occurrence in the training log
+            (`polyrec.data.cooccurrence`), with this standard deviation; 0 = at random.
+        freeze_item_ids: leave id vectors where they start, for logs with few events per item.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
@@ -88,6 +91,8 @@ class PolyRecConfig(PreTrainedConfig):
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
+    item_cooccurrence: float = 0.0
+    freeze_item_ids: bool = False
     task_item_embeddings: bool = False
     numeric_bins: int = 8
     candidate_attention_heads: int = 4
@@ -138,6 +143,8 @@ class PolyRecConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_hidden_layers must be >= 0 and pair_size >= 1, not {self.num_hidden_layers} and {self.pair_size}"
             )
+        if self.item_cooccurrence < 0:
+            raise ValueError(f"item_cooccurrence is {self.item_cooccurrence}; it must be >= 0")
         if self.num_items < 2:
             raise ValueError(
                 f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"

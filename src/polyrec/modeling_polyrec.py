@@ -155,6 +155,11 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, NumericEncoder):
             module.reset_edges()
+        elif isinstance(module, LinearSkip):
+            for (
+                linear
+            ) in module.linear.values():  # the towers learn first; large answers of the skip would mislead them
+                init.zeros_(linear.weight)
         elif isinstance(module, HistoryEncoder):
             init.normal_(module.start, mean=0.0, std=std)
         elif isinstance(module, ItemEncoder):
@@ -402,9 +407,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             items = ItemRows(self.item_encoder.encode(torch.arange(self.config.num_items, device=device)))
         return head(states_MD, items)
 
-    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor) -> None:
-        """Put item attributes and training counts into the model, see `ItemEncoder.load_catalog`."""
-        self.item_encoder.load_catalog(attributes, counts)
+    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor, id_vectors: Tensor | None = None) -> None:
+        """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
+        self.item_encoder.load_catalog(attributes, counts, id_vectors)
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
         """Recommend items to one person; see `polyrec.recommendation.recommend`."""

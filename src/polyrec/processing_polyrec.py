@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder, infer_kind
+from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import fit_derived, with_derived
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
@@ -111,6 +112,8 @@ class PolyRecProcessor:
         self.statistics = statistics
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, Any]] = {}
+        self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
+        _check_keys_only(columns, items, users, event_encoders["candidate"])
 
     # ------------------------------------------------------------------ fit
     @classmethod
@@ -202,26 +205,10 @@ class PolyRecProcessor:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
         table = read_table(interactions, "interactions")
-        log = self.encode_events(table, past)
+        log, part = self._cut(table, past, by, fractions, cuts)
+        train = part == splits.TRAIN
         weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
         log.sample_weight = {task: values[log.row] for task, values in weights.items()}
-        if by == "time":
-            part = (
-                splits.split_by_fractions(np.argsort(log.order), fractions)
-                if cuts is None
-                else splits.split_by_cuts(log.time, cuts)
-            )
-            splits.check_leakage(part, log.time, rows=log.row)
-        elif by == "leave_one_out":
-            part = splits.leave_one_out(log.offsets)
-            splits.check_leakage(part, log.time, person=log.person, rows=log.row)
-        else:
-            raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
-        train = part == splits.TRAIN
-        if not train.any():
-            raise ValueError(
-                f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
-            )
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
         for name, share in (keep_negatives or {}).items():
@@ -241,6 +228,36 @@ class PolyRecProcessor:
             self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
             self._dataset(log, part == splits.TEST, tested, max(self.max_history // 2, 1)),
         )
+
+    def _cut(
+        self, table: pa.Table, past: Any, by: str, fractions: Sequence[float], cuts: Sequence[float] | None
+    ) -> tuple[EventLog, np.ndarray]:
+        """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
+        log = self.encode_events(table, past)
+        if by == "time":
+            part = (
+                splits.split_by_fractions(np.argsort(log.order), fractions)
+                if cuts is None
+                else splits.split_by_cuts(log.time, cuts)
+            )
+            splits.check_leakage(part, log.time, rows=log.row)
+        elif by == "leave_one_out":
+            part = splits.leave_one_out(log.offsets)
+            splits.check_leakage(part, log.time, person=log.person, rows=log.row)
+        else:
+            raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
+        train = part == splits.TRAIN
+        if not train.any():
+            raise ValueError(
+                f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
+            )
+        # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
+        learnt = with_derived(table, self.columns, self.items).take(pa.array(np.sort(log.row[train])))
+        for encoders in self.event_encoders.values():
+            for name, encoder in encoders.items():
+                values = column(learnt, name, "interactions", "feedback or context")
+                encoders[name] = ColumnEncoder.fit(name, values, encoder.kind, f"interactions: column {name!r}")
+        return self.encode_events(table, past), part
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics.
@@ -315,10 +332,26 @@ class PolyRecProcessor:
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
-        self.item_counts = np.bincount(log.item[train], minlength=len(self.items))
+        self._taken = log.person[train], log.item[train]
+        if log.past is not None:
+            # What people did before the log comes before their training events.
+            person = np.concatenate([log.past.person, self._taken[0]])
+            order = np.argsort(person, kind="stable")
+            self._taken = person[order], np.concatenate([log.past.item, self._taken[1]])[order]
+        self.item_counts = np.bincount(self._taken[1], minlength=len(self.items))
         context = {name: values[train] for name, values in log.candidate_features.items()}
         for j, task in enumerate(self.tasks):
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
+
+    def item_vectors(self, size: int) -> np.ndarray:
+        """Vectors of items by their co-occurrence in the training rows of the last split, float32 [N, size].
+
+        Raises:
+            ValueError: nothing was split yet; the training rows are not saved with a processor.
+        """
+        if self._taken is None:
+            raise ValueError("item vectors are those of a split's training rows: call split() first")
+        return cooccurrence_vectors(*self._taken, num_items=len(self.items), size=size)
 
     def _task(self, name: str) -> TaskConfig:
         found = {t.name: t for t in self.tasks}
@@ -373,10 +406,13 @@ class PolyRecProcessor:
     @property
     def features(self) -> list[FeatureConfig]:
         """Every input of the model, described."""
-        found = [e.feature("item") for e in self.items.encoders.values() if e.kind != "text"]
-        found += [e.feature("user") for e in self.users.encoders.values() if e.kind != "text"]
-        for source in ("event", "candidate"):
-            found += [e.feature(source) for e in self.event_encoders[source].values()]
+        hidden = set(self.columns.keys_only)
+        found = [e.feature("item") for n, e in self.items.encoders.items() if f"item.{n}" not in hidden]
+        found += [e.feature("user") for n, e in self.users.encoders.items() if f"user.{n}" not in hidden]
+        found = [f for f in found if f.kind != "text"]
+        found += [e.feature("event") for e in self.event_encoders["event"].values()]
+        context = self.event_encoders["candidate"]
+        found += [e.feature("candidate") for n, e in context.items() if f"context.{n}" not in hidden]
         found.append(FeatureConfig("time_gap", "event", "numeric"))
         if self.statistics is not None and self.statistics.targets:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
@@ -601,6 +637,16 @@ def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
     """A column without rows, of a type that fits the encoder."""
     kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64()}
     return pa.array([], kinds.get(encoder["kind"], pa.string()))
+
+
+def _check_keys_only(
+    columns: Columns, items: EntityTable, users: EntityTable, context: Mapping[str, ColumnEncoder]
+) -> None:
+    known = [f"item.{n}" for n in items.encoders] + [f"user.{n}" for n in users.encoders]
+    known += [f"context.{n}" for n in context]
+    for name in columns.keys_only:
+        if name not in known:
+            raise ValueError(f"columns.keys_only: unknown {name!r}; {nearest(name, known)}")
 
 
 def _check_known(items: EntityTable, taken: pa.Array, name: str) -> None:

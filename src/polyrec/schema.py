@@ -177,6 +177,9 @@ class Columns:
         context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
         item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi",
             "numeric", "text". None: every column, its kind inferred from its type.
+        keys_only: attributes and context that running statistics count by, but that the model does not read itself:
+            "item.<attribute>", "user.<attribute>" or "context.<column>". A creator with few events each is known well
+            by their rates and would be learnt by heart as a code.
         title: column of the items table shown with recommendations.
         weight: {task: column} of weights of its labels in training (>= 0).
         propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs
@@ -200,6 +203,7 @@ class Columns:
     context: tuple[str, ...] | dict[str, str] = ()
     item_features: dict[str, str] | None = None
     user_features: dict[str, str] | None = None
+    keys_only: tuple[str, ...] = ()
     title: str | None = "title"
     weight: dict[str, str] = field(default_factory=dict)
     propensity: dict[str, str] = field(default_factory=dict)
@@ -222,6 +226,7 @@ class Columns:
                 )
             if not isinstance(value, Mapping):
                 object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "keys_only", tuple(self.keys_only))
         for name in ("item_features", "user_features"):
             value = getattr(self, name)
             if not (value is None or isinstance(value, Mapping)):

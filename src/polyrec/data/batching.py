@@ -5,19 +5,28 @@ Letters: B windows, L events, C candidates, R events of the log, E events of the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyrec.data.augmentation import missing_rows
-from polyrec.data.sequences import SequenceDataset
 from polyrec.schema import STATISTICS
+
+if TYPE_CHECKING:
+    from polyrec.data.sequences import SequenceDataset
+
+
+class WindowBatch(NamedTuple):
+    """Windows that the collator is to read at once."""
+
+    reader: BatchReader
+    indices: list[int]
 
 
 class BatchReader:
-    """`reader(indices)` gives what `PolyRecCollator()([dataset[i] for i in indices])` gives, many times faster.
+    """`reader(indices)` gives what the collator makes of `[dataset[i] for i in indices]`, many times faster.
 
     Windows of few events, as impression logs have them, cost more to cut out and pad one by one than the model costs to
     train on them. Data sets with `shuffle_ties` or a `transform` change windows one by one; `supports` says so.
@@ -49,11 +58,11 @@ class BatchReader:
         """Whether the windows of a data set can be read at once."""
         return not dataset.shuffle_ties and dataset.transform is None
 
-    def __call__(self, indices: np.ndarray) -> dict[str, Any]:
-        """One padded batch of windows as the data set's epoch sees them."""
+    def __call__(self, indices: list[int] | np.ndarray, multiple: int = 1) -> dict[str, Any]:
+        """One padded batch of windows as the data set's epoch sees them; lengths are rounded up to a `multiple`."""
         data, log = self.dataset, self.dataset.log
         windows = data.spans(np.asarray(indices))
-        asked_BC, position_BC = self._asked(windows.first_asked, windows.last_asked)
+        asked_BC, position_BC = self._asked(windows.first_asked, windows.last_asked, multiple)
         real_BC = asked_BC >= 0
         most = np.where(real_BC, position_BC, 0).max(axis=1, initial=0)
         start, stop = windows.start, windows.stop
@@ -65,7 +74,7 @@ class BatchReader:
             before = np.where(
                 (start == 0) & real_BC.any(axis=1), np.minimum(held, data.max_history - (stop - start)), 0
             )
-        events_BL = self._event_rows(windows.person, start, stop, before)
+        events_BL = self._event_rows(windows.person, start, stop, before, multiple)
         rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
         event_features = {name: _take(table, events_BL) for name, table in self._events.items()}
         candidate_index = np.where(real_BC, rows_BC, self._padding)
@@ -93,7 +102,7 @@ class BatchReader:
             batch["sample_weight"] = {n: torch.from_numpy(v.astype(np.float32)) for n, v in weights.items()}
         return batch
 
-    def _asked(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(self, first: np.ndarray, last: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
         """Candidates that this epoch asks, int64 [B, C] with -1 = padding, and how many events each may see."""
         data = self.dataset
         lengths = last - first
@@ -102,25 +111,31 @@ class BatchReader:
         if data.delayed_share is not None:
             keep = data.drawn_view(flat, data.epoch)
             flat, window = flat[keep], window[keep]
-        asked = _pad(flat, window, len(first))
+        asked = _pad(flat, window, len(first), multiple)
         return asked, data.candidates.position[np.maximum(asked, 0)]
 
-    def _event_rows(self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray) -> np.ndarray:
+    def _event_rows(
+        self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
+    ) -> np.ndarray:
         """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the person's."""
         log, past = self.dataset.log, self.dataset.log.past
         length = before + stop - start
-        place_BL = np.arange(max(int(length.max(initial=0)), 1)) - before[:, None]
+        place_BL = np.arange(_rounded(length, multiple)) - before[:, None]
         rows_BL = (log.offsets[person] + start)[:, None] + place_BL
         if past is not None:
             rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[person + 1])[:, None] + place_BL, rows_BL)
         return np.where(place_BL < (stop - start)[:, None], rows_BL, self._padding)
 
 
-def _pad(flat: np.ndarray, window: np.ndarray, windows: int) -> np.ndarray:
+def _rounded(lengths: np.ndarray, multiple: int) -> int:
+    return -(-max(int(lengths.max(initial=0)), 1) // multiple) * multiple
+
+
+def _pad(flat: np.ndarray, window: np.ndarray, windows: int, multiple: int) -> np.ndarray:
     """Values of ascending windows as rows, int64 [B, C], filled up with -1."""
     lengths = np.bincount(window, minlength=windows)
     inside = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    padded = np.full((windows, max(int(lengths.max(initial=0)), 1)), -1, dtype=np.int64)
+    padded = np.full((windows, _rounded(lengths, multiple)), -1, dtype=np.int64)
     padded[window, inside] = flat
     return padded
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.data.batching import WindowBatch
+
 
 @dataclass
 class PolyRecCollator:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from polyrec.data.augmentation import Transform, missing_rows, without_oldest
+from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.past import PastEvents
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.schema import STATISTICS
@@ -242,6 +244,19 @@ class SequenceDataset(WindowDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One window of this epoch."""
         return self.window(index, self.epoch)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]] | WindowBatch:
+        """What a data loader asks for: windows that the collator reads at once, where nothing changes them one by one.
+
+        (A loader's fetcher looks for this method before it calls `__getitem__` for each index.)
+        """
+        if not BatchReader.supports(self):
+            return [self[index] for index in indices]
+        return WindowBatch(self._reader, indices)
+
+    @cached_property
+    def _reader(self) -> BatchReader:
+        return BatchReader(self)
 
     def spans(self, indices: np.ndarray) -> WindowSpans:
         """Where windows lie, before any draw."""

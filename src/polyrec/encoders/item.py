@@ -59,6 +59,7 @@ class ItemEncoder(nn.Module):
         self.num_items, self.id_dropout = config.num_items, config.item_id_dropout
         features = [f for f in config.feature_configs if f.source == "item"]
         self.id_embedding = nn.Embedding(config.num_items, config.hidden_size, padding_idx=PADDING_ITEM)
+        self.id_embedding.requires_grad_(not config.freeze_item_ids)
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.num_items))
@@ -68,12 +69,14 @@ class ItemEncoder(nn.Module):
             dtype = torch.float32 if f.kind in ("numeric", "vector") else torch.int64
             self.catalog.register_buffer(module_name(f.name), torch.zeros(shape, dtype=dtype))
 
-    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor) -> None:
+    @torch.no_grad()
+    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Fill the attribute buffers.
 
         Args:
             attributes: {feature: [N] or [N, K]} with rows 0 (padding) and 1 (unknown item) included.
             counts: [N], training events of each item; an item with none uses the unknown-item vector.
+            id_vectors: [N, D], where id vectors start; rows of zeros stay as they are. None: all stay as they are.
         """
         for name, values in {**attributes, "training counts": counts}.items():
             if len(values) != self.num_items:
@@ -85,6 +88,9 @@ class ItemEncoder(nn.Module):
             self.catalog.get_buffer(module_name(f.name)).copy_(attributes[f.name])
         self.counts.copy_(counts)
         self.known.copy_(counts > 0)
+        if id_vectors is not None:
+            placed = id_vectors.any(dim=1)
+            self.id_embedding.weight[placed] = id_vectors[placed].to(self.id_embedding.weight)
 
     def rows(self, *ids: Tensor) -> ItemRows:
         """Encode the whole table if it is small, else each item that `ids` mention, once."""

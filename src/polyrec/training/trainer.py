@@ -324,4 +324,8 @@ def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
 
 def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
     attributes = {name: torch.from_numpy(values) for name, values in processor.items.encoded.items()}
-    model.load_catalog(attributes, torch.from_numpy(processor.item_counts).float())
+    vectors = None
+    if model.config.item_cooccurrence:
+        found = processor.item_vectors(model.config.hidden_size)
+        vectors = model.config.item_cooccurrence * torch.from_numpy(found)
+    model.load_catalog(attributes, torch.from_numpy(processor.item_counts).float(), vectors)
