@@ -43,7 +43,8 @@ def load(data: Path, config: Mapping[str, Any], threads: int, **split: Any) -> t
         ties=config["ties"],
         statistics=config["statistics"],
     )
-    return processor, processor.split(interactions, **split, **config["split"])
+    past = data / f"{config['past']}.parquet" if config.get("past") else None
+    return processor, processor.split(interactions, past=past, **split, **config["split"])
 
 
 @dataclass

@@ -155,11 +155,6 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, NumericEncoder):
             module.reset_edges()
-        elif isinstance(module, LinearSkip):
-            for (
-                linear
-            ) in module.linear.values():  # the towers learn first; large answers of the skip would mislead them
-                init.zeros_(linear.weight)
         elif isinstance(module, HistoryEncoder):
             init.normal_(module.start, mean=0.0, std=std)
         elif isinstance(module, ItemEncoder):
@@ -167,7 +162,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
-        if isinstance(module, TaskHead | ExpertLayer | TaskItemEmbedding | Coupling | LossWeighting):
+        if isinstance(module, TaskHead | ExpertLayer | TaskItemEmbedding | LinearSkip | Coupling | LossWeighting):
             module.initialise()
 
 

@@ -256,7 +256,7 @@ class PolyRecProcessor:
         for encoders in self.event_encoders.values():
             for name, encoder in encoders.items():
                 values = column(learnt, name, "interactions", "feedback or context")
-                encoders[name] = ColumnEncoder.fit(name, values, encoder.kind, f"interactions: column {name!r}")
+                encoders[name] = encoder.refit(values, f"interactions: column {name!r}")
         return self.encode_events(table, past), part
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:

@@ -175,8 +175,9 @@ class Columns:
         order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
         feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
         context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
-        item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi",
-            "numeric", "text". None: every column, its kind inferred from its type.
+        item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi"
+            (lists; "multi:|" for text such as "Comedy|Drama", with any separator), "numeric", "text". None: every
+            column, its kind inferred from its type.
         keys_only: attributes and context that running statistics count by, but that the model does not read itself:
             "item.<attribute>", "user.<attribute>" or "context.<column>". A creator with few events each is known well
             by their rates and would be learnt by heart as a code.
@@ -253,7 +254,8 @@ class Columns:
 
 def _check_kinds(declared: Mapping[str, str], known: list[str]) -> None:
     for column, kind in declared.items():
-        if kind not in known:
+        name = kind if kind in known else kind.partition(":")[0]
+        if name not in known or (name != "multi" and name != kind) or kind == "multi:":
             raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")
 
 

@@ -17,6 +17,7 @@ class Recipe:
 
     Args:
         interactions, items, users: paths of .parquet or .csv tables.
+        past: path of a table of what people did before the log, see `Columns.past`.
         tasks: list of task dicts (name, head, label, weight, options).
         columns: arguments of `Columns`.
         split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}).
@@ -31,6 +32,7 @@ class Recipe:
     interactions: str = ""
     items: str | None = None
     users: str | None = None
+    past: str | None = None
     tasks: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=lambda: {"by": "time"})
@@ -45,7 +47,7 @@ class Recipe:
         """Refuse what cannot work before anything heavy is imported."""
         if not self.interactions:
             raise ValueError("no interactions given: set `interactions:` in the YAML file or pass --interactions PATH")
-        for name in ("interactions", "items", "users"):
+        for name in ("interactions", "items", "users", "past"):
             path = getattr(self, name)
             if path and not Path(path).exists():
                 raise ValueError(f"{name}: no such file: {path}")

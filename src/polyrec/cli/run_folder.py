@@ -22,7 +22,7 @@ def about_recipe(recipe: Recipe, ignore: Sequence[str]) -> dict[str, Any]:
     """
     about = {
         "recipe": {name: value for name, value in recipe.to_dict().items() if name not in ignore},
-        "data": {name: _digest(getattr(recipe, name)) for name in ("interactions", "items", "users")},
+        "data": {name: _digest(getattr(recipe, name)) for name in ("interactions", "items", "users", "past")},
         "polyrec": __version__,
     }
     return json.loads(json.dumps(about))  # as it comes back from a file

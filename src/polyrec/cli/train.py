@@ -29,7 +29,7 @@ def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
     processor = PolyRecProcessor.fit(
         recipe.interactions, recipe.items, recipe.users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
     )
-    return processor, processor.split(recipe.interactions, **recipe.split)
+    return processor, processor.split(recipe.interactions, past=recipe.past, **recipe.split)
 
 
 def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[str] | None = None) -> PolyRecConfig:

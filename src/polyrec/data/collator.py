@@ -38,8 +38,10 @@ class PolyRecCollator:
 
     pad_to_multiple_of: int = 1
 
-    def __call__(self, windows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collate a list of windows of one data set, as `WindowDataset.__getitem__` returns them."""
+    def __call__(self, windows: Sequence[dict[str, Any]] | WindowBatch) -> dict[str, Any]:
+        """Collate windows as `SequenceDataset.__getitem__` returns them, or read those of a `WindowBatch` at once."""
+        if isinstance(windows, WindowBatch):
+            return windows.reader(windows.indices, self.pad_to_multiple_of)
         events = _Padder([len(w["item_ids"]) for w in windows], self.pad_to_multiple_of)
         asked = _Padder([len(w["candidate_ids"]) for w in windows], self.pad_to_multiple_of)
 

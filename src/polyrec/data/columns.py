@@ -47,13 +47,20 @@ class ColumnEncoder:
     vocabulary: list[Any] = field(default_factory=list)
     width: int = 1
     knots: list[float] = field(default_factory=list)
+    separator: str = ""
 
     @classmethod
-    def fit(cls, name: str, values: pa.Array, kind: FeatureKind, what: str) -> ColumnEncoder:
-        """Learn the vocabulary or the distribution of a column. `what` names table and column in messages."""
-        encoder = cls(name, kind)
+    def fit(cls, name: str, values: pa.Array, kind: str, what: str) -> ColumnEncoder:
+        """Learn the vocabulary or the distribution of a column. `what` names table and column in messages.
+
+        Args:
+            kind: a [`FeatureKind`], or "multi:" and the separator of values that are written as one text.
+        """
+        plain, _, separator = kind.partition(":")
+        encoder = cls(name, plain, separator=separator)  # type: ignore[arg-type]
+        kind = plain
         if kind == "multi":
-            flat, lengths = _ragged(values, what)
+            flat, lengths = _ragged(values, what, separator)
             encoder.width = int(min(max(lengths.max(initial=1), 1), _MAX_CODES))
             encoder.vocabulary = _vocabulary(flat)
         elif kind == "categorical":
@@ -62,10 +69,15 @@ class ColumnEncoder:
             encoder.knots = quantile_knots(numbers(values, what)).tolist()
         return encoder
 
+    def refit(self, values: pa.Array, what: str) -> ColumnEncoder:
+        """The same kind of encoder, learnt from other values."""
+        kind = f"{self.kind}:{self.separator}" if self.separator else self.kind
+        return ColumnEncoder.fit(self.name, values, kind, what)
+
     def encode(self, values: pa.Array, what: str) -> np.ndarray:
         """Return model inputs, shapes as in the class description."""
         if self.kind == "multi":
-            flat, lengths = _ragged(values, what)
+            flat, lengths = _ragged(values, what, self.separator)
             return _pad(self._codes(flat), lengths, self.width)
         if self.kind == "categorical":
             return self._codes(_scalars(values, what))
@@ -117,12 +129,20 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _ragged(values: pa.Array, what: str) -> tuple[pa.Array, np.ndarray]:
-    """Flat values and row lengths of a list column; missing lists are empty, missing entries are dropped."""
+def _ragged(values: pa.Array, what: str, separator: str = "") -> tuple[pa.Array, np.ndarray]:
+    """Flat values and row lengths of a list column; missing lists are empty, missing entries are dropped.
+
+    Args:
+        separator: of lists that are written as text.
+    """
+    if separator and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        values = pc.split_pattern(values, separator)
     if pa.types.is_null(values.type):
         values = pa.nulls(len(values), pa.list_(pa.string()))
     if not _is_list(values.type):
-        raise ValueError(f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy']")
+        raise ValueError(f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy'], "
+            "or say what separates the values of a text, e.g. 'multi:|'"
+        )
     lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
     if pa.types.is_fixed_size_list(values.type):
         lists = lists.cast(pa.list_(values.type.value_type))

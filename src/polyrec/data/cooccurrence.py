@@ -31,7 +31,8 @@ def cooccurrence_vectors(
         float32 [N, D] with standard deviation 1 over the rows of items that co-occur; 0 for all others.
 
     Example:
-        >>> vectors = cooccurrence_vectors(np.zeros(6, int), np.array([2, 3, 2, 4, 5, 4]), num_items=7, size=2, window=1)
+        >>> item = np.array([2, 3, 2, 4, 5, 4])
+        >>> vectors = cooccurrence_vectors(np.zeros(6, int), item, num_items=7, size=2, window=1)
         >>> vectors.shape, bool(vectors[6].any())
         ((7, 2), False)
     """

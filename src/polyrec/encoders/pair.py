@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import FeatureEncoder
@@ -18,7 +19,8 @@ class PairEncoder(nn.Module):
     s is the person's state, c the candidate's item vector, a its attention over the visible events, and features the
     encoded context and running statistics of the candidate.
 
-    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, P], P the pair width.
+    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, P], P the
+    pair width.
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
@@ -77,6 +79,11 @@ class LinearSkip(nn.Module):
         self.linear = nn.ModuleDict(
             {name: nn.Linear(size, width or 1, bias=False) for name, width in widths.items()} if size else {}
         )
+
+    def initialise(self) -> None:
+        """Start at 0: random answers of the skip mislead the towers, which learn first (measured)."""
+        for linear in self.linear.values():
+            init.zeros_(linear.weight)
 
     def forward(self, values: dict[str, Tensor], evidence_BCE: Tensor | None) -> dict[str, Tensor]:
         """Contribution to the logits, shapes as in the class description."""
