@@ -1,0 +1,57 @@
+"""Loss weightings on two processes (gloo) do what they do on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
+from safetensors.torch import load_file
+from weightings_two_processes import RUNS, STEPS
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder and findings of both processes."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [*launcher, str(HERE / "weightings_two_processes.py"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, [json.loads((folder / f"findings{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_one_step_equals_that_of_one_process(run, tmp_path, name):
+    """Prevents terms of a weighting from counting once per rank, and weights from being made of one rank's gradients
+    or losses."""
+    folder, findings = run
+    expected = first_step(tmp_path, WINDOWS_PER_STEP, **STEPS[name])
+    assert difference(load_file(folder / f"{name}.safetensors"), expected.gradients) < 1e-5
+    shown = {n: v for n, v in expected.log.items() if n.startswith(("weight_", "cosine_"))}
+    assert {n: findings[0][name]["log"][n] for n in shown} == pytest.approx(shown, rel=1e-4, abs=1e-6)
+    assert losses(findings[0][name]["log"]) == pytest.approx(losses(expected.log), rel=1e-4)
+    for rank in findings:
+        state = {n: torch.tensor(v) for n, v in rank[name]["state"].items()}
+        torch.testing.assert_close(
+            state, expected.trainer.model.weighting.state_dict(), rtol=1e-4, atol=1e-6, check_dtype=False
+        )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_stay_equal(run, name):
+    """Prevents random orders and draws from following each rank's own random state, so that ranks drift apart."""
+    _, (first, second) = run
+    one, other = first[f"run of {name}"], second[f"run of {name}"]
+    assert one["state"] == other["state"]
+    assert one["parameters"] == other["parameters"]
+    assert len({line["weight_like"] for line in one["log"]}) > 1
