@@ -22,8 +22,8 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 TABLES = ("interactions", "items", "users")
-CONFIG_KEYS = {"columns", "max_history", "ties", "statistics", "split", "tasks", "model", "training", "selection"}
-OPTIONAL_KEYS = {"past"}  # name of a fourth table
+CONFIG_KEYS = {"columns", "processor", "split", "tasks", "model", "training"}
+OPTIONAL_KEYS = {"early_stopping_patience"}
 PACKAGES = ("polyrec", "torch", "transformers", "accelerate", "numpy", "pyarrow")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo of x86 and of Arm
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -72,7 +72,7 @@ def arguments(description: str, config: str, systems: Sequence[str]) -> argparse
 
 
 def read_config(path: Path, epochs: int | None = None) -> dict[str, Any]:
-    """The protocol's file; unknown or missing parts are refused."""
+    """The protocol's file, a recipe without paths; unknown or missing parts are refused."""
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     if wrong := (set(found) - OPTIONAL_KEYS) ^ CONFIG_KEYS:
         raise ValueError(f"{path}: unknown or missing {sorted(wrong)}; the parts are {sorted(CONFIG_KEYS)}")

@@ -39,11 +39,9 @@ def load(data: Path, config: Mapping[str, Any], threads: int, **split: Any) -> t
         users=users,
         tasks=config["tasks"],
         columns=config["columns"],
-        max_history=config["max_history"],
-        ties=config["ties"],
-        statistics=config["statistics"],
+        **config["processor"],
     )
-    past = data / f"{config['past']}.parquet" if config.get("past") else None
+    past = data / "history.parquet" if config["columns"].get("past") else None
     return processor, processor.split(interactions, past=past, **split, **config["split"])
 
 
@@ -105,18 +103,17 @@ class Fit:
 
 
 class Selection(TrainerCallback):
-    """Evaluates after every few epochs, keeps the weights that validate best, and stops when they no longer improve.
+    """Evaluates after every epoch, keeps the weights that validate best, and stops when they no longer improve.
 
     Args:
         clock: counts the epochs themselves.
         metric: of `PolyRecTrainer.evaluate`; None: keep the last weights, evaluate once at the end.
-        every: epochs between evaluations.
-        patience: evaluations without improvement after which training stops.
+        patience: epochs without improvement after which training stops.
         name: shown before each line of progress.
     """
 
-    def __init__(self, clock: Clock, metric: str | None, every: int = 1, patience: int = 1000, name: str = "") -> None:
-        self.clock, self.metric, self.every, self.patience, self.name = clock, metric, every, patience, name
+    def __init__(self, clock: Clock, metric: str | None, patience: int = 1000, name: str = "") -> None:
+        self.clock, self.metric, self.patience, self.name = clock, metric, patience, name
         self.trainer: PolyRecTrainer | None = None
         self.log: list[dict[str, float]] = []
         self.epochs = self.bad = 0
@@ -129,7 +126,7 @@ class Selection(TrainerCallback):
         self.clock.stop()
         self.epochs += 1
         last = self.epochs >= args.num_train_epochs
-        if not last and (self.metric is None or self.epochs % self.every):
+        if not last and self.metric is None:
             return
         assert self.trainer is not None
         found = self.trainer.evaluate()
@@ -153,31 +150,35 @@ class Selection(TrainerCallback):
 
 
 def fit(processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seed: int) -> Fit:
-    """Train one model with all tasks; the best weights by `config["selection"]` stay in it."""
-    clock = Clock()
-    selection = Selection(clock, **config["selection"], name=f"polyrec seed {seed}")
+    """Train one model with all tasks; the best weights by the recipe's `metric_for_best_model` stay in it."""
+    clock, chosen = Clock(), config["training"].get("metric_for_best_model")
+    patience = config.get("early_stopping_patience") or 1000
+    selection = Selection(clock, chosen and f"eval_{chosen}", patience, name=f"polyrec seed {seed}")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(processor, data, config, folder, seed, selection)
+        trainer = new_trainer(processor, data, config, folder, seed, selection)
         selection.trainer = trainer
         trainer.train()
     return Fit(trainer, clock, selection.epochs, selection.log)
 
 
-def _trainer(
+def new_trainer(
     processor: PolyRecProcessor,
     data: Splits,
     config: Mapping[str, Any],
     folder: str,
     seed: int,
-    callback: TrainerCallback,
+    *callbacks: TrainerCallback,
     **more: Any,
 ) -> PolyRecTrainer:
+    """A model with fresh weights, ready to be trained."""
     set_seed(seed)
     model = PolyRecForRecommendation(processor.model_config(**config["model"]))
     options: dict[str, Any] = dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "no")
     options |= {"disable_tqdm": True, "use_cpu": True, "seed": seed}
     arguments = PolyRecTrainingArguments(output_dir=folder, **{**config["training"], **options, **more})
-    trainer = PolyRecTrainer(model, arguments, data.train, data.valid, processing_class=processor, callbacks=[callback])
+    trainer = PolyRecTrainer(
+        model, arguments, data.train, data.valid, processing_class=processor, callbacks=[*callbacks]
+    )
     trainer.remove_callback(PrinterCallback)  # `Selection` prints what matters
     return trainer
 
@@ -226,7 +227,7 @@ def throughput(
     watch = Stopwatch(seconds)
     more = {"bf16": bf16, "num_train_epochs": 100_000}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(processor, data, config, folder, 0, watch, **more)
+        trainer = new_trainer(processor, data, config, folder, 0, watch, **more)
         trainer.model.register_forward_pre_hook(watch.count, with_kwargs=True)
         trainer.train()
     wall, cpu = watch.positions / watch.clock.wall, watch.positions / watch.clock.cpu

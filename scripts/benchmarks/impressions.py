@@ -43,10 +43,10 @@ COSTS = ("train_cpu_seconds", "train_wall_seconds", "rows_per_cpu_second", "para
 # What each variant changes: {dotted key of the configuration: value}.
 VARIANTS: dict[str, dict[str, Any]] = {
     "polyrec": {},
-    "no_statistics": {"statistics": False},
-    "no_past": {"past": None, "columns.past": None},
+    "no_statistics": {"processor.statistics": False},
+    "no_past": {"columns.past": None},
     "no_attention": {"model.candidate_attention_heads": 0},
-    "no_sequence": {"model.candidate_attention_heads": 0, "max_history": 1, "columns.past_length": 0},
+    "no_sequence": {"model.candidate_attention_heads": 0, "processor.max_history": 1, "columns.past_length": 0},
     "no_delay": {"split.max_delay": 0, "split.delayed_share": None},
     "random_ids": {"model.item_cooccurrence": 0, "model.freeze_item_ids": False, "model.item_id_dropout": 0.3},
     "ple_uncertainty": {"model.experts": "ple", "model.expert_options": {}, "model.weighting": "uncertainty"},

@@ -36,6 +36,7 @@ def _add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
     parser.add_argument("--items", metavar="PATH", help="item attributes")
     parser.add_argument("--users", metavar="PATH", help="attributes of people")
+    parser.add_argument("--past", metavar="PATH", help="what people did before the log, lists of item ids")
     parser.add_argument(
         "--task",
         action="append",
@@ -56,7 +57,7 @@ def _read_recipe(options: argparse.Namespace) -> Recipe:
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
-    for name in ("interactions", "items", "users", "output"):
+    for name in ("interactions", "items", "users", "past", "output"):
         if getattr(options, name) is not None:
             overrides[name] = getattr(options, name)
     overrides |= dict(parse_override(text) for text in options.set)
