@@ -11,26 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
-from polyrec.data.columns import FIRST, ColumnEncoder, infer_kind
+from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import fit_derived, with_derived
+from polyrec.data.encoding import encode_log, encode_past, fit_event_columns
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.past import PastEvents, check_marks, read_past
+from polyrec.data.past import check_marks, read_past
+from polyrec.data.requests import request_table
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
-    as_table,
     check_learnable,
     column,
-    first_bad_row,
     ids,
-    is_null,
     labels,
     numbers,
     read_json,
@@ -156,8 +154,8 @@ class PolyRecProcessor:
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
         check_marks(columns, columns.feedback)
         encoders = {
-            "event": _fit_event_columns(log, columns.feedback),
-            "candidate": _fit_event_columns(log, columns.context) | fit_derived(log, columns, item_table),
+            "event": fit_event_columns(log, columns.feedback),
+            "candidate": fit_event_columns(log, columns.context) | fit_derived(log, columns, item_table),
         }
         counted = None
         if statistics:
@@ -277,58 +275,17 @@ class PolyRecProcessor:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
         columns, what = self.columns, "interactions"
         table = with_derived(read_table(interactions, what), columns, self.items)
-        seconds = times(table, columns, what)
-        user_ids = ids(table, columns.user, what, "user id")
-        item = self.items.rows(ids(table, columns.item, what, "item id"))
-        task_labels = labels(table, self.tasks, what)
-        # A person is whoever has an id, known to the users table or not.
-        coded = user_ids.dictionary_encode()
-        person = np.asarray(coded.indices).astype(np.int64)
-        tie_break = np.arange(len(person)) if columns.order is None else _ranks(table, columns.order, what)
-        sort = np.lexsort((tie_break, seconds, person))
-        order = np.empty(len(sort), dtype=np.int64)
-        order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
-        encoded = {
-            source: {
-                name: encoder.encode(column(table, name, what, source), f"{what}: column {name!r}")[sort]
-                for name, encoder in encoders.items()
-            }
-            for source, encoders in self.event_encoders.items()
-        }
-        user_rows = self.users.rows(coded.dictionary)
-        log = EventLog(
-            person=person[sort],
-            item=item[sort],
-            time=seconds[sort],
-            order=order[sort],
-            row=sort,
-            user_ids=coded.dictionary,
-            labels=task_labels[sort],
-            event_features=encoded["event"],
-            candidate_features=encoded["candidate"],
-            user_features={name: values[user_rows] for name, values in self.users.encoded.items()},
-        )
-        log.event_features["time_gap"] = _time_gap(log)
+        log = encode_log(table, columns, self.tasks, self.items, self.users, self.event_encoders)
         if self.statistics is not None:
             for name in self.statistics.measures:
-                log.measures[name] = numbers(column(table, name, what, "statistics target"), f"{what}: {name!r}")[sort]
+                values = numbers(column(table, name, what, "statistics target"), f"{what}: {name!r}")
+                log.measures[name] = values[log.row]
         if past is not None:
             if columns.past is None:
                 raise ValueError("a past table is given but columns.past does not say which of its columns to read")
             log.past = read_past(read_table(past, "past"), columns, self.items, log.user_ids)
-            self._encode_past(log.past)
+            encode_past(log.past, self.event_encoders)
         return log
-
-    def _encode_past(self, past: PastEvents) -> None:
-        """Event features of the past: what its marks say, everything else missing."""
-        rows = len(past.item)
-        for name, encoder in {**self.event_encoders["candidate"], **self.event_encoders["event"]}.items():
-            if name in past.marks:
-                values = pa.array(past.marks[name].astype(np.int64))
-                past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
-            else:
-                past.event_features[name] = encoder.missing(rows)
-        past.event_features["time_gap"] = np.full(rows, np.nan, dtype=np.float32)
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
@@ -465,7 +422,11 @@ class PolyRecProcessor:
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
-        table = self._request_table(history, items, context or {}, time)
+        encoders, statistics = self.event_encoders, self.statistics
+        feedback = {*encoders["event"], *_label_columns(self.tasks)}
+        latest = statistics.last_time if statistics is not None and np.isfinite(statistics.last_time) else 0.0
+        asked_about = {name: (context or {}).get(name) for name in encoders["candidate"]}
+        table = request_table(history, len(items), self.items.ids, self.columns, feedback, asked_about, time, latest)
         log = self.encode_events(table)
         for source, given, known in (
             ("user", user, self.users.encoders),
@@ -481,55 +442,12 @@ class PolyRecProcessor:
         events = len(log) - len(items)
         asked = np.arange(events, len(log))
         log.item[asked] = items
-        statistics = None if self.statistics is None else self.statistics.request(log)
+        counted = None if statistics is None else statistics.request(log)
         candidates = Candidates(asked, np.full(len(items), events))
         # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.tasks]
-        window = SequenceDataset(log, candidates, names, statistics, self.max_history, stride=1)
+        window = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
         return window[0] | {"history_items": log.item[:events]}
-
-    def _request_table(
-        self, history: Any, items: np.ndarray, context: Mapping[str, Any], time: float | None
-    ) -> pa.Table:
-        """The history followed by one row per item asked about, with every column that `encode_events` reads."""
-        columns = self.columns
-        table = as_table(history, columns.item)
-        events = 0 if table is None else table.num_rows
-        latest = (
-            self.statistics.last_time if self.statistics is not None and np.isfinite(self.statistics.last_time) else 0.0
-        )
-        if table is not None and columns.time in table.column_names:
-            seconds = times(table, columns, "history")
-            row = first_bad_row(np.diff(seconds) < 0)
-            if row is not None:
-                raise ValueError(f"history: column {columns.time!r} goes back in time in row {row + 1}: oldest first")
-        else:
-            seconds = latest + np.arange(events) - events + 1.0
-        now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
-        if events and now <= seconds[-1]:
-            raise ValueError(
-                f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
-            )
-        known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
-        found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + len(items), dtype=np.int64))}
-        # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
-        past_ids = self.items.ids[:0] if table is None else ids(table, columns.item, "history", "item id")
-        asked_ids = self.items.ids.take(pa.array(np.zeros(len(items), dtype=np.int64)))
-        if past_ids.type != asked_ids.type:
-            past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
-        found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
-        unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
-        found[columns.time] = pa.array(np.concatenate([seconds, np.full(len(items), now)]) * unit)
-        if columns.order is not None:
-            found[columns.order] = pa.array(np.arange(events + len(items)))
-        wanted = {t.parsed_label.column for t in self.tasks if t.parsed_label is not None} | set(
-            self.event_encoders["event"]
-        )
-        for name in sorted(wanted | set(self.event_encoders["candidate"])):
-            past = known[name].to_pylist() if name in known else [None] * events
-            asked = [context.get(name) if name in self.event_encoders["candidate"] else None] * len(items)
-            found[name] = pa.array(past + asked)
-        return pa.table(found)
 
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""
@@ -613,22 +531,6 @@ def _label_columns(tasks: list[TaskConfig]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _fit_event_columns(log: pa.Table, declared: Sequence[str] | Mapping[str, str]) -> dict[str, ColumnEncoder]:
-    encoders = {}
-    for name in declared:
-        values = column(log, name, "interactions", "feedback or context")
-        kind = declared[name] if isinstance(declared, Mapping) else infer_kind(values, few_is_categorical=True)
-        encoders[name] = ColumnEncoder.fit(name, values, kind, f"interactions: column {name!r}")  # type: ignore[arg-type]
-    return encoders
-
-
-def _time_gap(log: EventLog) -> np.ndarray:
-    """log(1 + seconds since the person's previous event), an hour about 0; NaN for the first event."""
-    gap = np.diff(log.time, prepend=np.nan)
-    gap[log.offsets[:-1]] = np.nan
-    return ((np.log1p(gap) - 8) / 4).astype(np.float32)
-
-
 def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:
     return {name: from_dict(ColumnEncoder, v) for name, v in values.items()}
 
@@ -656,15 +558,6 @@ def _check_known(items: EntityTable, taken: pa.Array, name: str) -> None:
             f"none of the interactions' items is in the items table: column {name!r} begins {taken[0]} there and "
             f"{items.ids[0]} here; use the same ids in both"
         )
-
-
-def _ranks(table: pa.Table, name: str, what: str) -> np.ndarray:
-    """Rank of each row by the order column, ties by row, int64 [R]."""
-    values = column(table, name, what, "order")
-    row = first_bad_row(is_null(values))
-    if row is not None:
-        raise ValueError(f"{what}: column {name!r} (order) has no value in row {row}: fill it in or remove the row")
-    return np.asarray(pc.rank(values, tiebreaker="first")).astype(np.int64)
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:

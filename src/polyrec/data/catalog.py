@@ -58,7 +58,7 @@ class EntityTable:
             declared = {c: infer_kind(column(table, c, name, "attribute")) for c in table.column_names if c not in skip}
             declared = {c: k for c, k in declared.items() if not _looks_like_text(table[c], k)}
         encoders = {
-            c: ColumnEncoder.fit(c, column(table, c, name, "attribute"), kind, f"{name}: column {c!r}")  # type: ignore[arg-type]
+            c: ColumnEncoder.fit(c, column(table, c, name, "attribute"), kind, f"{name}: column {c!r}")
             for c, kind in declared.items()
         }
         return cls(known, table, encoders)

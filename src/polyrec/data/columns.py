@@ -140,8 +140,9 @@ def _ragged(values: pa.Array, what: str, separator: str = "") -> tuple[pa.Array,
     if pa.types.is_null(values.type):
         values = pa.nulls(len(values), pa.list_(pa.string()))
     if not _is_list(values.type):
-        raise ValueError(f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy'], "
-            "or say what separates the values of a text, e.g. 'multi:|'"
+        raise ValueError(
+            f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy'], or say what "
+            "separates the values of a text, e.g. 'multi:|'"
         )
     lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
     if pa.types.is_fixed_size_list(values.type):

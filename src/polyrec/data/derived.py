@@ -49,4 +49,4 @@ def fit_derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[s
                 f"column {name!r} is declared and also derived (columns.clock, columns.item_time): rename the column"
             )
     kinds = {CLOCK: "categorical", AGE: "numeric"}
-    return {n: ColumnEncoder.fit(n, v, kinds[n], f"interactions: {n!r}") for n, v in found.items()}  # type: ignore[arg-type]
+    return {n: ColumnEncoder.fit(n, v, kinds[n], f"interactions: {n!r}") for n, v in found.items()}

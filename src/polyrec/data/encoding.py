@@ -1,0 +1,101 @@
+"""An event log's table becomes arrays: codes, numbers and labels, sorted by person and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyrec.data.catalog import EntityTable
+from polyrec.data.columns import ColumnEncoder, infer_kind
+from polyrec.data.past import PastEvents
+from polyrec.data.sequences import EventLog
+from polyrec.data.tables import column, first_bad_row, ids, is_null, labels, times
+from polyrec.schema import Columns, TaskConfig
+
+Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
+
+
+def fit_event_columns(log: pa.Table, declared: Sequence[str] | Mapping[str, str]) -> dict[str, ColumnEncoder]:
+    """Encoders of feedback or context columns; the kind of an undeclared one is inferred."""
+    encoders = {}
+    for name in declared:
+        values = column(log, name, "interactions", "feedback or context")
+        kind = declared[name] if isinstance(declared, Mapping) else infer_kind(values, few_is_categorical=True)
+        encoders[name] = ColumnEncoder.fit(name, values, kind, f"interactions: column {name!r}")
+    return encoders
+
+
+def encode_log(
+    table: pa.Table,
+    columns: Columns,
+    tasks: Sequence[TaskConfig],
+    items: EntityTable,
+    users: EntityTable,
+    encoders: Encoders,
+) -> EventLog:
+    """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
+    what = "interactions"
+    seconds = times(table, columns, what)
+    user_ids = ids(table, columns.user, what, "user id")
+    item = items.rows(ids(table, columns.item, what, "item id"))
+    task_labels = labels(table, list(tasks), what)
+    # A person is whoever has an id, known to the users table or not.
+    coded = user_ids.dictionary_encode()
+    person = np.asarray(coded.indices).astype(np.int64)
+    tie_break = np.arange(len(person)) if columns.order is None else _ranks(table, columns.order, what)
+    sort = np.lexsort((tie_break, seconds, person))
+    order = np.empty(len(sort), dtype=np.int64)
+    order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
+    encoded = {
+        source: {
+            name: encoder.encode(column(table, name, what, source), f"{what}: column {name!r}")[sort]
+            for name, encoder in found.items()
+        }
+        for source, found in encoders.items()
+    }
+    user_rows = users.rows(coded.dictionary)
+    log = EventLog(
+        person=person[sort],
+        item=item[sort],
+        time=seconds[sort],
+        order=order[sort],
+        row=sort,
+        user_ids=coded.dictionary,
+        labels=task_labels[sort],
+        event_features=encoded["event"],
+        candidate_features=encoded["candidate"],
+        user_features={name: values[user_rows] for name, values in users.encoded.items()},
+    )
+    log.event_features["time_gap"] = _time_gap(log)
+    return log
+
+
+def encode_past(past: PastEvents, encoders: Encoders) -> None:
+    """Event features of the past: what its marks say, everything else missing."""
+    rows = len(past.item)
+    for name, encoder in {**encoders["candidate"], **encoders["event"]}.items():
+        if name in past.marks:
+            values = pa.array(past.marks[name].astype(np.int64))
+            past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
+        else:
+            past.event_features[name] = encoder.missing(rows)
+    past.event_features["time_gap"] = np.full(rows, np.nan, dtype=np.float32)
+
+
+def _time_gap(log: EventLog) -> np.ndarray:
+    """log(1 + seconds since the person's previous event), an hour about 0; NaN for the first event."""
+    gap = np.diff(log.time, prepend=np.nan)
+    gap[log.offsets[:-1]] = np.nan
+    return ((np.log1p(gap) - 8) / 4).astype(np.float32)
+
+
+def _ranks(table: pa.Table, name: str, what: str) -> np.ndarray:
+    """Rank of each row by the order column, ties by row, int64 [R]."""
+    values = column(table, name, what, "order")
+    row = first_bad_row(is_null(values))
+    if row is not None:
+        raise ValueError(f"{what}: column {name!r} (order) has no value in row {row}: fill it in or remove the row")
+    return np.asarray(pc.rank(values, tiebreaker="first")).astype(np.int64)

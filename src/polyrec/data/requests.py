@@ -1,0 +1,68 @@
+"""A request as a table: a person's history and the items asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.data.tables import as_table, column, first_bad_row, ids, times
+from polyrec.schema import Columns
+
+
+def request_table(
+    history: Any,
+    asked: int,
+    ids_known: pa.Array,
+    columns: Columns,
+    feedback: Collection[str],
+    context: Mapping[str, Any],
+    time: float | None,
+    latest: float,
+) -> pa.Table:
+    """The history followed by one row per item asked about, with every column that `encode_log` reads.
+
+    Args:
+        history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
+        asked: number of items asked about.
+        ids_known: Arrow array of the catalog's ids; the first stands in for the items asked about.
+        feedback: columns known once an event had happened, labels included.
+        context: {column: value of the request, None = unknown}.
+        time: of the request, seconds; None: one second after the latest event known.
+        latest: seconds, before which nothing can be asked.
+
+    Raises:
+        ValueError: the history is not in order of time, or the request is not after it.
+    """
+    table = as_table(history, columns.item)
+    events = 0 if table is None else table.num_rows
+    if table is not None and columns.time in table.column_names:
+        seconds = times(table, columns, "history")
+        row = first_bad_row(np.diff(seconds) < 0)
+        if row is not None:
+            raise ValueError(f"history: column {columns.time!r} goes back in time in row {row + 1}: oldest first")
+    else:
+        seconds = latest + np.arange(events) - events + 1.0
+    now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
+    if events and now <= seconds[-1]:
+        raise ValueError(
+            f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
+        )
+    known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
+    found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + asked, dtype=np.int64))}
+    # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
+    past_ids = ids_known[:0] if table is None else ids(table, columns.item, "history", "item id")
+    asked_ids = ids_known.take(pa.array(np.zeros(asked, dtype=np.int64)))
+    if past_ids.type != asked_ids.type:
+        past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
+    found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
+    unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
+    found[columns.time] = pa.array(np.concatenate([seconds, np.full(asked, now)]) * unit)
+    if columns.order is not None:
+        found[columns.order] = pa.array(np.arange(events + asked))
+    for name in sorted({*feedback, *context}):
+        past = known[name].to_pylist() if name in known else [None] * events
+        found[name] = pa.array(past + [context.get(name)] * asked)
+    return pa.table(found)
