@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, fit, model_inputs, synthetic_log, tiny_model
+from window_fixtures import gaps, make_log, people
 
-from polyrec import PolyRecCollator
+from polyrec import PolyRecCollator, PolyRecProcessor
+from polyrec.data.sequences import Candidates, SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.evaluator import Predictions, Ranking
@@ -244,7 +248,7 @@ def test_metrics_are_named_as_documented_and_right(world):
         *(f"next_item_{m}@{K}" for m in ("ndcg", "recall", "mrr", "coverage", "novelty")),
         "mean_improvement",
     }
-    labels = splits.test.labels()
+    labels = splits.test.labels().astype(np.float64)  # as the evaluator sums
     like, rating = labels[:, 1], labels[:, 2]
     known = ~np.isnan(like)
     p, r = predictions.values["like"], predictions.values["rating"]
@@ -325,6 +329,65 @@ def test_model_of_some_tasks_is_evaluated_on_those(world):
     model = tiny_model(processor, tasks=TASKS[1:2])
     found = evaluator.evaluate(model, splits.test, evaluator.predict(model, splits.test))
     assert {name.split("_")[0] for name in found} == {"like", "mean"}
+
+
+def random_answers(people=300, before=4, asked=6):
+    """A log of coin flips, everybody's first answers in training and the others in the test; and its processor."""
+    random = np.random.default_rng(0)
+    person, step = np.repeat(np.arange(people), before + asked), np.tile(np.arange(before + asked), people)
+    log = {
+        "user_id": person,
+        "item_id": random.integers(0, 20, len(person)),
+        "timestamp": 1000.0 * step + person,
+        "like": random.integers(0, 2, len(person)),
+    }
+    tasks = [{"name": "coin", "head": "binary", "label": "like"}]
+    processor = PolyRecProcessor.fit(log, tasks=tasks, max_history=8, statistics=False)
+    cuts = 1000.0 * (before - 1), 1000.0 * before
+    return processor, processor.split(log, cuts=cuts).test, cuts[1]
+
+
+def seen_rate(dataset):
+    """The rate of positive answers in what each candidate sees, float32 [C]."""
+    log, asked = dataset.log, dataset.candidates
+    begin = log.offsets[log.person[asked.event]]
+    seen = [log.labels[b : b + n, 0] for b, n in zip(begin, asked.position, strict=True)]
+    return np.array([(0.5 + labels.sum()) / (1 + len(labels)) for labels in seen], dtype=np.float32)
+
+
+def test_prequential_gauc_is_biased_and_said_to_be(caplog):
+    """Prevents a GAUC of 0.3 on random answers from being read as a model that has it all backwards."""
+    processor, prequential, cutoff = random_answers()
+    frozen = processor.frozen(prequential, cutoff)
+    assert evaluator.sees_evaluated_labels(prequential)
+    assert not evaluator.sees_evaluated_labels(frozen)
+    model = tiny_model(processor)
+    found = {}
+    for name, dataset in (("frozen", frozen), ("prequential", prequential), ("again", prequential)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="polyrec"):
+            found[name] = evaluator.evaluate(model, dataset, Predictions({"coin": seen_rate(dataset)}))
+        assert ("GAUC of 'coin' is biased" in caplog.text) == (name == "prequential")  # and one warning is enough
+    assert found["prequential"]["coin_gauc"] < 0.4
+    assert found["prequential"]["coin_auc"] == pytest.approx(0.5, abs=0.03)
+    assert found["frozen"]["coin_gauc"] == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("view", ["own", "delayed"])
+@settings(deadline=None, max_examples=50)
+@given(people, gaps, st.floats(0, 5), st.data())
+def test_seen_labels_equal_a_loop(view, people, gaps, delay, data):
+    """Prevents the check from mixing up people, or positions with events: biased figures would pass without a word."""
+    log = make_log(people, gaps)
+    asked = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
+    position = log.visible() if view == "own" else log.visible_before(log.time - delay)
+    found = SequenceDataset(log, Candidates(asked, np.minimum(position, log.visible())[asked]), ["y"], max_history=5)
+    visible = {
+        (event, earlier)
+        for event, n in zip(found.candidates.event, found.candidates.position, strict=True)
+        for earlier in np.flatnonzero(log.person == log.person[event])[:n]
+    }
+    assert evaluator.sees_evaluated_labels(found) == any(earlier in asked for _, earlier in visible)
 
 
 def test_unknown_items_are_not_ranked():

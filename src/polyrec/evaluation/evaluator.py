@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -152,10 +153,19 @@ def evaluate(
     logloss of the base rate (binary, multiclass), 1 - RMSE / standard deviation (regression, ordinal), 1 - deviance /
     deviance of the mean (count), 1 - MAE / MAE of the median (quantile, watch_time), NDCG@k (retrieval).
 
+    **The GAUC trap.** A split asks validation and test *prequentially*: a candidate sees what its person answered to
+    earlier candidates. GAUC counts people with both labels only, and among them an earlier positive predicts a
+    negative, like drawing without replacement: of those who were asked twice, whoever said yes first said no then. A
+    model that rightly learns from what it sees is punished, and one warning says so. Judge prequential answers by AUC,
+    logloss and RMSE, and GAUC on `processor.frozen(...)`, where nothing evaluated is visible.
+
     Args:
         groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
     """
     labels, people = dataset.labels(), dataset.people()
+    by_person = [name for name, head in model.heads.items() if name in predictions.values and "gauc" in head.metrics]
+    if by_person and sees_evaluated_labels(dataset):
+        _warn_of_biased_gauc(", ".join(map(repr, sorted(by_person))))
     result: dict[str, float] = {}
     for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
         improvements = []
@@ -180,6 +190,29 @@ def evaluate(
         if improvements:
             result[f"{prefix}mean_improvement"] = float(np.mean(improvements))
     return result
+
+
+def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
+    """Whether some candidate's visible history holds an event that is itself evaluated (see `evaluate`).
+
+    So it is prequentially; not in `processor.frozen(...)`, nor where each person is asked at one time only.
+    """
+    log, event = dataset.log, dataset.candidates.event
+    visible_until = log.offsets[log.person[event]] + dataset.candidates.position
+    first = np.full(len(log.offsets) - 1, len(log))  # evaluated event of each person
+    np.minimum.at(first, log.person[event], event)
+    return bool((visible_until > first[log.person[event]]).any())
+
+
+@cache
+def _warn_of_biased_gauc(tasks: str) -> None:
+    """Log once, not with each evaluation of a training."""
+    logger.warning(
+        "GAUC of %s is biased: candidates see labels of earlier candidates of the same person, and among people with "
+        "both labels these predict the opposite; judge prequential answers by AUC, logloss and RMSE, and GAUC on "
+        "processor.frozen(...)",
+        tasks,
+    )
 
 
 def pair_metrics(

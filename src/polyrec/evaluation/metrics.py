@@ -63,6 +63,12 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
     KuaiRand the running-mean baseline falls from 0.61 to 0.26, and with labels permuted within each person (nothing to
     learn at all) ranking by the person's own earlier rate scores about 0.2 instead of 0.5. Use GAUC for frozen
     evaluation only, where nothing of the test period is visible; judge prequential runs by AUC, log loss and RMSE.
+    The smallest case, two questions each: whoever says twice the same does not count, and of the others each is
+    ordered wrongly by a score that has seen the first answer.
+
+        >>> labels, seen_rate = [1, 0, 0, 1], [0.5, 1.0, 0.5, 0.0]  # before anything is seen: 0.5
+        >>> grouped_auc(labels, seen_rate, ["yes first", "yes first", "no first", "no first"])
+        GroupedAUC(value=0.0, groups=2)
 
     Args:
         labels: [R], 0 or 1; NaN = unknown, dropped.
