@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model_fixtures import arguments, fit, synthetic_log, tiny_model
+from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -56,12 +56,17 @@ class Step:
 
 
 def first_step(
-    folder: Path, batch_size: int, accumulation: int = 1, strategy: str = "group_by_length", **model_options: Any
+    folder: Path,
+    batch_size: int,
+    accumulation: int = 1,
+    strategy: str = "group_by_length",
+    tasks: list[dict[str, Any]] = TASKS,
+    **model_options: Any,
 ) -> Step:
     """Train one step with the real trainer. Everything but the cut into batches and processes is the same."""
     log = synthetic_log(people=80)
     log["items"] = {column: values[:20] for column, values in log["items"].items()}  # some items are unknown
-    processor, splits = fit(log)
+    processor, splits = fit(log, tasks)
     model = tiny_model(processor, **{"expert_options": {"members": 2}, **model_options})
     collator, keep = UnevenCollator(), KeepGradients()
     trainer = PolyRecTrainer(

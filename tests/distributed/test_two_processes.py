@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 
+sys.path.insert(0, str(Path(__file__).parent))
+from two_processes import STEPS, whole_training
+
 HERE = Path(__file__).parent
 
 
@@ -37,32 +40,41 @@ def measured(evaluation):
     return [name for name in evaluation if not name.endswith(("runtime", "per_second", "epoch"))]
 
 
-@pytest.mark.parametrize(
-    ("name", "strategy"), [("32x1", "group_by_length"), ("8x4", "group_by_length"), ("random", "random")]
-)
-def test_gradient_equals_that_of_one_process(run, tmp_path, name, strategy):
-    """Prevents DDP's mean over ranks from weighing ranks equally that hold different numbers of labels."""
+@pytest.mark.parametrize("name", STEPS)
+def test_gradient_equals_that_of_one_process(run, tmp_path, name):
+    """Prevents DDP's mean over ranks from weighing ranks equally that hold different numbers of labels, learnt weights
+    from counting once per rank, and gradients from being balanced by those of one rank."""
     folder, findings = run
-    expected = first_step(tmp_path, WINDOWS_PER_STEP, strategy=strategy)
+    alone = {"batch_size": WINDOWS_PER_STEP, "accumulation": 1}
+    expected = first_step(tmp_path, **(STEPS[name] | alone))
     assert difference(load_file(folder / f"{name}.safetensors"), expected.gradients) < 1e-5
     assert losses(findings[0][name]["log"]) == pytest.approx(losses(expected.log), rel=1e-4)
+    shown = {n: v for n, v in expected.log.items() if n.startswith("weight_")}
+    for rank in findings:
+        assert {n: rank[name]["log"][n] for n in shown} == pytest.approx(shown, rel=1e-4)
     if name == "8x4":
         seen = [tasks for f in findings for tasks in f[name]["seen_tasks"]]
         assert ["like", "next_item", "rating"] in seen
         assert ["next_item", "rating"] in seen
 
 
-def test_each_window_is_read_by_one_process_once_an_epoch(run):
+def test_whole_training_equals_that_of_one_process(run, tmp_path):
+    """Prevents windows with which the last batches of an epoch are filled up from being learnt twice."""
+    folder, _ = run
+    expected = whole_training(tmp_path, batch_size=8)
+    assert difference(load_file(folder / "whole.safetensors"), dict(expected.model.named_parameters())) < 1e-5
+
+
+def test_each_window_is_learnt_by_one_process_once_an_epoch(run):
     """Prevents ranks from drawing different orders, so that some data is read twice and some never."""
     _, splits = fit(synthetic_log(keep=0.5))
     _, findings = run
-    windows = {splits.train[i]["candidate_rows"][0] for i in range(len(splits.train))}
+    windows = sorted(splits.train[i]["candidate_rows"][0] for i in range(len(splits.train)))
+    assert len(windows) % 8  # of 2 processes x 4 windows the last batch is not full
     orders = []
     for epoch in ("0", "1"):
         first, second = (f["rows"][epoch] for f in findings)
-        assert set(first) | set(second) == windows
-        repeated = len(first) + len(second) - len(windows)
-        assert 0 <= repeated < 2 * 4  # accelerate fills the last batches up by the first windows
+        assert sorted(first + second) == windows
         orders.append(first + second)
     assert orders[0] != orders[1]
 

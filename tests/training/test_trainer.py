@@ -201,7 +201,6 @@ def test_early_stopping_keeps_the_best_weights(world, tmp_path):
         eval_strategy="epoch",
         save_strategy="epoch",
         load_best_model_at_end=True,
-        metric_for_best_model="mean_improvement",
     )
     trainer.train()
     assert sabotage.epochs == 4

@@ -21,7 +21,7 @@ from polyrec.schema import parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.trainer import PolyRecTrainer
 
-SELECTION_METRIC = "mean_improvement"  # of the validation part: says which weights are kept
+SELECTION_METRIC = "mean_improvement"  # of the validation part: what a search maximises
 
 
 def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
@@ -92,11 +92,8 @@ def build_trainer(
     }
     if quiet:
         training["disable_tqdm"] = True
-    if training["eval_strategy"] != "no":
-        selection = {"metric_for_best_model": SELECTION_METRIC, "greater_is_better": True}
-        if training["save_strategy"] != "no":
-            selection["load_best_model_at_end"] = True
-        training = selection | training
+    if "no" not in (training["eval_strategy"], training["save_strategy"]):
+        training.setdefault("load_best_model_at_end", True)
     arguments = PolyRecTrainingArguments(**training)
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(build_config(recipe, processor, tasks))

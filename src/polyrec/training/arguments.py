@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from polyrec.evaluation.metrics import LOWER_IS_BETTER
+
 
 @dataclass
 class PolyRecTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] with other defaults and a few additions.
 
     Other defaults: learning rate 2e-3 with cosine decay (small models from scratch), no column removal (batches are
-    nested), batches of similar length, no external reporting unless asked for.
+    nested), batches of similar length, no external reporting unless asked for. The best model is the one with the
+    highest `mean_improvement` (there is no `eval_loss`), and `greater_is_better` follows from the name of the metric.
+    DDP does not look for unused parameters: each one gets a gradient in each batch, zeros where a task has no label.
 
     Args:
         decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
@@ -38,6 +42,16 @@ class PolyRecTrainingArguments(TrainingArguments):
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report: 'none', 'tensorboard', ..."}
     )
+    metric_for_best_model: str | None = field(
+        default="mean_improvement",
+        metadata={"help": "What chooses the best model: '<task>_<metric>', or the mean over tasks."},
+    )
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether more of that metric is better; default: as its name says."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Costs a walk through the graph in every step, and finds nothing."}
+    )
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
     exclude_seen: bool = field(default=True, metadata={"help": "Leave visible history out of the ranking."})
@@ -48,9 +62,18 @@ class PolyRecTrainingArguments(TrainingArguments):
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers knows names that end with "loss" only: the highest RMSE would be the best.
+            lower = ("loss", *(f"_{name}" for name in LOWER_IS_BETTER))
+            self.greater_is_better = not self.metric_for_best_model.endswith(lower)
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the nested inputs of polyrec: leave it False")
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers=True would draw the same training windows in every epoch: workers that "
+                "live on never hear of a new epoch; leave it False"
+            )
         for name in ("task_factor", "ema_decay"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")

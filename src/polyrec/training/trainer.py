@@ -66,6 +66,8 @@ class PolyRecTrainer(Trainer):
             raise TypeError(
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
+        if isinstance(eval_dataset, dict):
+            _check_selection(args, list(eval_dataset))
         if processing_class is not None:
             _load_catalog(model, processing_class)
         super().__init__(
@@ -77,6 +79,12 @@ class PolyRecTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would weigh their labels wrongly: start "
+                "one process per GPU (accelerate launch --config_file scripts/accelerate/multi_gpu.yaml ...), or set "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
         if args.device.type == "cpu":
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
@@ -99,14 +107,29 @@ class PolyRecTrainer(Trainer):
         """Known labels (or their weight) per task in the accumulation window, over all ranks: {task: scalar}."""
         if not batch_samples:
             return None
+        several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
+        if several and padded and self.accelerator.gradient_state.end_of_dataloader:
+            self._blank_repeated(batch_samples[-1])
         heads = self._unwrapped.heads
         counts = torch.stack([sum(_known(batch, head) for batch in batch_samples) for head in heads.values()]).to(
             device
         )
-        if self.args.world_size > 1:
+        if several:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._window = _Window(1 / (len(batch_samples) * self.args.world_size))
         return dict(zip(heads, counts, strict=True))
+
+    def _blank_repeated(self, batch: dict[str, Any]) -> None:
+        """Take the labels from windows that this rank reads for the second time in an epoch.
+
+        Ranks need equally large batches, so accelerate fills the last ones up with the first windows of the epoch.
+        Without labels they train nothing, and several processes do what one does.
+        """
+        assert self.train_dataset is not None
+        size, ranks, rank = len(batch["item_ids"]), self.args.world_size, self.args.process_index
+        left = len(self.train_dataset) % (size * ranks) or size * ranks
+        for values in batch["labels"].values():
+            values[max(left - size * rank, 0) :] = float("nan")
 
     def compute_loss(
         self,
@@ -311,6 +334,18 @@ class _EpochCallback(TrainerCallback):
     ) -> None:
         if train_dataloader is not None and isinstance(train_dataloader.dataset, WindowDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
+def _check_selection(args: PolyRecTrainingArguments, parts: list[str]) -> None:
+    """Refuse a metric that chooses the best model and names none of several evaluation sets."""
+    metric = args.metric_for_best_model
+    if args.eval_strategy == "no" or metric is None:
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{part}_" for part in parts)):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} names none of the evaluation sets {', '.join(map(repr, parts))}: pass "
+            f"e.g. metric_for_best_model='{parts[0]}_{metric.removeprefix('eval_')}', or None for no choice"
+        )
 
 
 def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
