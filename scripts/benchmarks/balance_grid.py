@@ -55,7 +55,7 @@ class Cell:
         return self.kind == AGGREGATION
 
     def model(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of PolyRecConfig: those of `base`, whose options of parts stay with the parts they were made for."""
+        """Arguments of PolyRecConfig: those of `base`, without options that were made for other parts."""
         found = {**base, "experts": self.experts, "weighting": self.kind}
         if self.experts != base.get("experts", DEFAULT_EXPERTS):
             found.pop("expert_options", None)
@@ -82,6 +82,6 @@ def full_grid(methods: Sequence[str]) -> list[Cell]:
 
 
 def cross_grid(methods: Sequence[str], also: Sequence[str]) -> list[Cell]:
-    """Every expert layer with the reference's weighting and every weighting with its layer, and cells named in `also`."""
+    """Every expert layer with the reference's weighting, every weighting with its layer, and the cells of `also`."""
     cross = [c for c in full_grid(methods) if REFERENCE.experts == c.experts or REFERENCE.weighting == c.weighting]
     return list(dict.fromkeys([*cross, *map(Cell.parse, also)]))
