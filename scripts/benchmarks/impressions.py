@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from polyrec.data.sequences import SequenceDataset
 
 TASKS = ("click", "long_view", "like")
-METRICS = tuple(f"{task}/{m}" for task in TASKS for m in ("auc", "gauc", "logloss")) + ("watch/rmse", "watch/mae")
+METRICS = (*(f"{task}/{m}" for task in TASKS for m in ("auc", "gauc", "logloss")), "watch/rmse", "watch/mae")
 VIEWS = ("", "seen/", "frozen/", "frozen/seen/")
 COSTS = ("train_cpu_seconds", "train_wall_seconds", "rows_per_cpu_second", "parameters")
 
