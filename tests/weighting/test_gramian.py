@@ -7,7 +7,7 @@ import torch
 from model_fixtures import TASKS, random_batch, random_config
 
 from polyrec import PolyRecForRecommendation
-from polyrec.modeling_polyrec import SharedRepresentation
+from polyrec.encoders.shared import SharedRepresentation
 
 NAMES = sorted(t["name"] for t in TASKS)
 

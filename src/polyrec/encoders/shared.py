@@ -1,0 +1,51 @@
+"""Where the tasks meet, and how their gradients compare there.
+
+Letters: B people, C candidates, D width, E numbers of evidence, T tasks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyrec.encoders.item import ItemRows
+
+
+class SharedRepresentation:
+    """Where the tasks meet: what they all read, and the only place at which their gradients are compared.
+
+    Pair tasks meet in the pair vectors (and in the evidence of the candidate attention), retrieval tasks in the states.
+    A retrieval task and a pair task share the backbone below, but not these tensors: their gradients count as
+    orthogonal. All of them belong to one person: inner products add up over batches and ranks. Those at the item
+    vectors, which retrieval tasks read, too, would not.
+    """
+
+    def __init__(self, state_BCD: Tensor, items: ItemRows) -> None:
+        # A view: gradients of retrieval losses stop here, and those of pair tasks do not pass through their encoder.
+        self.state_BCD = state_BCD.view_as(state_BCD)
+        self.items = items
+        self.pair_BCD: Tensor | None = None
+        self.evidence_BCE: Tensor | None = None
+
+    def gramian(self, losses: dict[str, Tensor]) -> Tensor:
+        """Inner products of the losses' gradients, float32 [T, T], tasks sorted by name, summed over ranks; detached.
+
+        Only what lies above the shared representation is passed backwards, once per task.
+        """
+        at = [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None and x.requires_grad]
+        rows = []
+        for name in sorted(losses):
+            found = torch.autograd.grad(losses[name], at, retain_graph=True, allow_unused=True)
+            rows.append([None if g is None else g.flatten().float() for g in found])
+        result = torch.zeros(len(rows), len(rows), device=self.state_BCD.device)
+        # Under autocast the products would be rounded to bfloat16, and cosines near 0 would be noise.
+        with torch.autocast(result.device.type, enabled=False):
+            for column in zip(*rows, strict=True):
+                known = [i for i, g in enumerate(column) if g is not None]
+                if known:
+                    jacobian_TX = torch.stack([column[i] for i in known])
+                    index = torch.tensor(known, device=result.device)
+                    result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(result)
+        return result
