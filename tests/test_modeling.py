@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, GPT2Config, Qwen2Config
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecModel
+from polyrec.encoders.shared import RealPairs
 from polyrec.modeling_polyrec import gather_states
 
 
@@ -174,15 +175,17 @@ def test_members_are_averaged_by_hand(world):
     model.experts.register_forward_hook(lambda module, args, out: seen.update(out.hidden))
     model.skip.register_forward_hook(lambda module, args, out: skipped.update(out))
     output = model(**batch)
+    pairs = RealPairs(batch["candidate_ids"])
     for task in model.pair_tasks:
-        labels, known = batch["labels"][task], ~torch.isnan(batch["labels"][task])
+        labels = pairs.pack(batch["labels"][task])
+        known = ~torch.isnan(labels)
         head, losses, logits = model.heads[task], [], []
         for member in range(3):
             logits.append(head(seen[task][:, :, member]) + skipped[task])
             losses.append(head.loss(logits[-1], labels)[0])
         assert not torch.allclose(logits[0][known], logits[1][known])
         torch.testing.assert_close(output.losses[task], torch.stack(losses).mean())
-        torch.testing.assert_close(output.logits[task], torch.stack(logits).mean(0))
+        torch.testing.assert_close(output.logits[task], pairs.unpack(torch.stack(logits).mean(0)))
         assert output.counts[task] == known.sum()
 
 
@@ -329,11 +332,11 @@ def test_missing_keys_are_initialised_and_not_garbage(world, tmp_path, part):
         assert value.float().abs().max() < 10 * max(fresh.state_dict()[name].float().abs().max(), 1.0) + 40, name
     assert torch.isfinite(loaded(**batch).loss)
     if part == "edges":
-        assert torch.equal(loaded.state_dict()["pair_encoder.features.tables.statistics.edges"], fresh_edges(fresh))
+        assert torch.equal(loaded.state_dict()["pair_encoder.features.numbers.edges"], fresh_edges(fresh))
 
 
 def fresh_edges(model):
-    return model.state_dict()["pair_encoder.features.tables.statistics.edges"]
+    return model.state_dict()["pair_encoder.features.numbers.edges"]
 
 
 def test_head_starts_at_the_base_rate(world):

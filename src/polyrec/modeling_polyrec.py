@@ -20,7 +20,7 @@ from polyrec.encoders.features import NumericEncoder, module_name
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import LinearSkip, PairEncoder
-from polyrec.encoders.shared import SharedRepresentation
+from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer, ExpertOutput
@@ -249,26 +249,29 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         logits = {
             name: self.heads[name].pair_logits(state_BCD, candidate_BCD, candidate_ids) for name in self.state_tasks
         }
-        answers = PairAnswers()
+        pairs, answers = RealPairs(candidate_ids), PairAnswers()
         if self.pair_tasks:
+            features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
             shared.pair_BCD, shared.evidence_BCE = self.pair_encoder(
                 state_BCD,
                 candidate_BCD,
                 read.inputs,
                 candidate_positions,
-                candidate_features or {},
+                pairs,
+                features,
                 (event_features or {}).get(RESIDUALS),
             )
-            answers = self._answer_pairs(shared, candidate_ids, candidate_features or {})
-        logits = {name: logits[name] if name in logits else answers.logits[name] for name in self.heads}
-        output = PolyRecOutput(
-            logits={name: self.heads[name].mean_over_members(value) for name, value in logits.items()},
-            states=state_BCD,
-            gates=answers.experts.gates,
-        )
+            answers = self._answer_pairs(shared, pairs.pack(candidate_ids), features)
+        output = PolyRecOutput(logits={}, states=state_BCD)
+        for name, head in self.heads.items():
+            if name in self.state_tasks:
+                output.logits[name] = logits[name]
+            else:
+                output.logits[name] = pairs.unpack(head.mean_over_members(answers.logits[name]))
+        output.gates = {name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()}
         if labels is not None:
             output.losses, output.counts = self._losses(
-                logits, answers, shared, candidate_ids, labels, sample_weight or {}, retrieval_negatives
+                output.logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives
             )
             denominators = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
@@ -284,7 +287,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
     def _answer_pairs(
         self, shared: SharedRepresentation, candidate_ids: Tensor, candidate_features: dict[str, Tensor]
     ) -> PairAnswers:
-        """Logits of the pair tasks, parents before their children."""
+        """Logits [1, M] of the pair tasks about M pairs, parents before their children."""
         found = PairAnswers(self.experts(shared.pair_BCD, candidate_ids != PADDING_ITEM))
         if self.task_items is not None:
             own = self.task_items(shared.items.id_rows(candidate_ids))
@@ -313,13 +316,16 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         logits: dict[str, Tensor],
         answers: PairAnswers,
         shared: SharedRepresentation,
+        pairs: RealPairs,
         candidate_ids: Tensor,
         labels: dict[str, Tensor],
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
-        unknown_BC = torch.full(candidate_ids.shape, float("nan"), device=candidate_ids.device)
+        known = {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels}
+        weights = {name: pairs.pack(sample_weight[name]) for name in self.pair_tasks if name in sample_weight}
+        unknown_1M = torch.full((1, len(pairs.index_M)), float("nan"), device=candidate_ids.device)
         for name, head in self.heads.items():
             weight = sample_weight.get(name)
             if name in self.parents:
@@ -327,18 +333,18 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                     head,
                     answers.experts.hidden[name],
                     answers.own_logits[name],
-                    logits[name],
-                    logits[self.parents[name]],
-                    labels.get(name, unknown_BC),
-                    labels.get(self.parents[name], unknown_BC),
-                    weight,
+                    answers.logits[name],
+                    answers.logits[self.parents[name]],
+                    known.get(name, unknown_1M),
+                    known.get(self.parents[name], unknown_1M),
+                    weights.get(name),
                 )
                 losses[name], counts[name] = self.couplings[name].loss(found)
             elif name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
-                losses[name] = 0.0 * logits[name].sum()
-                counts[name] = logits[name].new_zeros(())
+                losses[name] = 0.0 * (answers.logits[name] if name in answers.logits else logits[name]).sum()
+                counts[name] = losses[name].new_zeros(())
             elif head.reads == "pair":
-                losses[name], counts[name] = head.loss(logits[name], labels[name], weight)
+                losses[name], counts[name] = head.loss(answers.logits[name], known[name], weights.get(name))
             else:
                 rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
                 losses[name], counts[name] = head.retrieval_loss(

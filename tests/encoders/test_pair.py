@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from polyrec import FeatureConfig
 from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.encoders.shared import RealPairs
 
 FEATURES = [
     FeatureConfig("surface", "candidate", "categorical", size=4),
@@ -16,6 +17,7 @@ FEATURES = [
     FeatureConfig("statistics", "candidate", "vector", size=3),
     FeatureConfig("rating", "event", "numeric"),
 ]
+ALL_REAL = RealPairs(torch.tensor([[2, 3, 4]]))
 
 
 def values():
@@ -30,10 +32,8 @@ def values():
 def encoder_of(**overrides):
     torch.manual_seed(0)
     encoder = PairEncoder(random_config(**({"features": FEATURES} | overrides))).eval()
-    for table in encoder.features.tables.values():
-        if hasattr(table, "reset_edges"):
-            with torch.no_grad():
-                table.reset_edges()
+    with torch.no_grad():
+        encoder.features.numbers.reset_edges()
     return encoder
 
 
@@ -41,7 +41,7 @@ def test_without_attention_it_equals_its_formula():
     """Prevents a part of the pair (their product, say) from being lost."""
     encoder = encoder_of(candidate_attention_heads=0)
     state, candidate = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
-    found, evidence = encoder(state, candidate, torch.randn(1, 5, 8), torch.zeros(1, 3), values())
+    found, evidence = encoder(state, candidate, torch.randn(1, 5, 8), torch.zeros(1, 3), ALL_REAL, values())
     mixed = encoder.mix(torch.cat([state, candidate, state * candidate], dim=-1))
     torch.testing.assert_close(found, F.gelu(mixed + encoder.features(values())))
     assert evidence is None
@@ -57,11 +57,11 @@ def test_state_candidate_history_and_features_all_matter():
         "positions_BC": torch.tensor([[4, 4, 4]]),
         "candidate_features": values(),
     }
-    before, _ = encoder(**given)
+    before, _ = encoder(**given, pairs=ALL_REAL)
     assert before.shape == (1, 3, 8)
     for name, value in given.items():
         other = value | {"surface": (value["surface"] + 1) % 4} if name == "candidate_features" else value * 0 + 1
-        after, _ = encoder(**(given | {name: other}))
+        after, _ = encoder(**(given | {name: other}), pairs=ALL_REAL)
         assert not torch.allclose(before, after), name
 
 
@@ -100,3 +100,14 @@ def test_nothing_to_skip():
     skip = LinearSkip(random_config(features=FEATURES[:1]), {"like": None}, 0)
     assert skip(values(), None) == {}
     assert list(skip.parameters()) == []
+
+
+def test_padding_is_not_encoded_and_real_pairs_keep_their_places():
+    """Prevents an answer from landing at another candidate, or at padding, when batches are ragged."""
+    ids = torch.tensor([[5, 0, 7], [0, 0, 0], [8, 9, 0]])
+    pairs = RealPairs(ids)
+    packed = pairs.pack(torch.stack([ids, 10 * ids], dim=-1))
+    assert packed.tolist() == [[[5, 50], [7, 70], [8, 80], [9, 90]]]
+    assert torch.equal(pairs.unpack(packed), torch.stack([ids, 10 * ids], dim=-1))
+    nothing = RealPairs(torch.zeros(2, 3, dtype=torch.int64))
+    assert nothing.unpack(nothing.pack(torch.randn(2, 3, 4))).count_nonzero() == 0

@@ -70,6 +70,8 @@ class NumericEncoder(nn.Module):
 class FeatureEncoder(nn.Module):
     """The sum of one vector per feature: embeddings of codes, means of several codes, encodings of numbers.
 
+    All numbers go through one encoder: its linear map is the sum of one per feature.
+
     Args:
         features: what to read; "text" features are skipped.
         width: of the sum; default: `config.hidden_size`.
@@ -81,27 +83,34 @@ class FeatureEncoder(nn.Module):
         super().__init__()
         width = config.hidden_size if width is None else width
         self.features = [f for f in features if f.kind != "text"]
-        self.tables = nn.ModuleDict()
-        for f in self.features:
-            if f.kind in ("categorical", "multi"):
-                self.tables[module_name(f.name)] = nn.Embedding(f.size, width, padding_idx=0)
-            else:
-                self.tables[module_name(f.name)] = NumericEncoder(f.size, width, config.numeric_bins)
+        self.tables = nn.ModuleDict(
+            {
+                module_name(f.name): nn.Embedding(f.size, width, padding_idx=0)
+                for f in self.features
+                if f.kind in ("categorical", "multi")
+            }
+        )
+        size = sum(f.size for f in self.features if f.kind in ("numeric", "vector"))
+        self.numbers = NumericEncoder(size, width, config.numeric_bins) if size else None
 
     def forward(self, values: dict[str, Tensor]) -> Tensor | None:
         """Encode and add up; None if there is nothing to read."""
-        total = None
+        encoded, numbers = [], []
         for f in self.features:
             if f.name not in values:
                 raise KeyError(f"feature {f.name!r} is missing from the batch; it has {sorted(values)}")
-            x, table = values[f.name], self.tables[module_name(f.name)]
+            x = values[f.name]
             if f.kind == "categorical":
-                encoded = table(x)
+                encoded.append(self.tables[module_name(f.name)](x))
             elif f.kind == "multi":
-                encoded = _mean_embedding(x, table)
+                encoded.append(_mean_embedding(x, self.tables[module_name(f.name)]))
             else:
-                encoded = table(x.unsqueeze(-1) if f.kind == "numeric" else x)
-            total = encoded if total is None else total + encoded
+                numbers.append(x.unsqueeze(-1) if f.kind == "numeric" else x)
+        if self.numbers is not None:
+            encoded.append(self.numbers(torch.cat(numbers, dim=-1)))
+        total = None
+        for vector in encoded:
+            total = vector if total is None else total + vector
         return total
 
 

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import FeatureEncoder
 from polyrec.encoders.history import CandidateAttention
+from polyrec.encoders.shared import RealPairs
 
 
 class PairEncoder(nn.Module):
@@ -19,8 +20,8 @@ class PairEncoder(nn.Module):
     s is the person's state, c the candidate's item vector, a its attention over the visible events, and features the
     encoded context and running statistics of the candidate.
 
-    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [B, C, P], P the
-    pair width.
+    Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [1, M, P] for the M pairs
+    that are no padding, P the pair width.
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
@@ -39,19 +40,26 @@ class PairEncoder(nn.Module):
         candidate_BCD: Tensor,
         inputs_BLD: Tensor,
         positions_BC: Tensor,
+        pairs: RealPairs,
         candidate_features: dict[str, Tensor],
         residuals_BLT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Encode pairs; also returns the attention's evidence [B, C, E] (None without attention)."""
-        parts, evidence_BCE = [state_BCD, candidate_BCD, state_BCD * candidate_BCD], None
+        """Encode pairs; also returns the attention's evidence [1, M, E] (None without attention).
+
+        Args:
+            candidate_features: {name: [1, M(, K)]}, packed already.
+        """
+        state_1MD, candidate_1MD = pairs.pack(state_BCD), pairs.pack(candidate_BCD)
+        parts, evidence_1ME = [state_1MD, candidate_1MD, state_1MD * candidate_1MD], None
         if self.attention is not None:
             attended_BCD, evidence_BCE = self.attention(candidate_BCD, inputs_BLD, positions_BC, residuals_BLT)
-            parts.append(attended_BCD)
-        mixed_BCD = self.mix(torch.cat(parts, dim=-1))
-        encoded_BCD = self.features(candidate_features)
-        if encoded_BCD is not None:
-            mixed_BCD = mixed_BCD + encoded_BCD
-        return self.dropout(nn.functional.gelu(mixed_BCD)), evidence_BCE
+            parts.append(pairs.pack(attended_BCD))
+            evidence_1ME = pairs.pack(evidence_BCE)
+        mixed_1MP = self.mix(torch.cat(parts, dim=-1))
+        encoded_1MP = self.features(candidate_features)
+        if encoded_1MP is not None:
+            mixed_1MP = mixed_1MP + encoded_1MP
+        return self.dropout(nn.functional.gelu(mixed_1MP)), evidence_1ME
 
 
 class LinearSkip(nn.Module):

@@ -1,4 +1,4 @@
-"""Where the tasks meet, and how their gradients compare there.
+"""Where the tasks meet: the real pairs of a batch, and how gradients compare at what all tasks read.
 
 Letters: B people, C candidates, D width, E numbers of evidence, T tasks.
 """
@@ -8,7 +8,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyrec.encoders.item import ItemRows
+from polyrec.encoders.item import PADDING_ITEM, ItemRows
+
+
+class RealPairs:
+    """The candidates of a batch that are no padding, as one row of M pairs: [B, C, ...] <-> [1, M, ...].
+
+    People are asked about very different numbers of items, so most of a padded batch may be padding; what costs most,
+    the wide layers of pairs, then runs on the others alone.
+
+    Example:
+        >>> pairs = RealPairs(torch.tensor([[5, 6], [7, 0]]))
+        >>> packed = pairs.pack(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> packed.tolist(), pairs.unpack(packed).tolist()
+        ([[1.0, 2.0, 3.0]], [[1.0, 2.0], [3.0, 0.0]])
+    """
+
+    def __init__(self, candidate_ids: Tensor) -> None:
+        self.shape = candidate_ids.shape
+        self.index_M = (candidate_ids.flatten() != PADDING_ITEM).nonzero().squeeze(-1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [1, M, ...]."""
+        return x.flatten(0, 1).index_select(0, self.index_M).unsqueeze(0)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[1, M, ...] -> [B, C, ...], 0 where there is padding."""
+        empty = x.new_zeros(self.shape.numel(), *x.shape[2:])
+        return empty.index_copy(0, self.index_M, x.squeeze(0)).view(*self.shape, *x.shape[2:])
 
 
 class SharedRepresentation:
