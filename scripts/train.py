@@ -1,4 +1,7 @@
-"""`accelerate launch scripts/train.py RECIPE [flags]`: the same as `polyrec train`, one process per device."""
+"""The same as `polyrec train`, one process per device.
+
+`accelerate launch --config_file scripts/accelerate/multi_gpu.yaml scripts/train.py RECIPE [flags]`
+"""
 
 import sys
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from launching import on_two_processes
 from model_fixtures import arguments, fit, synthetic_log
 from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
 from safetensors.torch import load_file
-
-from polyrec import PolyRecForRecommendation, PolyRecTrainer
-
-sys.path.insert(0, str(Path(__file__).parent))
 from two_processes import STEPS, whole_training
 
-HERE = Path(__file__).parent
+from polyrec import PolyRecForRecommendation, PolyRecTrainer
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder and findings of both processes."""
     folder = tmp_path_factory.mktemp("two")
-    # --standalone finds a free port.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [*launcher, str(HERE / "two_processes.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, [json.loads((folder / f"findings{rank}.json").read_text()) for rank in range(2)]
+    return folder, on_two_processes("two_processes.py", folder)
 
 
 def measured(evaluation):

@@ -24,6 +24,7 @@ from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory
+from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 
 CALLBACK_STATES = "callbacks.safetensors"
@@ -43,6 +44,9 @@ class PolyRecTrainer(Trainer):
     * **Loss weightings** are told the mean losses of each optimizer step over all batches and ranks.
     * **Early stopping per task** (`task_patience`) and a **moving average** of the weights (`ema_decay`).
     * **Full-catalog ranking** in `evaluate`, on every rank's share of the data, gathered exactly.
+    * **Several processes** (`scripts/accelerate/*.yaml`) do what one does: each window is learnt by one of them. Under
+      FSDP, evaluation takes a whole copy of the weights to each rank; it has not been run on GPUs yet, see
+      `scripts/accelerate/fsdp.yaml`.
     * The processor's catalog goes into the model before training, and the processor is saved with it.
 
     Args:
@@ -256,7 +260,7 @@ class PolyRecTrainer(Trainer):
 
     def _predict(self, test_dataset: SequenceDataset) -> evaluator.Predictions:
         found = evaluator.predict(
-            self._unwrapped,
+            whole_copy(self._unwrapped) if self.is_fsdp_enabled else self._unwrapped,
             test_dataset,
             batch_size=self.args.per_device_eval_batch_size,
             k=self.args.rank_k,
