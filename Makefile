@@ -24,9 +24,10 @@ check: $(VENV)/.installed  ## lint, format, types, layers, then the tests
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-bench: $(VENV)/.installed  ## both protocols; DATA=folder of ml-100k
+bench: $(VENV)/.installed  ## all protocols; DATA=folder of ml-100k, IMPRESSIONS=folder of kuairand_late
 	$(BIN)/python scripts/benchmarks/next_item.py --data $(DATA) --seeds 3 --output runs/next_item.json
 	$(BIN)/python scripts/benchmarks/feedback.py --data $(DATA) --seeds 3 --output runs/feedback.json
+	$(BIN)/python scripts/benchmarks/impressions.py --data $(IMPRESSIONS) --seeds 3 --output runs/impressions.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
