@@ -62,8 +62,8 @@ class Step:
     def peak_bytes(self, batch: dict[str, Any]) -> int:
         """The most memory that tensors take at one time of a step; the batch itself is not counted.
 
-        Counted by torch's own allocator, byte by byte, so that it repeats exactly. The resident size of the process,
-        which also has Python and torch in it and what malloc keeps for later, says the same only roughly.
+        Counted by torch's own allocator, byte by byte, so that it repeats exactly. The resident size of the process
+        has Python and torch in it and what malloc keeps for later, beside which cells hardly differ.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the profiler, on cpu-only builds
@@ -103,15 +103,18 @@ def rounds(steps: Mapping[Cell, Step], batch: dict[str, Any], begin: int, end: i
             step(batch)
     gc.collect()
     gc.freeze()  # else a collection walks through all models, in the middle of somebody's step
-    for number in range(begin, end):
-        order = list(steps)
-        random.Random(number).shuffle(order)
-        found = {}
-        for cell in order:
-            started = time.process_time()
-            steps[cell](batch)
-            found[cell.name] = time.process_time() - started
-        yield {cell.name: found[cell.name] for cell in steps}
+    try:
+        for number in range(begin, end):
+            order = list(steps)
+            random.Random(number).shuffle(order)
+            found = {}
+            for cell in order:
+                started = time.process_time()
+                steps[cell](batch)
+                found[cell.name] = time.process_time() - started
+            yield {cell.name: found[cell.name] for cell in steps}
+    finally:
+        gc.unfreeze()
 
 
 def about(batch: Mapping[str, Any], processor: PolyRecProcessor) -> dict[str, Any]:
