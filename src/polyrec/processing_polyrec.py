@@ -17,7 +17,7 @@ from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
-from polyrec.data.derived import fit_derived, with_derived
+from polyrec.data.derived import derived_names, fit_derived, with_derived
 from polyrec.data.encoding import encode_log, encode_past, fit_event_columns
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
@@ -28,6 +28,7 @@ from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
     check_learnable,
     column,
+    first_bad_row,
     ids,
     labels,
     numbers,
@@ -415,7 +416,7 @@ class PolyRecProcessor:
 
         Args:
             history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
-            items: int64 [C], rows of the item table.
+            items: int64 [C], rows of the catalog's items in the item table, i.e. from 2 on.
             user: attributes of the person, {column: value}; what is absent is missing.
             context: context of the request, {column: value}.
             time: of the request, seconds; default: one second after the latest event known.
@@ -425,13 +426,17 @@ class PolyRecProcessor:
         encoders, statistics = self.event_encoders, self.statistics
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
         latest = statistics.last_time if statistics is not None and np.isfinite(statistics.last_time) else 0.0
-        asked_about = {name: (context or {}).get(name) for name in encoders["candidate"]}
-        table = request_table(history, len(items), self.items.ids, self.columns, feedback, asked_about, time, latest)
+        derived = derived_names(self.columns)
+        asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
+        unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
+        if unknown is not None:
+            raise ValueError(
+                f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{self.num_items - 1}"
+            )
+        asked_ids = self.items.ids.take(pa.array(items - FIRST))
+        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, latest)
         log = self.encode_events(table)
-        for source, given, known in (
-            ("user", user, self.users.encoders),
-            ("context", context, self.event_encoders["candidate"]),
-        ):
+        for source, given, known in (("user", user, self.users.encoders), ("context", context, asked_about)):
             for name in given or {}:
                 if name not in known:
                     raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
@@ -441,7 +446,6 @@ class PolyRecProcessor:
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
         events = len(log) - len(items)
         asked = np.arange(events, len(log))
-        log.item[asked] = items
         counted = None if statistics is None else statistics.request(log)
         candidates = Candidates(asked, np.full(len(items), events))
         # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.

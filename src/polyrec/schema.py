@@ -246,6 +246,26 @@ class Columns:
                 )
         if not 0 <= self.propensity_clip <= 1:
             raise ValueError(f"columns.propensity_clip is {self.propensity_clip}; it must be in [0, 1]")
+        self._check_past()
+
+    def _check_past(self) -> None:
+        if self.past_length < 0:
+            raise ValueError(f"columns.past_length is {self.past_length}; it must be >= 0")
+        if self.past is None:
+            return
+        if not isinstance(self.past, Mapping):
+            raise ValueError(
+                f"columns.past must say what each column marks, e.g. {{'watched': [], 'liked': ['like']}}, not "
+                f"{self.past!r}"
+            )
+        if not self.past:
+            raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
+        for name, meant in self.past.items():
+            if isinstance(meant, str):
+                raise ValueError(
+                    f"columns.past[{name!r}] must be a list of feedback columns, not the string {meant!r}: "
+                    f"write [{meant!r}]"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

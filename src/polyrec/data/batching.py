@@ -41,15 +41,17 @@ class BatchReader:
         self.dataset = dataset
         log, past = dataset.log, dataset.log.past
         # Rows of a table: the log's events, those of the past, and one that stands for padding.
-        tables = {"item_ids": log.item, **log.event_features, **log.candidate_features}
-        self._events = {}
-        for name, values in tables.items():
-            parts = [values]
-            if past is not None:
-                known = {"item_ids": past.item, **past.event_features}
-                parts.append(known[name] if name in known else missing_rows(values, len(past.item)))
-            self._events[name] = torch.from_numpy(np.concatenate([*parts, missing_rows(values, 1)]))
-        self._padding = len(next(iter(self._events.values()))) - 1
+        known = {} if past is None else past.event_features
+        held = 0 if past is None else len(past.item)
+        self._padding = len(log) + held
+
+        def table(values: np.ndarray, before: np.ndarray | None) -> Tensor:
+            before = missing_rows(values, held) if before is None else before
+            return torch.from_numpy(np.concatenate([values, before, missing_rows(values, 1)]))
+
+        self._items = table(log.item, None if past is None else past.item)
+        features = {**log.event_features, **log.candidate_features}
+        self._events = {name: table(values, known.get(name)) for name, values in features.items()}
         self._statistics = None if dataset.statistics is None else torch.from_numpy(dataset.statistics)
         self._people = {name: torch.from_numpy(values) for name, values in log.user_features.items()}
 
@@ -76,7 +78,6 @@ class BatchReader:
             )
         events_BL = self._event_rows(windows.person, start, stop, before, multiple)
         rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
-        event_features = {name: _take(table, events_BL) for name, table in self._events.items()}
         candidate_index = np.where(real_BC, rows_BC, self._padding)
         features = {name: _take(self._events[name], candidate_index) for name in log.candidate_features}
         if self._statistics is not None:
@@ -86,8 +87,8 @@ class BatchReader:
         labels_BCT = data.asked_labels(np.where(real_BC, asked_BC, 0).ravel(), data.epoch).reshape(*real_BC.shape, -1)
         labels_BCT[~real_BC] = np.nan
         batch = {
-            "item_ids": event_features.pop("item_ids"),
-            "event_features": event_features,
+            "item_ids": _take(self._items, events_BL),
+            "event_features": {name: _take(table, events_BL) for name, table in self._events.items()},
             "user_features": {name: table[torch.from_numpy(windows.person)] for name, table in self._people.items()},
             "candidate_ids": torch.from_numpy(np.where(real_BC, log.item[rows_BC], 0)),
             "candidate_positions": torch.from_numpy(

@@ -14,20 +14,37 @@ from polyrec.schema import Columns
 CLOCK, AGE = "hour", "item_age"
 
 
+def derived_names(columns: Columns) -> list[str]:
+    """Names of the context columns that are derived.
+
+    Example:
+        >>> derived_names(Columns(clock=0))
+        ['hour']
+    """
+    return [name for name, given in ((CLOCK, columns.clock), (AGE, columns.item_time)) if given is not None]
+
+
 def with_derived(table: pa.Table, columns: Columns, items: EntityTable) -> pa.Table:
-    """Add "hour" (0..23, if `columns.clock` is given) and "item_age" (days, if `columns.item_time` is) to a log."""
-    if columns.clock is None and columns.item_time is None:
-        return table
-    now = times(table, columns, "interactions")
-    for name, values in _derived(table, columns, items, now).items():
+    """Add "hour" (0..23, if `columns.clock` is given) and "item_age" (days, if `columns.item_time` is) to a log.
+
+    Raises:
+        ValueError: the log has a column of such a name, and nobody could say which of the two was read.
+    """
+    for name, values in _derived(table, columns, items).items():
         if name in table.column_names:
-            table = table.drop_columns([name])
+            raise ValueError(
+                f"interactions: column {name!r} is in the table and also derived (columns.clock, columns.item_time): "
+                "rename or drop the column"
+            )
         table = table.append_column(name, values)
     return table
 
 
-def _derived(table: pa.Table, columns: Columns, items: EntityTable, now: np.ndarray) -> dict[str, pa.Array]:
+def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str, pa.Array]:
     found: dict[str, pa.Array] = {}
+    if not derived_names(columns):
+        return found
+    now = times(table, columns, "interactions")
     if columns.clock is not None:
         found[CLOCK] = pa.array(((now + columns.clock * HOUR) % DAY // HOUR).astype(np.int64))
     if columns.item_time is not None:
@@ -40,13 +57,10 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable, now: np.ndar
 
 
 def fit_derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str, ColumnEncoder]:
-    """Encoders of the derived context columns; a log that has a declared column of such a name is refused."""
-    found = _derived(table, columns, items, times(table, columns, "interactions"))
-    declared = {*columns.context, *columns.feedback}
-    for name in found:
-        if name in declared:
-            raise ValueError(
-                f"column {name!r} is declared and also derived (columns.clock, columns.item_time): rename the column"
-            )
+    """Encoders of the derived context columns."""
+    table = with_derived(table, columns, items)
     kinds = {CLOCK: "categorical", AGE: "numeric"}
-    return {n: ColumnEncoder.fit(n, v, kinds[n], f"interactions: {n!r}") for n, v in found.items()}
+    return {
+        name: ColumnEncoder.fit(name, column(table, name, "interactions", "derived context"), kinds[name], name)
+        for name in derived_names(columns)
+    }

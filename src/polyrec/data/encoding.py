@@ -78,7 +78,9 @@ def encode_past(past: PastEvents, encoders: Encoders) -> None:
     rows = len(past.item)
     for name, encoder in {**encoders["candidate"], **encoders["event"]}.items():
         if name in past.marks:
-            values = pa.array(past.marks[name].astype(np.int64))
+            values = pa.array(past.marks[name] == 1)
+            if not set(encoder.vocabulary) & {"false", "true"}:  # the categories of a column of booleans
+                values = values.cast(pa.int64())
             past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
         else:
             past.event_features[name] = encoder.missing(rows)

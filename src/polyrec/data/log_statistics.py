@@ -22,9 +22,11 @@ from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import EventLog
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
-from polyrec.data.tables import read_json
-from polyrec.schema import RESIDUALS, Columns, TaskConfig
+from polyrec.data.tables import label_values, read_json
+from polyrec.registry import nearest
+from polyrec.schema import RESIDUALS, Columns, Label, TaskConfig
 
+AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 NOBODY = 2**31 - 1  # the largest code of a statistic's key
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
 
@@ -78,6 +80,7 @@ class LogStatistics:
         item_keys, user_keys = ([k for k in kinds if k.startswith(side)] for side in ("item.", "user."))
         multi = [k for k, kind in kinds.items() if kind == "multi"]
         context = [tuple(keys) for keys in config.context]
+        _check(config, columns, [t.name for t in pair], [*kinds, *(f"context.{n}" for n in encoders["candidate"])])
         if config.log is None:
             log = RunningStatistics.default(item_keys, user_keys, targets, multi, context)
         else:
@@ -87,7 +90,7 @@ class LogStatistics:
         marks = sorted({mark for meant in columns.past.values() for mark in meant})
         past = RunningStatistics(_default_past(item_keys) if config.past is None else config.past, marks)
         names = {t.name: t.parsed_label for t in pair}
-        marked = {n: rule.column for n, rule in names.items() if rule is not None and rule.column in marks}
+        marked = {n: rule.column for n, rule in names.items() if rule is not None and _says_the_same(rule, marks)}
         marked |= {n: n for n in config.targets if n in marks}
         return cls(log, past, items, encoders, marked, tasks)
 
@@ -120,11 +123,12 @@ class LogStatistics:
         values = self._targets(log)
         self.log.prior = np.nanmean(values[train], axis=0)
         self.spread = dict(zip(self.targets, np.nanstd(values[train], axis=0).tolist(), strict=True))
-        if self.past is not None and log.past is not None:
-            known = [log.past.marks[mark] for mark in self.past.targets]
+        if self.past is not None:
+            known = [np.zeros(0) if log.past is None else log.past.marks[mark] for mark in self.past.targets]
             self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
             self.past.reset()
-            self.past.update(self._past_table(log))
+            if log.past is not None:
+                self.past.update(self._past_table(log))
         counted = self._count(log, source=source)
         self.scaler = StatisticsScaler.fit(counted[train])
         self.log.reset()
@@ -167,7 +171,6 @@ class LogStatistics:
         counted = self.log.compute(self._table(log), visible_until, source)
         if self.past is None:
             return counted
-        # All of the past lies before all of the log, so its state is the same for every row.
         return np.concatenate([counted, self.past.transform(self._table(log, statistics=self.past))], axis=1)
 
     def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
@@ -194,14 +197,16 @@ class LogStatistics:
     def _table(
         self, log: EventLog, user: np.ndarray | None = None, statistics: RunningStatistics | None = None
     ) -> EventTable:
-        """What statistics read of a log; `user` [R] replaces the codes of its people."""
+        """What statistics (default: those of the log) read of a log; `user` [R] replaces the codes of its people."""
         user = self.person_codes(log.user_ids)[log.person] if user is None else user
+        time = log.time
         if statistics is None:
             statistics, targets = self.log, self._targets(log)
         else:
-            targets = np.full((len(log), len(statistics.targets)), np.nan)
+            # One moment for all rows, after the past: what was known then is known to each, and none counts another.
+            time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
         keys = self._keys(statistics, log.item, user, log.person, log.user_features, log.candidate_features)
-        return EventTable(time=log.time, keys=keys, targets=targets)
+        return EventTable(time=time, keys=keys, targets=targets)
 
     def _past_table(self, log: EventLog) -> EventTable:
         past: PastEvents | None = log.past
@@ -222,7 +227,7 @@ class LogStatistics:
         user_features: Mapping[str, np.ndarray],
         context: Mapping[str, np.ndarray],
     ) -> dict[str, Codes]:
-        """The keys that the statistics need; an unknown one is left to `EventTable`, which names the known ones."""
+        """The keys that the statistics need."""
         keys: dict[str, Codes] = {"item": item, "user": user}
         wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
         for name, values in self.items.encoded.items():
@@ -277,6 +282,33 @@ class LogStatistics:
         if scales["scaler"] is not None:
             found.scaler = StatisticsScaler.from_dict(scales["scaler"])
         return found
+
+
+def _check(config: StatisticsConfig, columns: Columns, tasks: Sequence[str], attributes: Sequence[str]) -> None:
+    """Refuse, before any row is read, what could not be counted."""
+    known = ["item", "user", *attributes]
+    statistics: list[StatisticConfig] = [*(config.log or []), *(config.past or [])]
+    for key in [k for s in statistics for k in s.keys] + [k for keys in config.context for k in keys]:
+        if key not in known:
+            raise ValueError(f"statistics: there is no key {key!r} to count by; {nearest(key, known)}")
+    for statistic in config.past or []:
+        if statistic.fade is not None or statistic.gap:
+            raise ValueError(
+                f"statistics.past: {statistic.name!r} fades or asks for a gap, but events of the past have no times: "
+                "leave out recent, half_life and gap"
+            )
+    for name in config.targets:
+        if name not in columns.feedback:
+            raise ValueError(f"statistics.targets: {name!r} is no feedback; {nearest(name, list(columns.feedback))}")
+        if name in tasks:
+            raise ValueError(f"statistics.targets: {name!r} is a task, whose label is counted anyway: leave it out")
+
+
+def _says_the_same(rule: Label, marks: Sequence[str]) -> bool:
+    """Whether a mark of the past, 1 or 0, is itself the label that a rule makes of its column."""
+    if rule.column not in marks:
+        return False
+    return label_values(pa.table({rule.column: [0, 1]}), rule, "past").tolist() == [0.0, 1.0]
 
 
 def _default_past(item_keys: Sequence[str]) -> list[StatisticConfig]:

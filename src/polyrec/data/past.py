@@ -65,39 +65,46 @@ def read_past(table: pa.Table, columns: Columns, items: EntityTable, people: pa.
         twice = next(v for v, n in ((x["values"], x["counts"]) for x in pc.value_counts(owners).to_pylist()) if n > 1)
         raise ValueError(f"past: {columns.user} {twice} has several rows: keep one row per person, with lists")
     person = np.asarray(lookup(owners, normalise_ids(people)).fill_null(-1)).astype(np.int64)
-    lists = {name: _lists(table, name, items) for name in columns.past}
-    span = len(items) + 1
-    rows, item = lists[next(iter(columns.past))]
-    known = np.unique(rows * span + item)
-    parts = [(rows, item, np.ones(len(rows), dtype=np.int64))]
+    lists = {name: _lists(table, name) for name in columns.past}
+    # Events are told apart by their ids: items that are not in the catalog share one row of it.
+    given = [taken for _, taken in lists.values()]
+    if len({taken.type for taken in given}) > 1:
+        given = [taken.cast(pa.large_string()) for taken in given]
+    pool = pa.concat_arrays(given).dictionary_encode()
+    item_rows, codes = items.rows(pool.dictionary), np.asarray(pool.indices).astype(np.int64)
+    ends = np.cumsum([len(taken) for taken in given])[:-1]
+    span = len(item_rows) + 1
+    keys = {n: rows * span + c for (n, (rows, _)), c in zip(lists.items(), np.split(codes, ends), strict=True)}
+    first_list = keys[next(iter(columns.past))]
+    parts, known = [first_list], np.unique(first_list)
     for name in list(columns.past)[1:]:
-        rows, item = lists[name]
-        key, first = np.unique(rows * span + item, return_index=True)
-        first = np.sort(first[~np.isin(key, known)])
-        known = np.union1d(known, key)
-        parts.insert(0, (rows[first], item[first], np.zeros(len(first), dtype=np.int64)))
-    rows, item, late = (np.concatenate([p[i] for p in parts]) for i in range(3))
-    keep = person[rows] >= 0
-    rows, item, late = rows[keep], item[keep], late[keep]
-    order = np.lexsort((np.arange(len(rows)), late, person[rows]))
-    rows, item = rows[order], item[order]
+        extra, at = np.unique(keys[name], return_index=True)
+        at = np.sort(at[~np.isin(extra, known)])  # in the order of the list
+        known = np.union1d(known, extra)
+        parts.insert(0, keys[name][at])
+    key = np.concatenate(parts)
+    key = key[person[key // span] >= 0]
+    key = key[np.argsort(person[key // span], kind="stable")]
     marks: dict[str, np.ndarray] = {}
     for name, meant in columns.past.items():
-        own, taken = lists[name]
-        held = np.isin(rows * span + item, own * span + taken).astype(np.float64)
+        held = np.isin(key, keys[name]).astype(np.float64)
         marks |= {feedback: np.maximum(marks.get(feedback, 0.0), held) for feedback in meant}
-    offsets = np.searchsorted(person[rows], np.arange(len(people) + 1))
-    return PastEvents(offsets, item, marks, length=columns.past_length)
+    offsets = np.searchsorted(person[key // span], np.arange(len(people) + 1))
+    return PastEvents(offsets, item_rows[key % span], marks, length=columns.past_length)
 
 
-def _lists(table: pa.Table, name: str, items: EntityTable) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the table and row of the item table of every id in a list column, int64 [E] each."""
+def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
+    """Row of the table of every id in a list column, int64 [E], and the ids [E]."""
     values = column(table, name, "past", "item ids")
+    if pa.types.is_null(values.type):  # nobody has any
+        values = values.cast(pa.list_(pa.int64()))
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         raise ValueError(f"past: column {name!r} has type {values.type}: give a list of item ids per person")
-    rows, flat = np.asarray(pc.list_parent_indices(values)).astype(np.int64), values.flatten()
+    given = np.flatnonzero(~is_null(values))
+    lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
+    rows, flat = given[np.asarray(pc.list_parent_indices(lists))], lists.flatten()
     keep = ~is_null(flat)
-    return rows[keep], items.rows(flat.filter(pa.array(keep)))
+    return rows[keep], normalise_ids(flat.filter(pa.array(keep)), f"past: column {name!r} (item ids)")
 
 
 def check_marks(columns: Columns, feedback: Mapping[str, object] | Sequence[str]) -> None:

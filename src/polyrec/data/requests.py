@@ -14,8 +14,7 @@ from polyrec.schema import Columns
 
 def request_table(
     history: Any,
-    asked: int,
-    ids_known: pa.Array,
+    asked_ids: pa.Array,
     columns: Columns,
     feedback: Collection[str],
     context: Mapping[str, Any],
@@ -26,8 +25,7 @@ def request_table(
 
     Args:
         history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
-        asked: number of items asked about.
-        ids_known: Arrow array of the catalog's ids; the first stands in for the items asked about.
+        asked_ids: ids of the items asked about, of the catalog's type.
         feedback: columns known once an event had happened, labels included.
         context: {column: value of the request, None = unknown}.
         time: of the request, seconds; None: one second after the latest event known.
@@ -50,11 +48,10 @@ def request_table(
         raise ValueError(
             f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
         )
+    asked = len(asked_ids)
     known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
     found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + asked, dtype=np.int64))}
-    # The catalog's first id stands in for the items asked about; `request` puts their rows in afterwards.
-    past_ids = ids_known[:0] if table is None else ids(table, columns.item, "history", "item id")
-    asked_ids = ids_known.take(pa.array(np.zeros(asked, dtype=np.int64)))
+    past_ids = asked_ids[:0] if table is None else ids(table, columns.item, "history", "item id")
     if past_ids.type != asked_ids.type:
         past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
     found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
