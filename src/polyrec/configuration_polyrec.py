@@ -52,7 +52,7 @@ class PolyRecConfig(PreTrainedConfig):
         task_item_embeddings: give every pair task a table of item vectors of its own beside the shared one (STEM, Su et
             al., 2024), for `num_items * hidden_size` parameters per task.
         item_cooccurrence: start id vectors where items stand by their co-occurrence in the training log
-            (`polyrec.data.cooccurrence`), with this standard deviation; 0 = at random.
+            (`polyrec.data.cooccurrence`), with this root mean square; 0 = at random.
         freeze_item_ids: leave id vectors where they start, for logs with few events per item.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.

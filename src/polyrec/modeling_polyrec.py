@@ -95,6 +95,16 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`]."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        for module in model.modules():
+            if isinstance(module, ItemEncoder):
+                module.freeze()  # transformers makes every parameter that it loads a trainable one
+        return loaded
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # In models from outside transformers, modules without parameters of their own (heads, expert layers) would be
         # skipped and never `initialise`. That protects code which writes weights directly; `_init_weights` does not.

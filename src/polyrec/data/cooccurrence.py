@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
+DENSE = 500  # items up to which the whole decomposition is quick
 FIRST = 2  # rows 0 and 1 of an item table are padding and the unknown item
 
 
@@ -28,7 +29,7 @@ def cooccurrence_vectors(
         size: D.
 
     Returns:
-        float32 [N, D] with standard deviation 1 over the rows of items that co-occur; 0 for all others.
+        float32 [N, D] with root mean square 1 over the rows of items that co-occur; 0 for all others.
 
     Example:
         >>> item = np.array([2, 3, 2, 4, 5, 4])
@@ -53,12 +54,22 @@ def cooccurrence_vectors(
     context = frequency**smoothing / (frequency**smoothing).sum()
     information = np.log(counts.data / (frequency[counts.row] * context[counts.col]))
     positive = sparse.csr_matrix((np.maximum(information, 0), (counts.row, counts.col)), shape=pairs.shape)
-    rank = min(size, num_items - 1, int((frequency > 0).sum()))
-    left_vectors, strength, _ = svds(positive, k=rank, random_state=0)
-    order = np.argsort(-strength)
-    found = left_vectors[:, order] * np.sqrt(np.maximum(strength[order], 0))
-    # The sign of a singular vector is chance; fixed, so that the same log gives the same vectors.
-    found *= np.where(found[np.abs(found).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
-    vectors[:, :rank] = found / max(float(found[frequency > 0].std()), 1e-12)
-    vectors[frequency == 0] = 0
+    met = np.flatnonzero(frequency)
+    left_vectors, strength = _leading(positive[met][:, met], size)
+    # The sign of a singular vector is chance; fixed, so that the same log gives the same vectors. Rounded, because of
+    # equally large entries the largest would be chance, too.
+    largest = left_vectors[np.abs(left_vectors).round(4).argmax(axis=0), np.arange(len(strength))]
+    found = left_vectors * np.where(largest < 0, -1.0, 1.0) * np.sqrt(strength)
+    vectors[met, : len(strength)] = found / np.sqrt(np.square(found).mean())
     return vectors
+
+
+def _leading(matrix: sparse.csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors [M, K] and singular values [K] of a square matrix, largest first, K = min(size, M)."""
+    if size < matrix.shape[0] and matrix.shape[0] > DENSE:
+        left, strength, _ = svds(matrix, k=size, random_state=0)
+        order = np.argsort(-strength)
+        return left[:, order], np.maximum(strength[order], 0)
+    # On small matrices ARPACK runs out of directions and begins anew at random, which no seed of ours reaches.
+    left, strength, _ = np.linalg.svd(matrix.toarray())
+    return left[:, :size], strength[:size]

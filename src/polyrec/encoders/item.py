@@ -59,7 +59,8 @@ class ItemEncoder(nn.Module):
         self.num_items, self.id_dropout = config.num_items, config.item_id_dropout
         features = [f for f in config.feature_configs if f.source == "item"]
         self.id_embedding = nn.Embedding(config.num_items, config.hidden_size, padding_idx=PADDING_ITEM)
-        self.id_embedding.requires_grad_(not config.freeze_item_ids)
+        self.trains_ids = not config.freeze_item_ids
+        self.freeze()
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.num_items))
@@ -68,6 +69,10 @@ class ItemEncoder(nn.Module):
             shape = (config.num_items,) if f.kind in ("categorical", "numeric") else (config.num_items, f.width)
             dtype = torch.float32 if f.kind in ("numeric", "vector") else torch.int64
             self.catalog.register_buffer(module_name(f.name), torch.zeros(shape, dtype=dtype))
+
+    def freeze(self) -> None:
+        """Exempt id vectors from training if the configuration says so."""
+        self.id_embedding.requires_grad_(self.trains_ids)
 
     @torch.no_grad()
     def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor, id_vectors: Tensor | None = None) -> None:
