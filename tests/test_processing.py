@@ -227,13 +227,21 @@ def test_held_out_rows_of_leave_one_out_do_not_count_before_their_part(tables):
 def test_scales_come_from_training_rows(tables):
     """Prevents means, counts and label summaries from knowing the test period."""
     processor, _ = fit(tables)
-    before = (processor.statistics.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
+    before = (
+        processor.statistics.scaler.to_dict(),
+        processor.item_counts.tolist(),
+        json.dumps(processor.label_summary),
+    )
     times = tables["interactions"]["timestamp"]
     late = np.argsort(times, kind="stable")[320:]
     tables["interactions"]["rating"][late] = 3.0
     tables["interactions"]["item_id"][late] = 0
     processor.split(tables["interactions"])
-    assert before == (processor.statistics.scaler.to_dict(), processor.item_counts.tolist(), json.dumps(processor.label_summary))
+    assert before == (
+        processor.statistics.scaler.to_dict(),
+        processor.item_counts.tolist(),
+        json.dumps(processor.label_summary),
+    )
 
 
 def test_delayed_rows_train_beside_fresh_ones(tables):

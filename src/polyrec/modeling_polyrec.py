@@ -272,16 +272,16 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 (event_features or {}).get(RESIDUALS),
             )
             answers = self._answer_pairs(shared, pairs.pack(candidate_ids), features)
-        output = PolyRecOutput(logits={}, states=state_BCD)
-        for name, head in self.heads.items():
-            if name in self.state_tasks:
-                output.logits[name] = logits[name]
-            else:
-                output.logits[name] = pairs.unpack(head.mean_over_members(answers.logits[name]))
-        output.gates = {name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()}
+        for name, logit in answers.logits.items():
+            logits[name] = pairs.unpack(self.heads[name].mean_over_members(logit))
+        output = PolyRecOutput(
+            logits={name: logits[name] for name in self.heads},
+            states=state_BCD,
+            gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
+        )
         if labels is not None:
             output.losses, output.counts = self._losses(
-                output.logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives
+                logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives
             )
             denominators = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
