@@ -353,9 +353,9 @@ def check_learnable(values: np.ndarray, tasks: list[TaskConfig]) -> None:
     for j, task in enumerate(tasks):
         known = values[~np.isnan(values[:, j]), j]
         if known.size == 0:
+            rule = task.label or task.name
             raise ValueError(
-                f"task {task.name!r} has no label in the training rows: check label={task.label or task.name!r} or drop "
-                "the task"
+                f"task {task.name!r} has no label in the training rows: check label={rule!r} or drop the task"
             )
         if task.head != "retrieval" and known.min() == known.max():
             raise ValueError(
