@@ -18,7 +18,7 @@ from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import derived_names, fit_derived, with_derived
-from polyrec.data.encoding import encode_log, encode_past, fit_event_columns
+from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_event_columns
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.past import check_marks, read_past
@@ -251,12 +251,18 @@ class PolyRecProcessor:
                 f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
             )
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
-        learnt = with_derived(table, self.columns, self.items).take(pa.array(np.sort(log.row[train])))
+        whole = with_derived(table, self.columns, self.items)
+        learnt = whole.take(pa.array(np.sort(log.row[train])))
         for encoders in self.event_encoders.values():
             for name, encoder in encoders.items():
                 values = column(learnt, name, "interactions", "feedback or context")
                 encoders[name] = encoder.refit(values, f"interactions: column {name!r}")
-        return self.encode_events(table, past), part
+        encoded = encode_columns(whole, self.event_encoders, log.row)
+        log.event_features |= encoded["event"]
+        log.candidate_features = encoded["candidate"]
+        if log.past is not None:
+            encode_past(log.past, self.event_encoders)
+        return log, part
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics.

@@ -49,13 +49,7 @@ def encode_log(
     sort = np.lexsort((tie_break, seconds, person))
     order = np.empty(len(sort), dtype=np.int64)
     order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
-    encoded = {
-        source: {
-            name: encoder.encode(column(table, name, what, source), f"{what}: column {name!r}")[sort]
-            for name, encoder in found.items()
-        }
-        for source, found in encoders.items()
-    }
+    encoded = encode_columns(table, encoders, sort)
     user_rows = users.rows(coded.dictionary)
     log = EventLog(
         person=person[sort],
@@ -71,6 +65,17 @@ def encode_log(
     )
     log.event_features["time_gap"] = _time_gap(log)
     return log
+
+
+def encode_columns(table: pa.Table, encoders: Encoders, row: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Feedback and context of a log's rows in the order `row`, {"event": {column: ...}, "candidate": {...}}."""
+    return {
+        source: {
+            name: encoder.encode(column(table, name, "interactions", source), f"interactions: column {name!r}")[row]
+            for name, encoder in found.items()
+        }
+        for source, found in encoders.items()
+    }
 
 
 def encode_past(past: PastEvents, encoders: Encoders) -> None:
