@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
@@ -37,8 +38,6 @@ def report_run(
 
 def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dict:
     """Evaluate a run folder on the "valid" or "test" part of its own split."""
-    from polyrec.cli.train import prepare
-
     path = Path(run) / RECIPE_NAME
     if not path.exists():
         raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")

@@ -53,7 +53,8 @@ def _add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
-def _read_recipe(options: argparse.Namespace) -> Recipe:
+def _read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
+    """The recipe of a command; without --output its own output, `suffix` added."""
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
@@ -62,6 +63,8 @@ def _read_recipe(options: argparse.Namespace) -> Recipe:
             overrides[name] = getattr(options, name)
     overrides |= dict(parse_override(text) for text in options.set)
     recipe = load_recipe(options.recipe, overrides)
+    if options.output is None:
+        recipe.output += suffix
     recipe.check()
     return recipe
 
@@ -103,9 +106,7 @@ def _add_compare(commands: _Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    recipe = _read_recipe(options)
-    if options.output is None:
-        recipe.output += "-comparison"
+    recipe = _read_recipe(options, "-comparison")
     from polyrec.cli.compare import compare_recipe
 
     kinds = [kind.strip() for kind in options.variants.split(",")]
@@ -126,9 +127,7 @@ def _add_tune(commands: _Commands) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    recipe = _read_recipe(options)
-    if options.output is None:
-        recipe.output += "-tuning"
+    recipe = _read_recipe(options, "-tuning")
     check_extra("optuna", "tune", "searches")
     from polyrec.cli.tune import tune_recipe
 

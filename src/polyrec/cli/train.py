@@ -12,24 +12,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from polyrec.cli.evaluate import RECIPE_NAME, report_run
+from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.sequences import SequenceDataset
 from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.schema import parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.trainer import PolyRecTrainer
 
 SELECTION_METRIC = "mean_improvement"  # of the validation part: what a search maximises
-
-
-def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
-    """The processor and the split of a recipe."""
-    processor = PolyRecProcessor.fit(
-        recipe.interactions, recipe.items, recipe.users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
-    )
-    return processor, processor.split(recipe.interactions, past=recipe.past, **recipe.split)
 
 
 def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[str] | None = None) -> PolyRecConfig:

@@ -15,9 +15,10 @@ from optuna.trial import TrialState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
+from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.run_folder import about_recipe, claim_folder
-from polyrec.cli.train import SELECTION_METRIC, build_config, build_trainer, prepare
+from polyrec.cli.train import SELECTION_METRIC, build_config, build_trainer
 from polyrec.cli.tuning_report import write_trials
 from polyrec.cli.tuning_space import SearchSpace
 from polyrec.data.sequences import SequenceDataset
