@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from polyrec.backbones import BackboneConfig, TextConfig, resolve
 from polyrec.registry import EXPERTS, WEIGHTINGS, nearest
 from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -44,6 +45,13 @@ class PolyRecConfig(PreTrainedConfig):
         max_history: events of a person that are read at once; longer histories become windows.
         history_config: any causal decoder configuration of transformers, used through `AutoModel.from_config` and fed
             with `inputs_embeds`. Its `hidden_size` must be `hidden_size`.
+        history_backbone: a pretrained transformer that reads histories instead, see [`BackboneConfig`]; events are
+            projected to its width and its states back. Default tuning: "lora". Bidirectional encoders are read with a
+            causal mask if their architecture has one.
+        text: a text encoder of items and queries, see [`TextConfig`]; `processor.model_config()` fills it if the
+            processor was fitted with `text=...`.
+        item_ids: give each item a vector (and a bias) of its own. Without, an item is what its text and attributes say,
+            so that the model can score items of another catalog.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
@@ -84,6 +92,9 @@ class PolyRecConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_history: int = 200
     history_config: dict | PreTrainedConfig | None = None
+    history_backbone: dict | None = None
+    text: dict | None = None
+    item_ids: bool = True
     experts: str = "shared_bottom"
     expert_options: dict | None = None
     weighting: str = "fixed"
@@ -109,6 +120,12 @@ class PolyRecConfig(PreTrainedConfig):
         self.features = [asdict(f) for f in self._parse_features()]
         self.expert_options = dict(self.expert_options or {})
         self.weighting_options = dict(self.weighting_options or {})
+        if self.text is not None:
+            self.text = asdict(resolve(from_dict(TextConfig, self.text)))
+        if self.history_backbone is not None:
+            self.history_backbone = asdict(
+                resolve(from_dict(BackboneConfig, {"tuning": "lora", **self.history_backbone}))
+            )
         self._check()
         super().__post_init__(**kwargs)
         if self.history_config is None:
@@ -175,6 +192,16 @@ class PolyRecConfig(PreTrainedConfig):
     def pair_width(self) -> int:
         """Width of pair vectors, experts and pair heads."""
         return self.hidden_size if self.pair_size is None else self.pair_size
+
+    @property
+    def text_encoder(self) -> TextConfig | None:
+        """The text encoder as a [`TextConfig`]."""
+        return None if self.text is None else TextConfig(**self.text)
+
+    @property
+    def history_encoder(self) -> BackboneConfig | None:
+        """The pretrained history backbone as a [`BackboneConfig`]."""
+        return None if self.history_backbone is None else BackboneConfig(**self.history_backbone)
 
     @property
     def task_configs(self) -> list[TaskConfig]:

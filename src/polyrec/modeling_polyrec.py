@@ -5,7 +5,9 @@ Letters: B people, L events, C candidates, M rows of some subset, N items, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +18,15 @@ from transformers.utils import ModelOutput
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.coupling.base import CoupledTask, Coupling
-from polyrec.encoders.features import NumericEncoder, module_name
-from polyrec.encoders.history import HistoryEncoder
+from polyrec.encoders.backbone import Backbone, backbones
+from polyrec.encoders.features import EmbeddingEncoder, NumericEncoder, module_name
+from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
+from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip, PairEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
+from polyrec.encoders.text import TextEncoder
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.heads.base import TaskHead, mean_loss, per_member
@@ -100,10 +105,61 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`]."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        for module in model.modules():
+        for module in model.modules():  # transformers makes every parameter that it loads a trainable one
             if isinstance(module, ItemEncoder):
-                module.freeze()  # transformers makes every parameter that it loads a trainable one
+                module.freeze()
+            elif isinstance(module, Backbone):
+                module.restore()
         return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
+        """Save configuration and weights; pretrained ones that stayed as they were are left to their base.
+
+        See [`~transformers.PreTrainedModel.save_pretrained`] and [`BackboneConfig`].
+        """
+        state = dict(self.state_dict() if state_dict is None else state_dict)
+        for name, module in self.named_modules():
+            if isinstance(module, ItemText) and not module.fresh:
+                module.refresh()
+                state[f"{name}.vectors"] = module.vectors
+            elif isinstance(module, Backbone):
+                for key in module.base_keys():
+                    state.pop(f"{name}.{key}", None)
+        self._record_backbones()
+        super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
+
+    def merge_and_save(self, save_directory: Any, **kwargs: Any) -> None:
+        """Fold LoRA adapters into the backbones and save a model that needs no other files; it is tuned fully then."""
+        for _, backbone in backbones(self):
+            backbone.merge()
+        self.save_pretrained(save_directory, **kwargs)
+
+    def set_adapter(self, name: str) -> None:
+        """Answer, and learn, with another LoRA adapter of every backbone that has one of this name."""
+        found = [
+            m for m in self.modules() if isinstance(m, Backbone) and name in m.config.adapters and m.model is not None
+        ]
+        if not found:
+            raise ValueError(f"no backbone has an adapter {name!r}: name them in the configuration (adapters=[...])")
+        for module in found:
+            module.set_adapter(name)
+        for module in self.modules():
+            if isinstance(module, ItemText):
+                module.fresh = False
+
+    def _record_backbones(self) -> None:
+        """Put what backbones know of themselves now (fingerprints, merged adapters) into the configuration."""
+        for module in self.modules():
+            if isinstance(module, TextEncoder):
+                self.config.text = asdict(module.backbone.config)
+            elif isinstance(module, PretrainedHistory):
+                self.config.history_backbone = asdict(module.backbone.config)
+
+    def _ignore_base_weights(self) -> None:
+        """Tell transformers which weights a checkpoint rightly lacks."""
+        for name, module in backbones(self):
+            if module.config.tuning == "lora":
+                self._keys_to_ignore_on_load_missing |= {rf"{re.escape(name)}\.model\.(?!.*lora_)"}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # In models from outside transformers, modules without parameters of their own (heads, expert layers) would be
@@ -131,9 +187,14 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ItemEncoder):
             for buffer in (module.known, module.counts, *module.catalog.buffers()):
                 init.zeros_(buffer)
+        elif isinstance(module, ItemText):
+            init.zeros_(module.vectors)
         else:
             super()._init_weights(module)
-        if isinstance(module, TaskHead | ExpertLayer | TaskItemEmbedding | LinearSkip | Coupling | LossWeighting):
+        with_start = (
+            TaskHead | ExpertLayer | TaskItemEmbedding | EmbeddingEncoder | LinearSkip | Coupling | LossWeighting
+        )
+        if isinstance(module, with_start):
             module.initialise()
 
 
@@ -145,6 +206,7 @@ class PolyRecModel(PolyRecPreTrainedModel):
         self.item_encoder = ItemEncoder(config)
         self.history_encoder = HistoryEncoder(config)
         self.post_init()
+        self._ignore_base_weights()
 
     def forward(
         self,
@@ -211,6 +273,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.post_init()
+        self._ignore_base_weights()
 
     @property
     def item_encoder(self) -> ItemEncoder:
@@ -251,7 +314,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 "pass candidate_ids and candidate_positions [B, C]: the items asked about, and after how many events"
             )
         retrieval_negatives = self._negatives() if labels is not None else {}
-        items = self.item_encoder.rows(item_ids, candidate_ids, *retrieval_negatives.values())
+        items = self.item_encoder.rows(item_ids, candidate_ids, negatives=retrieval_negatives.values())
         read = self.model(item_ids, event_features, user_features, items=items)
         candidate_BCD = items.lookup(candidate_ids)
         state_BCD = gather_states(read.last_hidden_state, candidate_positions)
@@ -318,6 +381,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         return found
 
     def _negatives(self) -> dict[str, Tensor]:
+        if self.item_encoder.negatives_of_batch:
+            return {}
         counts = self.item_encoder.counts
         return {name: self.heads[name].negatives(counts) for name in self.state_tasks if self.heads[name].sampled}
 
@@ -379,9 +444,40 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             items = ItemRows(self.item_encoder.encode(torch.arange(self.config.num_items, device=device)))
         return head(states_MD, items)
 
-    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor, id_vectors: Tensor | None = None) -> None:
+    def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
-        self.item_encoder.load_catalog(attributes, counts, id_vectors)
+        met_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
+        if self.pair_tasks and self.task_items is not None:
+            self.task_items.meet(met_N)
+
+    def extend(self, processor: Any) -> None:
+        """Add rows for the items that `processor.extend(...)` added to the catalog; give both before saving.
+
+        Rows there are stay as they are, and so do all answers about their items, bit by bit. A new item is judged by
+        its attributes and its text until it has events of its own: those are learnt from `polyrec update` or any
+        further training. New people need no rows.
+
+        Args:
+            processor: the [`PolyRecProcessor`] saved with the model, after `extend`.
+        """
+        known_N, rows = self.item_encoder.known, processor.num_items
+        if rows < len(known_N):
+            raise ValueError(
+                f"the processor has {rows} rows of items but the model has {len(known_N)}: extend the processor that "
+                "was saved with the model"
+            )
+        self.item_encoder.extend(processor.items.encoded, rows)
+        for head in self.heads.values():
+            head.extend(rows, known_N)
+        if self.pair_tasks and self.task_items is not None:
+            self.task_items.extend(rows)
+        self.config.num_items = rows
+        self.load_texts(processor)
+
+    def load_texts(self, processor: Any) -> None:
+        """Give the text encoder the items' texts, for training and for items that have no stored vector yet."""
+        if self.item_encoder.text is not None:
+            self.item_encoder.text.load(processor.item_tokens())
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
         """Recommend items to one person; see `polyrec.recommendation.recommend`."""

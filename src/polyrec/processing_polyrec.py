@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polyrec.backbones import TextConfig, resolve
 from polyrec.data import splits
-from polyrec.data.catalog import EntityTable
+from polyrec.data.catalog import EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import derived_names, fit_derived, with_derived
@@ -36,6 +37,7 @@ from polyrec.data.tables import (
     read_table,
     times,
 )
+from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
 from polyrec.data.weights import row_weights
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
@@ -51,7 +53,9 @@ _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
     "label_summary", "statistics",
 )  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
+VECTORS_NAME = "item_vectors"
 
 
 class Splits(NamedTuple):
@@ -75,6 +79,8 @@ class PolyRecProcessor:
         max_history: events per window.
         ties: "strict" (a candidate sees earlier times only) or "order" (it sees the rows before it).
         statistics: running statistics, or None.
+        text: how items (and queries) are read as text, or None.
+        tokenizer: of the text encoder; default: the one of its model.
 
     Example:
         >>> interactions = {"user_id": [1, 1, 1, 2], "item_id": ["a", "b", "a", "b"], "rating": [5, 2, 4, 1],
@@ -97,6 +103,8 @@ class PolyRecProcessor:
         max_history: int = 200,
         ties: str = "strict",
         statistics: LogStatistics | None = None,
+        text: TextConfig | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if ties not in ("strict", "order"):
             raise ValueError(
@@ -109,6 +117,10 @@ class PolyRecProcessor:
         self.event_encoders = event_encoders  # {"event": {...}, "candidate": {...}}
         self.max_history, self.ties = max_history, ties
         self.statistics = statistics
+        self.text, self.tokenizer = text, tokenizer
+        if text is not None:
+            check_template(text.template, items.table.column_names)
+            self.tokenizer = load_tokenizer(text) if tokenizer is None else tokenizer
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, Any]] = {}
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
@@ -127,6 +139,7 @@ class PolyRecProcessor:
         max_history: int = 200,
         ties: str = "strict",
         statistics: bool | StatisticsConfig | Mapping[str, Any] = True,
+        text: TextConfig | Mapping[str, Any] | None = None,
     ) -> PolyRecProcessor:
         """Learn vocabularies and scales.
 
@@ -140,6 +153,9 @@ class PolyRecProcessor:
             ties: see the class.
             statistics: count running statistics (strictly-before rates, residuals, time since last): the default set,
                 or which ones as a [`StatisticsConfig`] or a dict of its arguments.
+            text: a pretrained encoder of item texts as a [`TextConfig`] or a dict of its arguments, e.g.
+                {"model": "sentence-transformers/all-MiniLM-L6-v2", "template": "{title}. {genres}"}. How it is tuned
+                is up to the model: `model_config(text={"tuning": "lora"})`.
 
         Raises:
             ValueError: names the table, the column, the first bad row and the fix.
@@ -166,7 +182,9 @@ class PolyRecProcessor:
             assert isinstance(wanted, StatisticsConfig)
             keyed = {"user": user_table.encoders, "candidate": encoders["candidate"]}
             counted = LogStatistics.of(wanted, columns, tasks, item_table, keyed)
-        return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted)
+        read = text if isinstance(text, TextConfig) or text is None else from_dict(TextConfig, text)
+        read = None if read is None else resolve(read)
+        return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted, read)
 
     # ---------------------------------------------------------------- split
     def split(
@@ -403,7 +421,25 @@ class PolyRecProcessor:
             "num_items": self.num_items,
             "max_history": self.max_history,
         }
+        if self.text is not None:
+            changes = dict(overrides.pop("text", None) or {})
+            _check_text_changes(self.text, changes)
+            defaults["text"] = asdict(self.text) | changes
         return PolyRecConfig(**{**defaults, **overrides})
+
+    def item_tokens(self) -> TokenTable:
+        """Tokens of the items' texts, one row per row of the item table; padding and the unknown item have none."""
+        if self.text is None:
+            raise ValueError("the processor reads no texts: fit it with text={'model': ..., 'template': ...}")
+        found = tokenize(self.tokenizer, ["", "", *render(self.items.table, self.text.template)], self.text)
+        if found.truncated:
+            logger.warning(
+                "%d of %d item texts are longer than max_length=%s tokens and were cut",
+                found.truncated,
+                len(self.items.ids),
+                self.text.max_length,
+            )
+        return found
 
     # -------------------------------------------------------------- serving
     def request(
@@ -473,7 +509,7 @@ class PolyRecProcessor:
             self.statistics.update(self.encode_events(interactions))
 
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
-        """Write processor_config.json, items.parquet and statistics/; no rows about people are written."""
+        """Write processor_config.json, items.parquet, statistics/ and item_vectors/; nothing about people is written."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -487,10 +523,14 @@ class PolyRecProcessor:
             "ties": self.ties,
             "label_summary": self.label_summary,
             "statistics": self.statistics is not None,
+            "text": None if self.text is None else asdict(self.text),
         }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         counts = pa.array(self.item_counts[2:])
         pq.write_table(self.items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
+        save_files(self.items, folder / VECTORS_NAME)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         if self.statistics is not None:
             (folder / STATISTICS_NAME).mkdir(exist_ok=True)
             self.statistics.save(folder / STATISTICS_NAME)
@@ -509,30 +549,42 @@ class PolyRecProcessor:
         table = read_table(folder / ITEMS_NAME, "items")
         counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
         table = table.drop_columns([COUNTS_COLUMN])
-        items = EntityTable(ids(table, columns.item, "items", "item id"), table, _encoders(config["item_encoders"]))
+        encoders = _encoders(config["item_encoders"])
+        vectors = read_files(encoders, table, folder / VECTORS_NAME)
+        items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
         no_users = pa.table(
             {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
         )
         users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
         tasks = parse_tasks(config["tasks"])
-        encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
+        event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
         statistics = None
         if config["statistics"]:
-            keyed = {"user": users.encoders, "candidate": encoders["candidate"]}
+            keyed = {"user": users.encoders, "candidate": event_encoders["candidate"]}
             statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks)
+        text = None if config.get("text") is None else from_dict(TextConfig, config["text"])
         processor = cls(
             columns,
             tasks,
             items,
             users,
-            encoders,
+            event_encoders,
             config["max_history"],
             config["ties"],
             statistics,
+            text,
+            None if text is None else load_tokenizer(text, str(folder)),
         )
         processor.item_counts = np.concatenate([[0, 0], counts])
         processor.label_summary = config["label_summary"]
         return processor
+
+
+def _check_text_changes(text: TextConfig, changes: Mapping[str, Any]) -> None:
+    """Refuse a model that reads other tokens than the processor makes."""
+    for name in ("model", "revision", "template", "max_length", "prompt", "query_prompt"):
+        if name in changes and changes[name] != asdict(text)[name]:
+            raise ValueError(f"text.{name} is the processor's: give it to PolyRecProcessor.fit(text=...)")
 
 
 def _label_columns(tasks: list[TaskConfig]) -> tuple[str, ...]:
@@ -547,7 +599,7 @@ def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:
 
 def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
     """A column without rows, of a type that fits the encoder."""
-    kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64()}
+    kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64(), "embedding": pa.list_(pa.float64())}
     return pa.array([], kinds.get(encoder["kind"], pa.string()))
 
 
@@ -585,5 +637,5 @@ def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**"]
+    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**"]
     return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
+from transformers import initialization as init
 
+from polyrec.backbones import BackboneConfig
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.encoders.backbone import Backbone
 from polyrec.encoders.features import FeatureEncoder
 from polyrec.encoders.item import ItemRows
 from polyrec.schema import RESIDUALS, STATISTICS
@@ -33,8 +38,11 @@ class HistoryEncoder(nn.Module):
         self.start = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.backbone = None
-        if config.num_hidden_layers > 0:
+        self.backbone: nn.Module | None = None
+        pretrained = config.history_encoder
+        if pretrained is not None:
+            self.backbone = PretrainedHistory(pretrained, config.hidden_size)
+        elif config.num_hidden_layers > 0:
             self.backbone = AutoModel.from_config(config.history_config)
             # The backbone's own token table is never read; kept, it would be a parameter without gradient.
             self.backbone.set_input_embeddings(nn.Identity())
@@ -63,8 +71,68 @@ class HistoryEncoder(nn.Module):
         if self.backbone is None:
             count_L1 = torch.arange(1, inputs_BLD.shape[1] + 1, device=inputs_BLD.device).unsqueeze(1)
             return inputs_BLD, inputs_BLD.cumsum(1) / count_L1
+        if isinstance(self.backbone, PretrainedHistory):
+            return inputs_BLD, self.backbone(inputs_BLD)
         states_BLD = self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
         return inputs_BLD, states_BLD
+
+
+class PretrainedHistory(nn.Module):
+    r"""A pretrained language model reads a history: s = W_out model(W_in x) + x.
+
+    Events enter as `inputs_embeds`, so the words' own table is left out. W_out starts at 0: states begin as the inputs
+    and take from the language model what helps. An encoder that reads both ways (BERT) gets a causal mask if its
+    architecture has one (`is_decoder`); whether states really do not see later events is tried out once, at
+    construction.
+
+    Args:
+        width: D of events and states.
+
+    Shapes: [B, L, D] -> [B, L, D].
+    """
+
+    def __init__(self, config: BackboneConfig, width: int) -> None:
+        super().__init__()
+        if config.tuning == "frozen":
+            raise ValueError(
+                "history_backbone: a frozen one would still have to pass gradients on to the events; use tuning 'lora' "
+                "(the default), 'top:N' or 'full'"
+            )
+        if "is_decoder" in config.architecture:
+            config = replace(config, architecture={**config.architecture, "is_decoder": True, "use_cache": False})
+        self.backbone: Backbone[BackboneConfig] = Backbone(config)
+        model = self.backbone.transformer()
+        model.set_input_embeddings(nn.Identity())  # never read: the backbone is fed through inputs_embeds
+        inner = self.backbone.width
+        self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
+        if torch.get_default_device().type != "meta":
+            self._refuse_foresight()
+
+    def forward(self, inputs_BLD: Tensor) -> Tensor:
+        """Read, shapes as in the class description."""
+        model = self.backbone.transformer(inputs_BLD.device)
+        read = model(inputs_embeds=self.enter(inputs_BLD), use_cache=False).last_hidden_state
+        return inputs_BLD + self.leave(read)
+
+    def initialise(self) -> None:
+        """Start with states that are the inputs."""
+        init.zeros_(self.leave.weight)
+        init.zeros_(self.leave.bias)
+
+    @torch.no_grad()
+    def _refuse_foresight(self) -> None:
+        model = self.backbone.transformer()
+        training = model.training
+        model.eval()
+        x_1LW = torch.randn(1, 4, self.backbone.width, generator=torch.Generator().manual_seed(0))
+        other_1LW = torch.cat([x_1LW[:, :3], -x_1LW[:, 3:]], dim=1)
+        first, second = (model(inputs_embeds=x, use_cache=False).last_hidden_state[:, :3] for x in (x_1LW, other_1LW))
+        model.train(training)
+        if not torch.allclose(first, second, atol=1e-4):
+            raise ValueError(
+                f"{self.backbone.config.model!r} reads histories in both directions and has no causal mask, so that "
+                "states would see the future: choose a decoder (Llama, Qwen, GPT-2) or an encoder with `is_decoder` (BERT, RoBERTa)"
+            )
 
 
 class CandidateAttention(nn.Module):

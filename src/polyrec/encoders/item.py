@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.data.vectors import VectorFile
 from polyrec.encoders.features import FeatureEncoder, module_name
+from polyrec.encoders.growth import add_rows, in_blocks
+from polyrec.encoders.item_text import ItemText
 
 PADDING_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
 # Up to this many items the whole table is encoded once per step, which costs less than finding the unique ones.
@@ -47,6 +52,7 @@ class ItemEncoder(nn.Module):
     """Item vector = id vector + encoded attributes.
 
     The attributes of all items are buffers (saved with the weights), so a loaded model needs no table to recommend.
+    Vectors of other models (kind "embedding") are held with half precision, 2 N W bytes.
     An item without training events has no id vector of its own: it uses that of the unknown item, which is trained by
     dropping ids at random (`config.item_id_dropout`), so its attributes carry it (DropoutNet, Volkovs et al., 2017).
     """
@@ -58,30 +64,48 @@ class ItemEncoder(nn.Module):
         super().__init__()
         self.num_items, self.id_dropout = config.num_items, config.item_id_dropout
         features = [f for f in config.feature_configs if f.source == "item"]
-        self.id_embedding = nn.Embedding(config.num_items, config.hidden_size, padding_idx=PADDING_ITEM)
+        self.id_embedding = (
+            nn.Embedding(config.num_items, config.hidden_size, padding_idx=PADDING_ITEM) if config.item_ids else None
+        )
         self.trains_ids = not config.freeze_item_ids
         self.freeze()
+        self.text = None if config.text is None else ItemText(config)
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.num_items))
         self.catalog = nn.Module()  # a namespace for buffers: item_encoder.catalog.<feature>
         for f in self.attributes.features:
-            shape = (config.num_items,) if f.kind in ("categorical", "numeric") else (config.num_items, f.width)
-            dtype = torch.float32 if f.kind in ("numeric", "vector") else torch.int64
+            wide = {"multi": f.width, "vector": f.size, "embedding": f.size}
+            shape = (config.num_items, wide[f.kind]) if f.kind in wide else (config.num_items,)
+            dtypes = {"numeric": torch.float32, "vector": torch.float32, "embedding": torch.float16}
+            dtype = dtypes.get(f.kind, torch.int64)
             self.catalog.register_buffer(module_name(f.name), torch.zeros(shape, dtype=dtype))
 
     def freeze(self) -> None:
         """Exempt id vectors from training if the configuration says so."""
-        self.id_embedding.requires_grad_(self.trains_ids)
+        if self.id_embedding is not None:
+            self.id_embedding.requires_grad_(self.trains_ids)
 
     @torch.no_grad()
-    def load_catalog(self, attributes: dict[str, Tensor], counts: Tensor, id_vectors: Tensor | None = None) -> None:
+    def load_catalog(
+        self,
+        attributes: Mapping[str, Tensor | np.ndarray | VectorFile],
+        counts: Tensor,
+        id_vectors: Tensor | None = None,
+    ) -> Tensor:
         """Fill the attribute buffers.
 
+        An item that had no events until now and has some in `counts` gets an id vector of its own, which starts where
+        the item was: at that of the unknown item. (An encoder without any catalog so far keeps its random start.)
+
         Args:
-            attributes: {feature: [N] or [N, K]} with rows 0 (padding) and 1 (unknown item) included.
+            attributes: {feature: [N] or [N, K]} with rows 0 (padding) and 1 (unknown item) included; vectors that lie
+                in a file are read in pieces.
             counts: [N], training events of each item; an item with none uses the unknown-item vector.
             id_vectors: [N, D], where id vectors start; rows of zeros stay as they are. None: all stay as they are.
+
+        Returns:
+            bool [N], items that were unknown before and are known now.
         """
         for name, values in {**attributes, "training counts": counts}.items():
             if len(values) != self.num_items:
@@ -89,23 +113,87 @@ class ItemEncoder(nn.Module):
                     f"item attribute {name!r} has {len(values)} rows but the model has num_items={self.num_items}: "
                     "build the model from this processor (processor.model_config())"
                 )
-        for f in self.attributes.features:
-            self.catalog.get_buffer(module_name(f.name)).copy_(attributes[f.name])
+        self._fill(attributes, 0)
+        met_N = (counts.to(self.known.device) > 0) & ~self.known & self.known.any()
         self.counts.copy_(counts)
         self.known.copy_(counts > 0)
-        if id_vectors is not None:
-            placed = id_vectors.any(dim=1)
-            self.id_embedding.weight[placed] = id_vectors[placed].to(self.id_embedding.weight)
+        if self.id_embedding is not None:
+            self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM]
+            if id_vectors is not None:
+                placed = id_vectors.any(dim=1)
+                self.id_embedding.weight[placed] = id_vectors[placed].to(self.id_embedding.weight)
+        return met_N
 
-    def rows(self, *ids: Tensor) -> ItemRows:
-        """Encode the whole table if it is small, else each item that `ids` mention, once."""
-        whole = self.num_items <= WHOLE_TABLE
+    @torch.no_grad()
+    def extend(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], num_items: int) -> None:
+        """Add rows up to `num_items` for items that `attributes` [num_items] has beyond ours, which stay bit-equal.
+
+        A new item is what its attributes and its text say of it, beside the id vector of the unknown item, from which
+        its own starts to learn once it has events.
+
+        Raises:
+            ValueError: the attributes of the items there are differ: they are those of another catalog.
+        """
+        first = self.num_items
+        for f in self.attributes.features:
+            held, values = self.catalog.get_buffer(module_name(f.name)), attributes[f.name]
+            given = values if isinstance(values, VectorFile) else torch.as_tensor(values[:first]).to(held)
+            if isinstance(given, Tensor) and not torch.allclose(given, held, rtol=0, atol=0, equal_nan=True):
+                raise ValueError(
+                    f"attribute {f.name!r} of the model's {first - FIRST_ITEM} items is not that of the processor's "
+                    "first ones: extend the processor that was saved with the model"
+                )
+        new = num_items - first
+        self.known = F.pad(self.known, (0, new))
+        self.counts = F.pad(self.counts, (0, new))
+        for f in self.attributes.features:
+            name = module_name(f.name)
+            held = self.catalog.get_buffer(name)
+            self.catalog.register_buffer(name, torch.cat([held, held.new_zeros(new, *held.shape[1:])]))
+        self._fill(attributes, first)
+        if self.id_embedding is not None:
+            add_rows(self.id_embedding, self.id_embedding.weight[UNKNOWN_ITEM].expand(new, -1))
+        if self.text is not None:
+            self.text.resize(num_items)
+        self.num_items = num_items
+
+    def _fill(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], first: int) -> None:
+        """Put attributes into the buffers, rows from `first` on."""
+        for f in self.attributes.features:
+            buffer, values = self.catalog.get_buffer(module_name(f.name)), attributes[f.name]
+            if isinstance(values, VectorFile):
+                for place, piece in values.chunks():
+                    skip = max(first - place.start, 0)
+                    buffer[place.start + skip : place.stop] = torch.from_numpy(piece[skip:]).to(buffer)
+            else:
+                buffer[first:] = torch.as_tensor(values[first:]).to(buffer)
+
+    @property
+    def negatives_of_batch(self) -> bool:
+        """Whether training may score the items of the batch only, because no others have a text vector."""
+        return self.text is not None and self.text.live and not self.text.scores_catalog
+
+    def rows(self, *ids: Tensor, negatives: Iterable[Tensor] = ()) -> ItemRows:
+        """Encode the whole table if it is small, else each item that is mentioned, once.
+
+        Args:
+            ids: items of people and candidates; a text backbone in training encodes them anew.
+            negatives: items drawn to be told apart from them, whose text comes from the stored table.
+        """
+        whole = self.num_items <= WHOLE_TABLE and not self.negatives_of_batch
+        live = self.text is not None and self.text.live
+        own_M = None if whole and not live else torch.cat([i.flatten() for i in ids]).unique()
         if whole:
             rows_M = torch.arange(self.num_items, device=self.known.device)
         else:
-            rows_M = torch.cat([i.flatten() for i in ids]).unique()
+            assert own_M is not None
+            rows_M = torch.cat([own_M, *(i.flatten() for i in negatives)]).unique()
+        live_M = None
+        if self.text is not None and live:
+            assert own_M is not None
+            live_M = torch.searchsorted(rows_M, self.text.live_rows(own_M[own_M >= FIRST_ITEM]))
         id_rows_M = self.id_rows(rows_M)
-        return ItemRows(self.encode(rows_M, id_rows_M), None if whole else rows_M, id_rows_M)
+        return ItemRows(self.encode(rows_M, id_rows_M, live_M), None if whole else rows_M, id_rows_M)
 
     def id_rows(self, rows_M: Tensor) -> Tensor:
         """The row of an id table that each item reads; in training, some read the unknown item's by chance."""
@@ -115,9 +203,25 @@ class ItemEncoder(nn.Module):
         own_id_M = own_id_M | (rows_M == PADDING_ITEM)
         return torch.where(own_id_M, rows_M, UNKNOWN_ITEM)
 
-    def encode(self, rows_M: Tensor, id_rows_M: Tensor | None = None) -> Tensor:
-        """Vectors of rows of the item table, [M] -> [M, D]; `id_rows_M` if it has been drawn already."""
-        vectors_MD = self.id_embedding(self.id_rows(rows_M) if id_rows_M is None else id_rows_M)
+    def encode(self, rows_M: Tensor, id_rows_M: Tensor | None = None, live_M: Tensor | None = None) -> Tensor:
+        """Vectors of rows of the item table, [M] -> [M, D].
+
+        Args:
+            id_rows_M: rows of the id table, if they have been drawn already.
+            live_M: positions of the items whose text is encoded anew.
+        """
+        if not self.training and live_M is None:
+            id_rows_M = self.id_rows(rows_M) if id_rows_M is None else id_rows_M
+            both_M2 = torch.stack([rows_M, id_rows_M], dim=1)
+            return in_blocks(lambda block_M2: self._encode(block_M2[:, 0], block_M2[:, 1]), both_M2)
+        return self._encode(rows_M, id_rows_M, live_M)
+
+    def _encode(self, rows_M: Tensor, id_rows_M: Tensor | None = None, live_M: Tensor | None = None) -> Tensor:
+        vectors_MD = torch.zeros((), device=rows_M.device)
+        if self.id_embedding is not None:
+            vectors_MD = self.id_embedding(self.id_rows(rows_M) if id_rows_M is None else id_rows_M)
+        if self.text is not None:
+            vectors_MD = vectors_MD + self.text(rows_M, live_M)
         attributes = {f.name: self.catalog.get_buffer(module_name(f.name))[rows_M] for f in self.attributes.features}
         encoded_MD = self.attributes(attributes)
         if encoded_MD is not None:

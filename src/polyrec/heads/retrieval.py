@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.heads.base import TaskHead, known_weight, masked_sum
 from polyrec.losses import linear_cross_entropy
@@ -48,7 +49,16 @@ class RetrievalHead(TaskHead):
             raise ValueError(f"option 'label_smoothing' of task {task.name!r} must be in [0, 1)")
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
-        self.bias = nn.Embedding(config.num_items, 1)
+        # A bias is known of the model's own items alone.
+        self.bias = nn.Embedding(config.num_items, 1) if config.item_ids else None
+
+    @torch.no_grad()
+    def extend(self, num_items: int, known_N: Tensor) -> None:
+        """Add biases, which start as the mean of the items that have been taken: neither popular nor shunned."""
+        self.sampled = num_items > self.options["sampled_above"]
+        if self.bias is not None:
+            start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
+            add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
 
     def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
         """Candidates that were taken and are in the catalog, bool [B, C]."""
@@ -57,12 +67,17 @@ class RetrievalHead(TaskHead):
     def forward(self, state_MD: Tensor, items: ItemRows) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf."""
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
-        bias_N = self.bias(rows_N).squeeze(-1).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
-        return F.linear(self.project(state_MD), items.vectors_MD) + bias_N
+        bias_N = self._bias(rows_N, state_MD).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+        query_MD = self.project(state_MD)
+        return in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
 
     def pair_logits(self, state_BCD: Tensor, candidate_BCD: Tensor, candidate_ids: Tensor) -> Tensor:
         """Scores of given candidates, [B, C]."""
-        return (self.project(state_BCD) * candidate_BCD).sum(-1) + self.bias(candidate_ids).squeeze(-1)
+        return (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, state_BCD)
+
+    def _bias(self, ids: Tensor, like: Tensor) -> Tensor:
+        """Biases of items, [...] -> [...]."""
+        return like.new_zeros(ids.shape) if self.bias is None else self.bias(ids).squeeze(-1)
 
     def negatives(self, counts_N: Tensor) -> Tensor:
         """Draw catalog items in proportion to (training count + 1), with replacement, [num_negatives]."""
@@ -75,7 +90,7 @@ class RetrievalHead(TaskHead):
         targets_M: Tensor,
         items: ItemRows,
         counts_N: Tensor,
-        negatives_K: Tensor,
+        negatives_K: Tensor | None,
         weight_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the target items: (sum, count).
@@ -84,18 +99,18 @@ class RetrievalHead(TaskHead):
             targets_M: item ids; those below 2 (padding, unknown item) count as nothing.
             items: rows that include targets and negatives.
             counts_N: training events per item, the sampling distribution.
-            negatives_K: what `negatives` drew (unused by the full softmax).
+            negatives_K: what `negatives` drew; None: the full softmax, or, if `items` are not the whole catalog, all
+                of them, each corrected by its chance to be in a batch.
         """
         known_M = targets_M >= FIRST_ITEM
-        if self.sampled:
-            return masked_sum(
-                self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K), known_M, weight_M
-            )
+        if items.rows_M is not None or negatives_K is not None:
+            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K)
+            return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
         total = linear_cross_entropy(
             self.project(state_MD),
             items.vectors_MD[FIRST_ITEM:],
-            self.bias.weight[FIRST_ITEM:, 0],
+            self._bias(torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device), state_MD),
             (targets_M - FIRST_ITEM).clamp(min=0),
             weight_M,
             self.options["label_smoothing"],
@@ -103,14 +118,18 @@ class RetrievalHead(TaskHead):
         return total, weight_M.sum()
 
     def _sampled_losses(
-        self, state_MD: Tensor, targets_M: Tensor, items: ItemRows, counts_N: Tensor, negatives_K: Tensor
+        self, state_MD: Tensor, targets_M: Tensor, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None
     ) -> Tensor:
         log_q_N = torch.log((counts_N + 1) / (counts_N + 1).sum())
+        if negatives_K is None:
+            assert items.rows_M is not None
+            negatives_K = items.rows_M[items.rows_M >= FIRST_ITEM]
+            # The chance to be among the batch's items at all, which is not in proportion to the count.
+            log_q_N = torch.log(-torch.expm1(len(targets_M) * torch.log1p(-log_q_N.exp())))
         query_MD = self.project(state_MD)
-        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self.bias(targets_M).squeeze(-1) - log_q_N[targets_M]
-        negative_MK = (
-            F.linear(query_MD, items.lookup(negatives_K), self.bias(negatives_K).squeeze(-1)) - log_q_N[negatives_K]
-        )
+        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, state_MD) - log_q_N[targets_M]
+        bias_K = self._bias(negatives_K, state_MD)
+        negative_MK = F.linear(query_MD, items.lookup(negatives_K), bias_K) - log_q_N[negatives_K]
         negative_MK = negative_MK.masked_fill(negatives_K == targets_M.unsqueeze(-1), float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]

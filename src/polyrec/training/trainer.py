@@ -362,10 +362,10 @@ def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
 
 
 def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
-    attributes = {name: torch.from_numpy(values) for name, values in processor.items.encoded.items()}
     vectors = None
     # A model that holds a catalog has been trained, or was loaded: it keeps what its id vectors have learnt.
     if model.config.item_cooccurrence and not model.item_encoder.known.any():
         found = processor.item_vectors(model.config.hidden_size)
         vectors = model.config.item_cooccurrence * torch.from_numpy(found)
-    model.load_catalog(attributes, torch.from_numpy(processor.item_counts).float(), vectors)
+    model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float(), vectors)
+    model.load_texts(processor)

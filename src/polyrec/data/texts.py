@@ -1,0 +1,157 @@
+"""Item texts and queries become tokens.
+
+Letters: N texts, T tokens of all of them.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.backbones import TextConfig
+from polyrec.registry import nearest
+
+_CHARACTERS = 32  # of a text are looked at per token that is kept; longer words than that are no words
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Tokens of texts, one after the other.
+
+    Args:
+        flat: int32 [T].
+        offsets: int64 [N + 1]; text n is flat[offsets[n]:offsets[n + 1]], empty if there is no text.
+        truncated: how many texts were cut.
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+    truncated: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], truncated: int = 0) -> TokenTable:
+        """From lists of tokens."""
+        lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
+        flat = np.fromiter((t for r in rows for t in r), dtype=np.int32, count=int(lengths.sum()))
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]), truncated)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def padded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [M, S] of some texts, filled up with 0 on the right, and which of them are real, bool [M, S]."""
+        lengths = self.lengths[rows]
+        real = np.arange(max(lengths.max(initial=0), 1)) < lengths[:, None]
+        tokens = np.zeros(real.shape, dtype=np.int64)
+        index = np.repeat(self.offsets[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        tokens[real] = self.flat[index]
+        return tokens, real
+
+    def take(self, rows: np.ndarray) -> TokenTable:
+        """A table of some texts."""
+        tokens, real = self.padded(rows)
+        return TokenTable(tokens[real].astype(np.int32), np.concatenate([[0], np.cumsum(real.sum(1))]))
+
+
+def check_template(template: str, columns: Sequence[str]) -> list[str]:
+    """Names of the columns in a template; unknown ones are refused.
+
+    Example:
+        >>> check_template("{title} ({year})", ["title", "year"])
+        ['title', 'year']
+        >>> check_template("{titel}", ["title"])
+        Traceback (most recent call last):
+            ...
+        ValueError: the text template '{titel}' names a column 'titel' that the items table does not have; known: ...
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"cannot read the text template {template!r} ({error}): write e.g. '{{title}}'") from error
+    if not names:
+        raise ValueError(f"the text template {template!r} names no column: write e.g. '{{title}}'")
+    for name in names:
+        if name not in columns:
+            raise ValueError(
+                f"the text template {template!r} names a column {name!r} that the items table does not have; "
+                f"{nearest(name, list(columns))}"
+            )
+    return names
+
+
+def render(table: pa.Table, template: str) -> list[str]:
+    """Texts of items; one whose columns are all empty is ''.
+
+    Example:
+        >>> table = pa.table({"title": ["Heat", None], "genres": [["Crime", "Drama"], []]})
+        >>> render(table, "{title}. {genres}")
+        ['Heat. Crime, Drama', '']
+    """
+    names = dict.fromkeys(check_template(template, table.column_names))
+    columns = {name: [_as_text(value) for value in table[name].to_pylist()] for name in names}
+    rows = zip(*columns.values(), strict=True)
+    return [template.format(**dict(zip(columns, row, strict=True))) if any(row) else "" for row in rows]
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, list):
+        return ", ".join(_as_text(v) for v in value)
+    if isinstance(value, float) and value.is_integer():  # years of a column with gaps
+        value = int(value)
+    return " ".join(str(value).split())
+
+
+def load_tokenizer(config: TextConfig, folder: str | None = None) -> Any:
+    """The backbone's tokenizer, from its own files or from a folder; one that does not fit is refused."""
+    from transformers import AutoTokenizer
+
+    where = folder or config.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=None if folder else config.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{where!r} has no tokenizer that transformers can read ({error})") from error
+    size = config.architecture.get("vocab_size") or config.architecture.get("text_config", {}).get("vocab_size")
+    if size is not None and len(tokenizer) > size:
+        raise ValueError(
+            f"the tokenizer of {where!r} has {len(tokenizer)} tokens but the backbone {config.model!r} knows {size}: "
+            "use the tokenizer the model was trained with"
+        )
+    return tokenizer
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str | None], config: TextConfig, prompt: str | None = None) -> TokenTable:
+    """Tokens of texts, at most `config.max_length` each. Missing and empty texts have none.
+
+    Args:
+        prompt: put before each text; default: that of items.
+    """
+    prompt = config.prompt if prompt is None else prompt
+    limit = config.max_length or tokenizer.model_max_length
+    longest = limit * _CHARACTERS
+    cleaned = [" ".join((text or "")[:longest].split()) for text in texts]
+    held = [n for n, text in enumerate(cleaned) if text]
+    rows: list[list[int]] = [[] for _ in texts]
+    if not held:
+        return TokenTable.of(rows)
+    found = tokenizer([(prompt or "") + cleaned[n] for n in held], truncation=False, verbose=False)["input_ids"]
+    too_long = [k for k, tokens in enumerate(found) if len(tokens) > limit]
+    if too_long:  # cut by the tokenizer, which knows what has to stand at the end
+        again = [(prompt or "") + cleaned[held[k]] for k in too_long]
+        for k, tokens in zip(too_long, tokenizer(again, truncation=True, max_length=limit)["input_ids"], strict=True):
+            found[k] = tokens
+    cut = set(too_long) | {k for k, n in enumerate(held) if len(texts[n] or "") > longest}
+    for k, n in enumerate(held):
+        rows[n] = found[k]
+    return TokenTable.of(rows, len(cut))
