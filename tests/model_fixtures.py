@@ -91,8 +91,7 @@ def tiny_model(processor: PolyRecProcessor, seed: int = 0, **overrides: Any) -> 
     """A tiny model that holds the processor's catalog, in evaluation mode."""
     torch.manual_seed(seed)
     model = PolyRecForRecommendation(tiny_config(processor, **overrides))
-    attributes = {name: torch.from_numpy(values) for name, values in processor.items.encoded.items()}
-    model.load_catalog(attributes, torch.from_numpy(processor.item_counts).float())
+    model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float())
     return model.eval()
 
 

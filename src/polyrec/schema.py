@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 
 from polyrec.registry import COUPLINGS, HEADS, nearest
 
-FeatureKind = Literal["categorical", "multi", "numeric", "vector", "text"]
+FeatureKind = Literal["categorical", "multi", "numeric", "vector", "embedding", "text"]
 FeatureSource = Literal["item", "user", "event", "candidate"]
 
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
+VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
 
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -142,9 +143,11 @@ class FeatureConfig:
             before the answer: context of the exposure, running statistics). Candidate features are read for past
             events too.
         kind: "categorical" (one code), "multi" (several codes, 0 = padding), "numeric" (one float, NaN = missing),
-            "vector" (`size` floats, NaN = missing), "text" (kept for display; a text encoder is not part of this
+            "vector" (`size` floats, NaN = missing), "embedding" (a vector of length 1 that another model made, `size`
+            floats, NaN = missing), "text" (kept for display; a text encoder is not part of this
             version, so the model does not read it).
-        size: rows of the embedding table (codes 0 = missing, 1 = unknown, 2.. = values), or floats of a vector.
+        size: rows of the embedding table (codes 0 = missing, 1 = unknown, 2.. = values), or floats of a vector or
+            embedding.
         width: codes kept per row of a "multi" feature.
     """
 
@@ -176,8 +179,11 @@ class Columns:
         feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
         context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
         item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi"
-            (lists; "multi:|" for text such as "Comedy|Drama", with any separator), "numeric", "text". None: every
-            column, its kind inferred from its type.
+            (lists; "multi:|" for text such as "Comedy|Drama", with any separator), "numeric", "embedding" (lists of W
+            numbers each: vectors of an image, a sound, a text), "text". None: every column, its kind inferred from its
+            type. Vectors of items may also lie in a file with one row per row of the items table, in its order:
+            {"image": "embedding:vectors.npy"} (or .safetensors); it is read in pieces, and a copy is saved with the
+            processor. Context and feedback columns may be embeddings, too.
         keys_only: attributes and context that running statistics count by, but that the model does not read itself:
             "item.<attribute>", "user.<attribute>" or "context.<column>". A creator with few events each is known well
             by their rates and would be learnt by heart as a code.
@@ -234,11 +240,12 @@ class Columns:
                 raise ValueError(
                     f"columns.{name} must say the kind of each column, e.g. {{'genre': 'categorical'}}, not {value!r}"
                 )
-            _check_kinds(value or {}, ["categorical", "multi", "numeric", "text"])
+            known = ["categorical", "multi", "numeric", "embedding", "text"]
+            _check_kinds(value or {}, known, files=name == "item_features")
         for name in ("feedback", "context"):
             value = getattr(self, name)
             # Text is kept for display with items and people; nothing displays or reads it here.
-            _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric"])
+            _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric", "embedding"])
         for name, value in (("weight", self.weight), ("propensity", self.propensity)):
             if not isinstance(value, Mapping):
                 raise ValueError(
@@ -272,8 +279,15 @@ class Columns:
         return asdict(self)
 
 
-def _check_kinds(declared: Mapping[str, str], known: list[str]) -> None:
+def _check_kinds(declared: Mapping[str, str], known: list[str], files: bool = False) -> None:
     for column, kind in declared.items():
+        if kind.startswith(VECTOR_FILE):
+            if not files or kind == VECTOR_FILE:
+                raise ValueError(
+                    f"kind {kind!r} of column {column!r}: only item_features may name a file of vectors, e.g. "
+                    "'embedding:vectors.npy'; elsewhere give a column of lists, 'embedding'"
+                )
+            continue
         name = kind if kind in known else kind.partition(":")[0]
         if name not in known or (name != "multi" and name != kind) or kind == "multi:":
             raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")

@@ -147,11 +147,14 @@ def test_categories_are_counted_as_they_are():
         (pa.array([True]), "categorical"),
         (pa.array(["a"]).dictionary_encode(), "categorical"),
         (pa.array([["a"]]), "multi"),
+        (pa.array([[1]]), "multi"),
+        (pa.array([[1.0]]), "embedding"),
+        (pa.array([[1.0]], pa.list_(pa.float32(), 1)), "embedding"),
         (pa.nulls(1), "categorical"),
     ],
 )
 def test_kinds_are_inferred(values, kind):
-    """Prevents years from being embedded one by one and genres from being ranked."""
+    """Prevents years from being embedded one by one, genres from being ranked and vectors from being categories."""
     assert infer_kind(values) == kind
 
 
@@ -178,22 +181,33 @@ def test_wrong_kinds_are_named(values, kind, message):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"), [([5.0, 3.0], "categorical"), ([["b", "a"], []], "multi"), ([1.5, None, 3.0], "numeric")]
+    ("values", "kind"),
+    [
+        ([5.0, 3.0], "categorical"),
+        ([["b", "a"], []], "multi"),
+        ([1.5, None, 3.0], "numeric"),
+        ([[1.0, 0.5], None], "embedding"),
+    ],
 )
 def test_encoders_survive_json(values, kind):
     """Prevents a vocabulary from returning from disk in another order or type."""
     encoder = fitted(values, kind)
     again = from_dict(ColumnEncoder, json.loads(json.dumps(asdict(encoder))))
     assert np.array_equal(
-        again.encode(pa.array(values), WHAT), encoder.encode(pa.array(values), WHAT), equal_nan=kind == "numeric"
+        again.encode(pa.array(values), WHAT),
+        encoder.encode(pa.array(values), WHAT),
+        equal_nan=kind in ("numeric", "embedding"),
     )
 
 
-@pytest.mark.parametrize(("values", "kind"), [(["a"], "categorical"), ([["a", "b"]], "multi"), ([1.0], "numeric")])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(["a"], "categorical"), ([["a", "b"]], "multi"), ([1.0], "numeric"), ([[1.0, 2.0]], "embedding")],
+)
 def test_nothing_known_looks_like_encoded_gaps(values, kind):
     """Prevents the padding row of the catalog from having another shape or type than its items."""
     encoder = fitted(values, kind)
     real, nothing = encoder.encode(pa.array(values), WHAT), encoder.missing(3)
     assert nothing.shape == (3, *real.shape[1:])
     assert nothing.dtype == real.dtype
-    assert np.isnan(nothing).all() if kind == "numeric" else (nothing == MISSING).all()
+    assert np.isnan(nothing).all() if kind in ("numeric", "embedding") else (nothing == MISSING).all()

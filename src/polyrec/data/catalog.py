@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
-from polyrec.data.tables import column, ids, lookup, normalise_ids
-from polyrec.schema import Columns
+from polyrec.data.tables import column, first_bad_row, ids, lookup, normalise_ids
+from polyrec.data.vectors import VectorFile
+from polyrec.schema import VECTOR_FILE, Columns
 
 
 @dataclass
@@ -21,17 +26,18 @@ class EntityTable:
         ids: Arrow array [N - 2], unique, in the order of the table they come from.
         table: their columns as given, [N - 2] rows.
         encoders: one per attribute.
-        encoded: {attribute: [N] or [N, K]}; rows 0 (padding) and 1 (unknown) are missing values.
+        encoded: {attribute: [N] or [N, K]}; rows 0 (padding) and 1 (unknown) are missing values. An embedding that was
+            declared as a file is not held in memory: its entry is a `VectorFile`.
     """
 
     ids: pa.Array
     table: pa.Table
     encoders: dict[str, ColumnEncoder]
-    encoded: dict[str, np.ndarray] = field(default_factory=dict)
+    encoded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, encoder in self.encoders.items():
-            if encoder.kind != "text":
+            if encoder.kind != "text" and name not in self.encoded:
                 values = encoder.encode(self.table[name].combine_chunks(), f"column {name!r}")
                 self.encoded[name] = np.concatenate([encoder.missing(FIRST), values])
 
@@ -57,11 +63,20 @@ class EntityTable:
             skip = {key, columns.title if name == "items" else None}
             declared = {c: infer_kind(column(table, c, name, "attribute")) for c in table.column_names if c not in skip}
             declared = {c: k for c, k in declared.items() if not _looks_like_text(table[c], k)}
+        files = {
+            c: vector_file(kind.removeprefix(VECTOR_FILE), c, table)
+            for c, kind in declared.items()
+            if kind.startswith(VECTOR_FILE)
+        }
+        for file in files.values():
+            file.check()
         encoders = {
-            c: ColumnEncoder.fit(c, column(table, c, name, "attribute"), kind, f"{name}: column {c!r}")
+            c: ColumnEncoder(c, "embedding", width=files[c].width)
+            if c in files
+            else ColumnEncoder.fit(c, column(table, c, name, "attribute"), kind, f"{name}: column {c!r}")
             for c, kind in declared.items()
         }
-        return cls(known, table, encoders)
+        return cls(known, table, encoders, dict(files))
 
     def __len__(self) -> int:
         return len(self.ids) + FIRST
@@ -71,9 +86,91 @@ class EntityTable:
         found = lookup(normalise_ids(values), self.ids).fill_null(UNKNOWN - FIRST)
         return np.asarray(found).astype(np.int64) + FIRST
 
+    def extend(self, table: pa.Table, name: str, key: str, needed: Sequence[str] = ()) -> None:
+        """Append rows, whose attributes are encoded with the vocabularies and scales learnt before; old rows stay.
+
+        Args:
+            table: new items or people. Columns that the table does not have are missing values, further ones are left.
+            name: "items" or "users".
+            key: the id column.
+            needed: columns that must be there beside the attributes.
+
+        Raises:
+            ValueError: an id is known already or occurs twice, or a column is missing or of another type.
+        """
+        new = ids(table, key, name, f"{name[:-1]} id")
+        _refuse_duplicates(new, key, name)
+        known = np.asarray(pc.is_valid(lookup(new, self.ids))) if len(self.ids) else np.zeros(len(new), dtype=bool)
+        if (row := first_bad_row(known)) is not None:
+            raise ValueError(
+                f"{name}: {key} {new[row]} in row {row} is known already, as {int(known.sum())} of the {len(new)} new "
+                "rows are: give new ones only"
+            )
+        if self.files:
+            raise ValueError(
+                f"{name}: embedding {next(iter(self.files))!r} lies in a file, which has no rows of new {name}: fit the "
+                "processor with the vectors as a column of lists to be able to extend it"
+            )
+        for c in dict.fromkeys([*self.encoders, *needed]):
+            column(table, c, name, f"attribute of the {name} known so far")
+        if len(self.ids):
+            columns = {c: _like(table, c, self.table.schema.field(c).type, name) for c in self.table.column_names}
+            table = pa.concat_tables([self.table, pa.table(columns)]).combine_chunks()
+            new = _like(pa.table({key: new}), key, self.ids.type, name)
+        for c, values in self.encoded.items():
+            added = self.encoders[c].encode(column(table, c, name, "attribute")[len(self.ids) :], f"{name}: column {c!r}")
+            self.encoded[c] = np.concatenate([values, added])
+        self.ids, self.table = pa.concat_arrays([self.ids.cast(new.type), new]), table
+
     def keys(self) -> dict[str, np.ndarray]:
         """Categories of each attribute for counting, {attribute: int64 [N] or [N, K]}, 0 = missing."""
-        return {name: self.encoders[name].keys(values) for name, values in self.encoded.items()}
+        countable = {name: values for name, values in self.encoded.items() if self.encoders[name].countable}
+        return {name: self.encoders[name].keys(values) for name, values in countable.items()}
+
+    @property
+    def files(self) -> dict[str, VectorFile]:
+        """Embeddings that lie in files."""
+        return {name: values for name, values in self.encoded.items() if isinstance(values, VectorFile)}
+
+
+def vector_file(path: str | Path, name: str, table: pa.Table) -> VectorFile:
+    """The file of an embedding of items; a column of the same name is refused, as nobody could say which is meant."""
+    if name in table.column_names:
+        raise ValueError(
+            f"items: embedding {name!r} is declared as the file {str(path)!r}, but the items table has a column of "
+            "that name: rename one of them"
+        )
+    return VectorFile(path, FIRST, f"items: embedding {name!r}", rows=table.num_rows)
+
+
+def save_files(items: EntityTable, folder: Path) -> None:
+    """Write embeddings that lie in files as <name>.npy, of half precision: a saved processor needs no other files."""
+    for name, file in items.files.items():
+        file.save(_saved(folder, name))
+
+
+def read_files(encoders: Mapping[str, ColumnEncoder], table: pa.Table, folder: Path) -> dict[str, VectorFile]:
+    """Embeddings that [`save_files`] wrote: those that are no column of the items table."""
+    names = [n for n, e in encoders.items() if e.kind == "embedding" and n not in table.column_names]
+    return {name: vector_file(_saved(folder, name), name, table) for name in names}
+
+
+def _saved(folder: Path, name: str) -> Path:
+    return folder / f"{quote(name, safe='')}.npy"
+
+
+def _like(table: pa.Table, name: str, kind: pa.DataType, what: str) -> pa.Array:
+    """A column with the type that it had before; nulls if it is not there."""
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, kind)
+    values = column(table, name, what, "column")
+    try:
+        return values.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"{what}: column {name!r} has type {values.type} but was {kind} when the processor was fitted ({error}): "
+            "give it the same type"
+        ) from error
 
 
 def _refuse_duplicates(known: pa.Array, key: str, name: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from polyrec.data.scaling import quantile_knots, rank_gaussian
 from polyrec.data.tables import is_null, lookup, normalise_ids, numbers
+from polyrec.data.vectors import vector_column
 from polyrec.schema import FeatureConfig, FeatureKind, FeatureSource
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of categorical and multi-valued columns; values begin at FIRST
@@ -19,14 +20,16 @@ _MAX_CODES = 16  # codes kept per row of a multi-valued column
 
 
 def infer_kind(values: pa.Array, few_is_categorical: bool = False) -> FeatureKind:
-    """Guess the kind of a column from its Arrow type: lists are multi-valued, numbers numeric, the rest categorical.
+    """Guess the kind of a column from its Arrow type.
+
+    Lists of fractions are embeddings, other lists multi-valued, numbers numeric, the rest categorical.
 
     Args:
         few_is_categorical: read a number with few distinct values (stars, surface ids) as a category.
     """
     kind = values.type
     if _is_list(kind):
-        return "multi"
+        return "embedding" if pa.types.is_floating(kind.value_type) else "multi"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         few = few_is_categorical and len(pc.unique(values)) <= _FEW
         return "categorical" if few else "numeric"
@@ -38,8 +41,8 @@ class ColumnEncoder:
     """Turns one column into model inputs and into keys for running statistics.
 
     categorical: vocabulary codes, int64 [R]. multi: codes padded with 0, int64 [R, width]. numeric: rank-Gaussian
-    scaled float32 [R] (the normal quantile of the value's rank among those seen in `fit`), NaN = missing. text: not
-    encoded.
+    scaled float32 [R] (the normal quantile of the value's rank among those seen in `fit`), NaN = missing. embedding:
+    vectors of length 1, float32 [R, width], rows of NaN = missing (`polyrec.data.vectors`). text: not encoded.
     """
 
     name: str
@@ -67,10 +70,14 @@ class ColumnEncoder:
             encoder.vocabulary = _vocabulary(_scalars(values, what))
         elif kind == "numeric":
             encoder.knots = quantile_knots(numbers(values, what)).tolist()
+        elif kind == "embedding":
+            encoder.width = vector_column(values, what).shape[1]
         return encoder
 
     def refit(self, values: pa.Array, what: str) -> ColumnEncoder:
         """The same kind of encoder, learnt from other values."""
+        if self.kind == "embedding":
+            return self  # nothing but its width, which must stay what it is
         kind = f"{self.kind}:{self.separator}" if self.separator else self.kind
         return ColumnEncoder.fit(self.name, values, kind, what)
 
@@ -81,7 +88,14 @@ class ColumnEncoder:
             return _pad(self._codes(flat), lengths, self.width)
         if self.kind == "categorical":
             return self._codes(_scalars(values, what))
+        if self.kind == "embedding":
+            return vector_column(values, what, self.width)
         return rank_gaussian(numbers(values, what), np.asarray(self.knots))
+
+    @property
+    def countable(self) -> bool:
+        """Whether the values are categories that statistics can count by."""
+        return self.kind not in ("text", "embedding")
 
     def keys(self, encoded: np.ndarray) -> np.ndarray:
         """Return categories of encoded values for counting: codes as they are, numbers in 10 bins of the normal scale.
@@ -95,13 +109,15 @@ class ColumnEncoder:
 
     def feature(self, source: FeatureSource) -> FeatureConfig:
         """Describe the encoded column to the model."""
+        if self.kind == "embedding":
+            return FeatureConfig(self.name, source, "embedding", size=self.width)
         size = len(self.vocabulary) + FIRST if self.kind in ("categorical", "multi") else 1
         return FeatureConfig(self.name, source, self.kind, size=size, width=self.width)
 
     def missing(self, rows: int) -> np.ndarray:
         """Encoded values of rows about which nothing is known."""
-        if self.kind == "numeric":
-            return np.full(rows, np.nan, dtype=np.float32)
+        if self.kind in ("numeric", "embedding"):
+            return np.full(rows if self.kind == "numeric" else (rows, self.width), np.nan, dtype=np.float32)
         return np.zeros((rows, self.width) if self.kind == "multi" else rows, dtype=np.int64)
 
     def _codes(self, values: pa.Array) -> np.ndarray:

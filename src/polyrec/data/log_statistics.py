@@ -75,12 +75,17 @@ class LogStatistics:
         """Statistics as configured, or the default set."""
         pair = [t for t in tasks if t.head != "retrieval"]
         targets = [*(t.name for t in pair), *config.targets]
-        kinds = {f"item.{n}": e.kind for n, e in items.encoders.items() if e.kind != "text"}
-        kinds |= {f"user.{n}": e.kind for n, e in encoders["user"].items() if e.kind != "text"}
+        kinds = {f"item.{n}": e.kind for n, e in items.encoders.items() if e.countable}
+        kinds |= {f"user.{n}": e.kind for n, e in encoders["user"].items() if e.countable}
         item_keys, user_keys = ([k for k in kinds if k.startswith(side)] for side in ("item.", "user."))
         multi = [k for k, kind in kinds.items() if kind == "multi"]
         context = [tuple(keys) for keys in config.context]
-        _check(config, columns, [t.name for t in pair], [*kinds, *(f"context.{n}" for n in encoders["candidate"])])
+        _check(
+            config,
+            columns,
+            [t.name for t in pair],
+            [*kinds, *(f"context.{n}" for n, e in encoders["candidate"].items() if e.countable)],
+        )
         if config.log is None:
             log = RunningStatistics.default(item_keys, user_keys, targets, multi, context)
         else:

@@ -67,8 +67,39 @@ class NumericEncoder(nn.Module):
         init.copy_(self.edges, torch.special.ndtri(probabilities))
 
 
+class EmbeddingEncoder(nn.Module):
+    r"""Vectors that another model made: h = W x + b, and h = m, which is learnt, where there is none.
+
+    The processor scales x to length 1 (`polyrec.data.vectors`), so that h starts as large as an id vector.
+
+    Shapes: x [..., W] float with NaN = missing -> [..., D].
+
+    Example:
+        >>> encoder = EmbeddingEncoder(3, 8)
+        >>> encoder.initialise()
+        >>> encoder(torch.tensor([[0.6, 0.8, 0.0], [float("nan")] * 3])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(size, width)
+        self.missing = nn.Parameter(torch.empty(width))
+
+    def initialise(self) -> None:
+        """Start the missing vector at 0; called after the default initialisation."""
+        init.zeros_(self.missing)
+
+    def forward(self, x_W: Tensor) -> Tensor:
+        """Encode vectors, shapes as in the class description."""
+        missing_1 = torch.isnan(x_W[..., :1])
+        known_D = self.project(torch.nan_to_num(x_W).to(self.project.weight.dtype))
+        return torch.where(missing_1, self.missing.to(known_D.dtype), known_D)
+
+
 class FeatureEncoder(nn.Module):
-    """The sum of one vector per feature: embeddings of codes, means of several codes, encodings of numbers.
+    """The sum of one vector per feature: embeddings of codes, means of several codes, encodings of numbers, projected
+    vectors of other models.
 
     All numbers go through one encoder: its linear map is the sum of one per feature.
 
@@ -90,6 +121,9 @@ class FeatureEncoder(nn.Module):
                 if f.kind in ("categorical", "multi")
             }
         )
+        self.embeddings = nn.ModuleDict(
+            {module_name(f.name): EmbeddingEncoder(f.size, width) for f in self.features if f.kind == "embedding"}
+        )
         size = sum(f.size for f in self.features if f.kind in ("numeric", "vector"))
         self.numbers = NumericEncoder(size, width, config.numeric_bins) if size else None
 
@@ -104,6 +138,8 @@ class FeatureEncoder(nn.Module):
                 encoded.append(self.tables[module_name(f.name)](x))
             elif f.kind == "multi":
                 encoded.append(_mean_embedding(x, self.tables[module_name(f.name)]))
+            elif f.kind == "embedding":
+                encoded.append(self.embeddings[module_name(f.name)](x))
             else:
                 numbers.append(x.unsqueeze(-1) if f.kind == "numeric" else x)
         if self.numbers is not None:
