@@ -114,13 +114,17 @@ class EntityTable:
         for c in dict.fromkeys([*self.encoders, *needed]):
             column(table, c, name, f"attribute of the {name} known so far")
         if len(self.ids):
-            columns = {c: _like(table, c, self.table.schema.field(c).type, name) for c in self.table.column_names}
-            table = pa.concat_tables([self.table, pa.table(columns)]).combine_chunks()
+            table = pa.table(
+                {c: _like(table, c, self.table.schema.field(c).type, name) for c in self.table.column_names}
+            )
             new = _like(pa.table({key: new}), key, self.ids.type, name)
-        for c, values in self.encoded.items():
-            added = self.encoders[c].encode(column(table, c, name, "attribute")[len(self.ids) :], f"{name}: column {c!r}")
-            self.encoded[c] = np.concatenate([values, added])
-        self.ids, self.table = pa.concat_arrays([self.ids.cast(new.type), new]), table
+        added = {
+            c: self.encoders[c].encode(column(table, c, name, "attribute"), f"{name}: column {c!r}")
+            for c in self.encoded
+        }
+        self.encoded = {c: np.concatenate([values, added[c]]) for c, values in self.encoded.items()}
+        self.table = pa.concat_tables([self.table, table]).combine_chunks() if len(self.ids) else table
+        self.ids = pa.concat_arrays([self.ids, new]) if len(self.ids) else new
 
     def keys(self) -> dict[str, np.ndarray]:
         """Categories of each attribute for counting, {attribute: int64 [N] or [N, K]}, 0 = missing."""

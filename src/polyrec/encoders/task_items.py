@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.encoders.item import PADDING_ITEM
+from polyrec.encoders.growth import add_rows
+from polyrec.encoders.item import PADDING_ITEM, UNKNOWN_ITEM
 
 
 class TaskItemEmbedding(nn.Module):
@@ -22,7 +24,6 @@ class TaskItemEmbedding(nn.Module):
     Shapes: rows [B, C] -> {task: [B, C, D]}.
 
     Example:
-        >>> import torch
         >>> config = PolyRecConfig(num_items=5, hidden_size=4)
         >>> found = TaskItemEmbedding(config, ["like", "click"])(torch.tensor([[2, 3, 0]]))
         >>> found["click"].shape, found["click"][0, 2]  # 0 is padding
@@ -40,6 +41,17 @@ class TaskItemEmbedding(nn.Module):
         """Start small; called after the default initialisation."""
         init.normal_(self.table.weight, mean=0.0, std=self.initial_std)
         init.zeros_(self.table.weight[PADDING_ITEM])
+
+    @torch.no_grad()
+    def extend(self, num_items: int) -> None:
+        """Add rows up to `num_items`, which start as the unknown item's; those there are stay bit-equal."""
+        new = num_items - self.table.num_embeddings
+        add_rows(self.table, self.table.weight[UNKNOWN_ITEM].expand(new, -1))
+
+    @torch.no_grad()
+    def meet(self, met_N: Tensor) -> None:
+        """Let items (bool [N]) that read the unknown item's row until now go on from there with their own."""
+        self.table.weight[met_N] = self.table.weight[UNKNOWN_ITEM].clone()
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         """Look up, shapes as in the class description."""

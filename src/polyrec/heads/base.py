@@ -53,6 +53,13 @@ class TaskHead(nn.Module):
     def initialise(self) -> None:
         """Set parameters that should not start at random; called after the default initialisation."""
 
+    def extend(self, num_items: int, known_N: Tensor) -> None:
+        """Add what the head holds per item for items up to `num_items`; what it holds already stays bit-equal.
+
+        Args:
+            known_N: which of the items before had training events, bool [N].
+        """
+
     @property
     def own_width(self) -> int | None:
         """Numbers per pair that `forward` gives, if `finish` changes that; None = one, without an axis."""

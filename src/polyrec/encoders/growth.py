@@ -1,0 +1,50 @@
+"""Tables that grow by rows, and products over them that do not change when they do.
+
+Letters: N rows of a table, K new ones, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCK = 1024  # rows that go through a matrix product at once
+
+
+@torch.no_grad()
+def add_rows(table: nn.Embedding, rows_KD: Tensor) -> None:
+    """Append rows to an embedding; those it has stay bit-equal. Its weight is a new parameter for any optimizer.
+
+    Example:
+        >>> table = nn.Embedding(3, 2)
+        >>> add_rows(table, torch.ones(2, 2))
+        >>> table.weight.shape, table(torch.tensor(4)).tolist()
+        (torch.Size([5, 2]), [1.0, 1.0])
+    """
+    weight = torch.cat([table.weight, rows_KD.to(table.weight)])
+    table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
+    table.num_embeddings = len(weight)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int = 0) -> Tensor:
+    """`function` over blocks of `BLOCK` rows, joined again along `dim`; the last block is filled up with zeros.
+
+    The last bits of a matrix product depend on its shape, because libraries compute the rows at its edge in another
+    way. In blocks of one shape, what a row gives does not depend on how many rows there are: answers about old items
+    stay bit-equal when new ones are added.
+
+    Args:
+        rows: [N, ...].
+
+    Example:
+        >>> in_blocks(lambda x: 2 * x, torch.arange(3)).tolist()
+        [0, 2, 4]
+    """
+    found = []
+    for block in rows.split(BLOCK):
+        filled = F.pad(block, [0, 0] * (block.dim() - 1) + [0, BLOCK - len(block)])
+        found.append(function(filled).narrow(dim, 0, len(block)))
+    return torch.cat(found, dim=dim)
