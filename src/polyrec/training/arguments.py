@@ -28,6 +28,11 @@ class PolyRecTrainingArguments(TrainingArguments):
         task_factor: what the weight of such a task is multiplied by; 0 freezes it and puts its tower back to its best.
         ema_decay: of an exponential moving average of the weights (0 = none), which evaluations and saved models use,
             see [`~polyrec.training.callbacks.WeightAveraging`].
+        backbone_learning_rate: of pretrained backbones that are tuned; default: 5e-5, or 5e-4 for LoRA.
+        layer_decay: what each pretrained layer's rate is multiplied by for the one below it.
+        embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
+        unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
+            [`~polyrec.training.optim.GradualUnfreezing`].
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
@@ -61,6 +66,13 @@ class PolyRecTrainingArguments(TrainingArguments):
     task_factor: float = field(default=0.0, metadata={"help": "Lowers the weight of a stopped task; 0 freezes it."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
 
+    backbone_learning_rate: float | None = field(default=None, metadata={"help": "Of pretrained backbones."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."}
+    )
+    embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
+    unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
+
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers knows names that end with "loss" only: the highest RMSE would be the best.
@@ -77,6 +89,10 @@ class PolyRecTrainingArguments(TrainingArguments):
         for name in ("task_factor", "ema_decay"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be in (0, 1]")
+        if self.unfreeze_epochs < 0:
+            raise ValueError(f"unfreeze_epochs is {self.unfreeze_epochs}; it must be >= 0 (0 = all layers at once)")
         if self.task_patience < 0:
             raise ValueError(f"task_patience is {self.task_patience}; it must be >= 0 evaluations (0 = never)")
         if self.task_patience and self.eval_strategy == "no":

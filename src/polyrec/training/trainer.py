@@ -17,6 +17,8 @@ from transformers.trainer_utils import speed_metrics
 
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset, WindowDataset
+from polyrec.encoders.backbone import backbones
+from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.heads.base import TaskHead, known_weight, mean_loss
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
@@ -24,6 +26,7 @@ from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory
+from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 
@@ -38,7 +41,7 @@ class PolyRecTrainer(Trainer):
     * **Exact reduction.** Each task's sum of losses is divided by its number of known labels in the whole accumulation
       window over all ranks, so batch 64 x 1, 16 x 4 accumulated and 2 processes x 32 give the same gradient, whatever
       labels are missing.
-    * **Losses and metrics per task**, logged as `loss_<task>` and `eval_<task>_<metric>`, and
+    * **Losses and metrics per task**, logged as `loss_<task>` (and `loss_<objective>`) and `eval_<task>_<metric>`, and
       `eval_mean_improvement` (see `polyrec.evaluation.evaluator.evaluate`); `weight_<task>`, what the task's loss was
       multiplied by, and, where the loss weighting compares gradients, `cosine_<task>_<other task>`.
     * **Loss weightings** are told the mean losses of each optimizer step over all batches and ranks.
@@ -93,7 +96,7 @@ class PolyRecTrainer(Trainer):
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
         self.loss_is_scaled_for_ga = True
-        self._task_log = TaskLog(model.weighting.task_names)
+        self._task_log, self._objective_log = TaskLog(model.weighting.task_names), TaskLog(list(model.objectives))
         self._task_logged_step = 0
         self._window = _Window(1.0)
         self.add_callback(_EpochCallback())
@@ -101,6 +104,8 @@ class PolyRecTrainer(Trainer):
             self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor))
         if args.ema_decay:
             self.add_callback(WeightAveraging(args.ema_decay))
+        if args.unfreeze_epochs:
+            self.add_callback(GradualUnfreezing(args.unfreeze_epochs))
         if self._checkpointed_callbacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("task_patience and ema_decay need whole parameters: turn them off with FSDP or DeepSpeed")
 
@@ -108,20 +113,24 @@ class PolyRecTrainer(Trainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> dict[str, Tensor] | None:
-        """Known labels (or their weight) per task in the accumulation window, over all ranks: {task: scalar}."""
+        """Known labels (or their weight) per task in the accumulation window, over all ranks: {task: scalar}.
+
+        Objectives stand beside the tasks with their own counts.
+        """
         if not batch_samples:
             return None
         several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
         if several and padded and self.accelerator.gradient_state.end_of_dataloader:
             self._blank_repeated(batch_samples[-1])
-        heads = self._unwrapped.heads
-        counts = torch.stack([sum(_known(batch, head) for batch in batch_samples) for head in heads.values()]).to(
-            device
-        )
+        model = self._unwrapped
+        known = {n: sum(_known(batch, head) for batch in batch_samples) for n, head in model.heads.items()}
+        for name, objective in model.objectives.items():
+            known[name] = sum(objective.count(model.item_encoder, b["item_ids"].to(device)) for b in batch_samples)
+        counts = torch.stack([count.to(device) for count in known.values()])
         if several:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._window = _Window(1 / (len(batch_samples) * self.args.world_size))
-        return dict(zip(heads, counts, strict=True))
+        return dict(zip(known, counts, strict=True))
 
     def _blank_repeated(self, batch: dict[str, Any]) -> None:
         """Take the labels from windows that this rank reads for the second time in an epoch.
@@ -132,8 +141,11 @@ class PolyRecTrainer(Trainer):
         assert self.train_dataset is not None
         size, ranks, rank = len(batch["item_ids"]), self.args.world_size, self.args.process_index
         left = len(self.train_dataset) % (size * ranks) or size * ranks
+        repeated = slice(max(left - size * rank, 0), None)
         for values in batch["labels"].values():
-            values[max(left - size * rank, 0) :] = float("nan")
+            values[repeated] = float("nan")
+        if self._unwrapped.objectives:
+            batch["item_ids"][repeated] = PADDING_ITEM  # without labels, only objectives read these histories
 
     def compute_loss(
         self,
@@ -159,6 +171,10 @@ class PolyRecTrainer(Trainer):
         loss_T = torch.stack([mean_loss(outputs.losses[name].detach(), counts[name]) for name in names])
         weight_T = torch.stack(list(weighting.scaled({name: outputs.weights[name] for name in names}).values()))
         self._task_log.add(loss_T, weight_T, outputs.gramian)
+        if outputs.objectives is not None:
+            weights = [self._unwrapped.objectives[name].weight for name in self._objective_log.names]
+            losses = [outputs.objectives[name].detach() for name in self._objective_log.names]
+            self._objective_log.add(torch.stack(losses), torch.tensor(weights))
         self._window.add(loss_T, outputs.gramian)
 
     def training_step(
@@ -195,8 +211,9 @@ class PolyRecTrainer(Trainer):
         """Add what the tasks did since the last log, see [`TaskLog`]."""
         if "loss" in logs and self._task_log.batches:
             steps = max(self.state.global_step - self._task_logged_step, 1)
-            logs |= self._task_log.line(steps, self._reduce if self.args.world_size > 1 else None)
-            self._task_log.clear()
+            for log in (self._task_log, self._objective_log):
+                logs |= log.line(steps, self._reduce if self.args.world_size > 1 and log.names else None)
+                log.clear()
             self._task_logged_step = self.state.global_step
         super().log(logs, start_time)
 
@@ -213,6 +230,24 @@ class PolyRecTrainer(Trainer):
             for name in super().get_decay_parameter_names(model)
             if name.endswith(".weight") and name not in spared and "weighting" not in name.split(".")
         ]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of transformers; with a tuned backbone its layers have learning rates of their own."""
+        args, model = self.args, self.model if model is None else model
+        tuned = any(backbone.model is not None for _, backbone in backbones(model))
+        if self.optimizer is None and (tuned or args.embedding_learning_rate is not None):
+            groups = parameter_groups(
+                model,
+                set(self.get_decay_parameter_names(model)),
+                args.learning_rate,
+                args.weight_decay,
+                args.backbone_learning_rate,
+                args.layer_decay,
+                args.embedding_learning_rate,
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer(groups, **options)
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: WindowDataset | None = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -364,8 +399,11 @@ def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
 def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
     vectors = None
     # A model that holds a catalog has been trained, or was loaded: it keeps what its id vectors have learnt.
-    if model.config.item_cooccurrence and not model.item_encoder.known.any():
+    is_new = not model.item_encoder.known.any()
+    if model.config.item_cooccurrence and is_new:
         found = processor.item_vectors(model.config.hidden_size)
         vectors = model.config.item_cooccurrence * torch.from_numpy(found)
     model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float(), vectors)
     model.load_texts(processor)
+    if is_new:
+        model.item_encoder.start_from_text(model.config)

@@ -1,0 +1,116 @@
+"""Learning rates: pretrained layers are moved gently, heads and id tables are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from polyrec.encoders.backbone import Backbone, backbones
+
+BACKBONE_RATES = {"full": 5e-5, "lora": 5e-4}  # what sentence-transformers and PEFT users take; "top:N" as "full"
+
+
+def parameter_groups(
+    model: nn.Module,
+    decays: set[str],
+    learning_rate: float,
+    weight_decay: float,
+    backbone_rate: float | None = None,
+    layer_decay: float = 1.0,
+    embedding_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    r"""Groups for an optimizer, one for each learning rate with and without weight decay.
+
+    A pretrained layer d below the top learns with `backbone_rate` * `layer_decay` ** d, its embeddings as if they were
+    one layer below all (Howard and Ruder, 2018, "Universal Language Model Fine-tuning"; Sun et al., 2019, "How to
+    Fine-Tune BERT"). Tables of items, people and other codes learn with `embedding_rate`, the rest with
+    `learning_rate`.
+
+    Args:
+        decays: names of parameters that decay.
+        backbone_rate: None: 5e-5, or 5e-4 for LoRA.
+        embedding_rate: None: `learning_rate`.
+    """
+    rates: dict[int, float] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            rates |= {id(p): embedding_rate or learning_rate for p in module.parameters()}
+    for _, backbone in backbones(model):
+        rates |= _backbone_rates(backbone, backbone_rate, layer_decay)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = rates.get(id(parameter), learning_rate), name in decays
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": found, "lr": rate, "weight_decay": weight_decay if decay else 0.0}
+        for (rate, decay), found in groups.items()
+    ]
+
+
+def _backbone_rates(backbone: Backbone[Any], rate: float | None, layer_decay: float) -> dict[int, float]:
+    if backbone.model is None:
+        return {}
+    tuning = backbone.config.tuning
+    rate = BACKBONE_RATES["lora" if tuning == "lora" else "full"] if rate is None else rate
+    if layer_decay == 1.0:
+        return {id(p): rate for p in backbone.parameters()}
+    return {id(p): rate * layer_decay**depth for depth, p in _depths(backbone)}
+
+
+class GradualUnfreezing(TrainerCallback):
+    """Learns the heads alone at first, then one pretrained layer more every `epochs` epochs, from the top.
+
+    (Howard and Ruder, 2018, "Universal Language Model Fine-tuning for Text Classification".) Embeddings come last.
+    The optimizer knows all parameters from the start; frozen ones have no gradient, so that it leaves them alone.
+
+    Args:
+        epochs: between two layers.
+
+    Example:
+        >>> callback = GradualUnfreezing(epochs=1)
+    """
+
+    def __init__(self, epochs: int = 1) -> None:
+        if epochs < 1:
+            raise ValueError(f"epochs of GradualUnfreezing is {epochs}; it must be >= 1")
+        self.epochs = epochs
+        self._learnt: list[torch.nn.Parameter] = []
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **unused: Any
+    ) -> None:
+        """Remember what is tuned at all."""
+        self._learnt = [p for _, b in backbones(model) for p in b.parameters() if p.requires_grad]
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **unused: Any
+    ) -> None:
+        """Unfreeze what is due."""
+        tuned = {id(p) for p in self._learnt}
+        open_layers = int(state.epoch or 0) // self.epochs
+        for _, backbone in backbones(model):
+            if backbone.model is None:
+                continue
+            for depth, parameter in _depths(backbone):
+                if id(parameter) in tuned:
+                    parameter.requires_grad_(depth < open_layers)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
+        """Leave everything as it was tuned."""
+        for parameter in self._learnt:
+            parameter.requires_grad_(True)
+
+
+def _depths(backbone: Backbone[Any]) -> Iterator[tuple[int, nn.Parameter]]:
+    """Parameters with their layer counted from the top, what is above the layers with the top one."""
+    layers = backbone.layers
+    depth = {id(p): len(layers) - 1 - n for n, layer in enumerate(layers) for p in layer.parameters()}
+    below = True
+    for parameter in backbone.parameters():
+        below = below and id(parameter) not in depth
+        yield depth.get(id(parameter), len(layers) if below else 0), parameter
