@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from polyrec.backbones import BackboneConfig, TextConfig, resolve
-from polyrec.registry import EXPERTS, WEIGHTINGS, nearest
+from polyrec.registry import EXPERTS, OBJECTIVES, WEIGHTINGS, nearest
 from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
@@ -54,6 +54,8 @@ class PolyRecConfig(PreTrainedConfig):
             so that the model can score items of another catalog.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
+        objectives: losses beside the tasks, by registered name, each with its "weight" and further options, e.g.
+            {"contrastive": {"weight": 0.1}}; see `polyrec.objectives`. They act in training alone.
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
@@ -99,6 +101,7 @@ class PolyRecConfig(PreTrainedConfig):
     expert_options: dict | None = None
     weighting: str = "fixed"
     weighting_options: dict | None = None
+    objectives: dict | None = None
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
@@ -120,6 +123,7 @@ class PolyRecConfig(PreTrainedConfig):
         self.features = [asdict(f) for f in self._parse_features()]
         self.expert_options = dict(self.expert_options or {})
         self.weighting_options = dict(self.weighting_options or {})
+        self.objectives = {name: dict(options or {}) for name, options in (self.objectives or {}).items()}
         if self.text is not None:
             self.text = asdict(resolve(from_dict(TextConfig, self.text)))
         if self.history_backbone is not None:
@@ -127,6 +131,7 @@ class PolyRecConfig(PreTrainedConfig):
                 resolve(from_dict(BackboneConfig, {"tuning": "lora", **self.history_backbone}))
             )
         self._check()
+        self._check_objectives()
         super().__post_init__(**kwargs)
         if self.history_config is None:
             self.history_config = self._default_history_config()
@@ -146,6 +151,11 @@ class PolyRecConfig(PreTrainedConfig):
                     f"feature {name!r} of source {source!r} is listed twice: names must be unique per source"
                 )
         return parsed
+
+    def _check_objectives(self) -> None:
+        for name in self.objectives or {}:
+            if OBJECTIVES.check(name) in self.task_names:
+                raise ValueError(f"{name!r} is the name of an objective and of a task: rename the task")
 
     def _check(self) -> None:
         EXPERTS.check(self.experts)

@@ -30,7 +30,8 @@ from polyrec.encoders.text import TextEncoder
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer, ExpertOutput
 from polyrec.heads.base import TaskHead, mean_loss, per_member
-from polyrec.registry import COUPLINGS, EXPERTS, HEADS, WEIGHTINGS
+from polyrec.objectives.base import Objective, Reading, mean_losses
+from polyrec.registry import COUPLINGS, EXPERTS, HEADS, OBJECTIVES, WEIGHTINGS
 from polyrec.schema import RESIDUALS, parents_first
 from polyrec.weighting.base import LossWeighting, StepContext
 
@@ -62,6 +63,7 @@ class PolyRecOutput(ModelOutput):
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
         gramian: [T, T], inner products of the tasks' gradients at the shared representation, sorted by name; given in
             training if the weighting needs it.
+        objectives: {objective: scalar}, sums of losses divided like those of tasks, without weight; in training only.
     """
 
     loss: Tensor | None = None
@@ -72,6 +74,7 @@ class PolyRecOutput(ModelOutput):
     gates: dict[str, Tensor] | None = None
     weights: dict[str, Tensor] | None = None
     gramian: Tensor | None = None
+    objectives: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -192,7 +195,14 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
         with_start = (
-            TaskHead | ExpertLayer | TaskItemEmbedding | EmbeddingEncoder | LinearSkip | Coupling | LossWeighting
+            TaskHead
+            | ExpertLayer
+            | TaskItemEmbedding
+            | EmbeddingEncoder
+            | LinearSkip
+            | Coupling
+            | LossWeighting
+            | Objective
         )
         if isinstance(module, with_start):
             module.initialise()
@@ -272,6 +282,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         )
         self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
+        self.objectives = nn.ModuleDict(
+            {name: OBJECTIVES.get(name)(name, own, config) for name, own in sorted((config.objectives or {}).items())}
+        )
         self.post_init()
         self._ignore_base_weights()
 
@@ -304,8 +317,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             candidate_features: {name: [B, C(, K)]}, context and running statistics, known before the answer.
             labels: {task: [B, C]} float, NaN = unknown. Without labels there is no loss.
             sample_weight: {task: [B, C]}, e.g. inverse propensities.
-            denominators: {task: scalar} by which each task's sum of losses is divided: the known labels of the whole
-                accumulation window over all ranks. Default: the known labels of this batch.
+            denominators: {task or objective: scalar} by which each sum of losses is divided: the known labels of the
+                whole accumulation window over all ranks. Default: the known labels of this batch.
             share: of the optimizer step that this batch is, 1 / (batches accumulated x ranks); terms of the objective
                 that do not come from labels (of a learnt weighting, of load balancing) are multiplied by it.
         """
@@ -314,7 +327,10 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 "pass candidate_ids and candidate_positions [B, C]: the items asked about, and after how many events"
             )
         retrieval_negatives = self._negatives() if labels is not None else {}
-        items = self.item_encoder.rows(item_ids, candidate_ids, negatives=retrieval_negatives.values())
+        objectives = dict(self.objectives.items()) if labels is not None and self.training else {}
+        drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
+        further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
+        items = self.item_encoder.rows(item_ids, candidate_ids, negatives=further)
         read = self.model(item_ids, event_features, user_features, items=items)
         candidate_BCD = items.lookup(candidate_ids)
         state_BCD = gather_states(read.last_hidden_state, candidate_positions)
@@ -346,15 +362,27 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             output.losses, output.counts = self._losses(
                 logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives
             )
-            denominators = output.counts if denominators is None else denominators
-            means = {name: mean_loss(total, denominators[name]) for name, total in output.losses.items()}
+            divisors = output.counts if denominators is None else denominators
+            means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
             means = self.weighting.scaled(means)
-            context = StepContext(share, {name: denominators[name] > 0 for name in means})
+            context = StepContext(share, {name: divisors[name] > 0 for name in means})
             if self.weighting.needs_gradients and torch.is_grad_enabled():
                 output.gramian = context.gramian = shared.gramian(means)
             output.loss, output.weights = self.weighting(means, context)
             if answers.experts.penalty is not None:
                 output.loss = output.loss + share * answers.experts.penalty
+        if objectives:
+            reading = Reading(
+                self.item_encoder,
+                self.model.history_encoder,
+                items,
+                item_ids,
+                event_features or {},
+                user_features or {},
+                read.last_hidden_state,
+            )
+            output.objectives = mean_losses(objectives, reading, drawn, denominators)
+            output.loss = output.loss + sum(objectives[n].weight * loss for n, loss in output.objectives.items())
         return output
 
     def _answer_pairs(
@@ -469,6 +497,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         self.item_encoder.extend(processor.items.encoded, rows)
         for head in self.heads.values():
             head.extend(rows, known_N)
+        for objective in self.objectives.values():
+            objective.extend(rows, known_N)
         if self.pair_tasks and self.task_items is not None:
             self.task_items.extend(rows)
         self.config.num_items = rows
@@ -478,6 +508,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         """Give the text encoder the items' texts, for training and for items that have no stored vector yet."""
         if self.item_encoder.text is not None:
             self.item_encoder.text.load(processor.item_tokens())
+        for objective in self.objectives.values():
+            objective.load_texts(processor)
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
         """Recommend items to one person; see `polyrec.recommendation.recommend`."""

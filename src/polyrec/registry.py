@@ -1,4 +1,4 @@
-"""One small registry for the parts a user may add: heads, experts, couplings and weightings.
+"""One small registry for the parts a user may add: heads, experts, couplings, weightings and objectives.
 
 A part is ONE file in the part's folder, named like the part, holding one decorated class:
 
@@ -110,3 +110,4 @@ HEADS = Registry("head", "polyrec.heads")
 EXPERTS = Registry("expert layer", "polyrec.experts")
 COUPLINGS = Registry("coupling", "polyrec.coupling")
 WEIGHTINGS = Registry("loss weighting", "polyrec.weighting")
+OBJECTIVES = Registry("objective", "polyrec.objectives")
