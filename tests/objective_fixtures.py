@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from model_fixtures import random_batch, random_config, tiny_config
+from model_fixtures import random_batch, random_config
+from text_fixtures import text_processor
 
-from polyrec import PolyRecForRecommendation, PolyRecProcessor
+from polyrec import PolyRecForRecommendation
+
+# Objectives that read texts, and how their backbone is tuned.
+READS_TEXTS = {"item_text_alignment": "frozen", "masked_language": "full"}
 
 # What a test needs of an objective to have no chance in its loss but that of dropout.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "item_text_alignment": {},
+    "masked_language": {"share": 1.0},
     "masked_events": {"share": 1.0},
     "contrastive": {"views": "augmented", "prefixes": 50, "crop": 0.0, "mask": 1.0, "reorder": 0.0},
 }
 
 
-def objective_model(kind: str | None, processor: PolyRecProcessor | None = None, **options: Any):
-    """A model in training mode with one objective, or with none; all items have been met.
+def objective_model(kind: str | None, like: str | None = None, **options: Any) -> PolyRecForRecommendation:
+    """A model in training mode with one objective, or with none; all items have been met, and have texts if need be.
 
     Args:
-        processor: of the items' texts, for objectives that read them.
+        like: build the model that this objective needs, without it.
     """
     torch.manual_seed(0)
     objectives = {} if kind is None else {kind: options}
-    if processor is None:
-        config = random_config(dropout=0.1, objectives=objectives)
-        model = PolyRecForRecommendation(config)
-        model.load_catalog({}, torch.ones(config.num_items))
-    else:
-        config = tiny_config(processor, dropout=0.1, objectives=objectives)
-        model = PolyRecForRecommendation(config)
-        model.load_catalog(processor.items.encoded, torch.ones(config.num_items))
+    tuning = READS_TEXTS.get(kind or like or "")
+    config = random_config(dropout=0.1, objectives=objectives)
+    processor = None
+    if tuning is not None:
+        processor = text_processor(config.num_items)
+        config = random_config(dropout=0.1, objectives=objectives, text={**asdict(processor.text), "tuning": tuning})
+    model = PolyRecForRecommendation(config)
+    model.load_catalog({}, torch.ones(config.num_items))
+    if processor is not None:
         model.load_texts(processor)
     return model.train()
 

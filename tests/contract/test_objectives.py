@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_fixtures import OPTIONS, objective_batch, objective_model
+from objective_fixtures import OPTIONS, READS_TEXTS, objective_batch, objective_model
+from text_fixtures import text_processor
 from torch import nn
 
 from polyrec import PolyRecConfig, PolyRecForRecommendation
@@ -44,7 +45,7 @@ def test_unknown_and_impossible_options_are_refused(kind):
 @kinds
 def test_training_adds_it_and_evaluation_does_not_know_it(kind):
     """Prevents an objective from changing answers or evaluation losses, and from being computed where nobody learns."""
-    model, plain, batch = model_of(kind, weight=0.5), objective_model(None), objective_batch()
+    model, plain, batch = model_of(kind, weight=0.5), objective_model(None, like=kind), objective_batch()
     shared = {n: v for n, v in model.state_dict().items() if not n.startswith("objectives.")}
     plain.load_state_dict(shared)
     trained = model(**batch)
@@ -141,9 +142,11 @@ def test_it_is_saved_with_the_model(kind, tmp_path):
 @kinds
 def test_a_model_without_it_can_take_it_on(kind, tmp_path):
     """Prevents parameters that are in no file from being whatever lay in memory."""
-    objective_model(None).save_pretrained(tmp_path)
+    objective_model(None, like=kind).save_pretrained(tmp_path)
     config = model_of(kind).config
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path, config=config).train()
+    if kind in READS_TEXTS:
+        loaded.load_texts(text_processor(config.num_items))
     for name, p in loaded.objectives.named_parameters():
         assert torch.isfinite(p).all(), name
         assert p.abs().max() < 10, name

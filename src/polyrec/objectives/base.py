@@ -126,10 +126,15 @@ def mean_losses(
     return found
 
 
-def met_items(item_encoder: ItemEncoder, item_ids: Tensor) -> Tensor:
-    """Items of the histories that have id vectors of their own, ascending, int64 [M]."""
+def described_items(item_encoder: ItemEncoder, item_ids: Tensor) -> Tensor:
+    """Items of the histories that have a text, ascending, int64 [M]."""
+    tokens = None if item_encoder.text is None else item_encoder.text.tokens
+    if tokens is None:
+        raise ValueError("the model has no texts of its items: call model.load_texts(processor) before training")
     rows_M = item_ids.unique()
-    return rows_M[(rows_M >= FIRST_ITEM) & item_encoder.known[rows_M]]
+    rows_M = rows_M[rows_M >= FIRST_ITEM]
+    index = rows_M.cpu().numpy()
+    return rows_M[torch.from_numpy(tokens.offsets[index + 1] > tokens.offsets[index]).to(rows_M.device)]
 
 
 def symmetric_info_nce(one_MD: Tensor, two_MD: Tensor, temperature: float, group_M: Tensor | None = None) -> Tensor:
