@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from model_fixtures import random_config
+from text_fixtures import tiny_bert
 
-from polyrec import FeatureConfig
+from polyrec import FeatureConfig, PolyRecConfig
 from polyrec.heads.base import TaskHead
 from polyrec.registry import HEADS
 
@@ -14,15 +15,22 @@ FEATURES = [FeatureConfig("length", "candidate", "numeric")]
 OPTIONS: dict[str, dict] = {  # {head: options without which it cannot be built}
     "multiclass": {"num_classes": 3},
     "ordinal": {"minimum": 0, "maximum": 2},
+    "search": {"personal": True},
     "watch_time": {"duration": "length", "group_quantiles": [[0.0, 1.0, 2.0], [0.0, 3.0, 9.0], [0.0, 1.0, 9.0]]},
 }
+
+
+def config_of(kind: str, members: int = 1, **options) -> PolyRecConfig:
+    """A configuration whose only task is of this kind, with the options and inputs it cannot be built without."""
+    tasks = [{"name": "task", "head": kind, "options": {**OPTIONS.get(kind, {}), **options}}]
+    inputs = {"text": {"model": str(tiny_bert())}, "queries": True} if kind == "search" else {}
+    return random_config(tasks=tasks, features=FEATURES, expert_options={"members": members}, **inputs)
 
 
 def head_of(kind: str, **options) -> TaskHead:
     """An initialised head of a task named "task"."""
     torch.manual_seed(0)
-    tasks = [{"name": "task", "head": kind, "options": {**OPTIONS.get(kind, {}), **options}}]
-    config = random_config(tasks=tasks, features=FEATURES)
+    config = config_of(kind, **options)
     head = HEADS.get(kind)(config.task_configs[0], config)
     head.initialise()
     return head

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from polyrec.registry import nearest
 
+STARTS = ("random", "principal", "collaborative")
 POOLINGS = ("mean", "cls", "last", "max")
 TUNINGS = ("frozen", "top:N", "lora", "full")
 _LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -100,6 +101,11 @@ class TextConfig(BackboneConfig):
             encoded; False: only the items of the batch. Default: up to 20,000 items.
         refresh_every: optimizer steps after which the stored table is encoded anew in training; 0 = before evaluation
             and saving only.
+        start: where the projection to the width of items starts: "random", or "principal", the principal directions of
+            the items' texts with id vectors of 0: an item then starts where its text puts it, near items of like texts
+            (search wants that); or "collaborative", the ridge regression from texts to where co-occurrence puts items
+            (`item_cooccurrence`), with id vectors as what is left of that, less for rare items: an item that nobody has
+            taken starts where items of like texts are taken.
     """
 
     template: str = "{title}"
@@ -112,9 +118,12 @@ class TextConfig(BackboneConfig):
     live_items: int = 0
     catalog_negatives: bool | None = None
     refresh_every: int = 0
+    start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start not in STARTS:
+            raise ValueError(f"unknown start {self.start!r}; {nearest(self.start, list(STARTS))}")
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}; {nearest(self.pooling, list(POOLINGS))}")
         if self.max_length is not None and self.max_length < 3:

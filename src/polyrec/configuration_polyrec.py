@@ -50,6 +50,8 @@ class PolyRecConfig(PreTrainedConfig):
             causal mask if their architecture has one.
         text: a text encoder of items and queries, see [`TextConfig`]; `processor.model_config()` fills it if the
             processor was fitted with `text=...`.
+        queries: whether candidates come with what was typed before they were found (`columns.query`); read by search
+            heads and pair tasks.
         item_ids: give each item a vector (and a bias) of its own. Without, an item is what its text and attributes say,
             so that the model can score items of another catalog.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
@@ -96,6 +98,7 @@ class PolyRecConfig(PreTrainedConfig):
     history_config: dict | PreTrainedConfig | None = None
     history_backbone: dict | None = None
     text: dict | None = None
+    queries: bool = False
     item_ids: bool = True
     experts: str = "shared_bottom"
     expert_options: dict | None = None
@@ -160,6 +163,8 @@ class PolyRecConfig(PreTrainedConfig):
     def _check(self) -> None:
         EXPERTS.check(self.experts)
         WEIGHTINGS.check(self.weighting)
+        if self.queries and self.text is None:
+            raise ValueError("queries=True needs a text encoder: pass text={'model': ...}")
         for name in ("dropout", "attention_dropout", "item_id_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")

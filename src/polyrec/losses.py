@@ -21,6 +21,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_M: Tensor,
         weight_M: Tensor,
         label_smoothing: float,
+        excluded_M: Tensor | None,
     ) -> Tensor:
         wants_gradient = any(ctx.needs_input_grad[:3])
         size = len(items_ND)
@@ -31,6 +32,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // size, 1)):
             query, weight, target = query_MD[rows], weight_M[rows].unsqueeze(1), targets_M[rows].unsqueeze(1)
             logits = torch.nn.functional.linear(query, items_ND, bias_N).float()
+            if excluded_M is not None:
+                at = (excluded_M[rows] >= 0).nonzero().squeeze(1)
+                logits[at, excluded_M[rows][at]] = float("-inf")
             log_z = logits.logsumexp(1, keepdim=True)
             losses = log_z - (1 - label_smoothing) * logits.gather(1, target)
             if label_smoothing:
@@ -52,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), *[None] * 4)
 
 
 def linear_cross_entropy(
@@ -62,6 +66,7 @@ def linear_cross_entropy(
     targets_M: Tensor,
     weight_M: Tensor | None = None,
     label_smoothing: float = 0.0,
+    excluded_M: Tensor | None = None,
 ) -> Tensor:
     r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_it], z = Q V^T + b.
 
@@ -74,10 +79,13 @@ def linear_cross_entropy(
         targets_M: int64 [M], columns 0..N-1.
         weight_M: [M], default 1; 0 leaves a row out.
         label_smoothing: share of the target spread evenly over the catalog.
+        excluded_M: int64 [M], a column that is no candidate in this row, < 0 = none; not with label smoothing.
 
     Example:
         >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1])).item() / 2
         1.386...
     """
     weight_M = torch.ones(len(query_MD), device=query_MD.device) if weight_M is None else weight_M
-    return _LinearCrossEntropy.apply(query_MD, items_ND, bias_N, targets_M, weight_M.float(), label_smoothing)
+    return _LinearCrossEntropy.apply(
+        query_MD, items_ND, bias_N, targets_M, weight_M.float(), label_smoothing, excluded_M
+    )

@@ -24,6 +24,7 @@ from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.encoders.query import CandidateQueries, encode_queries
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.encoders.text import TextEncoder
@@ -59,6 +60,7 @@ class PolyRecOutput(ModelOutput):
         counts: {task: scalar}, number (or weight) of known labels.
         logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates.
         states: [B, C, D], the state each candidate was answered from.
+        queries: [B, C, D], what was typed before it was found; None if the model reads no queries.
         gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
         gramian: [T, T], inner products of the tasks' gradients at the shared representation, sorted by name; given in
@@ -71,6 +73,7 @@ class PolyRecOutput(ModelOutput):
     counts: dict[str, Tensor] | None = None
     logits: dict[str, Tensor] | None = None
     states: Tensor | None = None
+    queries: Tensor | None = None
     gates: dict[str, Tensor] | None = None
     weights: dict[str, Tensor] | None = None
     gramian: Tensor | None = None
@@ -113,6 +116,8 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 module.freeze()
             elif isinstance(module, Backbone):
                 module.restore()
+        if isinstance(model, PolyRecForRecommendation):
+            model.freeze_unread()
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
@@ -287,6 +292,18 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         )
         self.post_init()
         self._ignore_base_weights()
+        self.freeze_unread()
+
+    @property
+    def reads_people(self) -> bool:
+        """Whether anything asks who the person is; a search by the query alone does not, and histories stay unread."""
+        by_person = any(self.heads[name].reads_person for name in self.state_tasks)
+        return by_person or bool(self.pair_tasks) or len(self.objectives) > 0
+
+    def freeze_unread(self) -> None:
+        """Exempt from training what gets no gradient, for which other ranks would wait."""
+        if not self.reads_people:
+            self.model.history_encoder.requires_grad_(False)
 
     @property
     def item_encoder(self) -> ItemEncoder:
@@ -305,6 +322,10 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         sample_weight: dict[str, Tensor] | None = None,
         denominators: dict[str, Tensor] | None = None,
         share: float = 1.0,
+        query_tokens: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        candidate_query: Tensor | None = None,
+        query_items: Tensor | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -321,6 +342,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 whole accumulation window over all ranks. Default: the known labels of this batch.
             share: of the optimizer step that this batch is, 1 / (batches accumulated x ranks); terms of the objective
                 that do not come from labels (of a learnt weighting, of load balancing) are multiplied by it.
+            query_tokens, query_mask: [Q, S], the queries of the batch and which tokens are real.
+            candidate_query: [B, C] int64, the query by which the candidate was found, -1 = none.
+            query_items: [B, C] int64, the item that this query is the text of and that it cannot find, 0 = none.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -330,13 +354,22 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         objectives = dict(self.objectives.items()) if labels is not None and self.training else {}
         drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
         further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
-        items = self.item_encoder.rows(item_ids, candidate_ids, negatives=further)
-        read = self.model(item_ids, event_features, user_features, items=items)
+        asked_about = [item_ids, candidate_ids] if self.reads_people else [candidate_ids]
+        items = self.item_encoder.rows(*asked_about, negatives=further)
         candidate_BCD = items.lookup(candidate_ids)
-        state_BCD = gather_states(read.last_hidden_state, candidate_positions)
+        if self.reads_people:
+            read = self.model(item_ids, event_features, user_features, items=items)
+            state_BCD = gather_states(read.last_hidden_state, candidate_positions)
+        else:
+            read, state_BCD = PolyRecModelOutput(), torch.zeros_like(candidate_BCD)
         shared = SharedRepresentation(state_BCD, items)
+        queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
+        query_BCD = None if queries is None else queries.vectors_BCD
         logits = {
-            name: self.heads[name].pair_logits(state_BCD, candidate_BCD, candidate_ids) for name in self.state_tasks
+            name: self.heads[name].pair_logits(
+                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items
+            )
+            for name in self.state_tasks
         }
         pairs, answers = RealPairs(candidate_ids), PairAnswers()
         if self.pair_tasks:
@@ -349,6 +382,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 pairs,
                 features,
                 (event_features or {}).get(RESIDUALS),
+                query_BCD,
             )
             answers = self._answer_pairs(shared, pairs.pack(candidate_ids), features)
         for name, logit in answers.logits.items():
@@ -356,11 +390,12 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         output = PolyRecOutput(
             logits={name: logits[name] for name in self.heads},
             states=state_BCD,
+            queries=query_BCD,
             gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
         )
         if labels is not None:
             output.losses, output.counts = self._losses(
-                logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives
+                logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives, queries
             )
             divisors = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
@@ -408,6 +443,22 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
         return found
 
+    def _queries(
+        self,
+        tokens_QS: Tensor | None,
+        mask_QS: Tensor | None,
+        candidate_query_BC: Tensor | None,
+        own_items_BC: Tensor | None,
+    ) -> CandidateQueries | None:
+        if not self.config.queries:
+            return None
+        if tokens_QS is None or mask_QS is None or candidate_query_BC is None:
+            raise ValueError(
+                "this model reads queries: pass query_tokens, query_mask [Q, S] and candidate_query [B, C]"
+            )
+        assert self.item_encoder.text is not None  # the configuration sees to it
+        return encode_queries(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, own_items_BC)
+
     def _negatives(self) -> dict[str, Tensor]:
         if self.item_encoder.negatives_of_batch:
             return {}
@@ -424,6 +475,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         labels: dict[str, Tensor],
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
+        queries: CandidateQueries | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
         known = {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels}
@@ -450,18 +502,29 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 losses[name], counts[name] = head.loss(answers.logits[name], known[name], weights.get(name))
             else:
                 rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
+                query_MD = own_M = None
+                if queries is not None:
+                    query_MD = queries.vectors_BCD.flatten(0, 1).index_select(0, rows_M)
+                    own_M = queries.own_items_BC.flatten()[rows_M]
                 losses[name], counts[name] = head.retrieval_loss(
-                    shared.state_BCD.flatten(0, 1).index_select(0, rows_M),
+                    head.question(shared.state_BCD.flatten(0, 1).index_select(0, rows_M), query_MD),
                     candidate_ids.flatten()[rows_M],
                     shared.items,
                     self.item_encoder.counts,
                     negatives.get(name),
                     None if weight is None else weight.flatten()[rows_M],
+                    own_M if head.excludes == "own item" else None,
                 )
         return losses, counts
 
-    def score_items(self, states_MD: Tensor, task: str, items: ItemRows | None = None) -> Tensor:
-        """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf."""
+    def score_items(
+        self, states_MD: Tensor, task: str, items: ItemRows | None = None, queries_MD: Tensor | None = None
+    ) -> Tensor:
+        """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf.
+
+        Args:
+            queries_MD: of a search task.
+        """
         head = self.heads[task]
         if head.reads != "state":
             raise ValueError(
@@ -469,8 +532,10 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             )
         if items is None:
             device = states_MD.device
-            items = ItemRows(self.item_encoder.encode(torch.arange(self.config.num_items, device=device)))
-        return head(states_MD, items)
+            rows_N = torch.arange(self.config.num_items, device=device)
+            id_rows_N = self.item_encoder.id_rows(rows_N)
+            items = ItemRows(self.item_encoder.encode(rows_N, id_rows_N), id_rows_M=id_rows_N)
+        return head(head.question(states_MD, queries_MD), items)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
@@ -494,15 +559,16 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 f"the processor has {rows} rows of items but the model has {len(known_N)}: extend the processor that "
                 "was saved with the model"
             )
-        self.item_encoder.extend(processor.items.encoded, rows)
+        texts = None if self.item_encoder.text is None else processor.item_tokens()
+        self.item_encoder.extend(processor.items.encoded, rows, texts)
         for head in self.heads.values():
             head.extend(rows, known_N)
         for objective in self.objectives.values():
             objective.extend(rows, known_N)
+            objective.load_texts(processor)
         if self.pair_tasks and self.task_items is not None:
             self.task_items.extend(rows)
         self.config.num_items = rows
-        self.load_texts(processor)
 
     def load_texts(self, processor: Any) -> None:
         """Give the text encoder the items' texts, for training and for items that have no stored vector yet."""
@@ -510,6 +576,14 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             self.item_encoder.text.load(processor.item_tokens())
         for objective in self.objectives.values():
             objective.load_texts(processor)
+
+    def search(
+        self, processor: Any, query: str, history: Any = None, k: int = 10, **request: Any
+    ) -> list[dict[str, Any]]:
+        """Find items by what somebody typed; see `polyrec.search.search`."""
+        from polyrec.search import search
+
+        return search(self, processor, query, history, k=k, **request)
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
         """Recommend items to one person; see `polyrec.recommendation.recommend`."""

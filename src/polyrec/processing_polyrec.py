@@ -23,6 +23,7 @@ from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_e
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.past import check_marks, read_past
+from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.requests import request_table
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
@@ -121,6 +122,7 @@ class PolyRecProcessor:
         if text is not None:
             check_template(text.template, items.table.column_names)
             self.tokenizer = load_tokenizer(text) if tokenizer is None else tokenizer
+        _check_queries(columns, self.tasks, text)
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, Any]] = {}
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
@@ -290,6 +292,11 @@ class PolyRecProcessor:
         log, asked = dataset.log, dataset.candidates
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         statistics = dataset.statistics
+        if columns.query is not None:
+            assert self.text is not None  # checked at construction
+            log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
+            searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
+            log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
         if statistics is None or self.statistics is None:
             return dataset.with_candidates(Candidates(asked.event, position), statistics)
         view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
@@ -356,7 +363,7 @@ class PolyRecProcessor:
         max_delay: float,
     ) -> SequenceDataset:
         own = self._dataset(log, rows, statistics, self.max_history)
-        candidates, retrieval = own.candidates, tuple(t.name for t in self.tasks if t.head == "retrieval")
+        candidates, retrieval = own.candidates, tuple(t.name for t in self.tasks if t.ranks_catalog)
         if max_delay < 0:
             raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
         if max_delay > 0:
@@ -444,6 +451,7 @@ class PolyRecProcessor:
     # -------------------------------------------------------------- serving
     def request(
         self,
+            defaults["queries"] = self.columns.query is not None
         history: Any,
         items: np.ndarray,
         *,
@@ -469,6 +477,7 @@ class PolyRecProcessor:
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
         latest = statistics.last_time if statistics is not None and np.isfinite(statistics.last_time) else 0.0
         derived = derived_names(self.columns)
+        query: str | None = None,
         asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
         if unknown is not None:
@@ -476,11 +485,14 @@ class PolyRecProcessor:
                 f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{self.num_items - 1}"
             )
         asked_ids = self.items.ids.take(pa.array(items - FIRST))
-        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, latest)
+        if query is not None and self.columns.query is None:
+            raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
+        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, latest, query)
         log = self.encode_events(table)
         for source, given, known in (("user", user, self.users.encoders), ("context", context, asked_about)):
             for name in given or {}:
                 if name not in known:
+            query: what the person typed; needs `columns.query`.
                     raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
         for name, encoder in self.users.encoders.items():
             if encoder.kind != "text":
@@ -629,6 +641,19 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     for key in _CONFIG_KEYS:
         if key not in config:
             raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
+
+
+def _check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfig | None) -> None:
+    """Refuse queries that nothing can read, and search without queries."""
+    searches = [t.name for t in tasks if t.head == "search"]
+    if columns.query is not None and text is None:
+        raise ValueError(
+            f"columns.query={columns.query!r} needs a text encoder: PolyRecProcessor.fit(text={{'model': ...}})"
+        )
+    if columns.query is None and searches:
+        raise ValueError(
+            f"task {searches[0]!r} is a search, but columns.query does not say which column holds the queries"
+        )
 
 
 def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:

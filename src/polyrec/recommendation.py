@@ -36,8 +36,8 @@ def recommend(
         user: attributes of the person, {column: value}.
         context: context of the request, {column: value}.
         time: when the answer is wanted, in seconds; default: right after the latest event that is known.
-        task: the retrieval task that ranks; default: the model's first one. A model without retrieval tasks ranks the
-            whole catalog by its first pair task.
+        task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
+            retrieval tasks ranks the whole catalog by its first pair task.
         exclude_seen: leave out items of the history.
 
     Returns:
@@ -69,29 +69,35 @@ def _recommend(
 ) -> list[dict[str, Any]]:
     if task is not None and task not in model.heads:
         raise ValueError(f"unknown task {task!r}; the model has {list(model.heads)}")
-    ranking_task = task or next(iter(model.state_tasks or model.pair_tasks))
+    from_history = [name for name in model.state_tasks if model.heads[name].excludes == "history"]
+    if task is None and not (from_history or model.pair_tasks):
+        raise ValueError(f"the model can only search ({list(model.heads)}): call model.search(processor, query)")
+    ranking_task = task or next(iter(from_history or model.pair_tasks))
+    if ranking_task in model.state_tasks and ranking_task not in from_history:
+        raise ValueError(f"task {ranking_task!r} needs a query: call model.search(processor, query)")
     catalog = np.arange(FIRST_ITEM, processor.num_items)
-    request = processor.request(history, catalog[:1], user=user, context=context, time=time)
-    seen = request["history_items"]
+    request: dict[str, Any] = {"user": user, "context": context, "time": time}
+    window = processor.request(history, catalog[:1], **request)
+    seen = window["history_items"]
     if ranking_task in model.state_tasks:
-        state = model(**_batch(request, model)).states[:, 0]
+        state = model(**as_batch(window, model)).states[:, 0]
         scores = model.score_items(state, ranking_task)[0].float().cpu().numpy()
     else:
-        answers = _answers(model, processor, history, catalog, user, context, time)
-        scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), answers[ranking_task]])
+        of_catalog = answers(model, processor, history, catalog, request)
+        scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])
     if exclude_seen:
         scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
     if not len(best):
         return []
-    answers = _answers(model, processor, history, best, user, context, time)
+    others = answers(model, processor, history, best, request)
     known_history = bool((processor.item_counts[seen] > 0).any())
     return [
         {
             "rank": n + 1,
             **processor.describe(int(row)),
             "score": float(scores[row]),
-            **{name: float(values[n]) for name, values in answers.items() if name != ranking_task},
+            **{name: float(others[name][n]) for name in (*from_history, *model.pair_tasks) if name != ranking_task},
             "cold_item": bool(processor.item_counts[row] == 0),
             "cold_start": not known_history,
         }
@@ -99,16 +105,20 @@ def _recommend(
     ]
 
 
-def _answers(
-    model: PolyRecForRecommendation, processor: PolyRecProcessor, history: Any, items: np.ndarray, *request: Any
+def answers(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    history: Any,
+    items: np.ndarray,
+    request: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Every task's prediction for given items, {task: [C]}."""
-    user, context, time = request
-    window = processor.request(history, items, user=user, context=context, time=time)
-    logits = model(**_batch(window, model)).logits
+    """Every task's prediction for given items, {task: [C]}; `request` holds arguments of `processor.request`."""
+    window = processor.request(history, items, **request)
+    logits = model(**as_batch(window, model)).logits
     return {name: model.heads[name].predict(value)[0].cpu().numpy() for name, value in logits.items()}
 
 
-def _batch(window: dict[str, Any], model: PolyRecForRecommendation) -> dict[str, Any]:
+def as_batch(window: dict[str, Any], model: PolyRecForRecommendation) -> dict[str, Any]:
+    """A window that the model can answer."""
     batch = PolyRecCollator()([window])
     return to_device({k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}, model.device)

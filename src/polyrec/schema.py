@@ -89,7 +89,7 @@ class TaskConfig:
         head: a registered kind of head ("retrieval", "binary", "regression", ...).
         label: a column of the interactions, a comparison such as `"rating >= 4"`, or `"log1p(play_ms / 1000)"` (see
             [`Label.parse`]). Default: the task's name. For a retrieval task it says which events count as the next
-            item; default: every event.
+            item, for a search task which ones as found; default: every event (with a query).
         weight: lambda of the weighted objective sum_i lambda_i L_i (a `fixed` weighting reads it).
         options: keyword arguments of the head; the head refuses those it does not know.
         parent: name of the task this one follows from (a purchase follows a click); needs a `coupling`.
@@ -129,8 +129,13 @@ class TaskConfig:
     def parsed_label(self) -> Label | None:
         """The label rule; None means that every event is a positive example (retrieval without `label`)."""
         if self.label is None:
-            return None if self.head == "retrieval" else Label(self.name)
+            return None if self.ranks_catalog else Label(self.name)
         return Label.parse(self.label)
+
+    @property
+    def ranks_catalog(self) -> bool:
+        """Whether the task finds items in the whole catalog; others judge an item that is asked about."""
+        return self.head in ("retrieval", "search")
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,10 @@ class Columns:
             oldest first: {column: feedback columns that are 1 for its items}. The first column holds the events
             themselves, e.g. {"watched": [], "liked": ["like"]}; feedback that no column names stays unknown.
         past_length: events of the past, the latest, that are read as history.
+        query: what the person typed and then found this item by; null or empty = they did not search. Needs a text
+            encoder (`PolyRecProcessor.fit(text=...)`).
+        query_item: the item that the query is the text of (the question that a duplicate is searched for), if any; it
+            is never a result.
     """
 
     user: str = "user_id"
@@ -219,6 +228,8 @@ class Columns:
     item_time: str | None = None
     past: dict[str, list[str]] | None = None
     past_length: int = 50
+    query: str | None = None
+    query_item: str | None = None
 
     def __post_init__(self) -> None:
         if self.time_unit not in ("s", "ms", "us", "ns"):
@@ -253,6 +264,8 @@ class Columns:
                 )
         if not 0 <= self.propensity_clip <= 1:
             raise ValueError(f"columns.propensity_clip is {self.propensity_clip}; it must be in [0, 1]")
+        if self.query_item is not None and self.query is None:
+            raise ValueError("columns.query_item says what a query is the text of: name the column of queries, too")
         self._check_past()
 
     def _check_past(self) -> None:

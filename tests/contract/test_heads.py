@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from head_fixtures import FEATURES, NAN, OPTIONS, head_of
+from head_fixtures import NAN, config_of, head_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import random_batch, random_config
@@ -26,9 +26,7 @@ KINDS = [pytest.param(name, id=name) for name in HEADS.names()]
 def model_of(kind: str, members: int = 1, **options) -> PolyRecForRecommendation:
     """A model whose only task is of this kind."""
     torch.manual_seed(0)
-    tasks = [{"name": "task", "head": kind, "options": {**OPTIONS.get(kind, {}), **options}}]
-    config = random_config(tasks=tasks, features=FEATURES, expert_options={"members": members})
-    return PolyRecForRecommendation(config).eval()
+    return PolyRecForRecommendation(config_of(kind, members, **options)).eval()
 
 
 def batch_of(**options):
@@ -39,7 +37,14 @@ def batch_of(**options):
         length = torch.linspace(-2, 2, batch[ids].numel()).view_as(batch[ids]).clone()
         length[0, 0] = NAN
         features[read] = {"length": length}
-    return batch | features
+    asked = torch.arange(batch["candidate_ids"].numel()).view_as(batch["candidate_ids"])
+    queries = {
+        "query_tokens": torch.tensor([[2, 9, 3, 0], [2, 7, 8, 3]]),
+        "query_mask": torch.tensor([[True, True, True, False], [True] * 4]),
+        "candidate_query": asked % 2,
+        "query_items": batch["candidate_ids"].roll(1, dims=1),
+    }
+    return batch | features | queries
 
 
 # ------------------------------------------------------------------ the contract
@@ -175,7 +180,8 @@ def test_count_is_what_known_says(kind):
 
 def _rows(batch, rows):
     """Some people of a batch."""
-    return {k: _rows(v, rows) if isinstance(v, dict) else v[rows] for k, v in batch.items()}
+    shared = ("query_tokens", "query_mask")  # one row per query, whoever asks it
+    return {k: _rows(v, rows) if isinstance(v, dict) else v if k in shared else v[rows] for k, v in batch.items()}
 
 
 # ------------------------------------------------------------------ binary

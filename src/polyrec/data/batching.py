@@ -101,6 +101,8 @@ class BatchReader:
         if log.sample_weight:
             weights = {n: np.where(real_BC, v[rows_BC], np.nan) for n, v in log.sample_weight.items()}
             batch["sample_weight"] = {n: torch.from_numpy(v.astype(np.float32)) for n, v in weights.items()}
+        if log.queries is not None:
+            batch |= {n: torch.from_numpy(v) for n, v in log.queries.batch(rows_BC, real_BC).items()}
         return batch
 
     def _asked(self, first: np.ndarray, last: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:

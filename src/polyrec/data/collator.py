@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from polyrec.data.batching import WindowBatch
+from polyrec.data.queries import NO_QUERY, pad_queries
 
 
 @dataclass
@@ -22,7 +23,8 @@ class PolyRecCollator:
     {name: [B(, K)]}, `candidate_ids` [B, C] (0 = padding), `candidate_positions` [B, C], `candidate_features`
     {name: [B, C(, K)]}, `labels` {task: [B, C]} (NaN = missing or padding) and `candidate_rows` [B, C] (-1 = padding;
     which candidate of the data set this is). Where the windows have them, also `sample_weight` {task: [B, C]} (NaN =
-    padding).
+    padding), and `query_tokens` [Q, S], `query_mask` [Q, S], `candidate_query` [B, C] (row of the query, -1 = none) and
+    `query_items` [B, C] (the item that the query is the text of, 0 = none).
 
     Args:
         pad_to_multiple_of: round L and C up, so that compiled kernels meet fewer shapes.
@@ -63,6 +65,11 @@ class PolyRecCollator:
         }
         if "sample_weight" in windows[0]:
             batch["sample_weight"] = padded("sample_weight", asked)
+        if "candidate_query" in windows[0]:
+            queries, counted = pad_queries([(w["candidate_query"], w["query_tokens"]) for w in windows])
+            batch |= {name: torch.from_numpy(values) for name, values in queries.items()}
+            batch["candidate_query"] = asked(counted, fill=NO_QUERY)
+            batch["query_items"] = asked([w["query_items"] for w in windows])
         return batch
 
 

@@ -58,7 +58,7 @@ class LogStatistics:
         tasks: Sequence[TaskConfig],
     ) -> None:
         self.log, self.past, self.items, self.encoders, self.marked = log, past, items, encoders, dict(marked)
-        self._label_columns = [j for j, t in enumerate(tasks) if t.head != "retrieval"]
+        self._label_columns = [j for j, t in enumerate(tasks) if not t.ranks_catalog]
         self.scaler: StatisticsScaler | None = None
         self.spread: dict[str, float] = {}
         self._people: pa.Array | None = None
@@ -73,7 +73,7 @@ class LogStatistics:
         encoders: Mapping[str, Mapping[str, ColumnEncoder]],
     ) -> LogStatistics:
         """Statistics as configured, or the default set."""
-        pair = [t for t in tasks if t.head != "retrieval"]
+        pair = [t for t in tasks if not t.ranks_catalog]
         targets = [*(t.name for t in pair), *config.targets]
         kinds = {f"item.{n}": e.kind for n, e in items.encoders.items() if e.countable}
         kinds |= {f"user.{n}": e.kind for n, e in encoders["user"].items() if e.countable}

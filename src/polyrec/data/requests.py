@@ -20,6 +20,7 @@ def request_table(
     context: Mapping[str, Any],
     time: float | None,
     latest: float,
+    query: str | None = None,
 ) -> pa.Table:
     """The history followed by one row per item asked about, with every column that `encode_log` reads.
 
@@ -30,6 +31,7 @@ def request_table(
         context: {column: value of the request, None = unknown}.
         time: of the request, seconds; None: one second after the latest event known.
         latest: seconds, before which nothing can be asked.
+        query: what the person typed, if the columns say where queries are.
 
     Raises:
         ValueError: the history is not in order of time, or the request is not after it.
@@ -62,4 +64,8 @@ def request_table(
     for name in sorted({*feedback, *context}):
         past = known[name].to_pylist() if name in known else [None] * events
         found[name] = pa.array(past + [context.get(name)] * asked)
+    if columns.query is not None:
+        found[columns.query] = pa.array([None] * events + [query] * asked, pa.large_string())
+    if columns.query_item is not None:
+        found[columns.query_item] = pa.nulls(events + asked)
     return pa.table(found)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.past import PastEvents
+from polyrec.data.queries import Queries
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.schema import STATISTICS
 
@@ -43,6 +44,7 @@ class EventLog:
         past: events before the log, of the same people.
         sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
             count every label once.
+        queries: what people typed before the event, if the log says so.
     """
 
     person: np.ndarray
@@ -58,6 +60,7 @@ class EventLog:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     past: PastEvents | None = None
     sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
+    queries: Queries | None = None
 
     def __post_init__(self) -> None:
         people = int(self.person[-1]) + 1 if len(self.person) else 0
@@ -297,6 +300,8 @@ class SequenceDataset(WindowDataset):
         }
         if log.sample_weight:
             found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
+        if log.queries is not None:
+            found |= log.queries.window(rows)
         if log.past is not None and start == 0 and len(asked):
             found = self._after_past(log.past, person, found)
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)

@@ -275,7 +275,7 @@ def labels(table: pa.Table, tasks: list[TaskConfig], name: str) -> np.ndarray:
             result[:, j] = 1.0
             continue
         values = label_values(table, rule, f"{name}: label of task {task.name!r}")
-        if task.head == "retrieval":
+        if task.ranks_catalog:
             values = np.where(values > 0, 1.0, np.nan)
         _check_labels(values, task, rule, name)
         with np.errstate(over="ignore"):  # refused below
@@ -357,7 +357,7 @@ def check_learnable(values: np.ndarray, tasks: list[TaskConfig]) -> None:
             raise ValueError(
                 f"task {task.name!r} has no label in the training rows: check label={rule!r} or drop the task"
             )
-        if task.head != "retrieval" and known.min() == known.max():
+        if not task.ranks_catalog and known.min() == known.max():
             raise ValueError(
                 f"the label of task {task.name!r} is {known[0]:g} in every training row, so nothing can be learnt: "
                 f"check label={task.label!r} or drop the task"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.encoders.features import FeatureEncoder, module_name
 from polyrec.encoders.growth import add_rows, in_blocks
@@ -19,6 +20,7 @@ from polyrec.encoders.item_text import ItemText
 PADDING_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
 # Up to this many items the whole table is encoded once per step, which costs less than finding the unique ones.
 WHOLE_TABLE = 65_536
+_PRIOR_EVENTS = 5.0  # of an item: as many are needed to place it as much by co-occurrence as by its text
 
 
 @dataclass
@@ -118,18 +120,26 @@ class ItemEncoder(nn.Module):
         self.counts.copy_(counts)
         self.known.copy_(counts > 0)
         if self.id_embedding is not None:
-            self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM]
+            self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM].clone()
             if id_vectors is not None:
                 placed = id_vectors.any(dim=1)
                 self.id_embedding.weight[placed] = id_vectors[placed].to(self.id_embedding.weight)
         return met_N
 
     @torch.no_grad()
-    def extend(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], num_items: int) -> None:
+    def extend(
+        self,
+        attributes: Mapping[str, Tensor | np.ndarray | VectorFile],
+        num_items: int,
+        texts: TokenTable | None = None,
+    ) -> None:
         """Add rows up to `num_items` for items that `attributes` [num_items] has beyond ours, which stay bit-equal.
 
         A new item is what its attributes and its text say of it, beside the id vector of the unknown item, from which
         its own starts to learn once it has events.
+
+        Args:
+            texts: of all `num_items` rows, if items are read as text.
 
         Raises:
             ValueError: the attributes of the items there are differ: they are those of another catalog.
@@ -153,8 +163,8 @@ class ItemEncoder(nn.Module):
         self._fill(attributes, first)
         if self.id_embedding is not None:
             add_rows(self.id_embedding, self.id_embedding.weight[UNKNOWN_ITEM].expand(new, -1))
-        if self.text is not None:
-            self.text.resize(num_items)
+        if self.text is not None and texts is not None:
+            self.text.extend(texts)
         self.num_items = num_items
 
     def _fill(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], first: int) -> None:
@@ -167,6 +177,24 @@ class ItemEncoder(nn.Module):
                     buffer[place.start + skip : place.stop] = torch.from_numpy(piece[skip:]).to(buffer)
             else:
                 buffer[first:] = torch.as_tensor(values[first:]).to(buffer)
+
+    @torch.no_grad()
+    def start_from_text(self, config: PolyRecConfig) -> None:
+        """Let items start where their texts put them, if the configuration says so (`TextConfig.start`)."""
+        if self.text is None or config.text_encoder is None or config.text_encoder.start == "random":
+            return
+        if config.text_encoder.start == "collaborative":
+            if self.id_embedding is None or not config.item_cooccurrence:
+                raise ValueError('text start "collaborative" needs item_ids and item_cooccurrence > 0')
+            placed = self.id_embedding.weight * self.known.unsqueeze(1)
+            predicted = self.text.start_at(placed, self.counts)
+            trust = (self.counts / (self.counts + _PRIOR_EVENTS)).unsqueeze(1)
+            # Without events the unknown item's vector is read; where its text puts an item is its place then.
+            self.id_embedding.weight.copy_(trust * (placed - predicted))
+            return
+        self.text.start(config.initializer_range * config.hidden_size**0.5)
+        if self.id_embedding is not None and not config.item_cooccurrence:
+            nn.init.zeros_(self.id_embedding.weight)
 
     @property
     def negatives_of_batch(self) -> bool:

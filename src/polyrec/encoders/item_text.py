@@ -16,6 +16,8 @@ from polyrec.data.texts import TokenTable
 from polyrec.encoders.text import TextEncoder
 from polyrec.encoders.vector_store import VectorStore, store_folder
 
+_RIDGE = 30.0  # of the regression from texts of length 1 to places (10 and 100 place unseen items about as well)
+_START_SAMPLE = 4096  # texts that tell the principal directions
 CATALOG_NEGATIVES = 20_000  # up to this many items, training scores the whole catalog
 
 
@@ -60,10 +62,55 @@ class ItemText(nn.Module):
         if self.scores_catalog or not self.encoder.tuned:
             self.refresh()
 
-    def resize(self, rows: int) -> None:
-        """Make place for `rows` items; new ones have no vector until `load` gives their texts."""
-        self.vectors = F.pad(self.vectors, (0, 0, 0, rows - len(self.vectors)))
-        self.tokens = None
+    @torch.no_grad()
+    def start(self, length: float) -> None:
+        """Let the projection start as the principal directions of the items' texts, so that distances stay.
+
+        Without centring: what all texts have in common is part of their cosines.
+
+        Args:
+            length: of a projected vector, if that of the text is 1 and all of it is kept.
+        """
+        assert self.tokens is not None
+        held = np.flatnonzero(self.tokens.lengths)
+        sample = np.random.default_rng(0).choice(held, min(len(held), _START_SAMPLE), replace=False)
+        training = self.encoder.training
+        self.encoder.eval()
+        vectors_MW = self.vectors[torch.from_numpy(sample)] if self.fresh else self._encode(sample)
+        self.encoder.train(training)
+        directions = torch.linalg.svd(vectors_MW.double(), full_matrices=False).Vh[: self.project.out_features]
+        self.project.weight.zero_()  # a width of items beyond that of texts stays empty
+        self.project.weight[: len(directions)] = length * directions.to(self.project.weight)
+
+    @torch.no_grad()
+    def start_at(self, placed_ND: Tensor, weight_N: Tensor) -> Tensor:
+        """Let the projection start as the ridge regression from texts to given places, [N, D]; returns what it says.
+
+        Args:
+            weight_N: events of each item, whose square root says how much its place counts; 0 = its place is not known.
+        """
+        assert self.tokens is not None
+        if not self.fresh:
+            self.refresh()
+        weight_N1 = weight_N.sqrt().unsqueeze(1)
+        gram_WW = (weight_N1 * self.vectors).T @ self.vectors
+        gram_WW.diagonal().add_(_RIDGE)
+        self.project.weight.copy_(torch.linalg.solve(gram_WW, self.vectors.T @ (weight_N1 * placed_ND)).T)
+        return self.project(self.vectors)
+
+    @torch.no_grad()
+    def extend(self, tokens: TokenTable) -> None:
+        """Add vectors of the texts that `tokens` has beyond the rows there are, which stay bit-equal if they are fresh."""
+        before = len(self.vectors)
+        self.vectors = F.pad(self.vectors, (0, 0, 0, len(tokens) - before))
+        self.tokens = tokens
+        if not self.fresh:
+            self.refresh()
+            return
+        training = self.encoder.training
+        self.encoder.eval()
+        self.vectors[before:] = self._encode(np.arange(before, len(tokens))).to(self.vectors)
+        self.encoder.train(training)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -15,10 +15,11 @@ from polyrec.encoders.shared import RealPairs
 
 
 class PairEncoder(nn.Module):
-    r"""One vector per (state, candidate): h = dropout(gelu(W [s; c; s * c; a] + features)).
+    r"""One vector per (state, candidate): h = dropout(gelu(W [s; c; s * c; a; q; q * c] + features)).
 
-    s is the person's state, c the candidate's item vector, a its attention over the visible events, and features the
-    encoded context and running statistics of the candidate.
+    s is the person's state, c the candidate's item vector, a its attention over the visible events, q what was typed
+    (with `config.queries`; 0 where nobody searched), and features the encoded context and running statistics of the
+    candidate.
 
     Shapes: states [B, C, D], candidates [B, C, D], inputs [B, L + 1, D], positions [B, C] -> [1, M, P] for the M pairs
     that are no padding, P the pair width.
@@ -27,7 +28,7 @@ class PairEncoder(nn.Module):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
         self.attention = CandidateAttention(config) if config.candidate_attention_heads else None
-        parts = 4 if self.attention is not None else 3
+        parts = (4 if self.attention is not None else 3) + 2 * config.queries
         self.evidence = 0 if self.attention is None else self.attention.heads * self.attention.targets
         features = [f for f in config.feature_configs if f.source == "candidate"]
         self.features = FeatureEncoder(config, features, config.pair_width)
@@ -43,6 +44,7 @@ class PairEncoder(nn.Module):
         pairs: RealPairs,
         candidate_features: dict[str, Tensor],
         residuals_BLT: Tensor | None = None,
+        query_BCD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Encode pairs; also returns the attention's evidence [1, M, E] (None without attention).
 
@@ -55,6 +57,9 @@ class PairEncoder(nn.Module):
             attended_BCD, evidence_BCE = self.attention(candidate_BCD, inputs_BLD, positions_BC, residuals_BLT)
             parts.append(pairs.pack(attended_BCD))
             evidence_1ME = pairs.pack(evidence_BCE)
+        if query_BCD is not None:
+            query_1MD = pairs.pack(query_BCD)
+            parts += [query_1MD, query_1MD * candidate_1MD]
         mixed_1MP = self.mix(torch.cat(parts, dim=-1))
         encoded_1MP = self.features(candidate_features)
         if encoded_1MP is not None:

@@ -93,7 +93,8 @@ def predict(
 
     Args:
         k: length of ranked lists.
-        exclude_seen: leave out all items of the person's visible history (beyond the window, too).
+        exclude_seen: leave out all items of the person's visible history (beyond the window, too). A search finds them,
+            too; it leaves out the item that the query is the text of.
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
         progress: show a progress bar.
     """
@@ -128,11 +129,18 @@ def predict(
         for name in model.state_tasks:
             taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
             states = output.states.flatten(0, 1)[taken.to(model.device)]
+            queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
+            by_query = model.heads[name].excludes == "own item"
             targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
             chosen = rows.flatten()[taken].numpy()
             for chunk in torch.arange(len(chosen)).split(1024):
-                scores = model.score_items(states[chunk], name, items)[:, FIRST_ITEM:].float().cpu()
-                excluded = visible_items(dataset, chosen[chunk.numpy()]) if exclude_seen else None
+                asked = None if queries is None else queries[chunk]
+                scores = model.score_items(states[chunk], name, items, asked)[:, FIRST_ITEM:].float().cpu()
+                excluded = None
+                if by_query:
+                    excluded = own_items(dataset, chosen[chunk.numpy()])
+                elif exclude_seen:
+                    excluded = visible_items(dataset, chosen[chunk.numpy()])
                 greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
                 top = ranking.top_k(scores, k, excluded)
                 parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
@@ -173,7 +181,7 @@ def evaluate(
             if task not in model.heads:
                 continue
             if task in predictions.rankings:
-                found, better = _ranking_metrics(predictions.rankings[task], keep, model, k)
+                found, better = _ranking_metrics(predictions.rankings[task], keep, model, task, k)
             else:
                 rows = np.ones(len(labels), dtype=bool) if keep is None else keep
                 details = predictions.details.get(task)
@@ -257,13 +265,15 @@ def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:
 
 
 def _ranking_metrics(
-    found: Ranking, keep: np.ndarray | None, model: PolyRecForRecommendation, k: int
+    found: Ranking, keep: np.ndarray | None, model: PolyRecForRecommendation, task: str, k: int
 ) -> tuple[dict[str, float], float]:
     rows = np.ones(len(found.rows), dtype=bool) if keep is None else keep[found.rows]
     if not rows.any():
         return {}, float("nan")
-    per_list = ranking.single_target_metrics(found.greater[rows], found.ties[rows], ks=[k])
+    cutoffs = [k, *model.heads[task].further_cutoffs]
+    per_list = ranking.single_target_metrics(found.greater[rows], found.ties[rows], ks=cutoffs)
     result = {f"{name}@{k}": float(per_list[f"{name}@{k}"].mean()) for name in ("ndcg", "recall", "mrr")}
+    result |= {f"recall@{more}": float(per_list[f"recall@{more}"].mean()) for more in cutoffs[1:]}
     counts = model.item_encoder.counts[FIRST_ITEM:].cpu().numpy()
     result[f"coverage@{k}"] = ranking.coverage(found.top_ids[rows], len(counts))
     result[f"novelty@{k}"] = ranking.novelty(found.top_ids[rows], counts)
@@ -283,6 +293,14 @@ def visible_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Ten
     seen = dataset.log.item[np.repeat(begin, position) + inside]
     known = seen >= FIRST_ITEM
     return torch.from_numpy(index[known]), torch.from_numpy(seen[known] - FIRST_ITEM)
+
+
+def own_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The items that the candidates' queries are the text of: (index into `rows`, catalog row) where there is one."""
+    assert dataset.log.queries is not None
+    own = dataset.log.queries.own_item[dataset.candidates.event[rows]]
+    index = np.flatnonzero(own >= FIRST_ITEM)
+    return torch.from_numpy(index), torch.from_numpy(own[index] - FIRST_ITEM)
 
 
 def _concatenate(parts: list[Ranking], k: int) -> Ranking:

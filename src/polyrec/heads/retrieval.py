@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ class RetrievalHead(TaskHead):
 
     Args:
         task: options `num_negatives`, `sampled_above`, `label_smoothing` (share of the target spread evenly over the
-            catalog; full softmax only).
+            catalog; full softmax only) and `cold_negatives`: whether items without training events are negatives. They
+            are never taken in training, so a model learns to leave them alone. With False they are none, and share the
+            bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -41,12 +43,21 @@ class RetrievalHead(TaskHead):
 
     reads = "state"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
-    default_options: ClassVar[dict[str, Any]] = {"num_negatives": 1024, "sampled_above": 20_000, "label_smoothing": 0.0}
+    excludes: ClassVar[Literal["history", "own item"]] = "history"  # what an evaluation leaves out of its lists
+    further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
+    default_options: ClassVar[dict[str, Any]] = {
+        "num_negatives": 1024,
+        "sampled_above": 20_000,
+        "label_smoothing": 0.0,
+        "cold_negatives": True,
+    }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if not 0 <= self.options["label_smoothing"] < 1:
             raise ValueError(f"option 'label_smoothing' of task {task.name!r} must be in [0, 1)")
+        if self.options["label_smoothing"] and not self.options["cold_negatives"]:
+            raise self.refuse("label_smoothing", "it would smooth over cold items: set cold_negatives=True, or 0 here")
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -60,28 +71,39 @@ class RetrievalHead(TaskHead):
             start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
 
+    @property
+    def reads_person(self) -> bool:
+        """Whether answers depend on the person's state."""
+        return True
+
     def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
         """Candidates that were taken and are in the catalog, bool [B, C]."""
         return (labels > 0) & (candidate_ids >= FIRST_ITEM)
 
+    def question(self, state: Tensor, query: Tensor | None) -> Tensor:
+        """What is asked of the catalog: the person's state, whatever was typed."""
+        return state
+
     def forward(self, state_MD: Tensor, items: ItemRows) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf."""
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
-        bias_N = self._bias(rows_N, state_MD).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+        bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
         return in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
 
-    def pair_logits(self, state_BCD: Tensor, candidate_BCD: Tensor, candidate_ids: Tensor) -> Tensor:
+    def pair_logits(self, state_BCD: Tensor, candidate_BCD: Tensor, candidate_ids: Tensor, items: ItemRows) -> Tensor:
         """Scores of given candidates, [B, C]."""
-        return (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, state_BCD)
+        return (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
 
-    def _bias(self, ids: Tensor, like: Tensor) -> Tensor:
+    def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
         """Biases of items, [...] -> [...]."""
-        return like.new_zeros(ids.shape) if self.bias is None else self.bias(ids).squeeze(-1)
+        if self.bias is None:
+            return items.vectors_MD.new_zeros(ids.shape)
+        return self.bias(ids if self.options["cold_negatives"] else items.id_rows(ids)).squeeze(-1)
 
     def negatives(self, counts_N: Tensor) -> Tensor:
         """Draw catalog items in proportion to (training count + 1), with replacement, [num_negatives]."""
-        frequency = counts_N[FIRST_ITEM:] + 1
+        frequency = self._frequency(counts_N)[FIRST_ITEM:]
         return torch.multinomial(frequency, self.options["num_negatives"], replacement=True) + FIRST_ITEM
 
     def retrieval_loss(
@@ -92,6 +114,7 @@ class RetrievalHead(TaskHead):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         weight_M: Tensor | None = None,
+        excluded_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the target items: (sum, count).
 
@@ -101,38 +124,58 @@ class RetrievalHead(TaskHead):
             counts_N: training events per item, the sampling distribution.
             negatives_K: what `negatives` drew; None: the full softmax, or, if `items` are not the whole catalog, all
                 of them, each corrected by its chance to be in a batch.
+            excluded_M: an item id that is no candidate in this row, 0 = none.
         """
         known_M = targets_M >= FIRST_ITEM
+        excluded_M = torch.zeros_like(targets_M) if excluded_M is None else excluded_M
         if items.rows_M is not None or negatives_K is not None:
-            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K)
+            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M)
             return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
+        rows_N = torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device)
+        bias_N = self._bias(rows_N, items)
+        if not self.options["cold_negatives"]:
+            cold_N = (counts_N == 0).index_fill(0, targets_M, False)  # what was taken is a candidate
+            bias_N = bias_N.masked_fill(cold_N[FIRST_ITEM:], float("-inf"))
         total = linear_cross_entropy(
             self.project(state_MD),
             items.vectors_MD[FIRST_ITEM:],
-            self._bias(torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device), state_MD),
+            bias_N,
             (targets_M - FIRST_ITEM).clamp(min=0),
             weight_M,
             self.options["label_smoothing"],
+            excluded_M - FIRST_ITEM if bool((excluded_M >= FIRST_ITEM).any()) else None,
         )
         return total, weight_M.sum()
 
     def _sampled_losses(
-        self, state_MD: Tensor, targets_M: Tensor, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None
+        self,
+        state_MD: Tensor,
+        targets_M: Tensor,
+        items: ItemRows,
+        counts_N: Tensor,
+        negatives_K: Tensor | None,
+        excluded_M: Tensor,
     ) -> Tensor:
-        log_q_N = torch.log((counts_N + 1) / (counts_N + 1).sum())
+        frequency_N = self._frequency(counts_N)
+        log_q_N = torch.log(frequency_N.clamp(min=1) / frequency_N.sum())
         if negatives_K is None:
             assert items.rows_M is not None
-            negatives_K = items.rows_M[items.rows_M >= FIRST_ITEM]
+            negatives_K = items.rows_M[(items.rows_M >= FIRST_ITEM) & (frequency_N[items.rows_M] > 0)]
             # The chance to be among the batch's items at all, which is not in proportion to the count.
             log_q_N = torch.log(-torch.expm1(len(targets_M) * torch.log1p(-log_q_N.exp())))
         query_MD = self.project(state_MD)
-        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, state_MD) - log_q_N[targets_M]
-        bias_K = self._bias(negatives_K, state_MD)
+        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
+        bias_K = self._bias(negatives_K, items)
         negative_MK = F.linear(query_MD, items.lookup(negatives_K), bias_K) - log_q_N[negatives_K]
-        negative_MK = negative_MK.masked_fill(negatives_K == targets_M.unsqueeze(-1), float("-inf"))
+        no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
+        negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
+
+    def _frequency(self, counts_N: Tensor) -> Tensor:
+        """What the chances of items to be drawn are in proportion to."""
+        return counts_N + 1 if self.options["cold_negatives"] else torch.where(counts_N > 0, counts_N + 1, 0)
 
     def predict(self, logits: Tensor) -> Tensor:
         """Scores as they are: they rank items of one state and compare to nothing else."""

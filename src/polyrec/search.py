@@ -1,0 +1,106 @@
+"""From what somebody typed to readable results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.recommendation import answers, as_batch
+from polyrec.registry import nearest
+
+
+@torch.no_grad()
+def search(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    query: str,
+    history: Any = None,
+    k: int = 10,
+    *,
+    user: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
+    time: float | None = None,
+    task: str | None = None,
+    expand: int = 0,
+    expand_weight: float = 0.3,
+    exclude_seen: bool = False,
+) -> list[dict[str, Any]]:
+    """Find items by what somebody typed.
+
+    Args:
+        query: in any language the text encoder knows; longer ones than it reads are cut.
+        history, user, context, time: who asks, and when, as for `recommend`; a personal search reads them, and so do
+            the other tasks' answers.
+        k: number of results.
+        task: the search task that ranks; default: the model's first one.
+        expand: widen the query by so many of the items that it finds first; 0 = not.
+        expand_weight: how far, in [0, 1], see `SearchHead.expanded`.
+        exclude_seen: leave out items of the history. People search for what they know, so by default it is found.
+
+    Returns:
+        k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
+        that judges items (knowing the query) and `cold_item` (True: never met in training). None for an empty query.
+    """
+    searches = [name for name in model.state_tasks if model.heads[name].excludes == "own item"]
+    if not searches:
+        raise ValueError(f"the model has no search task; its tasks are {list(model.heads)}")
+    if task is not None and task not in searches:
+        raise ValueError(f"unknown search task {task!r}; {nearest(task, searches)}")
+    if k < 1 or expand < 0 or not 0 <= expand_weight <= 1:
+        raise ValueError(f"k must be >= 1, expand >= 0 and expand_weight in [0, 1], not {k}, {expand}, {expand_weight}")
+    if not isinstance(query, str):
+        raise ValueError(f"a query is a text, not {type(query).__name__}")
+    was_training = model.training
+    model.eval()
+    try:
+        name = task or searches[0]
+        request = {"user": user or {}, "context": context or {}, "time": time, "query": query}
+        found = _scores(model, processor, name, history, request, expand, expand_weight, exclude_seen)
+        if found is None:
+            return []
+        best = np.argsort(-found, kind="stable")[: min(k, int(np.isfinite(found).sum()))]
+        others = answers(model, processor, history, best, request) if model.pair_tasks and len(best) else {}
+    finally:
+        model.train(was_training)
+    return [
+        {
+            "rank": n + 1,
+            **processor.describe(int(row)),
+            "score": float(found[row]),
+            **{name: float(others[name][n]) for name in model.pair_tasks},
+            "cold_item": bool(processor.item_counts[row] == 0),
+        }
+        for n, row in enumerate(best)
+    ]
+
+
+def _scores(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    task: str,
+    history: Any,
+    request: Mapping[str, Any],
+    expand: int,
+    expand_weight: float,
+    exclude_seen: bool,
+) -> np.ndarray | None:
+    """Scores of all rows of the item table, [N]; None if nothing was typed."""
+    window = processor.request(history, np.array([FIRST_ITEM]), **request)
+    if (window["candidate_query"] < 0).all():
+        return None
+    output = model(**as_batch(window, model))
+    head = model.heads[task]
+    items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
+    question = head.question(output.states[:, 0], output.queries[:, 0])
+    if expand:
+        question = head.expanded(question, items, expand, expand_weight)
+    scores = head(question, items)[0].float().cpu().numpy()
+    if exclude_seen:
+        scores[window["history_items"]] = -np.inf
+    return scores
