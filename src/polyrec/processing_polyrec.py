@@ -226,8 +226,7 @@ class PolyRecProcessor:
         table = read_table(interactions, "interactions")
         log, part = self._cut(table, past, by, fractions, cuts)
         train = part == splits.TRAIN
-        weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
-        log.sample_weight = {task: values[log.row] for task, values in weights.items()}
+        self._weigh(log, table)
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
         for name, share in (keep_negatives or {}).items():
@@ -235,17 +234,18 @@ class PolyRecProcessor:
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
             self.label_summary[name]["sampling_rate"] = share
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
-        hidden = by == "leave_one_out"
+        source = train if by == "leave_one_out" else None
         learnt = tested = None
         if self.statistics is not None:
-            learnt = tested = self.statistics.fit(log, train, source=train if hidden else None)
-            if hidden:
+            learnt = tested = self.statistics.fit(log, train, source=source)
+            if source is not None:
                 tested = self.statistics.compute(log, source=part != splits.TEST)
-        training = self._training_set(log, train, learnt, None if not hidden else train, shuffle_ties, max_delay)
         return Splits(
-            replace(training, delayed_share=delayed_share, keep_negatives=dict(keep_negatives or {})),
-            self._dataset(log, part == splits.VALIDATION, learnt, max(self.max_history // 2, 1)),
-            self._dataset(log, part == splits.TEST, tested, max(self.max_history // 2, 1)),
+            self.training_set(
+                log, train, learnt, source, shuffle_ties, max_delay, delayed_share, keep_negatives=keep_negatives
+            ),
+            self.evaluation_set(log, part == splits.VALIDATION, learnt),
+            self.evaluation_set(log, part == splits.TEST, tested),
         )
 
     def _cut(
@@ -253,23 +253,8 @@ class PolyRecProcessor:
     ) -> tuple[EventLog, np.ndarray]:
         """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
         log = self.encode_events(table, past)
-        if by == "time":
-            part = (
-                splits.split_by_fractions(np.argsort(log.order), fractions)
-                if cuts is None
-                else splits.split_by_cuts(log.time, cuts)
-            )
-            splits.check_leakage(part, log.time, rows=log.row)
-        elif by == "leave_one_out":
-            part = splits.leave_one_out(log.offsets)
-            splits.check_leakage(part, log.time, person=log.person, rows=log.row)
-        else:
-            raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
+        part = splits.cut(log, by, fractions, cuts)
         train = part == splits.TRAIN
-        if not train.any():
-            raise ValueError(
-                f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
-            )
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
         whole = with_derived(table, self.columns, self.items)
         learnt = whole.take(pa.array(np.sort(log.row[train])))
@@ -292,11 +277,6 @@ class PolyRecProcessor:
         log, asked = dataset.log, dataset.candidates
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         statistics = dataset.statistics
-        if columns.query is not None:
-            assert self.text is not None  # checked at construction
-            log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
-            searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
-            log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
         if statistics is None or self.statistics is None:
             return dataset.with_candidates(Candidates(asked.event, position), statistics)
         view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
@@ -312,12 +292,35 @@ class PolyRecProcessor:
             for name in self.statistics.measures:
                 values = numbers(column(table, name, what, "statistics target"), f"{what}: {name!r}")
                 log.measures[name] = values[log.row]
+        if columns.query is not None:
+            assert self.text is not None  # checked at construction
+            log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
+            searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
+            log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
         if past is not None:
             if columns.past is None:
                 raise ValueError("a past table is given but columns.past does not say which of its columns to read")
             log.past = read_past(read_table(past, "past"), columns, self.items, log.user_ids)
             encode_past(log.past, self.event_encoders)
         return log
+
+    def resume(self, interactions: Any, past: Any = None) -> tuple[EventLog, np.ndarray | None]:
+        """A log that went on after it was split: its events and running statistics, with nothing fitted anew.
+
+        The statistics then stand after its last event. Ask about it with [`training_set`] and [`evaluation_set`].
+
+        Args:
+            interactions: all events, the earlier ones included.
+            past: as in [`split`].
+        """
+        table = read_table(interactions, "interactions")
+        log = self.encode_events(table, past)
+        self._weigh(log, table)
+        return log, None if self.statistics is None else self.statistics.resume(log)
+
+    def _weigh(self, log: EventLog, table: pa.Table) -> None:
+        weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
+        log.sample_weight = {task: values[log.row] for task, values in weights.items()}
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
@@ -353,15 +356,29 @@ class PolyRecProcessor:
         candidates = Candidates(asked, log.visible(self.ties)[asked])
         return SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history, stride)
 
-    def _training_set(
+    def evaluation_set(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None) -> SequenceDataset:
+        """Questions about some events of a log (bool [R]), each with at least half a window of history."""
+        return self._dataset(log, rows, statistics, max(self.max_history // 2, 1))
+
+    def training_set(
         self,
         log: EventLog,
         rows: np.ndarray,
         statistics: np.ndarray | None,
-        source: np.ndarray | None,
-        shuffle_ties: bool,
-        max_delay: float,
+        source: np.ndarray | None = None,
+        shuffle_ties: bool = True,
+        max_delay: float = 0.0,
+        delayed_share: float | None = None,
+        keep_negatives: Mapping[str, float] | None = None,
     ) -> SequenceDataset:
+        """Questions to learn from about some events of a log.
+
+        Args:
+            rows: bool [R].
+            statistics: of the log, [R, F].
+            source: bool [R], events that statistics may count; None: all.
+            shuffle_ties, max_delay, delayed_share, keep_negatives: see [`split`].
+        """
         own = self._dataset(log, rows, statistics, self.max_history)
         candidates, retrieval = own.candidates, tuple(t.name for t in self.tasks if t.ranks_catalog)
         if max_delay < 0:
@@ -384,6 +401,8 @@ class PolyRecProcessor:
             self.max_history,
             shuffle_ties=shuffle_ties,
             own_view_tasks=retrieval if max_delay > 0 else (),
+            delayed_share=delayed_share,
+            keep_negatives=dict(keep_negatives or {}),
         )
 
     # ---------------------------------------------------------------- model
@@ -432,6 +451,7 @@ class PolyRecProcessor:
             changes = dict(overrides.pop("text", None) or {})
             _check_text_changes(self.text, changes)
             defaults["text"] = asdict(self.text) | changes
+            defaults["queries"] = self.columns.query is not None
         return PolyRecConfig(**{**defaults, **overrides})
 
     def item_tokens(self) -> TokenTable:
@@ -451,13 +471,13 @@ class PolyRecProcessor:
     # -------------------------------------------------------------- serving
     def request(
         self,
-            defaults["queries"] = self.columns.query is not None
         history: Any,
         items: np.ndarray,
         *,
         user: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         time: float | None = None,
+        query: str | None = None,
     ) -> dict[str, Any]:
         """One window for the collator: a person's history and the items asked about, all labels unknown.
 
@@ -470,6 +490,7 @@ class PolyRecProcessor:
             user: attributes of the person, {column: value}; what is absent is missing.
             context: context of the request, {column: value}.
             time: of the request, seconds; default: one second after the latest event known.
+            query: what the person typed; needs `columns.query`.
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
@@ -477,7 +498,6 @@ class PolyRecProcessor:
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
         latest = statistics.last_time if statistics is not None and np.isfinite(statistics.last_time) else 0.0
         derived = derived_names(self.columns)
-        query: str | None = None,
         asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
         if unknown is not None:
@@ -492,7 +512,6 @@ class PolyRecProcessor:
         for source, given, known in (("user", user, self.users.encoders), ("context", context, asked_about)):
             for name in given or {}:
                 if name not in known:
-            query: what the person typed; needs `columns.query`.
                     raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
         for name, encoder in self.users.encoders.items():
             if encoder.kind != "text":
@@ -514,14 +533,39 @@ class PolyRecProcessor:
             found["title"] = self.items.table[self.columns.title][row - 2].as_py()
         return found
 
-    # -------------------------------------------------------------- on disk
+    # ------------------------------------------------------- what came later
+    def extend(self, items: Any = None, users: Any = None) -> None:
+        """Add items to the catalog, or people whose attributes are known; what is learnt and counted stays as it is.
+
+        Attributes are encoded with the vocabularies and scales learnt in [`fit`], as inputs and as keys of the running
+        statistics; a value that none of them knows is an unknown one. Then give the processor to `model.extend(...)`.
+
+        Args:
+            items, users: tables of new rows, with the columns the first ones had.
+
+        Raises:
+            ValueError: an id is known already, a column is missing or of another type; nothing is changed then.
+        """
+        if items is not None:
+            needed = [self.columns.item_time] if self.columns.item_time is not None else []
+            if self.columns.title in self.items.table.column_names:
+                needed.append(self.columns.title)
+            if self.text is not None:
+                needed += check_template(self.text.template, self.items.table.column_names)
+            self.items.extend(read_table(items, "items"), "items", self.columns.item, needed)
+            new = len(self.items) - len(self.item_counts)
+            self.item_counts = np.concatenate([self.item_counts, np.zeros(new, dtype=np.int64)])
+        if users is not None:
+            self.users.extend(read_table(users, "users"), "users", self.columns.user)
+
     def update(self, interactions: Any) -> None:
         """Advance the running statistics by new events, which must be later than all counted so far."""
         if self.statistics is not None:
             self.statistics.update(self.encode_events(interactions))
 
+    # -------------------------------------------------------------- on disk
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
-        """Write processor_config.json, items.parquet, statistics/ and item_vectors/; nothing about people is written."""
+        """Write processor_config.json, items.parquet, statistics/ and item_vectors/; nothing about people."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -599,6 +643,19 @@ def _check_text_changes(text: TextConfig, changes: Mapping[str, Any]) -> None:
             raise ValueError(f"text.{name} is the processor's: give it to PolyRecProcessor.fit(text=...)")
 
 
+def _check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfig | None) -> None:
+    """Refuse queries that nothing can read, and search without queries."""
+    searches = [t.name for t in tasks if t.head == "search"]
+    if columns.query is not None and text is None:
+        raise ValueError(
+            f"columns.query={columns.query!r} needs a text encoder: PolyRecProcessor.fit(text={{'model': ...}})"
+        )
+    if columns.query is None and searches:
+        raise ValueError(
+            f"task {searches[0]!r} is a search, but columns.query does not say which column holds the queries"
+        )
+
+
 def _label_columns(tasks: list[TaskConfig]) -> tuple[str, ...]:
     """Columns of the labels: what a past event is known to have brought."""
     found = [t.parsed_label.column for t in tasks if t.parsed_label is not None]
@@ -641,19 +698,6 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     for key in _CONFIG_KEYS:
         if key not in config:
             raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
-
-
-def _check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfig | None) -> None:
-    """Refuse queries that nothing can read, and search without queries."""
-    searches = [t.name for t in tasks if t.head == "search"]
-    if columns.query is not None and text is None:
-        raise ValueError(
-            f"columns.query={columns.query!r} needs a text encoder: PolyRecProcessor.fit(text={{'model': ...}})"
-        )
-    if columns.query is None and searches:
-        raise ValueError(
-            f"task {searches[0]!r} is a search, but columns.query does not say which column holds the queries"
-        )
 
 
 def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:

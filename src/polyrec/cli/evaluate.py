@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
-from polyrec.cli.prepare import prepare
+from polyrec.cli.prepare import prepare, read_run
 from polyrec.cli.recipe import Recipe
+from polyrec.cli.update import continue_run
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.report import compare_with_baselines, format_report
+from polyrec.evaluation.cold_start import cold_start, format_cold_start
+from polyrec.evaluation.report import MODEL, compare_with_baselines, format_report
 from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.schema import from_dict
+from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
-
-RECIPE_NAME = "recipe.yaml"
+from polyrec.training.update import NEW
 
 
 def report_run(
@@ -30,6 +29,10 @@ def report_run(
     """Print the table of one part, and write it as JSON."""
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
     print(format_report(report))
+    cold = cold_start(model, test, predictions, arguments.rank_k)
+    print(format_cold_start(cold))
+    for task, groups in cold.items():
+        report[task][MODEL]["cold_start"] = groups
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -37,16 +40,14 @@ def report_run(
 
 
 def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dict:
-    """Evaluate a run folder on the "valid" or "test" part of its own split."""
-    path = Path(run) / RECIPE_NAME
-    if not path.exists():
-        raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
-    recipe = from_dict(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
-    recipe.check()
-    _, parts = prepare(recipe)
+    """Evaluate a run folder on the "valid" or "test" part of its own split.
+
+    The test part of a run that has been updated is what the last update held out.
+    """
+    recipe = read_run(run)
+    train, dataset = _updated_parts(run, recipe, part) if recipe.updates else _parts(recipe, part)
     model = PolyRecForRecommendation.from_pretrained(run)
     arguments = PolyRecTrainingArguments(output_dir=run, **recipe.training)
-    dataset = parts.valid if part == "valid" else parts.test
     predictions = evaluator.predict(
         model.to(arguments.device),
         dataset,
@@ -55,4 +56,18 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         arguments.exclude_seen,
         progress=True,
     )
-    return report_run(model, parts.train, dataset, predictions, arguments, Path(output) if output else None)
+    return report_run(model, train, dataset, predictions, arguments, Path(output) if output else None)
+
+
+def _parts(recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
+    _, parts = prepare(recipe)
+    return parts.train, parts.valid if part == "valid" else parts.test
+
+
+def _updated_parts(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
+    if part == "valid":
+        raise ValueError(f"{run} has been updated, which no validation part is left out of: evaluate its test part")
+    processor = PolyRecProcessor.from_pretrained(run)
+    log, statistics, parts = continue_run(recipe, processor)
+    train = processor.training_set(log, parts.learnt | parts.new, statistics)
+    return train, processor.evaluation_set(log, parts.held[NEW], statistics)

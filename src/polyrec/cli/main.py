@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_compare(commands)
     _add_tune(commands)
+    _add_update(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
     return parser
@@ -132,6 +133,43 @@ def _tune(options: argparse.Namespace) -> None:
     from polyrec.cli.tune import tune_recipe
 
     tune_recipe(recipe, options.trials)
+
+
+def _add_update(commands: _Commands) -> None:
+    update = commands.add_parser(
+        "update",
+        help="let a trained run learn newer events, and say what it forgot",
+        description="Continues the training of a run on events that came later and on a share of the old ones, and "
+        "judges it before and after on held-out new events and on the old test part. The run is replaced unless a "
+        "metric falls by more than --max-drop; then the updated model goes to RUN-refused. People need not be known; "
+        "items that are not in the catalog are added with --items.",
+    )
+    update.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or by an update")
+    update.add_argument("--new", required=True, metavar="PATH", help="events that came later, .parquet or .csv")
+    update.add_argument("--items", metavar="PATH", help="attributes of new items")
+    update.add_argument("--users", metavar="PATH", help="attributes of new people")
+    update.add_argument("--output", metavar="DIR", help="folder of the updated run (default: RUN itself)")
+    update.add_argument("--epochs", type=int, help="over new and replayed events (default: 2)")
+    update.add_argument("--learning-rate", type=float, help="its highest value (default: a quarter of the run's)")
+    update.add_argument("--replay", type=float, metavar="SHARE", help="of old windows learnt again (default: 0.1)")
+    update.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="latest of the new events, only evaluated (default: 0.1)"
+    )
+    update.add_argument(
+        "--max-drop", type=float, metavar="SHARE", help="by which a metric may fall on any slice (default: 0.05)"
+    )
+    update.add_argument("--seed", type=int, help="(default: 0)")
+    update.set_defaults(run=_update)
+
+
+def _update(options: argparse.Namespace) -> None:
+    from polyrec.cli.update import update_run
+    from polyrec.training.update import UpdateSettings
+
+    names = ("epochs", "learning_rate", "replay", "holdout", "max_drop", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings = UpdateSettings(**given)
+    update_run(options.run_folder, options.new, options.items, options.users, options.output, settings)
 
 
 def _add_evaluate(commands: _Commands) -> None:

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
 from polyrec.cli.recipe import Recipe
+from polyrec.data.mixing import concatenate_tables
+from polyrec.data.tables import read_table
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.schema import Columns, from_dict
+
+RECIPE_NAME = "recipe.yaml"
+
+
+def read_run(run: str | Path) -> Recipe:
+    """The recipe of a run folder."""
+    path = Path(run) / RECIPE_NAME
+    if not path.exists():
+        raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
+    recipe = from_dict(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
+    recipe.check()
+    return recipe
+
+
+def tables_of(recipe: Recipe, name: str) -> list[str]:
+    """Paths of a kind of table ("interactions", "items", "users"): that of the recipe and those of its updates."""
+    given = [recipe.to_dict()[name], *(update.get(name) for update in recipe.updates)]
+    return [path for path in given if path]
 
 
 def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
-    """The processor and the split of a recipe."""
+    """The processor and the split of a recipe; what its updates brought is part of the data like all the rest."""
+    interactions, items, users = (_joined(recipe, name) for name in ("interactions", "items", "users"))
     processor = PolyRecProcessor.fit(
-        recipe.interactions, recipe.items, recipe.users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
+        interactions, items, users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
     )
-    return processor, processor.split(recipe.interactions, past=recipe.past, **recipe.split)
+    return processor, processor.split(interactions, past=recipe.past, **recipe.split)
+
+
+def _joined(recipe: Recipe, name: str) -> Any:
+    paths = tables_of(recipe, name)
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    tables = {path: read_table(path, name) for path in paths}
+    if name == "interactions":
+        return concatenate_tables(tables, from_dict(Columns, recipe.columns))
+    return pa.concat_tables(tables.values(), promote_options="permissive").combine_chunks()

@@ -25,6 +25,8 @@ class Recipe:
         model: arguments of `PolyRecConfig` (hidden_size, dropout, ...).
         training: arguments of `PolyRecTrainingArguments` (num_train_epochs, learning_rate, ...).
         tune: what `polyrec tune` searches, see `polyrec.cli.tuning_space`.
+        updates: what `polyrec update` has added, in order: {interactions, items, users, holdout}; a training takes
+            these tables as parts of the data.
         early_stopping_patience: stop after so many evaluations without a better metric; 0 = never.
         output: folder of the run.
     """
@@ -40,6 +42,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
+    updates: list[dict[str, Any]] = field(default_factory=list)
     early_stopping_patience: int = 0
     output: str = "runs/latest"
 
@@ -48,9 +51,9 @@ class Recipe:
         if not self.interactions:
             raise ValueError("no interactions given: set `interactions:` in the YAML file or pass --interactions PATH")
         for name in ("interactions", "items", "users", "past"):
-            path = getattr(self, name)
-            if path and not Path(path).exists():
-                raise ValueError(f"{name}: no such file: {path}")
+            for path in (getattr(self, name), *(update.get(name) for update in self.updates)):
+                if path and not Path(path).exists():
+                    raise ValueError(f"{name}: no such file: {path}")
         parse_tasks(self.tasks)
         from_dict(Columns, self.columns)
 

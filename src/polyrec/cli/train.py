@@ -11,8 +11,8 @@ import yaml
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from polyrec.cli.evaluate import RECIPE_NAME, report_run
-from polyrec.cli.prepare import prepare
+from polyrec.cli.evaluate import report_run
+from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.sequences import SequenceDataset

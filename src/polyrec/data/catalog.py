@@ -108,8 +108,8 @@ class EntityTable:
             )
         if self.files:
             raise ValueError(
-                f"{name}: embedding {next(iter(self.files))!r} lies in a file, which has no rows of new {name}: fit the "
-                "processor with the vectors as a column of lists to be able to extend it"
+                f"{name}: embedding {next(iter(self.files))!r} lies in a file, which has no rows of new {name}: fit "
+                "the processor with the vectors as a column of lists to be able to extend it"
             )
         for c in dict.fromkeys([*self.encoders, *needed]):
             column(table, c, name, f"attribute of the {name} known so far")

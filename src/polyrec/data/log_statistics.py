@@ -131,15 +131,33 @@ class LogStatistics:
         if self.past is not None:
             known = [np.zeros(0) if log.past is None else log.past.marks[mark] for mark in self.past.targets]
             self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
-            self.past.reset()
-            if log.past is not None:
-                self.past.update(self._past_table(log))
+            self._recount_past(log)
         counted = self._count(log, source=source)
         self.scaler = StatisticsScaler.fit(counted[train])
         self.log.reset()
         self.log.update(self._table(log).take(np.flatnonzero(train)))
         self._add_residuals(log, counted)
         return self.scaler.transform(counted)
+
+    def resume(self, log: EventLog) -> np.ndarray:
+        """[`compute`] of a log that went on after [`fit`]; the state is then that of all its events.
+
+        Priors and scales stay as they were learnt. The log's events get their `residuals`, as in [`fit`].
+        """
+        assert self.scaler is not None, "fit first"
+        if self.past is not None:
+            self._recount_past(log)
+        counted = self._count(log)
+        self.log.reset()
+        self.update(log)
+        self._add_residuals(log, counted)
+        return self.scaler.transform(counted)
+
+    def _recount_past(self, log: EventLog) -> None:
+        assert self.past is not None
+        self.past.reset()
+        if log.past is not None:
+            self.past.update(self._past_table(log))
 
     def compute(
         self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None

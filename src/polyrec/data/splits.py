@@ -6,14 +6,53 @@ All functions return `part`, int8 [R]: 0 = train, 1 = validation, 2 = test, -1 =
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from polyrec.data.sequences import EventLog
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 
 
 class LeakageError(ValueError):
     """A training row lies later than what the evaluation may know."""
+
+
+def cut(
+    log: EventLog,
+    by: str = "time",
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    cuts: Sequence[float] | None = None,
+    among: np.ndarray | None = None,
+) -> np.ndarray:
+    """The part of each event of a log, cut as `PolyRecProcessor.split` says.
+
+    Args:
+        among: bool [R], events that are cut, as if the log had no others; those get -1. Default: all.
+
+    Raises:
+        LeakageError: a training row lies later than what the evaluation may know.
+    """
+    kept = np.arange(len(log)) if among is None else np.flatnonzero(among)
+    person, time, rows = log.person[kept], log.time[kept], log.row[kept]
+    if by == "time":
+        order = np.argsort(log.order[kept])
+        found = split_by_fractions(order, fractions) if cuts is None else split_by_cuts(time, cuts)
+        check_leakage(found, time, rows=rows)
+    elif by == "leave_one_out":
+        found = leave_one_out(np.append(np.flatnonzero(np.diff(person, prepend=-1)), len(person)))
+        check_leakage(found, time, person=person, rows=rows)
+    else:
+        raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
+    if not (found == TRAIN).any():
+        raise ValueError(
+            f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
+        )
+    part = np.full(len(log), UNUSED, dtype=np.int8)
+    part[kept] = found
+    return part
 
 
 def split_by_fractions(order: np.ndarray, fractions: Sequence[float]) -> np.ndarray:

@@ -119,7 +119,7 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A text table per task; the best value of each metric is marked with *."""
     lines = []
     for task, systems in report.items():
-        names = [n for n in next(iter(systems.values())) if n != "interval"]
+        names = [n for n in next(iter(systems.values())) if n not in ("interval", "cold_start")]
         lines.append(f"{task:<14}" + "".join(f"{n:>19}" for n in names))
         for system, values in systems.items():
             cells = []

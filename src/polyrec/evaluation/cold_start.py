@@ -1,0 +1,68 @@
+"""How well a model answers where it knows little: items never seen in training, people with few earlier events."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from polyrec.data.sequences import SequenceDataset
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.evaluation import evaluator
+from polyrec.evaluation.metric_names import by_task
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+
+HISTORIES = (0, 1, 2, 5)
+NEW_ITEMS = "new_items"
+
+
+def cold_start_groups(
+    dataset: SequenceDataset, item_counts: np.ndarray, histories: tuple[int, ...] = HISTORIES
+) -> dict[str, np.ndarray]:
+    """Groups of candidates for `evaluate(groups=...)`, {name: bool [C]}; those without a candidate are left out.
+
+    Args:
+        item_counts: [N], training events of each item (`model.item_encoder.counts`).
+        histories: numbers of earlier events, those of the past table included, that a candidate may see.
+
+    Returns:
+        "new_items": of the catalog, but without a training event; "history_0", "history_1", ...: of people with exactly
+        so many earlier events.
+    """
+    asked, log = dataset.candidates, dataset.log
+    seen = asked.position.copy()
+    if log.past is not None:
+        seen += np.diff(log.past.offsets)[log.person[asked.event]]
+    item = log.item[asked.event]
+    groups = {NEW_ITEMS: (item >= FIRST_ITEM) & (item_counts[item] == 0)}
+    groups |= {f"history_{events}": seen == events for events in histories}
+    return {name: rows for name, rows in groups.items() if rows.any()}
+
+
+def cold_start(
+    model: PolyRecForRecommendation, dataset: SequenceDataset, predictions: evaluator.Predictions, k: int = 10
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of each group, {task: {group: {"rows": candidates with a label, metric: value}}}."""
+    groups = cold_start_groups(dataset, model.item_encoder.counts.cpu().numpy())
+    labels = {name: ~np.isnan(column) for name, column in zip(dataset.task_names, dataset.labels().T, strict=True)}
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for group, rows in groups.items():
+        held = {task: int((rows & labels[task]).sum()) for task in dataset.task_names if task in model.heads}
+        found = evaluator.evaluate(model, dataset, predictions, k, groups={group: rows})
+        for task, metrics in by_task(found, model.heads, group).items():
+            result.setdefault(task, {})[group] = {"rows": held[task], **metrics}
+    return result
+
+
+def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A text table per task: groups by metrics."""
+    lines = ["where little is known:"] if found else []
+    for task, groups in found.items():
+        names = list(dict.fromkeys(name for metrics in groups.values() for name in metrics))
+        lines.append(f"{task:<14}" + "".join(f"{name:>19}" for name in names))
+        for group, metrics in groups.items():
+            cells = [_cell(name, metrics.get(name, np.nan)) for name in names]
+            lines.append(f"  {group:<12}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:>19,.0f}" if name == "rows" else f"{value:>19.4f}"

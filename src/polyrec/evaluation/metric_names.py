@@ -1,0 +1,25 @@
+"""Names of metrics, "<group>/<task>_<metric>", taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+def by_task(found: Mapping[str, float], tasks: Iterable[str], group: str = "") -> dict[str, dict[str, float]]:
+    """Metrics of one group (default: of all rows), {task: {metric: value}}; those of no task are left out.
+
+    Example:
+        >>> found = {"like_auc": 0.8, "like_it_auc": 0.7, "mean_improvement": 0.1, "new/like_auc": 0.6}
+        >>> by_task(found, ["like", "like_it"])
+        {'like': {'auc': 0.8}, 'like_it': {'auc': 0.7}}
+        >>> by_task(found, ["like"], group="new")
+        {'like': {'auc': 0.6}}
+    """
+    result: dict[str, dict[str, float]] = {}
+    longest_first = sorted(tasks, key=len, reverse=True)
+    for key, value in found.items():
+        place, _, name = key.rpartition("/")
+        task = next((task for task in longest_first if name.startswith(f"{task}_")), None)
+        if place == group and task is not None:
+            result.setdefault(task, {})[name.removeprefix(f"{task}_")] = value
+    return result

@@ -1,0 +1,213 @@
+"""Keeping a trained model fresh: it learns new events beside a share of the old ones, and says what it forgot.
+
+A log that went on consists of *chunks*: the table that the model was trained on, and one table for each update. Of the
+first, the run's own test part stays held out for good; of each update, the latest events. They tell what later updates
+forget.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PrinterCallback, set_seed
+
+from polyrec.data import splits
+from polyrec.data.replay import with_replay
+from polyrec.data.sequences import EventLog, SequenceDataset
+from polyrec.data.tables import first_bad_row
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.cost import CostMeter
+from polyrec.training.trainer import PolyRecTrainer
+
+NEW = "new"  # name of the slice that holds the latest of the new events
+# Arguments of a training from scratch that mean nothing in a short update.
+_OF_A_WHOLE_RUN = ("max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "ema_decay")
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a model learns new events; the defaults were chosen on the validation part of ml-100k (`model_cards`).
+
+    Args:
+        epochs: over the new events and the replayed ones.
+        learning_rate: its highest value; None: `rate_share` of the rate of the run.
+        rate_share: see `learning_rate`.
+        replay: share of the windows of old events that are learnt again, see `polyrec.data.replay`.
+        holdout: share of the new events, the latest ones, that is not learnt but tells how well they are answered.
+        max_drop: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
+        seed: of the draw of replayed windows and of training.
+    """
+
+    epochs: int = 2
+    learning_rate: float | None = None
+    rate_share: float = 0.25
+    replay: float = 0.1
+    holdout: float = 0.1
+    max_drop: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("replay", 0, 1), ("holdout", 0, 1), ("max_drop", 0, np.inf)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [{low}, {high}]")
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; it must be >= 1")
+        if not 0 < self.holdout < 1:
+            raise ValueError(
+                f"holdout is {self.holdout}; it must be between 0 and 1: without held-out new events nobody knows "
+                "whether the update helped"
+            )
+
+
+@dataclass
+class Parts:
+    """What becomes of the events of a log that went on, bool [R] each.
+
+    Args:
+        learnt: learnt before.
+        new: to be learnt now.
+        held: {slice: never learnt}, the slice `NEW` and older ones.
+    """
+
+    learnt: np.ndarray
+    new: np.ndarray
+    held: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def parts_of(
+    log: EventLog, rows: Sequence[int], holdouts: Sequence[float], split: Mapping[str, Any] | None = None
+) -> Parts:
+    """Which events of a log were learnt, are new, and stay held out.
+
+    The validation part of the first chunk chooses nothing any more, so it may be replayed from now on.
+
+    Args:
+        rows: rows of each chunk's table, in the order of time; the log is that of all of them under one another.
+        holdouts: share of the latest events of each chunk but the first; the last chunk is the new one.
+        split: of the first chunk, arguments of `PolyRecProcessor.split`.
+
+    Raises:
+        ValueError: a chunk begins before an earlier one ends.
+    """
+    chunk = np.searchsorted(np.cumsum(rows), log.row, side="right")
+    cut = {name: (split or {})[name] for name in ("by", "fractions", "cuts") if name in (split or {})}
+    part = splits.cut(log, among=chunk == 0, **cut)
+    learnt, held = np.isin(part, (splits.TRAIN, splits.VALIDATION)), {"test": part == splits.TEST}
+    if not held["test"].any():
+        learnt, held = part == splits.TRAIN, {"valid": part == splits.VALIDATION}
+    new = np.zeros(len(log), dtype=bool)
+    for number, holdout in enumerate(holdouts, start=1):
+        own, is_last = chunk == number, number == len(holdouts)
+        _check_later(log, own, chunk < number, "the new events" if is_last else f"update {number}", sum(rows[:number]))
+        latest = splits.cut(log, fractions=(1 - holdout, 0, holdout), among=own)
+        held[NEW if is_last else f"update {number}"] = latest == splits.TEST
+        if is_last:
+            new |= latest == splits.TRAIN
+        else:
+            learnt |= latest == splits.TRAIN
+    return Parts(learnt, new, {name: rows for name, rows in held.items() if rows.any()})
+
+
+def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str, first_row: int) -> None:
+    """Refuse events from before what the model has seen: they would be learnt twice, or from the future."""
+    latest = log.time[earlier].max()
+    early = np.zeros(len(log), dtype=bool)
+    early[log.row] = own & (log.time < latest)
+    if (row := first_bad_row(early)) is not None:
+        raise ValueError(
+            f"{what}: row {row - first_row} has time {log.time[log.row == row][0]:.0f}, earlier than {latest:.0f}, the "
+            f"latest event known so far, as {int(early.sum())} rows do: give only events that came later"
+        )
+
+
+@dataclass
+class UpdateData:
+    """What an update learns and is judged by.
+
+    Args:
+        train: new events and replayed ones.
+        held: {slice: questions}, `NEW` and older ones.
+        parts: which events they are.
+    """
+
+    train: SequenceDataset
+    held: dict[str, SequenceDataset]
+    parts: Parts
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many events are learnt for the first time, learnt again, and held out of each slice."""
+        asked = np.unique(self.train.candidates.event)
+        new = int(self.parts.new[asked].sum())
+        held = {f"held out: {name}": int(rows.sum()) for name, rows in self.parts.held.items()}
+        return {"new": new, "replayed": len(asked) - new, **held}
+
+
+def update_data(
+    processor: PolyRecProcessor,
+    log: EventLog,
+    statistics: np.ndarray | None,
+    parts: Parts,
+    settings: UpdateSettings,
+    split: Mapping[str, Any] | None = None,
+) -> UpdateData:
+    """Questions of an update.
+
+    Args:
+        log, statistics: of all events, as `processor.resume` (or a data set of `processor.split`) has them.
+        split: arguments of `PolyRecProcessor.split`, of which those that shape training questions are read.
+    """
+    shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives")
+    options = {name: (split or {})[name] for name in shaped if name in (split or {})}
+    questions = processor.training_set(log, parts.learnt | parts.new, statistics, **options)
+    held = {name: processor.evaluation_set(log, rows, statistics) for name, rows in parts.held.items()}
+    return UpdateData(with_replay(questions, parts.new, settings.replay, settings.seed), held, parts)
+
+
+def learn(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    data: UpdateData,
+    settings: UpdateSettings,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Go on training; items of new events become known, with vectors that start at the unknown item's.
+
+    Args:
+        training: arguments of `PolyRecTrainingArguments` of the run; how often it evaluates and saves is left out.
+
+    Returns:
+        cpu_seconds and wall_seconds.
+    """
+    options = {k: v for k, v in (training or {}).items() if k not in _OF_A_WHOLE_RUN}
+    rate = settings.learning_rate
+    if rate is None:
+        rate = settings.rate_share * options.get("learning_rate", PolyRecTrainingArguments.learning_rate)
+    options |= {
+        "learning_rate": rate,
+        "num_train_epochs": settings.epochs,
+        "seed": settings.seed,
+        "warmup_steps": 0.1,  # of all steps: the optimizer begins anew, without a memory of gradients
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "metric_for_best_model": None,
+    }
+    counts = np.bincount(data.train.log.item[data.parts.new], minlength=processor.num_items)
+    processor.item_counts = processor.item_counts + counts
+    meter = CostMeter()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = PolyRecTrainingArguments(output_dir=folder, **options)
+        set_seed(arguments.seed)
+        trainer = PolyRecTrainer(model, arguments, data.train, processing_class=processor, callbacks=[meter])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
+    cpu, wall = meter.seconds
+    return {"cpu_seconds": cpu, "wall_seconds": wall}

@@ -1,0 +1,176 @@
+"""An update of a model in memory: what is cut, learnt, counted and judged."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from model_fixtures import fit, synthetic_log, tiny_model
+
+from polyrec import PolyRecProcessor
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
+from polyrec.training.update import NEW, UpdateSettings, learn, parts_of, update_data
+
+QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
+
+
+def later_log(shift=2e6, people=40):
+    later = synthetic_log(people=people, seed=1)["interactions"]
+    return {**later, "timestamp": later["timestamp"] + shift}
+
+
+def joined(*tables):
+    return pa.concat_tables([pa.table(t) for t in tables])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model, and its processor as it is saved and loaded."""
+    folder = tmp_path_factory.mktemp("update")
+    processor, data = fit()
+    processor.save_pretrained(folder)
+    return folder, processor, data
+
+
+def loaded(world):
+    processor = PolyRecProcessor.from_pretrained(world[0])
+    processor.extend(users=synthetic_log()["users"])
+    return processor
+
+
+def test_resumed_statistics_are_those_of_the_whole_log(world):
+    """Prevents features of new rows from depending on where the log was cut, or on what was counted before saving."""
+    _, _, data = world
+    again = loaded(world)
+    log, statistics = again.resume(synthetic_log()["interactions"])
+    np.testing.assert_allclose(statistics, data.valid.statistics, rtol=1e-6, atol=1e-6)
+    for name, values in data.train.log.event_features.items():
+        np.testing.assert_allclose(log.event_features[name], values, rtol=1e-5, atol=1e-6)
+    for name, values in data.train.log.user_features.items():
+        np.testing.assert_array_equal(log.user_features[name], values)
+    # the state is that of a processor which was fed the rest row by row
+    rest = np.sort(np.setdiff1d(np.arange(len(log)), data.train.log.row[data.train.candidates.event]))
+    fed, _ = fit()
+    fed.update(pa.table(synthetic_log()["interactions"]).take(rest))
+    items = np.arange(2, 26)
+    one, two = (p.request([3], items)["candidate_features"]["statistics"] for p in (fed, again))
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", [{"by": "time"}, {"by": "leave_one_out"}, {"fractions": (0.9, 0.1, 0.0)}])
+def test_parts_are_disjoint_and_held_out_events_are_never_learnt(world, split):
+    """Prevents forgetting from being measured on events that are replayed."""
+    processor = loaded(world)
+    first = synthetic_log()["interactions"]
+    tables = [first, later_log(), later_log(4e6)]
+    rows = [len(t["item_id"]) for t in tables]
+    log = processor.encode_events(joined(*tables))
+    parts = parts_of(log, rows, [0.1, 0.25], split)
+    masks = [parts.learnt, parts.new, *parts.held.values()]
+    assert (np.sum(masks, axis=0) == 1).all()
+    by_row = {name: log.row[mask] for name, mask in parts.held.items()}
+    assert set(by_row) == {"valid" if "fractions" in split else "test", "update 1", NEW}
+    train, valid, test = processor_parts(split)
+    np.testing.assert_array_equal(
+        np.sort(by_row.get("test", by_row.get("valid"))), np.sort(test if len(test) else valid)
+    )
+    assert set(train) <= set(log.row[parts.learnt])
+    for name, start, share in ((NEW, sum(rows[:2]), 0.25), ("update 1", rows[0], 0.1)):
+        own = (log.row >= start) & (log.row < start + 400)
+        assert len(by_row[name]) == round(share * 400)
+        assert log.time[parts.held[name]].min() >= log.time[own & ~parts.held[name]].max()
+
+
+def processor_parts(split):
+    """Rows of the table in each part, as `split` of a fresh processor cuts it."""
+    processor, _ = fit()
+    data = processor.split(synthetic_log()["interactions"], **split)
+    return [part.log.row[part.candidates.event] for part in data]
+
+
+def test_events_of_the_past_are_refused(world):
+    """Prevents a log that is given whole again from being learnt twice."""
+    processor = loaded(world)
+    first = synthetic_log()["interactions"]
+    log = processor.encode_events(joined(first, first))
+    with pytest.raises(ValueError, match=r"the new events: row 0 has time .* as \d+ rows do"):
+        parts_of(log, [400, 400], [0.1])
+
+
+def update(world, settings, new=None):
+    processor, model = loaded(world), tiny_model(world[1])
+    first, later = synthetic_log()["interactions"], new or later_log()
+    log, statistics = processor.resume(joined(first, later))
+    parts = parts_of(log, [400, len(later["item_id"])], [settings.holdout])
+    data = update_data(processor, log, statistics, parts, settings)
+    arguments = PolyRecTrainingArguments("unused", use_cpu=True)
+    before = measure(model, data.held, arguments)
+    cost = learn(model, processor, data, settings, QUIET)
+    return processor, model, data, before, measure(model, data.held, arguments), cost
+
+
+def test_an_update_learns_the_new_events(world):
+    """Prevents an update that trains nothing, or only on old events."""
+    settings = UpdateSettings(epochs=8, learning_rate=0.02, replay=0.2)
+    processor, model, data, before, after, cost = update(world, settings)
+    assert after[NEW]["rating"]["rmse"] < before[NEW]["rating"]["rmse"]
+    assert after[NEW]["next_item"]["ndcg@10"] > before[NEW]["next_item"]["ndcg@10"]
+    assert cost["cpu_seconds"] > 0
+    learnt = np.bincount(data.train.log.item[data.parts.new], minlength=processor.num_items)
+    np.testing.assert_array_equal(processor.item_counts, world[1].item_counts + learnt)
+    np.testing.assert_array_equal(model.item_encoder.counts.numpy(), processor.item_counts)
+    assert not model.training
+
+
+def test_replay_forgets_less(world):
+    """Prevents replay from being without effect: the new events contradict the old ratings here."""
+    new = later_log()
+    new["rating"] = 6 - new["rating"]
+    lost = {}
+    for share in (0.0, 1.0):
+        settings = UpdateSettings(epochs=10, learning_rate=0.02, replay=share)
+        _, model, _, before, after, _ = update(world, settings, new)
+        lost[share] = fall("rmse", before["test"]["rating"]["rmse"], after["test"]["rating"]["rmse"])
+        found = forgetting(model, before, after)
+        assert found["rating"]["slice"] == "test"
+        assert found["rating"]["fall"] == pytest.approx(lost[share])
+    assert lost[1.0] < lost[0.0]
+
+
+def test_falls_are_those_beyond_the_limit():
+    """Prevents a fall from being taken for a gain where less is better, and coverage from being guarded."""
+    before = {"test": {"like": {"auc": 0.8, "logloss": 0.5}, "next": {"ndcg@10": 0.2, "coverage@10": 0.9}}}
+    after = {"test": {"like": {"auc": 0.79, "logloss": 0.6}, "next": {"ndcg@10": 0.1, "coverage@10": 0.1}}}
+    found = falls_beyond(before, after, 0.05)
+    assert [(row["task"], row["metric"]) for row in found] == [("next", "ndcg@10"), ("like", "logloss")]
+    assert found[0]["fall"] == pytest.approx(0.5)
+    assert found[1]["fall"] == pytest.approx(0.2)
+    assert not falls_beyond(before, before, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"holdout": 0.0}, "between 0 and 1"),
+        ({"replay": 1.2}, "replay is 1.2"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"max_drop": -1}, "max_drop is -1"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    """Prevents hours of training towards a report that cannot be made."""
+    with pytest.raises(ValueError, match=message):
+        UpdateSettings(**options)
+
+
+def test_training_of_a_whole_run_is_not_asked_for(world):
+    """Prevents a recipe's averaging, stopping or best-model choice from failing, or undoing, a short update."""
+    processor, model = loaded(world), tiny_model(world[1])
+    log, statistics = processor.resume(joined(synthetic_log()["interactions"], later_log()))
+    settings = UpdateSettings(epochs=1)
+    data = update_data(processor, log, statistics, parts_of(log, [400, 400], [0.1]), settings)
+    weights = model.heads["next_item"].project.weight.detach().clone()
+    recipe = {"eval_strategy": "epoch", "load_best_model_at_end": True, "save_strategy": "epoch", "task_patience": 1,
+              "ema_decay": 0.999, "max_steps": 500, "warmup_steps": 20, "metric_for_best_model": "rating_rmse"}  # fmt: skip
+    learn(model, processor, data, settings, QUIET | recipe)
+    assert not torch.equal(weights, model.heads["next_item"].project.weight)
