@@ -29,12 +29,13 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo of x86 and of 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def arguments(description: str, config: str, systems: Sequence[str]) -> argparse.Namespace:
+def arguments(description: str, config: str, systems: Sequence[str], model: bool = False) -> argparse.Namespace:
     """Read the command line, fix the number of threads and check what can be checked before hours are spent.
 
     Args:
         config: name of the protocol's own file, the default of --config.
         systems: known systems.
+        model: whether the protocol needs a pretrained text encoder (--model).
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with interactions, items and users .parquet")
@@ -57,6 +58,8 @@ def arguments(description: str, config: str, systems: Sequence[str]) -> argparse
         default=20.0,
         help="of training to measure speed, 0 = none (default: %(default)s)",
     )
+    if model:
+        parser.add_argument("--model", required=True, help="a text encoder: its folder, or its name on the Hub")
     found = parser.parse_args()
     found.systems = list(dict.fromkeys(found.systems.split(",")))
     if unknown := set(found.systems) - set(systems):
@@ -71,10 +74,14 @@ def arguments(description: str, config: str, systems: Sequence[str]) -> argparse
     return found
 
 
-def read_config(path: Path, epochs: int | None = None) -> dict[str, Any]:
-    """The protocol's file, a recipe without paths; unknown or missing parts are refused."""
+def read_config(path: Path, epochs: int | None = None, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The protocol's file, a recipe without paths; unknown or missing parts are refused.
+
+    Args:
+        more: parts of this protocol alone.
+    """
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if wrong := (set(found) - OPTIONAL_KEYS) ^ CONFIG_KEYS:
+    if wrong := (set(found) - OPTIONAL_KEYS) ^ (CONFIG_KEYS | set(more)):
         raise ValueError(f"{path}: unknown or missing {sorted(wrong)}; the parts are {sorted(CONFIG_KEYS)}")
     if epochs is not None:
         found["training"]["num_train_epochs"] = epochs
