@@ -20,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
 from polyrec.data.collator import PolyRecCollator
 from polyrec.encoders.item import FIRST_ITEM
-from polyrec.encoders.query import encode_queries
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
 
@@ -71,7 +70,7 @@ class Answers:
         @torch.no_grad()
         def score(rows: np.ndarray) -> np.ndarray:
             tokens, mask = (torch.from_numpy(x) for x in self.tokens.padded(lists.query[rows] + FIRST_ITEM))
-            queries = encode_queries(model.item_encoder.text, tokens, mask, torch.arange(len(rows)).unsqueeze(0))
+            queries = model.query_encoder(model.item_encoder.text, tokens, mask, torch.arange(len(rows)).unsqueeze(0))
             query_MD = queries.vectors_BCD.squeeze(0)
             question_MD = head.question(torch.zeros_like(query_MD), query_MD)
             if self.expand is not None:

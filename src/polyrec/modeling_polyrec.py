@@ -24,7 +24,7 @@ from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip, PairEncoder
-from polyrec.encoders.query import CandidateQueries, encode_queries
+from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.encoders.text import TextEncoder
@@ -271,6 +271,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 raise ValueError(f"task name {name!r} is taken by torch in every module: choose another one")
         self.model = PolyRecModel(config)
         self.heads = nn.ModuleDict({t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
+        self.query_encoder = QueryEncoder()
         self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
         self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
         if self.pair_tasks:
@@ -457,7 +458,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 "this model reads queries: pass query_tokens, query_mask [Q, S] and candidate_query [B, C]"
             )
         assert self.item_encoder.text is not None  # the configuration sees to it
-        return encode_queries(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, own_items_BC)
+        return self.query_encoder(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, own_items_BC)
 
     def _negatives(self) -> dict[str, Tensor]:
         if self.item_encoder.negatives_of_batch:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.texts import TokenTable
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation.evaluator import evaluate, predict
 
@@ -131,6 +132,24 @@ def test_people_are_not_read_for_nothing(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
     assert not any(p.requires_grad for p in loaded.model.history_encoder.parameters())
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_queries_are_encoded_as_the_text_encoder_does(tuning):
+    """Prevents a remembered vector of another query, and one of a tuned encoder that has learnt since."""
+    processor, splits, _ = fitted(SEARCH)
+    model = PolyRecForRecommendation(tiny_config(processor, text={"tuning": tuning})).eval()
+    text = model.item_encoder.text
+    for indices in ([0, 1, 2], [2, 1, 5, 0]):
+        batch = PolyRecCollator()([splits.train[i] for i in indices])
+        found = model.query_encoder(text, batch["query_tokens"], batch["query_mask"], batch["candidate_query"])
+        for q, (tokens, mask) in enumerate(zip(batch["query_tokens"], batch["query_mask"], strict=True)):
+            alone = text.project(text.encoder(TokenTable.of([tokens[mask].tolist()])))[0]
+            at = batch["candidate_query"] == q
+            torch.testing.assert_close(found.vectors_BCD[at], alone.expand(int(at.sum()), -1), rtol=1e-4, atol=1e-5)
+        assert found.vectors_BCD[batch["candidate_query"] < 0].count_nonzero() == 0
+        if tuning == "full":
+            torch.nn.init.normal_(text.encoder.backbone.model.encoder.layer[0].attention.self.query.weight)
 
 
 def test_pair_tasks_read_the_query(tmp_path):

@@ -1,6 +1,6 @@
 """What people typed, placed among the items.
 
-Letters: B people, C candidates, Q queries of a batch, S tokens, D width.
+Letters: B people, C candidates, Q queries of a batch, S tokens, W width of text vectors, D width.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.data.texts import TokenTable
 from polyrec.encoders.item_text import ItemText
+from polyrec.encoders.text import TextEncoder
+
+_REMEMBERED = 100_000  # queries whose vectors are kept: 150 MB at width 384
 
 
 @dataclass
@@ -29,22 +32,53 @@ class CandidateQueries:
     own_items_BC: Tensor
 
 
-def encode_queries(
-    text: ItemText, tokens_QS: Tensor, mask_QS: Tensor, candidate_query_BC: Tensor, own_items_BC: Tensor | None = None
-) -> CandidateQueries:
+class QueryEncoder(nn.Module):
     r"""q = P e(query), by the items' own text encoder e and projection P: a query lies where an item of its text would.
 
-    Each query of a batch is encoded once, whoever typed it.
+    Each query of a batch is encoded once, whoever typed it. What a frozen encoder says is remembered, so that a query
+    is encoded once in all epochs. There is nothing to learn here: encoder and projection belong to the items.
 
-    Args:
-        tokens_QS: 0 = padding on the right, where `mask_QS` is False.
-        candidate_query_BC: row of the candidate's query, -1 = none.
+    Shapes: tokens and mask [Q, S], candidate_query [B, C] -> [B, C, D].
     """
-    mask = mask_QS.cpu().numpy()
-    offsets = np.concatenate([[0], np.cumsum(mask.sum(1))])
-    table = TokenTable(tokens_QS.cpu().numpy()[mask].astype(np.int32), offsets)
-    vectors_QD = text.project(text.encoder(table, device=text.vectors.device))
-    # The row before the first stands for "no query". F.embedding: its backward is fast on CPU, unlike that of indexing.
-    with_none = torch.cat([vectors_QD.new_zeros(1, vectors_QD.shape[1]), vectors_QD])
-    own_items_BC = torch.zeros_like(candidate_query_BC) if own_items_BC is None else own_items_BC
-    return CandidateQueries(F.embedding(candidate_query_BC + 1, with_none), own_items_BC)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._remembered: dict[bytes, Tensor] = {}
+
+    def forward(
+        self,
+        text: ItemText,
+        tokens_QS: Tensor,
+        mask_QS: Tensor,
+        candidate_query_BC: Tensor,
+        own_items_BC: Tensor | None = None,
+    ) -> CandidateQueries:
+        """Encode a batch's queries.
+
+        Args:
+            tokens_QS: 0 = padding on the right, where `mask_QS` is False.
+            candidate_query_BC: row of the candidate's query, -1 = none.
+        """
+        mask = mask_QS.cpu().numpy()
+        offsets = np.concatenate([[0], np.cumsum(mask.sum(1))])
+        table = TokenTable(tokens_QS.cpu().numpy()[mask].astype(np.int32), offsets)
+        device = text.vectors.device
+        vectors_QW = (
+            text.encoder(table, device=device) if text.encoder.tuned else self._frozen(text.encoder, table, device)
+        )
+        vectors_QD = text.project(vectors_QW)
+        # The row before the first stands for "no query". F.embedding: its backward is fast on CPU, unlike indexing's.
+        with_none = torch.cat([vectors_QD.new_zeros(1, vectors_QD.shape[1]), vectors_QD])
+        own_items_BC = torch.zeros_like(candidate_query_BC) if own_items_BC is None else own_items_BC
+        return CandidateQueries(F.embedding(candidate_query_BC + 1, with_none), own_items_BC)
+
+    @torch.no_grad()
+    def _frozen(self, encoder: TextEncoder, table: TokenTable, device: torch.device) -> Tensor:
+        """Vectors of a frozen encoder, [Q, W]."""
+        keys = [table.flat[a:b].tobytes() for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+        if len(self._remembered) + len(keys) > _REMEMBERED:
+            self._remembered.clear()
+        new = np.array([q for q, key in enumerate(keys) if key not in self._remembered], dtype=np.int64)
+        found = encoder(table, new, device)
+        self._remembered |= {keys[q]: vector.cpu() for q, vector in zip(new, found, strict=True)}
+        return torch.stack([self._remembered[key] for key in keys]).to(device)
