@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from polyrec.registry import nearest
 
+FUSIONS = ("sum", "fallback")
 STARTS = ("random", "principal", "collaborative")
 POOLINGS = ("mean", "cls", "last", "max")
 TUNINGS = ("frozen", "top:N", "lora", "full")
@@ -101,6 +102,9 @@ class TextConfig(BackboneConfig):
             encoded; False: only the items of the batch. Default: up to 20,000 items.
         refresh_every: optimizer steps after which the stored table is encoded anew in training; 0 = before evaluation
             and saving only.
+        fusion: how an item's text meets its id vector: "sum", or "fallback": the text speaks for items whose id is not
+            known, or dropped in training (`item_id_dropout`), and others are what their ids say. Where people's events
+            say nearly all, the sum is noise to the known items.
         start: where the projection to the width of items starts: "random", or "principal", the principal directions of
             the items' texts with id vectors of 0: an item then starts where its text puts it, near items of like texts
             (search wants that); or "collaborative", the ridge regression from texts to where co-occurrence puts items
@@ -118,10 +122,13 @@ class TextConfig(BackboneConfig):
     live_items: int = 0
     catalog_negatives: bool | None = None
     refresh_every: int = 0
+    fusion: str = "sum"
     start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion {self.fusion!r} of text and ids; {nearest(self.fusion, list(FUSIONS))}")
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r}; {nearest(self.start, list(STARTS))}")
         if self.pooling is not None and self.pooling not in POOLINGS:

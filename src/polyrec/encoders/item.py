@@ -188,6 +188,9 @@ class ItemEncoder(nn.Module):
                 raise ValueError('text start "collaborative" needs item_ids and item_cooccurrence > 0')
             placed = self.id_embedding.weight * self.known.unsqueeze(1)
             predicted = self.text.start_at(placed, self.counts)
+            if self.text.fallback:  # ids say all of the known items
+                self.id_embedding.weight[UNKNOWN_ITEM] = 0
+                return
             trust = (self.counts / (self.counts + _PRIOR_EVENTS)).unsqueeze(1)
             # Without events the unknown item's vector is read; where its text puts an item is its place then.
             self.id_embedding.weight.copy_(trust * (placed - predicted))
@@ -247,9 +250,13 @@ class ItemEncoder(nn.Module):
     def _encode(self, rows_M: Tensor, id_rows_M: Tensor | None = None, live_M: Tensor | None = None) -> Tensor:
         vectors_MD = torch.zeros((), device=rows_M.device)
         if self.id_embedding is not None:
-            vectors_MD = self.id_embedding(self.id_rows(rows_M) if id_rows_M is None else id_rows_M)
+            id_rows_M = self.id_rows(rows_M) if id_rows_M is None else id_rows_M
+            vectors_MD = self.id_embedding(id_rows_M)
         if self.text is not None:
-            vectors_MD = vectors_MD + self.text(rows_M, live_M)
+            text_MD = self.text(rows_M, live_M)
+            if self.text.fallback and id_rows_M is not None:
+                text_MD = text_MD * (id_rows_M == UNKNOWN_ITEM).unsqueeze(-1)
+            vectors_MD = vectors_MD + text_MD
         attributes = {f.name: self.catalog.get_buffer(module_name(f.name))[rows_M] for f in self.attributes.features}
         encoded_MD = self.attributes(attributes)
         if encoded_MD is not None:

@@ -37,6 +37,7 @@ class ItemText(nn.Module):
         text = config.text_encoder
         assert text is not None
         self.encoder = TextEncoder(text)
+        self.fallback = text.fusion == "fallback" and config.item_ids
         self.live_items, self.refresh_every = text.live_items, text.refresh_every
         catalog = text.catalog_negatives
         self.scores_catalog = config.num_items <= CATALOG_NEGATIVES if catalog is None else catalog
@@ -100,7 +101,7 @@ class ItemText(nn.Module):
 
     @torch.no_grad()
     def extend(self, tokens: TokenTable) -> None:
-        """Add vectors of the texts that `tokens` has beyond the rows there are, which stay bit-equal if they are fresh."""
+        """Add vectors of the texts that `tokens` has beyond the rows there are; these stay bit-equal if fresh."""
         before = len(self.vectors)
         self.vectors = F.pad(self.vectors, (0, 0, 0, len(tokens) - before))
         self.tokens = tokens
