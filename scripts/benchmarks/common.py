@@ -29,13 +29,16 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo of x86 and of 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def arguments(description: str, config: str, systems: Sequence[str], model: bool = False) -> argparse.Namespace:
+def arguments(
+    description: str, config: str, systems: Sequence[str], model: bool = False, other: bool = False
+) -> argparse.Namespace:
     """Read the command line, fix the number of threads and check what can be checked before hours are spent.
 
     Args:
         config: name of the protocol's own file, the default of --config.
         systems: known systems.
         model: whether the protocol needs a pretrained text encoder (--model).
+        other: whether it needs a second data set (--other).
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with interactions, items and users .parquet")
@@ -58,6 +61,8 @@ def arguments(description: str, config: str, systems: Sequence[str], model: bool
         default=20.0,
         help="of training to measure speed, 0 = none (default: %(default)s)",
     )
+    if other:
+        parser.add_argument("--other", type=Path, required=True, help="folder of a second data set")
     if model:
         parser.add_argument("--model", required=True, help="a text encoder: its folder, or its name on the Hub")
     found = parser.parse_args()

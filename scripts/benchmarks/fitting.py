@@ -149,6 +149,22 @@ class Selection(TrainerCallback):
             self.trainer.model.load_state_dict(self.weights)
 
 
+class Until(TrainerCallback):
+    """Stops a training after some epochs, in the middle of its schedule; nothing is evaluated."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.clock = epochs, Clock()
+
+    def on_train_begin(self, *unused: Any, **also_unused: Any) -> None:
+        self.clock.start()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        control.should_training_stop |= state.epoch >= self.epochs
+
+    def on_train_end(self, *unused: Any, **also_unused: Any) -> None:
+        self.clock.stop()
+
+
 def fit(processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seed: int) -> Fit:
     """Train one model with all tasks; the best weights by the recipe's `metric_for_best_model` stay in it."""
     clock, chosen = Clock(), config["training"].get("metric_for_best_model")

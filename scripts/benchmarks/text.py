@@ -1,8 +1,8 @@
 """Protocol C: fine-tuning a pretrained text encoder to find the next item, against sentence-transformers.
 
 Both start from the same weights (--model), tune all layers, read nothing but the items' texts, and answer the same
-questions by the same measures (`text_data.py`): next item of protocol A (`recall@10`, `ndcg@10`), and which of the *cold*
-items, a tenth of the catalog that no training event has, a person took (`cold/recall@10`, among the cold items).
+questions by the same measures (`text_data.py`): next item of protocol A (`recall@10`, `ndcg@10`), and which of the
+*cold* items, a tenth of the catalog that no training event has, a person took (`cold/recall@10`, among the cold items).
 
 * sentence-transformers: pairs (the latest five titles, the next title), MultipleNegativesRankingLoss, batches of 64.
 * polyrec: people's histories, of which each position is one pair; item texts are encoded once per batch.

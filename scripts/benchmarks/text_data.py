@@ -45,7 +45,9 @@ class TextData:
     def __init__(self, folder: Path) -> None:
         self.items = pq.read_table(folder / "items.parquet").sort_by("item_id")
         events = pq.read_table(folder / "interactions.parquet")
-        self.events = events.sort_by([("user_id", "ascending"), ("timestamp", "ascending"), ("file_order", "ascending")])
+        self.events = events.sort_by(
+            [("user_id", "ascending"), ("timestamp", "ascending"), ("file_order", "ascending")]
+        )
         ids = np.asarray(self.items["item_id"])
         self.item = np.searchsorted(ids, np.asarray(self.events["item_id"]))
         self.person = np.unique(np.asarray(self.events["user_id"]), return_inverse=True)[1]
@@ -106,7 +108,10 @@ class TextData:
                 # The answer may be in the history, too (people rate some films twice).
                 ranks.append(int((rivals > own).sum()))
         rank = np.array(ranks)
-        return {f"recall@{K}": float((rank < K).mean()), f"ndcg@{K}": float((1 / np.log2(rank + 2))[rank < K].sum() / len(rank))}
+        return {
+            f"recall@{K}": float((rank < K).mean()),
+            f"ndcg@{K}": float((1 / np.log2(rank + 2))[rank < K].sum() / len(rank)),
+        }
 
     def popularity(self) -> np.ndarray:
         """Events of each item in the whole log, cold ones included: what cold items would get if one knew."""

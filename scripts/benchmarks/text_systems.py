@@ -15,7 +15,9 @@ from text_data import TextData
 Score = Callable[[np.ndarray], np.ndarray]
 
 
-def run(system: str, data_folder: Path, model: str, config: Mapping[str, Any], threads: int, seed: int, cpu_seconds: float):
+def run(
+    system: str, data_folder: Path, model: str, config: Mapping[str, Any], threads: int, seed: int, cpu_seconds: float
+):
     """Train and measure one system in this process, which does nothing else.
 
     Args:
@@ -42,7 +44,9 @@ def run(system: str, data_folder: Path, model: str, config: Mapping[str, Any], t
     return {"test": test, "validation": found["validation"], **costs}
 
 
-def polyrec(data: TextData, model: str, config: Mapping[str, Any], seed: int) -> tuple[Callable[[str], Score], dict[str, Any]]:
+def polyrec(
+    data: TextData, model: str, config: Mapping[str, Any], seed: int
+) -> tuple[Callable[[str], Score], dict[str, Any]]:
     """All histories in one model that reads each person once; the text backbone is tuned with it."""
     import fitting
     import torch
@@ -169,7 +173,9 @@ def _fine_tune(
     }
 
 
-def _train(encoder: Any, texts: list[tuple[str, str]], own: Mapping[str, Any], seed: int, steps: int, clock: Any) -> None:
+def _train(
+    encoder: Any, texts: list[tuple[str, str]], own: Mapping[str, Any], seed: int, steps: int, clock: Any
+) -> None:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.losses import MultipleNegativesRankingLoss
