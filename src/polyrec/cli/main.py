@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_update(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
+    _add_encode_images(commands)
     return parser
 
 
@@ -209,6 +210,31 @@ def _recommend(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import recommend
 
     recommend(options.run_folder, options.history, options.user, options.k, options.json)
+
+
+def _add_encode_images(commands: _Commands) -> None:
+    images = commands.add_parser(
+        "encode-images",
+        help="vectors of the images of an items table",
+        description="Encodes a column of image paths with a vision model and writes one vector per row, to be declared "
+        "in a recipe as item_features: {image: 'embedding:FILE'}. Images that were encoded before are not read again.",
+    )
+    images.add_argument("items", metavar="ITEMS", help="items table, .parquet or .csv")
+    images.add_argument("--column", required=True, help="of image paths, or of bytes; null where there is no image")
+    images.add_argument("--model", required=True, help="vision model: a name on the Hub or a folder")
+    images.add_argument("--revision", help="of the model on the Hub")
+    images.add_argument("--pooling", choices=["mean", "cls"], default="mean", help="of the patches (default: mean)")
+    images.add_argument("--folder", default=".", metavar="DIR", help="that paths are relative to (default: here)")
+    images.add_argument("--output", required=True, metavar="FILE", help=".safetensors to write")
+    images.set_defaults(run=_encode_images)
+
+
+def _encode_images(options: argparse.Namespace) -> None:
+    check_extra("PIL", "images", "images")
+    from polyrec.cli.images import encode_images
+
+    own = options.column, options.model, options.revision, options.pooling, options.folder, options.output
+    encode_images(options.items, *own)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -170,8 +170,12 @@ class Backbone(nn.Module, Generic[C]):
 
 
 def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    """BERT-like models end in a layer for next-sentence prediction, which nothing here reads."""
-    if "pooler" in dict(model.named_children()):
+    """BERT-like models end in a layer for next-sentence prediction, which nothing here reads.
+
+    (That of convolutional networks is a mere mean, without weights, and they do not work without.)
+    """
+    pooler = dict(model.named_children()).get("pooler")
+    if pooler is not None and any(True for _ in pooler.parameters()):
         model.pooler = None
     return model
 
