@@ -9,7 +9,7 @@ questions by the same measures (`text_data.py`): next item of protocol A (`recal
 
 polyrec learns the epochs of its file; sentence-transformers gets the same cpu time for training. Both run in fp32, each
 in a process of its own, one after the other. `zero-shot` is the encoder as it is, `popularity` counts all events (also
-those of cold items, which nobody can know).
+those of cold items, which nobody can know). `polyrec-lora` tunes low-rank adapters instead of the whole encoder.
 
     python scripts/benchmarks/text.py --data ../shared/data/ml-100k --model .models/all-MiniLM-L6-v2 --threads 2 \\
         --systems polyrec,sentence-transformers,zero-shot,popularity --output runs/text.json
@@ -23,7 +23,8 @@ from typing import Any
 
 import common
 
-SYSTEMS = ("polyrec", "sentence-transformers", "zero-shot", "popularity")
+SYSTEMS = ("polyrec", "polyrec-lora", "sentence-transformers", "zero-shot", "popularity")
+TRAINED = SYSTEMS[:3]
 METRICS = ("recall@10", "ndcg@10", "cold/recall@10", "cold/ndcg@10")
 COSTS = ("pairs", "pairs_per_second", "pairs_per_cpu_second", "train_cpu_seconds", "trained_parameters", "peak_rss_mb")
 
@@ -39,18 +40,18 @@ def alone(*arguments: Any) -> dict[str, Any]:
 def main() -> None:
     """Run the systems asked for and write the report."""
     args = common.arguments(__doc__, "text.yaml", SYSTEMS, model=True)
-    config = common.read_config(args.config, args.epochs, ("text", "sentence_transformers"))
+    config = common.read_config(args.config, args.epochs, ("text", "sentence_transformers", "lora"))
     report = common.Report(args, config)
     budget = config["sentence_transformers"].get("cpu_seconds", 0.0)
     for system in args.systems:
         runs = []
-        for seed in range(args.seeds if system in SYSTEMS[:2] else 1):
+        for seed in range(args.seeds if system in TRAINED else 1):
             runs.append(alone(system, args.data, args.model, config, args.threads, seed, budget))
             print(system, seed, {k: round(v, 4) for k, v in runs[-1]["test"].items()}, flush=True)
         report.add(system, common.summarise(runs))
         if system == "polyrec":
             budget = report.content["systems"]["polyrec"]["train_cpu_seconds"]
-    ours, theirs = (report.content["systems"].get(name) for name in SYSTEMS[:2])
+    ours, theirs = (report.content["systems"].get(name) for name in ("polyrec", "sentence-transformers"))
     if ours and theirs:
         for name in ("pairs_per_second", "pairs_per_cpu_second"):
             report.content["ratios"][name] = ours[name] / theirs[name]

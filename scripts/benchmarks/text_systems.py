@@ -30,6 +30,8 @@ def run(
     options = (data, model, config, seed)
     if system == "polyrec":
         scorer, costs = polyrec(*options)
+    elif system == "polyrec-lora":
+        scorer, costs = polyrec(data, model, with_lora(config), seed)
     elif system == "sentence-transformers":
         scorer, costs = sentence_transformers(*options, cpu_seconds)
     elif system == "zero-shot":
@@ -42,6 +44,13 @@ def run(
         found[part] = data.evaluate(asked, scorer(part))
     test = found["test"] | {f"cold/{name}": value for name, value in found["cold"].items()}
     return {"test": test, "validation": found["validation"], **costs}
+
+
+def with_lora(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with low-rank adapters in place of full tuning."""
+    rate, tuning = config["lora"]["backbone_learning_rate"], config["lora"]["tuning"]
+    model = {**config["model"], "text": {**config["model"]["text"], "tuning": tuning}}
+    return {**config, "model": model, "training": {**config["training"], "backbone_learning_rate": rate}}
 
 
 def polyrec(
