@@ -1,15 +1,14 @@
 """New items and people: rows are added, and nothing that is known changes."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from head_fixtures import FEATURES, head_of
+from head_fixtures import config_of, head_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import arguments, fit, model_inputs, random_config, synthetic_log, tiny_model
+from text_fixtures import tiny_bert
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
@@ -63,6 +62,27 @@ def test_old_answers_are_bit_equal(options):
         assert torch.isfinite(scores[:, old:]).all()
     for name, value in model.state_dict().items():  # each tensor is as it was, or has rows added at its end
         assert same(value[: len(state[name])] if value.dim() else value, state[name]), name
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
+def test_texts_of_new_items_join_those_of_old_ones(tuning, tmp_path):
+    """Prevents new items from having no text, and old texts from being read again, which moves their last bits."""
+    processor, data = fit(text={"model": str(tiny_bert()), "template": "{title} {genre}"})
+    model = tiny_model(processor, text={"tuning": tuning})
+    model.load_texts(processor)
+    before = answers(model, data.test)
+    model.save_pretrained(tmp_path)
+    processor.extend(NEW)
+    for extended in (model, PolyRecForRecommendation.from_pretrained(tmp_path).eval()):
+        old = extended.config.num_items
+        extended.extend(processor)
+        after = answers(extended, data.test)
+        assert all(torch.equal(before[0][task], after[0][task]) for task in before[0])
+        assert torch.equal(after[1]["next_item"][:, :old], before[1]["next_item"])
+        text = extended.item_encoder.text
+        expected = text.encoder(processor.item_tokens())
+        torch.testing.assert_close(text.vectors[old:], expected[old:])
+        assert expected[old:].any(dim=1).all()
 
 
 @pytest.mark.parametrize("experts", EXPERTS.names())
@@ -253,6 +273,7 @@ def test_heads_extend_alone(head):
     """Prevents a head with numbers per item from being forgotten by `extend`."""
     grown, items = head_of(head), random_config().num_items
     grown.extend(items + 3, torch.ones(items, dtype=torch.bool))
-    config = random_config(tasks=[asdict(grown.task)], features=FEATURES, num_items=items + 3)
+    config = config_of(head)
+    config.num_items = items + 3
     larger = HEADS.get(head)(config.task_configs[0], config)
     assert {n: v.shape for n, v in grown.state_dict().items()} == {n: v.shape for n, v in larger.state_dict().items()}

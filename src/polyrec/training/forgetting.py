@@ -44,7 +44,7 @@ def fall(metric: str, before: float, after: float) -> float:
 
 def falls_beyond(before: Measured, after: Measured, limit: float) -> list[dict[str, Any]]:
     """Metrics of quality that fell by more than `limit`, the worst first."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, tasks in before.items():
         for task, metrics in tasks.items():
             for metric, value in metrics.items():
