@@ -41,7 +41,7 @@ class Backbone(nn.Module, Generic[C]):
             self.model = self._pretrained()
             self._tune()
             for module in self.model.modules():
-                module._is_hf_initialized = True  # type: ignore[assignment]  # or transformers would draw them anew
+                module._is_hf_initialized = True  # or transformers would draw them anew
 
     @property
     def width(self) -> int:
@@ -65,7 +65,7 @@ class Backbone(nn.Module, Generic[C]):
         if not self._frozen:
             with torch.device("cpu"):
                 self._frozen.append(self._pretrained().requires_grad_(False).eval())
-        return self._frozen[0] if device is None else self._frozen[0].to(device)  # type: ignore[arg-type]
+        return self._frozen[0] if device is None else self._frozen[0].to(device)
 
     def set_adapter(self, name: str) -> None:
         """Answer (and learn) with another LoRA adapter."""

@@ -67,9 +67,7 @@ class PolyRecTrainingArguments(TrainingArguments):
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
 
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "Of pretrained backbones."})
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."}
-    )
+    layer_decay: float = field(default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."})
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
     unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
 

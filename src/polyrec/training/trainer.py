@@ -59,6 +59,8 @@ class PolyRecTrainer(Trainer):
         processing_class: the processor.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self,
         model: PolyRecForRecommendation,
