@@ -544,12 +544,12 @@ class PolyRecProcessor:
             items, users: tables of new rows, with the columns the first ones had.
 
         Raises:
-            ValueError: an id is known already, a column is missing or of another type; nothing is changed then.
+            ValueError: an id is known already, a column is missing or of another type; nothing of that table is
+                added then.
         """
         if items is not None:
-            needed = [self.columns.item_time] if self.columns.item_time is not None else []
-            if self.columns.title in self.items.table.column_names:
-                needed.append(self.columns.title)
+            shown = (self.columns.item_time, self.columns.title)
+            needed = [name for name in shown if name is not None and name in self.items.table.column_names]
             if self.text is not None:
                 needed += check_template(self.text.template, self.items.table.column_names)
             self.items.extend(read_table(items, "items"), "items", self.columns.item, needed)
