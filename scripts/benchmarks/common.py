@@ -37,7 +37,7 @@ def arguments(
     Args:
         config: name of the protocol's own file, the default of --config.
         systems: known systems.
-        model: whether the protocol needs a pretrained text encoder (--model).
+        model: whether the protocol needs a pretrained text encoder (--model); None: some of its systems do.
         other: whether it needs a second data set (--other).
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,8 +63,8 @@ def arguments(
     )
     if other:
         parser.add_argument("--other", type=Path, required=True, help="folder of a second data set")
-    if model:
-        parser.add_argument("--model", required=True, help="a text encoder: its folder, or its name on the Hub")
+    if model is not False:
+        parser.add_argument("--model", required=bool(model), help="a text encoder: its folder, or its name on the Hub")
     found = parser.parse_args()
     found.systems = list(dict.fromkeys(found.systems.split(",")))
     if unknown := set(found.systems) - set(systems):
