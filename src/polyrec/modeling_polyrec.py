@@ -5,79 +5,30 @@ Letters: B people, L events, C candidates, M rows of some subset, N items, D wid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers import AutoModel
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.coupling.base import CoupledTask, Coupling
-from polyrec.encoders.backbone import Backbone, backbones
-from polyrec.encoders.features import EmbeddingEncoder, NumericEncoder, module_name
-from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
+from polyrec.coupling.base import CoupledTask
+from polyrec.encoders.features import module_name
+from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
-from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip, PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
-from polyrec.encoders.text import TextEncoder
-from polyrec.experts._batched import BatchedLinear
-from polyrec.experts.base import ExpertLayer, ExpertOutput
-from polyrec.heads.base import TaskHead, mean_loss, per_member
-from polyrec.objectives.base import Objective, Reading, mean_losses
+from polyrec.experts.base import ExpertOutput
+from polyrec.heads.base import mean_loss, per_member
+from polyrec.objectives.base import Reading, mean_losses
+from polyrec.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
 from polyrec.registry import COUPLINGS, EXPERTS, HEADS, OBJECTIVES, WEIGHTINGS
 from polyrec.schema import RESIDUALS, parents_first
-from polyrec.weighting.base import LossWeighting, StepContext
-
-
-@dataclass
-class PolyRecModelOutput(ModelOutput):
-    """States of people.
-
-    Args:
-        last_hidden_state: [B, L + 1, D]; index p has seen the first p events, index 0 none.
-        inputs: [B, L + 1, D], the encoded start and events before the backbone.
-    """
-
-    last_hidden_state: Tensor | None = None
-    inputs: Tensor | None = None
-
-
-@dataclass
-class PolyRecOutput(ModelOutput):
-    """Answers of all tasks.
-
-    Args:
-        loss: scalar, the weighted objective; None without labels.
-        losses: {task: scalar}, SUM of the task's losses over its known labels.
-        counts: {task: scalar}, number (or weight) of known labels.
-        logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates.
-        states: [B, C, D], the state each candidate was answered from.
-        queries: [B, C, D], what was typed before it was found; None if the model reads no queries.
-        gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
-        weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
-        gramian: [T, T], inner products of the tasks' gradients at the shared representation, sorted by name; given in
-            training if the weighting needs it.
-        objectives: {objective: scalar}, sums of losses divided like those of tasks, without weight; in training only.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    counts: dict[str, Tensor] | None = None
-    logits: dict[str, Tensor] | None = None
-    states: Tensor | None = None
-    queries: Tensor | None = None
-    gates: dict[str, Tensor] | None = None
-    weights: dict[str, Tensor] | None = None
-    gramian: Tensor | None = None
-    objectives: dict[str, Tensor] | None = None
+from polyrec.weighting.base import StepContext
 
 
 @dataclass
@@ -93,124 +44,6 @@ class PairAnswers:
     experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
     own_logits: dict[str, Tensor] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
-
-
-class PolyRecPreTrainedModel(PreTrainedModel):
-    """What polyrec models share: configuration, initialisation, loading."""
-
-    config_class = PolyRecConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    # The history backbone decides; without these flags transformers refuses an implementation that it could use.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`]."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        for module in model.modules():  # transformers makes every parameter that it loads a trainable one
-            if isinstance(module, ItemEncoder):
-                module.freeze()
-            elif isinstance(module, Backbone):
-                module.restore()
-        if isinstance(model, PolyRecForRecommendation):
-            model.freeze_unread()
-        return loaded
-
-    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
-        """Save configuration and weights; pretrained ones that stayed as they were are left to their base.
-
-        See [`~transformers.PreTrainedModel.save_pretrained`] and [`BackboneConfig`].
-        """
-        state = dict(self.state_dict() if state_dict is None else state_dict)
-        for name, module in self.named_modules():
-            if isinstance(module, ItemText) and not module.fresh:
-                module.refresh()
-                state[f"{name}.vectors"] = module.vectors
-            elif isinstance(module, Backbone):
-                for key in module.base_keys():
-                    state.pop(f"{name}.{key}", None)
-        self._record_backbones()
-        super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
-
-    def merge_and_save(self, save_directory: Any, **kwargs: Any) -> None:
-        """Fold LoRA adapters into the backbones and save a model that needs no other files; it is tuned fully then."""
-        for _, backbone in backbones(self):
-            backbone.merge()
-        self.save_pretrained(save_directory, **kwargs)
-
-    def set_adapter(self, name: str) -> None:
-        """Answer, and learn, with another LoRA adapter of every backbone that has one of this name."""
-        found = [
-            m for m in self.modules() if isinstance(m, Backbone) and name in m.config.adapters and m.model is not None
-        ]
-        if not found:
-            raise ValueError(f"no backbone has an adapter {name!r}: name them in the configuration (adapters=[...])")
-        for module in found:
-            module.set_adapter(name)
-        for module in self.modules():
-            if isinstance(module, ItemText):
-                module.fresh = False
-
-    def _record_backbones(self) -> None:
-        """Put what backbones know of themselves now (fingerprints, merged adapters) into the configuration."""
-        for module in self.modules():
-            if isinstance(module, TextEncoder):
-                self.config.text = asdict(module.backbone.config)
-            elif isinstance(module, PretrainedHistory):
-                self.config.history_backbone = asdict(module.backbone.config)
-
-    def _ignore_base_weights(self) -> None:
-        """Tell transformers which weights a checkpoint rightly lacks."""
-        for name, module in backbones(self):
-            if module.config.tuning == "lora":
-                self._keys_to_ignore_on_load_missing |= {rf"{re.escape(name)}\.model\.(?!.*lora_)"}
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # In models from outside transformers, modules without parameters of their own (heads, expert layers) would be
-        # skipped and never `initialise`. That protects code which writes weights directly; `_init_weights` does not.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | BatchedLinear):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.padding_idx is not None:
-                init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, NumericEncoder):
-            module.reset_edges()
-        elif isinstance(module, HistoryEncoder):
-            init.normal_(module.start, mean=0.0, std=std)
-        elif isinstance(module, ItemEncoder):
-            for buffer in (module.known, module.counts, *module.catalog.buffers()):
-                init.zeros_(buffer)
-        elif isinstance(module, ItemText):
-            init.zeros_(module.vectors)
-        else:
-            super()._init_weights(module)
-        with_start = (
-            TaskHead
-            | ExpertLayer
-            | TaskItemEmbedding
-            | EmbeddingEncoder
-            | LinearSkip
-            | Coupling
-            | LossWeighting
-            | Objective
-        )
-        if isinstance(module, with_start):
-            module.initialise()
 
 
 class PolyRecModel(PolyRecPreTrainedModel):

@@ -184,6 +184,7 @@ def test_a_pretrained_history_encoder_is_causal_learns_and_comes_back(kind, tuni
     name = llama(tmp_path / "llama") if kind == "llama" else str(tiny_bert())
     processor, data = fit()
     model = tiny_model(processor, history_backbone={"model": name, "tuning": tuning})
+    assert not model.model.history_encoder.backbone.leave.weight.any()  # states begin as the events
     settings = arguments(tmp_path, max_steps=2, per_device_train_batch_size=8)
     trainer = PolyRecTrainer(model, settings, data.train, data.valid, processing_class=processor)
     trainer.train()
