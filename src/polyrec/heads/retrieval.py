@@ -31,6 +31,8 @@ class RetrievalHead(TaskHead):
             catalog; full softmax only) and `cold_negatives`: whether items without training events are negatives. They
             are never taken in training, so a model learns to leave them alone. With False they are none, and share the
             bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted.
+            `bias_rate`: how many times faster than other parameters biases learn. Few steps move a bias of a popular
+            item far enough only if it is > 1.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -50,6 +52,7 @@ class RetrievalHead(TaskHead):
         "sampled_above": 20_000,
         "label_smoothing": 0.0,
         "cold_negatives": True,
+        "bias_rate": 1.0,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -58,6 +61,8 @@ class RetrievalHead(TaskHead):
             raise ValueError(f"option 'label_smoothing' of task {task.name!r} must be in [0, 1)")
         if self.options["label_smoothing"] and not self.options["cold_negatives"]:
             raise self.refuse("label_smoothing", "it would smooth over cold items: set cold_negatives=True, or 0 here")
+        if not self.options["bias_rate"] > 0:
+            raise self.refuse("bias_rate", "it must be > 0")
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -99,7 +104,8 @@ class RetrievalHead(TaskHead):
         """Biases of items, [...] -> [...]."""
         if self.bias is None:
             return items.vectors_MD.new_zeros(ids.shape)
-        return self.bias(ids if self.options["cold_negatives"] else items.id_rows(ids)).squeeze(-1)
+        bias = self.bias(ids if self.options["cold_negatives"] else items.id_rows(ids)).squeeze(-1)
+        return bias if self.options["bias_rate"] == 1 else self.options["bias_rate"] * bias
 
     def negatives(self, counts_N: Tensor) -> Tensor:
         """Draw catalog items in proportion to (training count + 1), with replacement, [num_negatives]."""
