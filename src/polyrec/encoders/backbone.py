@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -139,6 +140,8 @@ class Backbone(nn.Module, Generic[C]):
     def _tune(self) -> None:
         assert self.model is not None
         if self.config.tuning == "lora":
+            if importlib.util.find_spec("peft") is None:
+                raise ValueError("tuning 'lora' needs peft: pip install 'polyrec[lora]', or choose another tuning")
             from peft import LoraConfig, inject_adapter_in_model
 
             for name in self.config.adapters:

@@ -131,7 +131,8 @@ class PretrainedHistory(nn.Module):
         if not torch.allclose(first, second, atol=1e-4):
             raise ValueError(
                 f"{self.backbone.config.model!r} reads histories in both directions and has no causal mask, so that "
-                "states would see the future: choose a decoder (Llama, Qwen, GPT-2) or an encoder with `is_decoder` (BERT, RoBERTa)"
+                "states would see the future: choose a decoder (Llama, Qwen, GPT-2) or an encoder with `is_decoder` "
+                "(BERT, RoBERTa)"
             )
 
 
