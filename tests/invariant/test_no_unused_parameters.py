@@ -16,6 +16,7 @@ OPTIONS = {
     "no attention": {"candidate_attention_heads": 0},
     "frozen ids": {"freeze_item_ids": True},
     "own items": {"task_item_embeddings": True},
+    "objectives": {"objectives": {"masked_events": {}, "contrastive": {"views": "augmented"}}},
     "wide pairs": {"pair_size": 16},
     "retrieval alone": {"tasks": TASKS[:1]},
     "pairs alone": {"tasks": PAIR_TASKS},

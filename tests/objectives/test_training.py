@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from objective_fixtures import OPTIONS
 from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
 
@@ -34,3 +35,17 @@ def test_without_objectives_the_log_has_none(tmp_path):
     """Prevents a column of zeros for what nobody asked for."""
     step = first_step(tmp_path, WINDOWS_PER_STEP)
     assert not [name for name in step.log if "masked" in name or "contrastive" in name]
+
+
+@pytest.mark.parametrize("objectives", [MASKED, {}])
+def test_windows_that_only_fill_a_batch_are_not_read_again(tmp_path, objectives):
+    """Prevents several processes from learning the first windows of an epoch twice through their objectives."""
+    trainer = first_step(tmp_path, 24, objectives=objectives).trainer
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(24)])
+    histories = batch["item_ids"].clone()
+    left = len(trainer.train_dataset) % 24
+    assert 0 < left < 24
+    trainer._blank_repeated(batch)
+    assert all(values[left:].isnan().all() for values in batch["labels"].values())
+    assert torch.equal(batch["item_ids"][:left], histories[:left])
+    assert bool(batch["item_ids"][left:].any()) == (not objectives)
