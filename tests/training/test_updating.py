@@ -111,7 +111,7 @@ def update(world, settings, new=None):
 
 def test_an_update_learns_the_new_events(world):
     """Prevents an update that trains nothing, or only on old events."""
-    settings = UpdateSettings(epochs=8, learning_rate=0.02, replay=0.2)
+    settings = UpdateSettings(epochs=8, learning_rate=0.02, replay=0.2, keep=0.0)
     processor, model, data, before, after, cost = update(world, settings)
     assert after[NEW]["rating"]["rmse"] < before[NEW]["rating"]["rmse"]
     assert after[NEW]["next_item"]["ndcg@10"] > before[NEW]["next_item"]["ndcg@10"]
@@ -128,13 +128,24 @@ def test_replay_forgets_less(world):
     new["rating"] = 6 - new["rating"]
     lost = {}
     for share in (0.0, 1.0):
-        settings = UpdateSettings(epochs=10, learning_rate=0.02, replay=share)
+        settings = UpdateSettings(epochs=10, learning_rate=0.02, replay=share, keep=0.0)
         _, model, _, before, after, _ = update(world, settings, new)
         lost[share] = fall("rmse", before["test"]["rating"]["rmse"], after["test"]["rating"]["rmse"])
         found = forgetting(model, before, after)
         assert found["rating"]["slice"] == "test"
         assert found["rating"]["fall"] == pytest.approx(lost[share])
     assert lost[1.0] < lost[0.0]
+
+
+def test_weights_are_those_between_old_and_new(world):
+    """Prevents the share that is kept from being that of the new weights."""
+    weights = {}
+    for keep in (0.0, 0.25, 1.0):
+        _, model, *_ = update(world, UpdateSettings(epochs=1, learning_rate=0.02, keep=keep))
+        weights[keep] = model.heads["next_item"].project.weight.detach()
+    torch.testing.assert_close(weights[1.0], tiny_model(world[1]).heads["next_item"].project.weight.detach())
+    torch.testing.assert_close(weights[0.25], 0.75 * weights[0.0] + 0.25 * weights[1.0])
+    assert not torch.allclose(weights[0.0], weights[1.0])
 
 
 def test_falls_are_those_beyond_the_limit():
@@ -153,6 +164,7 @@ def test_falls_are_those_beyond_the_limit():
     [
         ({"holdout": 0.0}, "between 0 and 1"),
         ({"replay": 1.2}, "replay is 1.2"),
+        ({"keep": 2.0}, "keep is 2.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"max_drop": -1}, "max_drop is -1"),
     ],
