@@ -4,8 +4,9 @@ A query is the title of a question that was linked to others, at the time of the
 found among the questions that existed then. Data, split, what is left out and why: `search_data.py`, whose evaluator
 judges all systems.
 
-* `bm25`: words of the titles. * `zero_shot`: the text encoder as it is. * `sentence_transformers`: the encoder
-  fine-tuned on the training links by sentence-transformers (`MultipleNegativesRankingLoss`).
+* `newest`: by age alone. * `bm25`: words of the titles. * `zero_shot`: the text encoder as it is.
+* `sentence_transformers`: the encoder fine-tuned on the training links by sentence-transformers
+  (`MultipleNegativesRankingLoss`).
 * `polyrec`: one model of the event log (search, next item, favourite, accepted answer) on the same encoder.
 * `polyrec_search`: the same with the search alone.
 
@@ -26,7 +27,7 @@ import common
 if TYPE_CHECKING:
     from search_data import TravelSearch
 
-SYSTEMS = ("bm25", "zero_shot", "sentence_transformers", "polyrec_search", "polyrec")
+SYSTEMS = ("newest", "bm25", "zero_shot", "sentence_transformers", "polyrec_search", "polyrec")
 OWN_PARTS = ("bm25", "sentence_transformers", "text", "expansion")
 METRICS = ("ndcg@10", "recall@10", "recall@100", "next_item/ndcg@10", "next_item/recall@10")
 EXPANDED = ("expanded/ndcg@10", "expanded/recall@10", "expanded/recall@100")
@@ -48,6 +49,8 @@ def peer(args: Namespace, data: TravelSearch, config: Mapping[str, Any], name: s
     import torch
 
     torch.set_num_threads(args.threads)
+    if name == "newest":
+        return [search_peers.newest(data)]
     if name == "bm25":
         return [search_peers.bm25(data, config["bm25"])]
     if name == "zero_shot":

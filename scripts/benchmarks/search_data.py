@@ -13,8 +13,10 @@ pair that was linked before, in either direction, is known: neither a result nor
 no others.
 
 **Next item**: of what people did (all but asking), the first time that a person turns to a question, as a question to
-the model: which one, given everything the person did strictly before? Candidates are questions that existed and that
-the person has not touched. A sample of `NEXT_ITEMS` such events of validation and test each is ranked.
+the model: which one, given everything the person did strictly before? Half of them were asked within the last 9 hours,
+so that ranking by age alone (system `newest`) beats whoever does not know the age; to see what is known of the person,
+candidates are questions of the last `NEXT_DAYS` days that the person has not touched, for all systems, and events that
+turn to older ones are left out. A sample of `NEXT_ITEMS` events of validation and test each is ranked.
 
 Letters: Q lists, N questions of the catalog, P (list, question) pairs.
 """
@@ -31,7 +33,7 @@ import pandas as pd
 
 VALID_FROM, TEST_FROM = 1472688000, 1485907200  # 2016-09-01 and 2017-02-01, UTC
 PARTS = ("train", "valid", "test")
-NEXT_ITEMS, HISTORY = 3000, 5
+NEXT_ITEMS, NEXT_DAYS, HISTORY = 3000, 30, 5
 _ROWS = 256  # lists scored at a time
 
 Ragged = tuple[np.ndarray, np.ndarray]  # values and offsets: row r holds values[offsets[r]:offsets[r + 1]]
@@ -44,7 +46,7 @@ class Lists:
     Args:
         query: int64 [Q], the question whose title is the query; -1 = there is none (next item).
         person: int64 [Q], who asks; -1 = unknown.
-        time: int64 [Q], seconds; questions asked at this time or later are no candidates.
+        since, time: int64 [Q], seconds; questions asked before `since`, at `time` or later are no candidates.
         relevant: ragged, catalog rows that should be found.
         excluded: (lists [P], catalog rows [P]), no candidates.
         history: ragged, the latest questions that the person turned to, oldest first.
@@ -52,6 +54,7 @@ class Lists:
 
     query: np.ndarray
     person: np.ndarray
+    since: np.ndarray
     time: np.ndarray
     relevant: Ragged
     excluded: tuple[np.ndarray, np.ndarray]
@@ -113,7 +116,7 @@ class TravelSearch:
             np.concatenate([np.arange(len(query)), lists["list"].to_numpy()]),
             np.concatenate([query, lists.related.to_numpy()]),
         )
-        return Lists(query, self.owner[query], time, relevant, excluded, _nothing(len(query)))
+        return Lists(query, self.owner[query], np.zeros_like(time), time, relevant, excluded, _nothing(len(query)))
 
     @cached_property
     def first_turns(self) -> pd.DataFrame:
@@ -147,6 +150,7 @@ class TravelSearch:
         """A sample of a part's first turns."""
         turns = self.first_turns
         turns = turns[np.digitize(turns.timestamp, [VALID_FROM, TEST_FROM]) == PARTS.index(part)]
+        turns = turns[self.asked[turns.item] >= turns.timestamp - NEXT_DAYS * 86_400]
         turns = turns.sample(min(NEXT_ITEMS, len(turns)), random_state=seed).sort_values("timestamp", kind="stable")
         asked = pd.DataFrame(
             {"list": np.arange(len(turns)), "user_id": turns.user_id.to_numpy(), "now": turns.timestamp.to_numpy()}
@@ -159,6 +163,7 @@ class TravelSearch:
         return Lists(
             np.full(len(turns), -1),
             turns.user_id.to_numpy(),
+            turns.timestamp.to_numpy() - NEXT_DAYS * 86_400,
             turns.timestamp.to_numpy(),
             (turns.item.to_numpy(), np.arange(len(turns) + 1)),
             (before["list"].to_numpy(), before.item.to_numpy()),
@@ -181,8 +186,8 @@ class TravelSearch:
         found = []
         for rows, excluded in self._chunks(lists):
             scores = torch.from_numpy(np.ascontiguousarray(score(rows), dtype=np.float32))
-            future = torch.from_numpy(self.asked >= lists.time[rows, None])
-            scores = scores.masked_fill(future, float("-inf"))
+            existed = (self.asked >= lists.since[rows, None]) & (self.asked < lists.time[rows, None])
+            scores = scores.masked_fill(torch.from_numpy(~existed), float("-inf"))
             found.append(ranking.top_k(scores, max(ks), excluded).numpy())
         per_list = ranking.list_metrics(np.concatenate(found), lists.relevant, ks=ks)
         return {f"{name}@{k}": float(per_list[f"{name}@{k}"].mean()) for name in ("ndcg", "recall") for k in ks}

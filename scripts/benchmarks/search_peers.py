@@ -29,6 +29,16 @@ def measure(data: TravelSearch, part: str, search: Scorer, next_item: Scorer | N
     return found
 
 
+def newest(data: TravelSearch) -> dict[str, Any]:
+    """Whatever was asked last: what next items are about."""
+
+    def scorer(lists: Lists) -> Callable[[np.ndarray], np.ndarray]:
+        age = np.argsort(np.argsort(data.asked, kind="stable"), kind="stable").astype(np.float32)
+        return lambda rows: np.broadcast_to(age, (len(rows), len(data)))
+
+    return _run(data, scorer, scorer, train_cpu_seconds=0.0, parameters=0)
+
+
 def bm25(data: TravelSearch, config: Mapping[str, Any]) -> dict[str, Any]:
     """Okapi BM25 over titles (`bm25s`, its default parameters), English stop words removed, words stemmed."""
     import bm25s
@@ -115,6 +125,7 @@ def fine_tuned(data: TravelSearch, model: str, config: Mapping[str, Any], seed: 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             spent[0] += time.process_time() - self.began[0]
             spent[1] += time.perf_counter() - self.began[1]
+            print(f"sentence-transformers seed {seed} epoch {state.epoch:.0f} took {spent[0]:.0f} cpu-s", flush=True)
             vectors = _encode(encoder, data)
             found = measure(data, "valid", *vector_scorers(vectors))
             print(
@@ -150,6 +161,7 @@ def fine_tuned(data: TravelSearch, model: str, config: Mapping[str, Any], seed: 
 
 
 def _encode(encoder: Any, data: TravelSearch) -> np.ndarray:
+    """Vectors of all titles, [N, W]."""
     training = encoder.training
     vectors = encoder.encode(data.titles, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     encoder.train(training)

@@ -27,7 +27,7 @@ SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
 def load(
     data: TravelSearch, model: str, config: Mapping[str, Any], tasks: Sequence[str], threads: int
 ) -> tuple[PolyRecProcessor, Splits]:
-    """Fit the processor and cut the log; a model of the search alone reads the searches alone.
+    """Fit the processor and cut the log; a model of the search alone reads searches, and which questions were asked.
 
     Args:
         model: the text encoder.
@@ -37,7 +37,7 @@ def load(
     transformers_logging.set_verbosity_error()
     log = data.log()
     if list(tasks) == [SEARCH]:
-        log = log[log.event == "link"]
+        log = log[log.event.isin(["link", "ask"])]
     processor = PolyRecProcessor.fit(
         log,
         items=pd.DataFrame({"item": np.arange(len(data)), "title": data.titles}),

@@ -84,16 +84,17 @@ def test_no_list_may_hold_itself_a_known_pair_or_the_future(data, part):
         assert (data.asked[list(relevant)] < time).all()
 
 
-def test_the_evaluator_equals_a_naive_one(data):
+@pytest.mark.parametrize("of", ["search", "next items"])
+def test_the_evaluator_equals_a_naive_one(data, of):
     """Prevents a metric that differs from its definition, or one that looks at what is excluded."""
-    lists = data.search("test")
+    lists = data.search("test") if of == "search" else data.next_items("test")
     scores = np.random.default_rng(1).random((len(lists), len(data)))
     found = data.evaluate(lists, lambda rows: scores[rows], (3,))
     values, offsets = lists.relevant
     ndcg, recall = [], []
     for n in range(len(lists)):
         out = {int(i) for at, i in zip(*lists.excluded, strict=True) if at == n}
-        allowed = [i for i in range(len(data)) if i not in out and data.asked[i] < lists.time[n]]
+        allowed = [i for i in range(len(data)) if i not in out and lists.since[n] <= data.asked[i] < lists.time[n]]
         best = sorted(allowed, key=lambda i: -np.float32(scores[n, i]))[:3]
         relevant = set(values[offsets[n] : offsets[n + 1]].tolist())
         gain = sum(1 / np.log2(r + 2) for r, i in enumerate(best) if i in relevant)
@@ -119,7 +120,7 @@ def test_next_items_are_first_turns_and_see_earlier_events_alone(data):
         history = values[offsets[n] : offsets[n + 1]]
         assert len(set(history)) == len(history) <= 5
         assert set(history) <= set(before.item)
-        assert data.asked[target] < lists.time[n]
+        assert lists.time[n] - 30 * DAY <= data.asked[target] < lists.time[n]
         now = mine[(mine.item == target) & (mine.timestamp == lists.time[n])]
         assert (now.ask == 0).any()
 
