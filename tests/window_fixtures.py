@@ -71,12 +71,13 @@ def seen_by_each(data, epoch: int = 0) -> dict[int, list[int]]:
     }
 
 
-def same_windows(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether two windows (or dicts in them) hold the same."""
+def same_windows(one: dict[str, Any], two: dict[str, Any], atol: float = 0.0) -> bool:
+    """Whether two windows (or dicts in them) hold the same, numbers up to `atol`."""
     return one.keys() == two.keys() and all(
-        same_windows(one[k], two[k])
+        same_windows(one[k], two[k], atol)
         if isinstance(one[k], dict)
-        else np.array_equal(one[k], two[k], equal_nan=_floats(one[k]))
+        else np.shape(one[k]) == np.shape(two[k])
+        and np.allclose(one[k], two[k], rtol=0, atol=atol if _floats(one[k]) else 0, equal_nan=_floats(one[k]))
         for k in one
     )
 

@@ -297,6 +297,13 @@ class PolyRecProcessor:
             log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
             searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
             log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
+            answered = ~np.isnan(log.labels[:, searches]).all(axis=1) & (log.item >= FIRST)
+            itself = first_bad_row(answered & (log.queries.own_item == log.item))
+            if itself is not None:
+                raise ValueError(
+                    f"{what}: row {log.row[itself]} asks with the text of the item that it takes, which no search "
+                    f"returns: leave {columns.query_item!r} empty there, or remove the row"
+                )
         if past is not None:
             if columns.past is None:
                 raise ValueError("a past table is given but columns.past does not say which of its columns to read")

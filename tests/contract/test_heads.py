@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from head_fixtures import NAN, config_of, head_of
+from head_fixtures import NAN, config_of, head_of, with_queries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import random_batch, random_config
@@ -37,14 +37,7 @@ def batch_of(**options):
         length = torch.linspace(-2, 2, batch[ids].numel()).view_as(batch[ids]).clone()
         length[0, 0] = NAN
         features[read] = {"length": length}
-    asked = torch.arange(batch["candidate_ids"].numel()).view_as(batch["candidate_ids"])
-    queries = {
-        "query_tokens": torch.tensor([[2, 9, 3, 0], [2, 7, 8, 3]]),
-        "query_mask": torch.tensor([[True, True, True, False], [True] * 4]),
-        "candidate_query": asked % 2,
-        "query_items": batch["candidate_ids"].roll(1, dims=1),
-    }
-    return batch | features | queries
+    return with_queries(batch) | features
 
 
 # ------------------------------------------------------------------ the contract

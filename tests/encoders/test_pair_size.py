@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from coupling_fixtures import chain, chain_batch
-from head_fixtures import FEATURES, OPTIONS
+from head_fixtures import FEATURES, OPTIONS, inputs_of, with_queries
 from model_fixtures import arguments, fit, random_batch, random_config, tiny_model
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
@@ -65,7 +65,10 @@ def test_every_expert_layer(kind, size, tmp_path):
 def test_every_head(kind, size, tmp_path):
     """Prevents a head of pairs that has the width of events, or one of states that has the width of pairs."""
     tasks = [{"name": "task", "head": kind, "options": OPTIONS.get(kind, {})}, TASKS[0]]
-    model, batch = model_of(size, tasks=tasks, features=FEATURES), random_batch(["task", "like"])
+    model = model_of(size, tasks=tasks, features=FEATURES, **inputs_of(kind))
+    batch = random_batch(["task", "like"])
+    if kind == "search":
+        batch = with_queries(batch) | {"query_items": torch.zeros_like(batch["candidate_ids"])}
     for read, ids in (("event_features", "item_ids"), ("candidate_features", "candidate_ids")):
         batch[read] = {"length": torch.linspace(-2, 2, batch[ids].numel()).view_as(batch[ids])}
     optimised = train_one_step(model, batch)

@@ -82,7 +82,8 @@ def changed(tables, rows, seed):
 def assert_same_windows(one, other):
     assert len(one) == len(other)
     for i in range(len(one)):
-        assert same_windows(one[i], other[i]), i
+        # Statistics are differences of running sums, which other numbers elsewhere in the log round otherwise (3e-8).
+        assert same_windows(one[i], other[i], atol=1e-6), i
 
 
 def knowledge(processor) -> dict[str, Any]:

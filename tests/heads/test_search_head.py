@@ -287,3 +287,14 @@ def test_cold_items_are_no_negatives_and_share_a_bias(sampled):
     scores = head(torch.zeros(1, 16), items)[0] - head.project.bias @ items.vectors_MD.T
     assert scores[5].item() == pytest.approx(head.bias.weight[1].item(), abs=1e-5)
     assert scores[6].item() == pytest.approx(head.bias.weight[6].item(), abs=1e-5)
+
+
+def test_a_query_that_takes_its_own_item_is_refused():
+    """Prevents an infinite loss: an item is never a result of its own text."""
+    log, row = search_log(), 6
+    log["source"][row] = int(log["item_id"][row])
+    processor, _, _ = fitted(SEARCH)
+    with pytest.raises(
+        ValueError, match=rf"row {row} asks with the text of the item that it takes.*leave 'source' empty"
+    ):
+        processor.encode_events(log)
