@@ -112,7 +112,7 @@ class Answers:
             at, _ = batch.pop("candidate_rows"), batch.pop("labels")
             states = self.model(**batch).states
             found[questions.candidates.event[at[at >= 0]]] = states[at >= 0]
-        return found[asked.event.to_numpy()]
+        return found[torch.tensor(asked.event.to_numpy())]
 
 
 class Choose(TrainerCallback):
