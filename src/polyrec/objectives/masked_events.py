@@ -32,6 +32,9 @@ class MaskedEvents(Objective):
     `polyrec.data.augmentation` gives already. (Transformers4Rec, de Souza Pereira Moreira et al., 2021, compare masked
     and causal training of one backbone.)
 
+    Measured on protocol A (ml-100k, 2 seeds): with weight .1 validation NDCG@10 .1295 against .1337 without: no gain
+    where items start from their co-occurrence.
+
     Costs a second reading of the histories. The number of masks counts as its expectation, so the reduction is exact.
 
     Options: `weight`; `share` of the events that are masked; `num_negatives`, `sampled_above` as in a retrieval head.
