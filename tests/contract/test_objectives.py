@@ -22,10 +22,10 @@ def model_of(kind, **options):
 
 @kinds
 def test_it_documents_itself(kind):
-    """Prevents an objective without formula, paper, shapes or example."""
+    """Prevents an objective without formula, paper, shapes, example, or the word on what it brought."""
     cls = OBJECTIVES.get(kind)
     assert issubclass(cls, Objective)
-    for part in ("L = ", "Shapes:", "Options:", ">>> ", "al., "):
+    for part in ("L = ", "Shapes:", "Options:", ">>> ", "al., ", "easured"):
         assert part in cls.__doc__, part
     assert "weight" in cls.default_options
     for option in cls.default_options:

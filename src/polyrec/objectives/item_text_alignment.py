@@ -27,7 +27,9 @@ class ItemTextAlignment(Objective):
     In-batch negatives depend on the cut into batches: an accumulation window divides by its whole count, but an item is
     told apart from those of its own batch alone, and counts in each batch that has it.
 
-    What it brings on real data has not been measured yet.
+    Measured on protocol A (ml-100k, 2 seeds) with frozen MiniLM texts of "{title}. {genres}": with weight .1 validation
+    NDCG@10 .1256 against .1278 without: no gain there, where items are known and start from their co-occurrence. What
+    it brings to items nobody has met has not been measured.
 
     Options: `weight`; `temperature` \tau.
 
