@@ -30,7 +30,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def arguments(
-    description: str, config: str, systems: Sequence[str], model: bool = False, other: bool = False
+    description: str, config: str, systems: Sequence[str], model: bool | None = False, other: bool = False
 ) -> argparse.Namespace:
     """Read the command line, fix the number of threads and check what can be checked before hours are spent.
 
@@ -131,6 +131,20 @@ def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> float:
     return values[0] if len(set(values)) == 1 else statistics.fmean(values)
+
+
+def one_relevant(better: Sequence[int], k: int = 10) -> dict[str, float]:
+    """Recall and NDCG of lists with one relevant item each.
+
+    Args:
+        better: how many items stand above it.
+    """
+    import numpy as np
+
+    from polyrec.evaluation.ranking import single_target_metrics  # needs torch, see above
+
+    found = single_target_metrics(np.asarray(better), np.zeros(len(better), dtype=np.int64), ks=[k])
+    return {f"{name}@{k}": float(found[f"{name}@{k}"].mean()) for name in ("recall", "ndcg")}
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, PolyRecTrainingArguments, Splits
+from polyrec.data.batching import BatchReader
 from polyrec.data.sequences import SequenceDataset
 
 LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
@@ -250,6 +251,34 @@ def throughput(
     name = f"polyrec {'bf16' if bf16 else 'fp32'}"
     print(f"{name}: {wall:,.0f} positions/s, {cpu:,.0f}/cpu-s over {watch.clock.wall:.0f} s", flush=True)
     return wall, cpu
+
+
+@torch.no_grad()
+def states(model: PolyRecForRecommendation, dataset: SequenceDataset) -> torch.Tensor:
+    """The state that each candidate of a data set is answered from, [C, D]."""
+    reader = BatchReader(dataset)
+    found = torch.zeros(dataset.num_candidates, model.config.hidden_size)
+    for begin in range(0, len(dataset), 64):
+        batch = reader(np.arange(begin, min(begin + 64, len(dataset))))
+        rows, _ = batch.pop("candidate_rows"), batch.pop("labels")
+        read = model(**batch).states
+        found[rows[rows >= 0]] = read[rows >= 0]
+    return found
+
+
+@torch.no_grad()
+def catalog_scores(
+    model: PolyRecForRecommendation, dataset: SequenceDataset, task: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Scores [B, N] of all rows of the item table for some candidates [B] of a data set; the model is in eval mode."""
+    state = states(model, dataset)
+    items = model.item_encoder.rows(torch.arange(model.config.num_items))
+
+    def score(index: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model.score_items(state[index], task, items).numpy()
+
+    return score
 
 
 def labelled(dataset: SequenceDataset) -> int:

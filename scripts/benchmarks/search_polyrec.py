@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from search_data import TEST_FROM, VALID_FROM, Lists, TravelSearch
 from search_peers import SEARCH_KS, Scorer, measure
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
-from polyrec.data.collator import PolyRecCollator
 from polyrec.encoders.item import FIRST_ITEM
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
@@ -106,12 +104,8 @@ class Answers:
         rows = np.zeros(len(log), dtype=bool)
         rows[asked.event] = True
         questions = self.processor.evaluation_set(log, rows, None)
-        loader = DataLoader(questions, batch_size=64, collate_fn=PolyRecCollator())
         found = torch.zeros(len(log), self.model.config.hidden_size)
-        for batch in loader:
-            at, _ = batch.pop("candidate_rows"), batch.pop("labels")
-            states = self.model(**batch).states
-            found[questions.candidates.event[at[at >= 0]]] = states[at >= 0]
+        found[questions.candidates.event] = fitting.states(self.model, questions)
         return found[torch.tensor(asked.event.to_numpy())]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import one_relevant
 
 COLD_SHARE = 0.1
 COLD_QUESTIONS = 3000
@@ -107,11 +108,7 @@ class TextData:
                 rivals = scores[n] if asked.shelf is None else scores[n, asked.shelf]
                 # The answer may be in the history, too (people rate some films twice).
                 ranks.append(int((rivals > own).sum()))
-        rank = np.array(ranks)
-        return {
-            f"recall@{K}": float((rank < K).mean()),
-            f"ndcg@{K}": float((1 / np.log2(rank + 2))[rank < K].sum() / len(rank)),
-        }
+        return one_relevant(ranks, K)
 
     def popularity(self) -> np.ndarray:
         """Events of each item in the whole log, cold ones included: what cold items would get if one knew."""

@@ -58,11 +58,8 @@ def polyrec(
 ) -> tuple[Callable[[str], Score], dict[str, Any]]:
     """All histories in one model that reads each person once; the text backbone is tuned with it."""
     import fitting
-    import torch
-    from transformers import TrainerCallback
 
     from polyrec import PolyRecProcessor
-    from polyrec.data.batching import BatchReader
     from polyrec.data.sequences import Candidates, SequenceDataset
 
     processor = PolyRecProcessor.fit(
@@ -74,23 +71,15 @@ def polyrec(
         **config["processor"],
     )
     splits = processor.split(data.warm_events, by="leave_one_out")
-    clock, pairs = fitting.Clock(), 0
-
-    class Watch(TrainerCallback):
-        """The clock runs in training alone."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-            clock.start()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-            clock.stop()
+    watch, pairs = fitting.Until(config["training"]["num_train_epochs"]), 0
+    clock = watch.clock
 
     def count(module: Any, args: Any, inputs: dict[str, Any]) -> None:
         nonlocal pairs
         pairs += int(((inputs["labels"]["next_item"] > 0) & (inputs["candidate_positions"] > 0)).sum())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = fitting.new_trainer(processor, splits, config, folder, seed, Watch())
+        trainer = fitting.new_trainer(processor, splits, config, folder, seed, watch)
         hook = trainer.model.register_forward_pre_hook(count, with_kwargs=True)
         trainer.train()
         hook.remove()
@@ -102,21 +91,8 @@ def polyrec(
     def scorer(part: str) -> Score:
         event = place[questions[part].row]
         asked = SequenceDataset(log, Candidates(event, visible[event]), ["next_item"], None, processor.max_history, 1)
-        state = torch.zeros(len(event), trained.config.hidden_size)
-        reader = BatchReader(asked)
-        with torch.no_grad():
-            for begin in range(0, len(asked), 64):
-                batch = reader(np.arange(begin, min(begin + 64, len(asked))))
-                rows = batch.pop("candidate_rows")
-                batch.pop("labels")
-                states = trained(**batch).states
-                state[rows[rows >= 0]] = states[rows >= 0]
-
-        def score(index: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                return trained.score_items(state[index], "next_item")[:, 2:].numpy()
-
-        return score
+        scores = fitting.catalog_scores(trained, asked, "next_item")
+        return lambda index: scores(index)[:, 2:]  # without padding and the unknown item
 
     return scorer, {
         "pairs": pairs,

@@ -65,33 +65,7 @@ def evaluate(test: Any, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, 
             own = scores[n, target]
             scores[n, seen] = -np.inf
             ranks.append(int((scores[n, 2:] > own).sum()))
-    rank = np.array(ranks)
-    gain = np.where(rank < 10, 1 / np.log2(rank + 2), 0)
-    return {"recall@10": float((rank < 10).mean()), "ndcg@10": float(gain.mean())}
-
-
-def model_scores(model: Any, test: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Scores of a trained model."""
-    import torch
-
-    from polyrec.data.batching import BatchReader
-
-    reader = BatchReader(test)
-    state = torch.zeros(test.num_candidates, model.config.hidden_size)
-    with torch.no_grad():
-        for begin in range(0, len(test), 64):
-            batch = reader(np.arange(begin, min(begin + 64, len(test))))
-            rows = batch.pop("candidate_rows")
-            batch.pop("labels")
-            states = model(**batch).states
-            state[rows[rows >= 0]] = states[rows >= 0]
-        items = model.item_encoder.rows(torch.arange(model.config.num_items))
-
-    def score(index: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model.score_items(state[index], "next_item", items).numpy()
-
-    return score
+    return common.one_relevant(ranks)
 
 
 def text_mean(model: Any, test: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -135,9 +109,11 @@ def main() -> None:
         processor, data, own = domains[target]
         counts = processor.item_counts.astype(np.float32)
         runs = {
-            "own": [evaluate(data.test, model_scores(f.model.eval(), data.test)) for f in own],
+            "own": [evaluate(data.test, fitting.catalog_scores(f.model.eval(), data.test, "next_item")) for f in own],
             "transferred": [
-                evaluate(data.test, model_scores(for_catalog(f.model.eval(), processor), data.test))
+                evaluate(
+                    data.test, fitting.catalog_scores(for_catalog(f.model.eval(), processor), data.test, "next_item")
+                )
                 for f in domains[source][2]
             ],
             "text_mean": [evaluate(data.test, text_mean(own[0].model, data.test))],

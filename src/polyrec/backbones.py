@@ -209,7 +209,7 @@ def _pooling(said: Mapping[str, Any], model: str) -> str:
     chosen = [ours for theirs, ours in names.items() if said.get(f"pooling_mode_{theirs}")]
     mode = said.get("pooling_mode")
     if isinstance(mode, str):
-        chosen = [names.get(mode, {"lasttoken": "last"}.get(mode, mode))]
+        chosen = [names.get(mode, mode)]
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
         raise ValueError(f"{model!r} pools by {chosen or said}: give pooling= as one of {', '.join(POOLINGS)}")
     return chosen[0]

@@ -6,6 +6,8 @@ Letters: B people, L events, C candidates, N items, D width.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,16 +128,24 @@ class PolyRecPreTrainedModel(PreTrainedModel):
 
     def set_adapter(self, name: str) -> None:
         """Answer, and learn, with another LoRA adapter of every backbone that has one of this name."""
-        found = [
-            m for m in self.modules() if isinstance(m, Backbone) and name in m.config.adapters and m.model is not None
-        ]
+        found = [b for _, b in backbones(self) if name in b.config.adapters and b.model is not None]
         if not found:
             raise ValueError(f"no backbone has an adapter {name!r}: name them in the configuration (adapters=[...])")
-        for module in found:
-            module.set_adapter(name)
+        for backbone in found:
+            backbone.set_adapter(name)
         for module in self.modules():
             if isinstance(module, ItemText):
                 module.fresh = False
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode; afterwards in the mode that it had."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def _record_backbones(self) -> None:
         """Put what backbones know of themselves now (fingerprints, merged adapters) into the configuration."""

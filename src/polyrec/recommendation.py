@@ -48,12 +48,8 @@ def recommend(
     """
     if k < 1:
         raise ValueError(f"k is {k}; it must be >= 1")
-    was_training = model.training
-    model.eval()
-    try:
+    with model.answering():
         return _recommend(model, processor, history, k, user or {}, context or {}, time, task, exclude_seen)
-    finally:
-        model.train(was_training)
 
 
 def _recommend(

@@ -56,9 +56,7 @@ def search(
         raise ValueError(f"k must be >= 1, expand >= 0 and expand_weight in [0, 1], not {k}, {expand}, {expand_weight}")
     if not isinstance(query, str):
         raise ValueError(f"a query is a text, not {type(query).__name__}")
-    was_training = model.training
-    model.eval()
-    try:
+    with model.answering():
         name = task or searches[0]
         request = {"user": user or {}, "context": context or {}, "time": time, "query": query}
         found = _scores(model, processor, name, history, request, expand, expand_weight, exclude_seen)
@@ -66,8 +64,6 @@ def search(
             return []
         best = np.argsort(-found, kind="stable")[: min(k, int(np.isfinite(found).sum()))]
         others = answers(model, processor, history, best, request) if model.pair_tasks and len(best) else {}
-    finally:
-        model.train(was_training)
     return [
         {
             "rank": n + 1,

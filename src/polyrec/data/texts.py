@@ -5,6 +5,7 @@ Letters: N texts, T tokens of all of them.
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class TokenTable:
         index = np.repeat(self.offsets[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         tokens[real] = self.flat[index]
         return tokens, real
+
+    def contents(self) -> list[bytes]:
+        """The tokens of each text as bytes, by which equal texts are known."""
+        return [self.flat[a:b].tobytes() for a, b in itertools.pairwise(self.offsets)]
 
     def take(self, rows: np.ndarray) -> TokenTable:
         """A table of some texts."""

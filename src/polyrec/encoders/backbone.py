@@ -59,6 +59,15 @@ class Backbone(nn.Module, Generic[C]):
                 return module
         raise ValueError(f"{self.config.model!r} has no list of {count} layers: use tuning 'full', 'lora' or 'frozen'")
 
+    def depths(self) -> Iterator[tuple[int, nn.Parameter]]:
+        """Parameters with their layer counted from the top: 0 for the top one and what is above it, embeddings last."""
+        layers = self.layers
+        depth = {id(p): len(layers) - 1 - n for n, layer in enumerate(layers) for p in layer.parameters()}
+        below = True  # parameters are listed from the input to the output
+        for parameter in self.transformer().parameters():
+            below = below and id(parameter) not in depth
+            yield depth.get(id(parameter), len(layers) if below else 0), parameter
+
     def transformer(self, device: torch.device | None = None) -> PreTrainedModel:
         """The transformer itself; a frozen one is loaded at the first call."""
         if self.model is not None:
@@ -97,11 +106,11 @@ class Backbone(nn.Module, Generic[C]):
 
     def merge(self) -> C:
         """Fold the active adapter into the weights; returns the configuration of what remains, which is saved whole."""
-        from peft.tuners.lora import LoraLayer
-
         if self.model is None:
             self.model = self.transformer()
         if self.config.tuning == "lora":
+            from peft.tuners.lora import LoraLayer
+
             for parent in list(self.model.modules()):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, LoraLayer):
@@ -157,15 +166,10 @@ class Backbone(nn.Module, Generic[C]):
         if tuning == "lora":
             self.set_adapter(self.config.adapters[0])
         if top is not None:
-            layers = self.layers
-            if top > len(layers):
-                raise ValueError(f"tuning {tuning!r}: {self.config.model!r} has {len(layers)} layers")
-            learnt = {id(p) for layer in layers[-top:] for p in layer.parameters()}
-            below = {id(p) for layer in layers[:-top] for p in layer.parameters()}
-            above = False  # parameters are listed from the input to the output: what follows the layers is above them
-            for parameter in self.model.parameters():
-                above = above or id(parameter) in learnt
-                parameter.requires_grad_(above and id(parameter) not in below)
+            if top > len(self.layers):
+                raise ValueError(f"tuning {tuning!r}: {self.config.model!r} has {len(self.layers)} layers")
+            for depth, parameter in self.depths():
+                parameter.requires_grad_(depth < top)
 
     def _of_the_model(self) -> dict[str, Tensor]:
         assert self.model is not None

@@ -75,10 +75,7 @@ class ItemText(nn.Module):
         assert self.tokens is not None
         held = np.flatnonzero(self.tokens.lengths)
         sample = np.random.default_rng(0).choice(held, min(len(held), _START_SAMPLE), replace=False)
-        training = self.encoder.training
-        self.encoder.eval()
-        vectors_MW = self.vectors[torch.from_numpy(sample)] if self.fresh else self._encode(sample)
-        self.encoder.train(training)
+        vectors_MW = self.vectors[torch.from_numpy(sample)] if self.fresh else self._said(sample)
         directions = torch.linalg.svd(vectors_MW.double(), full_matrices=False).Vh[: self.project.out_features]
         self.project.weight.zero_()  # a width of items beyond that of texts stays empty
         self.project.weight[: len(directions)] = length * directions.to(self.project.weight)
@@ -108,10 +105,7 @@ class ItemText(nn.Module):
         if not self.fresh:
             self.refresh()
             return
-        training = self.encoder.training
-        self.encoder.eval()
-        self.vectors[before:] = self._encode(np.arange(before, len(tokens))).to(self.vectors)
-        self.encoder.train(training)
+        self.vectors[before:] = self._said(np.arange(before, len(tokens))).to(self.vectors)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -121,10 +115,7 @@ class ItemText(nn.Module):
                 "the texts of the items are needed and a saved model does not have them: call "
                 "model.load_texts(processor) first (the trainer does)"
             )
-        training = self.encoder.training
-        self.encoder.eval()
-        self.vectors.copy_(self._frozen() if not self.encoder.tuned else self._encode(None))
-        self.encoder.train(training)
+        self.vectors.copy_(self._said(None) if self.encoder.tuned else self._frozen())
         self.fresh = True
 
     def forward(self, rows_M: Tensor, live_M: Tensor | None = None) -> Tensor:
@@ -163,6 +154,16 @@ class ItemText(nn.Module):
             raise ValueError("the model has no texts of its items: call model.load_texts(processor) before training")
         return self.encoder(self.tokens, rows, self.vectors.device)
 
+    @torch.no_grad()
+    def _said(self, rows: np.ndarray | None) -> Tensor:
+        """Text vectors as the encoder answers, without dropout."""
+        training = self.encoder.training
+        self.encoder.eval()
+        vectors_MW = self._encode(rows)
+        self.encoder.train(training)
+        return vectors_MW
+
+    @torch.no_grad()
     def _frozen(self) -> Tensor:
         """The whole table of a frozen backbone, from disk as far as it has been made before."""
         assert self.tokens is not None
@@ -170,10 +171,9 @@ class ItemText(nn.Module):
         backbone.transformer()  # so that its fingerprint is known
         config: TextConfig = backbone.config
         name = f"text-{config.fingerprint}-{config.pooling}-{config.normalize}.safetensors"
-        contents = [tokens.flat[a:b].tobytes() for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
 
         def encode(rows: np.ndarray) -> np.ndarray:
             return self.encoder(tokens, rows, self.vectors.device).cpu().numpy()
 
-        found = VectorStore(store_folder() / name).vectors(contents, encode)
+        found = VectorStore(store_folder() / name).vectors(tokens.contents(), encode)
         return torch.from_numpy(found).to(self.vectors.device)

@@ -75,7 +75,7 @@ class QueryEncoder(nn.Module):
     @torch.no_grad()
     def _frozen(self, encoder: TextEncoder, table: TokenTable, device: torch.device) -> Tensor:
         """Vectors of a frozen encoder, [Q, W]."""
-        keys = [table.flat[a:b].tobytes() for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+        keys = table.contents()
         if len(self._remembered) + len(keys) > _REMEMBERED:
             self._remembered.clear()
         new = np.array([q for q, key in enumerate(keys) if key not in self._remembered], dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def _backbone_rates(backbone: Backbone[Any], rate: float | None, layer_decay: fl
     rate = BACKBONE_RATES["lora" if tuning == "lora" else "full"] if rate is None else rate
     if layer_decay == 1.0:
         return {id(p): rate for p in backbone.parameters()}
-    return {id(p): rate * layer_decay**depth for depth, p in _depths(backbone)}
+    return {id(p): rate * layer_decay**depth for depth, p in backbone.depths()}
 
 
 class GradualUnfreezing(TrainerCallback):
@@ -96,7 +95,7 @@ class GradualUnfreezing(TrainerCallback):
         for _, backbone in backbones(model):
             if backbone.model is None:
                 continue
-            for depth, parameter in _depths(backbone):
+            for depth, parameter in backbone.depths():
                 if id(parameter) in tuned:
                     parameter.requires_grad_(depth < open_layers)
 
@@ -104,13 +103,3 @@ class GradualUnfreezing(TrainerCallback):
         """Leave everything as it was tuned."""
         for parameter in self._learnt:
             parameter.requires_grad_(True)
-
-
-def _depths(backbone: Backbone[Any]) -> Iterator[tuple[int, nn.Parameter]]:
-    """Parameters with their layer counted from the top, what is above the layers with the top one."""
-    layers = backbone.layers
-    depth = {id(p): len(layers) - 1 - n for n, layer in enumerate(layers) for p in layer.parameters()}
-    below = True
-    for parameter in backbone.parameters():
-        below = below and id(parameter) not in depth
-        yield depth.get(id(parameter), len(layers) if below else 0), parameter
