@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polyrec.backbones import TextConfig, resolve
-from polyrec.data import splits
-from polyrec.data.catalog import EntityTable, read_files, save_files
+from polyrec.data import processor_files, splits
+from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import derived_names, fit_derived, with_derived
@@ -23,7 +21,15 @@ from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_e
 from polyrec.data.label_summary import summarise
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.past import check_marks, read_past
+from polyrec.data.processor_checks import (
+    check_keys_only,
+    check_known,
+    check_queries,
+    check_searches,
+    check_text_changes,
+)
 from polyrec.data.queries import NO_QUERY, Queries
+from polyrec.data.questions import Questions
 from polyrec.data.requests import request_table
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
@@ -34,7 +40,6 @@ from polyrec.data.tables import (
     ids,
     labels,
     numbers,
-    read_json,
     read_table,
     times,
 )
@@ -47,16 +52,6 @@ if TYPE_CHECKING:
     from polyrec.configuration_polyrec import PolyRecConfig
 
 logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-COUNTS_COLUMN = "__training_events__"
-_CONFIG_KEYS = (
-    "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
-    "label_summary", "statistics",
-)  # fmt: skip
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
-CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME = "processor_config.json", "items.parquet", "statistics"
-VECTORS_NAME = "item_vectors"
 
 
 class Splits(NamedTuple):
@@ -122,11 +117,11 @@ class PolyRecProcessor:
         if text is not None:
             check_template(text.template, items.table.column_names)
             self.tokenizer = load_tokenizer(text) if tokenizer is None else tokenizer
-        _check_queries(columns, self.tasks, text)
+        check_queries(columns, self.tasks, text)
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, Any]] = {}
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
-        _check_keys_only(columns, items, users, event_encoders["candidate"])
+        check_keys_only(columns, items, users, event_encoders["candidate"])
 
     # ------------------------------------------------------------------ fit
     @classmethod
@@ -169,7 +164,7 @@ class PolyRecProcessor:
         times(log, columns, "interactions")
         labels(log, tasks, "interactions")
         item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
-        _check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
+        check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
         check_marks(columns, columns.feedback)
         encoders = {
@@ -242,7 +237,14 @@ class PolyRecProcessor:
                 tested = self.statistics.compute(log, source=part != splits.TEST)
         return Splits(
             self.training_set(
-                log, train, learnt, source, shuffle_ties, max_delay, delayed_share, keep_negatives=keep_negatives
+                log,
+                train,
+                learnt,
+                source=source,
+                shuffle_ties=shuffle_ties,
+                max_delay=max_delay,
+                delayed_share=delayed_share,
+                keep_negatives=keep_negatives,
             ),
             self.evaluation_set(log, part == splits.VALIDATION, learnt),
             self.evaluation_set(log, part == splits.TEST, tested),
@@ -274,14 +276,7 @@ class PolyRecProcessor:
 
         Only the row's own context stays. This is how a model answers that is not fed new events.
         """
-        log, asked = dataset.log, dataset.candidates
-        position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
-        statistics = dataset.statistics
-        if statistics is None or self.statistics is None:
-            return dataset.with_candidates(Candidates(asked.event, position), statistics)
-        view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
-        rows = np.arange(len(view)) + len(statistics)
-        return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([statistics, view]))
+        return self._questions.frozen(dataset, cutoff)
 
     def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
@@ -297,13 +292,7 @@ class PolyRecProcessor:
             log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
             searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
             log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
-            answered = ~np.isnan(log.labels[:, searches]).all(axis=1) & (log.item >= FIRST)
-            itself = first_bad_row(answered & (log.queries.own_item == log.item))
-            if itself is not None:
-                raise ValueError(
-                    f"{what}: row {log.row[itself]} asks with the text of the item that it takes, which no search "
-                    f"returns: leave {columns.query_item!r} empty there, or remove the row"
-                )
+            check_searches(log, searches, columns, what)
         if past is not None:
             if columns.past is None:
                 raise ValueError("a past table is given but columns.past does not say which of its columns to read")
@@ -358,59 +347,25 @@ class PolyRecProcessor:
             raise ValueError(f"unknown task {name!r}; {nearest(name, list(found))}")
         return found[name]
 
-    def _dataset(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, stride: int) -> SequenceDataset:
-        asked = np.flatnonzero(rows)
-        candidates = Candidates(asked, log.visible(self.ties)[asked])
-        return SequenceDataset(log, candidates, [t.name for t in self.tasks], statistics, self.max_history, stride)
+    @property
+    def _questions(self) -> Questions:
+        return Questions(self.tasks, self.max_history, self.ties, self.statistics)
 
     def evaluation_set(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None) -> SequenceDataset:
         """Questions about some events of a log (bool [R]), each with at least half a window of history."""
-        return self._dataset(log, rows, statistics, max(self.max_history // 2, 1))
+        return self._questions.evaluation(log, rows, statistics)
 
     def training_set(
-        self,
-        log: EventLog,
-        rows: np.ndarray,
-        statistics: np.ndarray | None,
-        source: np.ndarray | None = None,
-        shuffle_ties: bool = True,
-        max_delay: float = 0.0,
-        delayed_share: float | None = None,
-        keep_negatives: Mapping[str, float] | None = None,
+        self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, **options: Any
     ) -> SequenceDataset:
-        """Questions to learn from about some events of a log.
+        """Questions to learn from about some events of a log (bool [R]).
 
         Args:
-            rows: bool [R].
             statistics: of the log, [R, F].
-            source: bool [R], events that statistics may count; None: all.
-            shuffle_ties, max_delay, delayed_share, keep_negatives: see [`split`].
+            options: `source` (bool [R], events that statistics may count) and, as in [`split`], `shuffle_ties`,
+                `max_delay`, `delayed_share` and `keep_negatives`.
         """
-        own = self._dataset(log, rows, statistics, self.max_history)
-        candidates, retrieval = own.candidates, tuple(t.name for t in self.tasks if t.ranks_catalog)
-        if max_delay < 0:
-            raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
-        if max_delay > 0:
-            until = log.time - np.random.default_rng(0).uniform(0, max_delay, len(log))
-            asked = candidates.event
-            position = np.minimum(candidates.position, log.visible_before(until)[asked])
-            index = np.arange(len(asked)) + len(log)
-            if self.statistics is not None and statistics is not None:
-                delayed = self.statistics.compute(log, visible_until=until, source=source)[asked]
-                statistics = np.concatenate([statistics, delayed])
-            candidates = Candidates.concatenate([candidates, Candidates(asked, position, index)])
-        names = [t.name for t in self.tasks]
-        return SequenceDataset(
-            log,
-            candidates,
-            names,
-            statistics,
-            self.max_history,
-            shuffle_ties=shuffle_ties,
-            own_view_tasks=retrieval if max_delay > 0 else (),
-            delayed_share=delayed_share,
-            keep_negatives=dict(keep_negatives or {}),
-        )
+        return self._questions.training(log, rows, statistics, **options)
 
     # ---------------------------------------------------------------- model
     @property
@@ -456,7 +411,7 @@ class PolyRecProcessor:
         }
         if self.text is not None:
             changes = dict(overrides.pop("text", None) or {})
-            _check_text_changes(self.text, changes)
+            check_text_changes(self.text, changes)
             defaults["text"] = asdict(self.text) | changes
             defaults["queries"] = self.columns.query is not None
         return PolyRecConfig(**{**defaults, **overrides})
@@ -573,30 +528,21 @@ class PolyRecProcessor:
     # -------------------------------------------------------------- on disk
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
         """Write processor_config.json, items.parquet, statistics/ and item_vectors/; nothing about people."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "format_version": FORMAT_VERSION,
-            "columns": asdict(self.columns),
-            "tasks": [asdict(t) for t in self.tasks],
-            "item_encoders": {n: asdict(e) for n, e in self.items.encoders.items()},
-            "user_encoders": {n: asdict(e) for n, e in self.users.encoders.items()},
-            "event_encoders": {s: {n: asdict(e) for n, e in es.items()} for s, es in self.event_encoders.items()},
-            "max_history": self.max_history,
-            "ties": self.ties,
-            "label_summary": self.label_summary,
-            "statistics": self.statistics is not None,
-            "text": None if self.text is None else asdict(self.text),
-        }
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        counts = pa.array(self.item_counts[2:])
-        pq.write_table(self.items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
-        save_files(self.items, folder / VECTORS_NAME)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        if self.statistics is not None:
-            (folder / STATISTICS_NAME).mkdir(exist_ok=True)
-            self.statistics.save(folder / STATISTICS_NAME)
+        processor_files.save(
+            Path(folder),
+            columns=self.columns,
+            tasks=self.tasks,
+            items=self.items,
+            users=self.users,
+            event_encoders=self.event_encoders,
+            item_counts=self.item_counts,
+            statistics=self.statistics,
+            text=self.text,
+            tokenizer=self.tokenizer,
+            max_history=self.max_history,
+            ties=self.ties,
+            label_summary=self.label_summary,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> PolyRecProcessor:
@@ -605,113 +551,14 @@ class PolyRecProcessor:
         Raises:
             ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
         """
-        folder = _local_folder(folder, hub_options)
-        config = read_json(folder / CONFIG_NAME)
-        _check_config(config, folder / CONFIG_NAME)
-        columns = from_dict(Columns, config["columns"])
-        table = read_table(folder / ITEMS_NAME, "items")
-        counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
-        table = table.drop_columns([COUNTS_COLUMN])
-        encoders = _encoders(config["item_encoders"])
-        vectors = read_files(encoders, table, folder / VECTORS_NAME)
-        items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
-        no_users = pa.table(
-            {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
-        )
-        users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
-        tasks = parse_tasks(config["tasks"])
-        event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
-        statistics = None
-        if config["statistics"]:
-            keyed = {"user": users.encoders, "candidate": event_encoders["candidate"]}
-            statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks)
-        text = None if config.get("text") is None else from_dict(TextConfig, config["text"])
-        processor = cls(
-            columns,
-            tasks,
-            items,
-            users,
-            event_encoders,
-            config["max_history"],
-            config["ties"],
-            statistics,
-            text,
-            None if text is None else load_tokenizer(text, str(folder)),
-        )
-        processor.item_counts = np.concatenate([[0, 0], counts])
-        processor.label_summary = config["label_summary"]
+        found = processor_files.load(folder, hub_options)
+        item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
+        processor = cls(**found)
+        processor.item_counts, processor.label_summary = item_counts, label_summary
         return processor
-
-
-def _check_text_changes(text: TextConfig, changes: Mapping[str, Any]) -> None:
-    """Refuse a model that reads other tokens than the processor makes."""
-    for name in ("model", "revision", "template", "max_length", "prompt", "query_prompt"):
-        if name in changes and changes[name] != asdict(text)[name]:
-            raise ValueError(f"text.{name} is the processor's: give it to PolyRecProcessor.fit(text=...)")
-
-
-def _check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfig | None) -> None:
-    """Refuse queries that nothing can read, and search without queries."""
-    searches = [t.name for t in tasks if t.head == "search"]
-    if columns.query is not None and text is None:
-        raise ValueError(
-            f"columns.query={columns.query!r} needs a text encoder: PolyRecProcessor.fit(text={{'model': ...}})"
-        )
-    if columns.query is None and searches:
-        raise ValueError(
-            f"task {searches[0]!r} is a search, but columns.query does not say which column holds the queries"
-        )
 
 
 def _label_columns(tasks: list[TaskConfig]) -> tuple[str, ...]:
     """Columns of the labels: what a past event is known to have brought."""
     found = [t.parsed_label.column for t in tasks if t.parsed_label is not None]
     return tuple(dict.fromkeys(found))
-
-
-def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:
-    return {name: from_dict(ColumnEncoder, v) for name, v in values.items()}
-
-
-def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
-    """A column without rows, of a type that fits the encoder."""
-    kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64(), "embedding": pa.list_(pa.float64())}
-    return pa.array([], kinds.get(encoder["kind"], pa.string()))
-
-
-def _check_keys_only(
-    columns: Columns, items: EntityTable, users: EntityTable, context: Mapping[str, ColumnEncoder]
-) -> None:
-    known = [f"item.{n}" for n in items.encoders] + [f"user.{n}" for n in users.encoders]
-    known += [f"context.{n}" for n in context]
-    for name in columns.keys_only:
-        if name not in known:
-            raise ValueError(f"columns.keys_only: unknown {name!r}; {nearest(name, known)}")
-
-
-def _check_known(items: EntityTable, taken: pa.Array, name: str) -> None:
-    """Refuse a catalog without any item of the log: every event would be one of an unknown item."""
-    if (items.rows(taken) < FIRST).all():
-        raise ValueError(
-            f"none of the interactions' items is in the items table: column {name!r} begins {taken[0]} there and "
-            f"{items.ids[0]} here; use the same ids in both"
-        )
-
-
-def _check_config(config: Mapping[str, Any], path: Path) -> None:
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version}, newer than {FORMAT_VERSION}: update polyrec")
-    for key in _CONFIG_KEYS:
-        if key not in config:
-            raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
-
-
-def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
-    """A local folder as it is; anything else is fetched from the Hub."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**"]
-    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

@@ -116,7 +116,8 @@ def test_ordinal_loss_is_corns_and_the_likelihood(classes, minimum, seed):
     above = torch.cat([torch.ones(9, 1), f.cumprod(-1), torch.zeros(9, 1)], dim=-1)
     p = above[:, :-1] - above[:, 1:]
     torch.testing.assert_close(total.double(), -p[torch.arange(9), y].log().sum(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(head.predict(logits).double(), minimum + (p * torch.arange(classes)).sum(-1))
+    expected = (minimum + (p * torch.arange(classes)).sum(-1)).float()  # near 0 nothing but single precision is left
+    torch.testing.assert_close(head.predict(logits), expected)
 
 
 def test_ordinal_starts_at_the_shares():

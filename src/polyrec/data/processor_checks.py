@@ -1,0 +1,74 @@
+"""What a processor refuses: columns, catalogs and texts that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.backbones import TextConfig
+from polyrec.data.catalog import EntityTable
+from polyrec.data.columns import FIRST, ColumnEncoder
+from polyrec.data.sequences import EventLog
+from polyrec.data.tables import first_bad_row
+from polyrec.registry import nearest
+from polyrec.schema import Columns, TaskConfig
+
+
+def check_text_changes(text: TextConfig, changes: Mapping[str, Any]) -> None:
+    """Refuse a model that reads other tokens than the processor makes."""
+    for name in ("model", "revision", "template", "max_length", "prompt", "query_prompt"):
+        if name in changes and changes[name] != asdict(text)[name]:
+            raise ValueError(f"text.{name} is the processor's: give it to PolyRecProcessor.fit(text=...)")
+
+
+def check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfig | None) -> None:
+    """Refuse queries that nothing can read, and search without queries."""
+    searches = [t.name for t in tasks if t.head == "search"]
+    if columns.query is not None and text is None:
+        raise ValueError(
+            f"columns.query={columns.query!r} needs a text encoder: PolyRecProcessor.fit(text={{'model': ...}})"
+        )
+    if columns.query is None and searches:
+        raise ValueError(
+            f"task {searches[0]!r} is a search, but columns.query does not say which column holds the queries"
+        )
+
+
+def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: str) -> None:
+    """Refuse a search whose answer is the item that its query is the text of, which no search returns.
+
+    Args:
+        tasks: columns of `log.labels` that are searches.
+    """
+    assert log.queries is not None
+    answered = ~np.isnan(log.labels[:, tasks]).all(axis=1) & (log.item >= FIRST)
+    itself = first_bad_row(answered & (log.queries.own_item == log.item))
+    if itself is not None:
+        raise ValueError(
+            f"{what}: row {log.row[itself]} asks with the text of the item that it takes, which no search "
+            f"returns: leave {columns.query_item!r} empty there, or remove the row"
+        )
+
+
+def check_keys_only(
+    columns: Columns, items: EntityTable, users: EntityTable, context: Mapping[str, ColumnEncoder]
+) -> None:
+    """Refuse columns that are to be keys of statistics only but are no attributes at all."""
+    known = [f"item.{n}" for n in items.encoders] + [f"user.{n}" for n in users.encoders]
+    known += [f"context.{n}" for n in context]
+    for name in columns.keys_only:
+        if name not in known:
+            raise ValueError(f"columns.keys_only: unknown {name!r}; {nearest(name, known)}")
+
+
+def check_known(items: EntityTable, taken: pa.Array, name: str) -> None:
+    """Refuse a catalog without any item of the log: every event would be one of an unknown item."""
+    if (items.rows(taken) < FIRST).all():
+        raise ValueError(
+            f"none of the interactions' items is in the items table: column {name!r} begins {taken[0]} there and "
+            f"{items.ids[0]} here; use the same ids in both"
+        )

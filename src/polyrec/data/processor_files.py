@@ -1,0 +1,145 @@
+"""Files of a processor: processor_config.json, items.parquet, statistics/, item_vectors/ and those of a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polyrec.backbones import TextConfig
+from polyrec.data.catalog import EntityTable, read_files, save_files
+from polyrec.data.columns import FIRST, ColumnEncoder
+from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.tables import column, ids, read_json, read_table
+from polyrec.data.texts import load_tokenizer
+from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
+
+FORMAT_VERSION = 1
+CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME = (
+    "processor_config.json", "items.parquet", "statistics", "item_vectors"
+)  # fmt: skip
+COUNTS_COLUMN = "__training_events__"
+_CONFIG_KEYS = (
+    "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
+    "label_summary", "statistics",
+)  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
+
+
+def save(
+    folder: Path,
+    *,
+    columns: Columns,
+    tasks: list[TaskConfig],
+    items: EntityTable,
+    users: EntityTable,
+    event_encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+    item_counts: np.ndarray,
+    statistics: LogStatistics | None,
+    text: TextConfig | None,
+    tokenizer: Any,
+    **plain: Any,
+) -> None:
+    """Write what a processor knows, but nothing about people.
+
+    Args:
+        users: its encoders are kept, its rows are not.
+        plain: further values of JSON's types.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "columns": asdict(columns),
+        "tasks": [asdict(t) for t in tasks],
+        "item_encoders": {n: asdict(e) for n, e in items.encoders.items()},
+        "user_encoders": {n: asdict(e) for n, e in users.encoders.items()},
+        "event_encoders": {s: {n: asdict(e) for n, e in es.items()} for s, es in event_encoders.items()},
+        "statistics": statistics is not None,
+        "text": None if text is None else asdict(text),
+        **plain,
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    counts = pa.array(item_counts[FIRST:])
+    pq.write_table(items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
+    save_files(items, folder / VECTORS_NAME)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if statistics is not None:
+        (folder / STATISTICS_NAME).mkdir(exist_ok=True)
+        statistics.save(folder / STATISTICS_NAME)
+
+
+def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what [`save`] wrote, under the same names (without `users`' rows), from a folder or a Hub repository.
+
+    Raises:
+        ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
+    """
+    folder = _local_folder(name, hub_options)
+    config = read_json(folder / CONFIG_NAME)
+    _check_config(config, folder / CONFIG_NAME)
+    columns = from_dict(Columns, config["columns"])
+    table = read_table(folder / ITEMS_NAME, "items")
+    counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
+    table = table.drop_columns([COUNTS_COLUMN])
+    encoders = _encoders(config["item_encoders"])
+    vectors = read_files(encoders, table, folder / VECTORS_NAME)
+    items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
+    no_users = pa.table(
+        {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
+    )
+    users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
+    tasks = parse_tasks(config["tasks"])
+    event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
+    statistics = None
+    if config["statistics"]:
+        keyed = {"user": users.encoders, "candidate": event_encoders["candidate"]}
+        statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks)
+    text = None if config.get("text") is None else from_dict(TextConfig, config["text"])
+    return {
+        "columns": columns,
+        "tasks": tasks,
+        "items": items,
+        "users": users,
+        "event_encoders": event_encoders,
+        "item_counts": np.concatenate([np.zeros(FIRST, dtype=np.int64), counts]),
+        "statistics": statistics,
+        "text": text,
+        "tokenizer": None if text is None else load_tokenizer(text, str(folder)),
+        **{name: config[name] for name in ("max_history", "ties", "label_summary")},
+    }
+
+
+def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:
+    return {name: from_dict(ColumnEncoder, v) for name, v in values.items()}
+
+
+def _no_values(encoder: Mapping[str, Any]) -> pa.Array:
+    """A column without rows, of a type that fits the encoder."""
+    kinds = {"multi": pa.list_(pa.string()), "numeric": pa.float64(), "embedding": pa.list_(pa.float64())}
+    return pa.array([], kinds.get(encoder["kind"], pa.string()))
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, newer than {FORMAT_VERSION}: update polyrec")
+    for key in _CONFIG_KEYS:
+        if key not in config:
+            raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
+
+
+def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
+    """A local folder as it is; anything else is fetched from the Hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**", *_TOKENIZER_FILES]
+    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

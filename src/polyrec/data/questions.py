@@ -1,0 +1,100 @@
+"""Questions about the events of a log: to learn from, to be judged by, and with nothing new known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.schema import TaskConfig
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Makes data sets of the events of a log.
+
+    Args:
+        tasks: what is asked about each event.
+        max_history: events per window.
+        ties: "strict" (a candidate sees earlier times only) or "order" (it sees the rows before it).
+        statistics: running statistics, or None.
+    """
+
+    tasks: Sequence[TaskConfig]
+    max_history: int
+    ties: str
+    statistics: LogStatistics | None
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the order of the labels' columns."""
+        return [t.name for t in self.tasks]
+
+    def evaluation(self, log: EventLog, rows: np.ndarray, values: np.ndarray | None) -> SequenceDataset:
+        """Questions about some events (bool [R]), each with at least half a window of history.
+
+        Args:
+            values: running statistics of the log, [R, F].
+        """
+        stride = max(self.max_history // 2, 1)
+        return SequenceDataset(log, self._asked(log, rows), self.task_names, values, self.max_history, stride)
+
+    def training(
+        self,
+        log: EventLog,
+        rows: np.ndarray,
+        values: np.ndarray | None,
+        source: np.ndarray | None = None,
+        shuffle_ties: bool = True,
+        max_delay: float = 0.0,
+        delayed_share: float | None = None,
+        keep_negatives: Mapping[str, float] | None = None,
+    ) -> SequenceDataset:
+        """Questions to learn from, see `PolyRecProcessor.split`.
+
+        Args:
+            rows: bool [R].
+            values: running statistics of the log, [R, F].
+            source: bool [R], events that statistics may count; None: all.
+        """
+        if max_delay < 0:
+            raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
+        candidates = self._asked(log, rows)
+        if max_delay > 0:
+            until = log.time - np.random.default_rng(0).uniform(0, max_delay, len(log))
+            asked = candidates.event
+            position = np.minimum(candidates.position, log.visible_before(until)[asked])
+            index = np.arange(len(asked)) + len(log)
+            if self.statistics is not None and values is not None:
+                delayed = self.statistics.compute(log, visible_until=until, source=source)[asked]
+                values = np.concatenate([values, delayed])
+            candidates = Candidates.concatenate([candidates, Candidates(asked, position, index)])
+        retrieval = tuple(t.name for t in self.tasks if t.ranks_catalog)
+        return SequenceDataset(
+            log,
+            candidates,
+            self.task_names,
+            values,
+            self.max_history,
+            shuffle_ties=shuffle_ties,
+            own_view_tasks=retrieval if max_delay > 0 else (),
+            delayed_share=delayed_share,
+            keep_negatives=dict(keep_negatives or {}),
+        )
+
+    def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
+        """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
+        log, asked, values = dataset.log, dataset.candidates, dataset.statistics
+        position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
+        if values is None or self.statistics is None:
+            return dataset.with_candidates(Candidates(asked.event, position), values)
+        view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
+        rows = np.arange(len(view)) + len(values)
+        return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([values, view]))
+
+    def _asked(self, log: EventLog, rows: np.ndarray) -> Candidates:
+        asked = np.flatnonzero(rows)
+        return Candidates(asked, log.visible(self.ties)[asked])
