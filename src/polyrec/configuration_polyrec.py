@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from polyrec.backbones import BackboneConfig, TextConfig, resolve
+from polyrec.distillation_config import DistillationConfig
 from polyrec.registry import EXPERTS, OBJECTIVES, WEIGHTINGS, nearest
 from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -58,6 +59,8 @@ class PolyRecConfig(PreTrainedConfig):
         weighting, weighting_options: how task losses become one objective.
         objectives: losses beside the tasks, by registered name, each with its "weight" and further options, e.g.
             {"contrastive": {"weight": 0.1}}; see `polyrec.objectives`. They act in training alone.
+        distillation: what is learnt from a teacher beside the labels, see [`DistillationConfig`]; it acts in training
+            with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
@@ -105,6 +108,7 @@ class PolyRecConfig(PreTrainedConfig):
     weighting: str = "fixed"
     weighting_options: dict | None = None
     objectives: dict | None = None
+    distillation: dict | None = None
     dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
@@ -127,6 +131,8 @@ class PolyRecConfig(PreTrainedConfig):
         self.expert_options = dict(self.expert_options or {})
         self.weighting_options = dict(self.weighting_options or {})
         self.objectives = {name: dict(options or {}) for name, options in (self.objectives or {}).items()}
+        if self.distillation is not None:
+            self.distillation = asdict(DistillationConfig.parse(self.distillation, self.task_names))
         if self.text is not None:
             self.text = asdict(resolve(from_dict(TextConfig, self.text)))
         if self.history_backbone is not None:
@@ -202,6 +208,11 @@ class PolyRecConfig(PreTrainedConfig):
             eos_token_id=None,
             use_cache=False,
         )
+
+    @property
+    def student_of(self) -> DistillationConfig | None:
+        """What is learnt from a teacher as a [`DistillationConfig`]."""
+        return None if self.distillation is None else DistillationConfig.parse(self.distillation, self.task_names)
 
     @property
     def pair_width(self) -> int:
