@@ -45,6 +45,7 @@ from polyrec.data.tables import (
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
 from polyrec.data.weights import row_weights
+from polyrec.distillation.guard import TrainingRows
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -120,6 +121,7 @@ class PolyRecProcessor:
         check_queries(columns, self.tasks, text)
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.label_summary: dict[str, dict[str, Any]] = {}
+        self.training_rows: TrainingRows | None = None  # None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
@@ -224,6 +226,7 @@ class PolyRecProcessor:
         self._weigh(log, table)
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
+        self.training_rows = TrainingRows.of(log, train, self.items.ids)
         for name, share in (keep_negatives or {}).items():
             if self._task(name).head != "binary":
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
@@ -527,7 +530,10 @@ class PolyRecProcessor:
 
     # -------------------------------------------------------------- on disk
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
-        """Write processor_config.json, items.parquet, statistics/ and item_vectors/; nothing about people."""
+        """Write processor_config.json, items.parquet, statistics/, item_vectors/ and training_rows.safetensors.
+
+        Nothing about people is in them but salted hashes of training events, see [`TrainingRows`].
+        """
         processor_files.save(
             Path(folder),
             columns=self.columns,
@@ -542,6 +548,7 @@ class PolyRecProcessor:
             max_history=self.max_history,
             ties=self.ties,
             label_summary=self.label_summary,
+            training_rows=None if self.training_rows is None else self.training_rows.arrays(),
         )
 
     @classmethod
@@ -553,8 +560,10 @@ class PolyRecProcessor:
         """
         found = processor_files.load(folder, hub_options)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
+        learnt = found.pop("training_rows")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
+        processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
         return processor
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
 
 from polyrec.backbones import TextConfig
 from polyrec.data.catalog import EntityTable, read_files, save_files
@@ -21,8 +22,8 @@ from polyrec.data.texts import load_tokenizer
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
-CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME = (
-    "processor_config.json", "items.parquet", "statistics", "item_vectors"
+CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME = (
+    "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors"
 )  # fmt: skip
 COUNTS_COLUMN = "__training_events__"
 _CONFIG_KEYS = (
@@ -44,12 +45,14 @@ def save(
     statistics: LogStatistics | None,
     text: TextConfig | None,
     tokenizer: Any,
+    training_rows: Mapping[str, np.ndarray] | None,
     **plain: Any,
 ) -> None:
     """Write what a processor knows, but nothing about people.
 
     Args:
         users: its encoders are kept, its rows are not.
+        training_rows: what `TrainingRows.arrays` gives; None: unknown.
         plain: further values of JSON's types.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,10 @@ def save(
     counts = pa.array(item_counts[FIRST:])
     pq.write_table(items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
     save_files(items, folder / VECTORS_NAME)
+    if training_rows is None:
+        (folder / ROWS_NAME).unlink(missing_ok=True)
+    else:
+        save_file(dict(training_rows), folder / ROWS_NAME)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if statistics is not None:
@@ -112,6 +119,7 @@ def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
         "statistics": statistics,
         "text": text,
         "tokenizer": None if text is None else load_tokenizer(text, str(folder)),
+        "training_rows": load_file(folder / ROWS_NAME) if (folder / ROWS_NAME).exists() else None,
         **{name: config[name] for name in ("max_history", "ties", "label_summary")},
     }
 
@@ -141,5 +149,5 @@ def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**", *_TOKENIZER_FILES]
+    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**", ROWS_NAME, *_TOKENIZER_FILES]
     return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

@@ -32,11 +32,15 @@ def uniform(event: np.ndarray, seed: int, epoch: int, key: str) -> np.ndarray:
         True
     """
     start = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
-    x = start + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # wraps, as it should
+    x = splitmix64(start + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))  # wraps, as it should
+    return (x >> np.uint64(11)) * 2.0**-53
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """The output function of SplitMix64, a bijection of uint64 after which every bit depends on every bit of `x`."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)) * 2.0**-53
+    return x ^ (x >> np.uint64(31))
 
 
 def check_keep_negatives(keep: Mapping[str, float], task_names: list[str], labels: np.ndarray) -> None:

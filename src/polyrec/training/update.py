@@ -206,6 +206,9 @@ def learn(
     }
     counts = np.bincount(data.train.log.item[data.parts.new], minlength=processor.num_items)
     processor.item_counts = processor.item_counts + counts
+    if processor.training_rows is not None:
+        asked = np.isin(np.arange(len(data.train.log)), data.train.candidates.event)
+        processor.training_rows = processor.training_rows.extended(data.train.log, asked, processor.items.ids)
     meter = CostMeter()
     with tempfile.TemporaryDirectory() as folder:
         arguments = PolyRecTrainingArguments(output_dir=folder, **options)

@@ -1,0 +1,1 @@
+"""A student learns from what a teacher answers, task by task."""
