@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from polyrec.backbones import BackboneConfig, TextConfig, resolve
-from polyrec.distillation_config import DistillationConfig
-from polyrec.registry import EXPERTS, OBJECTIVES, WEIGHTINGS, nearest
-from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
-
-FORMAT_VERSION = 1
-
-# What transformers itself writes into config.json or passes to the constructor beside the declared fields.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        *("_name_or_path", "name_or_path", "model_type", "auto_map", "_commit_hash", "torch_dtype", "num_labels"),
-        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
-        *("use_cache", "tie_word_embeddings", "is_decoder", "per_layer_config"),
-    }
-)
+from polyrec.backbones import BackboneConfig, resolve
+from polyrec.configuration_multitask import MultiTaskConfig
+from polyrec.registry import OBJECTIVES
+from polyrec.schema import from_dict
 
 
 @strict
-class PolyRecConfig(PreTrainedConfig):
+class PolyRecConfig(MultiTaskConfig):
     r"""Configuration of [`PolyRecModel`] and [`PolyRecForRecommendation`].
 
     `processor.model_config(hidden_size=64, ...)` fills `tasks`, `features` and `num_items` from the data.
@@ -89,10 +77,6 @@ class PolyRecConfig(PreTrainedConfig):
     model_type = "polyrec"
     sub_configs_defaults = {"history_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", optional=True)}
 
-    tasks: list | None = None
-    features: list | None = None
-    num_items: int = 2
-    hidden_size: int = 64
     pair_size: int | None = None
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
@@ -100,47 +84,22 @@ class PolyRecConfig(PreTrainedConfig):
     max_history: int = 200
     history_config: dict | PreTrainedConfig | None = None
     history_backbone: dict | None = None
-    text: dict | None = None
     queries: bool = False
     item_ids: bool = True
-    experts: str = "shared_bottom"
-    expert_options: dict | None = None
-    weighting: str = "fixed"
-    weighting_options: dict | None = None
     objectives: dict | None = None
-    distillation: dict | None = None
-    dropout: float = 0.2
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
     item_cooccurrence: float = 0.0
     freeze_item_ids: bool = False
     task_item_embeddings: bool = False
-    numeric_bins: int = 8
     candidate_attention_heads: int = 4
-    initializer_range: float = 0.06
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        own = [f.name for f in fields(self)]
-        for key in kwargs:
-            if key not in _TRANSFORMERS_KEYS:
-                raise ValueError(f"unknown key {key!r} in PolyRecConfig; {nearest(key, own)}")
-        # Stored as plain dicts: `to_dict` / JSON then need no special case, and equality compares values.
-        self.tasks = [asdict(t) for t in parse_tasks(self.tasks)] if self.tasks else []
-        self.features = [asdict(f) for f in self._parse_features()]
-        self.expert_options = dict(self.expert_options or {})
-        self.weighting_options = dict(self.weighting_options or {})
         self.objectives = {name: dict(options or {}) for name, options in (self.objectives or {}).items()}
-        if self.distillation is not None:
-            self.distillation = asdict(DistillationConfig.parse(self.distillation, self.task_names))
-        if self.text is not None:
-            self.text = asdict(resolve(from_dict(TextConfig, self.text)))
         if self.history_backbone is not None:
             self.history_backbone = asdict(
                 resolve(from_dict(BackboneConfig, {"tuning": "lora", **self.history_backbone}))
             )
-        self._check()
-        self._check_objectives()
         super().__post_init__(**kwargs)
         if self.history_config is None:
             self.history_config = self._default_history_config()
@@ -151,30 +110,20 @@ class PolyRecConfig(PreTrainedConfig):
                 f"history_config.hidden_size is {width} but hidden_size is {self.hidden_size}: make them equal"
             )
 
-    def _parse_features(self) -> list[FeatureConfig]:
-        parsed = [f if isinstance(f, FeatureConfig) else from_dict(FeatureConfig, f) for f in self.features or []]
-        names = [(f.source, f.name) for f in parsed]
-        for source, name in names:
-            if names.count((source, name)) > 1:
-                raise ValueError(
-                    f"feature {name!r} of source {source!r} is listed twice: names must be unique per source"
-                )
-        return parsed
-
     def _check_objectives(self) -> None:
         for name in self.objectives or {}:
             if OBJECTIVES.check(name) in self.task_names:
                 raise ValueError(f"{name!r} is the name of an objective and of a task: rename the task")
 
     def _check(self) -> None:
-        EXPERTS.check(self.experts)
-        WEIGHTINGS.check(self.weighting)
+        super()._check()
+        self._check_objectives()
         if self.queries and self.text is None:
             raise ValueError("queries=True needs a text encoder: pass text={'model': ...}")
-        for name in ("dropout", "attention_dropout", "item_id_dropout"):
+        for name in ("attention_dropout", "item_id_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1)")
-        for name in ("hidden_size", "num_attention_heads", "max_history", "numeric_bins"):
+        for name in ("num_attention_heads", "max_history"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")
         if self.num_hidden_layers < 0 or self.pair_width < 1:
@@ -183,10 +132,6 @@ class PolyRecConfig(PreTrainedConfig):
             )
         if self.item_cooccurrence < 0:
             raise ValueError(f"item_cooccurrence is {self.item_cooccurrence}; it must be >= 0")
-        if self.num_items < 2:
-            raise ValueError(
-                f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"
-            )
         for name in ("num_attention_heads", "candidate_attention_heads"):
             if (heads := getattr(self, name)) and self.hidden_size % heads:
                 raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {name} {heads}")
@@ -210,54 +155,14 @@ class PolyRecConfig(PreTrainedConfig):
         )
 
     @property
-    def student_of(self) -> DistillationConfig | None:
-        """What is learnt from a teacher as a [`DistillationConfig`]."""
-        return None if self.distillation is None else DistillationConfig.parse(self.distillation, self.task_names)
-
-    @property
     def pair_width(self) -> int:
         """Width of pair vectors, experts and pair heads."""
         return self.hidden_size if self.pair_size is None else self.pair_size
 
     @property
-    def text_encoder(self) -> TextConfig | None:
-        """The text encoder as a [`TextConfig`]."""
-        return None if self.text is None else TextConfig(**self.text)
-
-    @property
     def history_encoder(self) -> BackboneConfig | None:
         """The pretrained history backbone as a [`BackboneConfig`]."""
         return None if self.history_backbone is None else BackboneConfig(**self.history_backbone)
-
-    @property
-    def task_configs(self) -> list[TaskConfig]:
-        """The tasks as [`TaskConfig`] objects."""
-        return [TaskConfig(**t) for t in self.tasks or []]
-
-    @property
-    def feature_configs(self) -> list[FeatureConfig]:
-        """The features as [`FeatureConfig`] objects."""
-        return [FeatureConfig(**f) for f in self.features or []]
-
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, in the order given."""
-        return [t["name"] for t in self.tasks or []]
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Rebuild from the values of config.json. A file of a newer format keeps what is known here, with a warning."""
-        version = config_dict.get("format_version", FORMAT_VERSION)
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            known = {f.name for f in fields(cls)} | _TRANSFORMERS_KEYS | {"transformers_version"}
-            dropped = sorted(set(config_dict) - known)
-            warnings.warn(
-                f"config.json has format {version}, newer than {FORMAT_VERSION}; ignored keys: {dropped or 'none'}. "
-                "Update polyrec if the model misbehaves.",
-                stacklevel=2,
-            )
-            config_dict = {k: v for k, v in config_dict.items() if k in known} | {"format_version": FORMAT_VERSION}
-        return super().from_dict(config_dict, **kwargs)
 
 
 AutoConfig.register("polyrec", PolyRecConfig, exist_ok=True)

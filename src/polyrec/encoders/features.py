@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.configuration_multitask import MultiTaskConfig
 from polyrec.schema import FeatureConfig
 
 _TAKEN = frozenset(dir(nn.ModuleDict()))
@@ -110,7 +110,7 @@ class FeatureEncoder(nn.Module):
     Shapes: {name: [...] or [..., K]} -> [..., D]. A feature that the input lacks raises a KeyError.
     """
 
-    def __init__(self, config: PolyRecConfig, features: list[FeatureConfig], width: int | None = None) -> None:
+    def __init__(self, config: MultiTaskConfig, features: list[FeatureConfig], width: int | None = None) -> None:
         super().__init__()
         width = config.hidden_size if width is None else width
         self.features = [f for f in features if f.kind != "text"]

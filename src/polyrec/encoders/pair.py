@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from polyrec.configuration_multitask import MultiTaskConfig
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.features import FeatureEncoder
 from polyrec.encoders.history import CandidateAttention
@@ -82,7 +83,7 @@ class LinearSkip(nn.Module):
     read.
     """
 
-    def __init__(self, config: PolyRecConfig, widths: Mapping[str, int | None], evidence: int) -> None:
+    def __init__(self, config: MultiTaskConfig, widths: Mapping[str, int | None], evidence: int) -> None:
         super().__init__()
         self.features = [
             f for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector")

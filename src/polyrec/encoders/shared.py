@@ -59,20 +59,29 @@ class SharedRepresentation:
 
         Only what lies above the shared representation is passed backwards, once per task.
         """
-        at = [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None and x.requires_grad]
-        rows = []
-        for name in sorted(losses):
-            found = torch.autograd.grad(losses[name], at, retain_graph=True, allow_unused=True)
-            rows.append([None if g is None else g.flatten().float() for g in found])
-        result = torch.zeros(len(rows), len(rows), device=self.state_BCD.device)
-        # Under autocast the products would be rounded to bfloat16, and cosines near 0 would be noise.
-        with torch.autocast(result.device.type, enabled=False):
-            for column in zip(*rows, strict=True):
-                known = [i for i, g in enumerate(column) if g is not None]
-                if known:
-                    jacobian_TX = torch.stack([column[i] for i in known])
-                    index = torch.tensor(known, device=result.device)
-                    result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(result)
-        return result
+        return gramian(losses, [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None])
+
+
+def gramian(losses: dict[str, Tensor], at: list[Tensor]) -> Tensor:
+    """Inner products of the losses' gradients at some tensors, float32 [T, T], tasks sorted by name, summed over ranks.
+
+    Tensors without gradient count as nothing.
+    """
+    at = [x for x in at if x.requires_grad]
+    device = next(iter(losses.values())).device
+    rows = []
+    for name in sorted(losses):
+        found = torch.autograd.grad(losses[name], at, retain_graph=True, allow_unused=True)
+        rows.append([None if g is None else g.flatten().float() for g in found])
+    result = torch.zeros(len(rows), len(rows), device=device)
+    # Under autocast the products would be rounded to bfloat16, and cosines near 0 would be noise.
+    with torch.autocast(device.type, enabled=False):
+        for column in zip(*rows, strict=True):
+            known = [i for i, g in enumerate(column) if g is not None]
+            if known:
+                jacobian_TX = torch.stack([column[i] for i in known])
+                index = torch.tensor(known, device=device)
+                result[index.unsqueeze(1), index] += jacobian_TX @ jacobian_TX.T
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(result)
+    return result
