@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,8 +50,6 @@ from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskCo
 
 if TYPE_CHECKING:
     from polyrec.configuration_polyrec import PolyRecConfig
-
-logger = logging.getLogger(__name__)
 
 
 class Splits(NamedTuple):
@@ -423,15 +420,8 @@ class PolyRecProcessor:
         """Tokens of the items' texts, one row per row of the item table; padding and the unknown item have none."""
         if self.text is None:
             raise ValueError("the processor reads no texts: fit it with text={'model': ..., 'template': ...}")
-        found = tokenize(self.tokenizer, ["", "", *render(self.items.table, self.text.template)], self.text)
-        if found.truncated:
-            logger.warning(
-                "%d of %d item texts are longer than max_length=%s tokens and were cut",
-                found.truncated,
-                len(self.items.ids),
-                self.text.max_length,
-            )
-        return found
+        texts = ["", "", *render(self.items.table, self.text.template)]
+        return tokenize(self.tokenizer, texts, self.text, what="item texts")
 
     # -------------------------------------------------------------- serving
     def request(
@@ -506,7 +496,8 @@ class PolyRecProcessor:
         statistics; a value that none of them knows is an unknown one. Then give the processor to `model.extend(...)`.
 
         Args:
-            items, users: tables of new rows, with the columns the first ones had.
+            items, users: tables of new rows, with the columns the first ones had. Vectors come as a column of lists,
+                also those of an attribute that was declared as a file.
 
         Raises:
             ValueError: an id is known already, a column is missing or of another type; nothing of that table is

@@ -5,7 +5,6 @@ Letters: R events, Q texts, B windows, C candidates, S tokens.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +18,6 @@ from polyrec.data.catalog import EntityTable
 from polyrec.data.tables import column, is_null, normalise_ids
 from polyrec.data.texts import TokenTable, tokenize
 from polyrec.schema import Columns
-
-logger = logging.getLogger(__name__)
 
 NO_QUERY = -1
 
@@ -41,19 +38,12 @@ class Queries:
 
     @classmethod
     def read(cls, table: pa.Table, columns: Columns, items: EntityTable, tokenizer: Any, text: TextConfig) -> Queries:
-        """Those of an event log's table, in its order; long ones are cut, which is logged."""
+        """Those of an event log's table, in its order; long ones are cut."""
         assert columns.query is not None
-        what = "interactions"
+        what, prompt = "interactions", text.query_prompt or ""
         index, tokens = read_queries(
-            table, columns.query, what, lambda texts: tokenize(tokenizer, texts, text, text.query_prompt or "")
+            table, columns.query, what, lambda texts: tokenize(tokenizer, texts, text, prompt, "queries")
         )
-        if tokens.truncated:
-            logger.warning(
-                "%d of %d queries are longer than max_length=%s tokens and were cut",
-                tokens.truncated,
-                len(tokens),
-                text.max_length,
-            )
         own = np.zeros(len(index), dtype=np.int64)
         if columns.query_item is not None:
             values = column(table, columns.query_item, what, "query item")

@@ -6,6 +6,7 @@ Letters: N texts, T tokens of all of them.
 from __future__ import annotations
 
 import itertools
+import logging
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import pyarrow as pa
 from polyrec.backbones import TextConfig
 from polyrec.registry import nearest
 
+logger = logging.getLogger(__name__)
+
 _CHARACTERS = 32  # of a text are looked at per token that is kept; longer words than that are no words
 
 
@@ -27,19 +30,17 @@ class TokenTable:
     Args:
         flat: int32 [T].
         offsets: int64 [N + 1]; text n is flat[offsets[n]:offsets[n + 1]], empty if there is no text.
-        truncated: how many texts were cut.
     """
 
     flat: np.ndarray
     offsets: np.ndarray
-    truncated: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], truncated: int = 0) -> TokenTable:
+    def of(cls, rows: Sequence[Sequence[int]]) -> TokenTable:
         """From lists of tokens."""
         lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
         flat = np.fromiter((t for r in rows for t in r), dtype=np.int32, count=int(lengths.sum()))
-        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]), truncated)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,11 +62,6 @@ class TokenTable:
     def contents(self) -> list[bytes]:
         """The tokens of each text as bytes, by which equal texts are known."""
         return [self.flat[a:b].tobytes() for a, b in itertools.pairwise(self.offsets)]
-
-    def take(self, rows: np.ndarray) -> TokenTable:
-        """A table of some texts."""
-        tokens, real = self.padded(rows)
-        return TokenTable(tokens[real].astype(np.int32), np.concatenate([[0], np.cumsum(real.sum(1))]))
 
 
 def check_template(template: str, columns: Sequence[str]) -> list[str]:
@@ -136,11 +132,14 @@ def load_tokenizer(config: TextConfig, folder: str | None = None) -> Any:
     return tokenizer
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str | None], config: TextConfig, prompt: str | None = None) -> TokenTable:
-    """Tokens of texts, at most `config.max_length` each. Missing and empty texts have none.
+def tokenize(
+    tokenizer: Any, texts: Sequence[str | None], config: TextConfig, prompt: str | None = None, what: str = "texts"
+) -> TokenTable:
+    """Tokens of texts, at most `config.max_length` each; cuts are logged. Missing and empty texts have none.
 
     Args:
         prompt: put before each text; default: that of items.
+        what: names the texts in the log.
     """
     prompt = config.prompt if prompt is None else prompt
     limit = config.max_length or tokenizer.model_max_length
@@ -157,6 +156,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str | None], config: TextConfig, pr
         for k, tokens in zip(too_long, tokenizer(again, truncation=True, max_length=limit)["input_ids"], strict=True):
             found[k] = tokens
     cut = set(too_long) | {k for k, n in enumerate(held) if len(texts[n] or "") > longest}
+    if cut:
+        logger.warning(
+            "%d of %d %s are longer than max_length=%s tokens and were cut", len(cut), len(held), what, limit
+        )
     for k, n in enumerate(held):
         rows[n] = found[k]
-    return TokenTable.of(rows, len(cut))
+    return TokenTable.of(rows)
