@@ -12,6 +12,7 @@ from text_fixtures import tiny_bert
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
+from polyrec.encoders import item_text
 from polyrec.encoders.growth import BLOCK, add_rows, in_blocks
 from polyrec.encoders.item import UNKNOWN_ITEM
 from polyrec.registry import EXPERTS, HEADS
@@ -83,6 +84,27 @@ def test_texts_of_new_items_join_those_of_old_ones(tuning, tmp_path):
         expected = text.encoder(processor.item_tokens())
         torch.testing.assert_close(text.vectors[old:], expected[old:])
         assert expected[old:].any(dim=1).all()
+
+
+def test_a_catalog_that_outgrows_the_whole_softmax_is_told_apart_in_batches(tmp_path, monkeypatch):
+    """Prevents a grown catalog from training on stale vectors of all items, unlike the same model after loading."""
+    processor, data = fit(text={"model": str(tiny_bert()), "template": "{title} {genre}"})
+    model = tiny_model(processor, text={"tuning": "full"})
+    model.load_texts(processor)
+    monkeypatch.setattr(item_text, "CATALOG_NEGATIVES", processor.num_items)
+    assert model.item_encoder.text.scores_catalog
+    processor.extend(NEW)
+    model.extend(processor)
+    model.save_pretrained(tmp_path)
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
+    loaded.load_texts(processor)
+    for grown in (model, loaded):
+        assert not grown.item_encoder.text.scores_catalog
+        grown.train()
+        assert grown.item_encoder.negatives_of_batch
+        loss = grown(**model_inputs(PolyRecCollator()([data.train[i] for i in range(4)]))).loss
+        assert torch.isfinite(loss)
+        loss.backward()
 
 
 @pytest.mark.parametrize("experts", EXPERTS.names())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -123,6 +125,28 @@ def test_a_saved_copy_is_the_file(tmp_path):
     for index in (np.arange(2), np.arange(30, 42)):
         np.testing.assert_allclose(copy[index], file[index], rtol=2e-3, atol=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.npy", "v.npy"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(0, 5), more=st.lists(st.integers(0, 4), max_size=3), begin=st.integers(0, 9))
+def test_a_file_grows_by_rows(rows, more, begin):
+    """Prevents added vectors from shifting those of the file, from changing the file that was, or from being lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        values = np.random.default_rng(rows).normal(size=(rows + sum(more), 3)).astype(np.float32)
+        values[-1:] = NAN
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        expected = np.concatenate([np.full((2, 3), NAN), unit])
+        file = first = VectorFile(write(Path(folder) / "v.npy", values[:rows]), 2, WHAT)
+        for count, end in zip(more, rows + np.cumsum(more, dtype=int), strict=True):
+            file = file.extended(unit[end - count : end])
+        assert (len(first), len(file)) == (rows + 2, len(expected))
+        np.testing.assert_allclose(file[np.arange(len(file))], expected, rtol=1e-5)
+        pieces = {n: row for place, piece in file.chunks(begin) for n, row in zip(range(99)[place], piece, strict=True)}
+        assert list(pieces) == list(range(begin, len(expected)))
+        file.save(Path(folder) / "v.npy")
+        copy = VectorFile(Path(folder) / "v.npy", 2, WHAT, rows=len(values))
+        for grown in (file, copy):  # the one still reads what it was made of
+            np.testing.assert_allclose(grown[np.arange(len(grown))], expected, atol=1e-3)
 
 
 def test_a_file_is_never_held_whole(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from model_fixtures import COLUMNS, TASKS, fit, model_inputs, random_config, synthetic_log, tiny_model
@@ -111,6 +112,39 @@ def test_every_vector_matters_and_every_parameter_learns(tmp_path, in_file):
     for place, name in (("user_features", "taste"), ("candidate_features", "query"), ("event_features", "query")):
         changed = batch | {place: batch[place] | {name: -batch[place][name]}}
         assert not torch.equal(model(**changed).logits["like"], output.logits["like"]), place
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_new_items_bring_their_vectors(tmp_path, in_file):
+    """Prevents a catalog with vectors in a file from being one for ever, and new vectors from going to old items."""
+    log, _, columns = log_with_vectors(tmp_path / "v.npy" if in_file else None)
+    processor, splits = fit(log, columns=columns)
+    model = tiny_model(processor)
+    batch = model_inputs(PolyRecCollator()([splits.valid[i] for i in range(4)]))
+    before, old = model(**batch).logits, processor.num_items
+    held = model.item_encoder.catalog.get_buffer("image").clone()
+    added = vectors(3, 7)
+    first = pa.table({"item_id": [900, 901], "title": ["a", "b"], "genre": ["drama"] * 2, "price": [0.0] * 2,
+                      "tags": [["tag1"]] * 2, "image": added[:2].tolist()})  # fmt: skip
+    with pytest.raises(ValueError, match="no column 'image'"):
+        processor.extend(first.drop_columns(["image"]))
+    with pytest.raises(ValueError, match="holds 2 numbers"):
+        processor.extend(first.set_column(5, "image", pa.array([[1.0, 2.0]] * 2)))
+    assert processor.num_items == old
+    for step in (first, first.slice(1).set_column(0, "item_id", [[902]]).set_column(5, "image", pa.nulls(1))):
+        processor.extend(step.select([*step.column_names][::-1]))
+        model.extend(processor)
+        model.save_pretrained(tmp_path / "run")
+        processor.save_pretrained(tmp_path / "run")
+        model = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
+        processor = PolyRecProcessor.from_pretrained(tmp_path / "run")
+        after = model(**batch).logits
+        assert all(torch.equal(after[task], before[task]) for task in before)
+    assert processor.num_items == old + 3
+    table = model.item_encoder.catalog.get_buffer("image")
+    assert torch.equal(table[:old].nan_to_num(7.0), held.nan_to_num(7.0))
+    unit = added[:2] / np.linalg.norm(added[:2], axis=1, keepdims=True)
+    np.testing.assert_allclose(table[old:].float(), np.concatenate([unit, np.full((1, W), np.nan)]), atol=1e-3)
 
 
 def test_a_saved_model_and_processor_need_no_file(tmp_path):

@@ -91,6 +91,7 @@ class EntityTable:
 
         Args:
             table: new items or people. Columns that the table does not have are missing values, further ones are left.
+                Vectors are a column of lists, also where those of the first rows came from a file.
             name: "items" or "users".
             key: the id column.
             needed: columns that must be there beside the attributes.
@@ -106,13 +107,12 @@ class EntityTable:
                 f"{name}: {key} {new[row]} in row {row} is known already, as {int(known.sum())} of the {len(new)} new "
                 "rows are: give new ones only"
             )
-        if self.files:
-            raise ValueError(
-                f"{name}: embedding {next(iter(self.files))!r} lies in a file, which has no rows of new {name}: fit "
-                "the processor with the vectors as a column of lists to be able to extend it"
-            )
         for c in dict.fromkeys([*self.encoders, *needed]):
             column(table, c, name, f"attribute of the {name} known so far")
+        files = {
+            c: file.extended(self.encoders[c].encode(column(table, c, name, "attribute"), file.what))
+            for c, file in self.files.items()
+        }
         if len(self.ids):
             table = pa.table(
                 {c: _like(table, c, self.table.schema.field(c).type, name) for c in self.table.column_names}
@@ -121,8 +121,9 @@ class EntityTable:
         added = {
             c: self.encoders[c].encode(column(table, c, name, "attribute"), f"{name}: column {c!r}")
             for c in self.encoded
+            if c not in files
         }
-        self.encoded = {c: np.concatenate([values, added[c]]) for c, values in self.encoded.items()}
+        self.encoded = {c: files[c] if c in files else np.concatenate([v, added[c]]) for c, v in self.encoded.items()}
         self.table = pa.concat_tables([self.table, table]).combine_chunks() if len(self.ids) else table
         self.ids = pa.concat_arrays([self.ids, new]) if len(self.ids) else new
 

@@ -11,6 +11,7 @@ Letters: R rows, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,7 @@ class VectorFile:
 
     def __init__(self, path: str | Path, first: int, what: str, rows: int | None = None) -> None:
         self.path, self.first, self.what = Path(path), first, what
+        self.added: np.ndarray | None = None  # see `extended`
         if not self.path.is_file():
             raise ValueError(f"{what}: no such file: {path}")
         shape = self._open()
@@ -118,6 +120,7 @@ class VectorFile:
                 f"{what}: {path} holds an array of shape {list(shape)}: give one vector per row, [rows, W]"
             )
         self.rows, self.width = shape
+        self._in_file = self.rows
         if rows is not None and rows != self.rows:
             raise ValueError(
                 f"{what}: {path} has {self.rows} rows but the items table has {rows}: give one vector per row of the "
@@ -130,16 +133,28 @@ class VectorFile:
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         """Vectors of rows, float32 [len(index), W]."""
         found = np.full((len(index), self.width), np.nan, dtype=np.float32)
-        real = index >= self.first
-        found[real] = unit_rows(
-            self._read(index[real] - self.first), lambda i: int(index[real][i]) - self.first, self.what
-        )
+        row = index - self.first
+        real = (row >= 0) & (row < self._in_file)
+        found[real] = unit_rows(self._read(row[real]), lambda i: int(row[real][i]), self.what)
+        if self.added is not None:
+            found[row >= self._in_file] = self.added[row[row >= self._in_file] - self._in_file]
         return found
 
-    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All rows in order, a few at a time: where they lie, and float32 [rows, W]."""
+    def extended(self, vectors_KW: np.ndarray) -> VectorFile:
+        """The same file with further rows, which are held in memory until it is saved.
+
+        Args:
+            vectors_KW: of length 1, NaN where one is missing (see `vector_column`).
+        """
+        grown = copy(self)
+        grown.added = vectors_KW if self.added is None else np.concatenate([self.added, vectors_KW])
+        grown.rows += len(vectors_KW)
+        return grown
+
+    def chunks(self, begin: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
+        """Rows from `begin` on in order, a few at a time: where they lie, and float32 [rows, W]."""
         step = max(_CHUNK // self.width, 1)
-        for start in range(0, len(self), step):
+        for start in range(begin, len(self), step):
             stop = min(start + step, len(self))
             yield slice(start, stop), self[np.arange(start, stop)]
 
@@ -152,11 +167,10 @@ class VectorFile:
         """Write the vectors, at length 1 and with half precision, as .npy."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")  # `path` may be the file that is being read
-        copy = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(self.rows, self.width))
-        for place, values in self.chunks():
-            start = max(place.start, self.first)
-            copy[start - self.first : place.stop - self.first] = values[start - place.start :]
-        copy.flush()
+        written = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(self.rows, self.width))
+        for place, values in self.chunks(self.first):
+            written[place.start - self.first : place.stop - self.first] = values
+        written.flush()
         part.replace(path)
 
     def _open(self) -> tuple[int, ...]:

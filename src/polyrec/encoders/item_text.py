@@ -39,13 +39,19 @@ class ItemText(nn.Module):
         self.encoder = TextEncoder(text)
         self.fallback = text.fusion == "fallback" and config.item_ids
         self.live_items, self.refresh_every = text.live_items, text.refresh_every
-        catalog = text.catalog_negatives
-        self.scores_catalog = config.num_items <= CATALOG_NEGATIVES if catalog is None else catalog
+        self.catalog_negatives = text.catalog_negatives
         self.register_buffer("vectors", torch.zeros(config.num_items, self.encoder.width))
         self.project = nn.Linear(self.encoder.width, config.hidden_size, bias=False)
         self.tokens: TokenTable | None = None  # of all N rows; a loaded model has none until the processor gives them
         self.fresh = True  # whether the table is what the backbone would say now
         self._steps = 0
+
+    @property
+    def scores_catalog(self) -> bool:
+        """Whether training scores all items, also those whose vector a tuned backbone has not made anew for a while."""
+        if self.catalog_negatives is None:
+            return len(self.vectors) <= CATALOG_NEGATIVES
+        return self.catalog_negatives
 
     @property
     def live(self) -> bool:
