@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, PolyRecTrainingArguments, Splits
 from polyrec.data.batching import BatchReader
 from polyrec.data.sequences import SequenceDataset
+from polyrec.encoders.item import ItemRows
 
 LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
 
@@ -254,14 +255,14 @@ def throughput(
 
 
 @torch.no_grad()
-def states(model: PolyRecForRecommendation, dataset: SequenceDataset) -> torch.Tensor:
+def states(model: PolyRecForRecommendation, dataset: SequenceDataset, items: ItemRows | None = None) -> torch.Tensor:
     """The state that each candidate of a data set is answered from, [C, D]."""
     reader = BatchReader(dataset)
     found = torch.zeros(dataset.num_candidates, model.config.hidden_size)
     for begin in range(0, len(dataset), 64):
         batch = reader(np.arange(begin, min(begin + 64, len(dataset))))
         rows, _ = batch.pop("candidate_rows"), batch.pop("labels")
-        read = model(**batch).states
+        read = model(**batch, items=items).states
         found[rows[rows >= 0]] = read[rows >= 0]
     return found
 
@@ -271,8 +272,8 @@ def catalog_scores(
     model: PolyRecForRecommendation, dataset: SequenceDataset, task: str
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Scores [B, N] of all rows of the item table for some candidates [B] of a data set; the model is in eval mode."""
-    state = states(model, dataset)
-    items = model.item_encoder.rows(torch.arange(model.config.num_items))
+    items = model.item_encoder.table()
+    state = states(model, dataset, items)
 
     def score(index: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -160,6 +160,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         query_mask: Tensor | None = None,
         candidate_query: Tensor | None = None,
         query_items: Tensor | None = None,
+        items: ItemRows | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -179,6 +180,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             query_tokens, query_mask: [Q, S], the queries of the batch and which tokens are real.
             candidate_query: [B, C] int64, the query by which the candidate was found, -1 = none.
             query_items: [B, C] int64, the item that this query is the text of and that it cannot find, 0 = none.
+            items: the encoded table (`item_encoder.table()`), for a caller that asks one model about many batches.
+                Default: what the batch needs is encoded anew.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -189,7 +192,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
         further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
         asked_about = [item_ids, candidate_ids] if self.reads_people else [candidate_ids]
-        items = self.item_encoder.rows(*asked_about, negatives=further)
+        items = self.item_encoder.rows(*asked_about, negatives=further) if items is None else items
         candidate_BCD = items.lookup(candidate_ids)
         if self.reads_people:
             read = self.model(item_ids, event_features, user_features, items=items)
@@ -364,12 +367,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             raise ValueError(
                 f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
-        if items is None:
-            device = states_MD.device
-            rows_N = torch.arange(self.config.num_items, device=device)
-            id_rows_N = self.item_encoder.id_rows(rows_N)
-            items = ItemRows(self.item_encoder.encode(rows_N, id_rows_N), id_rows_M=id_rows_N)
-        return head(head.question(states_MD, queries_MD), items)
+        return head(head.question(states_MD, queries_MD), self.item_encoder.table() if items is None else items)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""

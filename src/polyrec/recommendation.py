@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from polyrec.data.collator import PolyRecCollator
-from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 from polyrec.processing_polyrec import PolyRecProcessor
 
@@ -75,18 +75,19 @@ def _recommend(
     request: dict[str, Any] = {"user": user, "context": context, "time": time}
     window = processor.request(history, catalog[:1], **request)
     seen = window["history_items"]
+    items = model.item_encoder.table()
     if ranking_task in model.state_tasks:
-        state = model(**as_batch(window, model)).states[:, 0]
-        scores = model.score_items(state, ranking_task)[0].float().cpu().numpy()
+        state = model(**as_batch(window, model), items=items).states[:, 0]
+        scores = model.score_items(state, ranking_task, items)[0].float().cpu().numpy()
     else:
-        of_catalog = answers(model, processor, history, catalog, request)
+        of_catalog = answers(model, processor, history, catalog, request, items)
         scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])
     if exclude_seen:
         scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
     if not len(best):
         return []
-    others = answers(model, processor, history, best, request)
+    others = answers(model, processor, history, best, request, items)
     known_history = bool((processor.item_counts[seen] > 0).any())
     return [
         {
@@ -105,12 +106,19 @@ def answers(
     model: PolyRecForRecommendation,
     processor: PolyRecProcessor,
     history: Any,
-    items: np.ndarray,
+    asked: np.ndarray,
     request: Mapping[str, Any],
+    items: ItemRows,
 ) -> dict[str, np.ndarray]:
-    """Every task's prediction for given items, {task: [C]}; `request` holds arguments of `processor.request`."""
-    window = processor.request(history, items, **request)
-    logits = model(**as_batch(window, model)).logits
+    """Every task's prediction for given items, {task: [C]}.
+
+    Args:
+        asked: int64 [C], rows of the item table.
+        request: arguments of `processor.request`.
+        items: the encoded table.
+    """
+    window = processor.request(history, asked, **request)
+    logits = model(**as_batch(window, model), items=items).logits
     return {name: model.heads[name].predict(value)[0].cpu().numpy() for name, value in logits.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.recommendation import answers, as_batch
@@ -59,11 +59,12 @@ def search(
     with model.answering():
         name = task or searches[0]
         request = {"user": user or {}, "context": context or {}, "time": time, "query": query}
-        found = _scores(model, processor, name, history, request, expand, expand_weight, exclude_seen)
+        items = model.item_encoder.table()
+        found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
         if found is None:
             return []
         best = np.argsort(-found, kind="stable")[: min(k, int(np.isfinite(found).sum()))]
-        others = answers(model, processor, history, best, request) if model.pair_tasks and len(best) else {}
+        others = answers(model, processor, history, best, request, items) if model.pair_tasks and len(best) else {}
     return [
         {
             "rank": n + 1,
@@ -82,6 +83,7 @@ def _scores(
     task: str,
     history: Any,
     request: Mapping[str, Any],
+    items: ItemRows,
     expand: int,
     expand_weight: float,
     exclude_seen: bool,
@@ -90,9 +92,8 @@ def _scores(
     window = processor.request(history, np.array([FIRST_ITEM]), **request)
     if (window["candidate_query"] < 0).all():
         return None
-    output = model(**as_batch(window, model))
+    output = model(**as_batch(window, model), items=items)
     head = model.heads[task]
-    items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
     question = head.question(output.states[:, 0], output.queries[:, 0])
     if expand:
         question = head.expanded(question, items, expand, expand_weight)

@@ -86,6 +86,31 @@ def test_predictions_equal_a_loop(world, part, exclude_seen, batch_size):
         np.testing.assert_allclose(scores[top], np.sort(scores)[::-1][:K], rtol=1e-5, atol=1e-6)
 
 
+def test_the_catalog_is_encoded_once(world):
+    """Prevents every batch of an evaluation from encoding all items again."""
+    _, splits, model = world
+    calls = []
+    hook = model.item_encoder.attributes.register_forward_hook(lambda *_: calls.append(1))
+    evaluator.predict(model, splits.test, batch_size=3, k=K)
+    hook.remove()
+    assert len(calls) == 1 < len(splits.test) // 3
+
+
+@pytest.mark.parametrize("whole_table", [0, 65_536])
+@pytest.mark.parametrize("options", [{}, {"task_item_embeddings": True}, {"item_ids": False}], ids=str)
+def test_a_table_encoded_before_answers_alike(world, monkeypatch, whole_table, options):
+    """Prevents a forward pass that is given the items from answering otherwise than one that encodes them."""
+    processor, splits, _ = world
+    model = tiny_model(processor, **options)
+    monkeypatch.setattr("polyrec.encoders.item.WHOLE_TABLE", whole_table)
+    batch = model_inputs(PolyRecCollator()([splits.test[i] for i in range(6)]))
+    with torch.no_grad():
+        own, given = model(**batch), model(**batch, items=model.item_encoder.table())
+    assert own.logits.keys() == given.logits.keys()
+    for task, logits in own.logits.items():
+        torch.testing.assert_close(given.logits[task], logits, rtol=1e-5, atol=1e-6)
+
+
 def test_much_of_what_was_seen_lies_outside_the_window(world):
     """Prevents the test above from being easier than it looks."""
     _, splits, _ = world

@@ -172,9 +172,8 @@ class ItemEncoder(nn.Module):
         for f in self.attributes.features:
             buffer, values = self.catalog.get_buffer(module_name(f.name)), attributes[f.name]
             if isinstance(values, VectorFile):
-                for place, piece in values.chunks():
-                    skip = max(first - place.start, 0)
-                    buffer[place.start + skip : place.stop] = torch.from_numpy(piece[skip:]).to(buffer)
+                for place, piece in values.chunks(first):
+                    buffer[place] = torch.from_numpy(piece).to(buffer)
             else:
                 buffer[first:] = torch.as_tensor(values[first:]).to(buffer)
 
@@ -225,6 +224,12 @@ class ItemEncoder(nn.Module):
             live_M = torch.searchsorted(rows_M, self.text.live_rows(own_M[own_M >= FIRST_ITEM]))
         id_rows_M = self.id_rows(rows_M)
         return ItemRows(self.encode(rows_M, id_rows_M, live_M), None if whole else rows_M, id_rows_M)
+
+    def table(self) -> ItemRows:
+        """All items, their texts from the stored table: encoded once, they serve many batches of one model."""
+        rows_N = torch.arange(self.num_items, device=self.known.device)
+        id_rows_N = self.id_rows(rows_N)
+        return ItemRows(self.encode(rows_N, id_rows_N), id_rows_M=id_rows_N)
 
     def id_rows(self, rows_M: Tensor) -> Tensor:
         """The row of an id table that each item reads; in training, some read the unknown item's by chance."""

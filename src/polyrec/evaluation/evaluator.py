@@ -98,8 +98,6 @@ def predict(
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
         progress: show a progress bar.
     """
-    was_training = model.training
-    model.eval()
     dataset = dataset.fixed()
     k = min(k, model.config.num_items - FIRST_ITEM)
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
@@ -116,35 +114,35 @@ def predict(
         if (width := model.heads[name].detail_width) is not None
     }
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
-    items = model.item_encoder.rows(torch.arange(model.config.num_items, device=model.device))
-    for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
-        rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-        output = model(**to_device(batch, model.device))
-        real = rows.flatten() >= 0
-        at = rows.flatten()[real].numpy()
-        for name in model.pair_tasks:
-            values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
-        for name, found in details.items():
-            found[at] = model.heads[name].details(output.logits[name]).flatten(0, 1).cpu()[real].numpy()
-        for name in model.state_tasks:
-            taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
-            states = output.states.flatten(0, 1)[taken.to(model.device)]
-            queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
-            by_query = model.heads[name].excludes == "own item"
-            targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
-            chosen = rows.flatten()[taken].numpy()
-            for chunk in torch.arange(len(chosen)).split(1024):
-                asked = None if queries is None else queries[chunk]
-                scores = model.score_items(states[chunk], name, items, asked)[:, FIRST_ITEM:].float().cpu()
-                excluded = None
-                if by_query:
-                    excluded = own_items(dataset, chosen[chunk.numpy()])
-                elif exclude_seen:
-                    excluded = visible_items(dataset, chosen[chunk.numpy()])
-                greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
-                top = ranking.top_k(scores, k, excluded)
-                parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
-    model.train(was_training)
+    with model.answering():
+        items = model.item_encoder.table()
+        for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
+            rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
+            output = model(**to_device(batch, model.device), items=items)
+            real = rows.flatten() >= 0
+            at = rows.flatten()[real].numpy()
+            for name in model.pair_tasks:
+                values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
+            for name, found in details.items():
+                found[at] = model.heads[name].details(output.logits[name]).flatten(0, 1).cpu()[real].numpy()
+            for name in model.state_tasks:
+                taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
+                states = output.states.flatten(0, 1)[taken.to(model.device)]
+                queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
+                by_query = model.heads[name].excludes == "own item"
+                targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
+                chosen = rows.flatten()[taken].numpy()
+                for chunk in torch.arange(len(chosen)).split(1024):
+                    asked = None if queries is None else queries[chunk]
+                    scores = model.score_items(states[chunk], name, items, asked)[:, FIRST_ITEM:].float().cpu()
+                    excluded = None
+                    if by_query:
+                        excluded = own_items(dataset, chosen[chunk.numpy()])
+                    elif exclude_seen:
+                        excluded = visible_items(dataset, chosen[chunk.numpy()])
+                    greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
+                    top = ranking.top_k(scores, k, excluded)
+                    parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
     return Predictions(values, {name: _concatenate(lists, k) for name, lists in parts.items()}, details)
 
 
