@@ -133,17 +133,19 @@ def _mean(values: Sequence[float]) -> float:
     return values[0] if len(set(values)) == 1 else statistics.fmean(values)
 
 
-def one_relevant(better: Sequence[int], k: int = 10) -> dict[str, float]:
+def one_relevant(better: Sequence[int], k: int = 10, ties: Sequence[int] | None = None) -> dict[str, float]:
     """Recall and NDCG of lists with one relevant item each.
 
     Args:
         better: how many items stand above it.
+        ties: how many stand level with it, which chance puts in order. None: none does.
     """
     import numpy as np
 
     from polyrec.evaluation.ranking import single_target_metrics  # needs torch, see above
 
-    found = single_target_metrics(np.asarray(better), np.zeros(len(better), dtype=np.int64), ks=[k])
+    level = np.zeros(len(better), dtype=np.int64) if ties is None else np.asarray(ties)
+    found = single_target_metrics(np.asarray(better), level, ks=[k])
     return {f"{name}@{k}": float(found[f"{name}@{k}"].mean()) for name in ("recall", "ndcg")}
 
 

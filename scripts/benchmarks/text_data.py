@@ -41,9 +41,10 @@ class TextData:
 
     Args:
         folder: of the three tables.
+        tenth: which tenth of the items is cold. The first is reported; settings are chosen on others.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tenth: int = 0) -> None:
         self.items = pq.read_table(folder / "items.parquet").sort_by("item_id")
         events = pq.read_table(folder / "interactions.parquet")
         self.events = events.sort_by(
@@ -53,7 +54,8 @@ class TextData:
         self.item = np.searchsorted(ids, np.asarray(self.events["item_id"]))
         self.person = np.unique(np.asarray(self.events["user_id"]), return_inverse=True)[1]
         self.begin = np.searchsorted(self.person, self.person)  # [R], the person's first row
-        self.cold = np.sort(np.random.default_rng(0).permutation(len(ids))[: int(COLD_SHARE * len(ids))])
+        size = int(COLD_SHARE * len(ids))
+        self.cold = np.sort(np.random.default_rng(0).permutation(len(ids))[tenth * size : (tenth + 1) * size])
         self.is_cold = np.isin(self.item, self.cold)
         titles, years = self.items["title"].to_pylist(), self.items["release_year"].to_pylist()
         genres = self.items["genres"].to_pylist()
@@ -92,12 +94,12 @@ class TextData:
         }
 
     def evaluate(self, asked: Questions, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
-        """Recall@10 and NDCG@10 of one relevant item each; items of the history are left out.
+        """Recall@10 and NDCG@10 of one relevant item each; items of the history are left out, and chance orders ties.
 
         Args:
             score: scores [B, N] for some positions [B] in the questions.
         """
-        ranks = []
+        better, level = [], []
         for begin in range(0, len(asked.row), 256):
             index = np.arange(begin, min(begin + 256, len(asked.row)))
             scores = np.array(score(index), dtype=np.float32)
@@ -107,8 +109,11 @@ class TextData:
                 scores[n, self.history(asked.row[k])] = -np.inf
                 rivals = scores[n] if asked.shelf is None else scores[n, asked.shelf]
                 # The answer may be in the history, too (people rate some films twice).
-                ranks.append(int((rivals > own).sum()))
-        return one_relevant(ranks, K)
+                better.append(int((rivals > own).sum()))
+                scores[n, target] = -np.inf
+                rivals = scores[n] if asked.shelf is None else scores[n, asked.shelf]
+                level.append(int((rivals == own).sum()))
+        return one_relevant(better, K, level)
 
     def popularity(self) -> np.ndarray:
         """Events of each item in the whole log, cold ones included: what cold items would get if one knew."""
