@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.distillation.choices import SoftLoss, chosen
+from polyrec.distillation.losses import huber_error, squared_error
+from polyrec.distillation_config import TaskDistillation
+from polyrec.reduction import known_weight as known_weight
+from polyrec.reduction import masked_sum as masked_sum
+from polyrec.reduction import mean_loss as mean_loss
+from polyrec.reduction import over_members as over_members
+from polyrec.reduction import per_member as per_member
 from polyrec.registry import checked_options
 from polyrec.schema import TaskConfig
 
@@ -31,11 +39,16 @@ class TaskHead(nn.Module):
 
         forward(hidden) -> own [B, C(, M)(, K)]   + linear skip   -> finish -> coupling -> logits
         loss(logits, labels), predict(logits), details(logits)
+
+    Teachers and students exchange answers in units that do not depend on a head's options: `exchanged` turns logits
+    into them, and `distill_loss` compares logits with a teacher's answer in them. A pair head declares `soft_losses`,
+    {name: what it reads of a plan}, "auto" first.
     """
 
     reads: ClassVar[Literal["pair", "state"]]
     metrics: ClassVar[tuple[str, ...]] = ()
     default_options: ClassVar[dict[str, Any]] = {}
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {}
     logit_width: int | None = None
     detail_width: int | None = None
 
@@ -59,6 +72,9 @@ class TaskHead(nn.Module):
         Args:
             known_N: which of the items before had training events, bool [N].
         """
+
+    def load_times(self, processor: Any) -> None:
+        """Take when items appeared (`processor.item_times`), if the head reads it."""
 
     @property
     def own_width(self) -> int | None:
@@ -85,6 +101,47 @@ class TaskHead(nn.Module):
         """Turn logits into the ONE number per pair that a person reads: a probability, or one in the label's unit."""
         raise NotImplementedError
 
+    @property
+    def exchange_width(self) -> int | None:
+        """Numbers per pair of an exchanged answer; None = one, without an axis."""
+        return self.logit_width
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Logits [B, C(, M)(, K)] in the units in which teachers answer, by kind of head, in single precision.
+
+        Binary: log odds; multiclass: K log-weights; ordinal: K - 1 conditional log odds; count: log rate; numbers: in
+        the label's unit.
+        """
+        raise NotImplementedError
+
+    def answered(self, teacher: Tensor) -> Tensor:
+        """Which pairs a teacher has answered, bool [B, C]: those that count in `distill_loss`."""
+        missing = torch.isnan(teacher)
+        return ~(missing if self.exchange_width is None else missing.any(-1))
+
+    def checked_plan(self, plan: TaskDistillation) -> TaskDistillation:
+        """The plan with its loss and options spelt out; one that this head cannot follow is refused."""
+        return chosen(plan, self.soft_losses, f"task {self.task.name!r} (head {self.task.head!r})")
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (sum of soft losses, number or weight of the teacher's answers), both scalars.
+
+        Args:
+            logits: [B, C(, M)(, K)], of this head.
+            teacher: [B, C(, K)], exchanged, NaN = no answer.
+            plan: which loss, and its temperature; its schedule is not this function's.
+            weight: [B, C].
+            labels: [B, C], NaN = unknown, for losses that ask whether the teacher is right.
+        """
+        raise NotImplementedError
+
     def details(self, logits: Tensor) -> Tensor | None:
         """What metrics read beside the prediction, [..., K] (probabilities of classes, quantiles); None = nothing."""
         return None
@@ -102,6 +159,10 @@ class NumberHead(TaskHead):
 
     reads = "pair"
     default_options: ClassVar[dict[str, Any]] = {"mean": 0.0, "std": 1.0, "minimum": None, "maximum": None}
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
+        "squared": SoftLoss(),
+        "huber": SoftLoss(options={"delta": 1.0}),
+    }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
@@ -113,39 +174,35 @@ class NumberHead(TaskHead):
         """Mean, spread and range of the training labels."""
         return {name: summary[name] for name in NumberHead.default_options}
 
+    def in_spread(self, values: Tensor) -> Tensor:
+        """Numbers in the label's unit as numbers in units of its spread; what is unknown stays so."""
+        return (values - self.options["mean"]) / self.options["std"]
+
     def standardised(self, labels: Tensor) -> Tensor:
         """Labels in units of their spread; unknown ones become 0."""
-        return torch.nan_to_num((labels - self.options["mean"]) / self.options["std"]).float()
+        return torch.nan_to_num(self.in_spread(labels)).float()
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """In the label's unit, and not clipped: a limit is of predictions."""
+        return self.options["mean"] + self.options["std"] * logits.float()
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of the teacher's numbers in units of the label's spread: (sum, count)."""
+        plan, wide = self.checked_plan(plan), self.exchange_width is not None
+        if plan.loss == "huber":
+            return huber_error(logits, self.in_spread(teacher), plan.options["delta"], weight, wide)
+        return squared_error(logits, self.in_spread(teacher), weight, wide)
 
     def in_unit(self, logits: Tensor) -> Tensor:
         """Standardised numbers in the label's unit, within [minimum, maximum]."""
-        value = self.options["mean"] + self.options["std"] * logits.float()
+        value = self.exchanged(logits)
         if self.options["minimum"] is None and self.options["maximum"] is None:
             return value
         return torch.clamp(value, self.options["minimum"], self.options["maximum"])
-
-
-def masked_sum(losses: Tensor, known: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of the losses of known labels and their number (or weight); differentiable also when none is known."""
-    scale = known_weight(known, weight).to(losses.dtype)
-    return (losses * scale).sum(), scale.sum()
-
-
-def known_weight(known: Tensor, weight: Tensor | None) -> Tensor:
-    """1 (or the weight) where a label is known, else 0; a padded weight may be NaN."""
-    return known.float() if weight is None else torch.where(known, weight.float(), 0.0)
-
-
-def mean_loss(total: Tensor, count: Tensor) -> Tensor:
-    """A sum of losses over the number (or weight) of known labels; 0 if none is known."""
-    return total / torch.where(count > 0, count, 1.0)
-
-
-def per_member(values: Tensor, logits: Tensor) -> Tensor:
-    """Labels [B, C], or the skip's [B, C, K], shaped to meet logits that may have an axis of M members after C."""
-    return values if values.dim() == logits.dim() else values.unsqueeze(2).expand_as(logits)
-
-
-def over_members(losses: Tensor, labels: Tensor) -> Tensor:
-    """Losses [B, C] as they are, or the mean over members of [B, C, M]."""
-    return losses if losses.dim() == labels.dim() else losses.mean(-1)

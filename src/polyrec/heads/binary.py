@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import Summary, TaskHead, masked_sum, over_members, per_member
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.losses import binary_kl, squared_error
+from polyrec.distillation_config import TaskDistillation
+from polyrec.heads.base import Summary, TaskHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -33,6 +38,9 @@ class BinaryHead(TaskHead):
     calibration on validation (`polyrec.evaluation.calibration`; slope 1 and intercept 0 until then). Focal loss and
     label smoothing pull probabilities to the middle and are NOT undone: calibrate afterwards.
 
+    Exchanged are the log odds of that probability. Soft losses: "kl", of answers that both corrections shift as they do
+    in the loss of labels, so that soft and hard losses of a row weigh alike; "squared", of log odds.
+
     Args:
         task: options
             `prior` (share of positives in the population; b starts at its log odds, so that the first steps do not have
@@ -53,6 +61,7 @@ class BinaryHead(TaskHead):
     """
 
     reads = "pair"
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True), "squared": SoftLoss()}
     metrics = ("auc", "gauc", "logloss", "calibration_error")
     default_options: ClassVar[dict[str, Any]] = {
         "prior": 0.5,
@@ -111,8 +120,26 @@ class BinaryHead(TaskHead):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Probability of a positive label, calibrated."""
+        return torch.sigmoid(self.exchanged(logits))
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Log odds in the population, calibrated."""
         slope, intercept = self.calibration.float()
-        return torch.sigmoid(slope * logits.float() + intercept)
+        return slope * logits.float() + intercept
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher's probabilities, or squares of log odds: (sum, count)."""
+        plan, student = self.checked_plan(plan), self.exchanged(logits)
+        if plan.loss == "squared":
+            return squared_error(student, teacher, weight)
+        return binary_kl(student + self.offset, teacher.float() + self.offset, plan.temperature, weight)
 
     @torch.no_grad()
     def calibrate(self, slope: float, intercept: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import Summary, TaskHead, masked_sum, over_members, per_member
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.losses import half_poisson_deviance, poisson_kl
+from polyrec.distillation_config import TaskDistillation
+from polyrec.heads.base import Summary, TaskHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
-_LARGEST = 20.0  # of the logit: e^20 = 5e8 expected events; beyond it the loss goes on as a straight line
+_LARGEST = 20.0  # of the logit: e^20 = 5e8 expected events
 
 
 @HEADS.register("count")
@@ -28,7 +33,8 @@ class CountHead(TaskHead):
     the likelihood and is 0 for a perfect answer, so weightings that compare losses can use it. It estimates the mean
     whatever the true spread of the counts is. Beyond z = 20 exp(z) continues as its tangent, so that nothing overflows.
 
-    `predict` returns f, the expected count.
+    `predict` returns f, the expected count. Exchanged is z, the logarithm of f. Soft loss: "kl", of Poisson
+    distributions, which is L with the teacher's f in the place of y.
 
     Args:
         task: option `mean` (of the training labels; the bias starts at its logarithm).
@@ -45,6 +51,7 @@ class CountHead(TaskHead):
     """
 
     reads = "pair"
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss()}
     metrics = ("poisson_deviance", "mae")
     default_options: ClassVar[dict[str, Any]] = {"mean": 1.0}
 
@@ -72,11 +79,25 @@ class CountHead(TaskHead):
         bad = labels < 0
         if bad.any():
             raise ValueError(f"label of count task {self.task.name!r} is {labels[bad][0].item():g}: a count is >= 0")
-        target, logits = per_member(torch.nan_to_num(labels).float(), logits), logits.float()
-        expected = torch.exp(logits.clamp(max=_LARGEST)) * (1 + (logits - _LARGEST).clamp(min=0))
-        losses = expected - target * logits + torch.xlogy(target, target) - target
+        losses = half_poisson_deviance(logits.float(), per_member(torch.nan_to_num(labels).float(), logits))
         return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The expected count."""
         return torch.exp(logits.float().clamp(max=_LARGEST))
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Logarithm of the expected count."""
+        return logits.float()
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher's Poisson distribution: (sum, count)."""
+        self.checked_plan(plan)
+        return poisson_kl(logits, teacher, weight)

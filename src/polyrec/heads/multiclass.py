@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import Summary, TaskHead, masked_sum, over_members, per_member
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.losses import multiclass_kl
+from polyrec.distillation_config import TaskDistillation
+from polyrec.heads.base import Summary, TaskHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -21,6 +26,8 @@ class MulticlassHead(TaskHead):
 
     Labels are class numbers 0..K-1. `predict` returns the number of the most likely class, `details` all K
     probabilities. Where the classes have an order, `ordinal` needs fewer labels.
+
+    Exchanged are the logits, of which only differences matter. Soft loss: "kl".
 
     Args:
         task: options `num_classes` (K; `processor.model_config()` takes it from the training labels) and `prior` (K
@@ -40,6 +47,7 @@ class MulticlassHead(TaskHead):
     """
 
     reads = "pair"
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True)}
     metrics = ("accuracy", "class_logloss")
     default_options: ClassVar[dict[str, Any]] = {"num_classes": None, "prior": None}
 
@@ -86,6 +94,21 @@ class MulticlassHead(TaskHead):
     def predict(self, logits: Tensor) -> Tensor:
         """Number of the most likely class, as a float."""
         return logits.argmax(-1).float()
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Log-weights of the classes."""
+        return logits.float()
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher's probabilities: (sum, count)."""
+        return multiclass_kl(logits, teacher, self.checked_plan(plan).temperature, weight)
 
     def details(self, logits: Tensor) -> Tensor:
         """Probabilities of the classes, [..., K]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import Summary, TaskHead, masked_sum, over_members, per_member
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.losses import ordinal_kl
+from polyrec.distillation_config import TaskDistillation
+from polyrec.heads.base import Summary, TaskHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -31,6 +36,8 @@ class OrdinalHead(TaskHead):
 
     `predict` returns the expected label, minimum + sum_k P(y > r_k), in the label's unit.
 
+    Exchanged are the log odds z of the questions. Soft loss: "kl", of the distributions of the label.
+
     Args:
         task: options `minimum` and `maximum` (the lowest and highest class, whole numbers; `processor.model_config()`
             takes them from the training labels) and `prior` (K shares of the classes, at which the head starts; None =
@@ -49,6 +56,7 @@ class OrdinalHead(TaskHead):
     """
 
     reads = "pair"
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True)}
     metrics = ("rmse", "mae", "accuracy", "quadratic_kappa")
     default_options: ClassVar[dict[str, Any]] = {"minimum": None, "maximum": None, "prior": None}
 
@@ -105,3 +113,18 @@ class OrdinalHead(TaskHead):
     def predict(self, logits: Tensor) -> Tensor:
         """Expected label."""
         return self.minimum + torch.exp(F.logsigmoid(logits.float()).cumsum(-1)).sum(-1)
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Log odds of the questions."""
+        return logits.float()
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher's distribution of the label: (sum, count)."""
+        return ordinal_kl(logits, teacher, self.checked_plan(plan).temperature, weight)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import NumberHead, masked_sum, over_members, per_member
+from polyrec.heads.base import NumberHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -26,7 +27,8 @@ class QuantileHead(NumberHead):
     softplus(u_k) (as in Park et al., 2022, "Learning Quantile Functions without Quantile Crossing for
     Distribution-free Time Series Forecasting"). The head starts at the quantiles of a normal distribution.
 
-    `predict` returns the median in the label's unit (or the quantile nearest to it), `details` all of them.
+    `predict` returns the median in the label's unit (or the quantile nearest to it), `details` all of them. Exchanged
+    are all of them, too. Soft losses: "squared" and "huber" (option `delta`), quantile by quantile.
 
     Args:
         task: options `quantiles` (q, ascending), `mean` and `std` of the training labels, `minimum` and `maximum` of a

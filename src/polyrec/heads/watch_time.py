@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.heads.base import Summary, TaskHead, masked_sum, over_members, per_member
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation_config import TaskDistillation
+from polyrec.heads.base import Summary, TaskHead
+from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
 
@@ -32,6 +35,9 @@ class WatchTimeHead(TaskHead):
     nothing needs clipping. The prediction is nearer to a median than to a mean: judge it by MAE and XAUC. (Weighted
     logistic regression, Covington et al., 2016, estimates the mean seconds, but lets long items outweigh short ones:
     what is removed here.)
+
+    Exchanged is the watch time in the label's unit. Soft loss: "squared", 12 sum_i w_i (sigmoid(z_i) - F_g(t_i))^2 for
+    the teacher's watch time t; where labels are so often alike that t fills several quantiles, any of them will do.
 
     Ten groups, equally frequent in training, are read from the scaled duration in the batch; where it is unknown the
     label is ranked among all.
@@ -55,6 +61,7 @@ class WatchTimeHead(TaskHead):
     """
 
     reads = "pair"
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"squared": SoftLoss()}
     metrics = ("mae", "rmse", "xauc")
     default_options: ClassVar[dict[str, Any]] = {"duration": None, "group_quantiles": None}
     logit_width = 2
@@ -115,18 +122,49 @@ class WatchTimeHead(TaskHead):
         low, high = (rows_Q.gather(-1, below.long() + step) for step in (0, 1))
         return torch.lerp(low, high, place - below).squeeze(-1)
 
+    @property
+    def exchange_width(self) -> int | None:
+        """One number."""
+        return None
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Watch time in the label's unit."""
+        return self.predict(logits)
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error of the quantile at the teacher's watch times: (sum, count)."""
+        self.checked_plan(plan)
+        student = torch.sigmoid(logits[..., 0].float())
+        low, high = self._filled(per_member(torch.nan_to_num(teacher).float(), student), self._rows(logits))
+        losses = 12 * (student - student.detach().clamp(low, high)).square()
+        return masked_sum(over_members(losses, teacher), self.answered(teacher), weight)
+
     def _rows(self, logits: Tensor) -> Tensor:
         """Quantiles of each answer's group, [..., Q]."""
         # round: the mean over members of one number may miss it by a rounding error.
         return self.quantiles.float()[logits[..., 1].round().long()]
 
-    @staticmethod
-    def _ranks(values: Tensor, rows_Q: Tensor) -> Tensor:
+    @classmethod
+    def _ranks(cls, values: Tensor, rows_Q: Tensor) -> Tensor:
         """Share of the distribution below each value, in [0, 1]; a value that fills several quantiles: their middle."""
+        low, high = cls._filled(values, rows_Q)
+        return (low + high) / 2
+
+    @staticmethod
+    def _filled(values: Tensor, rows_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """From and to which share of the distribution, in [0, 1], each value reaches: further if labels are often alike."""
         value = values.unsqueeze(-1).contiguous()
         first, behind = (torch.searchsorted(rows_Q, value, right=right) for right in (False, True))
         above = first.clamp(1, rows_Q.shape[-1] - 1)
         low, high = rows_Q.gather(-1, above - 1), rows_Q.gather(-1, above)
         between = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) + above - 1
-        place = torch.where(behind > first, (first + behind - 1) / 2, between)
-        return place.squeeze(-1) / (rows_Q.shape[-1] - 1)
+        places = (torch.where(behind > first, filled.to(value.dtype), between) for filled in (first, behind - 1))
+        low, high = (place.squeeze(-1) / (rows_Q.shape[-1] - 1) for place in places)
+        return low, high

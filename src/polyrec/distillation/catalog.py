@@ -1,0 +1,104 @@
+"""The student's side of a list: its logits of the teacher's items, and of all others their log-sum-exp.
+
+Letters: M rows, K items of a list, N items of the catalog, S sampled items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polyrec.distillation.losses import at_least_single
+
+_CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32
+_NONE = float("-inf")
+
+
+def whole_catalog(
+    scores: Callable[[Tensor], Tensor], listed_MK: Tensor, temperature: float = 1.0, num_items: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Logits of listed items, and log sum_j exp(s_j / T) over all others of the catalog.
+
+    Logits [M, N] are never kept: a chunk of rows is scored, reduced and forgotten, and scored again for its gradient
+    (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost"). What scores is any function of rows, which
+    must answer the same both times: it must not draw at random.
+
+    Args:
+        scores: numbers of rows, int64 [R] -> logits of every item of the catalog, [R, N]; -inf = no candidate.
+        listed_MK: int64 [M, K], columns 0..N-1. An item may be listed once per row; column 0, which is the padding
+            item's, as often as the list has empty places.
+        temperature: T, of the others alone.
+        num_items: N, by which the size of a chunk is chosen; None: that of one row's answer.
+
+    Returns:
+        [M, K] and [M], in single precision; -inf where nothing is left over.
+
+    Example:
+        >>> table = torch.tensor([[float("-inf"), 3.0, 0.0, 0.0]])
+        >>> listed, others = whole_catalog(lambda rows: table[rows], torch.tensor([[1, 0]]))
+        >>> listed.tolist(), round(others.item(), 4)  # log 2
+        ([[3.0, -inf]], 0.6931)
+    """
+    rows = torch.arange(len(listed_MK), device=listed_MK.device)
+    if num_items is None:
+        with torch.no_grad():
+            num_items = scores(rows[:1]).shape[1]
+
+    def reduced(at: Tensor) -> tuple[Tensor, Tensor]:
+        logits, listed = at_least_single(scores(at)), listed_MK[at]
+        return logits.gather(1, listed), log_sum_exp(logits.scatter(1, listed, _NONE) / temperature)
+
+    parts = rows.split(max(_CHUNK // num_items, 1))
+    found = [checkpoint(reduced, at, use_reentrant=False, preserve_rng_state=False) for at in parts]
+    listed, others = zip(*found, strict=True)
+    return torch.cat(listed), torch.cat(others)
+
+
+def sampled_rest(
+    sampled_MS: Tensor,
+    sampled_S: Tensor,
+    log_expected_S: Tensor,
+    listed_MK: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    r"""An estimate of log sum_j exp(s_j / T) over all items that are not listed, for catalogs too large to score.
+
+        log sum_{j sampled, not listed} exp(s_j / T) / E[times that j is sampled]
+
+    The sum inside is unbiased for that over the catalog (importance sampling: Bengio and Senecal, 2008, "Adaptive
+    Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model"), as far as every item can be
+    sampled; its logarithm is so in the limit of many.
+
+    Args:
+        sampled_MS: logits of sampled items.
+        sampled_S: which items they are, int64; with replacement, they are repeated.
+        log_expected_S: logarithm of how often each is expected in a sample: log(S Q(j)) for S draws from Q, or the log
+            chance to be there at all.
+        listed_MK: items of the lists, int64; 0 = none.
+        temperature: T.
+
+    Returns:
+        [M], in single precision; -inf where nothing else was sampled.
+
+    Example:
+        >>> two_of_four = torch.tensor([2, 4])  # of items 1..4, each with Q = 1/4
+        >>> expected = torch.full((2,), 0.5).log()
+        >>> listed = torch.tensor([[1, 2]])
+        >>> round(sampled_rest(torch.zeros(1, 2), two_of_four, expected, listed).exp().item(), 4)  # items 3 and 4
+        2.0
+    """
+    logits = at_least_single(sampled_MS) / temperature - log_expected_S
+    order_MK = listed_MK.sort(dim=1).values
+    place_MS = torch.searchsorted(order_MK, sampled_S.expand(len(listed_MK), -1).contiguous())
+    is_listed = order_MK.gather(1, place_MS.clamp(max=order_MK.shape[1] - 1)) == sampled_S
+    return log_sum_exp(logits.masked_fill(is_listed, _NONE))
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """Log-sum-exp of the last axis; where all are -inf it is -inf with a gradient of 0, not NaN."""
+    nothing = (logits == _NONE).all(-1)
+    total = torch.where(nothing.unsqueeze(-1), 0.0, logits).logsumexp(-1)
+    return total.masked_fill(nothing, _NONE)
