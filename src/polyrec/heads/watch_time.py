@@ -159,7 +159,7 @@ class WatchTimeHead(TaskHead):
 
     @staticmethod
     def _filled(values: Tensor, rows_Q: Tensor) -> tuple[Tensor, Tensor]:
-        """From and to which share of the distribution, in [0, 1], each value reaches: further if labels are often alike."""
+        """Where in the distribution, in [0, 1], each value begins and ends: apart where many labels are alike."""
         value = values.unsqueeze(-1).contiguous()
         first, behind = (torch.searchsorted(rows_Q, value, right=right) for right in (False, True))
         above = first.clamp(1, rows_Q.shape[-1] - 1)
