@@ -47,7 +47,8 @@ class MaskedLanguage(Objective):
     texts of some items of the batch's histories once more. The number of masked tokens counts as its expectation, so
     the reduction is exact.
 
-    What it brings on real data has not been measured: it needs a tuned backbone, hours of protocol A on a CPU.
+    Measured (`model_cards/text.md`, one seed): of films never trained on 10 % to 20 % more are found, of known ones 3 %
+    fewer, for a third more training time.
 
     Options: `weight`; `share` of the tokens that are masked; `items` whose texts are read in a batch, at most, by
     chance.
