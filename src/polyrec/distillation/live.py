@@ -1,0 +1,244 @@
+"""A polyrec model as a teacher.
+
+Letters: B people, L events, C candidates, M rows of some subset, N items, K numbers of an answer or items of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from polyrec.data.columns import FIRST, UNKNOWN
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.fingerprint import input_parts, task_differences, task_parts, weights_digest
+from polyrec.distillation.guard import TrainingRows
+from polyrec.distillation.lists import asked_lists, rows_at_once, spread, top_list
+from polyrec.distillation.teacher import PerTask, Teacher
+
+if TYPE_CHECKING:
+    from polyrec.encoders.item import ItemRows
+    from polyrec.modeling_polyrec import PolyRecForRecommendation
+    from polyrec.processing_polyrec import PolyRecProcessor
+
+# What a polyrec model reads of a batch; labels, weights and other teachers' answers are not among it.
+_INPUTS = (
+    "item_ids", "event_features", "user_features", "candidate_ids", "candidate_positions", "candidate_features",
+    "query_tokens", "query_mask", "candidate_query", "query_items", "candidate_times",
+)  # fmt: skip
+
+
+class LiveTeacher(Teacher):
+    """A polyrec model of any size that answers while the student learns.
+
+    It is asked in evaluation mode (no dropout), without gradients and in its own precision, whatever autocast the
+    student trains under. It is no module and belongs to no model: no optimizer, no wrapper of several processes and no
+    checkpoint of the student ever sees its parameters.
+
+    Its inputs must mean what those of the student's data mean (same encoders, scales and running statistics: make the
+    student's data with the teacher's processor if in doubt). Its catalog may be another one: items are mapped by id, in
+    histories and candidates to the teacher's rows and in lists to the student's. Where the teacher does not know an
+    item it has no answer about it; its lists are restricted to the items that both know.
+
+    Args:
+        model, processor: as they were saved together.
+        states: also give the states from which it answers, [B, C, D].
+        gates: also give the gates of its experts.
+        trust, top_k, temperature: see [`Teacher`].
+
+    Example:
+        >>> teacher = LiveTeacher(model, PolyRecProcessor.from_pretrained(run), temperature=2.0)    # doctest: +SKIP
+        >>> teacher.prepare(parts.train, processor)    # doctest: +SKIP
+        >>> teacher.score(batch)["teacher_logits"]["like"].shape    # doctest: +SKIP
+        torch.Size([8, 64])
+    """
+
+    def __init__(
+        self,
+        model: PolyRecForRecommendation,
+        processor: PolyRecProcessor,
+        top_k: int | PerTask = 100,
+        temperature: float | PerTask = 1.0,
+        states: bool = False,
+        gates: bool = False,
+        trust: bool = False,
+    ) -> None:
+        super().__init__(top_k, temperature, trust)
+        self.model, self.processor, self.states, self.gates = model, processor, states, gates
+        self._learnt = processor.training_rows  # of now: a processor may be split anew
+        self._pair_tasks, self._list_tasks = tuple(model.pair_tasks), tuple(model.state_tasks)
+        self._rows: _ItemRows | None = None  # None: both have the same catalog
+        self._table: ItemRows | None = None
+
+    @property
+    def pair_tasks(self) -> tuple[str, ...]:
+        """Pair tasks that the student's data have, too."""
+        return self._pair_tasks
+
+    @property
+    def list_tasks(self) -> tuple[str, ...]:
+        """Retrieval tasks that the student's data have, too."""
+        return self._list_tasks
+
+    @property
+    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+        """What its processor says that it learnt."""
+        return (self._learnt,)
+
+    @property
+    def revision(self) -> str:
+        """A digest of its weights."""
+        return weights_digest(self.model.state_dict())
+
+    def to(self, device: torch.device | str) -> None:
+        """Put the model on a device."""
+        self.model.to(device)
+        self._table = None
+
+    def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
+        """Compare inputs and tasks with those of the student, and map the items."""
+        problems = _different_inputs(self.processor, processor)
+        longest = max(part.max_history for part in parts)
+        if longest > self.model.config.max_history:
+            problems.append(
+                f"windows of the student's data hold {longest} events, and the teacher reads at most "
+                f"{self.model.config.max_history}"
+            )
+        own, asked = task_parts(self.processor), task_parts(processor)
+        for name in (n for n in (*self.model.pair_tasks, *self.model.state_tasks) if n in asked):
+            problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
+        shared = [name for name in self.model.heads if name in asked]
+        if not shared:
+            problems.append(f"it answers {list(self.model.heads)}, and the student asks {list(asked)}")
+        if problems:
+            raise ValueError(
+                "the teacher does not fit the student's data: "
+                + "; ".join(problems)
+                + ". Make the student's data with "
+                "the teacher's processor (PolyRecProcessor.from_pretrained(teacher).resume(...)), or train a teacher "
+                "on these data"
+            )
+        self._pair_tasks = tuple(name for name in self.model.pair_tasks if name in asked)
+        self._list_tasks = tuple(name for name in self.model.state_tasks if name in asked)
+        self._rows = _ItemRows.of(self.processor, processor)
+        self._table = None
+
+    @torch.no_grad()
+    def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a batch, see [`Teacher`]."""
+        model, device = self.model, batch["item_ids"].device
+        inputs = send_to_device({name: batch[name] for name in _INPUTS if name in batch}, model.device)
+        if self._rows is not None:
+            inputs |= self._rows.to_teacher(inputs)
+        with model.answering(), torch.autocast(model.device.type, enabled=False):
+            if self._table is None:
+                self._table = model.item_encoder.table()
+            output = model(**inputs, items=self._table)
+            answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+            real_BC = inputs["candidate_ids"] > 0
+            known_BC = real_BC if self._rows is None else real_BC & (inputs["candidate_ids"] != UNKNOWN)
+            for name in self.pair_tasks:
+                found = model.heads[name].exchanged(output.logits[name]).float()
+                known = known_BC if found.dim() == 2 else known_BC.unsqueeze(-1)
+                _check_numbers(found, known, name)
+                answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
+            for name in self.list_tasks:
+                rows_M = send_to_device(asked_lists(batch, name), model.device).flatten().nonzero().squeeze(-1)
+                lists = spread(rows_M, self._lists(name, output, inputs, rows_M), tuple(real_BC.shape))
+                answers["teacher_items"][name], answers["teacher_scores"][name] = lists
+            if self.states:
+                answers["teacher_states"] = output.states.float()
+            if self.gates:
+                answers["teacher_gates"] = {n: gate.float() for n, gate in output.gates.items() if n in self.pair_tasks}
+        return send_to_device(answers, device)
+
+    def _lists(self, task: str, output: Any, inputs: Mapping[str, Any], rows_M: Tensor) -> tuple[Tensor, Tensor]:
+        model, rows = self.model, self._rows
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.flatten(0, 1)[rows_M]
+
+        states_MD = output.states.flatten(0, 1)[rows_M]
+        queries_MD, times_M = of(output.queries), of(inputs.get("candidate_times"))
+        own_M = of(inputs.get("query_items")) if model.heads[task].excludes == "own item" else None
+        found = []
+        for at in torch.arange(len(rows_M), device=model.device).split(rows_at_once(model.config.num_items)):
+            logits_MN = model.score_items(
+                states_MD[at],
+                task,
+                self._table,
+                None if queries_MD is None else queries_MD[at],
+                times_M=None if times_M is None else times_M[at],
+            ).float()
+            if own_M is not None:
+                logits_MN = logits_MN.scatter(1, own_M[at].unsqueeze(1), float("-inf"))
+            logits_MN = logits_MN if rows is None else rows.of_student(logits_MN)
+            _check_numbers(logits_MN, torch.ones_like(logits_MN, dtype=torch.bool), task)
+            found.append(top_list(logits_MN, self.top_k(task), self.temperature(task)))
+        if not found:
+            width = min(self.top_k(task), model.config.num_items if rows is None else len(rows.teacher_rows))
+            nothing = torch.zeros((0, width), dtype=torch.int64, device=model.device)
+            return nothing, torch.zeros((0, width + 1), device=model.device)
+        items, scores = zip(*found, strict=True)
+        return torch.cat(items), torch.cat(scores)
+
+
+class _ItemRows:
+    """Rows of the student's item table and of the teacher's, mapped by item id.
+
+    Args:
+        teacher_rows: int64 [N of the student], the teacher's row of each of the student's items; padding and what the
+            teacher does not know are the rows 0 and 1.
+    """
+
+    def __init__(self, teacher_rows: np.ndarray) -> None:
+        self.teacher_rows = torch.from_numpy(teacher_rows)
+
+    @classmethod
+    def of(cls, teacher: PolyRecProcessor, student: PolyRecProcessor) -> _ItemRows | None:
+        """The map, or None if both catalogs are the same."""
+        own, asked = (p.items.ids.cast(pa.large_string()) for p in (teacher, student))
+        if own.equals(asked):
+            return None
+        # Ids of one catalog may be numbers and those of another strings.
+        found = np.asarray(pc.index_in(asked, value_set=own).fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
+        if not (found >= FIRST).any():
+            raise ValueError(
+                f"the teacher does not fit the student's data: it knows none of the {len(asked)} items (the student's "
+                f"begin with {asked[0]}, the teacher's with {own[0]}): use the same item ids"
+            )
+        return cls(np.concatenate([np.arange(FIRST), found]))
+
+    def to_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Inputs that hold rows of items, in the teacher's."""
+        names = [name for name in ("item_ids", "candidate_ids", "query_items") if name in inputs]
+        self.teacher_rows = self.teacher_rows.to(inputs["item_ids"].device)
+        return {name: self.teacher_rows[inputs[name]] for name in names}
+
+    def of_student(self, logits_MN: Tensor) -> Tensor:
+        """Logits of the teacher's items as those of the student's; -inf for what the teacher does not know."""
+        self.teacher_rows = self.teacher_rows.to(logits_MN.device)
+        unknown_N = self.teacher_rows < FIRST
+        return logits_MN.index_select(1, self.teacher_rows).masked_fill(unknown_N, float("-inf"))
+
+
+def _different_inputs(teacher: PolyRecProcessor, student: PolyRecProcessor) -> list[str]:
+    own, theirs = input_parts(teacher), input_parts(student)
+    different = [name for name in own if own[name] != theirs[name]]
+    return [f"it reads other {name} (encoders or scales)" for name in different]
+
+
+def _check_numbers(values: Tensor, known: Tensor, task: str) -> None:
+    """Refuse answers that are no numbers, which would silently count as none."""
+    bad = torch.isnan(values) & known
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of the teacher's answers to task {task!r} are NaN: its weights are damaged, or its "
+            "precision is too low for its activations; load it in float32 or train it again"
+        )

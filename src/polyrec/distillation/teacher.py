@@ -1,0 +1,178 @@
+"""Who answers beside the labels: the contract of a teacher.
+
+Letters: B people, C candidates, K numbers of an answer or items of a list, D width, E experts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from polyrec.data.mixing import MixedDataset
+from polyrec.data.sequences import EventLog, SequenceDataset, WindowDataset
+from polyrec.data.splits import LeakageError
+from polyrec.distillation.guard import TrainingRows
+from polyrec.distillation_config import DistillationConfig
+from polyrec.registry import nearest
+
+if TYPE_CHECKING:
+    from polyrec.processing_polyrec import PolyRecProcessor
+
+PerTask = Mapping[str, Any]
+
+
+class Teacher(ABC):
+    r"""Answers the candidates of a student's batches, so that it learns from them beside its labels.
+
+    **What `score` returns**, on the batch's device and joined to the batch:
+
+    * `teacher_logits` {pair task: [B, C(, K)]} float, NaN = no answer, in units that do not depend on a head's options:
+      binary log odds; multiclass K log-weights; ordinal K - 1 conditional log odds; numbers in the label's unit; count
+      log rate.
+    * `teacher_items` {retrieval task: [B, C, K]} int64 rows of the STUDENT's item table, 0 = none, and
+      `teacher_scores` {task: [B, C, K + 1]}: logits of those items, and last log sum exp(z / T) of all others, see
+      `polyrec.distillation.lists`.
+    * `teacher_states` [B, C, D] and `teacher_gates` {task: [B, C, E]}, of teachers that have them and are asked to.
+
+    **What no teacher may know.** `prepare` refuses one that has learnt rows by which the student is judged (see
+    `polyrec.distillation.guard`), and one that does not say what it has learnt unless `trust` says that somebody has
+    made sure.
+
+    Subclasses implement `pair_tasks`, `list_tasks`, `training_rows`, `revision`, `bind` and `score`.
+
+    Args:
+        top_k: items per list; a number, or {task: number}.
+        temperature: T of "all others"; a number, or {task: number}. It must be that of the student's plan.
+        trust: take a teacher that does not say what it has learnt.
+    """
+
+    def __init__(self, top_k: int | PerTask = 100, temperature: float | PerTask = 1.0, trust: bool = False) -> None:
+        for name, given, low in (("top_k", top_k, 1), ("temperature", temperature, 0)):
+            for value in given.values() if isinstance(given, Mapping) else [given]:
+                if not low <= value or value == 0:
+                    raise ValueError(f"{name} of the teacher is {value}; it must be {'>= 1' if low else '> 0'}")
+        self._top_k, self._temperature, self.trust = top_k, temperature, trust
+
+    @property
+    @abstractmethod
+    def pair_tasks(self) -> tuple[str, ...]:
+        """Tasks that it answers with `teacher_logits`."""
+
+    @property
+    @abstractmethod
+    def list_tasks(self) -> tuple[str, ...]:
+        """Tasks that it answers with lists."""
+
+    @property
+    @abstractmethod
+    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+        """What it, or each of those it consists of, has learnt; None = nobody knows."""
+
+    @property
+    @abstractmethod
+    def revision(self) -> str:
+        """A digest that changes when its answers may."""
+
+    @abstractmethod
+    def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
+        """Make ready for the candidates of some data sets; refuse what does not fit.
+
+        Args:
+            parts: one data set, or those of a `MixedDataset`, whose candidates are counted one after the other.
+            processor: the student's.
+        """
+
+    @abstractmethod
+    def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a batch as the collator makes it, see the class."""
+
+    def prepare(
+        self,
+        dataset: WindowDataset,
+        processor: PolyRecProcessor,
+        judged: Sequence[SequenceDataset] | None = None,
+    ) -> None:
+        """Check that the teacher fits a student's data and may be asked about it, and bind it to them.
+
+        Args:
+            dataset: what the student learns from.
+            processor: of the student.
+            judged: what the student is validated and tested by. None: every event of the log that `dataset` does not
+                ask about.
+
+        Raises:
+            LeakageError: it has learnt what the student is judged by, or does not say what it has learnt.
+            ValueError: its inputs, tasks or items do not fit; names all that does not.
+        """
+        parts = parts_of(dataset)
+        self.check_unlearnt(parts, processor, judged)
+        self.bind(parts, processor)
+
+    def check_unlearnt(
+        self,
+        parts: Sequence[SequenceDataset],
+        processor: PolyRecProcessor,
+        judged: Sequence[SequenceDataset] | None = None,
+    ) -> None:
+        """Refuse to teach what the student is judged by, see [`prepare`]."""
+        if any(rows is None for rows in self.training_rows) and not self.trust:
+            raise LeakageError(
+                "the teacher does not say which rows it has learnt (it was saved by an older version, or without "
+                "training_rows.safetensors), so nobody knows whether it has learnt what the student is judged by: "
+                "train it again, or, if you are sure that it has not, pass trust=True (--trust-teacher)"
+            )
+        latest = max(p.log.time[p.candidates.event].max(initial=-np.inf) for p in parts)
+        for log, held in _held_out(parts, judged):
+            by_time = bool(held.any()) and latest <= log.time[held].min()
+            for rows in self.training_rows:
+                if rows is not None:
+                    rows.check(log, held, processor.items.ids, by_time)
+
+    def check_plan(self, plan: DistillationConfig) -> None:
+        """Refuse a plan that asks for what the teacher does not answer, or at another temperature."""
+        answered = [*self.pair_tasks, *self.list_tasks]
+        for task, own in plan.tasks.items():
+            if task not in answered:
+                raise ValueError(f"the teacher does not answer task {task!r}; {nearest(task, answered)}")
+            if task in self.list_tasks and own.temperature != self.temperature(task):
+                raise ValueError(
+                    f"task {task!r} is distilled at the temperature {own.temperature:g}, but the teacher's lists are "
+                    f"made for {self.temperature(task):g}: give both the same"
+                )
+
+    def top_k(self, task: str) -> int:
+        """Items of a list of this task."""
+        return self._top_k.get(task, 100) if isinstance(self._top_k, Mapping) else self._top_k
+
+    def temperature(self, task: str) -> float:
+        """Temperature of the lists of this task."""
+        return self._temperature.get(task, 1.0) if isinstance(self._temperature, Mapping) else self._temperature
+
+    def to(self, device: torch.device | str) -> None:
+        """Put what it computes with on a device; most have nothing to put."""
+        return
+
+
+def parts_of(dataset: WindowDataset) -> list[SequenceDataset]:
+    """The data sets whose candidates a training asks, in the order in which `candidate_rows` counts them."""
+    if isinstance(dataset, SequenceDataset):
+        return [dataset]
+    if isinstance(dataset, MixedDataset):
+        return list(dataset.datasets.values())
+    raise TypeError(f"a teacher answers a SequenceDataset or a MixedDataset, not a {type(dataset).__name__}")
+
+
+def _held_out(
+    parts: Sequence[SequenceDataset], judged: Sequence[SequenceDataset] | None
+) -> list[tuple[EventLog, np.ndarray]]:
+    """Logs, and which of their events (bool [R]) the student is judged by."""
+    chosen = parts if judged is None else judged
+    asked: dict[int, tuple[EventLog, np.ndarray]] = {}
+    for part in chosen:
+        _, rows = asked.setdefault(id(part.log), (part.log, np.zeros(len(part.log), dtype=bool)))
+        rows[part.candidates.event] = True
+    return [(log, ~rows if judged is None else rows) for log, rows in asked.values()]
