@@ -266,13 +266,12 @@ def ask(
 
     Args:
         dataset: without anything drawn, see `SequenceDataset.fixed`.
-        windows: int64 [W], neighbours in ascending order.
+        windows: int64 [W], neighbours in ascending order, at least one.
         device: that batches are put on.
         done: called with the number of windows of each batch.
     """
     spans = dataset.spans(windows)
-    first, last = int(spans.first_asked.min(initial=0)), int(spans.last_asked.max(initial=0))
-    first = first if len(windows) else last
+    first, last = int(spans.first_asked[0]), int(spans.last_asked[-1])
     asked, log = dataset.candidates, dataset.log
     table = AnswerTable(log.row[asked.event[first:last]], ~dataset.own_view[first:last], asked.position[first:last])
     parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {task: [] for task in teacher.list_tasks}

@@ -1,0 +1,285 @@
+"""Answers of a teacher in files: written once in shards, read memory-mapped.
+
+A folder holds `manifest.json`, `training_rows.N.safetensors` (what the teacher has learnt) and
+`shard-NNNNN.safetensors`.
+
+Letters: S rows of a shard, A lists of it, K numbers of an answer or items of a list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.guard import TrainingRows
+from polyrec.distillation.table import AnswerSource, AnswerTable, ListAnswers, TableTeacher, ask
+from polyrec.distillation.teacher import Teacher
+
+if TYPE_CHECKING:
+    from polyrec.processing_polyrec import PolyRecProcessor
+
+FORMAT_VERSION = 1
+MANIFEST, ROWS = "manifest.json", "training_rows.{}.safetensors"
+_NUMBERS = ("regression", "watch_time", "quantile")  # in the label's unit, which half precision may not hold
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64, "BOOL": np.bool_}
+
+
+class StoredError(ValueError):
+    """Stored answers are damaged, incomplete, or those of another teacher or other data."""
+
+
+@dataclass
+class Shard:
+    """A file of answers.
+
+    Args:
+        name: of the file.
+        rows: candidates in it.
+        size, sha256: of the file.
+        unanswered: {pair task: candidates without an answer}.
+    """
+
+    name: str
+    rows: int
+    size: int
+    sha256: str
+    unanswered: dict[str, int]
+
+
+def write_answers(
+    teacher: Teacher,
+    dataset: SequenceDataset,
+    processor: PolyRecProcessor,
+    folder: str | Path,
+    shard_rows: int = 100_000,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Path:
+    """Ask a prepared teacher about a data set and write its answers; go on where an interrupted run stopped.
+
+    Memory holds one shard. A shard is written beside its place, flushed to disk and then put there, and only then the
+    manifest names it: what is interrupted leaves whole shards. Logits and scores are of half precision, numbers in the
+    label's unit of single precision; lists are kept for the candidates whose item was taken.
+
+    Args:
+        teacher: prepared for `dataset`.
+        folder: a new one, or one that an interrupted run of the same teacher about the same data has left.
+        shard_rows: candidates of a shard, about.
+        device: that batches are put on.
+
+    Raises:
+        StoredError: the folder holds answers of another teacher or about other data.
+        ValueError: the teacher's answers are no numbers.
+    """
+    folder, dataset = Path(folder), dataset.fixed()
+    spans = dataset.spans(np.arange(len(dataset)))
+    # Windows belong to the shard in which their first candidate lies.
+    groups = np.split(np.arange(len(dataset)), np.flatnonzero(np.diff(spans.first_asked // shard_rows)) + 1)
+    source = AnswerSource.of(teacher, dataset, processor)
+    about = _about(source) | {"shards": len(groups), "windows": len(dataset), "candidates": dataset.num_candidates}
+    done = _claim(folder, about, source.training_rows)
+    half = [task for task in teacher.pair_tasks if source.tasks[task]["head"] not in _NUMBERS]
+    with tqdm(total=len(dataset), desc="Scoring", unit="window", disable=not progress) as bar:
+        for number, windows in enumerate(groups):
+            name = f"shard-{number:05d}.safetensors"
+            if name in done and _whole(folder, done[name]):
+                bar.update(len(windows))
+                continue
+            table = ask(teacher, dataset, windows, batch_size, device, bar.update)
+            done[name] = _write(folder, name, table, half)
+            _write_json(folder / MANIFEST, about | {"written": [asdict(done[n]) for n in sorted(done)]})
+    return folder
+
+
+class StoredTeacher(TableTeacher):
+    """Answers of a folder that [`write_answers`] or `polyrec score` has written, memory-mapped.
+
+    Whatever has answered need not be there any more, nor fit the student's inputs: only the interactions, the catalog
+    and the questions must be the same. What the teacher had learnt is in the folder, and is checked as for any other.
+
+    Args:
+        folder: where the answers are.
+        revision: of the teacher that is expected, e.g. `teacher.revision`; None: any.
+        verify: compare each file with its checksum first, which reads all of it once.
+        missing, trust: see [`TableTeacher`].
+
+    Raises:
+        StoredError: a shard is missing, cut off or damaged, or another teacher has answered; says what to do.
+
+    Example:
+        >>> teacher = StoredTeacher("logits/")              # doctest: +SKIP
+        >>> teacher.prepare(parts.train, processor)         # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        revision: str | None = None,
+        verify: bool = True,
+        missing: str = "refuse",
+        trust: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        manifest = _read_manifest(self.folder)
+        written = {shard["name"]: Shard(**shard) for shard in manifest["written"]}
+        if len(written) < manifest["shards"]:
+            raise StoredError(
+                f"{folder} holds {len(written)} of {manifest['shards']} shards: scoring was interrupted; run the same "
+                "`polyrec score` again, it goes on from there"
+            )
+        if revision is not None and revision != manifest["revision"]:
+            raise StoredError(
+                f"{folder} holds answers of the teacher {manifest['revision'][:12]}, not of {revision[:12]}: its "
+                "weights have changed since; score again into another folder"
+            )
+        for shard in written.values():
+            _check_whole(self.folder, shard, verify)
+        rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
+        source = AnswerSource(
+            manifest["revision"],
+            manifest["items"],
+            manifest["data"],
+            manifest["tasks"],
+            manifest["top_k"],
+            manifest["temperatures"],
+            tuple(rows),
+        )
+        super().__init__([_map(self.folder / name) for name in sorted(written)], source, missing, trust)
+
+
+def _about(source: AnswerSource) -> dict[str, Any]:
+    """What a manifest says of the source, in values of JSON."""
+    found = {
+        "format_version": FORMAT_VERSION,
+        **{name: getattr(source, name) for name in ("revision", "items", "data", "tasks", "top_k", "temperatures")},
+        "teachers": len(source.training_rows),
+    }
+    return json.loads(json.dumps(found))
+
+
+def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingRows | None, ...]) -> dict[str, Shard]:
+    """Make the folder this teacher's, or find which shards of it are there."""
+    if not (folder / MANIFEST).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, rows in enumerate(learnt):
+            if rows is not None:
+                save_file(rows.arrays(), folder / ROWS.format(number))
+        _write_json(folder / MANIFEST, {**about, "written": []})
+        return {}
+    held = _read_manifest(folder)
+    different = [name for name in about if held.get(name) != about[name]]
+    if different:
+        raise StoredError(
+            f"{folder} holds answers of another teacher or about other data, they differ in {', '.join(different)}: "
+            "choose another --output, or delete that folder"
+        )
+    return {shard["name"]: Shard(**shard) for shard in held["written"]}
+
+
+def _write(folder: Path, name: str, table: AnswerTable, half: list[str]) -> Shard:
+    """Write a shard whole beside its place, then put it there."""
+    arrays = {"row": table.row, "delayed": table.delayed, "position": table.position.astype(np.int32)}
+    for task, values in table.numbers.items():
+        arrays[f"numbers/{task}"] = _halved(values) if task in half else values
+    for task, lists in table.lists.items():
+        arrays |= {f"at/{task}": lists.at, f"items/{task}": lists.items, f"scores/{task}": _halved(lists.scores)}
+    draft = folder / f"{name}.part"
+    save_file({key: np.ascontiguousarray(values) for key, values in arrays.items()}, draft)
+    with open(draft, "rb+") as file:
+        os.fsync(file.fileno())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = draft.stat().st_size
+    draft.replace(folder / name)
+    unanswered = {
+        task: int(np.isnan(values.reshape(len(table), -1)).any(1).sum()) for task, values in table.numbers.items()
+    }
+    return Shard(name, len(table), size, sha256, unanswered)
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    """Numbers of half precision; those beyond its range become its largest, infinite ones stay so."""
+    largest = np.finfo(np.float16).max
+    return np.where(np.isfinite(values), np.clip(values, -largest, largest), values).astype(np.float16)
+
+
+def _map(path: Path) -> AnswerTable:
+    """A shard whose arrays lie in its file: pages are read when they are asked for."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    arrays = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        shape = tuple(entry["shape"])
+        begin, dtype = 8 + length + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
+        # An empty array cannot be mapped.
+        arrays[key] = np.memmap(path, dtype, "r", begin, shape) if np.prod(shape) else np.zeros(shape, dtype)
+    tasks = [key.removeprefix("at/") for key in arrays if key.startswith("at/")]
+    return AnswerTable(
+        arrays["row"],
+        arrays["delayed"],
+        arrays["position"],
+        {key.removeprefix("numbers/"): values for key, values in arrays.items() if key.startswith("numbers/")},
+        {t: ListAnswers(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
+    )
+
+
+def _whole(folder: Path, shard: Shard) -> bool:
+    try:
+        _check_whole(folder, shard, verify=True)
+    except StoredError:
+        return False
+    return True
+
+
+def _check_whole(folder: Path, shard: Shard, verify: bool) -> None:
+    """Refuse a shard that is missing, cut off or changed."""
+    path, again = folder / shard.name, "run the same `polyrec score` again, it writes that shard anew"
+    if not path.exists():
+        raise StoredError(f"{path} is missing: {again}")
+    if path.stat().st_size != shard.size:
+        raise StoredError(
+            f"{path} has {path.stat().st_size} bytes, not {shard.size}: it is cut off or damaged; {again}"
+        )
+    if verify:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise StoredError(f"{path} does not have the checksum it was written with: it is damaged; {again}")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoredError(f"{folder} has no {MANIFEST}: it is not a folder written by `polyrec score`") from None
+    except json.JSONDecodeError as error:
+        raise StoredError(f"{path} is damaged ({error}): delete the folder and score again") from error
+    if found.get("format_version", 0) > FORMAT_VERSION:
+        raise StoredError(f"{path} has format {found['format_version']}, newer than {FORMAT_VERSION}: update polyrec")
+    return found
+
+
+def _read_rows(path: Path) -> TrainingRows | None:
+    return TrainingRows.from_arrays(load_file(path)) if path.exists() else None
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file whole beside its place, then put it there."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
