@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyrec.distillation_config import TaskDistillation
 from polyrec.registry import checked_options, nearest
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is asked of it
+WHOLE: Rule = (lambda value: type(value) is int and value >= 1, "it must be a whole number >= 1")
+POSITIVE: Rule = (lambda value: 0 < value < math.inf, "it must be a number > 0")
+NOT_NEGATIVE: Rule = (lambda value: 0 <= value < math.inf, "it must be a number >= 0")
+
+
+def one_of(*names: str) -> Rule:
+    """The rule that a value is one of these."""
+    return lambda value: value in names, f"known: {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -18,10 +29,12 @@ class SoftLoss:
         tempered: whether it has a temperature; a plan that gives one to a loss without is refused, as it would be
             ignored.
         options: with their defaults.
+        rules: {option: what holds of its values}.
     """
 
     tempered: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
 
 
 def chosen(plan: TaskDistillation, known: Mapping[str, SoftLoss], what: str) -> TaskDistillation:
@@ -42,4 +55,8 @@ def chosen(plan: TaskDistillation, known: Mapping[str, SoftLoss], what: str) -> 
     loss, said = known[name], f"distillation loss {name!r} of {what}"
     if plan.temperature != 1 and not loss.tempered:
         raise ValueError(f"{said} has no temperature: leave it 1, not {plan.temperature}")
-    return replace(plan, loss=name, options=checked_options(plan.options, loss.options, said))
+    options = checked_options(plan.options, loss.options, said)
+    for option, (holds, rule) in loss.rules.items():
+        if not holds(options[option]):
+            raise ValueError(f"option {option!r} of {said} is {options[option]!r}; {rule}")
+    return replace(plan, loss=name, options=options)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.choices import WHOLE, SoftLoss, one_of
 from polyrec.distillation.losses import at_least_single, divergence
 from polyrec.distillation_config import TaskDistillation
 from polyrec.reduction import masked_sum
@@ -39,9 +39,9 @@ _FAR_BELOW = -1e30  # of a logit: no chance, where -inf would have a gradient of
 LIST_LOSSES = {
     "kl": SoftLoss(tempered=True),
     "list_net": SoftLoss(tempered=True),
-    "rank_distil": SoftLoss(tempered=True, options={"depth": 10}),
-    "plackett_luce": SoftLoss(options={"interesting": 30}),
-    "margin_mse": SoftLoss(options={"pairs": "first"}),
+    "rank_distil": SoftLoss(tempered=True, options={"depth": 10}, rules={"depth": WHOLE}),
+    "plackett_luce": SoftLoss(options={"interesting": 30}, rules={"interesting": WHOLE}),
+    "margin_mse": SoftLoss(options={"pairs": "first"}, rules={"pairs": one_of("first", "all")}),
 }
 
 
@@ -221,8 +221,6 @@ def margin_mse(
         >>> margin_mse(torch.zeros(1, 3), torch.tensor([[9.0, 8.0, 7.0]]), pairs="all")[0].item()  # (1 + 1 + 4) / 3
         2.0
     """
-    if pairs not in ("first", "all"):
-        raise ValueError(f"pairs of margin_mse is {pairs!r}; known: first, all")
     student, teacher, known_M = _lists(student_MK, teacher_MK)
     real = teacher > _NONE
     count_M = real.sum(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.distillation.choices import SoftLoss, chosen
+from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
 from polyrec.reduction import known_weight as known_weight
@@ -161,7 +161,7 @@ class NumberHead(TaskHead):
     default_options: ClassVar[dict[str, Any]] = {"mean": 0.0, "std": 1.0, "minimum": None, "maximum": None}
     soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
         "squared": SoftLoss(),
-        "huber": SoftLoss(options={"delta": 1.0}),
+        "huber": SoftLoss(options={"delta": 1.0}, rules={"delta": POSITIVE}),
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:

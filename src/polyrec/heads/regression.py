@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.choices import NOT_NEGATIVE, SoftLoss
 from polyrec.distillation.losses import bounded_error
 from polyrec.distillation_config import TaskDistillation
 from polyrec.heads.base import NumberHead
@@ -45,7 +45,7 @@ class RegressionHead(NumberHead):
 
     soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
         **NumberHead.soft_losses,
-        "bounded": SoftLoss(options={"margin": 0.0}),
+        "bounded": SoftLoss(options={"margin": 0.0}, rules={"margin": NOT_NEGATIVE}),
     }
     metrics = ("rmse", "mae")
     default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "loss": "squared"}
