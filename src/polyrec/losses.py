@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Groups = Callable[[Tensor], Tensor]
 _CHUNK = 1 << 18  # logits per chunk: 1 MiB in fp32, so that a chunk stays in the cache from the product to the gradient
 
 
@@ -22,16 +24,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_M: Tensor,
         label_smoothing: float,
         excluded_M: Tensor | None,
+        of_groups_MG: Tensor | None,
+        groups: Groups | None,
     ) -> Tensor:
-        wants_gradient = any(ctx.needs_input_grad[:3])
+        wants_gradient = any(ctx.needs_input_grad)
         size = len(items_ND)
         total = torch.zeros((), device=query_MD.device)
         grad_query_MD = torch.empty_like(query_MD) if wants_gradient else None
         grad_items_ND = torch.zeros_like(items_ND) if wants_gradient else None
         grad_bias_N = torch.zeros_like(bias_N) if wants_gradient else None
+        grad_groups_MG = torch.zeros_like(of_groups_MG) if wants_gradient and of_groups_MG is not None else None
         for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // size, 1)):
             query, weight, target = query_MD[rows], weight_M[rows].unsqueeze(1), targets_M[rows].unsqueeze(1)
             logits = torch.nn.functional.linear(query, items_ND, bias_N).float()
+            group = None if groups is None else groups(rows)
+            if of_groups_MG is not None and group is not None:
+                logits += of_groups_MG[rows].float().gather(1, group)
             if excluded_M is not None:
                 at = (excluded_M[rows] >= 0).nonzero().squeeze(1)
                 logits[at, excluded_M[rows][at]] = float("-inf")
@@ -47,16 +55,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     gradient.sub_(label_smoothing / size)
                 gradient = gradient.mul_(weight)
                 grad_bias_N += gradient.sum(0)
+                if grad_groups_MG is not None and group is not None:
+                    own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1]).scatter_add_(1, group, gradient)
+                    grad_groups_MG[rows] = own.to(grad_groups_MG.dtype)
                 gradient = gradient.to(query.dtype)
                 grad_query_MD[rows] = (gradient @ items_ND).to(query.dtype)  # type: ignore[index]
                 grad_items_ND += gradient.T @ query
-        ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N)
+        ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N, grad_groups_MG)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), *[None] * 4)
+        query, items, bias, groups = (None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
+        return query, items, bias, None, None, None, None, groups, None
 
 
 def linear_cross_entropy(
@@ -67,8 +79,13 @@ def linear_cross_entropy(
     weight_M: Tensor | None = None,
     label_smoothing: float = 0.0,
     excluded_M: Tensor | None = None,
+    of_groups_MG: Tensor | None = None,
+    groups: Groups | None = None,
 ) -> Tensor:
     r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_it], z = Q V^T + b.
+
+    With groups of items, which may differ from row to row (how old an item is when a question is asked),
+    z_ij = q_i . v_j + b_j + a_{i, g(i, j)}.
 
     The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
     cache (Wijmans et al., 2024, "Cut Your Losses in Large-Vocabulary Language Models"). Equal to
@@ -80,6 +97,10 @@ def linear_cross_entropy(
         weight_M: [M], default 1; 0 leaves a row out.
         label_smoothing: share of the target spread evenly over the catalog.
         excluded_M: int64 [M], a column that is no candidate in this row, < 0 = none; not with label smoothing.
+        of_groups_MG: what each row says of each group, [M, G]; -inf: its items are no candidates, which needs label
+            smoothing 0 and a target of another group.
+        groups: the group of each column for some rows, int64 [R] -> int64 [R, N]. It is asked chunk by chunk, so that
+            there is never a matrix [M, N].
 
     Example:
         >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1])).item() / 2
@@ -87,5 +108,5 @@ def linear_cross_entropy(
     """
     weight_M = torch.ones(len(query_MD), device=query_MD.device) if weight_M is None else weight_M
     return _LinearCrossEntropy.apply(
-        query_MD, items_ND, bias_N, targets_M, weight_M.float(), label_smoothing, excluded_M
+        query_MD, items_ND, bias_N, targets_M, weight_M.float(), label_smoothing, excluded_M, of_groups_MG, groups
     )

@@ -161,6 +161,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         candidate_query: Tensor | None = None,
         query_items: Tensor | None = None,
         items: ItemRows | None = None,
+        candidate_times: Tensor | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -182,6 +183,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             query_items: [B, C] int64, the item that this query is the text of and that it cannot find, 0 = none.
             items: the encoded table (`item_encoder.table()`), for a caller that asks one model about many batches.
                 Default: what the batch needs is encoded anew.
+            candidate_times: [B, C] int64, when each is asked about, in milliseconds since the epoch; for tasks that
+                read the age of items.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -204,7 +207,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         query_BCD = None if queries is None else queries.vectors_BCD
         logits = {
             name: self.heads[name].pair_logits(
-                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items
+                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, candidate_times
             )
             for name in self.state_tasks
         }
@@ -232,7 +235,16 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         )
         if labels is not None:
             output.losses, output.counts = self._losses(
-                logits, answers, shared, pairs, candidate_ids, labels, sample_weight or {}, retrieval_negatives, queries
+                logits,
+                answers,
+                shared,
+                pairs,
+                candidate_ids,
+                labels,
+                sample_weight or {},
+                retrieval_negatives,
+                queries,
+                candidate_times,
             )
             divisors = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
@@ -313,6 +325,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
         queries: CandidateQueries | None,
+        candidate_times: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
         known = {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels}
@@ -351,23 +364,31 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                     negatives.get(name),
                     None if weight is None else weight.flatten()[rows_M],
                     own_M if head.excludes == "own item" else None,
+                    None if candidate_times is None else candidate_times.flatten()[rows_M],
                 )
         return losses, counts
 
     def score_items(
-        self, states_MD: Tensor, task: str, items: ItemRows | None = None, queries_MD: Tensor | None = None
+        self,
+        states_MD: Tensor,
+        task: str,
+        items: ItemRows | None = None,
+        queries_MD: Tensor | None = None,
+        times_M: Tensor | None = None,
     ) -> Tensor:
         """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
             queries_MD: of a search task.
+            times_M: when it is asked, int64 milliseconds; of a task that reads the age of items.
         """
         head = self.heads[task]
         if head.reads != "state":
             raise ValueError(
                 f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
-        return head(head.question(states_MD, queries_MD), self.item_encoder.table() if items is None else items)
+        items = self.item_encoder.table() if items is None else items
+        return head(head.question(states_MD, queries_MD), items, times_M)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
@@ -395,6 +416,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         self.item_encoder.extend(processor.items.encoded, rows, texts)
         for head in self.heads.values():
             head.extend(rows, known_N)
+        self.load_times(processor)
         for objective in self.objectives.values():
             objective.extend(rows, known_N)
             objective.load_texts(processor)
@@ -408,6 +430,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             self.item_encoder.text.load(processor.item_tokens())
         for objective in self.objectives.values():
             objective.load_texts(processor)
+
+    def load_times(self, processor: Any) -> None:
+        """Tell the heads when items appeared, where they read it."""
+        for head in self.heads.values():
+            head.load_times(processor)
 
     def search(
         self, processor: Any, query: str, history: Any = None, k: int = 10, **request: Any

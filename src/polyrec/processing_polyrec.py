@@ -29,6 +29,7 @@ from polyrec.data.processor_checks import (
 )
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
+from polyrec.data.release import age_start, first_times, item_times, milliseconds
 from polyrec.data.requests import request_table
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
@@ -117,6 +118,7 @@ class PolyRecProcessor:
             self.tokenizer = load_tokenizer(text) if tokenizer is None else tokenizer
         check_queries(columns, self.tasks, text)
         self.item_counts = np.zeros(len(items), dtype=np.int64)
+        self.first_event = np.full(len(items), np.inf)  # of each item in the log, in seconds
         self.label_summary: dict[str, dict[str, Any]] = {}
         self.training_rows: TrainingRows | None = None  # None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
@@ -311,6 +313,7 @@ class PolyRecProcessor:
         """
         table = read_table(interactions, "interactions")
         log = self.encode_events(table, past)
+        self._meet(log)
         self._weigh(log, table)
         return log, None if self.statistics is None else self.statistics.resume(log)
 
@@ -327,9 +330,40 @@ class PolyRecProcessor:
             order = np.argsort(person, kind="stable")
             self._taken = person[order], np.concatenate([log.past.item, self._taken[1]])[order]
         self.item_counts = np.bincount(self._taken[1], minlength=len(self.items))
+        self.first_event = np.full(len(self.items), np.inf)
+        self._meet(log)
         context = {name: values[train] for name, values in log.candidate_features.items()}
         for j, task in enumerate(self.tasks):
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
+            options = {**HEADS.get(task.head).default_options, **task.options}
+            if options.get("item_age") is not None:
+                taken = train & (log.labels[:, j] > 0) & (log.item >= FIRST)
+                self.label_summary[task.name]["age_start"] = age_start(
+                    self.item_times(options["item_age"]),
+                    log.item[taken],
+                    milliseconds(log.time[taken]),
+                    options["age_buckets"],
+                    unseen_now=options["item_age"] == "first_event",
+                )
+
+    def _meet(self, log: EventLog) -> None:
+        self.first_event = np.minimum(self.first_event, first_times(log.item, log.time, len(self.items)))
+
+    def item_times(self, source: str) -> np.ndarray:
+        """When items appeared, int64 milliseconds since the epoch [N], `NO_TIME` = not known, or not yet.
+
+        Args:
+            source: "release" (`columns.item_time`) or "first_event" (of the log that was split, went on or was told of
+                by [`update`]; those of validation and test, too: whoever reads them compares with the time of asking).
+        """
+        if source == "first_event":
+            return milliseconds(self.first_event)
+        if self.columns.item_time is None:
+            raise ValueError(
+                'item_age="release" needs to know when items appeared: give columns.item_time, the column of the items '
+                'table that says so, or use item_age="first_event"'
+            )
+        return milliseconds(item_times(self.columns, self.items))
 
     def item_vectors(self, size: int) -> np.ndarray:
         """Vectors of items by their co-occurrence in the training rows of the last split, float32 [N, size].
@@ -451,7 +485,6 @@ class PolyRecProcessor:
         """
         encoders, statistics = self.event_encoders, self.statistics
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
-        latest = statistics.last_time if statistics is not None and np.isfinite(statistics.last_time) else 0.0
         derived = derived_names(self.columns)
         asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
@@ -462,7 +495,7 @@ class PolyRecProcessor:
         asked_ids = self.items.ids.take(pa.array(items - FIRST))
         if query is not None and self.columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
-        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, latest, query)
+        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, self._latest, query)
         log = self.encode_events(table)
         for source, given, known in (("user", user, self.users.encoders), ("context", context, asked_about)):
             for name in given or {}:
@@ -480,6 +513,13 @@ class PolyRecProcessor:
         names = [t.name for t in self.tasks]
         window = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
         return window[0] | {"history_items": log.item[:events]}
+
+    @property
+    def _latest(self) -> float:
+        """The latest event counted, or, where nothing is, the latest first event of an item; seconds, 0 = none."""
+        counted = -np.inf if self.statistics is None else self.statistics.last_time
+        known = self.first_event[np.isfinite(self.first_event)]
+        return counted if np.isfinite(counted) else float(known.max(initial=0.0))
 
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""
@@ -511,13 +551,16 @@ class PolyRecProcessor:
             self.items.extend(read_table(items, "items"), "items", self.columns.item, needed)
             new = len(self.items) - len(self.item_counts)
             self.item_counts = np.concatenate([self.item_counts, np.zeros(new, dtype=np.int64)])
+            self.first_event = np.concatenate([self.first_event, np.full(new, np.inf)])
         if users is not None:
             self.users.extend(read_table(users, "users"), "users", self.columns.user)
 
     def update(self, interactions: Any) -> None:
         """Advance the running statistics by new events, which must be later than all counted so far."""
+        log = self.encode_events(interactions)
+        self._meet(log)
         if self.statistics is not None:
-            self.statistics.update(self.encode_events(interactions))
+            self.statistics.update(log)
 
     # -------------------------------------------------------------- on disk
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
@@ -533,6 +576,7 @@ class PolyRecProcessor:
             users=self.users,
             event_encoders=self.event_encoders,
             item_counts=self.item_counts,
+            first_event=self.first_event,
             statistics=self.statistics,
             text=self.text,
             tokenizer=self.tokenizer,
@@ -552,9 +596,11 @@ class PolyRecProcessor:
         found = processor_files.load(folder, hub_options)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
         learnt = found.pop("training_rows")
+        first_event = found.pop("first_event")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
         processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
+        processor.first_event = first_event
         return processor
 
 

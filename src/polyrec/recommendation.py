@@ -77,8 +77,10 @@ def _recommend(
     seen = window["history_items"]
     items = model.item_encoder.table()
     if ranking_task in model.state_tasks:
-        state = model(**as_batch(window, model), items=items).states[:, 0]
-        scores = model.score_items(state, ranking_task, items)[0].float().cpu().numpy()
+        batch = as_batch(window, model)
+        state = model(**batch, items=items).states[:, 0]
+        times = batch["candidate_times"][:, 0]
+        scores = model.score_items(state, ranking_task, items, times_M=times)[0].float().cpu().numpy()
     else:
         of_catalog = answers(model, processor, history, catalog, request, items)
         scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])

@@ -92,12 +92,13 @@ def _scores(
     window = processor.request(history, np.array([FIRST_ITEM]), **request)
     if (window["candidate_query"] < 0).all():
         return None
-    output = model(**as_batch(window, model), items=items)
+    batch = as_batch(window, model)
+    output, times = model(**batch, items=items), batch["candidate_times"][:, 0]
     head = model.heads[task]
     question = head.question(output.states[:, 0], output.queries[:, 0])
     if expand:
-        question = head.expanded(question, items, expand, expand_weight)
-    scores = head(question, items)[0].float().cpu().numpy()
+        question = head.expanded(question, items, expand, expand_weight, times)
+    scores = head(question, items, times)[0].float().cpu().numpy()
     if exclude_seen:
         scores[window["history_items"]] = -np.inf
     return scores

@@ -42,10 +42,11 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     config.num_items = processor.num_items
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
-    rows = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
+    rows = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors", ".age.released")
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
     other.load_state_dict(learnt)
     counts = torch.from_numpy(processor.item_counts).float()
     other.load_catalog(processor.items.encoded, counts)
     other.load_texts(processor)
+    other.load_times(processor)
     return other.eval()

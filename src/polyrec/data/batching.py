@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyrec.data.augmentation import missing_rows
+from polyrec.data.release import milliseconds
 from polyrec.schema import STATISTICS
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class BatchReader:
             "candidate_positions": torch.from_numpy(
                 np.where(real_BC, position_BC - start[:, None] + before[:, None], 0)
             ),
+            "candidate_times": torch.from_numpy(np.where(real_BC, milliseconds(log.time[rows_BC]), 0)),
             "candidate_features": features,
             "labels": {t: torch.from_numpy(labels_BCT[..., j].copy()) for j, t in enumerate(data.task_names)},
             "candidate_rows": torch.from_numpy(asked_BC),

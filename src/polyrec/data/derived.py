@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
+from polyrec.data.release import item_times
 from polyrec.data.statistic_config import DAY, HOUR
-from polyrec.data.tables import column, ids, seconds, times
+from polyrec.data.tables import column, ids, times
 from polyrec.schema import Columns
 
 CLOCK, AGE = "hour", "item_age"
@@ -48,11 +49,8 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str,
     if columns.clock is not None:
         found[CLOCK] = pa.array(((now + columns.clock * HOUR) % DAY // HOUR).astype(np.int64))
     if columns.item_time is not None:
-        values = column(items.table, columns.item_time, "items", "item time")
-        what = f"items: column {columns.item_time!r} (item time)"
-        born = np.concatenate([[np.nan, np.nan], seconds(values, columns.time_unit, what)])
         rows = items.rows(ids(table, columns.item, "interactions", "item id"))
-        found[AGE] = pa.array((now - born[rows]) / DAY, from_pandas=True)
+        found[AGE] = pa.array((now - item_times(columns, items)[rows]) / DAY, from_pandas=True)
     return found
 
 

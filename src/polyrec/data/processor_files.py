@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME = (
     "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors"
 )  # fmt: skip
-COUNTS_COLUMN = "__training_events__"
+COUNTS_COLUMN, FIRST_EVENT_COLUMN = "__training_events__", "__first_event__"
 _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
     "label_summary", "statistics",
@@ -42,6 +42,7 @@ def save(
     users: EntityTable,
     event_encoders: Mapping[str, Mapping[str, ColumnEncoder]],
     item_counts: np.ndarray,
+    first_event: np.ndarray,
     statistics: LogStatistics | None,
     text: TextConfig | None,
     tokenizer: Any,
@@ -68,8 +69,11 @@ def save(
         **plain,
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    counts = pa.array(item_counts[FIRST:])
-    pq.write_table(items.table.append_column(COUNTS_COLUMN, counts), folder / ITEMS_NAME)
+    known = {COUNTS_COLUMN: item_counts, FIRST_EVENT_COLUMN: first_event}
+    table = items.table
+    for name, values in known.items():
+        table = table.append_column(name, pa.array(values[FIRST:]))
+    pq.write_table(table, folder / ITEMS_NAME)
     save_files(items, folder / VECTORS_NAME)
     if training_rows is None:
         (folder / ROWS_NAME).unlink(missing_ok=True)
@@ -94,6 +98,10 @@ def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
     columns = from_dict(Columns, config["columns"])
     table = read_table(folder / ITEMS_NAME, "items")
     counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
+    first_event = np.full(len(counts), np.inf)
+    if FIRST_EVENT_COLUMN in table.column_names:  # not in folders of before there were ages of items
+        first_event = np.asarray(table[FIRST_EVENT_COLUMN])
+        table = table.drop_columns([FIRST_EVENT_COLUMN])
     table = table.drop_columns([COUNTS_COLUMN])
     encoders = _encoders(config["item_encoders"])
     vectors = read_files(encoders, table, folder / VECTORS_NAME)
@@ -116,6 +124,7 @@ def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
         "users": users,
         "event_encoders": event_encoders,
         "item_counts": np.concatenate([np.zeros(FIRST, dtype=np.int64), counts]),
+        "first_event": np.concatenate([np.full(FIRST, np.inf), first_event]),
         "statistics": statistics,
         "text": text,
         "tokenizer": None if text is None else load_tokenizer(text, str(folder)),

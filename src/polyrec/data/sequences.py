@@ -21,6 +21,7 @@ from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.past import PastEvents
 from polyrec.data.queries import Queries
+from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.schema import STATISTICS
 
@@ -294,6 +295,7 @@ class SequenceDataset(WindowDataset):
             "user_features": {k: v[person] for k, v in log.user_features.items()},
             "candidate_ids": log.item[rows],
             "candidate_positions": position,
+            "candidate_times": milliseconds(log.time[rows]),
             "candidate_features": candidate_features,
             "labels": {task: labels[:, j] for j, task in enumerate(self.task_names)},
             "candidate_rows": asked,

@@ -129,12 +129,14 @@ def predict(
                 taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
                 states = output.states.flatten(0, 1)[taken.to(model.device)]
                 queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
+                times = batch["candidate_times"].flatten()[taken].to(model.device)
                 by_query = model.heads[name].excludes == "own item"
                 targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
                 chosen = rows.flatten()[taken].numpy()
                 for chunk in torch.arange(len(chosen)).split(1024):
                     asked = None if queries is None else queries[chunk]
-                    scores = model.score_items(states[chunk], name, items, asked)[:, FIRST_ITEM:].float().cpu()
+                    scores = model.score_items(states[chunk], name, items, asked, times[chunk])
+                    scores = scores[:, FIRST_ITEM:].float().cpu()
                     excluded = None
                     if by_query:
                         excluded = own_items(dataset, chosen[chunk.numpy()])

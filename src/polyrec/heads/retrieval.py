@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.heads.base import TaskHead, known_weight, masked_sum
-from polyrec.losses import linear_cross_entropy
-from polyrec.registry import HEADS
+from polyrec.heads._item_age import SOURCES, ItemAge
+from polyrec.heads.base import Summary, TaskHead, known_weight, masked_sum
+from polyrec.losses import Groups, linear_cross_entropy
+from polyrec.registry import HEADS, nearest
 from polyrec.schema import TaskConfig
 
 
@@ -33,6 +34,11 @@ class RetrievalHead(TaskHead):
             bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted.
             `bias_rate`: how many times faster than other parameters biases learn. Few steps move a bias of a popular
             item far enough only if it is > 1.
+            `item_age`: add a(s_i, age of j) to the logit, see `ItemAge`: where what comes next is mostly
+            new, or mostly old. "release": ages count from `columns.item_time`, and what is not there yet when a
+            question is asked is impossible; "first_event": from the item's first event in the log; None: no such term.
+            `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
+            processor finds it in the training rows).
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -53,6 +59,9 @@ class RetrievalHead(TaskHead):
         "label_smoothing": 0.0,
         "cold_negatives": True,
         "bias_rate": 1.0,
+        "item_age": None,
+        "age_buckets": 128,
+        "age_start": None,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -63,10 +72,41 @@ class RetrievalHead(TaskHead):
             raise self.refuse("label_smoothing", "it would smooth over cold items: set cold_negatives=True, or 0 here")
         if not self.options["bias_rate"] > 0:
             raise self.refuse("bias_rate", "it must be > 0")
+        self.age = self._item_age(config)
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
         self.bias = nn.Embedding(config.num_items, 1) if config.item_ids else None
+
+    @classmethod
+    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+        """What is taken at each age, if ages are read."""
+        return {name: summary[name] for name in ("age_start",) if name in summary}
+
+    def _item_age(self, config: PolyRecConfig) -> ItemAge | None:
+        source, buckets = self.options["item_age"], self.options["age_buckets"]
+        if source is None:
+            return None
+        if source not in SOURCES:
+            raise self.refuse("item_age", nearest(str(source), list(SOURCES)))
+        if buckets < 1:
+            raise self.refuse("age_buckets", "it must be >= 1")
+        start = self.options["age_start"]
+        if start is not None and len(start) != buckets + 1:
+            raise self.refuse("age_start", f"it must hold age_buckets + 1 = {buckets + 1} numbers")
+        if source == "release" and self.options["label_smoothing"]:
+            raise self.refuse("label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"')
+        return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
+
+    def initialise(self) -> None:
+        """Ages start with what everybody prefers."""
+        if self.age is not None:
+            self.age.initialise()
+
+    def load_times(self, processor: Any) -> None:
+        """Take when items appeared."""
+        if self.age is not None:
+            self.age.load(torch.from_numpy(processor.item_times(self.age.source)))
 
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:
@@ -89,16 +129,40 @@ class RetrievalHead(TaskHead):
         """What is asked of the catalog: the person's state, whatever was typed."""
         return state
 
-    def forward(self, state_MD: Tensor, items: ItemRows) -> Tensor:
-        """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf."""
+    def forward(self, state_MD: Tensor, items: ItemRows, times_M: Tensor | None = None) -> Tensor:
+        """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf.
+
+        Args:
+            times_M: when it is asked, int64 milliseconds; with the option `item_age`.
+        """
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
         bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
-        return in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
+        logits_MN = in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
+        return logits_MN if self.age is None else self.age.add_to(logits_MN, query_MD, self._asked(times_M), rows_N)
 
-    def pair_logits(self, state_BCD: Tensor, candidate_BCD: Tensor, candidate_ids: Tensor, items: ItemRows) -> Tensor:
-        """Scores of given candidates, [B, C]."""
-        return (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
+    def pair_logits(
+        self,
+        state_BCD: Tensor,
+        candidate_BCD: Tensor,
+        candidate_ids: Tensor,
+        items: ItemRows,
+        times_BC: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of given candidates, [B, C]; they are there, as somebody asks about them."""
+        query_BCD = self.project(state_BCD)
+        logits_BC = (query_BCD * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
+        if self.age is None:
+            return logits_BC
+        return logits_BC + self.age.of_pairs(query_BCD, self._asked(times_BC), candidate_ids)
+
+    def _asked(self, times: Tensor | None) -> Tensor:
+        if times is None:
+            raise ValueError(
+                f"task {self.task.name!r} knows the age of items, so it must be told when it is asked: pass "
+                "candidate_times [B, C] to the model, or times [M] where it scores the catalog (milliseconds)"
+            )
+        return times
 
     def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
         """Biases of items, [...] -> [...]."""
@@ -121,6 +185,7 @@ class RetrievalHead(TaskHead):
         negatives_K: Tensor | None,
         weight_M: Tensor | None = None,
         excluded_M: Tensor | None = None,
+        times_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the target items: (sum, count).
 
@@ -131,11 +196,12 @@ class RetrievalHead(TaskHead):
             negatives_K: what `negatives` drew; None: the full softmax, or, if `items` are not the whole catalog, all
                 of them, each corrected by its chance to be in a batch.
             excluded_M: an item id that is no candidate in this row, 0 = none.
+            times_M: when each was taken, int64 milliseconds; with the option `item_age`.
         """
         known_M = targets_M >= FIRST_ITEM
         excluded_M = torch.zeros_like(targets_M) if excluded_M is None else excluded_M
         if items.rows_M is not None or negatives_K is not None:
-            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M)
+            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M, times_M)
             return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
         rows_N = torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device)
@@ -143,16 +209,26 @@ class RetrievalHead(TaskHead):
         if not self.options["cold_negatives"]:
             cold_N = (counts_N == 0).index_fill(0, targets_M, False)  # what was taken is a candidate
             bias_N = bias_N.masked_fill(cold_N[FIRST_ITEM:], float("-inf"))
+        query_MD = self.project(state_MD)
         total = linear_cross_entropy(
-            self.project(state_MD),
+            query_MD,
             items.vectors_MD[FIRST_ITEM:],
             bias_N,
             (targets_M - FIRST_ITEM).clamp(min=0),
             weight_M,
             self.options["label_smoothing"],
             excluded_M - FIRST_ITEM if bool((excluded_M >= FIRST_ITEM).any()) else None,
+            None if self.age is None else self.age.logits(query_MD),
+            None if self.age is None else self._groups(self.age, self._asked(times_M), targets_M, rows_N),
         )
         return total, weight_M.sum()
+
+    @staticmethod
+    def _groups(age: ItemAge, times_M: Tensor, targets_M: Tensor, rows_N: Tensor) -> Groups:
+        """The age group of every item for some rows; a target is there, as it was taken."""
+        own_M1 = age.own_groups(times_M, targets_M).unsqueeze(1)
+        column_M1 = (targets_M - FIRST_ITEM).clamp(min=0).unsqueeze(1)
+        return lambda at: age.groups(times_M[at], rows_N).scatter_(1, column_M1[at], own_M1[at])
 
     def _sampled_losses(
         self,
@@ -162,6 +238,7 @@ class RetrievalHead(TaskHead):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         excluded_M: Tensor,
+        times_M: Tensor | None,
     ) -> Tensor:
         frequency_N = self._frequency(counts_N)
         log_q_N = torch.log(frequency_N.clamp(min=1) / frequency_N.sum())
@@ -174,6 +251,10 @@ class RetrievalHead(TaskHead):
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
         bias_K = self._bias(negatives_K, items)
         negative_MK = F.linear(query_MD, items.lookup(negatives_K), bias_K) - log_q_N[negatives_K]
+        if self.age is not None:
+            times_M = self._asked(times_M)
+            target_M = target_M + self.age.of_pairs(query_MD, times_M, targets_M)
+            negative_MK = self.age.add_to(negative_MK, query_MD, times_M, negatives_K)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
         negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()

@@ -80,6 +80,7 @@ class SearchHead(RetrievalHead):
 
     def initialise(self) -> None:
         """Start as the pretrained encoder's search."""
+        super().initialise()
         init.eye_(self.project.weight)
         init.constant_(self.log_scale, math.log(self.options["scale"] / self._squared_length))
         if self.bias is not None:
@@ -96,7 +97,9 @@ class SearchHead(RetrievalHead):
             query = query + gate * self.person(state)
         return self.log_scale.exp() * query
 
-    def expanded(self, question_MD: Tensor, items: ItemRows, count: int, weight: float) -> Tensor:
+    def expanded(
+        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, times_M: Tensor | None = None
+    ) -> Tensor:
         r"""A question widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest items.
 
         Pseudo-relevance feedback (Rocchio, 1971) in the space of vectors (Li et al., 2023, "Pseudo Relevance Feedback
@@ -105,8 +108,9 @@ class SearchHead(RetrievalHead):
         Args:
             count: nearest items.
             weight: a in [0, 1]; 0 changes nothing.
+            times_M: when it is asked, as for `forward`.
         """
-        nearest_MK = self(question_MD, items).topk(count, dim=1).indices
+        nearest_MK = self(question_MD, items, times_M).topk(count, dim=1).indices
         mean_MD = items.vectors_MD[nearest_MK].mean(1)
         length_M1 = question_MD.norm(dim=-1, keepdim=True)
         return (1 - weight) * question_MD + weight * length_M1 * nn.functional.normalize(mean_MD, dim=-1)

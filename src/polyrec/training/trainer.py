@@ -407,5 +407,6 @@ def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) 
         vectors = model.config.item_cooccurrence * torch.from_numpy(found)
     model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float(), vectors)
     model.load_texts(processor)
+    model.load_times(processor)
     if is_new:
         model.item_encoder.start_from_text(model.config)
