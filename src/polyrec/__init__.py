@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = {
+    "cross_encoder.configuration_cross_encoder": ["PolyRecCrossEncoderConfig"],
+    "cross_encoder.modeling_cross_encoder": ["PolyRecCrossEncoder"],
+    "cross_encoder.processing_cross_encoder": ["PolyRecCrossEncoderProcessor"],
+    "cross_encoder.sampling": ["CandidateSample"],
+    "cross_encoder.trainer": ["CrossEncoderTrainer"],
     "configuration_polyrec": ["PolyRecConfig"],
     "modeling_polyrec": ["PolyRecForRecommendation", "PolyRecModel", "PolyRecOutput", "PolyRecPreTrainedModel"],
     "processing_polyrec": ["PolyRecProcessor", "Splits"],
@@ -26,6 +31,15 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from polyrec.configuration_polyrec import PolyRecConfig as PolyRecConfig
+    from polyrec.cross_encoder.configuration_cross_encoder import (
+        PolyRecCrossEncoderConfig as PolyRecCrossEncoderConfig,
+    )
+    from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder as PolyRecCrossEncoder
+    from polyrec.cross_encoder.processing_cross_encoder import (
+        PolyRecCrossEncoderProcessor as PolyRecCrossEncoderProcessor,
+    )
+    from polyrec.cross_encoder.sampling import CandidateSample as CandidateSample
+    from polyrec.cross_encoder.trainer import CrossEncoderTrainer as CrossEncoderTrainer
     from polyrec.data.collator import PolyRecCollator as PolyRecCollator
     from polyrec.modeling_polyrec import (
         PolyRecForRecommendation as PolyRecForRecommendation,
@@ -59,7 +73,8 @@ def __getattr__(name: str) -> Any:
 # Importing polyrec registers its Auto classes, which needs torch; only the command line, whose `--help` must be quick,
 # is spared (it imports what a command needs when the command runs).
 if Path(sys.argv[0]).name != "polyrec":
-    importlib.import_module("polyrec.modeling_polyrec")
+    for _module in ("modeling_polyrec", "cross_encoder.modeling_cross_encoder"):
+        importlib.import_module(f"polyrec.{_module}")
 
 
 def __dir__() -> list[str]:

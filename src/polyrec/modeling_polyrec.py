@@ -144,6 +144,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         """The item table."""
         return self.model.item_encoder
 
+    @property
+    def item_counts(self) -> Tensor:
+        """Training events of each item, [N]."""
+        return self.item_encoder.counts
+
     def forward(
         self,
         item_ids: Tensor,

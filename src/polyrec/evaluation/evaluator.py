@@ -178,7 +178,7 @@ def evaluate(
     for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
         improvements = []
         for j, task in enumerate(dataset.task_names):
-            if task not in model.heads:
+            if task not in predictions.rankings and task not in predictions.values:
                 continue
             if task in predictions.rankings:
                 found, better = _ranking_metrics(predictions.rankings[task], keep, model, task, k)
@@ -274,7 +274,7 @@ def _ranking_metrics(
     per_list = ranking.single_target_metrics(found.greater[rows], found.ties[rows], ks=cutoffs)
     result = {f"{name}@{k}": float(per_list[f"{name}@{k}"].mean()) for name in ("ndcg", "recall", "mrr")}
     result |= {f"recall@{more}": float(per_list[f"recall@{more}"].mean()) for more in cutoffs[1:]}
-    counts = model.item_encoder.counts[FIRST_ITEM:].cpu().numpy()
+    counts = model.item_counts[FIRST_ITEM:].cpu().numpy()
     result[f"coverage@{k}"] = ranking.coverage(found.top_ids[rows], len(counts))
     result[f"novelty@{k}"] = ranking.novelty(found.top_ids[rows], counts)
     return result, result[f"ndcg@{k}"]

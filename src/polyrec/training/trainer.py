@@ -78,7 +78,7 @@ class PolyRecTrainer(Trainer):
         if isinstance(eval_dataset, dict):
             _check_selection(args, list(eval_dataset))
         if processing_class is not None:
-            _load_catalog(model, processing_class)
+            self.load_processor(model, processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -110,6 +110,11 @@ class PolyRecTrainer(Trainer):
             self.add_callback(GradualUnfreezing(args.unfreeze_epochs))
         if self._checkpointed_callbacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("task_patience and ema_decay need whole parameters: turn them off with FSDP or DeepSpeed")
+
+    @staticmethod
+    def load_processor(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
+        """Give the model what the processor knows of the items."""
+        _load_catalog(model, processor)
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(

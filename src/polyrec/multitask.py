@@ -1,0 +1,179 @@
+"""From vectors of pairs to answers and losses: what models share, wherever the vectors come from.
+
+Letters: B people, C candidates, M pairs, P width of pairs, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from polyrec.configuration_multitask import MultiTaskConfig
+from polyrec.coupling.base import CoupledTask
+from polyrec.encoders.features import module_name
+from polyrec.encoders.pair import LinearSkip
+from polyrec.encoders.shared import RealPairs, gramian
+from polyrec.experts.base import ExpertOutput
+from polyrec.heads.base import TaskHead, mean_loss, per_member
+from polyrec.pretrained import PolyRecOutput, PolyRecPreTrainedModel
+from polyrec.registry import COUPLINGS, EXPERTS, WEIGHTINGS
+from polyrec.schema import parents_first
+from polyrec.weighting.base import StepContext
+
+
+@dataclass
+class PairAnswers:
+    """What the pair tasks answered.
+
+    Args:
+        experts: hidden vectors and gates.
+        own_logits: {task: [B, C(, M)(, K)]}, of the task's own head.
+        logits: the same after coupling with the parent's answer.
+    """
+
+    experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
+    own_logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MultiTaskModel(PolyRecPreTrainedModel):
+    """Base of models with tasks: heads, experts, couplings and the loss weighting, and how they meet.
+
+    A subclass makes vectors of pairs and calls `answer_pairs`, `pair_loss` and `combine`.
+    """
+
+    # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
+    accepts_loss_kwargs = False
+
+    def build_tasks(self, config: MultiTaskConfig, heads: Mapping[str, TaskHead], evidence: int = 0) -> None:
+        """Make what the tasks need.
+
+        Args:
+            heads: {task: head}, in the order of the configuration.
+            evidence: numbers beside the pair vector that the linear skip reads.
+        """
+        if not config.tasks:
+            raise ValueError(
+                'the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]'
+            )
+        for name in config.task_names:
+            if module_name(name) != name:
+                raise ValueError(f"task name {name!r} is taken by torch in every module: choose another one")
+        self.heads = nn.ModuleDict(dict(heads))
+        self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
+        self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
+        if self.pair_tasks:
+            self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
+            self.skip = LinearSkip(config, {n: self.heads[n].own_width for n in self.pair_tasks}, evidence)
+        tasks = {t.name: t for t in config.task_configs}
+        self.parents = {t.name: t.parent for t in tasks.values() if t.parent is not None}
+        self.couplings = nn.ModuleDict(
+            {n: COUPLINGS.get(str(tasks[n].coupling))(tasks[n], tasks[p], config) for n, p in self.parents.items()}
+        )
+        self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
+        self.weighting = WEIGHTINGS.get(config.weighting)(config)
+
+    def answer_pairs(
+        self,
+        pair_1MP: Tensor,
+        real_1M: Tensor,
+        candidate_features: dict[str, Tensor],
+        evidence_1ME: Tensor | None = None,
+    ) -> PairAnswers:
+        """Logits [1, M] of the pair tasks about M pairs, parents before their children.
+
+        Args:
+            real_1M: bool, which candidates are no padding.
+            candidate_features: {name: [1, M(, K)]}.
+        """
+        found = PairAnswers(self.experts(pair_1MP, real_1M))
+        skipped = self.skip(candidate_features, evidence_1ME)
+        for name in self.answer_order:
+            hidden, parent = found.experts.hidden[name], self.parents.get(name)
+            if parent is not None:
+                hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
+            found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
+            own = self.heads[name](hidden)
+            if name in skipped:
+                own = own + per_member(skipped[name], own)
+            own = self.heads[name].finish(own, candidate_features)
+            found.own_logits[name] = found.logits[name] = own
+            if parent is not None:
+                found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
+        return found
+
+    def pair_loss(
+        self,
+        name: str,
+        answers: PairAnswers,
+        pairs: RealPairs,
+        labels: Mapping[str, Tensor],
+        sample_weight: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of a pair task's losses and the number (or weight) of its known labels.
+
+        Args:
+            labels, sample_weight: {task: [B, C]}; a task that is not in the labels of a batch contributes 0, with a
+                gradient of 0.
+        """
+        logits, head = answers.logits[name], self.heads[name]
+
+        def known(task: str) -> Tensor:
+            if task in labels:
+                return pairs.pack(labels[task])
+            return torch.full((1, len(pairs.index_M)), float("nan"), device=logits.device)
+
+        weight = pairs.pack(sample_weight[name]) if name in sample_weight else None
+        if name in self.parents:
+            parent = self.parents[name]
+            return self.couplings[name].loss(
+                CoupledTask(
+                    head,
+                    answers.experts.hidden[name],
+                    answers.own_logits[name],
+                    logits,
+                    answers.logits[parent],
+                    known(name),
+                    known(parent),
+                    weight,
+                )
+            )
+        if name not in labels:
+            return nothing(logits)
+        return head.loss(logits, known(name), weight)
+
+    def combine(
+        self,
+        output: PolyRecOutput,
+        denominators: Mapping[str, Tensor] | None,
+        share: float,
+        meeting: list[Tensor],
+        penalty: Tensor | None,
+    ) -> None:
+        """Make the objective of the tasks' `losses` and `counts` in the output.
+
+        Args:
+            denominators, share: see `forward`.
+            meeting: tensors that all tasks read, where their gradients are compared.
+            penalty: of the experts.
+        """
+        assert output.losses is not None
+        assert output.counts is not None
+        divisors = output.counts if denominators is None else denominators
+        means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
+        means = self.weighting.scaled(means)
+        context = StepContext(share, {name: divisors[name] > 0 for name in means})
+        if self.weighting.needs_gradients and torch.is_grad_enabled():
+            output.gramian = context.gramian = gramian(means, meeting)
+        output.loss, output.weights = self.weighting(means, context)
+        if penalty is not None:
+            output.loss = output.loss + share * penalty
+
+
+def nothing(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a task without labels in a batch: 0, with a gradient of 0, of 0 labels."""
+    total = 0.0 * logits.sum()
+    return total, total.new_zeros(())
