@@ -64,6 +64,11 @@ class TaskDistillation:
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a number >= 0")
 
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything."""
+        return self.alpha > 0 or self.hard_share is not None
+
     def alpha_at(self, progress: float) -> float:
         """Weight of the soft loss when this share of training is done."""
         if progress < self.warmup:
@@ -149,6 +154,8 @@ class DistillationConfig:
         plain = asdict(values) if isinstance(values, DistillationConfig) else dict(values)
         tasks = {}
         for name, own in dict(plain.pop("tasks", {})).items():
+            if f"{name}_soft" in names:
+                raise ValueError(f"distillation: the soft loss of {name!r} has the name of the task '{name}_soft'")
             if name not in names:
                 raise ValueError(f"distillation: unknown task {name!r}; {nearest(name, names)}")
             try:

@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.coupling.base import CoupledTask
+from polyrec.distillation.student import Answered, SoftLosses, means_of
 from polyrec.encoders.features import module_name
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
@@ -121,6 +122,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         )
         self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
+        self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
         self.objectives = nn.ModuleDict(
             {name: OBJECTIVES.get(name)(name, own, config) for name, own in sorted((config.objectives or {}).items())}
         )
@@ -167,6 +169,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         query_items: Tensor | None = None,
         items: ItemRows | None = None,
         candidate_times: Tensor | None = None,
+        teacher: dict[str, Any] | None = None,
+        progress: float = 0.0,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -190,6 +194,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 Default: what the batch needs is encoded anew.
             candidate_times: [B, C] int64, when each is asked about, in milliseconds since the epoch; for tasks that
                 read the age of items.
+            teacher: what a teacher answered, see [`~polyrec.distillation.teacher.Teacher`]; a student learns from it.
+            progress: share of the training that is done.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -199,6 +205,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         objectives = dict(self.objectives.items()) if labels is not None and self.training else {}
         drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
         further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
+        soft_losses, teacher = self.soft_losses if labels is not None else None, teacher or {}
+        if soft_losses is not None:
+            further += [listed.flatten() for listed in teacher.get("teacher_items", {}).values()]
         asked_about = [item_ids, candidate_ids] if self.reads_people else [candidate_ids]
         items = self.item_encoder.rows(*asked_about, negatives=further) if items is None else items
         candidate_BCD = items.lookup(candidate_ids)
@@ -253,11 +262,30 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             )
             divisors = output.counts if denominators is None else denominators
             means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
-            means = self.weighting.scaled(means)
+            apart, further_losses = dict[str, Tensor](), list[Tensor]()
+            if soft_losses is not None and teacher:
+                answered = Answered(
+                    pairs,
+                    answers.logits,
+                    {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels},
+                    answers.experts.gates,
+                    shared.state_BCD,
+                    items,
+                    self.item_encoder.counts,
+                    retrieval_negatives,
+                    queries,
+                    candidate_times,
+                )
+                output.soft = means_of(soft_losses(teacher, self.heads, answered, progress), denominators)
+                means, apart = soft_losses.join(means, output.soft, progress)
+                further_losses = soft_losses.further(output.soft)
+            means, apart = self.weighting.scaled(means), self.weighting.scaled(apart)
             context = StepContext(share, {name: divisors[name] > 0 for name in means})
             if self.weighting.needs_gradients and torch.is_grad_enabled():
                 output.gramian = context.gramian = shared.gramian(means)
             output.loss, output.weights = self.weighting(means, context)
+            for more in (*apart.values(), *further_losses):
+                output.loss = output.loss + more
             if answers.experts.penalty is not None:
                 output.loss = output.loss + share * answers.experts.penalty
         if objectives:

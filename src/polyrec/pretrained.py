@@ -62,6 +62,7 @@ class PolyRecOutput(ModelOutput):
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
         gramian: [T, T], inner products of the tasks' gradients at the shared representation, sorted by name; given in
             training if the weighting needs it.
+        soft: {soft name: scalar}, means of soft losses, see `polyrec.distillation.student`; with a teacher only.
         objectives: {objective: scalar}, sums of losses divided like those of tasks, without weight; in training only.
     """
 
@@ -74,6 +75,7 @@ class PolyRecOutput(ModelOutput):
     gates: dict[str, Tensor] | None = None
     weights: dict[str, Tensor] | None = None
     gramian: Tensor | None = None
+    soft: dict[str, Tensor] | None = None
     objectives: dict[str, Tensor] | None = None
 
 

@@ -77,6 +77,11 @@ class LiveTeacher(Teacher):
         self._table: ItemRows | None = None
 
     @property
+    def gate_sources(self) -> Mapping[str, Sequence[str]]:
+        """Sources of the gates of the model's experts."""
+        return self.model.experts.gate_names if self.gates and self.model.pair_tasks else {}
+
+    @property
     def pair_tasks(self) -> tuple[str, ...]:
         """Pair tasks that the student's data have, too."""
         return self._pair_tasks

@@ -144,6 +144,11 @@ class Teacher(ABC):
                     f"made for {self.temperature(task):g}: give both the same"
                 )
 
+    @property
+    def gate_sources(self) -> Mapping[str, Sequence[str]]:
+        """What the gates that it can give weigh, {task: names of sources}."""
+        return {}
+
     def top_k(self, task: str) -> int:
         """Items of a list of this task."""
         return self._top_k.get(task, 100) if isinstance(self._top_k, Mapping) else self._top_k

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.distillation.catalog import catalog_loss, sampled_rest
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
+from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.heads._item_age import SOURCES, ItemAge
@@ -52,6 +59,7 @@ class RetrievalHead(TaskHead):
     reads = "state"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
     excludes: ClassVar[Literal["history", "own item"]] = "history"  # what an evaluation leaves out of its lists
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = LIST_LOSSES
     further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
     default_options: ClassVar[dict[str, Any]] = {
         "num_negatives": 1024,
@@ -99,9 +107,10 @@ class RetrievalHead(TaskHead):
         return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
 
     def initialise(self) -> None:
-        """Ages start with what everybody prefers."""
+        """Ages start with what everybody prefers, which a projection at random would only blur."""
         if self.age is not None:
             self.age.initialise()
+            init.zeros_(self.project.weight)
 
     def load_times(self, processor: Any) -> None:
         """Take when items appeared."""
@@ -139,7 +148,7 @@ class RetrievalHead(TaskHead):
         bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
         logits_MN = in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
-        return logits_MN if self.age is None else self.age.add_to(logits_MN, query_MD, self._asked(times_M), rows_N)
+        return logits_MN if self.age is None else self.age.add_to(logits_MN, state_MD, self._asked(times_M), rows_N)
 
     def pair_logits(
         self,
@@ -150,11 +159,10 @@ class RetrievalHead(TaskHead):
         times_BC: Tensor | None = None,
     ) -> Tensor:
         """Scores of given candidates, [B, C]; they are there, as somebody asks about them."""
-        query_BCD = self.project(state_BCD)
-        logits_BC = (query_BCD * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
+        logits_BC = (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
         if self.age is None:
             return logits_BC
-        return logits_BC + self.age.of_pairs(query_BCD, self._asked(times_BC), candidate_ids)
+        return logits_BC + self.age.of_pairs(state_BCD, self._asked(times_BC), candidate_ids)
 
     def _asked(self, times: Tensor | None) -> Tensor:
         if times is None:
@@ -209,16 +217,15 @@ class RetrievalHead(TaskHead):
         if not self.options["cold_negatives"]:
             cold_N = (counts_N == 0).index_fill(0, targets_M, False)  # what was taken is a candidate
             bias_N = bias_N.masked_fill(cold_N[FIRST_ITEM:], float("-inf"))
-        query_MD = self.project(state_MD)
         total = linear_cross_entropy(
-            query_MD,
+            self.project(state_MD),
             items.vectors_MD[FIRST_ITEM:],
             bias_N,
             (targets_M - FIRST_ITEM).clamp(min=0),
             weight_M,
             self.options["label_smoothing"],
             excluded_M - FIRST_ITEM if bool((excluded_M >= FIRST_ITEM).any()) else None,
-            None if self.age is None else self.age.logits(query_MD),
+            None if self.age is None else self.age.logits(state_MD),
             None if self.age is None else self._groups(self.age, self._asked(times_M), targets_M, rows_N),
         )
         return total, weight_M.sum()
@@ -240,25 +247,86 @@ class RetrievalHead(TaskHead):
         excluded_M: Tensor,
         times_M: Tensor | None,
     ) -> Tensor:
-        frequency_N = self._frequency(counts_N)
-        log_q_N = torch.log(frequency_N.clamp(min=1) / frequency_N.sum())
-        if negatives_K is None:
-            assert items.rows_M is not None
-            negatives_K = items.rows_M[(items.rows_M >= FIRST_ITEM) & (frequency_N[items.rows_M] > 0)]
-            # The chance to be among the batch's items at all, which is not in proportion to the count.
-            log_q_N = torch.log(-torch.expm1(len(targets_M) * torch.log1p(-log_q_N.exp())))
+        negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
         bias_K = self._bias(negatives_K, items)
         negative_MK = F.linear(query_MD, items.lookup(negatives_K), bias_K) - log_q_N[negatives_K]
         if self.age is not None:
             times_M = self._asked(times_M)
-            target_M = target_M + self.age.of_pairs(query_MD, times_M, targets_M)
-            negative_MK = self.age.add_to(negative_MK, query_MD, times_M, negatives_K)
+            target_M = target_M + self.age.of_pairs(state_MD, times_M, targets_M)
+            negative_MK = self.age.add_to(negative_MK, state_MD, times_M, negatives_K)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
         negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
+
+    def sample(
+        self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
+    ) -> tuple[Tensor, Tensor]:
+        """Items that stand for the catalog, [K], and the logarithm of how often each item is expected there, [N].
+
+        Args:
+            negatives_K: what `negatives` drew; None: those of the batch's items that can be negatives.
+            draws: events that brought the batch's items.
+        """
+        frequency_N = self._frequency(counts_N)
+        log_q_N = torch.log(frequency_N.clamp(min=1) / frequency_N.sum())
+        if negatives_K is not None:
+            return negatives_K, log_q_N + math.log(len(negatives_K))
+        assert items.rows_M is not None
+        found_K = items.rows_M[(items.rows_M >= FIRST_ITEM) & (frequency_N[items.rows_M] > 0)]
+        # The chance to be among the batch's items at all, which is not in proportion to the count.
+        return found_K, torch.log(-torch.expm1(draws * torch.log1p(-log_q_N.exp())))
+
+    def distill_lists(
+        self,
+        plan: TaskDistillation,
+        state_MD: Tensor,
+        listed_MK: Tensor,
+        teacher_MK1: Tensor,
+        items: ItemRows,
+        counts_N: Tensor,
+        negatives_K: Tensor | None,
+        excluded_M: Tensor | None = None,
+        times_M: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A loss of the teacher's lists: (sum, number of lists).
+
+        Args:
+            plan: checked.
+            listed_MK, teacher_MK1: items of the lists, 0 = none, and the teacher's scores, all other items last, see
+                [`~polyrec.distillation.teacher.Teacher`].
+            items: rows that include the listed items.
+            counts_N, negatives_K, excluded_M, times_M: as of `retrieval_loss`; of negatives, only "all other items" are
+                made.
+        """
+        query_MD = self.project(state_MD)
+        if items.rows_M is None and negatives_K is None:
+            rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device)
+            bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+            of_groups_MG = groups = None
+            if self.age is not None:
+                age, times_M = self.age, self._asked(times_M)
+                of_groups_MG, groups = age.logits(query_MD), lambda at: age.groups(times_M[at], rows_N)
+            vectors = items.vectors_MD
+            return catalog_loss(
+                plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
+            )
+
+        def some(ids_MK: Tensor) -> Tensor:
+            asked_MK = None if times_M is None else times_M.unsqueeze(1).expand_as(ids_MK)
+            state_MKD = state_MD.unsqueeze(1).expand(-1, ids_MK.shape[1], -1)
+            logits_MK = self.pair_logits(state_MKD, items.lookup(ids_MK), ids_MK, items, asked_MK)
+            nothing_MK = ids_MK < FIRST_ITEM
+            if excluded_M is not None:
+                nothing_MK = nothing_MK | (ids_MK == excluded_M.unsqueeze(1))
+            return logits_MK.masked_fill(nothing_MK, float("-inf"))
+
+        sampled_K, log_expected_N = self.sample(items, counts_N, negatives_K, len(state_MD))
+        sampled_MK = some(sampled_K.expand(len(state_MD), -1))
+        rest_M = sampled_rest(sampled_MK, sampled_K, log_expected_N[sampled_K], listed_MK, plan.temperature)
+        return list_loss(plan, some(listed_MK), rest_M, teacher_MK1)
 
     def _frequency(self, counts_N: Tensor) -> Tensor:
         """What the chances of items to be drawn are in proportion to."""

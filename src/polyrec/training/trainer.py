@@ -17,6 +17,9 @@ from transformers.trainer_utils import speed_metrics
 
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset, WindowDataset
+from polyrec.distillation.representation import same_sources
+from polyrec.distillation.student import blank
+from polyrec.distillation.teacher import Teacher
 from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
@@ -57,6 +60,8 @@ class PolyRecTrainer(Trainer):
         args: training arguments.
         train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them; training also takes a `MixedDataset`.
         processing_class: the processor.
+        teacher: who answers beside the labels; the model's configuration says what is learnt of it (`distillation`). It
+            is checked against the data, and against having learnt what the model is judged by.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -69,6 +74,7 @@ class PolyRecTrainer(Trainer):
         eval_dataset: SequenceDataset | dict[str, SequenceDataset] | None = None,
         processing_class: PolyRecProcessor | None = None,
         data_collator: PolyRecCollator | None = None,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, PolyRecTrainingArguments):
@@ -99,8 +105,12 @@ class PolyRecTrainer(Trainer):
         # `compute_loss` divides by the counts of the whole accumulation window itself.
         self.loss_is_scaled_for_ga = True
         self._task_log, self._objective_log = TaskLog(model.weighting.task_names), TaskLog(list(model.objectives))
+        self._soft_log = TaskLog([] if teacher is None or model.soft_losses is None else model.soft_losses.names)
         self._task_logged_step = 0
         self._window = _Window(1.0)
+        self.teacher = teacher
+        if teacher is not None:
+            self._prepare_teacher(teacher, model)
         self.add_callback(_EpochCallback())
         if args.task_patience:
             self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor))
@@ -116,6 +126,23 @@ class PolyRecTrainer(Trainer):
         """Give the model what the processor knows of the items."""
         _load_catalog(model, processor)
 
+    def _prepare_teacher(self, teacher: Teacher, model: PolyRecForRecommendation) -> None:
+        plan = model.config.student_of
+        if plan is None:
+            raise ValueError(
+                "a teacher is given but the model's configuration does not say what to learn of it: pass e.g. "
+                'distillation={"tasks": {"like": {"alpha": 0.5}}} to processor.model_config'
+            )
+        if not isinstance(self.processing_class, PolyRecProcessor) or self.train_dataset is None:
+            raise ValueError(
+                "a teacher needs to know the data: pass processing_class (the processor) and train_dataset"
+            )
+        teacher.check_plan(plan)
+        if plan.gates:
+            same_sources(model.experts.gate_names if model.pair_tasks else {}, teacher.gate_sources)
+        teacher.prepare(self.train_dataset, self.processing_class)
+        teacher.to(self.args.device)
+
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -126,6 +153,9 @@ class PolyRecTrainer(Trainer):
         """
         if not batch_samples:
             return None
+        if self.teacher is not None:
+            for batch in batch_samples:
+                batch["teacher"] = self.teacher.score(batch)
         several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
         if several and padded and self.accelerator.gradient_state.end_of_dataloader:
             self._blank_repeated(batch_samples[-1])
@@ -133,6 +163,9 @@ class PolyRecTrainer(Trainer):
         known = {n: sum(_known(batch, head) for batch in batch_samples) for n, head in model.heads.items()}
         for name, objective in model.objectives.items():
             known[name] = sum(objective.count(model.item_encoder, b["item_ids"].to(device)) for b in batch_samples)
+        if self.teacher is not None and model.soft_losses is not None:
+            soft = [model.soft_losses.counts(batch, model.heads) for batch in batch_samples]
+            known |= {name: sum(own[name].to(device) for own in soft) for name in model.soft_losses.names}
         counts = torch.stack([count.to(device) for count in known.values()])
         if several:
             counts = self.accelerator.reduce(counts, reduction="sum")
@@ -151,6 +184,7 @@ class PolyRecTrainer(Trainer):
         repeated = slice(max(left - size * rank, 0), None)
         for values in batch["labels"].values():
             values[repeated] = float("nan")
+        blank(batch.get("teacher") or {}, repeated)
         if self._unwrapped.objectives:
             batch["item_ids"][repeated] = PADDING_ITEM  # without labels, only objectives read these histories
 
@@ -164,7 +198,8 @@ class PolyRecTrainer(Trainer):
         """The weighted objective; with DDP multiplied by the number of ranks, because DDP averages gradients."""
         inputs = {k: v for k, v in inputs.items() if k != "candidate_rows"}
         share = 1.0 if num_items_in_batch is None else self._window.share
-        outputs = model(**inputs, denominators=num_items_in_batch, share=share)
+        taught = {} if self.teacher is None else {"progress": self._progress}
+        outputs = model(**inputs, denominators=num_items_in_batch, share=share, **taught)
         if model.training and num_items_in_batch is not None:
             self._remember(outputs, num_items_in_batch)
         loss = outputs.loss * self.args.world_size if num_items_in_batch is not None else outputs.loss
@@ -182,6 +217,11 @@ class PolyRecTrainer(Trainer):
             weights = [self._unwrapped.objectives[name].weight for name in self._objective_log.names]
             losses = [outputs.objectives[name].detach() for name in self._objective_log.names]
             self._objective_log.add(torch.stack(losses), torch.tensor(weights))
+        if outputs.soft:
+            assert self._unwrapped.soft_losses is not None  # it made them
+            alphas = self._unwrapped.soft_losses.alphas(self._progress)
+            soft_T = torch.stack([outputs.soft[name].detach() for name in self._soft_log.names])
+            self._soft_log.add(soft_T, torch.tensor([alphas[name] for name in self._soft_log.names]))
         self._window.add(loss_T, outputs.gramian)
 
     def training_step(
@@ -197,6 +237,11 @@ class PolyRecTrainer(Trainer):
             found = zip(self._task_log.names, values, counts, strict=True)
             weighting.observe({name: value for name, value, count in found if count > 0}, window.gramian)
         return loss
+
+    @property
+    def _progress(self) -> float:
+        """Share of the training that is done."""
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     def _reduce(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
@@ -218,7 +263,7 @@ class PolyRecTrainer(Trainer):
         """Add what the tasks did since the last log, see [`TaskLog`]."""
         if "loss" in logs and self._task_log.batches:
             steps = max(self.state.global_step - self._task_logged_step, 1)
-            for log in (self._task_log, self._objective_log):
+            for log in (self._task_log, self._objective_log, self._soft_log):
                 logs |= log.line(steps, self._reduce if self.args.world_size > 1 and log.names else None)
                 log.clear()
             self._task_logged_step = self.state.global_step

@@ -1,0 +1,219 @@
+"""What a student learns of a teacher's answers in one batch: a soft loss per task, beside the hard one.
+
+Letters: B people, C candidates, M rows of some subset, D width, K numbers of an answer or items of a list, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.distillation.representation import gate_kl, state_loss
+from polyrec.encoders.item import PADDING_ITEM, ItemRows
+from polyrec.encoders.query import CandidateQueries
+from polyrec.encoders.shared import RealPairs
+from polyrec.reduction import mean_loss
+
+STATES, GATES = "distilled_states", "distilled_gates"
+Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
+
+
+@dataclass
+class Answered:
+    """A training batch as the student has answered it.
+
+    Args:
+        pairs: its real candidates, which are packed as [1, M, ...].
+        logits, labels: {pair task: [1, M(, members)(, K)]} and {task: [1, M]}.
+        gates: {pair task: [1, M, E]}.
+        state_BCD, items: what retrieval tasks are asked from, and the items they can find.
+        counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
+        queries, times_BC: what was typed, and when it was asked (milliseconds), if tasks read them.
+    """
+
+    pairs: RealPairs
+    logits: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+    gates: Mapping[str, Tensor]
+    state_BCD: Tensor
+    items: ItemRows
+    counts_N: Tensor
+    negatives: Mapping[str, Tensor] = field(default_factory=dict)
+    queries: CandidateQueries | None = None
+    times_BC: Tensor | None = None
+
+
+class SoftLosses(nn.Module):
+    r"""The soft losses of a configuration's `distillation`: (sum, count) per task, and how they join the hard ones.
+
+    By default a task's loss is h(t) * hard + alpha(t) * soft, which the loss weighting sees as one; both are means over
+    what the whole optimizer step knows, so that batches cut otherwise, accumulated or spread over ranks give the same
+    gradient. A task whose alpha is 0 is trained as if there were no teacher, bit by bit.
+
+    Losses of states and gates are added with constant weights. Names: the soft loss of the task `like` is `like_soft`,
+    those of states and gates are `distilled_states` and `distilled_gates`.
+
+    Args:
+        heads: {task: head} of the student.
+    """
+
+    def __init__(self, config: PolyRecConfig, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        found = config.student_of
+        assert found is not None  # there would be nothing to build
+        self.config = found
+        self.plans = {name: heads[name].checked_plan(own) for name, own in sorted(found.tasks.items()) if own.acts}
+        self.states = None if found.states is None else state_loss(found.states, config.hidden_size)
+        self.weights = {} if found.states is None else {STATES: found.states.weight}
+        self.weights |= {GATES: found.gates} if found.gates else {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the soft losses."""
+        return [*(soft_name(task) for task in self.plans), *self.weights]
+
+    def counts(self, batch: Mapping[str, Any], heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """How many answers of the teacher count, {soft name: float scalar}, before anything is computed."""
+        teacher, found = batch.get("teacher") or {}, {}
+        real_BC = batch["candidate_ids"] != PADDING_ITEM
+        for task in self.plans:
+            answered_BC = _answered(heads[task], task, teacher)
+            found[soft_name(task)] = torch.zeros(()) if answered_BC is None else (answered_BC & real_BC).sum().float()
+        if STATES in self.weights:
+            found[STATES] = (_known(teacher, "teacher_states") & real_BC).sum().float()
+        if GATES in self.weights:
+            gates = _given(teacher, "teacher_gates").values()
+            found[GATES] = sum(((~torch.isnan(g).any(-1) & real_BC).sum() for g in gates), torch.zeros(())).float()
+        return found
+
+    def forward(
+        self, teacher: Mapping[str, Any], heads: Mapping[str, nn.Module], student: Answered, progress: float = 0.0
+    ) -> Sums:
+        """Soft losses of a batch, (sum, count) each; zeros, with a gradient, where the teacher said nothing."""
+        found: Sums = {}
+        for task, plan in self.plans.items():
+            head = heads[task]
+            if head.reads == "state":
+                found[soft_name(task)] = self._list(head, task, teacher, student)
+            elif task in (teacher.get("teacher_logits") or {}):
+                exchanged = student.pairs.pack(teacher["teacher_logits"][task])
+                found[soft_name(task)] = head.distill_loss(
+                    student.logits[task], exchanged, plan, labels=student.labels.get(task)
+                )
+            else:
+                nothing = 0.0 * student.logits[task].sum()
+                found[soft_name(task)] = nothing, nothing.new_zeros(())
+        if self.states is not None:
+            mine, theirs = (student.pairs.pack(x) for x in (student.state_BCD, _given(teacher, "teacher_states")))
+            found[STATES] = self.states(mine, theirs, progress=progress)
+        if GATES in self.weights:
+            gates = {n: student.pairs.pack(gate) for n, gate in _given(teacher, "teacher_gates").items()}
+            parts = [gate_kl(student.gates[name], gates[name]) for name in sorted(gates)]
+            found[GATES] = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        return found
+
+    def _list(self, head: Any, task: str, teacher: Mapping[str, Any], student: Answered) -> tuple[Tensor, Tensor]:
+        answered_BC, plan = _answered(head, task, teacher), self.plans[task]
+        rows_M = torch.zeros(0, dtype=torch.int64, device=student.state_BCD.device)
+        if answered_BC is not None:
+            real = torch.zeros_like(answered_BC).flatten()
+            real[student.pairs.index_M] = True
+            rows_M = (answered_BC.flatten() & real).nonzero().squeeze(-1)
+        if not len(rows_M):
+            nothing = 0.0 * student.state_BCD.sum()
+            return nothing, nothing.new_zeros(())
+
+        def of(values_BC: Tensor | None) -> Tensor | None:
+            return None if values_BC is None else values_BC.flatten(0, 1).index_select(0, rows_M)
+
+        listed_MK, teacher_MK1 = of(teacher["teacher_items"][task]), of(teacher["teacher_scores"][task])
+        assert listed_MK is not None
+        assert teacher_MK1 is not None
+        queries, items, times_M = student.queries, student.items, of(student.times_BC)
+        question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
+        own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
+        return head.distill_lists(
+            plan,
+            question_MD,
+            listed_MK,
+            teacher_MK1,
+            items,
+            student.counts_N,
+            student.negatives.get(task),
+            own_M,
+            times_M,
+        )
+
+    def alphas(self, progress: float) -> dict[str, float]:
+        """{soft name: weight of that loss in its task's}."""
+        return {soft_name(task): plan.alpha_at(progress) for task, plan in self.plans.items()} | self.weights
+
+    def join(
+        self, hard: Mapping[str, Tensor], soft: Mapping[str, Tensor], progress: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean losses of the tasks with the soft ones in them, and, if they are kept apart, those to be added.
+
+        Args:
+            hard: {task: mean loss of its labels}.
+            soft: {soft name: mean loss}.
+            progress: share of the training that is done.
+        """
+        joined, apart = dict(hard), {}
+        for task, plan in self.plans.items():
+            alpha, own = plan.alpha_at(progress), soft[soft_name(task)]
+            joined[task] = plan.hard_share_at(progress) * hard[task]
+            if self.config.separate:
+                apart[task] = alpha * own
+            else:
+                joined[task] = joined[task] + alpha * own
+        return joined, apart
+
+    def further(self, soft: Mapping[str, Tensor]) -> list[Tensor]:
+        """Weighted losses of what is no task."""
+        return [weight * soft[name] for name, weight in self.weights.items()]
+
+
+def soft_name(task: str) -> str:
+    """Name of the soft loss of a task, in logs and counts."""
+    return f"{task}_soft"
+
+
+def blank(teacher: Mapping[str, Any], rows: slice) -> None:
+    """Take the answers about some windows back, in place."""
+    for kind in ("teacher_logits", "teacher_scores", "teacher_gates"):
+        for values in (teacher.get(kind) or {}).values():
+            values[rows] = float("nan")
+    if "teacher_states" in teacher:
+        teacher["teacher_states"][rows] = float("nan")
+
+
+def means_of(found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Sums divided by the counts of the whole optimizer step, or by their own."""
+    return {n: mean_loss(total, count if divisors is None else divisors[n]) for n, (total, count) in found.items()}
+
+
+def _answered(head: Any, task: str, teacher: Mapping[str, Any]) -> Tensor | None:
+    """Which candidates the teacher answered, bool [B, C]; None = it does not know the task."""
+    if head.reads == "pair":
+        logits = (teacher.get("teacher_logits") or {}).get(task)
+        return None if logits is None else head.answered(logits)
+    scores = (teacher.get("teacher_scores") or {}).get(task)
+    return None if scores is None else ~torch.isnan(scores).any(-1)
+
+
+def _given(teacher: Mapping[str, Any], kind: str) -> Any:
+    if kind not in teacher:
+        name = kind.removeprefix("teacher_")
+        raise ValueError(
+            f"the student learns from {name}, which the teacher does not give: LiveTeacher(..., {name}=True)"
+        )
+    return teacher[kind]
+
+
+def _known(teacher: Mapping[str, Any], kind: str) -> Tensor:
+    return ~torch.isnan(_given(teacher, kind)).any(-1)
