@@ -9,7 +9,6 @@ from pathlib import Path
 import transformers
 from tqdm.auto import tqdm
 
-from polyrec.cli.extras import check_extra
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
@@ -17,6 +16,7 @@ from polyrec.cli.train import build_trainer, last_checkpoint
 from polyrec.evaluation import comparison_report, evaluator
 from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost, run_name
+from polyrec.extras import check_extra
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from polyrec.cli.extras import check_extra
 from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
+from polyrec.extras import check_extra
 
 
 def build_parser() -> argparse.ArgumentParser:

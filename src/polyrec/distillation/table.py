@@ -260,7 +260,7 @@ def ask(
     windows: np.ndarray,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> AnswerTable:
     """Ask a prepared teacher about all candidates of some neighbouring windows of a data set.
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import metrics, ranking
@@ -286,13 +287,9 @@ def visible_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Ten
     Args:
         rows: int64 [R], candidates of the data set.
     """
-    position = dataset.candidates.position[rows]
-    begin = dataset.log.offsets[dataset.log.person[dataset.candidates.event[rows]]]
-    index = np.repeat(np.arange(len(rows)), position)
-    inside = np.arange(len(index)) - np.repeat(np.cumsum(position) - position, position)
-    seen = dataset.log.item[np.repeat(begin, position) + inside]
-    known = seen >= FIRST_ITEM
-    return torch.from_numpy(index[known]), torch.from_numpy(seen[known] - FIRST_ITEM)
+    offsets, seen = visible_history(dataset, rows)
+    index = np.repeat(np.arange(len(rows)), np.diff(offsets))
+    return torch.from_numpy(index), torch.from_numpy(seen - FIRST_ITEM)
 
 
 def own_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
+from polyrec.baselines import EASE, BiasModel, ItemKNN, Popularity
+from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import bootstrap, evaluator, ranking
-from polyrec.evaluation.baselines import EASE, BiasModel, ItemKNN, Popularity
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
+from polyrec.evaluation.scored import rank_rows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
 MODEL = "polyrec"
-_CHUNK = 1024
 
 
 def compare_with_baselines(
@@ -82,7 +82,6 @@ def _retrieval(
     event = train.candidates.event[train.own_view & ~np.isnan(train.labels()[:, column])]
     items, users = train.log.item[event] - FIRST_ITEM, train.log.person[event]
     items, users = items[items >= 0], users[items >= 0]
-    targets = torch.from_numpy(test.log.item[test.candidates.event[found.rows]] - FIRST_ITEM)
     people = test.people()[found.rows]
     result: dict[str, dict[str, Any]] = {}
     per_list = {MODEL: ranking.single_target_metrics(found.greater, found.ties, ks=[k])}
@@ -93,19 +92,14 @@ def _retrieval(
         baselines["ease"] = ease
     for name, baseline in baselines.items():
         baseline.fit(users, items, number)
-        greater, ties, top = [], [], []
-        for start in range(0, len(found.rows), _CHUNK):
-            rows = found.rows[start : start + _CHUNK]
-            index, seen = evaluator.visible_items(test, rows)
-            offsets = np.append(0, np.cumsum(np.bincount(index.numpy(), minlength=len(rows))))
-            scores = torch.from_numpy(np.ascontiguousarray(baseline.score(offsets, seen.numpy())))
-            excluded = (index, seen) if exclude_seen else None
-            g, t = ranking.rank_targets(scores, targets[start : start + _CHUNK], excluded)
-            greater.append(g.numpy())
-            ties.append(t.numpy())
-            top.append(ranking.top_k(scores, k, excluded).numpy())
-        per_list[name] = ranking.single_target_metrics(np.concatenate(greater), np.concatenate(ties), ks=[k])
-        lists[name] = np.concatenate(top)
+
+        def score(rows: np.ndarray, fitted: EASE | ItemKNN | Popularity = baseline) -> np.ndarray:
+            offsets, seen = visible_history(test, rows)
+            return fitted.score(offsets, seen - FIRST_ITEM)
+
+        ranked = rank_rows(score, test, found.rows, k, exclude_seen)
+        per_list[name] = ranking.single_target_metrics(ranked.greater, ranked.ties, ks=[k])
+        lists[name] = ranked.top_ids
     for name, values in per_list.items():
         result[name] = {f"{m}@{k}": float(values[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
         result[name][f"coverage@{k}"] = ranking.coverage(lists[name], number)

@@ -7,8 +7,8 @@ import sklearn.metrics.pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyrec.evaluation import baselines
-from polyrec.evaluation.baselines import EASE, BiasModel, ItemKNN, Popularity
+from polyrec import baselines
+from polyrec.baselines import EASE, BiasModel, ItemKNN, Popularity
 
 N = 7
 LOG = st.lists(st.tuples(st.integers(0, 5), st.integers(0, N - 1)), min_size=1, max_size=40)

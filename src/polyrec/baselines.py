@@ -85,7 +85,7 @@ class ItemKNN:
 
     def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:
         """Scores, float32 [R, N]."""
-        rows = _history_matrix(history_offsets, history_items, self.similarity_NN.shape[0], self.last)
+        rows = history_matrix(history_offsets, history_items, self.similarity_NN.shape[0], self.last)
         return (rows @ self.similarity_NN).toarray()
 
 
@@ -133,7 +133,7 @@ class EASE:
 
     def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:
         """Scores, float32 [R, N]; an item taken repeatedly is read once, as in fitting."""
-        rows = _history_matrix(history_offsets, history_items, len(self.weights_NN), self.last)
+        rows = history_matrix(history_offsets, history_items, len(self.weights_NN), self.last)
         rows.data[:] = 1.0
         return rows @ self.weights_NN
 
@@ -220,7 +220,7 @@ def _nearest(products: sp.csr_array, block: np.ndarray, neighbours: int) -> sp.c
     return sp.csr_array((value[keep], (row[keep], column[keep])), shape=products.shape)
 
 
-def _history_matrix(offsets: np.ndarray, items: np.ndarray, n_items: int, last: int | None) -> sp.csr_array:
+def history_matrix(offsets: np.ndarray, items: np.ndarray, n_items: int, last: int | None) -> sp.csr_array:
     """Events of each history, float32 [R, N], counting only the last few of each."""
     offsets, items = np.asarray(offsets), np.asarray(items)
     length_R = np.diff(offsets)

@@ -1,0 +1,221 @@
+"""Classical recommenders as teachers of retrieval tasks.
+
+Letters: M rows, N items of the item table (padding and the unknown item first), K items of a list.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+from torch import Tensor
+
+from polyrec.baselines import EASE, ItemKNN, Popularity
+from polyrec.data.columns import FIRST
+from polyrec.data.histories import visible_history
+from polyrec.data.sampling import uniform
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.factors import ALS, BPR
+from polyrec.distillation.fingerprint import data_digest, digest
+from polyrec.distillation.guard import TrainingRows
+from polyrec.distillation.lists import rows_at_once, top_list
+from polyrec.distillation.rows import RowTeacher
+from polyrec.registry import nearest
+
+if TYPE_CHECKING:
+    from polyrec.processing_polyrec import PolyRecProcessor
+
+_HELD_OUT, _AT_MOST = 0.1, 4000  # share of people, and rows of theirs, by which logits are scaled
+
+
+class Recommender(Protocol):
+    """What ranks the catalog for a history; items are numbered 0..N-1, see `polyrec.baselines`."""
+
+    def fit(self, users: np.ndarray, items: np.ndarray, n_items: int) -> Self:
+        """Learn from events, int [E] each."""
+
+    def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:
+        """Scores of all items for ragged histories, float [M, N]."""
+
+
+RECOMMENDERS: dict[str, Callable[..., Recommender]] = {
+    "ease": EASE,
+    "item_knn": ItemKNN,
+    "popularity": Popularity,
+    "als": ALS,
+    "bpr": BPR,
+}
+
+
+class CatalogTeacher(RowTeacher):
+    r"""A classical recommender as a teacher of retrieval tasks: z = a s, or a log(1 + s), with its scores s.
+
+    It is fitted on the training rows alone (those whose item was taken), and answers a candidate from the events
+    strictly before it, all of them or its last few, whatever fits into the student's window.
+
+    Its scores are no logits. The scale a is the one that makes softmax(z) likeliest: a tenth of the people is left out
+    of a first fit, a maximises the likelihood of what they took, and then the recommender is fitted on everybody. With
+    scores from one's own training rows a would be far too large, because the items it asks about have shaped them.
+
+    Args:
+        recommender: "ease", "item_knn", "popularity", "als", "bpr" or an object with `fit` and `score` that is copied
+            and fitted here.
+        train: what it learns from, `processor.split(...).train`.
+        processor: of these data.
+        task: retrieval task; default: the only one.
+        options: of a recommender that is given by name, e.g. {"last": 5}.
+        scale: a; None: by likelihood.
+        log: take log(1 + s), which makes counts a distribution; default: of popularity.
+        exclude_seen: leave out what a person has taken; by default it may be listed again, as the labels may ask it.
+        seed: of the draw of left-out people.
+        others: `top_k`, `temperature`, see [`Teacher`].
+
+    Example:
+        >>> teacher = CatalogTeacher("ease", parts.train, processor, options={"last": 10})    # doctest: +SKIP
+        >>> trainer = PolyRecTrainer(..., teacher=teacher)                                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        recommender: str | Recommender,
+        train: SequenceDataset,
+        processor: PolyRecProcessor,
+        task: str | None = None,
+        options: dict[str, Any] | None = None,
+        scale: float | None = None,
+        log: bool | None = None,
+        exclude_seen: bool = False,
+        seed: int = 0,
+        **others: Any,
+    ) -> None:
+        super().__init__(processor, **others)
+        self.task = _retrieval_task(processor, task)
+        fresh = _fresh(recommender, options or {})
+        self.log = isinstance(fresh, Popularity) if log is None else log
+        self.exclude_seen, self.num_items = exclude_seen, processor.num_items
+        event = _taken(train, self.task)
+        users, items = train.log.person[event], train.log.item[event] - FIRST
+        number = processor.num_items - FIRST
+        if scale is None:
+            held = np.flatnonzero(uniform(np.arange(len(train.log.user_ids)), seed, 0, "people") < _HELD_OUT)
+            out = np.isin(users, held)
+            self.scale = 1.0
+            if out.any() and not out.all():
+                self.recommender = copy.deepcopy(fresh).fit(users[~out], items[~out], number)
+                self.scale = self._likeliest_scale(train, event[out], seed)
+        elif not 0 < scale < np.inf:
+            raise ValueError(f"scale is {scale}; it must be a number > 0, or None to find it by likelihood")
+        else:
+            self.scale = scale
+        options_of = {name: repr(value) for name, value in sorted(vars(fresh).items())}
+        self._revision = digest(
+            [
+                *(type(fresh).__name__, options_of, self.scale, self.log, exclude_seen, self.task),
+                *(data_digest(train.log, processor.items.ids), items.tolist(), users.tolist()),
+            ]
+        )
+        self.recommender = copy.deepcopy(fresh).fit(users, items, number)
+        learnt = np.isin(np.arange(len(train.log)), train.candidates.event)
+        self._learnt = TrainingRows.of(train.log, learnt, processor.items.ids)
+
+    @property
+    def pair_tasks(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def list_tasks(self) -> tuple[str, ...]:
+        """The task that it was fitted for."""
+        return (self.task,)
+
+    @property
+    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+        """The training rows that it was given."""
+        return (self._learnt,)
+
+    @property
+    def revision(self) -> str:
+        """A digest of its options and of what it was fitted on."""
+        return self._revision
+
+    def width(self, task: str) -> tuple[int, ...]:
+        """Items of a list."""
+        return (min(self.top_k(task), self.num_items),)
+
+    def logits(self, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
+        """Logits of every row of the item table, float32 [M, N]; -inf for padding, the unknown and excluded items."""
+        offsets, seen = visible_history(dataset, rows)
+        scores = self.recommender.score(offsets, seen - FIRST)
+        found = np.full((len(rows), self.num_items), -np.inf, dtype=np.float32)
+        found[:, FIRST:] = self.scale * (np.log1p(scores) if self.log else scores)
+        if self.exclude_seen:
+            found[np.repeat(np.arange(len(rows)), np.diff(offsets)), seen] = -np.inf
+        return found
+
+    def lists(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The best items for candidates of a data set."""
+        found = [
+            top_list(torch.from_numpy(self.logits(dataset, part)), self.top_k(task), self.temperature(task))
+            for part in self._steps(rows)
+        ]
+        return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
+
+    def _steps(self, rows: np.ndarray) -> list[np.ndarray]:
+        size = rows_at_once(self.num_items)
+        return np.split(rows, np.arange(size, len(rows), size))
+
+    def _likeliest_scale(self, train: SequenceDataset, event: np.ndarray, seed: int) -> float:
+        """The a that makes what left-out people took likeliest; their rows are asked in their own view."""
+        own = np.flatnonzero(train.own_view & np.isin(train.candidates.event, event))
+        rows = np.random.default_rng(seed).permutation(own)[:_AT_MOST]
+        target = train.log.item[train.candidates.event[rows]]
+        scores = np.concatenate([self.logits(train, part)[:, FIRST:] for part in self._steps(rows)])
+        taken = scores[np.arange(len(rows)), target - FIRST]
+        kept = np.isfinite(taken)  # an item that is excluded, as it was taken before, says nothing
+        scores, taken = scores[kept], taken[kept]
+        if not len(taken) or np.ptp(scores[np.isfinite(scores)]) == 0:
+            return 1.0
+
+        def loss(log_scale: float) -> float:
+            a = np.exp(log_scale)
+            return float((logsumexp(a * scores, axis=1) - a * taken).mean())
+
+        # Convex in a; the bounds are where a softmax is flat, or nothing but its maximum, for any score.
+        spread = float(np.std(scores[np.isfinite(scores)])) or 1.0
+        bounds = np.log(1e-3 / spread), np.log(1e3 / spread)
+        return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
+
+
+def _fresh(recommender: str | Recommender, options: dict[str, Any]) -> Recommender:
+    if not isinstance(recommender, str):
+        if options:
+            raise ValueError("options are those of a recommender that is given by name: build yours with them")
+        return recommender
+    if recommender not in RECOMMENDERS:
+        raise ValueError(f"unknown recommender {recommender!r}; {nearest(recommender, sorted(RECOMMENDERS))}")
+    return RECOMMENDERS[recommender](**options)
+
+
+def _retrieval_task(processor: PolyRecProcessor, task: str | None) -> str:
+    names = [t.name for t in processor.tasks if t.head == "retrieval"]
+    if task is None and len(names) == 1:
+        return names[0]
+    if task not in names:
+        what = "say which one it is to answer" if task is None else f"{task!r} is none"
+        raise ValueError(f"a classical recommender answers a retrieval task; these data have {names}: {what}")
+    return task
+
+
+def _taken(train: SequenceDataset, task: str) -> np.ndarray:
+    """Events of the log that were asked in their own view and taken, int64 [E]."""
+    event = train.candidates.event[train.own_view]
+    labels = train.log.labels[event, train.task_names.index(task)]
+    event = event[(labels > 0) & (train.log.item[event] >= FIRST)]
+    if not len(event):
+        raise ValueError(f"task {task!r} has no item taken in the training rows: nothing to fit a recommender on")
+    return event
