@@ -18,9 +18,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_compare(commands)
     _add_tune(commands)
+    _add_finetune(commands)
     _add_update(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
+    _add_score(commands)
     _add_encode_images(commands)
     return parser
 
@@ -136,6 +138,35 @@ def _tune(options: argparse.Namespace) -> None:
     tune_recipe(recipe, options.trials)
 
 
+def _add_finetune(commands: _Commands) -> None:
+    finetune = commands.add_parser(
+        "finetune",
+        help="train one task of a run further, the others staying as they are",
+        description="Trains the head of one task and a low-rank adapter before it; everything that other tasks read "
+        "stays, and their answers before and after are compared bit by bit. Adapters of several tasks live in one "
+        "folder: run it once for each. With --scope all every weight follows this task, and the report says what "
+        "became of the others.",
+    )
+    finetune.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
+    finetune.add_argument("--task", required=True, metavar="NAME", help="of the task")
+    finetune.add_argument("--scope", choices=["task", "all"], help="what is trained (default: task)")
+    finetune.add_argument("--rank", type=int, help="of the adapter, 0 = none (default: 8)")
+    finetune.add_argument("--epochs", type=int, help="of which the best is kept (default: 3)")
+    finetune.add_argument("--learning-rate", type=float, help="its highest value (default: 0.001)")
+    finetune.add_argument("--seed", type=int, help="(default: 0)")
+    finetune.add_argument("--output", metavar="DIR", help="(default: RUN; with --scope all RUN-NAME)")
+    finetune.set_defaults(run=_finetune)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from polyrec.cli.finetune import finetune_run
+    from polyrec.training.finetune import FinetuneSettings
+
+    names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    finetune_run(options.run_folder, FinetuneSettings(**given), options.output)
+
+
 def _add_update(commands: _Commands) -> None:
     update = commands.add_parser(
         "update",
@@ -211,6 +242,49 @@ def _recommend(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import recommend
 
     recommend(options.run_folder, options.history, options.user, options.k, options.json)
+
+
+def _add_score(commands: _Commands) -> None:
+    score = commands.add_parser(
+        "score",
+        help="store a teacher's answers, for students to learn from",
+        description="Asks a teacher about a part of a recipe's data and writes its answers: logits of all candidates "
+        "of the pair tasks and the best items of each list, of half precision, in shards. Run it again to go on where "
+        "it stopped. A teacher that has learnt what the recipe validates or tests by is refused.",
+    )
+    score.add_argument(
+        "teacher",
+        metavar="TEACHER",
+        help="folder of a trained run, or ease, item_knn, popularity, als, bpr (fitted on the training part); several, "
+        "separated by commas, are an ensemble",
+    )
+    _add_recipe(score, "folder of the answers")
+    score.add_argument(
+        "--part", choices=["train", "valid", "test"], default="train", help="of the split (default: train)"
+    )
+    score.add_argument("-k", "--top-k", type=int, help="items per list (default: of the recipe's plan, else 100)")
+    score.add_argument(
+        "--temperature", type=float, help="that the student's plan has (default: of the recipe's plan, else 1)"
+    )
+    score.add_argument("--shard-rows", type=int, help="candidates per file (default: 100000)")
+    score.add_argument("--batch-size", type=int, help="windows asked about at a time (default: 64)")
+    score.add_argument(
+        "--trust-teacher", action="store_true", help="take a teacher that does not say which rows it has learnt"
+    )
+    score.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    if options.output is None:
+        raise ValueError("say where the answers go: --output DIR")
+    if options.recipe is None and options.interactions is None:
+        options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
+    recipe = _read_recipe(options)
+    from polyrec.cli.score import ScoreSettings, score
+
+    names = ("part", "top_k", "temperature", "shard_rows", "batch_size")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
 
 
 def _add_encode_images(commands: _Commands) -> None:

@@ -1,0 +1,105 @@
+"""`polyrec score`: a teacher's answers to a recipe's data, into files that students learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyrec.cli.prepare import prepare
+from polyrec.cli.recipe import Recipe
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
+from polyrec.distillation.ensemble import EnsembleTeacher
+from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.stored import write_answers
+from polyrec.distillation.teacher import Teacher
+from polyrec.distillation_config import DistillationConfig
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.registry import nearest
+from polyrec.training.arguments import PolyRecTrainingArguments
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How answers are written.
+
+    Args:
+        part: of the split that is asked about, "train", "valid" or "test".
+        top_k, temperature: of lists; None: those of the recipe's plan (`model.distillation`), else 100 and 1.
+        shard_rows: candidates of a file, about.
+        batch_size: windows asked about at a time.
+        trust: take a teacher that does not say what it has learnt.
+    """
+
+    part: str = "train"
+    top_k: int | None = None
+    temperature: float | None = None
+    shard_rows: int = 100_000
+    batch_size: int = 64
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "temperature", "shard_rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name.replace('_', '-')} is {value}; it must be > 0")
+
+
+def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> Path:
+    """Ask one teacher, or several as an ensemble, about a part of a recipe's data.
+
+    Args:
+        names: folders of trained runs or names of classical recommenders, separated by commas.
+        output: folder of the answers; one that an interrupted run has left is gone on with.
+    """
+    processor, parts = prepare(recipe)
+    teacher = build_teacher(names, recipe, processor, parts, settings)
+    dataset: SequenceDataset = parts._asdict()[settings.part]
+    device = PolyRecTrainingArguments(output_dir=output, **recipe.training).device
+    teacher.to(device)
+    judged = [part for name, part in parts._asdict().items() if name != "train"]
+    teacher.prepare(dataset, processor, judged)
+    folder = write_answers(
+        teacher, dataset, processor, output, settings.shard_rows, settings.batch_size, device, progress=True
+    )
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(
+        f"{dataset.num_candidates:,} candidates answered for {', '.join((*teacher.pair_tasks, *teacher.list_tasks))}: "
+        f"{size / 2**20:.1f} MiB in {folder}"
+    )
+    return folder
+
+
+def build_teacher(
+    names: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: ScoreSettings
+) -> Teacher:
+    """The teacher of some names, see [`score`]; classical ones are fitted on the training part."""
+    found = [_one(name.strip(), recipe, processor, parts, settings) for name in names.split(",") if name.strip()]
+    if not found:
+        raise ValueError("no teacher given: name a folder of a trained run, or e.g. ease")
+    return found[0] if len(found) == 1 else EnsembleTeacher(found, top_k=_lists(recipe, settings)["top_k"])
+
+
+def _one(name: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: ScoreSettings) -> Teacher:
+    lists = _lists(recipe, settings)
+    if name in RECOMMENDERS:
+        return CatalogTeacher(name, parts.train, processor, trust=settings.trust, **lists)
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"there is no run folder {name!r}; classical recommenders {nearest(name, sorted(RECOMMENDERS))}"
+        )
+    model = PolyRecForRecommendation.from_pretrained(name)
+    return LiveTeacher(model, PolyRecProcessor.from_pretrained(name), trust=settings.trust, **lists)
+
+
+def _lists(recipe: Recipe, settings: ScoreSettings) -> dict[str, Any]:
+    """How long lists are and for which temperature, as the flags or the recipe's plan say."""
+    plan: Mapping[str, Any] = recipe.model.get("distillation") or {}
+    tasks = DistillationConfig.parse(plan, [t["name"] for t in recipe.tasks]).tasks if plan else {}
+    top_k = {name: own.top_k for name, own in tasks.items()} if settings.top_k is None else settings.top_k
+    if settings.temperature is not None:
+        return {"top_k": top_k, "temperature": settings.temperature}
+    return {"top_k": top_k, "temperature": {name: own.temperature for name, own in tasks.items()}}
