@@ -42,6 +42,8 @@ class MultiTaskConfig(PreTrainedConfig):
         weighting, weighting_options: how task losses become one objective.
         distillation: what is learnt from a teacher beside the labels, see [`DistillationConfig`]; it acts in training
             with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
+        task_adapters: {task: rank} of tasks that take a low-rank step of their own before their head, see
+            [`~polyrec.encoders.task_adapters.TaskAdapter`]; `polyrec finetune` adds them.
         dropout: on what the tasks share.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
@@ -59,6 +61,7 @@ class MultiTaskConfig(PreTrainedConfig):
     weighting: str = "fixed"
     weighting_options: dict | None = None
     distillation: dict | None = None
+    task_adapters: dict | None = None
     dropout: float = 0.2
     numeric_bins: int = 8
     initializer_range: float = 0.06
@@ -76,6 +79,7 @@ class MultiTaskConfig(PreTrainedConfig):
         self.weighting_options = dict(self.weighting_options or {})
         if self.distillation is not None:
             self.distillation = asdict(DistillationConfig.parse(self.distillation, self.task_names))
+        self.task_adapters = dict(self.task_adapters or {})
         if self.text is not None:
             self.text = asdict(resolve(from_dict(TextConfig, self.text)))
         self._check()
@@ -100,6 +104,11 @@ class MultiTaskConfig(PreTrainedConfig):
         for name in ("hidden_size", "numeric_bins"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")
+        for name, rank in (self.task_adapters or {}).items():
+            if name not in self.task_names:
+                raise ValueError(f"task_adapters: unknown task {name!r}; {nearest(name, self.task_names)}")
+            if not (type(rank) is int and rank >= 1):
+                raise ValueError(f"task_adapters: the rank of {name!r} is {rank!r}; it must be a whole number >= 1")
         if self.num_items < 2:
             raise ValueError(
                 f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"

@@ -49,6 +49,8 @@ class PolyRecConfig(MultiTaskConfig):
             {"contrastive": {"weight": 0.1}}; see `polyrec.objectives`. They act in training alone.
         distillation: what is learnt from a teacher beside the labels, see [`DistillationConfig`]; it acts in training
             with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
+        task_adapters: {task: rank} of tasks that take a low-rank step of their own before their head, see
+            [`~polyrec.encoders.task_adapters.TaskAdapter`]; `polyrec finetune` adds them.
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
             that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).

@@ -316,7 +316,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             if parent is not None:
                 hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
             found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
-            own = self.heads[name](hidden)
+            own = self.heads[name](self.heads[name].adapted(hidden))
             if name in skipped:
                 own = own + per_member(skipped[name], own)
             own = self.heads[name].finish(own, candidate_features)
@@ -456,6 +456,11 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         if self.pair_tasks and self.task_items is not None:
             self.task_items.extend(rows)
         self.config.num_items = rows
+
+    def add_task_adapter(self, task: str, rank: int) -> None:
+        """Give a task a low-rank step of its own, which starts as none; see [`TaskAdapter`]."""
+        self.heads[task].add_adapter(rank)
+        self.config.task_adapters = {**(self.config.task_adapters or {}), task: rank}
 
     def load_texts(self, processor: Any) -> None:
         """Give the text encoder the items' texts, for training and for items that have no stored vector yet."""

@@ -96,7 +96,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             if parent is not None:
                 hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
             found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
-            own = self.heads[name](hidden)
+            own = self.heads[name](self.heads[name].adapted(hidden))
             if name in skipped:
                 own = own + per_member(skipped[name], own)
             own = self.heads[name].finish(own, candidate_features)

@@ -25,6 +25,7 @@ from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
 from polyrec.encoders.item import ItemEncoder
 from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip
+from polyrec.encoders.task_adapters import TaskAdapter
 from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.encoders.text import TextEncoder
 from polyrec.experts._batched import BatchedLinear
@@ -203,6 +204,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             | LossWeighting
             | Objective
             | PretrainedHistory
+            | TaskAdapter
         )
         if isinstance(module, with_start):
             module.initialise()

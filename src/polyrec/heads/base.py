@@ -12,6 +12,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
+from polyrec.encoders.task_adapters import TaskAdapter
 from polyrec.reduction import known_weight as known_weight
 from polyrec.reduction import masked_sum as masked_sum
 from polyrec.reduction import mean_loss as mean_loss
@@ -57,6 +58,9 @@ class TaskHead(nn.Module):
         self.task = task
         what = f"task {task.name!r} (head {task.head!r})"
         self.options = checked_options(task.options, self.default_options, what)
+        self.width = config.pair_width if self.reads == "pair" else config.hidden_size
+        rank = (config.task_adapters or {}).get(task.name)
+        self.adapter = None if rank is None else TaskAdapter(self.width, rank)
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
@@ -65,6 +69,16 @@ class TaskHead(nn.Module):
 
     def initialise(self) -> None:
         """Set parameters that should not start at random; called after the default initialisation."""
+
+    def add_adapter(self, rank: int) -> None:
+        """Give the task a new adapter, which changes nothing yet, in place of one that it may have."""
+        like = next(self.parameters())
+        self.adapter = TaskAdapter(self.width, rank).to(like.device, like.dtype)
+        self.adapter.initialise()
+
+    def adapted(self, hidden: Tensor) -> Tensor:
+        """What the head reads, or asks with, of what the tasks share, [..., D] -> [..., D]."""
+        return hidden if self.adapter is None else self.adapter(hidden)
 
     def extend(self, num_items: int, known_N: Tensor) -> None:
         """Add what the head holds per item for items up to `num_items`; what it holds already stays bit-equal.

@@ -136,7 +136,7 @@ class RetrievalHead(TaskHead):
 
     def question(self, state: Tensor, query: Tensor | None) -> Tensor:
         """What is asked of the catalog: the person's state, whatever was typed."""
-        return state
+        return self.adapted(state)
 
     def forward(self, state_MD: Tensor, items: ItemRows, times_M: Tensor | None = None) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf.

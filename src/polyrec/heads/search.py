@@ -95,7 +95,7 @@ class SearchHead(RetrievalHead):
         if self.personal:
             gate = torch.sigmoid(self.gate(torch.cat([query, state], dim=-1)))
             query = query + gate * self.person(state)
-        return self.log_scale.exp() * query
+        return self.log_scale.exp() * self.adapted(query)
 
     def expanded(
         self, question_MD: Tensor, items: ItemRows, count: int, weight: float, times_M: Tensor | None = None

@@ -99,7 +99,7 @@ class TaskEarlyStopping(CheckpointedCallback):
         """Judge each task; the model holds the weights that were evaluated."""
         assert model is not None
         for task in sorted(model.heads):
-            value = self._watched(task, metrics or {})
+            value = watched_metric(f"{self.prefix}_{task}", metrics or {})
             if task in self.frozen or value is None:
                 continue
             if value < self.best.get(task, math.inf):
@@ -112,15 +112,6 @@ class TaskEarlyStopping(CheckpointedCallback):
                 self._lower(model, task)
         if len(self.frozen) == len(model.heads):
             control.should_training_stop = True
-
-    def _watched(self, task: str, metrics: dict[str, float]) -> float | None:
-        """The task's watched metric as a number of which less is better; None if this evaluation does not have it."""
-        start = f"{self.prefix}_{task}_"
-        own = {key.removeprefix(start).split("@")[0]: value for key, value in metrics.items() if key.startswith(start)}
-        for name in WATCHED_METRICS:
-            if name in own and math.isfinite(own[name]):
-                return own[name] if name in LOWER_IS_BETTER else -own[name]
-        return None
 
     def _lower(self, model: PolyRecForRecommendation, task: str) -> None:
         scale = model.weighting.scale_of(task)
@@ -198,6 +189,24 @@ class TaskEarlyStopping(CheckpointedCallback):
                 self.frozen.append(task)
             else:
                 self.towers.setdefault(task, {})[rest[0]] = value
+
+
+def watched_metric(name: str, metrics: dict[str, float]) -> float | None:
+    """What tells that a task overfits, as a number of which less is better; None if the metrics do not have it.
+
+    Args:
+        name: of the task, as the metrics have it (`eval_like`, `like`).
+
+    Example:
+        >>> watched_metric("eval_like", {"eval_like_auc": 0.7, "eval_like_logloss": 0.6})
+        0.6
+    """
+    start = f"{name}_"
+    own = {key.removeprefix(start).split("@")[0]: value for key, value in metrics.items() if key.startswith(start)}
+    for metric in WATCHED_METRICS:
+        if metric in own and math.isfinite(own[metric]):
+            return own[metric] if metric in LOWER_IS_BETTER else -own[metric]
+    return None
 
 
 def own_parameters(model: nn.Module, task: str) -> dict[str, nn.Parameter]:

@@ -1,0 +1,215 @@
+"""After joint training: one task goes on by itself, and the others answer as before, bit by bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from polyrec.data.collator import PolyRecCollator
+from polyrec.evaluation import evaluator
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.registry import nearest
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.callbacks import own_parameters, watched_metric
+from polyrec.training.cost import CostMeter
+from polyrec.training.trainer import PolyRecTrainer
+
+SCOPES = ("task", "all")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How one task goes on.
+
+    Args:
+        task: which.
+        scope: "task" (its head, its linear skip and a low-rank adapter before the head; everything else stays) or
+            "all" (every weight, by this task's loss alone: others change, and the report says by how much).
+        rank: of the adapter; 0 = none.
+        epochs, learning_rate: of this training; its best epoch on the validation part is kept.
+        seed: of the adapter and of training.
+    """
+
+    task: str
+    scope: str = "task"
+    rank: int = 8
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(f"unknown scope {self.scope!r}; {nearest(self.scope, list(SCOPES))}")
+        if self.rank < 0 or self.epochs < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                f"rank must be >= 0, epochs >= 1 and learning_rate > 0, not {self.rank}, {self.epochs} and "
+                f"{self.learning_rate}"
+            )
+
+
+@dataclass
+class OneTask:
+    """Collates like [`PolyRecCollator`] but leaves the labels of other tasks out: they cost time and teach nothing."""
+
+    task: str
+
+    def __call__(self, windows: Any) -> dict[str, Any]:
+        """One batch."""
+        batch = PolyRecCollator()(windows)
+        return batch | {"labels": {self.task: batch["labels"][self.task]}}
+
+
+class _BestWeights(TrainerCallback):
+    """Keeps the trained parameters as they were when the task was answered best, before the first step included."""
+
+    def __init__(self, trained: dict[str, torch.nn.Parameter], task: str, start: dict[str, float]) -> None:
+        self.trained, self.task = trained, task
+        self.epoch, self.value = 0, watched_metric(task, start)
+        self.weights = self._copy()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **unused: Any) -> None:
+        """Judge an epoch."""
+        value = watched_metric(self.task, {k.removeprefix("eval_"): v for k, v in metrics.items()})
+        if value is not None and (self.value is None or value < self.value):
+            self.epoch, self.value, self.weights = round(state.epoch), value, self._copy()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best weights back."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(self.weights[name])
+
+
+def finetune(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    parts: Splits,
+    settings: FinetuneSettings,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Let one task go on; the model is changed in place and keeps its best epoch, the starting point included.
+
+    Args:
+        parts: the training part is learnt, the validation part chooses the epoch and judges, the test part stays
+            unread.
+        training: further arguments of `PolyRecTrainingArguments` (batch sizes, weight decay, ...).
+
+    Returns:
+        "trained_parameters", "best_epoch" (0 = it began best), "cpu_seconds", "before" and "after" (metrics of all
+        tasks) and "others": {task: whether all its answers are bit-equal}.
+
+    Raises:
+        ValueError: an unknown task, or one that other tasks are coupled to: they would change with it.
+        RuntimeError: with scope "task", another task answers differently.
+    """
+    _check(model, settings)
+    arguments = _arguments(settings, dict(training or {}))
+    set_seed(settings.seed)
+    if settings.rank:
+        model.add_task_adapter(settings.task, settings.rank)
+    model.to(arguments.device)
+    trained = _trained(model, settings)
+    others = [name for name in model.heads if name != settings.task]
+    before, answered = _judge(model, parts, arguments)
+    best, meter = _BestWeights(trained, settings.task, before), CostMeter()
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.output_dir = folder
+            trainer = PolyRecTrainer(
+                model,
+                arguments,
+                parts.train,
+                parts.valid,
+                data_collator=OneTask(settings.task),  # type: ignore[arg-type]
+                processing_class=processor,
+                callbacks=[best, meter],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+    best.restore()
+    model.eval()
+    after, answers = _judge(model, parts, arguments)
+    equal = {name: _equal(answered, answers, name) for name in others}
+    if settings.scope == "task" and not all(equal.values()):
+        changed = [name for name, same in equal.items() if not same]
+        raise RuntimeError(f"{changed} answer differently after {settings.task!r} alone was trained: please report it")
+    return {
+        "trained_parameters": sum(p.numel() for p in trained.values()),
+        "best_epoch": best.epoch,
+        "cpu_seconds": meter.seconds[0],
+        "before": before,
+        "after": after,
+        "others": equal,
+    }
+
+
+def _check(model: PolyRecForRecommendation, settings: FinetuneSettings) -> None:
+    if settings.task not in model.heads:
+        raise ValueError(f"unknown task {settings.task!r}; {nearest(settings.task, list(model.heads))}")
+    children = sorted(child for child, parent in model.parents.items() if parent == settings.task)
+    if children and settings.scope == "task":
+        raise ValueError(
+            f"{settings.task!r} is the parent of {', '.join(map(repr, children))}, which would change with it: "
+            "fine-tune the children, or give scope='all' and read in the report what changed"
+        )
+
+
+def _trained(model: PolyRecForRecommendation, settings: FinetuneSettings) -> dict[str, torch.nn.Parameter]:
+    if settings.scope == "task":
+        return own_parameters(model, settings.task)
+    skipped = ("weighting",)  # its weights balance tasks, and there is one
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith(skipped)
+    }
+
+
+def _arguments(settings: FinetuneSettings, training: dict[str, Any]) -> PolyRecTrainingArguments:
+    whole_run = ("max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "ema_decay", "eval_steps",
+                 "restore_callback_states_from_checkpoint")  # fmt: skip
+    options = {name: value for name, value in training.items() if name not in whole_run}
+    options |= {
+        "output_dir": tempfile.gettempdir(),  # nothing is written before it is replaced
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "seed": settings.seed,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "metric_for_best_model": None,
+    }
+    return PolyRecTrainingArguments(**options)
+
+
+def _judge(
+    model: PolyRecForRecommendation, parts: Splits, arguments: PolyRecTrainingArguments
+) -> tuple[dict[str, float], evaluator.Predictions]:
+    predictions = evaluator.predict(
+        model, parts.valid, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
+    )
+    return evaluator.evaluate(model, parts.valid, predictions, arguments.rank_k), predictions
+
+
+def _equal(first: evaluator.Predictions, second: evaluator.Predictions, task: str) -> bool:
+    """Whether a task gave the same answers, bit by bit."""
+    if task in first.values:
+        return np.array_equal(first.values[task], second.values[task], equal_nan=True)
+    one, other = first.rankings[task], second.rankings[task]
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("greater", "ties", "top_ids"))

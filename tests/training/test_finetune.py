@@ -1,0 +1,127 @@
+"""One task is trained further; the others must not notice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from model_fixtures import fit, synthetic_log, tiny_model
+
+from polyrec import PolyRecForRecommendation
+from polyrec.cli.main import main
+from polyrec.evaluation import evaluator
+from polyrec.training.finetune import FinetuneSettings, finetune
+
+OPTIONS = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return fit()
+
+
+def learnt(world, **options):
+    """A model with the catalog, and every kind of part that a task may own."""
+    return tiny_model(world[0], **options)
+
+
+@pytest.mark.parametrize("experts", ["shared_bottom", "mmoe", "ple"])
+@pytest.mark.parametrize("task", ["next_item", "like", "rating"])
+def test_only_the_task_itself_changes(world, task, experts):
+    """Prevents a gate, a skip or a loss weight that tasks share from moving with one of them."""
+    model = learnt(world, experts=experts, weighting="uncertainty", dropout=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = FinetuneSettings(task, epochs=3, learning_rate=0.02, rank=2)
+    report = finetune(model, world[0], world[1], settings, OPTIONS)
+    assert report["others"] == {name: True for name in model.heads if name != task}
+    assert report["best_epoch"] > 0
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value.nan_to_num(), after[name].nan_to_num())}
+    assert changed
+    assert all(f".{task}." in name for name in changed), changed
+    assert all(p.requires_grad for p in model.heads.parameters())  # free again for whatever comes next
+    metric = {"next_item": "next_item_ndcg@10", "like": "like_logloss", "rating": "rating_rmse"}[task]
+    gain = report["after"][metric] - report["before"][metric]
+    assert gain > 0 if task == "next_item" else gain < 0
+
+
+def test_adapters_of_several_tasks_are_saved_in_one_folder(world, tmp_path):
+    """Prevents the second adapter from replacing the first, and an adapter from being lost with the training."""
+    model = learnt(world)
+    for task in ("like", "next_item"):
+        finetune(model, world[0], world[1], FinetuneSettings(task, epochs=2, learning_rate=0.02, rank=2), OPTIONS)
+    model.save_pretrained(tmp_path)
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
+    assert loaded.config.task_adapters == {"like": 2, "next_item": 2}
+    one, other = (evaluator.predict(m, world[1].test) for m in (model, loaded))
+    assert np.array_equal(one.values["like"], other.values["like"])
+    assert np.array_equal(one.rankings["next_item"].top_ids, other.rankings["next_item"].top_ids)
+
+
+def test_a_training_that_only_hurts_keeps_the_start(world):
+    """Prevents fine-tuning from making a task worse: the start is one of the epochs to choose from."""
+    model = learnt(world)
+    before = evaluator.predict(model, world[1].valid)
+    settings = FinetuneSettings("like", epochs=1, learning_rate=50.0, rank=0)
+    report = finetune(model, world[0], world[1], settings, OPTIONS)
+    assert report["best_epoch"] == 0
+    assert np.array_equal(before.values["like"], evaluator.predict(model, world[1].valid).values["like"])
+
+
+def test_a_parent_is_refused_alone_and_reported_with_all(world):
+    """Prevents a child from changing behind the back of whoever tuned its parent."""
+    processor, parts = fit(
+        tasks=[
+            {"name": "rated", "head": "binary", "label": "rating >= 2"},
+            {"name": "like", "head": "binary", "label": "rating >= 4", "parent": "rated", "coupling": "esmm"},
+        ]
+    )
+    model = tiny_model(processor)
+    with pytest.raises(ValueError, match="'rated' is the parent of 'like', which would change with it"):
+        finetune(model, processor, parts, FinetuneSettings("rated"), OPTIONS)
+    report = finetune(model, processor, parts, FinetuneSettings("rated", scope="all", epochs=1), OPTIONS)
+    assert report["others"] == {"like": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "likes"}, "unknown task 'likes'; .* did you mean 'like'"),
+        ({"task": "like", "scope": "tasks"}, "unknown scope 'tasks'"),
+        ({"task": "like", "rank": -1}, "rank must be >= 0"),
+    ],
+)
+def test_impossible_settings_are_refused(world, options, message):
+    """Prevents a typing error from training something else."""
+    with pytest.raises(ValueError, match=message):
+        finetune(learnt(world), *world, FinetuneSettings(**options), OPTIONS)
+
+
+def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys):
+    """Prevents a command that replaces a run by one that answers other tasks differently, or that says nothing."""
+    tables = synthetic_log()
+    for name, table in tables.items():
+        pd.DataFrame(table).to_parquet(tmp_path / f"{name}.parquet")
+    recipe = {name: str(tmp_path / f"{name}.parquet") for name in tables} | {
+        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
+        "processor": {"max_history": 8},
+        "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
+        "training": {**OPTIONS, "num_train_epochs": 1},
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    old = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
+    run = str(tmp_path / "run")
+    assert main(["finetune", run, "--task", "rating", "--learning-rate", "0.02", "--epochs", "2"]) == 0
+    assert "bit-equal answers before and after: next_item" in capsys.readouterr().out
+    new = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
+    assert new.config.task_adapters == {"rating": 8}
+    states = torch.randn(3, 8)
+    assert torch.equal(old.score_items(states, "next_item"), new.score_items(states, "next_item"))
+    assert len(json.loads((tmp_path / "run" / "finetune.json").read_text())) == 1
+    assert main(["finetune", run, "--task", "ratings"]) == 2
