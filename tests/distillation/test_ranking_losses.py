@@ -77,6 +77,17 @@ def test_the_rest_is_one_outcome(seed, temperature):
     )
 
 
+def test_a_teacher_sure_of_its_list_leaves_the_rest_no_chance():
+    """Prevents what a student gives to the rest from being forgotten where the teacher gives it nothing."""
+    student, rest, teacher = lists()
+    teacher = torch.cat([teacher[:, :-1], torch.full((4, 1), NONE).double()], dim=1)
+    log_q = torch.cat([student, rest.unsqueeze(1)], dim=1).log_softmax(1)
+    expected = F.kl_div(log_q[:, :-1], teacher[:, :-1].log_softmax(1), reduction="sum", log_target=True)
+    torch.testing.assert_close(list_kl(student, rest, teacher)[0], expected)
+    total, count = list_kl(student, rest, torch.full_like(teacher, NONE))
+    assert (total, count) == (0, 4)
+
+
 def naive_plackett_luce(student, rest, teacher, interesting):
     """-1/R log of the chance to draw the teacher's first R items in their order, by a loop."""
     order = sorted(range(len(teacher)), key=lambda k: -teacher[k])

@@ -9,7 +9,7 @@ What all of them have in common:
 * They compute in single precision (double stays double), whatever comes in, and stay finite for logits of +-1e4.
 * A temperature T divides both sides' logits and multiplies the loss by T^2, as in `polyrec.distillation.losses`.
 * `rest` stands for all items that are not in the list: the log-sum-exp of their logits (divided by T, where there is a
-  temperature), -inf = none. See `polyrec.distillation.catalog` for the student's.
+  temperature). A student's -inf: there are none; a teacher's: they have no chance. See `polyrec.distillation.catalog`.
 
 | | learns | reads scores | minimum |
 |---|---|---|---|
@@ -90,7 +90,7 @@ def list_kl(
         >>> total.item(), count.item()
         (0.0, 1.0)
     """
-    student, teacher, known_M = _lists(*_with_rest(student_MK, rest_M, teacher_MK1, temperature))
+    student, teacher, known_M = _lists(*_with_rest(student_MK, rest_M, teacher_MK1, temperature), rest=True)
     losses = temperature**2 * divergence(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
     return masked_sum(losses, known_M, weight_M)
 
@@ -186,7 +186,7 @@ def rank_distil(
         >>> rank_distil(teacher[:, :3], teacher[:, 3], teacher, depth=2)[0].item()
         0.0
     """
-    student, teacher, known_M = _lists(*_with_rest(student_MK, rest_M, teacher_MK1, temperature))
+    student, teacher, known_M = _lists(*_with_rest(student_MK, rest_M, teacher_MK1, temperature), rest=True)
     noise = -torch.empty_like(teacher[:, :-1]).exponential_().log()
     drawn_MR = (teacher[:, :-1] + noise).topk(min(depth, teacher.shape[1] - 1), dim=1).indices
     # Place r still has what was not drawn before it.
@@ -244,13 +244,20 @@ def _with_rest(student_MK: Tensor, rest_M: Tensor, teacher_MK1: Tensor, temperat
     )
 
 
-def _lists(student_MK: Tensor, teacher_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _lists(student_MK: Tensor, teacher_MK: Tensor, rest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Both sides with the same empty places (-inf), and which rows count.
 
     A row without an answer, or without items, is zeros on both sides.
+
+    Args:
+        rest: whether the last place is the rest, to which a teacher may leave no chance (-inf) where the student does.
     """
     student, teacher = at_least_single(student_MK), at_least_single(teacher_MK.detach())
-    known_M, empty = ~torch.isnan(teacher).any(1), (student == _NONE) | (teacher == _NONE)
-    nothing_M1 = (~known_M | empty.all(1)).unsqueeze(1)
-    student, teacher = (torch.where(nothing_M1, 0.0, side.masked_fill(empty, _NONE)) for side in (student, teacher))
+    no_chance = teacher == _NONE
+    if rest:
+        no_chance = no_chance & (torch.arange(no_chance.shape[1], device=no_chance.device) < no_chance.shape[1] - 1)
+    known_M, empty = ~torch.isnan(teacher).any(1), (student == _NONE) | no_chance
+    student, teacher = (side.masked_fill(empty, _NONE) for side in (student, teacher))
+    nothing_M1 = (~known_M | (teacher == _NONE).all(1)).unsqueeze(1)
+    student, teacher = (torch.where(nothing_M1, 0.0, side) for side in (student, teacher))
     return student, teacher.to(student.dtype), known_M

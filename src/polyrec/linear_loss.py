@@ -1,0 +1,90 @@
+"""Losses of linear scores of a catalog, whose logits are never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+Groups = Callable[[Tensor], Tensor]
+_CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32; fewer cost time per chunk, more leave the cache
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_MD: Tensor,
+        items_ND: Tensor,
+        bias_N: Tensor,
+        of_groups_MG: Tensor | None,
+        groups: Groups | None,
+        judge: Judge,
+    ) -> Tensor:
+        wants_gradient = any(ctx.needs_input_grad)
+        exact = torch.float64 if query_MD.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), device=query_MD.device, dtype=exact)
+        grad_query_MD = torch.empty_like(query_MD) if wants_gradient else None
+        grad_items_ND = torch.zeros_like(items_ND) if wants_gradient else None
+        grad_bias_N = torch.zeros_like(bias_N) if wants_gradient else None
+        grad_groups_MG = torch.zeros_like(of_groups_MG) if wants_gradient and of_groups_MG is not None else None
+        for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // len(items_ND), 1)):
+            query = query_MD[rows]
+            logits = F.linear(query, items_ND, bias_N).to(exact)
+            group = None if groups is None else groups(rows)
+            if of_groups_MG is not None and group is not None:
+                logits += of_groups_MG[rows].to(exact).gather(1, group)
+            total += judge(rows, logits)
+            if not wants_gradient:
+                continue
+            gradient = logits  # the judge has made it that
+            grad_bias_N += gradient.sum(0)
+            if grad_groups_MG is not None and group is not None:
+                own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1]).scatter_add_(1, group, gradient)
+                grad_groups_MG[rows] = own.to(grad_groups_MG.dtype)
+            gradient = gradient.to(query.dtype)
+            grad_query_MD[rows] = (gradient @ items_ND).to(query.dtype)  # type: ignore[index]
+            grad_items_ND += gradient.T @ query
+        ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N, grad_groups_MG)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), None, None)
+
+
+def linear_loss(
+    query_MD: Tensor,
+    items_ND: Tensor,
+    bias_N: Tensor,
+    judge: Judge,
+    of_groups_MG: Tensor | None = None,
+    groups: Groups | None = None,
+) -> Tensor:
+    r"""The SUM over rows of any loss of their scores of a catalog, z_ij = q_i . v_j + b_j (+ a_{i, g(i, j)}).
+
+    The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
+    cache (Wijmans et al., 2024, "Cut Your Losses in Large-Vocabulary Language Models").
+
+    Args:
+        query_MD, items_ND, bias_N: queries [M, D], items [N, D], biases [N]; a bias of -inf: no candidate.
+        judge: numbers of some rows, int64 [R], and their logits [R, N], in single precision (or double) -> the sum of
+            their losses. It leaves the gradient of this sum in the place of the logits.
+        of_groups_MG: what each row says of each group of items, [M, G].
+        groups: the group of each item for some rows, int64 [R] -> int64 [R, N].
+
+    Example:
+        >>> def squares(rows, logits):
+        ...     total = logits.square().sum()
+        ...     logits.mul_(2)
+        ...     return total
+        >>> linear_loss(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4), squares).item()
+        72.0
+    """
+    return _LinearLoss.apply(query_MD, items_ND, bias_N, of_groups_MG, groups, judge)
