@@ -209,6 +209,21 @@ class PolyRecCrossEncoder(MultiTaskModel):
             )
         self.items.counts.copy_(torch.from_numpy(processor.item_counts))
 
+    @torch.no_grad()
+    def extend(self, processor: PolyRecCrossEncoderProcessor) -> None:
+        """Know the items that `processor.extend(...)` added, by their texts; give both before saving.
+
+        Answers about the others stay as they are, bit by bit.
+        """
+        new = processor.num_items - len(self.items.counts)
+        if new < 0:
+            raise ValueError(
+                f"the processor has {processor.num_items} rows of items but the model has {len(self.items.counts)}: "
+                "extend the processor that was saved with the model"
+            )
+        self.items.counts = F.pad(self.items.counts, (0, new))
+        self.config.num_items = processor.num_items
+
     def rerank(
         self, processor: PolyRecCrossEncoderProcessor, history: Any, candidates: Any, **request: Any
     ) -> list[dict[str, Any]]:
