@@ -120,8 +120,7 @@ class CatalogTeacher(RowTeacher):
             ]
         )
         self.recommender = copy.deepcopy(fresh).fit(users, items, number)
-        learnt = np.isin(np.arange(len(train.log)), train.candidates.event)
-        self._learnt = TrainingRows.of(train.log, learnt, processor.items.ids)
+        self._learnt = TrainingRows.asked(train, processor.items.ids)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:

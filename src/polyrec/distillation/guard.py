@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from polyrec.data.columns import FIRST
 from polyrec.data.sampling import splitmix64
-from polyrec.data.sequences import EventLog
+from polyrec.data.sequences import EventLog, SequenceDataset
 from polyrec.data.splits import LeakageError
 
 SKETCH = 1 << 16  # hashes that are kept: half a megabyte
@@ -82,6 +82,12 @@ class TrainingRows:
         time = log.time[rows]
         first, latest = (float(time.min()), float(time.max())) if len(time) else (np.inf, -np.inf)
         return cls(len(found), first, latest, found[:size], salt)
+
+    @classmethod
+    def asked(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingRows:
+        """Of all events that a data set asks about."""
+        rows = np.isin(np.arange(len(dataset.log)), dataset.candidates.event)
+        return cls.of(dataset.log, rows, items)
 
     @property
     def is_complete(self) -> bool:
