@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from polyrec import PolyRecCrossEncoder, PolyRecCrossEncoderConfig, PolyRecCrossEncoderProcessor, PolyRecProcessor
 from polyrec.cross_encoder.collator import collate
-from polyrec.cross_encoder.sampling import CandidateSample
+from polyrec.cross_encoder.sampling import CandidateSample, only
 
 CHAIN = [*TASKS, {"name": "buy", "head": "binary", "label": "rating >= 5", "parent": "like", "coupling": "esmm"}]
 
@@ -104,6 +104,19 @@ def test_every_parameter_has_a_gradient_also_without_labels(experts, weighting, 
         assert missing == []
     assert output.counts["next_item"] == 0
     assert output.losses["next_item"] == 0
+
+
+def test_a_batch_without_questions_has_gradients_of_zero():
+    """Ranks that wait for each other for ever, because a window asks nothing in this epoch."""
+    processor, splits = fit_prompts()
+    model = tiny_cross_encoder(processor).train()
+    window = only(splits.train.fixed()[0], np.zeros(0, dtype=np.int64))
+    batch = processor.with_prompts(collate([window, window]))
+    batch.pop("candidate_rows")
+    model(**batch).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
 
 
 def test_halves_of_a_batch_add_up():

@@ -177,7 +177,12 @@ class PolyRecCrossEncoder(MultiTaskModel):
     def _read(self, tokens_T: Tensor, lengths_N: Tensor) -> Tensor:
         """Vectors of prompts, [N, W]; those of like lengths go through the backbone together."""
         offsets = np.concatenate([[0], np.cumsum(lengths_N.cpu().numpy())])
-        return self.encoder(TokenTable(tokens_T.cpu().numpy(), offsets), device=self.device)
+        vectors_NW = self.encoder(TokenTable(tokens_T.cpu().numpy(), offsets), device=self.device)
+        if len(vectors_NW) or not self.training:
+            return vectors_NW
+        # Nothing is asked: the backbone still gets gradients, of 0, for which other ranks wait.
+        learnt = [p.sum() for p in self.encoder.parameters() if p.requires_grad]
+        return vectors_NW + 0.0 * torch.stack(learnt).sum() if learnt else vectors_NW
 
     def _people(self, user_features: dict[str, Tensor], real_BC: Tensor) -> Tensor | None:
         """What is known of each pair's person, [1, M, P]."""
