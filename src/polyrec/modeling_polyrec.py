@@ -6,7 +6,6 @@ Letters: B people, L events, C candidates, M rows of some subset, N items, D wid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,37 +13,18 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.coupling.base import CoupledTask
-from polyrec.distillation.student import Answered, SoftLosses, means_of
-from polyrec.encoders.features import module_name
+from polyrec.distillation.student import Answered
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
-from polyrec.encoders.pair import LinearSkip, PairEncoder
+from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
-from polyrec.experts.base import ExpertOutput
-from polyrec.heads.base import mean_loss, per_member
+from polyrec.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.objectives.base import Reading, mean_losses
 from polyrec.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
-from polyrec.registry import COUPLINGS, EXPERTS, HEADS, OBJECTIVES, WEIGHTINGS
-from polyrec.schema import RESIDUALS, parents_first
-from polyrec.weighting.base import StepContext
-
-
-@dataclass
-class PairAnswers:
-    """What the pair tasks answered.
-
-    Args:
-        experts: hidden vectors and gates.
-        own_logits: {task: [B, C(, M)(, K)]}, of the task's own head.
-        logits: the same after coupling with the parent's answer.
-    """
-
-    experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
-    own_logits: dict[str, Tensor] = field(default_factory=dict)
-    logits: dict[str, Tensor] = field(default_factory=dict)
+from polyrec.registry import HEADS, OBJECTIVES
+from polyrec.schema import RESIDUALS
 
 
 class PolyRecModel(PolyRecPreTrainedModel):
@@ -77,7 +57,7 @@ class PolyRecModel(PolyRecPreTrainedModel):
         return PolyRecModelOutput(last_hidden_state=states, inputs=inputs)
 
 
-class PolyRecForRecommendation(PolyRecPreTrainedModel):
+class PolyRecForRecommendation(MultiTaskModel):
     """One model, many recommendation tasks.
 
     Example:
@@ -91,44 +71,25 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         {'next_item': (1, 2), 'like': (1, 2)}
     """
 
-    # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
-    accepts_loss_kwargs = False
-
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
-        if not config.tasks:
-            raise ValueError(
-                'the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]'
-            )
-        for name in config.task_names:
-            if module_name(name) != name:
-                raise ValueError(f"task name {name!r} is taken by torch in every module: choose another one")
         self.model = PolyRecModel(config)
-        self.heads = nn.ModuleDict({t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
-        self.query_encoder = QueryEncoder()
-        self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
-        self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
-        if self.pair_tasks:
-            self.pair_encoder = PairEncoder(config)
-            self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
-            self.task_items = TaskItemEmbedding(config, self.pair_tasks) if config.task_item_embeddings else None
-            self.skip = LinearSkip(
-                config, {n: self.heads[n].own_width for n in self.pair_tasks}, self.pair_encoder.evidence
-            )
-        tasks = {t.name: t for t in config.task_configs}
-        self.parents = {t.name: t.parent for t in tasks.values() if t.parent is not None}
-        self.couplings = nn.ModuleDict(
-            {n: COUPLINGS.get(str(tasks[n].coupling))(tasks[n], tasks[p], config) for n, p in self.parents.items()}
-        )
-        self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
-        self.weighting = WEIGHTINGS.get(config.weighting)(config)
-        self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
+        self.build_tasks(config, {t.name: HEADS.get(t.head)(t, config) for t in config.task_configs})
         self.objectives = nn.ModuleDict(
             {name: OBJECTIVES.get(name)(name, own, config) for name, own in sorted((config.objectives or {}).items())}
         )
         self.post_init()
         self._ignore_base_weights()
         self.freeze_unread()
+
+    def build_encoders(self, config: PolyRecConfig) -> int:
+        """What makes queries and pairs of states and items; the pairs' evidence is read by the linear skip."""
+        self.query_encoder = QueryEncoder()
+        if not self.pair_tasks:
+            return 0
+        self.pair_encoder = PairEncoder(config)
+        self.task_items = TaskItemEmbedding(config, self.pair_tasks) if config.task_item_embeddings else None
+        return self.pair_encoder.evidence
 
     @property
     def reads_people(self) -> bool:
@@ -238,7 +199,9 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 (event_features or {}).get(RESIDUALS),
                 query_BCD,
             )
-            answers = self._answer_pairs(shared, pairs.pack(candidate_ids), features)
+            asked = pairs.pack(candidate_ids)
+            own = None if self.task_items is None else self.task_items(shared.items.id_rows(asked))
+            answers = self.answer_pairs(shared.pair_BCD, asked != PADDING_ITEM, features, shared.evidence_BCE, own)
         for name, logit in answers.logits.items():
             logits[name] = pairs.unpack(self.heads[name].mean_over_members(logit))
         output = PolyRecOutput(
@@ -260,9 +223,7 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                 queries,
                 candidate_times,
             )
-            divisors = output.counts if denominators is None else denominators
-            means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
-            apart, further_losses = dict[str, Tensor](), list[Tensor]()
+            soft = None
             if soft_losses is not None and teacher:
                 answered = Answered(
                     pairs,
@@ -276,18 +237,8 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
                     queries,
                     candidate_times,
                 )
-                output.soft = means_of(soft_losses(teacher, self.heads, answered, progress), denominators)
-                means, apart = soft_losses.join(means, output.soft, progress)
-                further_losses = soft_losses.further(output.soft)
-            means, apart = self.weighting.scaled(means), self.weighting.scaled(apart)
-            context = StepContext(share, {name: divisors[name] > 0 for name in means})
-            if self.weighting.needs_gradients and torch.is_grad_enabled():
-                output.gramian = context.gramian = shared.gramian(means)
-            output.loss, output.weights = self.weighting(means, context)
-            for more in (*apart.values(), *further_losses):
-                output.loss = output.loss + more
-            if answers.experts.penalty is not None:
-                output.loss = output.loss + share * answers.experts.penalty
+                soft = soft_losses(teacher, self.heads, answered, progress)
+            self.combine(output, denominators, share, shared.meeting, answers.experts.penalty, soft, progress)
         if objectives:
             reading = Reading(
                 self.item_encoder,
@@ -301,29 +252,6 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
             output.objectives = mean_losses(objectives, reading, drawn, denominators)
             output.loss = output.loss + sum(objectives[n].weight * loss for n, loss in output.objectives.items())
         return output
-
-    def _answer_pairs(
-        self, shared: SharedRepresentation, candidate_ids: Tensor, candidate_features: dict[str, Tensor]
-    ) -> PairAnswers:
-        """Logits [1, M] of the pair tasks about M pairs, parents before their children."""
-        found = PairAnswers(self.experts(shared.pair_BCD, candidate_ids != PADDING_ITEM))
-        if self.task_items is not None:
-            own = self.task_items(shared.items.id_rows(candidate_ids))
-            found.experts.hidden = {name: h + per_member(own[name], h) for name, h in found.experts.hidden.items()}
-        skipped = self.skip(candidate_features, shared.evidence_BCE)
-        for name in self.answer_order:
-            hidden, parent = found.experts.hidden[name], self.parents.get(name)
-            if parent is not None:
-                hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
-            found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
-            own = self.heads[name](self.heads[name].adapted(hidden))
-            if name in skipped:
-                own = own + per_member(skipped[name], own)
-            own = self.heads[name].finish(own, candidate_features)
-            found.own_logits[name] = found.logits[name] = own
-            if parent is not None:
-                found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
-        return found
 
     def _queries(
         self,
@@ -361,28 +289,12 @@ class PolyRecForRecommendation(PolyRecPreTrainedModel):
         candidate_times: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
-        known = {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels}
-        weights = {name: pairs.pack(sample_weight[name]) for name in self.pair_tasks if name in sample_weight}
-        unknown_1M = torch.full((1, len(pairs.index_M)), float("nan"), device=candidate_ids.device)
         for name, head in self.heads.items():
             weight = sample_weight.get(name)
-            if name in self.parents:
-                found = CoupledTask(
-                    head,
-                    answers.experts.hidden[name],
-                    answers.own_logits[name],
-                    answers.logits[name],
-                    answers.logits[self.parents[name]],
-                    known.get(name, unknown_1M),
-                    known.get(self.parents[name], unknown_1M),
-                    weights.get(name),
-                )
-                losses[name], counts[name] = self.couplings[name].loss(found)
-            elif name not in labels:  # a batch of another data set: the task contributes 0, with a gradient of 0
-                losses[name] = 0.0 * (answers.logits[name] if name in answers.logits else logits[name]).sum()
-                counts[name] = losses[name].new_zeros(())
-            elif head.reads == "pair":
-                losses[name], counts[name] = head.loss(answers.logits[name], known[name], weights.get(name))
+            if head.reads == "pair":
+                losses[name], counts[name] = self.pair_loss(name, answers, pairs, labels, sample_weight)
+            elif name not in labels:  # a batch of another data set
+                losses[name], counts[name] = nothing(logits[name])
             else:
                 rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
                 query_MD = own_M = None

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyrec.configuration_multitask import MultiTaskConfig
 from polyrec.coupling.base import CoupledTask
+from polyrec.distillation.student import SoftLosses, Sums, means_of
 from polyrec.encoders.features import module_name
 from polyrec.encoders.pair import LinearSkip
 from polyrec.encoders.shared import RealPairs, gramian
@@ -48,12 +50,15 @@ class MultiTaskModel(PolyRecPreTrainedModel):
     # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
     accepts_loss_kwargs = False
 
-    def build_tasks(self, config: MultiTaskConfig, heads: Mapping[str, TaskHead], evidence: int = 0) -> None:
+    def build_encoders(self, config: Any) -> int:
+        """Make what turns inputs into pair vectors; returns how many numbers beside them the linear skip reads."""
+        return 0
+
+    def build_tasks(self, config: MultiTaskConfig, heads: Mapping[str, TaskHead]) -> None:
         """Make what the tasks need.
 
         Args:
             heads: {task: head}, in the order of the configuration.
-            evidence: numbers beside the pair vector that the linear skip reads.
         """
         if not config.tasks:
             raise ValueError(
@@ -65,6 +70,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         self.heads = nn.ModuleDict(dict(heads))
         self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
         self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
+        evidence = self.build_encoders(config)
         if self.pair_tasks:
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
             self.skip = LinearSkip(config, {n: self.heads[n].own_width for n in self.pair_tasks}, evidence)
@@ -75,6 +81,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         )
         self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
+        self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
 
     def answer_pairs(
         self,
@@ -82,14 +89,18 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         real_1M: Tensor,
         candidate_features: dict[str, Tensor],
         evidence_1ME: Tensor | None = None,
+        own_1MD: Mapping[str, Tensor] | None = None,
     ) -> PairAnswers:
         """Logits [1, M] of the pair tasks about M pairs, parents before their children.
 
         Args:
             real_1M: bool, which candidates are no padding.
             candidate_features: {name: [1, M(, K)]}.
+            own_1MD: {task: what is added to its hidden vectors}.
         """
         found = PairAnswers(self.experts(pair_1MP, real_1M))
+        if own_1MD is not None:
+            found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, evidence_1ME)
         for name in self.answer_order:
             hidden, parent = found.experts.hidden[name], self.parents.get(name)
@@ -152,6 +163,8 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         share: float,
         meeting: list[Tensor],
         penalty: Tensor | None,
+        soft: Sums | None = None,
+        progress: float = 0.0,
     ) -> None:
         """Make the objective of the tasks' `losses` and `counts` in the output.
 
@@ -159,16 +172,24 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             denominators, share: see `forward`.
             meeting: tensors that all tasks read, where their gradients are compared.
             penalty: of the experts.
+            soft, progress: what is learnt of a teacher, and which share of the training is done.
         """
         assert output.losses is not None
         assert output.counts is not None
         divisors = output.counts if denominators is None else denominators
         means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
+        added = list[Tensor]()
+        if soft is not None and self.soft_losses is not None:
+            output.soft = means_of(soft, denominators)
+            means, apart = self.soft_losses.join(means, output.soft, progress)
+            added = [*self.weighting.scaled(apart).values(), *self.soft_losses.further(output.soft)]
         means = self.weighting.scaled(means)
         context = StepContext(share, {name: divisors[name] > 0 for name in means})
         if self.weighting.needs_gradients and torch.is_grad_enabled():
             output.gramian = context.gramian = gramian(means, meeting)
         output.loss, output.weights = self.weighting(means, context)
+        for more in added:
+            output.loss = output.loss + more
         if penalty is not None:
             output.loss = output.loss + share * penalty
 

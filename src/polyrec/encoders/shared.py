@@ -54,12 +54,10 @@ class SharedRepresentation:
         self.pair_BCD: Tensor | None = None
         self.evidence_BCE: Tensor | None = None
 
-    def gramian(self, losses: dict[str, Tensor]) -> Tensor:
-        """Inner products of the losses' gradients, float32 [T, T], tasks sorted by name, summed over ranks; detached.
-
-        Only what lies above the shared representation is passed backwards, once per task.
-        """
-        return gramian(losses, [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None])
+    @property
+    def meeting(self) -> list[Tensor]:
+        """Where gradients are compared: only what lies above is passed backwards, once per task."""
+        return [x for x in (self.state_BCD, self.pair_BCD, self.evidence_BCE) if x is not None]
 
 
 def gramian(losses: dict[str, Tensor], at: list[Tensor]) -> Tensor:
