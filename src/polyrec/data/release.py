@@ -16,7 +16,7 @@ from polyrec.schema import Columns
 
 NO_TIME = 1 << 62  # it never happened, or nobody knows when
 _MINUTE, _LONGEST = 60_000, 20 * 365.25 * 24 * 60  # milliseconds; minutes in 20 years
-_PRIOR = 0.1  # events that every bucket has beside its own, taken and expected
+_PRIOR, _SMOOTHED = 0.01, 5  # events that every bucket has beside its own; buckets about each that share theirs
 
 
 def milliseconds(times: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def age_edges(buckets: int) -> np.ndarray:
 def age_start(
     appeared: np.ndarray, items: np.ndarray, times: np.ndarray, buckets: int, unseen_now: bool
 ) -> list[float]:
-    """Log of how many times more often an age is taken than it would be if ages meant nothing, [K + 1].
+    """Log of how many times more often an item of some age is taken than any item that is there, [K + 1].
 
     The last entry is for items whose time is not known, or not yet: see `polyrec.heads._item_age`.
 
@@ -81,5 +81,14 @@ def age_start(
     at_least = np.searchsorted(known, times[:, None] - edges, "right")  # items of at least the age of each edge
     there = np.concatenate([at_least - np.pad(at_least[:, 1:], ((0, 0), (0, 1))), at_least[:, :1]], axis=1)
     there[:, -1] = len(known) - at_least[:, 0] if unseen_now else (known == NO_TIME).sum()
-    expected = (there / np.maximum(there.sum(1, keepdims=True), 1)).sum(0)
-    return np.log((taken + _PRIOR) / (expected + _PRIOR)).tolist()
+    # Every item that is there at an event is one chance to be taken; were ages nothing, chances would be all alike.
+    chances = there.sum(axis=0)
+    expected = chances * (len(times) / max(chances.sum(), 1))
+    return np.log((_smoothed(taken) + _PRIOR) / (_smoothed(expected) + _PRIOR)).tolist()
+
+
+def _smoothed(counts: np.ndarray) -> np.ndarray:
+    """Means over neighbouring buckets; the last entry, which is no age, stays."""
+    side = _SMOOTHED // 2
+    means = np.convolve(np.pad(counts[:-1].astype(float), side, mode="edge"), np.ones(_SMOOTHED) / _SMOOTHED, "valid")
+    return np.append(means, counts[-1])

@@ -19,7 +19,7 @@ SOURCES = ("release", "first_event")
 
 
 class ItemAge(nn.Module):
-    r"""The age term of a retrieval logit, a(q_i, j) = (A q_i + c)_{g(t_i - r_j)}.
+    r"""The age term of a retrieval logit, a(s_i, j) = (A s_i + c)_{g(t_i - r_j)}.
 
     t_i is when question i is asked, r_j when item j appeared, and g the number of one of K buckets of ages, which grow
     geometrically from one minute to 20 years: g(x) = floor(K log(1 + x / minute) / log(20 years / minute)). c starts at
@@ -41,7 +41,7 @@ class ItemAge(nn.Module):
         start: c as it starts, [K + 1]; None: zeros.
         rate: how many times faster than other parameters c learns.
 
-    Shapes: questions [M, D] -> logits of groups [M, G]; times [M] -> groups of items [M, N].
+    Shapes: states [M, D] -> logits of groups [M, G]; times [M] -> groups of items [M, N].
 
     Example:
         >>> age = ItemAge("release", buckets=8, num_items=5, hidden_size=4)
@@ -80,9 +80,9 @@ class ItemAge(nn.Module):
         """Take when items appeared, int64 [N]; there may be more of them now."""
         self.released = released_N.to(self.released)
 
-    def logits(self, query_MD: Tensor) -> Tensor:
-        """What a question says of each group, [M, D] -> [M, G]; the last one is -inf."""
-        return F.pad(self.by_state(query_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
+    def logits(self, state_MD: Tensor) -> Tensor:
+        """What a state says of each group, [M, D] -> [M, G]; the last one is -inf."""
+        return F.pad(self.by_state(state_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
 
     def groups(self, times_M: Tensor, ids: Tensor) -> Tensor:
         """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""
@@ -101,16 +101,16 @@ class ItemAge(nn.Module):
         unseen = released == NO_TIME if self.source == "release" else age <= 0
         return torch.where(unseen, self.buckets, self._bucket(age))
 
-    def add_to(self, logits_MN: Tensor, query_MD: Tensor, times_M: Tensor, ids: Tensor) -> Tensor:
+    def add_to(self, logits_MN: Tensor, state_MD: Tensor, times_M: Tensor, ids: Tensor) -> Tensor:
         """Logits of items with what the age says of them, a block of questions at a time."""
-        of_groups_MG = self.logits(query_MD)
+        of_groups_MG = self.logits(state_MD)
         step = max(BLOCK * BLOCK // max(len(ids), 1), 1)
         blocks = zip(logits_MN.split(step), of_groups_MG.split(step), times_M.split(step), strict=True)
         return torch.cat([block + of_groups.gather(1, self.groups(t, ids)) for block, of_groups, t in blocks])
 
-    def of_pairs(self, query: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+    def of_pairs(self, state: Tensor, times: Tensor, ids: Tensor) -> Tensor:
         """The term of one item per question, [..., D], [...] and [...] -> [...]."""
-        return self.logits(query).gather(-1, self.own_groups(times, ids).unsqueeze(-1)).squeeze(-1)
+        return self.logits(state).gather(-1, self.own_groups(times, ids).unsqueeze(-1)).squeeze(-1)
 
     def _bucket(self, age: Tensor) -> Tensor:
         return torch.bucketize(age, torch.from_numpy(age_edges(self.buckets)).to(age.device), right=True)

@@ -308,7 +308,7 @@ class RetrievalHead(TaskHead):
             of_groups_MG = groups = None
             if self.age is not None:
                 age, times_M = self.age, self._asked(times_M)
-                of_groups_MG, groups = age.logits(query_MD), lambda at: age.groups(times_M[at], rows_N)
+                of_groups_MG, groups = age.logits(state_MD), lambda at: age.groups(times_M[at], rows_N)
             vectors = items.vectors_MD
             return catalog_loss(
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
