@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
+from polyrec.cross_encoder.configuration_cross_encoder import PolyRecCrossEncoderConfig
+from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
+from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
+from polyrec.cross_encoder.teacher import CrossEncoderTeacher
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher
@@ -52,7 +58,8 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
     """Ask one teacher, or several as an ensemble, about a part of a recipe's data.
 
     Args:
-        names: folders of trained runs or names of classical recommenders, separated by commas.
+        names: folders of trained runs or names of classical recommenders, separated by commas; "A@B" is the
+            cross-encoder of folder A, which reranks the lists of B.
         output: folder of the answers; one that an interrupted run has left is gone on with.
     """
     processor, parts = prepare(recipe)
@@ -87,10 +94,17 @@ def _one(name: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, 
     lists = _lists(recipe, settings)
     if name in RECOMMENDERS:
         return CatalogTeacher(name, parts.train, processor, trust=settings.trust, **lists)
+    name, _, lists_of = name.partition("@")
     if not Path(name).is_dir():
         raise ValueError(
             f"there is no run folder {name!r}; classical recommenders {nearest(name, sorted(RECOMMENDERS))}"
         )
+    if isinstance(AutoConfig.from_pretrained(name), PolyRecCrossEncoderConfig):
+        first = _one(lists_of, recipe, processor, parts, settings) if lists_of else None
+        reader = PolyRecCrossEncoderProcessor.from_pretrained(name)
+        return CrossEncoderTeacher(PolyRecCrossEncoder.from_pretrained(name), reader, first, settings.trust)
+    if lists_of:
+        raise ValueError(f"{name!r} is no cross-encoder: only those rerank the lists of another teacher (A@B)")
     model = PolyRecForRecommendation.from_pretrained(name)
     return LiveTeacher(model, PolyRecProcessor.from_pretrained(name), trust=settings.trust, **lists)
 
