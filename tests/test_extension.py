@@ -13,8 +13,10 @@ from text_fixtures import tiny_bert
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
 from polyrec.encoders import item_text
-from polyrec.encoders.growth import BLOCK, add_rows, in_blocks
-from polyrec.encoders.item import UNKNOWN_ITEM
+from polyrec.encoders.growth import BLOCK, add_rows, in_blocks, told
+from polyrec.encoders.item import UNKNOWN_ITEM, ItemRows
+from polyrec.heads.retrieval import RetrievalHead
+from polyrec.recommendation import as_batch
 from polyrec.registry import EXPERTS, HEADS
 
 NEW = {
@@ -84,6 +86,103 @@ def test_texts_of_new_items_join_those_of_old_ones(tuning, tmp_path):
         expected = text.encoder(processor.item_tokens())
         torch.testing.assert_close(text.vectors[old:], expected[old:])
         assert expected[old:].any(dim=1).all()
+
+
+@pytest.fixture
+def fallback():
+    """A model whose texts stand in for ids, its data, and new items of which the last one has no text."""
+    processor, data = fit(text={"model": str(tiny_bert()), "template": "{title}"})
+    model = tiny_model(processor, text={"fusion": "fallback"}, hidden_size=40)
+    model.load_texts(processor)
+    with torch.no_grad():
+        model.item_encoder.id_embedding.weight.normal_(std=0.3)
+        model.heads["next_item"].bias.weight.normal_(std=0.3)
+    return processor, data, model, NEW | {"title": ["title 3 drama", "title 11 comedy", None]}
+
+
+def test_new_items_stand_where_their_texts_put_ids(fallback, tmp_path):
+    """Prevents new items from being put by the projection of texts, which training fits to old items, or anywhere else.
+
+    The reference is numpy's least squares with rows for the penalty. Nothing said of old items may change.
+    """
+    processor, data, model, new = fallback
+    encoder, before, old = model.item_encoder, answers(model, data.test), processor.num_items
+    for _ in range(2):  # a second extension learns from the same items
+        processor.extend(new)
+        model.extend(processor)
+        new = {**new, "item_id": [910, 911, 912]}
+    after = answers(model, data.test)
+    assert all(torch.equal(before[0][task], after[0][task]) for task in before[0])
+    assert torch.equal(after[1]["next_item"][:, :old], before[1]["next_item"])
+    assert encoder.known[old:].tolist() == [True, True, False] * 2
+    assert not encoder.counts[old:].any()
+    texts = encoder.text.vectors.double().numpy()
+    ids = encoder.id_embedding.weight.detach().double().numpy()
+    taken = np.flatnonzero(encoder.counts)
+    texts = texts / np.sqrt(np.mean(np.sum(texts[taken] ** 2, axis=1)))
+    mean, middle = texts[taken].mean(0), ids[taken].mean(0)
+    stacked = np.concatenate([texts[taken] - mean, np.eye(texts.shape[1])])
+    expected = np.linalg.lstsq(stacked, np.concatenate([ids[taken] - middle, np.zeros((32, 40))]), rcond=None)[0]
+    for row in (old, old + 1, old + 3, old + 4):
+        np.testing.assert_allclose(ids[row], middle + (texts[row] - mean) @ expected, atol=1e-5)
+    np.testing.assert_array_equal(ids[old + 2], ids[UNKNOWN_ITEM])
+    PolyRecTrainer(model, arguments(tmp_path), data.train, processing_class=processor)
+    assert encoder.known[old:].tolist() == [True, True, False] * 2  # a training begins there
+    again = answers(model.eval(), data.test)
+    assert all(torch.equal(one[task], two[task]) for one, two in zip(after, again, strict=True) for task in one)
+
+
+def test_new_items_get_their_share(fallback):
+    """Prevents new items, which lie near the mean of all, from never standing in a list, and from filling all lists."""
+    processor, _, model, new = fallback
+    old = processor.num_items
+    processor.extend(new)
+    model.extend(processor)
+    counts = model.item_encoder.counts.double().numpy()
+    rows = np.flatnonzero(counts)
+    random = np.random.default_rng(1)
+    drawn = random.choice(rows, (300, 10), p=counts[rows] / counts.sum())
+    shares = []
+    for history in drawn:
+        with torch.no_grad():
+            window = processor.request(processor.items.ids.take(pa.array(history - 2)).to_pylist(), np.array([2]))
+            scores = model.score_items(model(**as_batch([window], model)).states[:, 0], "next_item")[0].double()
+        shares.append([scores[old : old + 2].exp().mean().log().item(), scores[rows].exp().mean().log().item()])
+    told, taken = np.mean(shares, axis=0)
+    assert told == pytest.approx(taken, abs=0.1)  # other people were drawn for the level
+
+
+@pytest.mark.parametrize("bias_rate", [1.0, 4.0])
+def test_level_makes_softmax_shares_equal(bias_rate):
+    """Prevents a rate of biases, or their number, from entering the level."""
+    torch.manual_seed(0)
+    config = random_config(tasks=[{"name": "next", "head": "retrieval", "options": {"bias_rate": bias_rate}}])
+    head, rows = RetrievalHead(config.task_configs[0], config), config.num_items
+    head.bias.weight.data.normal_()
+    items, states = ItemRows(torch.randn(rows, config.hidden_size)), torch.randn(50, config.hidden_size)
+    taken, new = torch.zeros(2, rows, dtype=torch.bool)
+    taken[3:8], new[-2:] = True, True
+    before = head.bias.weight.clone()
+    head.level(states, items, taken, new)
+    logits = head(states, items)
+    means = [np.mean([row[n].exp().mean().log().item() for row in logits]) for n in (taken, new)]
+    assert means[0] == pytest.approx(means[1], abs=1e-5)
+    assert torch.equal(head.bias.weight[~new], before[~new])
+
+
+@settings(max_examples=30, deadline=None)
+@given(known=st.integers(1, 6), new=st.integers(0, 3), width=st.integers(1, 5), seed=st.integers(0, 99))
+def test_told_values_do_not_depend_on_the_scale_or_place_of_inputs(known, new, width, seed):
+    """Prevents longer vectors, or what all texts have in common, from changing what is told."""
+    torch.manual_seed(seed)
+    inputs, values = torch.randn(known + new, width), torch.randn(known + new, 2)
+    is_new = torch.arange(known + new) >= known
+    found = told(inputs, values, ~is_new, is_new)
+    torch.testing.assert_close(told(100 * inputs, values, ~is_new, is_new), found)
+    torch.testing.assert_close(told(inputs, 3 * values + 7, ~is_new, is_new), 3 * found + 7, atol=1e-4, rtol=1e-4)
+    assert found.shape == (new, 2)
+    same = told(inputs[:1].expand(known + new, -1), values, ~is_new, is_new)  # texts that say nothing
+    torch.testing.assert_close(same, values[:known].mean(0).expand(new, 2))
 
 
 def test_a_catalog_that_outgrows_the_whole_softmax_is_told_apart_in_batches(tmp_path, monkeypatch):

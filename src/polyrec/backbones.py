@@ -104,7 +104,8 @@ class TextConfig(BackboneConfig):
             and saving only.
         fusion: how an item's text meets its id vector: "sum", or "fallback": the text speaks for items whose id is not
             known, or dropped in training (`item_id_dropout`), and others are what their ids say. Where people's events
-            say nearly all, the sum is noise to the known items.
+            say nearly all, the sum is noise to the known items. Items that `extend` adds get the ids that their texts
+            tell.
         start: where the projection to the width of items starts: "random", or "principal", the principal directions of
             the items' texts with id vectors of 0: an item then starts where its text puts it, near items of like texts
             (search wants that); or "collaborative", the ridge regression from texts to where co-occurrence puts items

@@ -345,20 +345,20 @@ class PolyRecForRecommendation(MultiTaskModel):
         """Add rows for the items that `processor.extend(...)` added to the catalog; give both before saving.
 
         Rows there are stay as they are, and so do all answers about their items, bit by bit. A new item is judged by
-        its attributes and its text until it has events of its own: those are learnt from `polyrec update` or any
-        further training. New people need no rows.
+        its attributes and its text (see `ItemEncoder.extend`) until it has events of its own: those are learnt from
+        `polyrec update` or any further training. New people need no rows.
 
         Args:
             processor: the [`PolyRecProcessor`] saved with the model, after `extend`.
         """
-        known_N, rows = self.item_encoder.known, processor.num_items
+        known_N, rows = self.item_encoder.counts > 0, processor.num_items
         if rows < len(known_N):
             raise ValueError(
                 f"the processor has {rows} rows of items but the model has {len(known_N)}: extend the processor that "
                 "was saved with the model"
             )
         texts = None if self.item_encoder.text is None else processor.item_tokens()
-        self.item_encoder.extend(processor.items.encoded, rows, texts)
+        put_N = self.item_encoder.extend(processor.items.encoded, rows, texts)
         for head in self.heads.values():
             head.extend(rows, known_N)
         self.load_times(processor)
@@ -368,6 +368,10 @@ class PolyRecForRecommendation(MultiTaskModel):
         if self.pair_tasks and self.task_items is not None:
             self.task_items.extend(rows)
         self.config.num_items = rows
+        if put_N.any():
+            from polyrec.extension import level_new_items
+
+            level_new_items(self, processor, put_N)
 
     def add_task_adapter(self, task: str, rank: int) -> None:
         """Give a task a low-rank step of its own, which starts as none; see [`TaskAdapter`]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def _recommend(
     seen = window["history_items"]
     items = model.item_encoder.table()
     if ranking_task in model.state_tasks:
-        batch = as_batch(window, model)
+        batch = as_batch([window], model)
         state = model(**batch, items=items).states[:, 0]
         times = batch["candidate_times"][:, 0]
         scores = model.score_items(state, ranking_task, items, times_M=times)[0].float().cpu().numpy()
@@ -120,11 +120,11 @@ def answers(
         items: the encoded table.
     """
     window = processor.request(history, asked, **request)
-    logits = model(**as_batch(window, model), items=items).logits
+    logits = model(**as_batch([window], model), items=items).logits
     return {name: model.heads[name].predict(value)[0].cpu().numpy() for name, value in logits.items()}
 
 
-def as_batch(window: dict[str, Any], model: PolyRecForRecommendation) -> dict[str, Any]:
-    """A window that the model can answer."""
-    batch = PolyRecCollator()([window])
+def as_batch(windows: Sequence[dict[str, Any]], model: PolyRecForRecommendation) -> dict[str, Any]:
+    """Windows that the model can answer."""
+    batch = PolyRecCollator()(windows)
     return to_device({k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}, model.device)

@@ -92,7 +92,7 @@ def _scores(
     window = processor.request(history, np.array([FIRST_ITEM]), **request)
     if (window["candidate_query"] < 0).all():
         return None
-    batch = as_batch(window, model)
+    batch = as_batch([window], model)
     output, times = model(**batch, items=items), batch["candidate_times"][:, 0]
     head = model.heads[task]
     question = head.question(output.states[:, 0], output.queries[:, 0])

@@ -14,7 +14,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.encoders.features import FeatureEncoder, module_name
-from polyrec.encoders.growth import add_rows, in_blocks
+from polyrec.encoders.growth import add_rows, in_blocks, told
 from polyrec.encoders.item_text import ItemText
 
 PADDING_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
@@ -57,6 +57,9 @@ class ItemEncoder(nn.Module):
     Vectors of other models (kind "embedding") are held with half precision, 2 N W bytes.
     An item without training events has no id vector of its own: it uses that of the unknown item, which is trained by
     dropping ids at random (`config.item_id_dropout`), so its attributes carry it (DropoutNet, Volkovs et al., 2017).
+    Where texts stand in for ids (fusion "fallback"), `extend` gives new items id vectors that their texts tell.
+
+    `known` says which items read an id vector of their own, `counts` how often each was taken in training.
     """
 
     known: Tensor
@@ -98,7 +101,8 @@ class ItemEncoder(nn.Module):
         """Fill the attribute buffers.
 
         An item that had no events until now and has some in `counts` gets an id vector of its own, which starts where
-        the item was: at that of the unknown item. (An encoder without any catalog so far keeps its random start.)
+        the item was: at that of the unknown item. (An encoder without any catalog so far keeps its random start.) Once
+        it has one, it keeps it.
 
         Args:
             attributes: {feature: [N] or [N, K]} with rows 0 (padding) and 1 (unknown item) included; vectors that lie
@@ -116,9 +120,10 @@ class ItemEncoder(nn.Module):
                     "build the model from this processor (processor.model_config())"
                 )
         self._fill(attributes, 0)
-        met_N = (counts.to(self.known.device) > 0) & ~self.known & self.known.any()
+        taken_N = counts.to(self.known.device) > 0
+        met_N = taken_N & ~self.known & self.known.any()
         self.counts.copy_(counts)
-        self.known.copy_(counts > 0)
+        self.known |= taken_N  # what `extend` has put somewhere stays there
         if self.id_embedding is not None:
             self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM].clone()
             if id_vectors is not None:
@@ -132,14 +137,19 @@ class ItemEncoder(nn.Module):
         attributes: Mapping[str, Tensor | np.ndarray | VectorFile],
         num_items: int,
         texts: TokenTable | None = None,
-    ) -> None:
+    ) -> Tensor:
         """Add rows up to `num_items` for items that `attributes` [num_items] has beyond ours, which stay bit-equal.
 
         A new item is what its attributes and its text say of it, beside the id vector of the unknown item, from which
-        its own starts to learn once it has events.
+        its own starts to learn once it has events. Where the text stands in for the id (fusion "fallback"), the item
+        gets at once the id vector that its text tells: by regression from the texts of items that have been taken to
+        their id vectors, which are learnt longer and better than the projection of texts.
 
         Args:
             texts: of all `num_items` rows, if items are read as text.
+
+        Returns:
+            bool [num_items], items that have got an id vector so.
 
         Raises:
             ValueError: the attributes of the items there are differ: they are those of another catalog.
@@ -166,6 +176,14 @@ class ItemEncoder(nn.Module):
         if self.text is not None and texts is not None:
             self.text.extend(texts)
         self.num_items = num_items
+        put_N = torch.zeros_like(self.known)
+        if self.text is not None and self.text.fallback:
+            assert self.id_embedding is not None
+            vectors_NW, taken_N = self.text.vectors, self.counts > 0
+            put_N[first:] = vectors_NW[first:].any(dim=1) & taken_N.any()
+            self.id_embedding.weight[put_N] = told(vectors_NW, self.id_embedding.weight, taken_N, put_N)
+            self.known |= put_N
+        return put_N
 
     def _fill(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], first: int) -> None:
         """Put attributes into the buffers, rows from `first` on."""

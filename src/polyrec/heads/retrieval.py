@@ -125,6 +125,28 @@ class RetrievalHead(TaskHead):
             start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
 
+    @torch.no_grad()
+    def level(self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor) -> None:
+        """Raise the biases of new items until each gets as much of the softmax as one that was taken, in the mean.
+
+        What is told of an item lies near the mean of all, and so do its logits: without this, hardly any list of 10
+        would hold a new item.
+
+        Args:
+            state_MD: of people.
+            items: the encoded table.
+            taken_N, new_N: bool [N].
+        """
+        if self.bias is None:
+            return
+        bias_N = self._bias(torch.arange(len(new_N), device=new_N.device), items)
+        lifts = []
+        for some_MD in state_MD.split(32):  # a large catalog has many logits
+            logits_MN = F.linear(self.project(some_MD), items.vectors_MD, bias_N).double()
+            share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in (taken_N, new_N))
+            lifts.append(share_M - new_M)
+        self.bias.weight[new_N] += (torch.cat(lifts).mean() / self.options["bias_rate"]).to(self.bias.weight)
+
     @property
     def reads_person(self) -> bool:
         """Whether answers depend on the person's state."""
