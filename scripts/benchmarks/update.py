@@ -7,14 +7,17 @@ update learns the validation part, the last step is only asked.
 
 * `static`: never updated;
 * `updated`: updated after each step;
-* `retrained`: trained from scratch after each step on all events so far, as often as the first training validated best.
+* `retrained`: trained from scratch after each step on all events so far, as often as the first training validated best;
+* `forgetting`: updated after each step of the test part, and asked each time what became of the answers to the
+  validation part, which it never learns.
 
 `mean/` is the mean over steps of each metric; `gain` what the updated model has over the static one, step by step, in
-`mean_improvement` (mean over tasks of 1 - loss / loss of a constant, and NDCG@10). `--systems choose` tries settings of
-the update on the validation part, cut into steps in the same way, and reads nothing of the test part.
+`mean_improvement` (mean over tasks of 1 - loss / loss of a constant, and NDCG@10), with the interval of a bootstrap
+over people. `--systems choose` tries settings of the update in rehearsals: the same with an earlier beginning, so that
+all ends before the test part.
 
-    python scripts/benchmarks/update.py --data ../shared/data/ml-100k --seeds 1 --threads 1 \\
-        --systems static,updated,retrained --output runs/update.json
+    python scripts/benchmarks/update.py --data ../shared/data/ml-100k --seeds 3 --threads 1 \\
+        --systems static,updated,forgetting --output runs/update.json
 """
 
 from __future__ import annotations
@@ -29,16 +32,18 @@ from typing import TYPE_CHECKING, Any
 
 import common
 import yaml
+from update_gain import Answers, gain_interval
 
 if TYPE_CHECKING:
     import fitting
     import numpy as np
 
-    from polyrec import PolyRecForRecommendation
+    from polyrec import PolyRecForRecommendation, PolyRecProcessor
     from polyrec.data.sequences import SequenceDataset
     from polyrec.training.update import UpdateSettings
 
-SYSTEMS = ("static", "updated", "retrained", "choose")
+SYSTEMS = ("static", "updated", "retrained", "forgetting", "choose")
+METERED = SYSTEMS[:3]  # those whose answers to the steps are compared
 METRICS = ("like/auc", "like/logloss", "love/auc", "love/logloss", "rating/rmse", "rating/mae")
 METRICS += ("next_item/ndcg@10", "next_item/recall@10", "improvement")
 
@@ -70,6 +75,23 @@ class Protocol:
         chosen = type(asked)(asked.event[kept], asked.position[kept], asked.statistic[kept])
         return self.questions.with_candidates(chosen, self.questions.statistics)
 
+    def between(self, begin: float, end: float) -> np.ndarray:
+        """Events from one share of the log to another in the order of time, bool [R]."""
+        import numpy as np
+
+        order = np.argsort(self.log.order)
+        found = np.zeros(len(self.log), dtype=bool)
+        found[order[round(begin * len(order)) : round(end * len(order))]] = True
+        return found
+
+    def processor_of(self, rows: np.ndarray) -> PolyRecProcessor:
+        """One that has counted some events only, bool [R]."""
+        import numpy as np
+
+        found = copy.copy(self.processor)
+        found.item_counts = np.bincount(self.log.item[rows], minlength=found.num_items)
+        return found
+
     def steps(self, part: np.ndarray, number: int) -> list[np.ndarray]:
         """Events of a part in steps of time, bool [R] each."""
         import numpy as np
@@ -87,14 +109,16 @@ class Protocol:
 
         return fitting.fit(self.processor, self.data, self.config, seed)
 
-    def score(self, model: PolyRecForRecommendation, rows: np.ndarray) -> dict[str, float]:
-        """Metrics on some events, prequentially."""
+    def ask(self, model: PolyRecForRecommendation, rows: np.ndarray) -> tuple[dict[str, float], Answers]:
+        """Metrics on some events, prequentially, and the answers themselves."""
         from polyrec.evaluation import evaluator
 
         dataset = self.processor.evaluation_set(self.log, rows, self.statistics)
-        found = evaluator.evaluate(model, dataset, evaluator.predict(model, dataset))
+        answers = evaluator.predict(model, dataset)
+        found = evaluator.evaluate(model, dataset, answers)
         named = common.rename(found, list(model.heads))
-        return {k: v for k, v in named.items() if k in METRICS} | {"improvement": found["mean_improvement"]}
+        metrics = {k: v for k, v in named.items() if k in METRICS} | {"improvement": found["mean_improvement"]}
+        return metrics, Answers.of(model, dataset, answers)
 
 
 class Updated:
@@ -106,17 +130,16 @@ class Updated:
 
     def __init__(self, protocol: Protocol, model: PolyRecForRecommendation, learnt: np.ndarray) -> None:
         self.protocol, self.model = protocol, copy.deepcopy(model)
-        self.processor = copy.copy(protocol.processor)  # counts of items are its own
+        self.processor = protocol.processor_of(learnt)
         self.learnt = learnt
 
     def learn(self, new: np.ndarray, settings: UpdateSettings) -> dict[str, float]:
         """One update; what it cost."""
-        from polyrec.data.replay import with_replay
-        from polyrec.training.update import Parts, UpdateData, learn
+        from polyrec.training.update import Parts, UpdateData, learn, replays
 
         protocol = self.protocol
-        questions = with_replay(protocol.about(self.learnt | new), new, settings.replay, settings.seed)
-        data = UpdateData(questions, {}, Parts(self.learnt, new))
+        draws = replays(protocol.about(self.learnt | new), new, settings)
+        data = UpdateData(draws, {}, Parts(self.learnt, new))
         cost = learn(self.model, self.processor, data, settings, protocol.config["training"] | {"use_cpu": True})
         self.learnt = self.learnt | new
         return cost
@@ -127,29 +150,36 @@ def run(args: Namespace, config: Mapping[str, Any], plan: Mapping[str, Any], rep
     from polyrec.training.update import UpdateSettings
 
     protocol = Protocol(args, config)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.systems}
-    for seed in range(args.seeds):
+    if "choose" in args.systems:
+        report.content["choice"] = choose(protocol, plan, range(args.seeds))
+        report.write()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.systems if name in METERED}
+    answers: dict[str, list[list[Answers]]] = {name: [] for name in found}
+    for seed in range(args.seeds if set(args.systems) != {"choose"} else 0):
         first = protocol.first_model(seed)
-        if "choose" in found:
-            report.content["choice"] = choose(protocol, first.model, plan)
-            report.write()
         settings = UpdateSettings(**plan["update"], seed=seed)
-        for name in args.systems:
-            if name != "choose":
-                found[name].append(one_system(name, protocol, first, settings, plan["steps"], seed))
-                report.add(name, common.summarise(found[name]))
-    compare(report)
+        for name in found:
+            one, own = one_system(name, protocol, first, settings, plan["steps"], seed)
+            found[name].append(one)
+            answers[name].append(own)
+            report.add(name, common.summarise(found[name]))
+        if "forgetting" in args.systems:
+            lost = forgotten(protocol, first.model, settings, plan["steps"])
+            report.content.setdefault("forgetting", []).append(lost)
+            report.write()
+    compare(report, answers)
 
 
 def one_system(
     name: str, protocol: Protocol, first: fitting.Fit, settings: UpdateSettings, number: int, seed: int
-) -> dict[str, Any]:
-    """Scores of each step, and costs."""
+) -> tuple[dict[str, Any], list[Answers]]:
+    """Scores of each step, and costs; the answers to each step."""
     asked = protocol.steps(protocol.test, number)
     known = [protocol.valid, *asked[:-1]]  # what has come to be known before each step
     updated = Updated(protocol, first.model, protocol.train)
     test: dict[str, float] = {}
     cpu: list[float] = []
+    answers = []
     learnt = protocol.train
     for step, (new, rows) in enumerate(zip(known, asked, strict=True), start=1):
         model = first.model
@@ -158,60 +188,91 @@ def one_system(
             model = updated.model
         elif name == "retrained":
             learnt = learnt | new
-            model, seconds = retrain(protocol, learnt, first, seed)
+            model, seconds = train(protocol, learnt, best_epoch(protocol, first), seed)
             cpu.append(seconds)
-        test |= {f"step{step}/{key}": value for key, value in protocol.score(model, rows).items()}
+        metrics, own = protocol.ask(model, rows)
+        answers.append(own)
+        test |= {f"step{step}/{key}": value for key, value in metrics.items()}
         shown = "  ".join(f"{m} {test[f'step{step}/{m}']:.4f}" for m in ("improvement", "like/auc", "rating/rmse"))
         print(f"{name} seed {seed} step {step}: {shown}  {sum(cpu):.0f} cpu-s", flush=True)
     test |= {f"mean/{m}": statistics.fmean(test[f"step{s}/{m}"] for s in range(1, number + 1)) for m in METRICS}
     costs = {f"step{step}/cpu_seconds": seconds for step, seconds in enumerate(cpu, start=1)}
-    return {"test": test, "validation": {}, **costs, "cpu_seconds": sum(cpu)}
+    return {"test": test, "validation": {}, **costs, "cpu_seconds": sum(cpu)}, answers
 
 
-def retrain(
-    protocol: Protocol, rows: np.ndarray, first: fitting.Fit, seed: int
-) -> tuple[PolyRecForRecommendation, float]:
-    """A fresh model trained on some events, until the epoch that was the first one's best; cpu seconds."""
+def best_epoch(protocol: Protocol, first: fitting.Fit) -> int:
+    """After how many epochs the first training validated best."""
+    metric = f"eval_{protocol.config['training']['metric_for_best_model']}"
+    return int(max(first.log, key=lambda row: row[metric])["epoch"])
+
+
+def train(protocol: Protocol, rows: np.ndarray, epochs: int, seed: int) -> tuple[PolyRecForRecommendation, float]:
+    """A fresh model trained on some events for some epochs of the schedule; cpu seconds."""
     import fitting
-    import numpy as np
 
     from polyrec import Splits
 
-    processor = copy.copy(protocol.processor)
-    processor.item_counts = np.bincount(protocol.log.item[rows], minlength=processor.num_items)
-    metric = f"eval_{protocol.config['training']['metric_for_best_model']}"
-    best = max(first.log, key=lambda row: row[metric])["epoch"]
+    processor = protocol.processor_of(rows)
     data = Splits(protocol.about(rows), protocol.data.valid, protocol.data.test)  # of which only the first is read
     with tempfile.TemporaryDirectory() as folder:
-        until = fitting.Until(int(best))
+        until = fitting.Until(epochs)
         trainer = fitting.new_trainer(processor, data, protocol.config, folder, seed, until)
         trainer.train()
     return trainer.model.eval(), until.clock.cpu
 
 
-def choose(protocol: Protocol, model: PolyRecForRecommendation, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings tried on the validation part: gains over the static model from step to step, best first."""
+def forgotten(
+    protocol: Protocol, model: PolyRecForRecommendation, settings: UpdateSettings, number: int
+) -> list[dict[str, Any]]:
+    """By task, what its main metric lost on the validation part after each update with a step of the test part."""
+    from polyrec import PolyRecTrainingArguments
+    from polyrec.training.forgetting import forgetting, measure
+
+    held = {"valid": protocol.processor.evaluation_set(protocol.log, protocol.valid, protocol.statistics)}
+    arguments = PolyRecTrainingArguments("unused", use_cpu=True)
+    before = measure(model, held, arguments)
+    updated = Updated(protocol, model, protocol.train)
+    found = []
+    for step, new in enumerate(protocol.steps(protocol.test, number), start=1):
+        updated.learn(new, settings)
+        found.append(forgetting(updated.model, before, measure(updated.model, held, arguments)))
+        shown = "  ".join(f"{task} {lost['metric']} {lost['fall']:+.2%}" for task, lost in found[-1].items())
+        print(f"forgotten after step {step}: {shown}", flush=True)
+    return found
+
+
+def choose(protocol: Protocol, plan: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Settings tried in rehearsals before the test part: gains over the static model, step by step, best first."""
     from polyrec.training.update import UpdateSettings
 
-    steps = protocol.steps(protocol.valid, plan["steps"])
-    static = [protocol.score(model, rows)["improvement"] for rows in steps[1:]]
-    rows = []
-    for values in itertools.product(*plan["grid"].values()):
-        options = dict(zip(plan["grid"], values, strict=True))
-        updated = Updated(protocol, model, protocol.train)
-        gains, cpu = [], 0.0
-        for new, asked, before in zip(steps, steps[1:], static, strict=False):
-            cpu += updated.learn(new, UpdateSettings(**options))["cpu_seconds"]
-            gains.append(protocol.score(updated.model, asked)["improvement"] - before)
-        rows.append({**options, "gains": gains, "mean_gain": statistics.fmean(gains), "cpu_seconds": cpu})
-        shown = " ".join(f"{gain:+.4f}" for gain in gains)
-        print(f"{options}: {shown}  mean {rows[-1]['mean_gain']:+.4f}  {cpu:.0f} cpu-s", flush=True)
-    return sorted(rows, key=lambda row: -row["mean_gain"])
+    grid = [dict(zip(plan["grid"], values, strict=True)) for values in itertools.product(*plan["grid"].values())]
+    rows: list[dict[str, Any]] = [{**options, "gains": [], "cpu_seconds": 0.0} for options in grid]
+    for seed, cut in itertools.product(seeds, plan["rehearsal"]["cuts"]):
+        learnt = protocol.between(0, cut)
+        model, _ = train(protocol, learnt, plan["rehearsal"]["epochs"], seed)
+        asked = protocol.steps(protocol.between(cut + 0.1, cut + 0.2), plan["steps"])
+        static = [protocol.ask(model, step)[0]["improvement"] for step in asked]
+        for options, row in zip(grid, rows, strict=True):
+            updated = Updated(protocol, model, learnt)
+            for new, step, before in zip([protocol.between(cut, cut + 0.1), *asked], asked, static, strict=False):
+                row["cpu_seconds"] += updated.learn(new, UpdateSettings(**options, seed=seed))["cpu_seconds"]
+                row["gains"].append(protocol.ask(updated.model, step)[0]["improvement"] - before)
+            shown = " ".join(f"{gain:+.4f}" for gain in row["gains"][-plan["steps"] :])
+            print(f"{options} seed {seed} from {cut:.0%}: {shown}  {row['cpu_seconds']:.0f} cpu-s", flush=True)
+    rows = [{**r, "mean_gain": statistics.fmean(r["gains"]), "won": sum(g > 0 for g in r["gains"])} for r in rows]
+    return sorted(rows, key=lambda row: (-row["won"], -row["mean_gain"]))
 
 
-def compare(report: common.Report) -> None:
+def compare(report: common.Report, answers: Mapping[str, Sequence[Sequence[Answers]]]) -> None:
     """Gains of each step over the static model, and what an update costs of a training from scratch."""
     systems = report.content["systems"]
+    if "static" in systems:
+        static = list(zip(*answers["static"], strict=True))  # step by step, of all seeds
+        report.content["intervals"] = {
+            name: [gain_interval(*both) for both in zip(zip(*own, strict=True), static, strict=True)]
+            for name, own in answers.items()
+            if name != "static"
+        }
     if {"static", "updated"} <= set(systems):
         report.content["gain"] = {
             key: _better(key, systems["updated"][key] - systems["static"][key])
@@ -244,6 +305,9 @@ def main() -> None:
     for key, value in report.content.get("gain", {}).items():
         if key.endswith("improvement"):
             print(f"gain of updates over doing nothing, {key}: {value:+.4f}")
+    for name, steps in report.content.get("intervals", {}).items():
+        for step, found in enumerate(steps, start=1):
+            print(f"{name} over static, step {step}: {found['gain']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]")
 
 
 if __name__ == "__main__":

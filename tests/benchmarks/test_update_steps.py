@@ -26,8 +26,9 @@ CONFIG = {
 }
 PLAN = {
     "steps": 2,
-    "update": {"epochs": 1, "rate_share": 0.5, "replay": 0.5},
-    "grid": {"epochs": [1], "rate_share": [0.1, 0.5]},
+    "update": {"epochs": 1, "rate_share": 0.5, "replay": 0.5, "members": 2},
+    "rehearsal": {"cuts": [0.7], "epochs": 1},
+    "grid": {"epochs": [1], "members": [1], "rate_share": [0.1, 0.5]},
 }
 
 
@@ -49,6 +50,15 @@ def test_steps_cut_a_part_in_the_order_of_time(world):
         assert protocol.log.time[earlier].max() <= protocol.log.time[later].min()
 
 
+def test_shares_of_time_are_those_of_the_split(world):
+    """Prevents a rehearsal from reaching into the test part, and its tenths from overlapping."""
+    _, protocol = world
+    parts = [protocol.between(0, 0.8), protocol.between(0.8, 0.9), protocol.between(0.9, 1)]
+    for own, part in zip(parts, (protocol.train, protocol.valid, protocol.test), strict=True):
+        assert (own != part).sum() <= 2  # events of the same second at a border
+    np.testing.assert_array_equal(np.sum(parts, axis=0), 1)
+
+
 def test_training_questions_are_about_the_events_asked_for(world):
     """Prevents later events from being trained on, in whichever view."""
     _, protocol = world
@@ -63,8 +73,8 @@ def test_all_systems_report_the_same_steps(world):
     args, protocol = world
     seen = []
     plain, update.Protocol = update.Protocol, lambda *_: protocol
-    score = protocol.score
-    protocol.score = lambda model, rows: seen.append(rows) or score(model, rows)
+    ask = protocol.ask
+    protocol.ask = lambda model, rows: seen.append(rows) or ask(model, rows)
     try:
         report = common.Report(args, CONFIG)
         update.run(args, CONFIG, PLAN, report)
@@ -73,12 +83,19 @@ def test_all_systems_report_the_same_steps(world):
     report.write()
     found = json.loads(args.output.read_text())
     assert set(found["systems"]) == {"static", "updated", "retrained"}
-    assert [set(np.flatnonzero(rows)) <= set(np.flatnonzero(protocol.valid)) for rows in seen[:3]] == [True] * 3
+    rehearsed = len(PLAN["grid"]["rate_share"]) * PLAN["steps"] + PLAN["steps"]
+    assert [bool((rows & protocol.test).any()) for rows in seen[: rehearsed + 1]] == [False] * rehearsed + [True]
     for key in ("step1/improvement", "step2/like/auc", "mean/rating/rmse"):
         systems = found["systems"]
         sign = -1 if key.endswith("rmse") else 1
         assert found["gain"][key] == pytest.approx(sign * (systems["updated"][key] - systems["static"][key]))
     assert found["systems"]["static"]["cpu_seconds"] == 0
     assert found["ratios"]["most expensive update / retraining"] > 0
+    for step, interval in enumerate(found["intervals"]["updated"], start=1):
+        assert interval["gain"] == pytest.approx(found["gain"][f"step{step}/improvement"], abs=1e-6)
+        assert interval["low"] <= interval["gain"] <= interval["high"]
     assert len(found["choice"]) == 2
-    assert found["choice"][0]["mean_gain"] >= found["choice"][1]["mean_gain"]
+    first, second = ((row["won"], row["mean_gain"]) for row in found["choice"])
+    assert first >= second
+    assert len(found["forgetting"][0]) == 2  # steps
+    assert all(row["slice"] == "valid" for row in found["forgetting"][0][-1].values())

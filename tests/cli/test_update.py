@@ -106,7 +106,7 @@ def test_updates_follow_each_other(world, tmp_path, capsys):
 def test_a_worse_model_replaces_nothing(world, capsys):
     """Prevents a good model from being lost to an update that forgot."""
     before = contents(world / "run")
-    assert update(world, "--learning-rate", 3.0, "--replay", 0, "--keep", 0, "--max-drop", 0.01) == 2
+    assert update(world, "--learning-rate", 3.0, "--replay", 0, "--members", 1, "--max-drop", 0.01) == 2
     error = capsys.readouterr().err
     assert "is left as it was" in error
     assert "--max-drop" in error

@@ -111,12 +111,12 @@ def update(world, settings, new=None):
 
 def test_an_update_learns_the_new_events(world):
     """Prevents an update that trains nothing, or only on old events."""
-    settings = UpdateSettings(epochs=8, learning_rate=0.02, replay=0.2, keep=0.0)
+    settings = UpdateSettings(epochs=8, learning_rate=0.02, replay=0.2, members=1)
     processor, model, data, before, after, cost = update(world, settings)
     assert after[NEW]["rating"]["rmse"] < before[NEW]["rating"]["rmse"]
     assert after[NEW]["next_item"]["ndcg@10"] > before[NEW]["next_item"]["ndcg@10"]
     assert cost["cpu_seconds"] > 0
-    learnt = np.bincount(data.train.log.item[data.parts.new], minlength=processor.num_items)
+    learnt = np.bincount(data.draws[0].log.item[data.parts.new], minlength=processor.num_items)
     np.testing.assert_array_equal(processor.item_counts, world[1].item_counts + learnt)
     np.testing.assert_array_equal(model.item_encoder.counts.numpy(), processor.item_counts)
     assert not model.training
@@ -128,7 +128,7 @@ def test_replay_forgets_less(world):
     new["rating"] = 6 - new["rating"]
     lost = {}
     for share in (0.0, 1.0):
-        settings = UpdateSettings(epochs=10, learning_rate=0.02, replay=share, keep=0.0)
+        settings = UpdateSettings(epochs=10, learning_rate=0.02, replay=share, members=1)
         _, model, _, before, after, _ = update(world, settings, new)
         lost[share] = fall("rmse", before["test"]["rating"]["rmse"], after["test"]["rating"]["rmse"])
         found = forgetting(model, before, after)
@@ -137,15 +137,30 @@ def test_replay_forgets_less(world):
     assert lost[1.0] < lost[0.0]
 
 
-def test_weights_are_those_between_old_and_new(world):
-    """Prevents the share that is kept from being that of the new weights."""
+def test_an_update_is_the_mean_of_its_members(world):
+    """Prevents a member from going on where the last one ended, and members from being the same one."""
     weights = {}
-    for keep in (0.0, 0.25, 1.0):
-        _, model, *_ = update(world, UpdateSettings(epochs=1, learning_rate=0.02, keep=keep))
-        weights[keep] = model.heads["next_item"].project.weight.detach()
-    torch.testing.assert_close(weights[1.0], tiny_model(world[1]).heads["next_item"].project.weight.detach())
-    torch.testing.assert_close(weights[0.25], 0.75 * weights[0.0] + 0.25 * weights[1.0])
-    assert not torch.allclose(weights[0.0], weights[1.0])
+    for seed, members in ((0, 2), (0, 1), (1, 1)):  # an update of two has the members 0 and 1
+        _, model, *_ = update(world, UpdateSettings(learning_rate=0.02, members=members, seed=seed))
+        weights[seed, members] = {name: p.detach() for name, p in model.named_parameters()}
+    assert not torch.allclose(*(weights[seed, 1]["heads.next_item.project.weight"] for seed in (0, 1)))
+    for name, mean in weights[0, 2].items():
+        torch.testing.assert_close(mean, (weights[0, 1][name] + weights[1, 1][name]) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_the_skip_stays_and_only_if_it_is_asked_to(world, frozen):
+    """Prevents a few people's events from changing what statistics mean, and weights from staying frozen for good."""
+    _, model, *_ = update(world, UpdateSettings(learning_rate=0.02, members=1, freeze_skip=frozen))
+    first = dict(tiny_model(world[1]).named_parameters())
+    same = {
+        name for name, p in model.named_parameters() if p.shape == first[name].shape and torch.equal(p, first[name])
+    }
+    skip = {name for name in first if name.startswith("skip.")}
+    assert skip
+    assert skip <= same if frozen else not skip & same
+    assert "heads.next_item.project.weight" not in same
+    assert all(p.requires_grad == first[name].requires_grad for name, p in model.named_parameters())
 
 
 def test_falls_are_those_beyond_the_limit():
@@ -164,7 +179,7 @@ def test_falls_are_those_beyond_the_limit():
     [
         ({"holdout": 0.0}, "between 0 and 1"),
         ({"replay": 1.2}, "replay is 1.2"),
-        ({"keep": 2.0}, "keep is 2.0"),
+        ({"members": 0}, "members is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"max_drop": -1}, "max_drop is -1"),
     ],

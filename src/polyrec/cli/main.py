@@ -184,7 +184,7 @@ def _add_update(commands: _Commands) -> None:
     update.add_argument("--epochs", type=int, help="over new and replayed events (default: 1)")
     update.add_argument("--learning-rate", type=float, help="its highest value (default: 0.3 of the run's)")
     update.add_argument("--replay", type=float, metavar="SHARE", help="of old windows learnt again (default: 0.2)")
-    update.add_argument("--keep", type=float, metavar="SHARE", help="of the old weights in the result (default: 0.5)")
+    update.add_argument("--members", type=int, help="short trainings whose weights are averaged (default: 3)")
     update.add_argument(
         "--holdout", type=float, metavar="SHARE", help="latest of the new events, only evaluated (default: 0.1)"
     )
@@ -199,7 +199,7 @@ def _update(options: argparse.Namespace) -> None:
     from polyrec.cli.update import update_run
     from polyrec.training.update import UpdateSettings
 
-    names = ("epochs", "learning_rate", "replay", "keep", "holdout", "max_drop", "seed")
+    names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = UpdateSettings(**given)
     update_run(options.run_folder, options.new, options.items, options.users, options.output, settings)

@@ -8,7 +8,8 @@ forget.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.cost import CostMeter
+from polyrec.training.soup import Soup
 from polyrec.training.trainer import PolyRecTrainer
 
 NEW = "new"  # name of the slice that holds the latest of the new events
@@ -40,9 +42,13 @@ class UpdateSettings:
         learning_rate: its highest value; None: `rate_share` of the rate of the run.
         rate_share: see `learning_rate`.
         replay: share of the windows of old events that are learnt again, see `polyrec.data.replay`.
-        keep: share of the old weights in what comes out, w <- (1 - keep) w_new + keep w_old. A short training on few
-            events is noisy, and the mean of both is steadier than either (Wortsman et al., 2022, "Robust Fine-Tuning
-            of Zero-Shot Models").
+        members: short trainings that begin at the same weights, each with a replay and an order of its own; their
+            mean comes out. One of them is noisy, as its events are few, and the mean is better than any (Wortsman et
+            al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves Accuracy without
+            Increasing Inference Time"). The cost is theirs together.
+        freeze_skip: the linear paths from running statistics to the answers (`LinearSkip`) stay as they are. Statistics
+            are as fresh as the events themselves, and how they translate into answers changes less than what a step's
+            few heavy people make of it.
         holdout: share of the new events, the latest ones, that is not learnt but tells how well they are answered.
         max_drop: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
         seed: of the draw of replayed windows and of training.
@@ -52,17 +58,19 @@ class UpdateSettings:
     learning_rate: float | None = None
     rate_share: float = 0.3
     replay: float = 0.2
-    keep: float = 0.5
+    members: int = 3
+    freeze_skip: bool = True
     holdout: float = 0.1
     max_drop: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("replay", 0, 1), ("keep", 0, 1), ("max_drop", 0, np.inf)):
+        for name, low, high in (("replay", 0, 1), ("max_drop", 0, np.inf)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [{low}, {high}]")
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; it must be >= 1")
+        for name in ("epochs", "members"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
         if not 0 < self.holdout < 1:
             raise ValueError(
                 f"holdout is {self.holdout}; it must be between 0 and 1: without held-out new events nobody knows "
@@ -136,22 +144,26 @@ class UpdateData:
     """What an update learns and is judged by.
 
     Args:
-        train: new events and replayed ones.
+        draws: what each member learns, new events and replayed ones.
         held: {slice: questions}, `NEW` and older ones.
         parts: which events they are.
     """
 
-    train: SequenceDataset
+    draws: list[SequenceDataset]
     held: dict[str, SequenceDataset]
     parts: Parts
 
     @property
+    def asked(self) -> np.ndarray:
+        """Events that some member learns, bool [R]."""
+        return np.isin(np.arange(len(self.parts.new)), np.concatenate([d.candidates.event for d in self.draws]))
+
+    @property
     def rows(self) -> dict[str, int]:
         """How many events are learnt for the first time, learnt again, and held out of each slice."""
-        asked = np.unique(self.train.candidates.event)
-        new = int(self.parts.new[asked].sum())
+        new = int((self.asked & self.parts.new).sum())
         held = {f"held out: {name}": int(rows.sum()) for name, rows in self.parts.held.items()}
-        return {"new": new, "replayed": len(asked) - new, **held}
+        return {"new": new, "replayed": int(self.asked.sum()) - new, **held}
 
 
 def update_data(
@@ -172,7 +184,17 @@ def update_data(
     options = {name: (split or {})[name] for name in shaped if name in (split or {})}
     questions = processor.training_set(log, parts.learnt | parts.new, statistics, **options)
     held = {name: processor.evaluation_set(log, rows, statistics) for name, rows in parts.held.items()}
-    return UpdateData(with_replay(questions, parts.new, settings.replay, settings.seed), held, parts)
+    return UpdateData(replays(questions, parts.new, settings), held, parts)
+
+
+def replays(questions: SequenceDataset, new: np.ndarray, settings: UpdateSettings) -> list[SequenceDataset]:
+    """What each member of an update learns: all questions about new events, and a draw of its own of older ones."""
+    return [with_replay(questions, new, settings.replay, seed) for seed in _member_seeds(settings)]
+
+
+def _member_seeds(settings: UpdateSettings) -> range:
+    """Updates with different seeds share no member."""
+    return range(settings.seed * settings.members, (settings.seed + 1) * settings.members)
 
 
 def learn(
@@ -188,38 +210,57 @@ def learn(
         training: arguments of `PolyRecTrainingArguments` of the run; how often it evaluates and saves is left out.
 
     Returns:
-        cpu_seconds and wall_seconds.
+        cpu_seconds and wall_seconds, of all members.
     """
-    options = {k: v for k, v in (training or {}).items() if k not in _OF_A_WHOLE_RUN}
+    log = data.draws[0].log
+    counts = np.bincount(log.item[data.parts.new], minlength=processor.num_items)
+    processor.item_counts = processor.item_counts + counts
+    if processor.training_rows is not None:
+        processor.training_rows = processor.training_rows.extended(log, data.asked, processor.items.ids)
+    meter = CostMeter()
+    with _frozen(_skip(model) if settings.freeze_skip else []), tempfile.TemporaryDirectory() as folder:
+        soup = Soup(model)
+        for seed, drawn in zip(_member_seeds(settings), data.draws, strict=True):
+            arguments = PolyRecTrainingArguments(output_dir=folder, **_options(settings, training or {}), seed=seed)
+            set_seed(seed)
+            trainer = PolyRecTrainer(model, arguments, drawn, processing_class=processor, callbacks=[meter])
+            trainer.remove_callback(PrinterCallback)
+            soup.begin()  # after the trainer has put rows of new items in place
+            trainer.train()
+            soup.add()
+        soup.serve()
+    model.eval()
+    cpu, wall = meter.seconds
+    return {"cpu_seconds": cpu, "wall_seconds": wall}
+
+
+@contextmanager
+def _frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _skip(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
+    """The weights from statistics to answers that are learnt at all."""
+    return [p for p in model.skip.parameters() if p.requires_grad] if model.pair_tasks else []
+
+
+def _options(settings: UpdateSettings, training: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in training.items() if name not in (*_OF_A_WHOLE_RUN, "seed")}
     rate = settings.learning_rate
     if rate is None:
         rate = settings.rate_share * options.get("learning_rate", PolyRecTrainingArguments.learning_rate)
-    options |= {
+    return options | {
         "learning_rate": rate,
         "num_train_epochs": settings.epochs,
-        "seed": settings.seed,
         "warmup_steps": 0.1,  # of all steps: the optimizer begins anew, without a memory of gradients
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
         "metric_for_best_model": None,
     }
-    counts = np.bincount(data.train.log.item[data.parts.new], minlength=processor.num_items)
-    processor.item_counts = processor.item_counts + counts
-    if processor.training_rows is not None:
-        asked = np.isin(np.arange(len(data.train.log)), data.train.candidates.event)
-        processor.training_rows = processor.training_rows.extended(data.train.log, asked, processor.items.ids)
-    meter = CostMeter()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = PolyRecTrainingArguments(output_dir=folder, **options)
-        set_seed(arguments.seed)
-        trainer = PolyRecTrainer(model, arguments, data.train, processing_class=processor, callbacks=[meter])
-        trainer.remove_callback(PrinterCallback)
-        old = {name: p.detach().clone() for name, p in model.named_parameters()}  # rows of met items in place already
-        trainer.train()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.lerp_(old[name].to(parameter), settings.keep)
-    model.eval()
-    cpu, wall = meter.seconds
-    return {"cpu_seconds": cpu, "wall_seconds": wall}
