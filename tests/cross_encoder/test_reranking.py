@@ -22,23 +22,21 @@ from polyrec.evaluation import evaluator
 from polyrec.evaluation.evaluator import Ranking
 
 
-def _first_stage(processor, dataset, k: int = 8) -> tuple:
-    model = tiny_model_of(processor)
-    return model, evaluator.predict(model, dataset, k=k).rankings["next_item"]
+def _first_stage():
+    """A model of the same data that knows items by id and attributes; it needs no texts."""
+    return tiny_model(fit()[0])
 
 
-def tiny_model_of(processor):
-    """A first stage that knows items by id and attributes; its processor is that of the cross-encoder without text."""
-    plain, _ = fit()
-    return tiny_model(plain)
+def _lists_of(dataset, k: int = 8) -> Ranking:
+    return evaluator.predict(_first_stage(), dataset, k=k).rankings["next_item"]
 
 
 def test_training_lowers_every_loss_and_a_checkpoint_goes_on(tmp_path):
     """Prompts, lists or labels that do not reach the loss; a sample that a resumed run draws anew."""
     processor, splits = fit_prompts()
-    _, lists = _first_stage(processor, splits.train.fixed())
+    lists = _lists_of(splits.train.fixed())
     hard = reranking.hard_negatives(splits.train, lists)
-    _, shown = _first_stage(processor, splits.valid)
+    first = _first_stage()
 
     def trainer(folder, **options) -> CrossEncoderTrainer:
         torch.manual_seed(0)
@@ -54,9 +52,7 @@ def test_training_lowers_every_loss_and_a_checkpoint_goes_on(tmp_path):
             **options,
         )
         args.lr_scheduler_type = "constant"
-        return CrossEncoderTrainer(
-            model, args, sample, splits.valid, processing_class=processor, first_stage={"next_item": shown}
-        )
+        return CrossEncoderTrainer(model, args, sample, splits.valid, processing_class=processor, first_stage=first)
 
     whole = trainer(tmp_path / "whole", save_strategy="epoch")
     before = whole.evaluate()
@@ -91,7 +87,7 @@ def test_scores_of_lists_are_those_of_single_requests():
     """Scores that land at another candidate's list, or a list that is told another history."""
     processor, splits = fit_prompts()
     model = tiny_cross_encoder(processor)
-    _, lists = _first_stage(processor, splits.valid)
+    lists = _lists_of(splits.valid)
     lists.top_ids[0, 3:] = -1
     scores = reranking.score_lists(model, processor, splits.valid, "next_item", lists, batch_size=5)
     data, rows = splits.valid, range(0, len(lists.rows), 7)

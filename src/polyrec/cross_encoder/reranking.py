@@ -125,6 +125,11 @@ def score_lists(
     progress: bool = False,
 ) -> np.ndarray:
     """Logits of the items of lists, float32 [R, K], -inf where a list has no item."""
+    if lists.rows.max(initial=-1) >= dataset.num_candidates:
+        raise ValueError(
+            f"the lists are about candidate {lists.rows.max()} but the data set asks {dataset.num_candidates}: make "
+            "them of this data set"
+        )
     windows = _Lists(dataset, lists)
     scores = np.full(lists.top_ids.shape, -np.inf, dtype=np.float32)
     for rows, output in _answered(model, processor, windows, batch_size, progress):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from polyrec.cross_encoder import reranking
@@ -10,7 +9,8 @@ from polyrec.cross_encoder.collator import CrossEncoderCollator
 from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
 from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.data.sequences import SequenceDataset, WindowDataset
-from polyrec.evaluation.evaluator import Predictions, Ranking, gather
+from polyrec.evaluation import evaluator
+from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.trainer import PolyRecTrainer
 
@@ -23,8 +23,9 @@ class CrossEncoderTrainer(PolyRecTrainer):
         train_dataset: a [`CandidateSample`].
         eval_dataset: a [`SequenceDataset`]; every candidate is asked.
         processing_class: writes the prompts.
-        first_stage: {retrieval task: lists of another model about the evaluation set}, which `evaluate` reranks; a
-            retrieval task without lists is not evaluated.
+        first_stage: a model of the same data, whose lists `evaluate` reranks. Without one retrieval tasks are not
+            evaluated.
+        first_k: items per list.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class CrossEncoderTrainer(PolyRecTrainer):
         eval_dataset: SequenceDataset | dict[str, SequenceDataset] | None = None,
         *,
         processing_class: PolyRecCrossEncoderProcessor,
-        first_stage: Mapping[str, Ranking] | None = None,
+        first_stage: PolyRecForRecommendation | None = None,
+        first_k: int = 50,
         **kwargs: Any,
     ) -> None:
-        self.first_stage = first_stage
+        self.first_stage, self.first_k = first_stage, first_k
         super().__init__(
             model,
             args,
@@ -54,15 +56,23 @@ class CrossEncoderTrainer(PolyRecTrainer):
         """Give the model the items' training counts."""
         model.load_processor(processor)
 
-    def _predict(self, test_dataset: SequenceDataset) -> Predictions:
+    def _predict(self, test_dataset: SequenceDataset) -> evaluator.Predictions:
+        args, model = self.args, self._unwrapped
+        shard = args.process_index, args.world_size
+        lists = {}
+        if self.first_stage is not None and model.state_tasks:
+            first = evaluator.predict(
+                self.first_stage, test_dataset, k=self.first_k, exclude_seen=args.exclude_seen, shard=shard
+            )
+            lists = {name: first.rankings[name] for name in model.state_tasks if name in first.rankings}
         found = reranking.predict(
-            self._unwrapped,
+            model,
             self.processing_class,
             test_dataset,
-            self.first_stage,
-            batch_size=self.args.per_device_eval_batch_size,
-            k=self.args.rank_k,
-            shard=(self.args.process_index, self.args.world_size),
-            progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+            lists,
+            batch_size=args.per_device_eval_batch_size,
+            k=args.rank_k,
+            shard=shard,
+            progress=not args.disable_tqdm and self.is_world_process_zero(),
         )
-        return gather(found) if self.args.world_size > 1 else found
+        return evaluator.gather(found) if args.world_size > 1 else found
