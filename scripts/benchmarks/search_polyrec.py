@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
+from polyrec.data.release import milliseconds
 from polyrec.encoders.item import FIRST_ITEM
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
@@ -38,7 +39,7 @@ def load(
         log = log[log.event.isin(["link", "ask"])]
     processor = PolyRecProcessor.fit(
         log,
-        items=pd.DataFrame({"item": np.arange(len(data)), "title": data.titles}),
+        items=pd.DataFrame({"item": np.arange(len(data)), "title": data.titles, "asked": data.asked}),
         tasks=[task for task in config["tasks"] if task["name"] in tasks],
         columns=config["columns"],
         text={"model": model, **config["text"]},
@@ -70,10 +71,10 @@ class Answers:
             tokens, mask = (torch.from_numpy(x) for x in self.tokens.padded(lists.query[rows] + FIRST_ITEM))
             queries = model.query_encoder(model.item_encoder.text, tokens, mask, torch.arange(len(rows)).unsqueeze(0))
             query_MD = queries.vectors_BCD.squeeze(0)
-            question_MD = head.question(torch.zeros_like(query_MD), query_MD)
+            question_MD, times_M = head.question(torch.zeros_like(query_MD), query_MD), _times(lists, rows)
             if self.expand is not None:
-                question_MD = head.expanded(question_MD, items, *self.expand)
-            return head(question_MD, items)[:, FIRST_ITEM:].numpy()
+                question_MD = head.expanded(question_MD, items, *self.expand, times_M)
+            return head(question_MD, items, times_M)[:, FIRST_ITEM:].numpy()
 
         return score
 
@@ -84,7 +85,7 @@ class Answers:
 
         @torch.no_grad()
         def score(rows: np.ndarray) -> np.ndarray:
-            return head(states[torch.from_numpy(rows)], items)[:, FIRST_ITEM:].numpy()
+            return head(states[torch.from_numpy(rows)], items, _times(lists, rows))[:, FIRST_ITEM:].numpy()
 
         return score
 
@@ -107,6 +108,11 @@ class Answers:
         found = torch.zeros(len(log), self.model.config.hidden_size)
         found[questions.candidates.event] = fitting.states(self.model, questions)
         return found[torch.tensor(asked.event.to_numpy())]
+
+
+def _times(lists: Lists, rows: np.ndarray) -> torch.Tensor:
+    """When lists are asked for, [M]."""
+    return torch.from_numpy(milliseconds(lists.time[rows].astype(float)))
 
 
 class Choose(TrainerCallback):

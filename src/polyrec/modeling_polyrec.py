@@ -386,7 +386,10 @@ class PolyRecForRecommendation(MultiTaskModel):
             objective.load_texts(processor)
 
     def load_times(self, processor: Any) -> None:
-        """Tell the heads when items appeared, where they read it."""
+        """Tell the heads when items appeared, where they read it; the trainer and `extend` do.
+
+        After `processor.update(events)` a head with `item_age="first_event"` learns by this what has been seen since.
+        """
         for head in self.heads.values():
             head.load_times(processor)
 

@@ -556,7 +556,10 @@ class PolyRecProcessor:
             self.users.extend(read_table(users, "users"), "users", self.columns.user)
 
     def update(self, interactions: Any) -> None:
-        """Advance the running statistics by new events, which must be later than all counted so far."""
+        """Advance the running statistics by new events, which must be later than all counted so far.
+
+        Items that occur for the first time have been seen then: `model.load_times` tells a model that reads their ages.
+        """
         log = self.encode_events(interactions)
         self._meet(log)
         if self.statistics is not None:
