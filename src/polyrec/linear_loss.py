@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Judge = Callable[[Tensor, Tensor], Tensor]
+Judge = Callable[[Tensor, Tensor, bool], Tensor]
 Groups = Callable[[Tensor], Tensor]
 _CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32; fewer cost time per chunk, more leave the cache
 
@@ -39,7 +39,7 @@ class _LinearLoss(torch.autograd.Function):
             group = None if groups is None else groups(rows)
             if of_groups_MG is not None and group is not None:
                 logits += of_groups_MG[rows].to(exact).gather(1, group)
-            total += judge(rows, logits)
+            total += judge(rows, logits, wants_gradient)
             if not wants_gradient:
                 continue
             gradient = logits  # the judge has made it that
@@ -74,13 +74,14 @@ def linear_loss(
 
     Args:
         query_MD, items_ND, bias_N: queries [M, D], items [N, D], biases [N]; a bias of -inf: no candidate.
-        judge: numbers of some rows, int64 [R], and their logits [R, N], in single precision (or double) -> the sum of
-            their losses. It leaves the gradient of this sum in the place of the logits.
+        judge: numbers of some rows, int64 [R], their logits [R, N], in single precision (or double), and whether a
+            gradient is wanted -> the sum of their losses. It leaves the gradient of this sum in the place of the
+            logits.
         of_groups_MG: what each row says of each group of items, [M, G].
         groups: the group of each item for some rows, int64 [R] -> int64 [R, N].
 
     Example:
-        >>> def squares(rows, logits):
+        >>> def squares(rows, logits, wants_gradient):
         ...     total = logits.square().sum()
         ...     logits.mul_(2)
         ...     return total

@@ -2,73 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-Groups = Callable[[Tensor], Tensor]
-_CHUNK = 1 << 18  # logits per chunk: 1 MiB in fp32, so that a chunk stays in the cache from the product to the gradient
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query_MD: Tensor,
-        items_ND: Tensor,
-        bias_N: Tensor,
-        targets_M: Tensor,
-        weight_M: Tensor,
-        label_smoothing: float,
-        excluded_M: Tensor | None,
-        of_groups_MG: Tensor | None,
-        groups: Groups | None,
-    ) -> Tensor:
-        wants_gradient = any(ctx.needs_input_grad)
-        size = len(items_ND)
-        total = torch.zeros((), device=query_MD.device)
-        grad_query_MD = torch.empty_like(query_MD) if wants_gradient else None
-        grad_items_ND = torch.zeros_like(items_ND) if wants_gradient else None
-        grad_bias_N = torch.zeros_like(bias_N) if wants_gradient else None
-        grad_groups_MG = torch.zeros_like(of_groups_MG) if wants_gradient and of_groups_MG is not None else None
-        for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // size, 1)):
-            query, weight, target = query_MD[rows], weight_M[rows].unsqueeze(1), targets_M[rows].unsqueeze(1)
-            logits = torch.nn.functional.linear(query, items_ND, bias_N).float()
-            group = None if groups is None else groups(rows)
-            if of_groups_MG is not None and group is not None:
-                logits += of_groups_MG[rows].float().gather(1, group)
-            if excluded_M is not None:
-                at = (excluded_M[rows] >= 0).nonzero().squeeze(1)
-                logits[at, excluded_M[rows][at]] = float("-inf")
-            log_z = logits.logsumexp(1, keepdim=True)
-            losses = log_z - (1 - label_smoothing) * logits.gather(1, target)
-            if label_smoothing:
-                losses = losses - label_smoothing * logits.mean(1, keepdim=True)
-            total += (losses * weight).sum()
-            if wants_gradient:
-                gradient = logits.sub_(log_z).exp_()  # softmax, in place
-                gradient.scatter_add_(1, target, torch.full_like(log_z, label_smoothing - 1))
-                if label_smoothing:
-                    gradient.sub_(label_smoothing / size)
-                gradient = gradient.mul_(weight)
-                grad_bias_N += gradient.sum(0)
-                if grad_groups_MG is not None and group is not None:
-                    own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1]).scatter_add_(1, group, gradient)
-                    grad_groups_MG[rows] = own.to(grad_groups_MG.dtype)
-                gradient = gradient.to(query.dtype)
-                grad_query_MD[rows] = (gradient @ items_ND).to(query.dtype)  # type: ignore[index]
-                grad_items_ND += gradient.T @ query
-        ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N, grad_groups_MG)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        query, items, bias, groups = (None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
-        return query, items, bias, None, None, None, None, groups, None
+from polyrec.linear_loss import Groups, linear_loss
 
 
 def linear_cross_entropy(
@@ -106,7 +43,23 @@ def linear_cross_entropy(
         >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1])).item() / 2
         1.386...
     """
-    weight_M = torch.ones(len(query_MD), device=query_MD.device) if weight_M is None else weight_M
-    return _LinearCrossEntropy.apply(
-        query_MD, items_ND, bias_N, targets_M, weight_M.float(), label_smoothing, excluded_M, of_groups_MG, groups
-    )
+    weight_M = torch.ones(len(query_MD), device=query_MD.device) if weight_M is None else weight_M.float()
+
+    def judge(rows: Tensor, logits: Tensor, wants_gradient: bool) -> Tensor:
+        weight, target = weight_M[rows].unsqueeze(1), targets_M[rows].unsqueeze(1)
+        if excluded_M is not None:
+            at = (excluded_M[rows] >= 0).nonzero().squeeze(1)
+            logits[at, excluded_M[rows][at]] = float("-inf")
+        log_z = logits.logsumexp(1, keepdim=True)
+        losses = log_z - (1 - label_smoothing) * logits.gather(1, target)
+        if label_smoothing:
+            losses = losses - label_smoothing * logits.mean(1, keepdim=True)
+        if wants_gradient:
+            gradient = logits.sub_(log_z).exp_()  # softmax, in place
+            gradient.scatter_add_(1, target, torch.full_like(log_z, label_smoothing - 1))
+            if label_smoothing:
+                gradient.sub_(label_smoothing / logits.shape[1])
+            gradient.mul_(weight)
+        return (losses * weight).sum()
+
+    return linear_loss(query_MD, items_ND, bias_N, judge, of_groups_MG, groups)

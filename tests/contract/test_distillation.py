@@ -1,4 +1,4 @@
-"""What every registered head that judges pairs must do as a student and as a teacher."""
+"""What every registered head must do as a student and as a teacher."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import torch
 from head_fixtures import NAN, head_of
 from torch import Tensor
 
+from polyrec.data.release import NO_TIME
+from polyrec.distillation.lists import top_list
 from polyrec.distillation_config import TaskDistillation
+from polyrec.encoders.item import ItemRows
 from polyrec.heads.base import TaskHead
 from polyrec.registry import HEADS
 
 PAIR_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "pair"]
+LIST_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "state"]
 KINDS = [pytest.param(kind, id=kind) for kind in PAIR_KINDS]
 LOSSES = [pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in PAIR_KINDS for loss in HEADS.get(kind).soft_losses]
 TEMPERED = [p for p in LOSSES if HEADS.get(p.values[0]).soft_losses[p.values[1]].tempered]
@@ -172,3 +176,48 @@ def test_extreme_answers_stay_finite(kind, loss):
         total, found = gradient(head, own, teacher, TaskDistillation(loss))
         assert torch.isfinite(total)
         assert torch.isfinite(found).all()
+
+
+# ------------------------------------------------------------------ heads that score the catalog
+LISTS = [pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in LIST_KINDS for loss in HEADS.get(kind).soft_losses]
+ITEMS, DAY = 12, 86_400_000
+
+
+def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Tensor]:
+    """A head all of whose parameters say something, items, states and when they ask."""
+    head = head_of(kind, **options)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    if options.get("item_age"):
+        head.age.load(torch.cat([torch.full((2,), NO_TIME), torch.arange(ITEMS - 2) * DAY]))
+    items = ItemRows(torch.randn(ITEMS, 8).requires_grad_(), id_rows_M=torch.arange(ITEMS))
+    return head, items, torch.randn(6, 8), torch.arange(3, 9) * DAY
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["all", "sampled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"item_age": "release"}, {"item_age": "first_event"}, {"cold_negatives": False}], ids=str
+)
+@pytest.mark.parametrize(("kind", "loss"), LISTS)
+def test_a_catalog_as_its_own_teacher_is_at_the_minimum(kind, loss, options, sampled):
+    """Prevents a student from scoring lists in another way than a teacher: bias, age, or what is no candidate."""
+    head, items, states, times = searcher(kind, **options)
+    plan = head.checked_plan(TaskDistillation(loss, temperature=2.0 if head.soft_losses[loss].tempered else 1.0))
+    excluded = torch.tensor([0, 4, 0, 7, 0, 0])
+    with torch.no_grad():
+        asked = times if head.age is not None else None
+        scores = head(states, items, asked).scatter(1, excluded.unsqueeze(1), float("-inf"))
+        listed, teacher = top_list(scores, 5 if not sampled else ITEMS, plan.temperature)
+    counts = torch.ones(ITEMS)  # all items are listed if they are sampled: what is left is an estimate
+    negatives = torch.arange(2, ITEMS) if sampled else None
+    torch.manual_seed(0)
+    leaves = [items.vectors_MD, *head.project.parameters()]
+    total, count = head.distill_lists(plan, states, listed, teacher, items, counts, negatives, excluded, asked)
+    gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+    assert count == 6
+    if loss != "plackett_luce":  # it has no minimum
+        assert abs(total.item()) < 1e-4
+        assert all(gradient.abs().max() < 1e-4 for gradient in gradients)
+    other, _ = head.distill_lists(plan, states.flip(0), listed, teacher, items, counts, negatives, excluded, asked)
+    assert other > total + 0.05
+    assert any(g.abs().max() > 1e-3 for g in torch.autograd.grad(other, leaves, materialize_grads=True))

@@ -5,11 +5,8 @@ Letters: M rows, K items of a list, N items of the catalog, S sampled items.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from polyrec.distillation.losses import at_least_single
 from polyrec.distillation.ranking_losses import list_loss
@@ -17,48 +14,7 @@ from polyrec.distillation_config import TaskDistillation
 from polyrec.linear_loss import Groups, linear_loss
 from polyrec.reduction import known_weight
 
-_CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32
 _NONE = float("-inf")
-
-
-def whole_catalog(
-    scores: Callable[[Tensor], Tensor], listed_MK: Tensor, temperature: float = 1.0, num_items: int | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Logits of listed items, and log sum_j exp(s_j / T) over all others of the catalog.
-
-    Logits [M, N] are never kept: a chunk of rows is scored, reduced and forgotten, and scored again for its gradient
-    (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost"). What scores is any function of rows, which
-    must answer the same both times: it must not draw at random.
-
-    Args:
-        scores: numbers of rows, int64 [R] -> logits of every item of the catalog, [R, N]; -inf = no candidate.
-        listed_MK: int64 [M, K], columns 0..N-1. An item may be listed once per row; column 0, which is the padding
-            item's, as often as the list has empty places.
-        temperature: T, of the others alone.
-        num_items: N, by which the size of a chunk is chosen; None: that of one row's answer.
-
-    Returns:
-        [M, K] and [M], in single precision; -inf where nothing is left over.
-
-    Example:
-        >>> table = torch.tensor([[float("-inf"), 3.0, 0.0, 0.0]])
-        >>> listed, others = whole_catalog(lambda rows: table[rows], torch.tensor([[1, 0]]))
-        >>> listed.tolist(), round(others.item(), 4)  # log 2
-        ([[3.0, -inf]], 0.6931)
-    """
-    rows = torch.arange(len(listed_MK), device=listed_MK.device)
-    if num_items is None:
-        with torch.no_grad():
-            num_items = scores(rows[:1]).shape[1]
-
-    def reduced(at: Tensor) -> tuple[Tensor, Tensor]:
-        logits, listed = at_least_single(scores(at)), listed_MK[at]
-        return logits.gather(1, listed), log_sum_exp(logits.scatter(1, listed, _NONE) / temperature)
-
-    parts = rows.split(max(_CHUNK // num_items, 1))
-    found = [checkpoint(reduced, at, use_reentrant=False, preserve_rng_state=False) for at in parts]
-    listed, others = zip(*found, strict=True)
-    return torch.cat(listed), torch.cat(others)
 
 
 def catalog_loss(
@@ -105,17 +61,19 @@ def catalog_loss(
     """
     temperature = plan.temperature
 
-    def judge(rows: Tensor, logits: Tensor) -> Tensor:
+    def judge(rows: Tensor, logits: Tensor, wants_gradient: bool) -> Tensor:
         listed = listed_MK[rows]
         if excluded_M is not None:
             logits.scatter_(1, excluded_M[rows].unsqueeze(1), _NONE)
-        own = logits.gather(1, listed).requires_grad_()
+        own = logits.gather(1, listed).requires_grad_(wants_gradient)
         others = logits.scatter_(1, listed, _NONE).div_(temperature)
-        rest = log_sum_exp(others).requires_grad_()
-        with torch.enable_grad():
+        rest = log_sum_exp(others).requires_grad_(wants_gradient)
+        with torch.set_grad_enabled(wants_gradient):
             weight = None if weight_M is None else weight_M[rows]
             total, _ = list_loss(plan, own, rest, teacher_MK1[rows], weight)
-            of_own, of_rest = torch.autograd.grad(total, (own, rest), allow_unused=True, materialize_grads=True)
+        if not wants_gradient:
+            return total
+        of_own, of_rest = torch.autograd.grad(total, (own, rest), allow_unused=True, materialize_grads=True)
         # Where nothing is left over, all of them are -inf.
         others.sub_(rest.detach().nan_to_num(neginf=0.0).unsqueeze(1)).exp_()
         others.mul_(of_rest.unsqueeze(1) / temperature).scatter_add_(1, listed, of_own)

@@ -20,7 +20,8 @@ from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads.base import Summary, TaskHead, known_weight, masked_sum
-from polyrec.losses import Groups, linear_cross_entropy
+from polyrec.linear_loss import Groups
+from polyrec.losses import linear_cross_entropy
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import TaskConfig
 
@@ -272,16 +273,20 @@ class RetrievalHead(TaskHead):
         negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
-        bias_K = self._bias(negatives_K, items)
-        negative_MK = F.linear(query_MD, items.lookup(negatives_K), bias_K) - log_q_N[negatives_K]
+        negative_MK = self._of_sample(state_MD, query_MD, negatives_K, items, times_M) - log_q_N[negatives_K]
         if self.age is not None:
-            times_M = self._asked(times_M)
-            target_M = target_M + self.age.of_pairs(state_MD, times_M, targets_M)
-            negative_MK = self.age.add_to(negative_MK, state_MD, times_M, negatives_K)
+            target_M = target_M + self.age.of_pairs(state_MD, self._asked(times_M), targets_M)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
         negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
+
+    def _of_sample(
+        self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, times_M: Tensor | None
+    ) -> Tensor:
+        """Scores of the same items for every state, [M, K]."""
+        logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
+        return logits_MK if self.age is None else self.age.add_to(logits_MK, state_MD, self._asked(times_M), ids_K)
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
@@ -335,20 +340,17 @@ class RetrievalHead(TaskHead):
             return catalog_loss(
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
             )
-
-        def some(ids_MK: Tensor) -> Tensor:
-            asked_MK = None if times_M is None else times_M.unsqueeze(1).expand_as(ids_MK)
-            state_MKD = state_MD.unsqueeze(1).expand(-1, ids_MK.shape[1], -1)
-            logits_MK = self.pair_logits(state_MKD, items.lookup(ids_MK), ids_MK, items, asked_MK)
-            nothing_MK = ids_MK < FIRST_ITEM
-            if excluded_M is not None:
-                nothing_MK = nothing_MK | (ids_MK == excluded_M.unsqueeze(1))
-            return logits_MK.masked_fill(nothing_MK, float("-inf"))
-
+        listed_times_MK = None if times_M is None else times_M.unsqueeze(1).expand_as(listed_MK)
+        state_MKD = state_MD.unsqueeze(1).expand(-1, listed_MK.shape[1], -1)
+        own_MK = self.pair_logits(state_MKD, items.lookup(listed_MK), listed_MK, items, listed_times_MK)
         sampled_K, log_expected_N = self.sample(items, counts_N, negatives_K, len(state_MD))
-        sampled_MK = some(sampled_K.expand(len(state_MD), -1))
+        sampled_MK = self._of_sample(state_MD, query_MD, sampled_K, items, times_M)
+        own_MK = own_MK.masked_fill(listed_MK < FIRST_ITEM, float("-inf"))
+        if excluded_M is not None:
+            own_MK = own_MK.masked_fill(listed_MK == excluded_M.unsqueeze(1), float("-inf"))
+            sampled_MK = sampled_MK.masked_fill(sampled_K == excluded_M.unsqueeze(1), float("-inf"))
         rest_M = sampled_rest(sampled_MK, sampled_K, log_expected_N[sampled_K], listed_MK, plan.temperature)
-        return list_loss(plan, some(listed_MK), rest_M, teacher_MK1)
+        return list_loss(plan, own_MK, rest_M, teacher_MK1)
 
     def _frequency(self, counts_N: Tensor) -> Tensor:
         """What the chances of items to be drawn are in proportion to."""
