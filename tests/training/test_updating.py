@@ -7,6 +7,7 @@ import torch
 from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecProcessor
+from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
 from polyrec.training.update import NEW, UpdateSettings, learn, parts_of, update_data
@@ -120,6 +121,12 @@ def test_an_update_learns_the_new_events(world):
     np.testing.assert_array_equal(processor.item_counts, world[1].item_counts + learnt)
     np.testing.assert_array_equal(model.item_encoder.counts.numpy(), processor.item_counts)
     assert not model.training
+    # What it learnt is told to whoever it may teach; what was held out may still judge.
+    rows, log = processor.training_rows, data.draws[0].log
+    assert world[1].training_rows.number + data.parts.new.sum() <= rows.number <= data.parts.new.sum() + 400
+    rows.check(log, data.parts.held[NEW], processor.items.ids)
+    with pytest.raises(LeakageError, match=f"learnt {data.parts.new.sum()} of"):
+        rows.check(log, data.parts.new, processor.items.ids)
 
 
 def test_replay_forgets_less(world):

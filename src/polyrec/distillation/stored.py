@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,14 +222,16 @@ def _map(path: Path) -> AnswerTable:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if sys.platform != "win32":  # which has no advice to give
+        mapped.madvise(mmap.MADV_RANDOM)  # else much more is read, and stays, than a batch asks for
     arrays = {}
     for key, entry in header.items():
         if key == "__metadata__":
             continue
         shape = tuple(entry["shape"])
         begin, dtype = 8 + length + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
-        # An empty array cannot be mapped.
-        arrays[key] = np.memmap(path, dtype, "r", begin, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        arrays[key] = np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
     tasks = [key.removeprefix("at/") for key in arrays if key.startswith("at/")]
     return AnswerTable(
         arrays["row"],
