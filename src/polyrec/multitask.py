@@ -19,8 +19,9 @@ from polyrec.encoders.features import module_name
 from polyrec.encoders.pair import LinearSkip
 from polyrec.encoders.shared import RealPairs, gramian
 from polyrec.experts.base import ExpertOutput
-from polyrec.heads.base import TaskHead, mean_loss, per_member
+from polyrec.heads.base import TaskHead
 from polyrec.pretrained import PolyRecOutput, PolyRecPreTrainedModel
+from polyrec.reduction import mean_loss, per_member
 from polyrec.registry import COUPLINGS, EXPERTS, WEIGHTINGS
 from polyrec.schema import parents_first
 from polyrec.weighting.base import StepContext

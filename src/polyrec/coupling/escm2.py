@@ -13,7 +13,7 @@ from transformers import initialization as init
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.coupling.base import CoupledTask
 from polyrec.coupling.esmm import ESMM
-from polyrec.heads.base import known_weight, masked_sum, over_members, per_member
+from polyrec.reduction import known_weight, masked_sum, over_members, per_member
 from polyrec.registry import COUPLINGS, nearest
 from polyrec.schema import TaskConfig
 

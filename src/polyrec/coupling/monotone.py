@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.coupling.base import CoupledTask, Coupling
-from polyrec.heads.base import known_weight, over_members
+from polyrec.reduction import known_weight, over_members
 from polyrec.registry import COUPLINGS
 from polyrec.schema import TaskConfig
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.configuration_multitask import MultiTaskConfig
-from polyrec.heads.base import TaskHead, known_weight
+from polyrec.heads.base import TaskHead
+from polyrec.reduction import known_weight
 from polyrec.schema import TaskConfig
 
 

@@ -13,11 +13,6 @@ from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.task_adapters import TaskAdapter
-from polyrec.reduction import known_weight as known_weight
-from polyrec.reduction import masked_sum as masked_sum
-from polyrec.reduction import mean_loss as mean_loss
-from polyrec.reduction import over_members as over_members
-from polyrec.reduction import per_member as per_member
 from polyrec.registry import checked_options
 from polyrec.schema import TaskConfig
 

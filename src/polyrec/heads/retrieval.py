@@ -19,9 +19,10 @@ from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.heads._item_age import SOURCES, ItemAge
-from polyrec.heads.base import Summary, TaskHead, known_weight, masked_sum
+from polyrec.heads.base import Summary, TaskHead
 from polyrec.linear_loss import Groups
 from polyrec.losses import linear_cross_entropy
+from polyrec.reduction import known_weight, masked_sum
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import TaskConfig
 

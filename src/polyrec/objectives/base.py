@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import FIRST_ITEM, ItemEncoder, ItemRows
-from polyrec.heads.base import mean_loss
+from polyrec.reduction import mean_loss
 from polyrec.registry import checked_options
 
 

@@ -23,9 +23,10 @@ from polyrec.distillation.teacher import Teacher
 from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
-from polyrec.heads.base import TaskHead, known_weight, mean_loss
+from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.reduction import known_weight, mean_loss
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory
