@@ -75,9 +75,18 @@ class PolyRecCrossEncoder(MultiTaskModel):
     Each pair costs a pass through the backbone: take this model to rerank what another one has found, or as a teacher.
 
     Example:
-        >>> processor = PolyRecCrossEncoderProcessor.fit(log, items, tasks=tasks, text={...})    # doctest: +SKIP
-        >>> model = PolyRecCrossEncoder(processor.model_config(text={"tuning": "lora"}))    # doctest: +SKIP
-        >>> model.rerank(processor, history=["a", "b"], candidates=["c", "d"])    # doctest: +SKIP
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertModel
+        >>> folder, sizes = tempfile.mkdtemp(), {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> BertModel(BertConfig(vocab_size=30, num_hidden_layers=1, **sizes)).save_pretrained(folder)
+        >>> config = PolyRecCrossEncoderConfig(
+        ...     tasks=[{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary"}],
+        ...     num_items=12, hidden_size=8, text={"model": folder, "tuning": "full"})
+        >>> model = PolyRecCrossEncoder(config).eval()
+        >>> output = model(candidate_ids=torch.tensor([[5, 6]]), prompt_lengths=torch.tensor([3, 2]),
+        ...                prompt_tokens=torch.tensor([7, 8, 9, 10, 11]))
+        >>> {task: tuple(logits.shape) for task, logits in output.logits.items()}
+        {'next_item': (1, 2), 'like': (1, 2)}
     """
 
     config_class = PolyRecCrossEncoderConfig

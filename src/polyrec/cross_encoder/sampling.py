@@ -35,7 +35,12 @@ class CandidateSample(WindowDataset):
         seed: of all draws.
 
     Example:
-        >>> train = CandidateSample(splits.train, processor.num_items, ["next_item"])    # doctest: +SKIP
+        >>> from polyrec import PolyRecProcessor
+        >>> log = {"user_id": [1] * 5 + [2] * 5, "item_id": list("abcdeabcde"), "timestamp": list(range(10))}
+        >>> processor = PolyRecProcessor.fit(log, tasks=[{"name": "next_item", "head": "retrieval"}])
+        >>> sample = CandidateSample(processor.split(log).train, processor.num_items, ["next_item"], 2, negatives=3)
+        >>> sample[0]["candidate_ids"].shape, sample[0]["list_items"].shape
+        ((2,), (2, 3))
     """
 
     def __init__(
