@@ -255,8 +255,8 @@ def _add_score(commands: _Commands) -> None:
     score.add_argument(
         "teacher",
         metavar="TEACHER",
-        help="folder of a trained run, or ease, item_knn, popularity, als, bpr (fitted on the training part); several, "
-        "separated by commas, are an ensemble",
+        help="folder of a trained run, or ease, item_knn, popularity, als, bpr, lightgbm (fitted on the training "
+        "part); several, separated by commas, are an ensemble",
     )
     _add_recipe(score, "folder of the answers")
     score.add_argument(

@@ -21,11 +21,14 @@ from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.stored import write_answers
 from polyrec.distillation.teacher import Teacher
+from polyrec.distillation.trees import LightGBMTeacher
 from polyrec.distillation_config import DistillationConfig
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.registry import nearest
 from polyrec.training.arguments import PolyRecTrainingArguments
+
+TREES = "lightgbm"  # fitted on the training part like the classical recommenders
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ def _one(name: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, 
     lists = _lists(recipe, settings)
     if name in RECOMMENDERS:
         return CatalogTeacher(name, parts.train, processor, trust=settings.trust, **lists)
+    if name == TREES:
+        return LightGBMTeacher(parts.train, processor, trust=settings.trust)
     name, _, lists_of = name.partition("@")
     if not Path(name).is_dir():
         raise ValueError(
-            f"there is no run folder {name!r}; classical recommenders {nearest(name, sorted(RECOMMENDERS))}"
+            f"there is no run folder {name!r}; classical teachers {nearest(name, sorted([*RECOMMENDERS, TREES]))}"
         )
     if isinstance(AutoConfig.from_pretrained(name), PolyRecCrossEncoderConfig):
         first = _one(lists_of, recipe, processor, parts, settings) if lists_of else None
