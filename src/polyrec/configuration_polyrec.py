@@ -43,6 +43,8 @@ class PolyRecConfig(MultiTaskConfig):
             heads and pair tasks.
         item_ids: give each item a vector (and a bias) of its own. Without, an item is what its text and attributes say,
             so that the model can score items of another catalog.
+        item_rank: R of id vectors of low rank, N R + R D parameters instead of N D, see
+            [`~polyrec.encoders.item_table.LowRankItemTable`]; None: whole vectors.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
         objectives: losses beside the tasks, by registered name, each with its "weight" and further options, e.g.
@@ -62,6 +64,8 @@ class PolyRecConfig(MultiTaskConfig):
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
+        int8: whether matrices and tables are whole numbers of 8 bits, see [`~polyrec.int8`]; `polyrec
+            quantize` makes such a model. It answers and does not learn.
         initializer_range: standard deviation of the initial weights.
         format_version: of the file; newer files load with a warning for each key that is not known here.
 
@@ -88,6 +92,7 @@ class PolyRecConfig(MultiTaskConfig):
     history_backbone: dict | None = None
     queries: bool = False
     item_ids: bool = True
+    item_rank: int | None = None
     objectives: dict | None = None
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
@@ -95,6 +100,7 @@ class PolyRecConfig(MultiTaskConfig):
     freeze_item_ids: bool = False
     task_item_embeddings: bool = False
     candidate_attention_heads: int = 4
+    int8: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.objectives = {name: dict(options or {}) for name, options in (self.objectives or {}).items()}
@@ -131,6 +137,11 @@ class PolyRecConfig(MultiTaskConfig):
         if self.num_hidden_layers < 0 or self.pair_width < 1:
             raise ValueError(
                 f"num_hidden_layers must be >= 0 and pair_size >= 1, not {self.num_hidden_layers} and {self.pair_size}"
+            )
+        if self.item_rank is not None and not (self.item_ids and 1 <= self.item_rank <= self.hidden_size):
+            raise ValueError(
+                f"item_rank is {self.item_rank}; it is of id vectors (item_ids) and must be in 1..hidden_size "
+                f"({self.hidden_size}), or None for whole vectors"
             )
         if self.item_cooccurrence < 0:
             raise ValueError(f"item_cooccurrence is {self.item_cooccurrence}; it must be >= 0")

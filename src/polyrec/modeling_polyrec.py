@@ -20,6 +20,7 @@ from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
+from polyrec.int8 import convert
 from polyrec.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.objectives.base import Reading, mean_losses
 from polyrec.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
@@ -34,6 +35,8 @@ class PolyRecModel(PolyRecPreTrainedModel):
         super().__init__(config)
         self.item_encoder = ItemEncoder(config)
         self.history_encoder = HistoryEncoder(config)
+        if config.int8:
+            convert(self)
         self.post_init()
         self._ignore_base_weights()
 
@@ -78,6 +81,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         self.objectives = nn.ModuleDict(
             {name: OBJECTIVES.get(name)(name, own, config) for name, own in sorted((config.objectives or {}).items())}
         )
+        if config.int8:
+            convert(self)
         self.post_init()
         self._ignore_base_weights()
         self.freeze_unread()
@@ -337,6 +342,7 @@ class PolyRecForRecommendation(MultiTaskModel):
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
+        self.refuse_int8("training and no other catalog")
         met_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
         if self.pair_tasks and self.task_items is not None:
             self.task_items.meet(met_N)
@@ -351,6 +357,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         Args:
             processor: the [`PolyRecProcessor`] saved with the model, after `extend`.
         """
+        self.refuse_int8("new items")
         known_N, rows = self.item_encoder.counts > 0, processor.num_items
         if rows < len(known_N):
             raise ValueError(
@@ -373,8 +380,24 @@ class PolyRecForRecommendation(MultiTaskModel):
 
             level_new_items(self, processor, put_N)
 
+    def quantize(self) -> None:
+        """Turn matrices and tables into whole numbers of 8 bits, see `polyrec.int8`; the model learns no more."""
+        self.refuse_int8("second quantization")
+        convert(self)
+        self.requires_grad_(False)
+        self.config.int8 = True
+
+    def refuse_int8(self, what: str) -> None:
+        """Raise an error if weights are whole numbers of 8 bits, which take no `what`."""
+        if self.config.int8:
+            raise ValueError(
+                f"the model's weights are whole numbers of 8 bits, which take no {what}: go back to the run that was "
+                "quantized, and quantize what comes of it"
+            )
+
     def add_task_adapter(self, task: str, rank: int) -> None:
         """Give a task a low-rank step of its own, which starts as none; see [`TaskAdapter`]."""
+        self.refuse_int8("training")
         self.heads[task].add_adapter(rank)
         self.config.task_adapters = {**(self.config.task_adapters or {}), task: rank}
 

@@ -23,6 +23,7 @@ from polyrec.encoders.backbone import Backbone, backbones
 from polyrec.encoders.features import EmbeddingEncoder, NumericEncoder
 from polyrec.encoders.history import HistoryEncoder, PretrainedHistory
 from polyrec.encoders.item import ItemEncoder
+from polyrec.encoders.item_table import LowRankItemTable
 from polyrec.encoders.item_text import ItemText
 from polyrec.encoders.pair import LinearSkip
 from polyrec.encoders.task_adapters import TaskAdapter
@@ -205,6 +206,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             | Objective
             | PretrainedHistory
             | TaskAdapter
+            | LowRankItemTable
         )
         if isinstance(module, with_start):
             module.initialise()

@@ -16,6 +16,7 @@ from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.teacher import Teacher
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.schema import parse_tasks
@@ -62,6 +63,7 @@ def build_trainer(
     tasks: Sequence[str] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
+    teacher: Teacher | None = None,
     **overrides: Any,
 ) -> PolyRecTrainer:
     """A fresh model, seeded, and its trainer.
@@ -71,6 +73,7 @@ def build_trainer(
         tasks: names of the tasks to learn; None = all.
         callbacks: further ones.
         quiet: no progress bar and no log lines of its own; the caller shows progress over many trainings.
+        teacher: who answers beside the labels; what is learnt of it stands in the recipe (`model.distillation`).
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
     training = {
@@ -91,7 +94,13 @@ def build_trainer(
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(build_config(recipe, processor, tasks))
     trainer = PolyRecTrainer(
-        model, arguments, train_dataset=train, eval_dataset=valid, processing_class=processor, callbacks=[*callbacks]
+        model,
+        arguments,
+        train_dataset=train,
+        eval_dataset=valid,
+        processing_class=processor,
+        teacher=teacher,
+        callbacks=[*callbacks],
     )
     if quiet:
         trainer.remove_callback(PrinterCallback)  # which `disable_tqdm` puts into the place of the progress bar

@@ -15,6 +15,7 @@ from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.encoders.features import FeatureEncoder, module_name
 from polyrec.encoders.growth import add_rows, in_blocks, told
+from polyrec.encoders.item_table import item_table
 from polyrec.encoders.item_text import ItemText
 
 PADDING_ITEM, UNKNOWN_ITEM, FIRST_ITEM = 0, 1, 2
@@ -70,7 +71,9 @@ class ItemEncoder(nn.Module):
         self.num_items, self.id_dropout = config.num_items, config.item_id_dropout
         features = [f for f in config.feature_configs if f.source == "item"]
         self.id_embedding = (
-            nn.Embedding(config.num_items, config.hidden_size, padding_idx=PADDING_ITEM) if config.item_ids else None
+            item_table(config.num_items, config.hidden_size, config.item_rank, config.initializer_range, PADDING_ITEM)
+            if config.item_ids
+            else None
         )
         self.trains_ids = not config.freeze_item_ids
         self.freeze()
@@ -127,8 +130,7 @@ class ItemEncoder(nn.Module):
         if self.id_embedding is not None:
             self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM].clone()
             if id_vectors is not None:
-                placed = id_vectors.any(dim=1)
-                self.id_embedding.weight[placed] = id_vectors[placed].to(self.id_embedding.weight)
+                self.id_embedding.place(id_vectors.any(dim=1), id_vectors)
         return met_N
 
     @torch.no_grad()
@@ -203,14 +205,14 @@ class ItemEncoder(nn.Module):
         if config.text_encoder.start == "collaborative":
             if self.id_embedding is None or not config.item_cooccurrence:
                 raise ValueError('text start "collaborative" needs item_ids and item_cooccurrence > 0')
-            placed = self.id_embedding.weight * self.known.unsqueeze(1)
+            placed = self.id_embedding.whole() * self.known.unsqueeze(1)
             predicted = self.text.start_at(placed, self.counts)
             if self.text.fallback:  # ids say all of the known items
                 self.id_embedding.weight[UNKNOWN_ITEM] = 0
                 return
             trust = (self.counts / (self.counts + _PRIOR_EVENTS)).unsqueeze(1)
             # Without events the unknown item's vector is read; where its text puts an item is its place then.
-            self.id_embedding.weight.copy_(trust * (placed - predicted))
+            self.id_embedding.place(torch.ones_like(self.known), trust * (placed - predicted))
             return
         self.text.start(config.initializer_range * config.hidden_size**0.5)
         if self.id_embedding is not None and not config.item_cooccurrence:
