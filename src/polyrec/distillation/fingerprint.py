@@ -46,6 +46,11 @@ def input_parts(processor: PolyRecProcessor) -> dict[str, str]:
     return {name: digest(values) for name, values in parts.items()}
 
 
+def fingerprint(processor: PolyRecProcessor) -> str:
+    """A digest of everything that decides what a batch holds."""
+    return digest([input_parts(processor), item_digest(processor), processor.max_history, processor.ties])
+
+
 def item_digest(processor: PolyRecProcessor) -> str:
     """A digest of the catalog's ids in their order, i.e. of what rows of the item table mean."""
     return digest(processor.items.ids.cast(pa.large_string()).to_pylist())

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST, ROWS = "manifest.json", "training_rows.{}.safetensors"
+_SOURCE = ("revision", "processor", "items", "data", "tasks", "top_k", "temperatures")
 _NUMBERS = ("regression", "watch_time", "quantile")  # in the label's unit, which half precision may not hold
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64, "BOOL": np.bool_}
 
@@ -150,15 +151,7 @@ class StoredTeacher(TableTeacher):
         for shard in written.values():
             _check_whole(self.folder, shard, verify)
         rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
-        source = AnswerSource(
-            manifest["revision"],
-            manifest["items"],
-            manifest["data"],
-            manifest["tasks"],
-            manifest["top_k"],
-            manifest["temperatures"],
-            tuple(rows),
-        )
+        source = AnswerSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
         super().__init__([_map(self.folder / name) for name in sorted(written)], source, missing, trust)
 
 
@@ -166,7 +159,7 @@ def _about(source: AnswerSource) -> dict[str, Any]:
     """What a manifest says of the source, in values of JSON."""
     found = {
         "format_version": FORMAT_VERSION,
-        **{name: getattr(source, name) for name in ("revision", "items", "data", "tasks", "top_k", "temperatures")},
+        **{name: getattr(source, name) for name in _SOURCE},
         "teachers": len(source.training_rows),
     }
     return json.loads(json.dumps(found))

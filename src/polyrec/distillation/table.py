@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import data_digest, item_digest, task_differences, task_parts
+from polyrec.distillation.fingerprint import data_digest, fingerprint, item_digest, task_differences, task_parts
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
@@ -75,6 +75,8 @@ class AnswerSource:
 
     Args:
         revision: of the teacher.
+        processor: fingerprint of the processor that made the questions, for whoever goes on writing answers; that of
+            a student may be another one, as long as the rest agrees.
         items: digest of the catalog, of which lists hold rows.
         data: digest of the interactions table.
         tasks: {task: what its answers mean}, see `fingerprint.task_parts`.
@@ -83,6 +85,7 @@ class AnswerSource:
     """
 
     revision: str
+    processor: str
     items: str
     data: str
     tasks: Mapping[str, Mapping[str, Any]]
@@ -96,6 +99,7 @@ class AnswerSource:
         answered = (*teacher.pair_tasks, *teacher.list_tasks)
         return cls(
             teacher.revision,
+            fingerprint(processor),
             item_digest(processor),
             data_digest(dataset.log, processor.items.ids),
             {name: own for name, own in task_parts(processor).items() if name in answered},
