@@ -68,9 +68,11 @@ class NewItems(text_data.TextData):
 
     def answers(self, scorer: Callable[[str], Score]) -> dict[str, float]:
         """All measures of a system that scores all items."""
-        found = {}
-        for part, asked in self.questions().items():
-            found |= {f"{part}/{name}": v for name, v in self.evaluate(asked, scorer(part)).items()}
+        found, questions = {}, self.questions()
+        for part in ASKED:
+            score = scorer(f"{part}/whole")
+            for place in (f"{part}/among", f"{part}/whole"):
+                found |= {f"{place}/{name}": v for name, v in self.evaluate(questions[place], score).items()}
         return found
 
     @property
@@ -142,7 +144,6 @@ def extended(data: NewItems, folder: Path, splits: Any) -> dict[str, Any]:
     clock.stop()
     after = said(model, splits.test)
     after["catalog"] = after["catalog"][:, :old]
-    # nan: scores of padding and the unknown item are -inf, and those are equal
     equal = set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     with_new, answers = old_metrics(splits.test, "old+new")
     test |= with_new | {"new_in_lists": float((answers.rankings["next_item"].top_ids >= old - 2).mean())}
