@@ -35,7 +35,7 @@ _OF_A_WHOLE_RUN = ("max_steps", "load_best_model_at_end", "save_total_limit", "t
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a model learns new events; the defaults were chosen on the validation part of ml-100k (`model_cards`).
+    """How a model learns new events; the defaults were chosen on ml-100k, before its test part (`model_cards`).
 
     Args:
         epochs: over the new events and the replayed ones.
@@ -43,12 +43,12 @@ class UpdateSettings:
         rate_share: see `learning_rate`.
         replay: share of the windows of old events that are learnt again, see `polyrec.data.replay`.
         members: short trainings that begin at the same weights, each with a replay and an order of its own; their
-            mean comes out. One of them is noisy, as its events are few, and the mean is better than any (Wortsman et
+            mean comes out. One of them is noisy, as its events are few, and the mean gained more than any (Wortsman et
             al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves Accuracy without
             Increasing Inference Time"). The cost is theirs together.
         freeze_skip: the linear paths from running statistics to the answers (`LinearSkip`) stay as they are. Statistics
-            are as fresh as the events themselves, and how they translate into answers changes less than what a step's
-            few heavy people make of it.
+            are as fresh as the events themselves; letting a few events change what they mean cost whole steps
+            (measured, `model_cards/update.md`).
         holdout: share of the new events, the latest ones, that is not learnt but tells how well they are answered.
         max_drop: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
         seed: of the draw of replayed windows and of training.
