@@ -152,7 +152,47 @@ class StoredTeacher(TableTeacher):
             _check_whole(self.folder, shard, verify)
         rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
         source = AnswerSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
-        super().__init__([_map(self.folder / name) for name in sorted(written)], source, missing, trust)
+        self._maps = [_Mapped(self.folder / name) for name in sorted(written)]
+        super().__init__([mapped.table for mapped in self._maps], source, missing, trust)
+
+    def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Look a batch up, see [`Teacher`], and give back the pages that were read."""
+        found = super().score(batch)
+        for mapped in self._maps:
+            mapped.release()
+        return found
+
+
+class _Mapped:
+    """A shard whose arrays lie in its file: pages are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if sys.platform != "win32":  # which takes no advice
+            self._pages.madvise(mmap.MADV_RANDOM)  # else much more is read than a batch asks for
+        arrays = {}
+        for key, entry in header.items():
+            if key != "__metadata__":
+                begin, dtype = 8 + length + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
+                arrays[key] = np.frombuffer(self._pages, dtype, math.prod(entry["shape"]), begin).reshape(
+                    entry["shape"]
+                )
+        tasks = [key.removeprefix("at/") for key in arrays if key.startswith("at/")]
+        self.table = AnswerTable(
+            arrays["row"],
+            arrays["delayed"],
+            arrays["position"],
+            {key.removeprefix("numbers/"): values for key, values in arrays.items() if key.startswith("numbers/")},
+            {t: ListAnswers(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
+        )
+
+    def release(self) -> None:
+        """Give pages back: a row of some hundred bytes may have made megabytes resident."""
+        if sys.platform != "win32":
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _about(source: AnswerSource) -> dict[str, Any]:
@@ -208,31 +248,6 @@ def _halved(values: np.ndarray) -> np.ndarray:
     """Numbers of half precision; those beyond its range become its largest, infinite ones stay so."""
     largest = np.finfo(np.float16).max
     return np.where(np.isfinite(values), np.clip(values, -largest, largest), values).astype(np.float16)
-
-
-def _map(path: Path) -> AnswerTable:
-    """A shard whose arrays lie in its file: pages are read when they are asked for."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if sys.platform != "win32":  # which has no advice to give
-        mapped.madvise(mmap.MADV_RANDOM)  # else much more is read, and stays, than a batch asks for
-    arrays = {}
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        shape = tuple(entry["shape"])
-        begin, dtype = 8 + length + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
-        arrays[key] = np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
-    tasks = [key.removeprefix("at/") for key in arrays if key.startswith("at/")]
-    return AnswerTable(
-        arrays["row"],
-        arrays["delayed"],
-        arrays["position"],
-        {key.removeprefix("numbers/"): values for key, values in arrays.items() if key.startswith("numbers/")},
-        {t: ListAnswers(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
-    )
 
 
 def _whole(folder: Path, shard: Shard) -> bool:
