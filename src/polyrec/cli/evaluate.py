@@ -45,7 +45,7 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
     The test part of a run that has been updated is what the last update held out.
     """
     recipe = read_run(run)
-    train, dataset = _updated_parts(run, recipe, part) if recipe.updates else _parts(recipe, part)
+    train, dataset = parts_of_run(run, recipe, part)
     model = PolyRecForRecommendation.from_pretrained(run)
     arguments = PolyRecTrainingArguments(output_dir=run, **recipe.training)
     predictions = evaluator.predict(
@@ -57,6 +57,11 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         progress=True,
     )
     return report_run(model, train, dataset, predictions, arguments, Path(output) if output else None)
+
+
+def parts_of_run(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
+    """The training rows of a run and the part of its split that is asked for, "valid" or "test"."""
+    return _updated_parts(run, recipe, part) if recipe.updates else _parts(recipe, part)
 
 
 def _parts(recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:

@@ -18,11 +18,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_compare(commands)
     _add_tune(commands)
+    _add_distill(commands)
     _add_finetune(commands)
     _add_update(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
     _add_score(commands)
+    _add_quantize(commands)
     _add_encode_images(commands)
     return parser
 
@@ -136,6 +138,58 @@ def _tune(options: argparse.Namespace) -> None:
     from polyrec.cli.tune import tune_recipe
 
     tune_recipe(recipe, options.trials)
+
+
+def _add_distill(commands: _Commands) -> None:
+    distill = commands.add_parser(
+        "distill",
+        help="train a small student of one or several teachers, and say what they were good for",
+        description="Trains the recipe's model as a student of trained runs, classical recommenders or stored answers, "
+        "and once without a teacher, on the same split, budget and seed. Writes the student as a run like any other, "
+        "with distill.json and .md: teacher, student alone and student per task with paired intervals over people, "
+        "size, speed and cost. Teachers are believed as far as the validation part says. Run it again to go on where "
+        "it stopped.",
+    )
+    _add_recipe(distill, "folder of the student (default: the recipe's output + '-student')")
+    distill.add_argument(
+        "--teacher", action="append", default=[], metavar="RUN", help="folder of a trained run; repeat for an ensemble"
+    )
+    distill.add_argument(
+        "--classical", action="append", default=[], metavar="NAME", help="ease, item_knn, als, bpr, popularity; repeat"
+    )
+    distill.add_argument("--logits", metavar="FOLDER", help="answers to the training part, written by `polyrec score`")
+    distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
+    distill.add_argument(
+        "--target-latency", type=float, metavar="MS", help="widest student that answers one person in MS milliseconds"
+    )
+    distill.add_argument("--temperature", type=float, help="of tasks that have one (default: of the plan, else 1)")
+    distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: of the plan, else 0.5)")
+    distill.add_argument(
+        "--start", choices=["random", "teacher"], help="of the student's weights (default: random); the first --teacher"
+    )
+    distill.add_argument("--no-alone", action="store_true", help="no student without a teacher to compare with")
+    distill.add_argument("--ablations", action="store_true", help="also train without each soft loss in turn")
+    distill.add_argument("--resamples", type=int, help="of the bootstrap over people (default: 1000)")
+    distill.add_argument("--trust-teacher", action="store_true", help="that does not say which rows it has learnt")
+    distill.set_defaults(run=_distill)
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from polyrec.cli.distill_settings import DistillSettings
+
+    names = ("logits", "target_parameters", "target_latency", "temperature", "alpha", "start", "resamples")
+    settings = DistillSettings(
+        teachers=tuple(options.teacher),
+        classical=tuple(options.classical),
+        alone=not options.no_alone,
+        ablations=options.ablations,
+        trust=options.trust_teacher,
+        **{name: getattr(options, name) for name in names if getattr(options, name) is not None},
+    )
+    recipe = _read_recipe(options, "-student")
+    from polyrec.cli.distill import distill_recipe
+
+    distill_recipe(recipe, settings)
 
 
 def _add_finetune(commands: _Commands) -> None:
@@ -285,6 +339,25 @@ def _score(options: argparse.Namespace) -> None:
     names = ("part", "top_k", "temperature", "shard_rows", "batch_size")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
+
+
+def _add_quantize(commands: _Commands) -> None:
+    quantize = commands.add_parser(
+        "quantize",
+        help="turn a run's weights into whole numbers of 8 bits, and measure what that changes",
+        description="Writes a run whose matrices and tables are int8 numbers with a scale per row: about a quarter of "
+        "the size. It answers and is not trained further. quantize.json and .md hold size, speed and all metrics "
+        "before and after.",
+    )
+    quantize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    quantize.add_argument("--output", metavar="DIR", help="folder of the result (default: RUN-int8)")
+    quantize.set_defaults(run=_quantize)
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from polyrec.cli.quantize import quantize_run
+
+    quantize_run(options.run_folder, options.output)
 
 
 def _add_encode_images(commands: _Commands) -> None:

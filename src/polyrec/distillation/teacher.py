@@ -5,9 +5,10 @@ Letters: B people, C candidates, K numbers of an answer or items of a list, D wi
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -156,6 +157,12 @@ class Teacher(ABC):
     def temperature(self, task: str) -> float:
         """Temperature of the lists of this task."""
         return self._temperature.get(task, 1.0) if isinstance(self._temperature, Mapping) else self._temperature
+
+    def listing(self, items: int) -> Self:
+        """This teacher with lists of so many items, to be prepared anew; it shares what it computes with."""
+        other = copy.copy(self)
+        other._top_k = items
+        return other
 
     def to(self, device: torch.device | str) -> None:
         """Put what it computes with on a device; most have nothing to put."""

@@ -167,7 +167,7 @@ def compare(
     for task in sorted(tasks, key=lambda t: t.name):
         progress(task.name)
         alone = by_tasks.get((task.name,))
-        found = _measure(
+        found = measure(
             task, [r for r in runs if task.name in r.tasks], (by_tasks[everything], alone), dataset, k, resamples, seed
         )
         result.tasks[task.name] = found.comparison
@@ -184,13 +184,14 @@ def compare(
 
 
 @dataclass
-class _Measured:
+class Measured:
     """A task's metrics and, per metric and variant, their values on every resample (mean over seeds)."""
 
     comparison: TaskComparison
     samples: dict[str, dict[str, np.ndarray]]
 
     def effect(self, name: str, first: str, second: str, level: float) -> Effect:
+        """What the first variant gains over the second in a metric that was resampled for both."""
         metric = self.comparison.metrics[name]
         sign = 1.0 if metric.higher_is_better else -1.0
         per_seed = sign * (np.array(metric.values[first]) - np.array(metric.values[second]))
@@ -208,7 +209,7 @@ class _Measured:
         )
 
 
-def _measure(
+def measure(
     task: TaskConfig,
     runs: list[ComparisonRun],
     compared: tuple[str | None, ...],
@@ -216,7 +217,7 @@ def _measure(
     k: int,
     resamples: int,
     seed: int,
-) -> _Measured:
+) -> Measured:
     """Measure a task: every metric of every run, and resample what is asked for.
 
     Args:
@@ -247,7 +248,7 @@ def _measure(
         for name, per_variant in prepared.items():
             for variant, per_seed in per_variant.items():
                 samples[name][variant][i] = np.mean([metric(times_G) for metric in per_seed])
-    return _Measured(TaskComparison(task.head, people, len(rows_R), primary, metrics), samples)
+    return Measured(TaskComparison(task.head, people, len(rows_R), primary, metrics), samples)
 
 
 _Values = dict[str, dict[str, dict[int, float]]]  # {metric: {variant: {seed: value}}}

@@ -176,21 +176,27 @@ def _interval(effect: Effect) -> str:
 # ------------------------------------------------------------------ formats
 def to_json(result: Comparison) -> str:
     """Everything, with NaN as null."""
-    return json.dumps(_plain(asdict(result) | {"findings": findings(result)}), indent=2) + "\n"
+    return json.dumps(plain(asdict(result) | {"findings": findings(result)}), indent=2) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values of JSON, with NaN and infinity as null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_markdown(result: Comparison) -> str:
     """The report without plots."""
-    lines = ["# Multi-task against single-task models"]
-    for section in sections(result):
+    return markdown("Multi-task against single-task models", sections(result))
+
+
+def markdown(title: str, found: Sequence[Section]) -> str:
+    """Sections as Markdown, without plots."""
+    lines = [f"# {title}"]
+    for section in found:
         if not section.points and section.table is None:
             continue
         lines += ["", f"## {section.title}", *(f"- {p}" for p in section.points)]

@@ -146,7 +146,7 @@ def predict(
                     greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
                     top = ranking.top_k(scores, k, excluded)
                     parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
-    return Predictions(values, {name: _concatenate(lists, k) for name, lists in parts.items()}, details)
+    return Predictions(values, {name: join_rankings(lists, k) for name, lists in parts.items()}, details)
 
 
 def evaluate(
@@ -199,6 +199,20 @@ def evaluate(
         if improvements:
             result[f"{prefix}mean_improvement"] = float(np.mean(improvements))
     return result
+
+
+def improvements(
+    model: PolyRecForRecommendation, dataset: SequenceDataset, predictions: Predictions, k: int = 10
+) -> dict[str, float]:
+    """How much better than a constant each task is answered, see [`evaluate`]; NaN where no label is known."""
+    labels, people = dataset.labels(), dataset.people()
+    found = {task: _ranking_metrics(own, None, model, task, k)[1] for task, own in predictions.rankings.items()}
+    for task, values in predictions.values.items():
+        known = labels[:, dataset.task_names.index(task)]
+        found[task] = pair_metrics(
+            model.heads[task].metrics, known, values, people, task, predictions.details.get(task)
+        )[1]
+    return found
 
 
 def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
@@ -300,7 +314,8 @@ def own_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor,
     return torch.from_numpy(index), torch.from_numpy(own[index] - FIRST_ITEM)
 
 
-def _concatenate(parts: list[Ranking], k: int) -> Ranking:
+def join_rankings(parts: list[Ranking], k: int) -> Ranking:
+    """One ranking of several; of none, an empty one with lists of length k."""
     if not parts:
         nothing = np.zeros(0, dtype=np.int64)
         return Ranking(nothing, nothing, nothing, np.zeros((0, k), dtype=np.int64))
@@ -319,5 +334,5 @@ def gather(predictions: Predictions) -> Predictions:
         values[name] = stacked[reader]
         if name in predictions.details:
             details[name] = np.stack([s.details[name] for s in shares])[reader]
-    rankings = {name: _concatenate([s.rankings[name] for s in shares], 0) for name in predictions.rankings}
+    rankings = {name: join_rankings([s.rankings[name] for s in shares], 0) for name in predictions.rankings}
     return Predictions(values, rankings, details)

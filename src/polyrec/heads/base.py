@@ -123,6 +123,10 @@ class TaskHead(nn.Module):
         """
         raise NotImplementedError
 
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `predict` and `details` would give of the logits that were exchanged."""
+        return self.predict(exchanged), self.details(exchanged)
+
     def answered(self, teacher: Tensor) -> Tensor:
         """Which pairs a teacher has answered, bool [B, C]: those that count in `distill_loss`."""
         missing = torch.isnan(teacher)
@@ -194,6 +198,10 @@ class NumberHead(TaskHead):
     def exchanged(self, logits: Tensor) -> Tensor:
         """In the label's unit, and not clipped: a limit is of predictions."""
         return self.options["mean"] + self.options["std"] * logits.float()
+
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Numbers within the label's limits."""
+        return super().read_exchanged(self.in_spread(exchanged))
 
     def distill_loss(
         self,

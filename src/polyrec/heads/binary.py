@@ -127,6 +127,10 @@ class BinaryHead(TaskHead):
         slope, intercept = self.calibration.float()
         return slope * logits.float() + intercept
 
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The probability of log odds that are calibrated already."""
+        return torch.sigmoid(exchanged), None
+
     def distill_loss(
         self,
         logits: Tensor,

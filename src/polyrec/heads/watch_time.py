@@ -131,6 +131,10 @@ class WatchTimeHead(TaskHead):
         """Watch time in the label's unit."""
         return self.predict(logits)
 
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Watch time as it is."""
+        return exchanged, None
+
     def distill_loss(
         self,
         logits: Tensor,

@@ -1,8 +1,9 @@
-"""Keep freed memory for the next step."""
+"""Memory of the process: keep what is freed for the next step, and how much there was at most."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -22,3 +23,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # not glibc: musl, macOS, Windows
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+def forget_peak_memory() -> None:
+    """Let [`peak_memory`] count from now on; only Linux can."""
+    counter = Path("/proc/self/clear_refs")
+    if counter.exists():
+        counter.write_text("5")
+
+
+def peak_memory() -> int | None:
+    """Most bytes of main memory that the process has held since [`forget_peak_memory`]; None where nobody knows."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

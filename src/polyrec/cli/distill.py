@@ -1,0 +1,294 @@
+"""`polyrec distill`: recipe and teachers in; a student, and whether the teachers helped it, out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from polyrec.cli.distill_report import Study, System, write_report
+from polyrec.cli.distill_settings import DistillSettings
+from polyrec.cli.distill_teacher import Judge, answered_plan, build_members, joined, planned, with_plan
+from polyrec.cli.evaluate import report_run
+from polyrec.cli.prepare import RECIPE_NAME, prepare
+from polyrec.cli.recipe import Recipe
+from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
+from polyrec.cli.student_size import sized, width_for_latency, width_for_parameters
+from polyrec.cli.train import build_config, build_trainer, last_checkpoint
+from polyrec.distillation.gating import Belief, believe, gated
+from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.teacher import Teacher
+from polyrec.distillation_config import DistillationConfig
+from polyrec.evaluation import evaluator
+from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
+from polyrec.evaluation.throughput import one_question_each, people_per_second
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.cost import CostMeter
+from polyrec.training.memory import forget_peak_memory, peak_memory
+from polyrec.training.shrink import start_from_teacher
+from polyrec.training.trainer import PolyRecTrainer
+
+TEACHER, ALONE, STUDENT, WITHOUT = "teacher", "alone", "student", "without_{}_soft"
+_NO_RESULT = ("output", "tune")  # what of a recipe changes no result
+_START_NAME = "start.json"
+
+
+@dataclass
+class _Workshop:
+    """What every training of one distillation shares."""
+
+    recipe: Recipe
+    settings: DistillSettings
+    about: Mapping[str, Any]
+    processor: PolyRecProcessor
+    parts: Splits
+    arguments: PolyRecTrainingArguments
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output)
+
+    def model_folder(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def train(
+        self, name: str, recipe: Recipe, teacher: Teacher | None = None, start: LiveTeacher | None = None
+    ) -> ComparisonRun:
+        """Train a model, answer the test part and put both away; one that is there already is kept."""
+        home, expected = self.folder / "runs" / name, fingerprint({**self.about, "name": name, "model": recipe.model})
+        if home.exists():
+            found = ComparisonRun.load(home)
+            if found.fingerprint != expected:
+                raise ValueError(f"{home} does not belong to this recipe and these teachers: delete it")
+            return found
+        work = home.with_name(f".{name}.work")
+        forget_peak_memory()
+        trainer = build_trainer(
+            recipe,
+            self.processor,
+            self.parts.train,
+            self.parts.valid,
+            callbacks=[CostMeter()],
+            quiet=True,
+            teacher=teacher,
+            output_dir=str(work),
+            restore_callback_states_from_checkpoint=True,
+        )
+        if start is not None:
+            taken = start_from_teacher(trainer.model, self.processor, start.model, start.processor)
+            self._write(trainer, self.folder / _START_NAME, json.dumps(asdict(taken), indent=2) + "\n")
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        # Resuming puts another meter into the place of ours.
+        meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CostMeter))
+        cost = Cost(*meter.seconds, epochs=float(trainer.state.epoch or 0), parameters=trainer.model.num_parameters())
+        metrics = {"peak_memory": float(peak_memory() or "nan")}
+        k = trainer.args.rank_k
+        valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.predict(self.parts.valid), k)
+        metrics |= {f"valid/{task}": value for task, value in valid.items()}
+        predictions = trainer.predict(self.parts.test)
+        metrics |= evaluator.evaluate(trainer.model, self.parts.test, predictions, k)
+        tasks = tuple(sorted(t["name"] for t in recipe.tasks))
+        run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
+        trainer.save_model(str(self.model_folder(name)))
+        if trainer.is_world_process_zero():
+            run.save(home)
+            shutil.rmtree(work, ignore_errors=True)  # checkpoints
+        trainer.accelerator.wait_for_everyone()
+        return run
+
+    def model(self, name: str) -> PolyRecForRecommendation:
+        """A model that was put away."""
+        found = PolyRecForRecommendation.from_pretrained(self.model_folder(name))
+        return found.to(self.arguments.device).eval()
+
+    @staticmethod
+    def _write(trainer: PolyRecTrainer, path: Path, text: str) -> None:
+        if trainer.is_world_process_zero():
+            path.write_text(text, encoding="utf-8")
+
+
+def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
+    """Make a student of teachers, with the split, budget and seed of the recipe, and say what they were good for.
+
+    The output folder is a run like any other (recipe.yaml, metrics.json, model, processor), with distill.json and
+    distill.md. Trainings that are done are kept in `runs/`, so that an interrupted distillation goes on.
+
+    Args:
+        recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
+    """
+    own_plan = recipe.model.get("distillation") is not None
+    about = about_recipe(recipe, _NO_RESULT) | {"distill": _plain(asdict(settings)), "teachers": _revisions(settings)}
+    with PartialState().main_process_first():
+        claim_folder(Path(recipe.output), about)
+    transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
+    processor, parts = prepare(recipe)
+    arguments = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
+    recipe = planned(recipe, settings)
+    members = build_members(recipe, processor, parts, settings)
+    recipe = _fitted(answered_plan(recipe, members, settings, own_plan), processor, parts, settings)
+    shop = _Workshop(recipe, settings, about, processor, parts, arguments)
+    model = PolyRecForRecommendation(build_config(recipe, processor))
+    PolyRecTrainer.load_processor(model, processor)
+    judge = Judge(model, processor, parts, arguments)
+    teacher, judged, weights = joined(members, judge, recipe)
+    plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
+    teacher.check_plan(plan)  # before hours of training, not after
+    judge.prepared(teacher, parts.train)
+    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.alone)
+    alone = shop.train(ALONE, with_plan(recipe, None)) if settings.alone else None
+    bar.update(settings.alone)
+    beliefs = _beliefs(shop, judge, judged, alone)
+    recipe = shop.recipe = with_plan(recipe, replace(gated(plan, beliefs), teacher=_name(settings)))
+    answers = None if judged is None else _teacher_run(judge, judged)
+    bar.update()
+    start = members[0] if settings.start == "teacher" else None
+    student = shop.train(STUDENT, recipe, teacher, start)
+    bar.update()
+    runs = [run for run in (answers, alone, student) if run is not None]
+    runs += _ablations(shop, teacher, start, beliefs, bar)
+    bar.close()
+    study = Study(
+        settings=_plain(asdict(settings)),
+        plan=recipe.model["distillation"],
+        weights=weights,
+        beliefs=beliefs,
+        systems=_systems(shop, members, teacher, [alone, student]),
+        start=_read(shop.folder / _START_NAME),
+        notes=shop.notes,
+    )
+    if PartialState().is_main_process:
+        _finish(shop, student)
+        write_report(study, runs, processor.tasks, parts.test, arguments.rank_k, arguments.seed, shop.folder)
+    return study
+
+
+def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: DistillSettings) -> Recipe:
+    """The recipe with the width that the target asks for."""
+    plain = with_plan(recipe, None)  # what distils is not part of the student that answers
+    if settings.target_parameters is not None:
+        return sized(recipe, width_for_parameters(plain, processor, settings.target_parameters))
+    if settings.target_latency is not None:
+        return sized(recipe, width_for_latency(plain, processor, parts.valid, settings.target_latency))
+    return recipe
+
+
+def _beliefs(shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None) -> dict[str, Belief]:
+    plan = shop.recipe.model["distillation"]["tasks"]
+    found: dict[str, float] = {}
+    if judged is None:
+        shop.notes.append(
+            "Stored answers are about the training part alone: the teacher was not judged, and no alpha was changed."
+        )
+    else:
+        found = judge.improvements(judge.predictions(judged, shop.parts.valid), shop.parts.valid)
+    popular = judge.popularity() if any(task in found for task in judge.model.state_tasks) else {}
+    own = {} if alone is None else alone.metrics
+    return {
+        task: believe(p["alpha"], found.get(task), popular.get(task, 0.0), own.get(f"valid/{task}"))
+        for task, p in plan.items()
+    }
+
+
+def _teacher_run(judge: Judge, teacher: Teacher) -> ComparisonRun:
+    test = judge.parts.test
+    predictions = judge.predictions(teacher, test)
+    metrics = evaluator.evaluate(judge.model, test, predictions, judge.arguments.rank_k)
+    tasks = tuple(sorted({*predictions.values, *predictions.rankings}))
+    nothing = Cost(0.0, 0.0, 0.0, float("nan"))
+    return ComparisonRun(TEACHER, tasks, judge.arguments.seed, "", nothing, metrics, predictions)
+
+
+def _ablations(
+    shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, Belief], bar: tqdm
+) -> list[ComparisonRun]:
+    """The student without each soft loss."""
+    if not shop.settings.ablations:
+        return []
+    taught = sorted(task for task, belief in beliefs.items() if belief.alpha > 0)
+    bar.total = (bar.total or 0) + len(taught)
+    found = []
+    for task in taught:
+        plan = dict(shop.recipe.model["distillation"])
+        plan["tasks"] = {name: own for name, own in plan["tasks"].items() if name != task}
+        recipe = replace(shop.recipe, model={**shop.recipe.model, "distillation": plan})
+        found.append(shop.train(WITHOUT.format(task), recipe, teacher if plan["tasks"] else None, start))
+        bar.update()
+    return found
+
+
+def _systems(
+    shop: _Workshop, members: Sequence[Teacher], teacher: Teacher, runs: Sequence[ComparisonRun | None]
+) -> dict[str, System]:
+    """Size and speed of teacher, student alone and student, side by side."""
+    lists = [t.name for t in shop.processor.tasks if t.ranks_catalog]
+    live = [m for m in members if isinstance(m, LiveTeacher)]
+    folders = [Path(name) for name in shop.settings.teachers]
+    found = {
+        TEACHER: System(
+            parameters=sum(m.model.num_parameters() for m in live) if len(live) == len(members) else None,
+            bytes=sum(_bytes(folder) for folder in folders) if len(folders) == len(members) else None,
+        )
+    }
+    asked: dict[str, Teacher] = {} if shop.settings.logits else {TEACHER: teacher}
+    for run in runs:
+        if run is not None:
+            found[run.variant] = System(
+                parameters=int(run.cost.parameters),
+                bytes=_bytes(shop.model_folder(run.variant)),
+                cost=asdict(run.cost),
+                peak_memory=run.metrics["peak_memory"],
+            )
+            asked[run.variant] = LiveTeacher(shop.model(run.variant), shop.processor, trust=True)
+    for system in asked.values():
+        system.prepare(shop.parts.test, shop.processor, [shop.parts.valid, shop.parts.test])
+    batches = one_question_each(shop.parts.test, lists)
+    for name, speed in people_per_second(asked, batches).items():
+        found[name].people_per_second = speed
+    return found
+
+
+def _finish(shop: _Workshop, student: ComparisonRun) -> None:
+    """Make the output folder a run: the student, its recipe and its metrics."""
+    shutil.copytree(shop.model_folder(STUDENT), shop.folder, dirs_exist_ok=True)
+    text = yaml.safe_dump(shop.recipe.to_dict(), sort_keys=False)
+    (shop.folder / RECIPE_NAME).write_text(text, encoding="utf-8")
+    metrics = shop.folder / "metrics.json"
+    parts = shop.parts
+    report_run(shop.model(STUDENT), parts.train, parts.test, student.predictions, shop.arguments, metrics)
+
+
+def _revisions(settings: DistillSettings) -> dict[str, str]:
+    """What changes when a run that teaches is trained anew: size and time of its files."""
+    folders = [Path(name) for name in (*settings.teachers, *([settings.logits] if settings.logits else []))]
+    found = {}
+    for folder in (f for f in folders if f.is_dir()):
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        found[str(folder)] = fingerprint({p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files})
+    return found
+
+
+def _name(settings: DistillSettings) -> str:
+    return ", ".join([*settings.teachers, *settings.classical, *([settings.logits] if settings.logits else [])])
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,55 @@
+"""What `polyrec distill` is asked for, and the teacher and plan that follow from it. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STARTS = ("random", "teacher")
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a student is made.
+
+    Args:
+        teachers: folders of trained runs.
+        classical: names of classical recommenders, fitted on the training part.
+        logits: folder of stored answers to the training part.
+        target_parameters, target_latency: the student's size: parameters, or milliseconds for one person. None: that of
+            the recipe.
+        temperature, alpha: of every task that has them; None: those of the recipe's plan, else the defaults.
+        start: "random", or "teacher": from the weights of the first run among the teachers.
+        alone: also train the student without a teacher, to compare.
+        ablations: also train it without each soft loss.
+        resamples: of the bootstrap over people.
+        trust: take teachers that do not say which rows they have learnt.
+    """
+
+    teachers: tuple[str, ...] = ()
+    classical: tuple[str, ...] = ()
+    logits: str | None = None
+    target_parameters: int | None = None
+    target_latency: float | None = None
+    temperature: float | None = None
+    alpha: float | None = None
+    start: str = "random"
+    alone: bool = True
+    ablations: bool = False
+    resamples: int = 1000
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.teachers or self.classical or self.logits):
+            raise ValueError("no teacher given: pass --teacher RUN, --classical NAME (e.g. ease) or --logits FOLDER")
+        if self.target_parameters is not None and self.target_latency is not None:
+            raise ValueError("give one of --target-parameters and --target-latency, not both")
+        for name in ("target_parameters", "target_latency", "temperature", "resamples"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be > 0")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"--alpha is {self.alpha}; it must be in [0, 1]")
+        if self.start not in STARTS:
+            raise ValueError(f"--start is {self.start!r}; it must be one of {', '.join(STARTS)}")
+        if self.start == "teacher" and not self.teachers:
+            raise ValueError("--start teacher needs a run as a teacher: --teacher RUN")

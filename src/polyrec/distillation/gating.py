@@ -1,0 +1,63 @@
+"""How far a teacher is believed, by what it answered on the validation part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from polyrec.distillation_config import DistillationConfig
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Why a task has its alpha.
+
+    Args:
+        teacher: how good the teacher is, as `mean_improvement` counts it for one task; None = not judged.
+        baseline: the same of an answer that knows no person: a constant (0), or popularity.
+        alone: the same of the student without a teacher; None = not trained.
+        planned, alpha: before and after.
+        reason: in words.
+    """
+
+    teacher: float | None
+    baseline: float
+    alone: float | None
+    planned: float
+    alpha: float
+    reason: str
+
+
+def believe(planned: float, teacher: float | None, baseline: float, alone: float | None) -> Belief:
+    r"""The alpha of a task.
+
+        alpha = planned * clip((teacher - baseline) / (alone - baseline), 0, 1)
+
+    i.e. all of it where the teacher is as good as the student alone, nothing where it is no better than an answer that
+    knows no person, and in between by the share of the student's improvement that the teacher reaches. Without a
+    student alone, all or nothing.
+
+    Example:
+        >>> believe(0.5, teacher=0.15, baseline=0.1, alone=0.2).alpha
+        0.25
+        >>> believe(0.5, teacher=0.1, baseline=0.1, alone=None).reason
+        'no better than an answer that knows no person'
+    """
+    if teacher is None:
+        return Belief(teacher, baseline, alone, planned, planned, "not judged: no answers about the validation part")
+    if not teacher > baseline:
+        return Belief(teacher, baseline, alone, planned, 0.0, "no better than an answer that knows no person")
+    if alone is not None and teacher < alone:
+        share = (teacher - baseline) / (alone - baseline)
+        reason = f"worse than the student alone: {share:.0%} of its improvement"
+        return Belief(teacher, baseline, alone, planned, round(planned * share, 12), reason)
+    return Belief(teacher, baseline, alone, planned, planned, "believed")
+
+
+def gated(plan: DistillationConfig, beliefs: Mapping[str, Belief]) -> DistillationConfig:
+    """The plan with the alphas that were found; a task that is not taught any more learns from its labels in full."""
+    tasks = {}
+    for name, own in plan.tasks.items():
+        alpha = beliefs[name].alpha
+        tasks[name] = replace(own, alpha=alpha, hard_share=own.hard_share if alpha else None)
+    return DistillationConfig.parse({**asdict(plan), "tasks": {n: asdict(t) for n, t in tasks.items()}}, plan.tasks)

@@ -1,0 +1,217 @@
+"""`polyrec distill` and `polyrec quantize` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polyrec import PolyRecForRecommendation
+from polyrec.cli import student_size
+from polyrec.cli.main import main
+from polyrec.cli.prepare import prepare, read_run
+from polyrec.cli.student_size import parameters_of, sized
+
+NARROW = ["--set", "model.hidden_size=8"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A trained teacher, wider than its students, and the recipe of both."""
+    import pandas as pd
+    from model_fixtures import synthetic_log
+
+    folder = tmp_path_factory.mktemp("distill")
+    tables = synthetic_log(people=24)
+    for name, table in tables.items():
+        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
+    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
+        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression", "weight": 0.5}],
+        "processor": {"max_history": 8},
+        "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "candidate_attention_heads": 2},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True},
+        "output": str(folder / "teacher"),
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(folder / "recipe.yaml"), "--set", "training.num_train_epochs=6"]) == 0
+    return folder
+
+
+def distilled(world, output, *flags):
+    command = ["distill", str(world / "recipe.yaml"), "--output", str(output), "--resamples", "20", *flags]
+    assert main(command) == 0
+    return json.loads((Path(output) / "distill.json").read_text())
+
+
+def test_a_whole_distillation(world, tmp_path, capsys, interrupt):
+    """Prevents a student that is no run, a report that lacks a system, and work that is done twice."""
+    teacher = str(world / "teacher")
+    flags = [
+        "--teacher",
+        teacher,
+        "--classical",
+        "item_knn",
+        *NARROW,
+        "--ablations",
+        "--temperature",
+        "2",
+        "--alpha",
+        "0.4",
+    ]
+    found = distilled(world, tmp_path / "s", *flags)
+    assert set(found["systems"]) == {"teacher", "alone", "student"}
+    for task, primary in (("next_item", "ndcg@10"), ("rating", "rmse")):
+        own = found["tasks"][task]
+        assert own["primary"] == primary
+        assert set(own["metrics"][primary]) == {"teacher", "alone", "student"}
+        assert own["gain_over_alone"][primary]["low"] <= own["gain_over_alone"][primary]["high"]
+        sign = 1 if own["higher_is_better"][primary] else -1
+        values = own["metrics"][primary]
+        expected = sign * (values["student"] - values["alone"])
+        assert own["gain_over_alone"][primary]["gain"] == pytest.approx(expected)
+    plan = found["plan"]["tasks"]
+    assert (plan["next_item"]["temperature"], plan["rating"]["temperature"]) == (2.0, 1.0)
+    assert set(found["brought"]) == {task for task, b in found["beliefs"].items() if b["alpha"] > 0}
+    for task, weights in found["weights"].items():
+        assert sum(weights) == pytest.approx(1), task
+    assert found["systems"]["student"]["people_per_second"] > 0
+    assert found["systems"]["student"]["parameters"] == found["systems"]["alone"]["parameters"]
+    text = (tmp_path / "s" / "distill.md").read_text()
+    assert "gain over alone" in text
+    assert "Which loss brought what" in text
+
+    done = interrupt(None)  # counts the steps
+    again = distilled(world, tmp_path / "s", *flags)
+    assert not done
+    assert again["tasks"] == found["tasks"]
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "s")]) == 0
+    assert "polyrec" in capsys.readouterr().out
+    assert main(["recommend", str(tmp_path / "s"), "--history", "3,4", "-k", "2"]) == 0
+    config = PolyRecForRecommendation.from_pretrained(tmp_path / "s").config
+    assert config.hidden_size == 8
+    assert config.distillation["teacher"] == f"{teacher}, item_knn"
+
+
+def test_the_teachers_values_are_those_of_its_own_run(world, tmp_path):
+    """Prevents a teacher that is measured by another harness than its run was."""
+    found = distilled(world, tmp_path / "s", "--teacher", str(world / "teacher"), *NARROW, "--no-alone")
+    run = json.loads((world / "teacher" / "metrics.json").read_text())
+    for task in ("next_item", "rating"):
+        own = run[task]["polyrec"]
+        for metric, values in found["tasks"][task]["metrics"].items():
+            assert values["teacher"] == pytest.approx(own[metric], abs=2e-3), metric
+    assert "alone" not in found["systems"]
+
+
+def test_an_interrupted_distillation_goes_on(world, tmp_path, interrupt):
+    """Prevents a finished training from being repeated because a later one was interrupted."""
+    flags = ["--classical", "ease", *NARROW]
+    interrupt(8)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(world, tmp_path / "s", *flags)
+    interrupt(None)
+    found = distilled(world, tmp_path / "s", *flags)
+    assert list(found["plan"]["tasks"]) == ["next_item"]  # all that it answers
+    with pytest.raises(AssertionError):
+        distilled(world, tmp_path / "s", *flags, "--alpha", "0.9")
+
+
+def test_stored_answers_teach(world, tmp_path):
+    """Prevents stored answers from being asked about parts that they do not know."""
+    logits = str(tmp_path / "logits")
+    assert main(["score", str(world / "teacher"), "--output", logits]) == 0
+    found = distilled(world, tmp_path / "s", "--logits", logits, *NARROW)
+    assert set(found["systems"]) == {"teacher", "alone", "student"}
+    assert "teacher" not in found["tasks"]["rating"]["metrics"]["rmse"]
+    assert any("not judged" in note for note in found["notes"])
+    assert all(belief["alpha"] == 0.5 for belief in found["beliefs"].values())
+
+
+def test_targets_are_met(world, tmp_path):
+    """Prevents a student that is larger than asked for, or smaller than it could be."""
+    flags = ["--teacher", str(world / "teacher"), "--no-alone", "--target-parameters", "6000"]
+    found = distilled(world, tmp_path / "s", *flags)
+    small = PolyRecForRecommendation.from_pretrained(tmp_path / "s")
+    assert found["systems"]["student"]["parameters"] == small.num_parameters() <= 6000
+    assert (
+        main(["distill", str(world / "recipe.yaml"), *flags, "--output", str(tmp_path / "t"), "--start", "teacher"])
+        == 0
+    )
+    start = json.loads((tmp_path / "t" / "distill.json").read_text())["start"]
+    assert 0 < start["items_kept"] <= 1
+    recipe = read_run(tmp_path / "s")
+    processor, _ = prepare(recipe)
+    recipe.model["distillation"] = None
+    assert parameters_of(recipe, processor) == small.num_parameters()
+    assert parameters_of(sized(recipe, small.config.hidden_size + 4), processor) > 6000
+
+
+def test_a_target_of_milliseconds(world, monkeypatch):
+    """Prevents a search that stops before the widest student that is fast enough."""
+    recipe = read_run(world / "teacher")
+    processor, parts = prepare(recipe)
+    asked = []
+
+    def slow(system, batch):
+        asked.append(batch["candidate_ids"].shape)
+        return system.model.config.hidden_size / 10
+
+    monkeypatch.setattr(student_size, "latency", slow)
+    assert student_size.width_for_latency(recipe, processor, parts.valid, 4.5) == 44
+    assert set(asked) == {(1, 1)}
+    with pytest.raises(ValueError, match="the smallest takes 0.40 ms"):
+        student_size.width_for_latency(recipe, processor, parts.valid, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no teacher given"),
+        (["--teacher", "nowhere"], "there is no run folder 'nowhere'"),
+        (["--classical", "eese"], "did you mean 'ease'"),
+        (["--classical", "ease", "--start", "teacher"], "--start teacher needs a run"),
+        (["--classical", "ease", "--alpha", "2"], "--alpha is 2.0"),
+        (["--classical", "ease", "--temperature", "0"], "--temperature is 0.0"),
+        (["--classical", "ease", "--target-parameters", "10"], "the smallest has"),
+        (["--classical", "ease", "--target-parameters", "10", "--target-latency", "1"], "not both"),
+        (["--classical", "ease", "--set", "model.distillation={tasks: {rating: {}}}"], "does not answer task 'rating'"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, world, tmp_path, capsys, interrupt):
+    """Prevents a typing mistake from ending in a traceback, or after a training."""
+    done = interrupt(None)
+    assert main(["distill", str(world / "recipe.yaml"), "--output", str(tmp_path / "s"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not done
+
+
+def test_a_teacher_of_judged_rows_is_refused(world, tmp_path, capsys, interrupt):
+    """Prevents a student from being taught the rows that it is judged by."""
+    done = interrupt(None)
+    flags = ["--teacher", str(world / "teacher"), "--set", "split.fractions=[0.5, 0.2, 0.3]"]
+    assert main(["distill", str(world / "recipe.yaml"), "--output", str(tmp_path / "s"), *flags]) == 2
+    assert "rows that the student is judged by" in capsys.readouterr().err
+    assert not done
+
+
+def test_quantize_a_run(world, tmp_path, capsys):
+    """Prevents weights of 8 bits that are not measured, or a run that others cannot read."""
+    run, output = str(world / "teacher"), str(tmp_path / "int8")
+    assert main(["quantize", run, "--output", output]) == 0
+    report = json.loads((tmp_path / "int8" / "quantize.json").read_text())
+    assert report["after"]["bytes"] < 0.8 * report["before"]["bytes"]
+    for name in ("rating_rmse", "next_item_ndcg@10"):
+        assert report["after"]["metrics"][name] == pytest.approx(report["before"]["metrics"][name], abs=0.05)
+    assert report["after"]["people_per_second"] > 0
+    assert main(["evaluate", output]) == 0
+    assert main(["recommend", output, "--history", "3,4"]) == 0
+    capsys.readouterr()
+    for command, message in (
+        (["quantize", output], "no second quantization"),
+        (["quantize", run, "--output", run], "choose another --output"),
+        (["quantize", str(tmp_path)], "has no recipe.yaml"),
+        (["finetune", output, "--task", "rating"], "take no training"),
+    ):
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
