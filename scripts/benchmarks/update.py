@@ -11,6 +11,10 @@ update learns the validation part, the last step is only asked.
 * `forgetting`: updated after each step of the test part, and asked each time what became of the answers to the
   validation part, which it never learns.
 
+Each step is also asked *between updates* (`between/`): as a deployed model answers that is told of new events with its
+updates alone. Updated and retrained models then know nothing (no history, no statistics) of the step they are asked
+about, the static one nothing after the events it was trained on.
+
 `mean/` is the mean over steps of each metric; `gain` what the updated model has over the static one, step by step, in
 `mean_improvement` (mean over tasks of 1 - loss / loss of a constant, and NDCG@10), with the interval of a bootstrap
 over people. `--systems choose` tries settings of the update in rehearsals: the same with an earlier beginning, so that
@@ -43,9 +47,11 @@ if TYPE_CHECKING:
     from polyrec.training.update import UpdateSettings
 
 SYSTEMS = ("static", "updated", "retrained", "forgetting", "choose")
+SHOWN = ("improvement", "between/improvement", "like/auc", "rating/rmse")
 METERED = SYSTEMS[:3]  # those whose answers to the steps are compared
 METRICS = ("like/auc", "like/logloss", "love/auc", "love/logloss", "rating/rmse", "rating/mae")
 METRICS += ("next_item/ndcg@10", "next_item/recall@10", "improvement")
+MODES = ("", "between/")  # prequentially, and between updates
 
 
 class Protocol:
@@ -109,11 +115,19 @@ class Protocol:
 
         return fitting.fit(self.processor, self.data, self.config, seed)
 
-    def ask(self, model: PolyRecForRecommendation, rows: np.ndarray) -> tuple[dict[str, float], Answers]:
-        """Metrics on some events, prequentially, and the answers themselves."""
+    def ask(
+        self, model: PolyRecForRecommendation, rows: np.ndarray, begin: np.ndarray | None = None
+    ) -> tuple[dict[str, float], Answers]:
+        """Metrics on some events, and the answers themselves.
+
+        Args:
+            begin: events from whose first on nothing is known, bool [R]; None: prequentially.
+        """
         from polyrec.evaluation import evaluator
 
         dataset = self.processor.evaluation_set(self.log, rows, self.statistics)
+        if begin is not None:
+            dataset = self.processor.frozen(dataset, float(self.log.time[begin].min()))
         answers = evaluator.predict(model, dataset)
         found = evaluator.evaluate(model, dataset, answers)
         named = common.rename(found, list(model.heads))
@@ -154,14 +168,15 @@ def run(args: Namespace, config: Mapping[str, Any], plan: Mapping[str, Any], rep
         report.content["choice"] = choose(protocol, plan, range(args.seeds))
         report.write()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.systems if name in METERED}
-    answers: dict[str, list[list[Answers]]] = {name: [] for name in found}
+    answers: dict[str, list[list[Answers]]] = {f"{mode}{name}": [] for mode in MODES for name in found}
     for seed in range(args.seeds if set(args.systems) != {"choose"} else 0):
         first = protocol.first_model(seed)
         settings = UpdateSettings(**plan["update"], seed=seed)
         for name in found:
             one, own = one_system(name, protocol, first, settings, plan["steps"], seed)
             found[name].append(one)
-            answers[name].append(own)
+            for mode in MODES:
+                answers[f"{mode}{name}"].append(own[mode])
             report.add(name, common.summarise(found[name]))
         if "forgetting" in args.systems:
             lost = forgotten(protocol, first.model, settings, plan["steps"])
@@ -172,14 +187,14 @@ def run(args: Namespace, config: Mapping[str, Any], plan: Mapping[str, Any], rep
 
 def one_system(
     name: str, protocol: Protocol, first: fitting.Fit, settings: UpdateSettings, number: int, seed: int
-) -> tuple[dict[str, Any], list[Answers]]:
-    """Scores of each step, and costs; the answers to each step."""
+) -> tuple[dict[str, Any], dict[str, list[Answers]]]:
+    """Scores of each step, and costs; the answers to each step in each mode."""
     asked = protocol.steps(protocol.test, number)
     known = [protocol.valid, *asked[:-1]]  # what has come to be known before each step
     updated = Updated(protocol, first.model, protocol.train)
     test: dict[str, float] = {}
     cpu: list[float] = []
-    answers = []
+    answers: dict[str, list[Answers]] = {mode: [] for mode in MODES}
     learnt = protocol.train
     for step, (new, rows) in enumerate(zip(known, asked, strict=True), start=1):
         model = first.model
@@ -190,12 +205,14 @@ def one_system(
             learnt = learnt | new
             model, seconds = train(protocol, learnt, best_epoch(protocol, first), seed)
             cpu.append(seconds)
-        metrics, own = protocol.ask(model, rows)
-        answers.append(own)
-        test |= {f"step{step}/{key}": value for key, value in metrics.items()}
-        shown = "  ".join(f"{m} {test[f'step{step}/{m}']:.4f}" for m in ("improvement", "like/auc", "rating/rmse"))
+        for mode, begin in zip(MODES, (None, protocol.valid if name == "static" else rows), strict=True):
+            metrics, own = protocol.ask(model, rows, begin)
+            answers[mode].append(own)
+            test |= {f"step{step}/{mode}{key}": value for key, value in metrics.items()}
+        shown = "  ".join(f"{m} {test[f'step{step}/{m}']:.4f}" for m in SHOWN)
         print(f"{name} seed {seed} step {step}: {shown}  {sum(cpu):.0f} cpu-s", flush=True)
-    test |= {f"mean/{m}": statistics.fmean(test[f"step{s}/{m}"] for s in range(1, number + 1)) for m in METRICS}
+    every = [f"{mode}{m}" for mode in MODES for m in METRICS]
+    test |= {f"mean/{m}": statistics.fmean(test[f"step{s}/{m}"] for s in range(1, number + 1)) for m in every}
     costs = {f"step{step}/cpu_seconds": seconds for step, seconds in enumerate(cpu, start=1)}
     return {"test": test, "validation": {}, **costs, "cpu_seconds": sum(cpu)}, answers
 
@@ -267,17 +284,17 @@ def compare(report: common.Report, answers: Mapping[str, Sequence[Sequence[Answe
     """Gains of each step over the static model, and what an update costs of a training from scratch."""
     systems = report.content["systems"]
     if "static" in systems:
-        static = list(zip(*answers["static"], strict=True))  # step by step, of all seeds
-        report.content["intervals"] = {
-            name: [gain_interval(*both) for both in zip(zip(*own, strict=True), static, strict=True)]
-            for name, own in answers.items()
-            if name != "static"
-        }
+        intervals = report.content["intervals"] = {}
+        for mode in MODES:
+            static = list(zip(*answers[f"{mode}static"], strict=True))  # step by step, of all seeds
+            for name in set(systems) & set(METERED) - {"static"}:
+                own = zip(*answers[f"{mode}{name}"], strict=True)
+                intervals[f"{mode}{name}"] = [gain_interval(*both) for both in zip(own, static, strict=True)]
     if {"static", "updated"} <= set(systems):
         report.content["gain"] = {
             key: _better(key, systems["updated"][key] - systems["static"][key])
             for key in systems["updated"]
-            if key.startswith(("step", "mean/")) and key.partition("/")[2] in METRICS
+            if key.startswith(("step", "mean/")) and key.partition("/")[2].removeprefix(MODES[1]) in METRICS
         }
     if {"retrained", "updated"} <= set(systems):
         shares = _shares(systems["updated"], systems["retrained"])
@@ -301,7 +318,8 @@ def main() -> None:
     report = common.Report(args, {**config, "plan": plan})
     run(args, config, plan, report)
     report.write()
-    report.show([f"mean/{m}" for m in METRICS] + [f"step{s}/improvement" for s in range(1, plan["steps"] + 1)])
+    steps = range(1, plan["steps"] + 1)
+    report.show([f"mean/{m}" for m in METRICS] + [f"step{s}/{mode}improvement" for mode in MODES for s in steps])
     for key, value in report.content.get("gain", {}).items():
         if key.endswith("improvement"):
             print(f"gain of updates over doing nothing, {key}: {value:+.4f}")

@@ -5,11 +5,14 @@ import json
 from argparse import Namespace
 
 import common
+import fitting
 import numpy as np
 import pandas as pd
 import pytest
 import update
 from model_fixtures import synthetic_log
+
+from polyrec.evaluation import evaluator
 
 CONFIG = {
     "columns": {"context": {"surface": "categorical"}},
@@ -68,13 +71,37 @@ def test_training_questions_are_about_the_events_asked_for(world):
     assert len(asked.candidates.event) == 2 * rows.sum()  # as it was, and delayed
 
 
+def test_between_updates_nothing_of_the_step_is_known(world):
+    """Prevents a step's own events, or those after a model's training, from being visible to who was not told."""
+    _, protocol = world
+    model = fitting.new_trainer(protocol.processor, protocol.data, protocol.config, "unused", 0).model
+    asked = []
+    predict = evaluator.predict
+    try:
+        evaluator.predict = lambda model, dataset: asked.append(dataset) or predict(model, dataset)
+        step = protocol.between(0.5, 1.0)
+        for begin in (None, step, protocol.between(0.3, 0.5)):
+            protocol.ask(model, step, begin)
+    finally:
+        evaluator.predict = predict
+    log = protocol.log
+    for dataset, hidden in zip(asked, (None, step, protocol.between(0.3, 0.5)), strict=True):
+        candidates = dataset.candidates
+        latest = log.offsets[log.person[candidates.event]] + candidates.position - 1
+        seen = latest[candidates.position > 0]
+        if hidden is None:
+            assert (log.time[seen] >= log.time[step].min()).any()
+        else:
+            assert (log.time[seen] < log.time[hidden].min()).all()
+
+
 def test_all_systems_report_the_same_steps(world):
     """Prevents gains from being taken between different rows, and the choice of settings from seeing the test part."""
     args, protocol = world
     seen = []
     plain, update.Protocol = update.Protocol, lambda *_: protocol
     ask = protocol.ask
-    protocol.ask = lambda model, rows: seen.append(rows) or ask(model, rows)
+    protocol.ask = lambda model, rows, begin=None: seen.append(rows) or ask(model, rows, begin)
     try:
         report = common.Report(args, CONFIG)
         update.run(args, CONFIG, PLAN, report)
@@ -91,9 +118,11 @@ def test_all_systems_report_the_same_steps(world):
         assert found["gain"][key] == pytest.approx(sign * (systems["updated"][key] - systems["static"][key]))
     assert found["systems"]["static"]["cpu_seconds"] == 0
     assert found["ratios"]["most expensive update / retraining"] > 0
-    for step, interval in enumerate(found["intervals"]["updated"], start=1):
-        assert interval["gain"] == pytest.approx(found["gain"][f"step{step}/improvement"], abs=1e-6)
-        assert interval["low"] <= interval["gain"] <= interval["high"]
+    assert set(found["intervals"]) == {"updated", "retrained", "between/updated", "between/retrained"}
+    for mode in update.MODES:
+        for step, interval in enumerate(found["intervals"][f"{mode}updated"], start=1):
+            assert interval["gain"] == pytest.approx(found["gain"][f"step{step}/{mode}improvement"], abs=1e-6)
+            assert interval["low"] <= interval["gain"] <= interval["high"]
     assert len(found["choice"]) == 2
     first, second = ((row["won"], row["mean_gain"]) for row in found["choice"])
     assert first >= second
