@@ -117,6 +117,17 @@ def test_an_interrupted_distillation_goes_on(world, tmp_path, interrupt):
         distilled(world, tmp_path / "s", *flags, "--alpha", "0.9")
 
 
+def test_a_teacher_that_knows_no_person_is_not_believed(world, tmp_path):
+    """Prevents popularity from teaching what the labels say better: without belief the student is the one alone."""
+    found = distilled(world, tmp_path / "s", "--classical", "popularity", *NARROW)
+    belief = found["beliefs"]["next_item"]
+    assert belief["teacher"] == belief["baseline"]
+    assert belief["alpha"] == 0
+    for task in found["tasks"].values():
+        for values in task["metrics"].values():
+            assert values["student"] == values["alone"]
+
+
 def test_stored_answers_teach(world, tmp_path):
     """Prevents stored answers from being asked about parts that they do not know."""
     logits = str(tmp_path / "logits")

@@ -11,7 +11,6 @@ from typing import Any
 
 import transformers
 import yaml
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from polyrec.cli.distill_report import Study, System, write_report
@@ -129,11 +128,11 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     """
     own_plan = recipe.model.get("distillation") is not None
     about = about_recipe(recipe, _NO_RESULT) | {"distill": _plain(asdict(settings)), "teachers": _revisions(settings)}
-    with PartialState().main_process_first():
+    arguments = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
+    with arguments.main_process_first(local=False):
         claim_folder(Path(recipe.output), about)
     transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
     processor, parts = prepare(recipe)
-    arguments = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     recipe = planned(recipe, settings)
     members = build_members(recipe, processor, parts, settings)
     recipe = _fitted(answered_plan(recipe, members, settings, own_plan), processor, parts, settings)
@@ -167,7 +166,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         start=_read(shop.folder / _START_NAME),
         notes=shop.notes,
     )
-    if PartialState().is_main_process:
+    if arguments.process_index == 0:
         _finish(shop, student)
         write_report(study, runs, processor.tasks, parts.test, arguments.rank_k, arguments.seed, shop.folder)
     return study
@@ -236,10 +235,12 @@ def _systems(
     folders = [Path(name) for name in shop.settings.teachers]
     found = {
         TEACHER: System(
-            parameters=sum(m.model.num_parameters() for m in live) if len(live) == len(members) else None,
-            bytes=sum(_bytes(folder) for folder in folders) if len(folders) == len(members) else None,
+            parameters=sum(m.model.num_parameters() for m in live) if live else None,
+            bytes=sum(_bytes(folder) for folder in folders) if folders else None,
         )
     }
+    if live and len(live) < len(members):
+        shop.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
     asked: dict[str, Teacher] = {} if shop.settings.logits else {TEACHER: teacher}
     for run in runs:
         if run is not None:

@@ -36,15 +36,16 @@ def quantize_run(run: str, output: str | None = None) -> dict[str, Any]:
     if place.resolve() == Path(run).resolve():
         raise ValueError("weights of 8 bits are not trained further, so the run itself stays: choose another --output")
     arguments = PolyRecTrainingArguments(output_dir=str(place), **recipe.training)
-    models = {name: PolyRecForRecommendation.from_pretrained(run).to(arguments.device).eval() for name in ("a", "b")}
-    before, after = models["a"], models["b"]
-    after.quantize()
+    model, processor = PolyRecForRecommendation.from_pretrained(run), PolyRecProcessor.from_pretrained(run)
+    model.quantize()
     _, test = parts_of_run(run, recipe, "test")
-    after.save_pretrained(place)
-    processor = PolyRecProcessor.from_pretrained(run)
+    model.save_pretrained(place)
     processor.save_pretrained(place)
     shutil.copy(Path(run) / RECIPE_NAME, place / RECIPE_NAME)
-    after = PolyRecForRecommendation.from_pretrained(place).to(arguments.device).eval()  # what the files hold
+    # What the files hold is what is measured.
+    before, after = (
+        PolyRecForRecommendation.from_pretrained(folder).to(arguments.device).eval() for folder in (run, place)
+    )
     report = {
         "before": _measured(before, Path(run), test, arguments),
         "after": _measured(after, place, test, arguments),
