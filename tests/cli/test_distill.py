@@ -52,13 +52,16 @@ def test_a_whole_distillation(world, tmp_path, capsys, interrupt):
         "--classical",
         "item_knn",
         *NARROW,
-        "--ablations",
         "--temperature",
         "2",
         "--alpha",
         "0.4",
     ]
+    first = distilled(world, tmp_path / "s", *flags)
+    assert not first["brought"]
+    flags.append("--ablations")  # may be asked for later
     found = distilled(world, tmp_path / "s", *flags)
+    assert found["tasks"] == first["tasks"]
     assert set(found["systems"]) == {"teacher", "alone", "student"}
     for task, primary in (("next_item", "ndcg@10"), ("rating", "rmse")):
         own = found["tasks"][task]
@@ -144,6 +147,7 @@ def test_targets_are_met(world, tmp_path):
     flags = ["--teacher", str(world / "teacher"), "--no-alone", "--target-parameters", "6000"]
     found = distilled(world, tmp_path / "s", *flags)
     small = PolyRecForRecommendation.from_pretrained(tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "width.json").read_text()) == {"hidden_size": small.config.hidden_size}
     assert found["systems"]["student"]["parameters"] == small.num_parameters() <= 6000
     assert (
         main(["distill", str(world / "recipe.yaml"), *flags, "--output", str(tmp_path / "t"), "--start", "teacher"])

@@ -39,7 +39,8 @@ from polyrec.training.trainer import PolyRecTrainer
 
 TEACHER, ALONE, STUDENT, WITHOUT = "teacher", "alone", "student", "without_{}_soft"
 _NO_RESULT = ("output", "tune")  # what of a recipe changes no result
-_START_NAME = "start.json"
+_MORE = ("alone", "ablations", "resamples", "trust")  # what may be asked for later, of the same student
+_START_NAME, _WIDTH_NAME = "start.json", "width.json"
 
 
 @dataclass
@@ -127,7 +128,8 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
     """
     own_plan = recipe.model.get("distillation") is not None
-    about = about_recipe(recipe, _NO_RESULT) | {"distill": _plain(asdict(settings)), "teachers": _revisions(settings)}
+    asked = {name: value for name, value in _plain(asdict(settings)).items() if name not in _MORE}
+    about = about_recipe(recipe, _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
     arguments = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     with arguments.main_process_first(local=False):
         claim_folder(Path(recipe.output), about)
@@ -135,7 +137,9 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     processor, parts = prepare(recipe)
     recipe = planned(recipe, settings)
     members = build_members(recipe, processor, parts, settings)
-    recipe = _fitted(answered_plan(recipe, members, settings, own_plan), processor, parts, settings)
+    recipe = answered_plan(recipe, members, settings, own_plan)
+    with arguments.main_process_first(local=False):
+        recipe = _fitted(recipe, processor, parts, settings)
     shop = _Workshop(recipe, settings, about, processor, parts, arguments)
     model = PolyRecForRecommendation(build_config(recipe, processor))
     PolyRecTrainer.load_processor(model, processor)
@@ -173,13 +177,18 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
 
 
 def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: DistillSettings) -> Recipe:
-    """The recipe with the width that the target asks for."""
-    plain = with_plan(recipe, None)  # what distils is not part of the student that answers
-    if settings.target_parameters is not None:
-        return sized(recipe, width_for_parameters(plain, processor, settings.target_parameters))
-    if settings.target_latency is not None:
-        return sized(recipe, width_for_latency(plain, processor, parts.valid, settings.target_latency))
-    return recipe
+    """The recipe with the width that the target asks for, found once: a clock does not say the same twice."""
+    if settings.target_parameters is None and settings.target_latency is None:
+        return recipe
+    place = Path(recipe.output) / _WIDTH_NAME
+    if not place.exists():
+        plain = with_plan(recipe, None)  # what distils is not part of the student that answers
+        if settings.target_parameters is not None:
+            width = width_for_parameters(plain, processor, settings.target_parameters)
+        else:
+            width = width_for_latency(plain, processor, parts.valid, float(settings.target_latency or 0))
+        place.write_text(json.dumps({"hidden_size": width}) + "\n", encoding="utf-8")
+    return sized(recipe, _read(place)["hidden_size"])
 
 
 def _beliefs(shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None) -> dict[str, Belief]:
