@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, PolyRecTrainingArguments, Splits
 from polyrec.data.batching import BatchReader
 from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.teacher import Teacher
 from polyrec.encoders.item import ItemRows
 
 LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
@@ -167,13 +168,15 @@ class Until(TrainerCallback):
         self.clock.stop()
 
 
-def fit(processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seed: int) -> Fit:
+def fit(
+    processor: PolyRecProcessor, data: Splits, config: Mapping[str, Any], seed: int, teacher: Teacher | None = None
+) -> Fit:
     """Train one model with all tasks; the best weights by the recipe's `metric_for_best_model` stay in it."""
     clock, chosen = Clock(), config["training"].get("metric_for_best_model")
     patience = config.get("early_stopping_patience") or 1000
     selection = Selection(clock, chosen and f"eval_{chosen}", patience, name=f"polyrec seed {seed}")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = new_trainer(processor, data, config, folder, seed, selection)
+        trainer = new_trainer(processor, data, config, folder, seed, selection, teacher=teacher)
         selection.trainer = trainer
         trainer.train()
     return Fit(trainer, clock, selection.epochs, selection.log)
@@ -186,6 +189,7 @@ def new_trainer(
     folder: str,
     seed: int,
     *callbacks: TrainerCallback,
+    teacher: Teacher | None = None,
     **more: Any,
 ) -> PolyRecTrainer:
     """A model with fresh weights, ready to be trained."""
@@ -195,7 +199,13 @@ def new_trainer(
     options |= {"disable_tqdm": True, "use_cpu": True, "seed": seed}
     arguments = PolyRecTrainingArguments(output_dir=folder, **{**config["training"], **options, **more})
     trainer = PolyRecTrainer(
-        model, arguments, data.train, data.valid, processing_class=processor, callbacks=[*callbacks]
+        model,
+        arguments,
+        data.train,
+        data.valid,
+        processing_class=processor,
+        callbacks=[*callbacks],
+        teacher=teacher,
     )
     trainer.remove_callback(PrinterCallback)  # `Selection` prints what matters
     return trainer

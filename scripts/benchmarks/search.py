@@ -39,6 +39,8 @@ def polyrec(args: Namespace, data: TravelSearch, config: Mapping[str, Any], name
     import search_polyrec
 
     tasks = ["search"] if name == "polyrec_search" else [task["name"] for task in config["tasks"]]
+    if len(tasks) == 1:  # nothing goes on without it: the best of all epochs is kept
+        config = {**config, "training": {k: v for k, v in config["training"].items() if k != "task_epochs"}}
     processor, splits = search_polyrec.load(data, args.model, config, tasks, args.threads)
     return [search_polyrec.run(data, processor, splits, config, seed, name) for seed in range(args.seeds)]
 

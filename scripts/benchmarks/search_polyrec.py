@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -122,7 +123,7 @@ class Choose(TrainerCallback):
         self.data, self.name, self.clock = data, name, fitting.Clock()
         self.answers: Answers | None = None
         self.log: list[dict[str, float]] = []
-        self.best, self.weights = -1.0, None
+        self.best, self.weights, self.best_epoch = -1.0, None, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         self._judge(0)
@@ -137,11 +138,15 @@ class Choose(TrainerCallback):
     def _judge(self, epoch: int) -> None:
         assert self.answers is not None
         model = self.answers.model
-        found = measure(self.data, "valid", self.answers.search)
+        next_item = self.answers.next_item if NEXT_ITEM in model.heads else None
+        found = measure(self.data, "valid", self.answers.search, next_item)
         self.log.append({"epoch": epoch, "cpu_seconds": self.clock.cpu, **found})
-        print(f"{self.name} epoch {epoch}  ndcg@10 {found['ndcg@10']:.4f}  {self.clock.cpu:.0f} cpu-s", flush=True)
-        if found["ndcg@10"] > self.best:
-            self.best, self.weights = found["ndcg@10"], copy.deepcopy(model.state_dict())
+        judged = [found[key] for key in ("ndcg@10", f"{NEXT_ITEM}/ndcg@10") if key in found]
+        shown = " and ".join(f"{value:.4f}" for value in judged)
+        print(f"{self.name} epoch {epoch}  ndcg@10 {shown}  {self.clock.cpu:.0f} cpu-s", flush=True)
+        if statistics.fmean(judged) > self.best:
+            self.best, self.weights = statistics.fmean(judged), copy.deepcopy(model.state_dict())
+            self.best_epoch = epoch
         model.train()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
@@ -174,6 +179,6 @@ def run(
         "train_wall_seconds": choose.clock.wall,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "best_epoch": max(choose.log, key=lambda entry: entry["ndcg@10"])["epoch"],
+        "best_epoch": choose.best_epoch,
         "log": choose.log,
     }

@@ -81,6 +81,18 @@ def stopped(world, tmp_path_factory):
     return trainer, callback, watch
 
 
+def test_a_task_with_a_limit_stops_where_it_stands(world, tmp_path):
+    """Prevents a limit that is accepted and ignored, one that stops the others, and momentum after the end."""
+    watch = Watch()
+    options = {"num_train_epochs": 4, "eval_strategy": "epoch", "weight_decay": 0.1, "task_epochs": {"noise": 2}}
+    trainer_of(world, tmp_path, callbacks=[watch], **options).train()
+    assert_same_weights(watch.towers[2]["noise"], watch.towers[3]["noise"])
+    assert not torch.equal(*(next(iter(watch.towers[i]["noise"].values())) for i in (0, 1)))
+    assert not torch.equal(*(next(iter(watch.towers[i]["like"].values())) for i in (2, 3)))
+    with pytest.raises(ValueError, match="limits: unknown task 'noises'"):
+        trainer_of(world, tmp_path, task_epochs={"noises": 1}).train()
+
+
 def test_a_task_that_overfits_stops_alone(stopped):
     """Prevents a noisy task from training on for as long as the others need, or from stopping them."""
     trainer, callback, watch = stopped
@@ -204,8 +216,8 @@ def test_own_parts_are_those_of_the_task_alone(world):
 
 def test_impossible_settings_are_refused(tmp_path):
     """Prevents a patience without evaluations, which would never stop anything, and impossible numbers."""
-    with pytest.raises(ValueError, match="patience is 0; it must be >= 1"):
-        TaskEarlyStopping(patience=0)
+    with pytest.raises(ValueError, match="patience is -1; it must be >= 0"):
+        TaskEarlyStopping(patience=-1)
     with pytest.raises(ValueError, match=r"factor is 1.0; it must be in \[0, 1\)"):
         TaskEarlyStopping(patience=1, factor=1.0)
     with pytest.raises(ValueError, match="decay is 1.0; it must be between 0 and 1"):

@@ -26,6 +26,7 @@ class PolyRecTrainingArguments(TrainingArguments):
         task_patience: stop a task by itself once it has not improved for so many evaluations (0 = never), see
             [`~polyrec.training.callbacks.TaskEarlyStopping`].
         task_factor: what the weight of such a task is multiplied by; 0 freezes it and puts its tower back to its best.
+        task_epochs: {task: epochs after which it is frozen where it stands}, for tasks that learn faster than others.
         ema_decay: of an exponential moving average of the weights (0 = none), which evaluations and saved models use,
             see [`~polyrec.training.callbacks.WeightAveraging`].
         backbone_learning_rate: of pretrained backbones that are tuned; default: 5e-5, or 5e-4 for LoRA.
@@ -64,6 +65,9 @@ class PolyRecTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Evaluations after which a task stops by itself; 0: never."}
     )
     task_factor: float = field(default=0.0, metadata={"help": "Lowers the weight of a stopped task; 0 freezes it."})
+    task_epochs: dict[str, float] | None = field(
+        default=None, metadata={"help": "Epochs after which a task is frozen, {task: epochs}."}
+    )
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
 
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "Of pretrained backbones."})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.registry import nearest
 
 # What tells that a task overfits, the first of these that it has: likelihoods show it before rankings do.
 WATCHED_METRICS = ("logloss", "rmse", "ndcg")
@@ -50,11 +51,15 @@ class TaskEarlyStopping(CheckpointedCallback):
     When all tasks are frozen, training stops. Afterwards `weighting.scale` is 1 again: being frozen belongs to the run,
     not to the model, and a later run starts with all tasks.
 
+    A task may also have a limit: after so many epochs it is frozen where it stands. Of tasks that learn at different
+    speeds the quick one then stops before it overfits, without an epoch that first shows that it did.
+
     Args:
-        patience: evaluations without improvement.
+        patience: evaluations without improvement; 0 = none is too many.
         factor: in [0, 1).
         restore_towers: keep a copy of each task's own parts at its best evaluation and go back to it when it freezes.
         prefix: of the metrics to watch; "eval_valid" if `eval_dataset` is a dict with a key "valid".
+        limits: {task: epochs}.
 
     Example:
         >>> callback = TaskEarlyStopping(patience=2)
@@ -62,12 +67,20 @@ class TaskEarlyStopping(CheckpointedCallback):
         []
     """
 
-    def __init__(self, patience: int, factor: float = 0.0, restore_towers: bool = True, prefix: str = "eval") -> None:
-        if patience < 1:
-            raise ValueError(f"patience is {patience}; it must be >= 1 evaluations")
+    def __init__(
+        self,
+        patience: int = 0,
+        factor: float = 0.0,
+        restore_towers: bool = True,
+        prefix: str = "eval",
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        if patience < 0:
+            raise ValueError(f"patience is {patience}; it must be >= 0 evaluations (0 = never)")
         if not 0 <= factor < 1:
             raise ValueError(f"factor is {factor}; it must be in [0, 1): 0 freezes a task, 0.5 halves its weight")
         self.patience, self.factor, self.restore_towers, self.prefix = patience, factor, restore_towers, prefix
+        self.limits = dict(limits or {})
         self.best: dict[str, float] = {}
         self.waited: dict[str, int] = {}
         self.towers: dict[str, dict[str, Tensor]] = {}  # task -> parameters at its best evaluation
@@ -83,6 +96,9 @@ class TaskEarlyStopping(CheckpointedCallback):
     ) -> None:
         """Forget an earlier run, unless this one goes on with it."""
         assert model is not None
+        for task in self.limits:
+            if task not in model.heads:
+                raise ValueError(f"limits: unknown task {task!r}; {nearest(task, list(model.heads))}")
         if state.global_step == 0:
             self.best, self.waited, self.towers, self.frozen = {}, {}, {}, []
             model.weighting.scale.fill_(1.0)
@@ -108,8 +124,26 @@ class TaskEarlyStopping(CheckpointedCallback):
                     self.towers[task] = {n: p.detach().clone() for n, p in own_parameters(model, task).items()}
                 continue
             self.waited[task] += 1
-            if self.waited[task] >= self.patience:
+            if self.patience and self.waited[task] >= self.patience:
                 self._lower(model, task)
+        if len(self.frozen) == len(model.heads):
+            control.should_training_stop = True
+
+    def on_epoch_end(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PolyRecForRecommendation | None = None,
+        **unused: Any,
+    ) -> None:
+        """Freeze the tasks whose limit is reached."""
+        assert model is not None
+        for task, epochs in self.limits.items():
+            if task not in self.frozen and (state.epoch or 0) >= epochs:
+                self.towers[task] = {n: p.detach().clone() for n, p in own_parameters(model, task).items()}
+                model.weighting.scale_of(task).zero_()
+                self.frozen.append(task)
         if len(self.frozen) == len(model.heads):
             control.should_training_stop = True
 

@@ -183,8 +183,10 @@ def _trained(model: PolyRecForRecommendation, settings: FinetuneSettings) -> dic
 
 
 def _arguments(settings: FinetuneSettings, training: dict[str, Any]) -> PolyRecTrainingArguments:
-    whole_run = ("max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "ema_decay", "eval_steps",
-                 "restore_callback_states_from_checkpoint")  # fmt: skip
+    whole_run = (
+        "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
+        "eval_steps", "restore_callback_states_from_checkpoint",
+    )  # fmt: skip
     options = {name: value for name, value in training.items() if name not in whole_run}
     options |= {
         "output_dir": tempfile.gettempdir(),  # nothing is written before it is replaced

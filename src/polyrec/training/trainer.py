@@ -113,8 +113,8 @@ class PolyRecTrainer(Trainer):
         if teacher is not None:
             self._prepare_teacher(teacher, model)
         self.add_callback(_EpochCallback())
-        if args.task_patience:
-            self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor))
+        if args.task_patience or args.task_epochs:
+            self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor, limits=args.task_epochs))
         if args.ema_decay:
             self.add_callback(WeightAveraging(args.ema_decay))
         if args.unfreeze_epochs:

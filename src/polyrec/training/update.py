@@ -30,7 +30,9 @@ from polyrec.training.trainer import PolyRecTrainer
 
 NEW = "new"  # name of the slice that holds the latest of the new events
 # Arguments of a training from scratch that mean nothing in a short update.
-_OF_A_WHOLE_RUN = ("max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "ema_decay")
+_OF_A_WHOLE_RUN = (
+    "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
