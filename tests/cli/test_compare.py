@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from polyrec.cli import extras
+from polyrec import extras
 from polyrec.cli.compare import compare_recipe
 from polyrec.cli.main import main
 from polyrec.cli.prepare import prepare

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from polyrec.cli import extras
+from polyrec import extras
 from polyrec.cli.main import main
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe, load_recipe
