@@ -68,7 +68,9 @@ def test_ensembles_with_classical_teachers(run, tmp_path):
     plan = "model.distillation={tasks: {next_item: {temperature: 3.0, top_k: 4}}}"
     recipe = str(run.parent / "recipe.yaml")
     output = str(tmp_path / "both")
-    assert main(["score", f"{run},item_knn,lightgbm", recipe, "--output", output, "--part", "valid", "--set", plan]) == 0
+    assert (
+        main(["score", f"{run},item_knn,lightgbm", recipe, "--output", output, "--part", "valid", "--set", plan]) == 0
+    )
     manifest = json.loads((tmp_path / "both" / "manifest.json").read_text())
     assert (manifest["top_k"]["next_item"], manifest["temperatures"]["next_item"], manifest["teachers"]) == (4, 3.0, 3)
 
