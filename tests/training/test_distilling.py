@@ -11,6 +11,7 @@ from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.table import TableTeacher
 
 ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
 
@@ -220,6 +221,38 @@ def test_states_and_gates_are_learnt_as_well(world, tmp_path):
     with pytest.raises(ValueError, match=r"learns from states, .* LiveTeacher\(..., states=True\)"):
         plan = {"tasks": {}, "states": {"teacher_width": 16}}
         trained(world, tmp_path, tiny_model(world[0], distillation=plan), teacher_of(world, master))
+
+
+def test_items_that_nobody_took_are_asked_of_the_teacher_alone(world, teacher_model, tmp_path):
+    """Prevents drawn items from counting as negatives of a hard loss, and statistics of another item from being read."""
+    plan = {"tasks": {"like": {"alpha": 0.5}, "rating": {"alpha": 0.5}}, "unlabelled": 3}
+    student = tiny_model(world[0], distillation=plan).train()
+    trainer = trained(world, tmp_path, student, teacher_of(world, teacher_model), max_steps=1)
+    batch, plain = batch_of(world), batch_of(world)
+    asked = plain["candidate_ids"].shape[1]
+    trainer._ask_teacher(trainer.teacher, batch, 0)
+    assert batch["candidate_ids"].shape[1] == asked + 3
+    drawn = batch["candidate_ids"][:, asked:]
+    has_own = (plain["candidate_ids"] > 0).any(1)
+    assert ((drawn[has_own] > 1) & (drawn[has_own] < world[0].num_items)).all()
+    assert torch.isnan(batch["candidate_features"]["statistics"][:, asked:]).all()
+    assert all(torch.isnan(values[:, asked:]).all() for values in batch["labels"].values())
+    assert not torch.isnan(batch["teacher"]["teacher_logits"]["like"][:, asked:][has_own]).any()
+    with_drawn = student(**model_inputs(batch))
+    torch.testing.assert_close(with_drawn.losses, student(**model_inputs(plain)).losses)
+    counts = student.soft_losses.counts(batch, student.heads)
+    assert counts["like_soft"] == (batch["candidate_ids"] > 0).sum()
+    again = batch_of(world)
+    trainer._ask_teacher(trainer.teacher, again, 0)
+    assert torch.equal(again["candidate_ids"], batch["candidate_ids"])  # a resumed run draws the same
+
+
+def test_stored_answers_cannot_answer_drawn_items(world, teacher_model, tmp_path):
+    """Prevents a plan for unlabelled items from being accepted and never followed."""
+    teacher = TableTeacher.of(teacher_of_bound(world, teacher_model), world[1].train, world[0])
+    plan = {"tasks": {"like": {"alpha": 0.5}}, "unlabelled": 3}
+    with pytest.raises(ValueError, match="unlabelled asks the teacher about items that nobody has taken"):
+        trained(world, tmp_path, tiny_model(world[0], distillation=plan).train(), teacher)
 
 
 def test_what_cannot_teach_is_refused(world, teacher_model, tmp_path):

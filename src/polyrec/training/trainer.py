@@ -16,10 +16,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.derived import derived_names
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.representation import same_sources
 from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
+from polyrec.distillation.unlabelled import with_unlabelled
 from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
@@ -27,6 +29,7 @@ from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.reduction import known_weight, mean_loss
+from polyrec.schema import STATISTICS
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory
@@ -144,6 +147,24 @@ class PolyRecTrainer(Trainer):
         teacher.prepare(self.train_dataset, self.processing_class)
         teacher.to(self.args.device)
 
+    def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
+        """Add the teacher's answers to a batch, the number-th of this step, and the questions that only it is asked."""
+        plan, asked = self._unwrapped.config.student_of, batch["candidate_ids"].shape[1]
+        if plan is not None and plan.unlabelled:
+            processor = self.processing_class
+            assert isinstance(processor, PolyRecProcessor)  # a teacher needs one
+            place = (self.args.seed, self.state.global_step, number, self.args.process_index)
+            generator = torch.Generator().manual_seed(hash(place) % 2**63)
+            of_item = (STATISTICS, *derived_names(processor.columns))
+            batch.update(with_unlabelled(batch, plan.unlabelled, processor.num_items, of_item, generator))
+        batch["teacher"] = teacher.score(batch)
+        drawn = [values[:, asked:] for values in batch["teacher"].get("teacher_logits", {}).values()]
+        if drawn and drawn[0].numel() and all(torch.isnan(values).all() for values in drawn):
+            raise ValueError(
+                "distillation.unlabelled asks the teacher about items that nobody has taken, but it answers the "
+                "candidates of the data set alone, as stored answers do: use a LiveTeacher, or unlabelled=0"
+            )
+
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -155,8 +176,8 @@ class PolyRecTrainer(Trainer):
         if not batch_samples:
             return None
         if self.teacher is not None:
-            for batch in batch_samples:
-                batch["teacher"] = self.teacher.score(batch)
+            for number, batch in enumerate(batch_samples):
+                self._ask_teacher(self.teacher, batch, number)
         several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
         if several and padded and self.accelerator.gradient_state.end_of_dataloader:
             self._blank_repeated(batch_samples[-1])
