@@ -214,7 +214,7 @@ def test_gates_by_scipy(seed):
         total.item(), rel_entr(teacher[known].numpy(), student.detach()[known].numpy()).sum(), rtol=1e-6
     )
     assert count == 5
-    assert gate_kl(student, student)[0] == 0
+    assert abs(gate_kl(student, student)[0].item()) < 24 * np.finfo(float).eps  # of 24 terms, each rounded by itself
 
 
 def test_shut_gates_stay_finite():
