@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyrec.configuration_multitask import MultiTaskConfig
 from polyrec.coupling.base import CoupledTask
-from polyrec.distillation.student import SoftLosses, Sums, means_of
+from polyrec.distillation.student import SoftLosses, Sums, means_of, soft_name
 from polyrec.encoders.features import module_name
 from polyrec.encoders.pair import LinearSkip
 from polyrec.encoders.shared import RealPairs, gramian
@@ -179,13 +179,17 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         assert output.counts is not None
         divisors = output.counts if denominators is None else denominators
         means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
-        added = list[Tensor]()
+        added, active = list[Tensor](), {name: divisors[name] > 0 for name in means}
         if soft is not None and self.soft_losses is not None:
             output.soft = means_of(soft, denominators)
             means, apart = self.soft_losses.join(means, output.soft, progress)
+            for task in self.soft_losses.plans:  # the teacher's answers are labels, too
+                count = (soft[soft_name(task)][1] if denominators is None else denominators[soft_name(task)]) > 0
+                if task not in apart:
+                    active[task] = active[task] | count
             added = [*self.weighting.scaled(apart).values(), *self.soft_losses.further(output.soft)]
         means = self.weighting.scaled(means)
-        context = StepContext(share, {name: divisors[name] > 0 for name in means})
+        context = StepContext(share, active)
         if self.weighting.needs_gradients and torch.is_grad_enabled():
             output.gramian = context.gramian = gramian(means, meeting)
         output.loss, output.weights = self.weighting(means, context)

@@ -255,6 +255,20 @@ def test_stored_answers_cannot_answer_drawn_items(world, teacher_model, tmp_path
         trained(world, tmp_path, tiny_model(world[0], distillation=plan).train(), teacher)
 
 
+def test_a_batch_with_answers_alone_counts_for_a_weighting(world, teacher_model):
+    """Prevents a weighting from leaving a task out of a step in which only the teacher has answered it."""
+    plan = {"tasks": {"like": {"alpha": 0.5}}}
+    student = tiny_model(world[0], distillation=plan, weighting="uncertainty").train()
+    batch = batch_of(world)
+    batch["labels"]["like"].fill_(float("nan"))
+    answers, asked = teacher_of_bound(world, teacher_model).score(batch), []
+    student.weighting.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1].active))
+    student(**model_inputs(batch), teacher=answers)
+    student(**model_inputs(batch))
+    assert [bool(active["like"]) for active in asked] == [True, False]
+    assert all(bool(active["rating"]) for active in asked)
+
+
 def test_what_cannot_teach_is_refused(world, teacher_model, tmp_path):
     """Prevents training on without the teacher that was meant, or with one that knows the answers."""
     with pytest.raises(ValueError, match="does not say what to learn of it"):
