@@ -59,14 +59,17 @@ def _add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The flags among some that were given; the others keep the defaults of what reads them."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 def _read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
     """The recipe of a command; without --output its own output, `suffix` added."""
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
-    for name in ("interactions", "items", "users", "past", "output"):
-        if getattr(options, name) is not None:
-            overrides[name] = getattr(options, name)
+    overrides |= _given(options, ("interactions", "items", "users", "past", "output"))
     overrides |= dict(parse_override(text) for text in options.set)
     recipe = load_recipe(options.recipe, overrides)
     if options.output is None:
@@ -184,7 +187,7 @@ def _distill(options: argparse.Namespace) -> None:
         alone=not options.no_alone,
         ablations=options.ablations,
         trust=options.trust_teacher,
-        **{name: getattr(options, name) for name in names if getattr(options, name) is not None},
+        **_given(options, names),
     )
     recipe = _read_recipe(options, "-student")
     from polyrec.cli.distill import distill_recipe
@@ -217,7 +220,7 @@ def _finetune(options: argparse.Namespace) -> None:
     from polyrec.training.finetune import FinetuneSettings
 
     names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = _given(options, names)
     finetune_run(options.run_folder, FinetuneSettings(**given), options.output)
 
 
@@ -254,7 +257,7 @@ def _update(options: argparse.Namespace) -> None:
     from polyrec.training.update import UpdateSettings
 
     names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = _given(options, names)
     settings = UpdateSettings(**given)
     update_run(options.run_folder, options.new, options.items, options.users, options.output, settings)
 
@@ -337,7 +340,7 @@ def _score(options: argparse.Namespace) -> None:
     from polyrec.cli.score import ScoreSettings, score
 
     names = ("part", "top_k", "temperature", "shard_rows", "batch_size")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = _given(options, names)
     score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
 
 

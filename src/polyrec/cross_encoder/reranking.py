@@ -21,7 +21,7 @@ from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder, Po
 from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.cross_encoder.sampling import FIRST_ITEM, only
 from polyrec.data.sequences import SequenceDataset
-from polyrec.evaluation.evaluator import Predictions, Ranking
+from polyrec.evaluation.evaluator import PairPredictions, Predictions, Ranking
 from polyrec.registry import nearest
 
 logger = logging.getLogger(__name__)
@@ -49,26 +49,16 @@ def predict(
     """
     dataset = dataset.fixed()
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
-    values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
-    details = {
-        name: np.full((dataset.num_candidates, width), np.nan, dtype=np.float32)
-        for name in model.pair_tasks
-        if (width := model.heads[name].detail_width) is not None
-    }
+    pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     if model.pair_tasks:
         for rows, output in _answered(model, processor, Subset(dataset, order.tolist()), batch_size, progress):
-            real = rows.flatten() >= 0
-            at = rows.flatten()[real].numpy()
-            for name in model.pair_tasks:
-                values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
-            for name, found in details.items():
-                found[at] = model.heads[name].details(output.logits[name]).flatten(0, 1).cpu()[real].numpy()
+            pairs.add(rows, output.logits)
     rankings = {}
     for name, lists in (first_stage or {}).items():
         mine = np.isin(_window_of(dataset)[lists.rows], order)
         own = Ranking(lists.rows[mine], lists.greater[mine], lists.ties[mine], lists.top_ids[mine])
         rankings[name] = rerank_lists(model, processor, dataset, name, own, batch_size, k, blend, progress)
-    return Predictions(values, rankings, details)
+    return Predictions(pairs.values, rankings, pairs.details)
 
 
 @torch.no_grad()

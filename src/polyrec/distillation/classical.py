@@ -123,24 +123,9 @@ class CatalogTeacher(RowTeacher):
         self._learnt = TrainingRows.asked(train, processor.items.ids)
 
     @property
-    def pair_tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
     def list_tasks(self) -> tuple[str, ...]:
         """The task that it was fitted for."""
         return (self.task,)
-
-    @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
-        """The training rows that it was given."""
-        return (self._learnt,)
-
-    @property
-    def revision(self) -> str:
-        """A digest of its options and of what it was fitted on."""
-        return self._revision
 
     def width(self, task: str) -> tuple[int, ...]:
         """Items of a list."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.fingerprint import item_digest, task_differences, task_parts
+from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import asked_lists, spread
 from polyrec.distillation.teacher import Teacher
 
@@ -25,18 +26,42 @@ if TYPE_CHECKING:
 class RowTeacher(Teacher):
     """Base of teachers that were fitted on a split and answer its candidates by their number.
 
-    Subclasses implement `numbers` and `lists` for the tasks that they answer.
+    Subclasses name the tasks that they answer (`pair_tasks`, `list_tasks`), implement `numbers` or `lists` for them,
+    and set `_learnt` (what they were fitted on) and `_revision`.
 
     Args:
         processor: of the data that it was fitted on.
         options: of [`Teacher`].
     """
 
+    _learnt: TrainingRows | None
+    _revision: str
+
     def __init__(self, processor: PolyRecProcessor, **options: Any) -> None:
         super().__init__(**options)
         self._catalog, self._questions = item_digest(processor), task_parts(processor)
         self._parts: Sequence[SequenceDataset] = ()
         self._first = np.zeros(1, dtype=np.int64)
+
+    @property
+    def pair_tasks(self) -> tuple[str, ...]:
+        """None, unless a subclass has some."""
+        return ()
+
+    @property
+    def list_tasks(self) -> tuple[str, ...]:
+        """None, unless a subclass has some."""
+        return ()
+
+    @property
+    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+        """What it was fitted on."""
+        return (self._learnt,)
+
+    @property
+    def revision(self) -> str:
+        """A digest of its options and of what it was fitted on."""
+        return self._revision
 
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """Answers to candidates of a data set in exchange units, float [M(, K)]."""

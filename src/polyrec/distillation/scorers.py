@@ -81,28 +81,13 @@ class ScorerTeacher(RowTeacher):
         self.scorers, self.features = dict(scorers), features
         self._tasks = {name: pair_task(processor, name) for name in self.scorers}
         self._widths = {name: answer_width(task, processor.label_summary) for name, task in self._tasks.items()}
-        self._name = revision
+        self._revision = digest([revision, sorted(self.scorers)])
         self._learnt = None if fitted_on is None else TrainingRows.asked(fitted_on, processor.items.ids)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:
         """Tasks that have a scorer."""
         return tuple(self.scorers)
-
-    @property
-    def list_tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
-        """Those of `fitted_on`."""
-        return (self._learnt,)
-
-    @property
-    def revision(self) -> str:
-        """The name that was given."""
-        return digest([self._name, sorted(self.scorers)])
 
     def width(self, task: str) -> tuple[int, ...]:
         """Numbers of an answer."""

@@ -122,21 +122,6 @@ class LightGBMTeacher(RowTeacher):
         """Tasks that it was fitted for."""
         return tuple(self._tasks)
 
-    @property
-    def list_tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
-        """The training rows that it was given."""
-        return (self._learnt,)
-
-    @property
-    def revision(self) -> str:
-        """A digest of its parameters and of what it was fitted on."""
-        return self._revision
-
     def width(self, task: str) -> tuple[int, ...]:
         """Numbers of an answer."""
         return answer_width(self._tasks[task], self._summary)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,33 @@ class Predictions:
     details: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+class PairPredictions:
+    """What pair tasks say of the candidates of a data set, gathered batch by batch, see [`Predictions`].
+
+    Args:
+        heads, tasks: {task: head}, and those of them that answer pairs.
+        candidates: of the data set.
+    """
+
+    def __init__(self, heads: Mapping[str, Any], tasks: Sequence[str], candidates: int) -> None:
+        self.heads = heads
+        self.values = {name: np.full(candidates, np.nan, dtype=np.float32) for name in tasks}
+        self.details = {
+            name: np.full((candidates, width), np.nan, dtype=np.float32)
+            for name in tasks
+            if (width := heads[name].detail_width) is not None
+        }
+
+    def add(self, rows_BC: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> None:
+        """Take the logits of a batch over; rows below 0 are padding."""
+        real = rows_BC.flatten() >= 0
+        at = rows_BC.flatten()[real].numpy()
+        for name, found in self.values.items():
+            found[at] = self.heads[name].predict(logits[name]).flatten().cpu()[real].numpy()
+        for name, found in self.details.items():
+            found[at] = self.heads[name].details(logits[name]).flatten(0, 1).cpu()[real].numpy()
+
+
 @torch.no_grad()
 def predict(
     model: PolyRecForRecommendation,
@@ -108,12 +136,7 @@ def predict(
         collate_fn=PolyRecCollator(),
         generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
     )
-    values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in model.pair_tasks}
-    details = {
-        name: np.full((dataset.num_candidates, width), np.nan, dtype=np.float32)
-        for name in model.pair_tasks
-        if (width := model.heads[name].detail_width) is not None
-    }
+    pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     with model.answering():
         items = model.item_encoder.table()
@@ -121,32 +144,24 @@ def predict(
             rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
             output = model(**to_device(batch, model.device), items=items)
             real = rows.flatten() >= 0
-            at = rows.flatten()[real].numpy()
-            for name in model.pair_tasks:
-                values[name][at] = model.heads[name].predict(output.logits[name]).flatten().cpu()[real].numpy()
-            for name, found in details.items():
-                found[at] = model.heads[name].details(output.logits[name]).flatten(0, 1).cpu()[real].numpy()
+            pairs.add(rows, output.logits)
             for name in model.state_tasks:
                 taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
                 states = output.states.flatten(0, 1)[taken.to(model.device)]
                 queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
                 times = batch["candidate_times"].flatten()[taken].to(model.device)
-                by_query = model.heads[name].excludes == "own item"
                 targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
                 chosen = rows.flatten()[taken].numpy()
                 for chunk in torch.arange(len(chosen)).split(1024):
                     asked = None if queries is None else queries[chunk]
                     scores = model.score_items(states[chunk], name, items, asked, times[chunk])
                     scores = scores[:, FIRST_ITEM:].float().cpu()
-                    excluded = None
-                    if by_query:
-                        excluded = own_items(dataset, chosen[chunk.numpy()])
-                    elif exclude_seen:
-                        excluded = visible_items(dataset, chosen[chunk.numpy()])
+                    excluded = excluded_items(model.heads[name], dataset, chosen[chunk.numpy()], exclude_seen)
                     greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
                     top = ranking.top_k(scores, k, excluded)
                     parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
-    return Predictions(values, {name: join_rankings(lists, k) for name, lists in parts.items()}, details)
+    rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}
+    return Predictions(pairs.values, rankings, pairs.details)
 
 
 def evaluate(
@@ -304,6 +319,15 @@ def visible_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Ten
     offsets, seen = visible_history(dataset, rows)
     index = np.repeat(np.arange(len(rows)), np.diff(offsets))
     return torch.from_numpy(index), torch.from_numpy(seen - FIRST_ITEM)
+
+
+def excluded_items(
+    head: Any, dataset: SequenceDataset, rows: np.ndarray, exclude_seen: bool
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What lists of candidates leave out, as `visible_items` gives it: of a search, its query's own item."""
+    if head.excludes == "own item":
+        return own_items(dataset, rows)
+    return visible_items(dataset, rows) if exclude_seen else None
 
 
 def own_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

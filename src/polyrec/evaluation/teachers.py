@@ -19,7 +19,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import ranking
-from polyrec.evaluation.evaluator import Predictions, Ranking, join_rankings, own_items, visible_items
+from polyrec.evaluation.evaluator import Predictions, Ranking, excluded_items, join_rankings
 
 
 @torch.no_grad()
@@ -70,11 +70,7 @@ def teacher_predictions(
             items_RK = answers["teacher_items"][name].flatten(0, 1)[taken]
             scores_RK = answers["teacher_scores"][name].flatten(0, 1)[taken][:, :-1]
             targets_R = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
-            excluded = None
-            if heads[name].excludes == "own item":
-                excluded = own_items(dataset, rows[taken].numpy())
-            elif exclude_seen:
-                excluded = visible_items(dataset, rows[taken].numpy())
+            excluded = excluded_items(heads[name], dataset, rows[taken].numpy(), exclude_seen)
             dense_RN = _dense(items_RK, scores_RK, num_items)
             greater, ties = ranking.rank_targets(dense_RN, targets_R, excluded)
             top = ranking.top_k(dense_RN, min(k, num_items - FIRST_ITEM), excluded)

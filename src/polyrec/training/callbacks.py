@@ -121,13 +121,12 @@ class TaskEarlyStopping(CheckpointedCallback):
             if value < self.best.get(task, math.inf):
                 self.best[task], self.waited[task] = value, 0
                 if self.restore_towers:
-                    self.towers[task] = {n: p.detach().clone() for n, p in own_parameters(model, task).items()}
+                    self._keep(model, task)
                 continue
             self.waited[task] += 1
             if self.patience and self.waited[task] >= self.patience:
                 self._lower(model, task)
-        if len(self.frozen) == len(model.heads):
-            control.should_training_stop = True
+        control.should_training_stop |= len(self.frozen) == len(model.heads)
 
     def on_epoch_end(
         self,
@@ -141,20 +140,24 @@ class TaskEarlyStopping(CheckpointedCallback):
         assert model is not None
         for task, epochs in self.limits.items():
             if task not in self.frozen and (state.epoch or 0) >= epochs:
-                self.towers[task] = {n: p.detach().clone() for n, p in own_parameters(model, task).items()}
-                model.weighting.scale_of(task).zero_()
-                self.frozen.append(task)
-        if len(self.frozen) == len(model.heads):
-            control.should_training_stop = True
+                self._keep(model, task)
+                self._freeze(model, task)
+        control.should_training_stop |= len(self.frozen) == len(model.heads)
 
     def _lower(self, model: PolyRecForRecommendation, task: str) -> None:
         scale = model.weighting.scale_of(task)
         scale.mul_(self.factor)
         self.waited[task] = 0
         if scale < _FROZEN_BELOW:
-            scale.zero_()
-            self.frozen.append(task)
+            self._freeze(model, task)
             self._restore(model, task)
+
+    def _freeze(self, model: PolyRecForRecommendation, task: str) -> None:
+        model.weighting.scale_of(task).zero_()
+        self.frozen.append(task)
+
+    def _keep(self, model: PolyRecForRecommendation, task: str) -> None:
+        self.towers[task] = {n: p.detach().clone() for n, p in own_parameters(model, task).items()}
 
     @torch.no_grad()
     def _restore(self, model: PolyRecForRecommendation, task: str) -> None:

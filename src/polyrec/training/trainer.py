@@ -149,14 +149,15 @@ class PolyRecTrainer(Trainer):
 
     def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
         """Add the teacher's answers to a batch, the number-th of this step, and the questions that only it is asked."""
-        plan, asked = self._unwrapped.config.student_of, batch["candidate_ids"].shape[1]
-        if plan is not None and plan.unlabelled:
+        soft_losses, asked = self._unwrapped.soft_losses, batch["candidate_ids"].shape[1]
+        assert soft_losses is not None  # without a plan a teacher is refused
+        if unlabelled := soft_losses.config.unlabelled:
             processor = self.processing_class
             assert isinstance(processor, PolyRecProcessor)  # a teacher needs one
             place = (self.args.seed, self.state.global_step, number, self.args.process_index)
             generator = torch.Generator().manual_seed(hash(place) % 2**63)
             of_item = (STATISTICS, *derived_names(processor.columns))
-            batch.update(with_unlabelled(batch, plan.unlabelled, processor.num_items, of_item, generator))
+            batch.update(with_unlabelled(batch, unlabelled, processor.num_items, of_item, generator))
         batch["teacher"] = teacher.score(batch)
         drawn = [values[:, asked:] for values in batch["teacher"].get("teacher_logits", {}).values()]
         if drawn and drawn[0].numel() and all(torch.isnan(values).all() for values in drawn):
@@ -175,7 +176,7 @@ class PolyRecTrainer(Trainer):
         """
         if not batch_samples:
             return None
-        if self.teacher is not None:
+        if self.teacher is not None and self._soft_log.names:  # a plan may ask for nothing
             for number, batch in enumerate(batch_samples):
                 self._ask_teacher(self.teacher, batch, number)
         several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
