@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
+
+# Arguments of a training from scratch that mean nothing when a trained model goes on for a little while.
+_OF_A_WHOLE_RUN = (
+    "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
+    "eval_steps", "restore_callback_states_from_checkpoint", "seed",
+)  # fmt: skip
+
+
+def for_going_on(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What a short training takes over from the arguments of the run whose model it trains further.
+
+    Example:
+        >>> for_going_on({"max_steps": 1000, "weight_decay": 0.1})
+        {'weight_decay': 0.1}
+    """
+    return {name: value for name, value in training.items() if name not in _OF_A_WHOLE_RUN}
 
 
 @dataclass

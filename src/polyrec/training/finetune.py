@@ -17,9 +17,10 @@ from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.registry import nearest
-from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.callbacks import own_parameters, watched_metric
 from polyrec.training.cost import CostMeter
+from polyrec.training.optim import frozen
 from polyrec.training.trainer import PolyRecTrainer
 
 SCOPES = ("task", "all")
@@ -114,7 +115,17 @@ def finetune(
         RuntimeError: with scope "task", another task answers differently.
     """
     _check(model, settings)
-    arguments = _arguments(settings, dict(training or {}))
+    with tempfile.TemporaryDirectory() as folder:
+        return _finetune(model, processor, parts, settings, _arguments(settings, training or {}, folder))
+
+
+def _finetune(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    parts: Splits,
+    settings: FinetuneSettings,
+    arguments: PolyRecTrainingArguments,
+) -> dict[str, Any]:
     set_seed(settings.seed)
     if settings.rank:
         model.add_task_adapter(settings.task, settings.rank)
@@ -123,26 +134,18 @@ def finetune(
     others = [name for name in model.heads if name != settings.task]
     before, answered = _judge(model, parts, arguments)
     best, meter = _BestWeights(trained, settings.task, before), CostMeter()
-    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    try:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trained)
-        with tempfile.TemporaryDirectory() as folder:
-            arguments.output_dir = folder
-            trainer = PolyRecTrainer(
-                model,
-                arguments,
-                parts.train,
-                parts.valid,
-                data_collator=OneTask(settings.task),  # type: ignore[arg-type]
-                processing_class=processor,
-                callbacks=[best, meter],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+    with frozen(p for name, p in model.named_parameters() if name not in trained):
+        trainer = PolyRecTrainer(
+            model,
+            arguments,
+            parts.train,
+            parts.valid,
+            data_collator=OneTask(settings.task),  # type: ignore[arg-type]  # it collates for one task alone
+            processing_class=processor,
+            callbacks=[best, meter],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     best.restore()
     model.eval()
     after, answers = _judge(model, parts, arguments)
@@ -182,14 +185,9 @@ def _trained(model: PolyRecForRecommendation, settings: FinetuneSettings) -> dic
     }
 
 
-def _arguments(settings: FinetuneSettings, training: dict[str, Any]) -> PolyRecTrainingArguments:
-    whole_run = (
-        "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
-        "eval_steps", "restore_callback_states_from_checkpoint",
-    )  # fmt: skip
-    options = {name: value for name, value in training.items() if name not in whole_run}
-    options |= {
-        "output_dir": tempfile.gettempdir(),  # nothing is written before it is replaced
+def _arguments(settings: FinetuneSettings, training: Mapping[str, Any], folder: str) -> PolyRecTrainingArguments:
+    options = for_going_on(training) | {
+        "output_dir": folder,
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "seed": settings.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from polyrec.encoders.backbone import Backbone, backbones
 
 BACKBONE_RATES = {"full": 5e-5, "lora": 5e-4}  # what sentence-transformers and PEFT users take; "top:N" as "full"
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters are not trained; afterwards those are that were."""
+    found = [p for p in parameters if p.requires_grad]
+    for parameter in found:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in found:
+            parameter.requires_grad_(True)
 
 
 def parameter_groups(

@@ -8,8 +8,7 @@ forget.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +22,13 @@ from polyrec.data.sequences import EventLog, SequenceDataset
 from polyrec.data.tables import first_bad_row
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.cost import CostMeter
+from polyrec.training.optim import frozen
 from polyrec.training.soup import Soup
 from polyrec.training.trainer import PolyRecTrainer
 
 NEW = "new"  # name of the slice that holds the latest of the new events
-# Arguments of a training from scratch that mean nothing in a short update.
-_OF_A_WHOLE_RUN = (
-    "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay"
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,7 +216,7 @@ def learn(
     if processor.training_rows is not None:
         processor.training_rows = processor.training_rows.extended(log, data.asked, processor.items.ids)
     meter = CostMeter()
-    with _frozen(_skip(model) if settings.freeze_skip else []), tempfile.TemporaryDirectory() as folder:
+    with frozen(_skip(model) if settings.freeze_skip else []), tempfile.TemporaryDirectory() as folder:
         soup = Soup(model)
         for seed, drawn in zip(_member_seeds(settings), data.draws, strict=True):
             arguments = PolyRecTrainingArguments(output_dir=folder, **_options(settings, training or {}), seed=seed)
@@ -236,24 +232,13 @@ def learn(
     return {"cpu_seconds": cpu, "wall_seconds": wall}
 
 
-@contextmanager
-def _frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
 def _skip(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
-    """The weights from statistics to answers that are learnt at all."""
-    return [p for p in model.skip.parameters() if p.requires_grad] if model.pair_tasks else []
+    """The weights from statistics to answers."""
+    return list(model.skip.parameters()) if model.pair_tasks else []
 
 
 def _options(settings: UpdateSettings, training: Mapping[str, Any]) -> dict[str, Any]:
-    options = {name: value for name, value in training.items() if name not in (*_OF_A_WHOLE_RUN, "seed")}
+    options = for_going_on(training)
     rate = settings.learning_rate
     if rate is None:
         rate = settings.rate_share * options.get("learning_rate", PolyRecTrainingArguments.learning_rate)
