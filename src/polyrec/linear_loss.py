@@ -25,10 +25,11 @@ class _LinearLoss(torch.autograd.Function):
         of_groups_MG: Tensor | None,
         groups: Groups | None,
         judge: Judge,
+        shares_J: Tensor | None,
     ) -> Tensor:
         wants_gradient = any(ctx.needs_input_grad)
         exact = torch.float64 if query_MD.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), device=query_MD.device, dtype=exact)
+        total = torch.zeros(() if shares_J is None else len(shares_J), device=query_MD.device, dtype=exact)
         grad_query_MD = torch.empty_like(query_MD) if wants_gradient else None
         grad_items_ND = torch.zeros_like(items_ND) if wants_gradient else None
         grad_bias_N = torch.zeros_like(bias_N) if wants_gradient else None
@@ -51,12 +52,27 @@ class _LinearLoss(torch.autograd.Function):
             grad_query_MD[rows] = (gradient @ items_ND).to(query.dtype)  # type: ignore[index]
             grad_items_ND += gradient.T @ query
         ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N, grad_groups_MG)
+        ctx.shares_J = shares_J
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), None, None)
+        if ctx.shares_J is not None:
+            grad_total = _common_factor(grad_total, ctx.shares_J)
+        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+
+
+def _common_factor(grad_J: Tensor, shares_J: Tensor) -> Tensor:
+    """c of grad = c * shares."""
+    largest = shares_J.abs().argmax()
+    factor = grad_J[largest] / shares_J[largest]
+    if not torch.allclose(grad_J, factor * shares_J, rtol=1e-4, atol=1e-30):
+        raise RuntimeError(
+            f"losses that were computed together, to be added as {shares_J.tolist()}, are added as {grad_J.tolist()}: "
+            "compute them one by one"
+        )
+    return factor
 
 
 def linear_loss(
@@ -66,6 +82,7 @@ def linear_loss(
     judge: Judge,
     of_groups_MG: Tensor | None = None,
     groups: Groups | None = None,
+    shares_J: Tensor | None = None,
 ) -> Tensor:
     r"""The SUM over rows of any loss of their scores of a catalog, z_ij = q_i . v_j + b_j (+ a_{i, g(i, j)}).
 
@@ -79,6 +96,9 @@ def linear_loss(
             logits.
         of_groups_MG: what each row says of each group of items, [M, G].
         groups: the group of each item for some rows, int64 [R] -> int64 [R, N].
+        shares_J: of J losses of the same logits: in which proportion they are going to be added. The judge then returns
+            their sums [J], and leaves the gradient of sum_j shares_j sum_j. Another proportion is an error in backward:
+            gradients of each would take J times as much.
 
     Example:
         >>> def squares(rows, logits, wants_gradient):
@@ -88,4 +108,4 @@ def linear_loss(
         >>> linear_loss(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4), squares).item()
         72.0
     """
-    return _LinearLoss.apply(query_MD, items_ND, bias_N, of_groups_MG, groups, judge)
+    return _LinearLoss.apply(query_MD, items_ND, bias_N, of_groups_MG, groups, judge, shares_J)

@@ -46,20 +46,22 @@ def linear_cross_entropy(
     weight_M = torch.ones(len(query_MD), device=query_MD.device) if weight_M is None else weight_M.float()
 
     def judge(rows: Tensor, logits: Tensor, wants_gradient: bool) -> Tensor:
-        weight, target = weight_M[rows].unsqueeze(1), targets_M[rows].unsqueeze(1)
+        weight, target = weight_M[rows].unsqueeze(1).to(logits), targets_M[rows].unsqueeze(1)
         if excluded_M is not None:
             at = (excluded_M[rows] >= 0).nonzero().squeeze(1)
             logits[at, excluded_M[rows][at]] = float("-inf")
-        log_z = logits.logsumexp(1, keepdim=True)
-        losses = log_z - (1 - label_smoothing) * logits.gather(1, target)
+        top = logits.amax(1, keepdim=True)
+        losses = top - (1 - label_smoothing) * logits.gather(1, target)
         if label_smoothing:
             losses = losses - label_smoothing * logits.mean(1, keepdim=True)
+        weights = logits.sub_(top).exp_()  # in place: one pass of exponentials for the loss and its gradient
+        total = weights.sum(1, keepdim=True)
+        losses = losses + total.log()
         if wants_gradient:
-            gradient = logits.sub_(log_z).exp_()  # softmax, in place
-            gradient.scatter_add_(1, target, torch.full_like(log_z, label_smoothing - 1))
+            gradient = weights.mul_(weight / total)
+            gradient.scatter_add_(1, target, weight * (label_smoothing - 1))
             if label_smoothing:
-                gradient.sub_(label_smoothing / logits.shape[1])
-            gradient.mul_(weight)
+                gradient.sub_(weight * (label_smoothing / logits.shape[1]))
         return (losses * weight).sum()
 
     return linear_loss(query_MD, items_ND, bias_N, judge, of_groups_MG, groups)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.distillation.student import Answered
+from polyrec.distillation.student import Answered, Sums
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.encoders.pair import PairEncoder
@@ -216,6 +216,24 @@ class PolyRecForRecommendation(MultiTaskModel):
             gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
         )
         if labels is not None:
+            answered, soft = None, None
+            hard: Sums = {}
+            if soft_losses is not None and teacher:
+                answered = Answered(
+                    pairs,
+                    answers.logits,
+                    {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels},
+                    answers.experts.gates,
+                    candidate_ids != PADDING_ITEM,
+                    shared.state_BCD,
+                    items,
+                    self.item_encoder.counts,
+                    retrieval_negatives,
+                    queries,
+                    candidate_times,
+                )
+                known = self._taken(candidate_ids, labels, sample_weight or {})
+                hard, soft = soft_losses.beside_labels(teacher, self.heads, answered, known, denominators, progress)
             output.losses, output.counts = self._losses(
                 logits,
                 answers,
@@ -227,22 +245,10 @@ class PolyRecForRecommendation(MultiTaskModel):
                 retrieval_negatives,
                 queries,
                 candidate_times,
+                hard,
             )
-            soft = None
-            if soft_losses is not None and teacher:
-                answered = Answered(
-                    pairs,
-                    answers.logits,
-                    {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels},
-                    answers.experts.gates,
-                    shared.state_BCD,
-                    items,
-                    self.item_encoder.counts,
-                    retrieval_negatives,
-                    queries,
-                    candidate_times,
-                )
-                soft = soft_losses(teacher, self.heads, answered, progress)
+            if soft_losses is not None and answered is not None:
+                soft = soft_losses(teacher, self.heads, answered, progress, soft)
             self.combine(output, denominators, share, shared.meeting, answers.experts.penalty, soft, progress)
         if objectives:
             reading = Reading(
@@ -292,11 +298,14 @@ class PolyRecForRecommendation(MultiTaskModel):
         negatives: dict[str, Tensor],
         queries: CandidateQueries | None,
         candidate_times: Tensor | None,
+        there: Sums,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
         for name, head in self.heads.items():
             weight = sample_weight.get(name)
-            if head.reads == "pair":
+            if name in there:
+                losses[name], counts[name] = there[name]
+            elif head.reads == "pair":
                 losses[name], counts[name] = self.pair_loss(name, answers, pairs, labels, sample_weight)
             elif name not in labels:  # a batch of another data set
                 losses[name], counts[name] = nothing(logits[name])
@@ -317,6 +326,19 @@ class PolyRecForRecommendation(MultiTaskModel):
                     None if candidate_times is None else candidate_times.flatten()[rows_M],
                 )
         return losses, counts
+
+    def _taken(
+        self, candidate_ids: Tensor, labels: dict[str, Tensor], sample_weight: dict[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """{retrieval task: (items that were taken, 0 = not or unknown, [B, C], and their weights)}."""
+        return {
+            name: (
+                torch.where(self.heads[name].known(labels[name], candidate_ids), candidate_ids, PADDING_ITEM),
+                sample_weight.get(name),
+            )
+            for name in self.state_tasks
+            if name in labels
+        }
 
     def score_items(
         self,

@@ -140,6 +140,30 @@ def test_a_perfect_teacher_leaves_the_student_where_it_is(world):
             assert parameter.grad.abs().max() < 1e-5, name
 
 
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "aggregation"])
+@pytest.mark.parametrize("missing", ["none", "labels", "answers", "all answers"])
+def test_one_pass_for_labels_and_lists_trains_as_two(world, teacher_model, monkeypatch, weighting, missing):
+    """Prevents the shared pass from another gradient where labels or answers lack, or a weighting scales the task."""
+    batch, found = batch_of(world), []
+    answers = teacher_of_bound(world, teacher_model, top_k=4).score(batch)
+    if missing == "labels":
+        batch["labels"]["next_item"][::2] = float("nan")
+    elif missing != "none":
+        answers["teacher_scores"]["next_item"][:: 2 if missing == "answers" else 1] = float("nan")
+    for together in (True, False):
+        student = student_of(world, ALL, weighting=weighting)
+        head, plan = student.heads["next_item"], student.soft_losses.plans["next_item"]
+        head.options["label_smoothing"] = 0.0
+        if not together:
+            monkeypatch.setattr(type(head), "teaches_beside_labels", lambda self, plan: False)
+        assert head.teaches_beside_labels(plan) is together
+        output = student(**model_inputs(batch), teacher=answers, progress=0.3)
+        output.loss.backward()
+        found.append((output.loss, {n: p.grad for n, p in student.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*(loss for loss, _ in found))
+    torch.testing.assert_close(*(gradients for _, gradients in found), rtol=1e-4, atol=1e-6)
+
+
 def test_answers_about_padding_or_hidden_candidates_change_nothing(world, teacher_model):
     """Prevents padding from being learnt, and candidates that the teacher has no answer to from counting."""
     student, teacher = student_of(world, ALL), teacher_of_bound(world, teacher_model)

@@ -62,26 +62,120 @@ def catalog_loss(
     temperature = plan.temperature
 
     def judge(rows: Tensor, logits: Tensor, wants_gradient: bool) -> Tensor:
-        listed = listed_MK[rows]
         if excluded_M is not None:
             logits.scatter_(1, excluded_M[rows].unsqueeze(1), _NONE)
-        own = logits.gather(1, listed).requires_grad_(wants_gradient)
-        others = logits.scatter_(1, listed, _NONE).div_(temperature)
-        rest = log_sum_exp(others).requires_grad_(wants_gradient)
-        with torch.set_grad_enabled(wants_gradient):
-            weight = None if weight_M is None else weight_M[rows]
-            total, _ = list_loss(plan, own, rest, teacher_MK1[rows], weight)
-        if not wants_gradient:
-            return total
-        of_own, of_rest = torch.autograd.grad(total, (own, rest), allow_unused=True, materialize_grads=True)
-        # Where nothing is left over, all of them are -inf.
-        others.sub_(rest.detach().nan_to_num(neginf=0.0).unsqueeze(1)).exp_()
-        others.mul_(of_rest.unsqueeze(1) / temperature).scatter_add_(1, listed, of_own)
-        return total.detach()
+        apart = _Apart(logits, listed_MK[rows], temperature)
+        total, of_own, of_rest = _judged(
+            plan, apart, teacher_MK1[rows], None if weight_M is None else weight_M[rows], wants_gradient
+        )
+        if wants_gradient:
+            apart.put(of_rest / (temperature * apart.mass), of_own)
+        return total
 
     known_M = ~torch.isnan(teacher_MK1).any(1)
     total = linear_loss(query_MD, items_ND, bias_N, judge, of_groups_MG, groups)
     return total, known_weight(known_M, weight_M).sum()
+
+
+def taught_cross_entropy(
+    plan: TaskDistillation,
+    query_MD: Tensor,
+    items_ND: Tensor,
+    bias_N: Tensor,
+    targets_M: Tensor,
+    weight_M: Tensor,
+    listed_MK: Tensor,
+    teacher_MK1: Tensor,
+    soft_share: Tensor,
+    excluded_M: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Cross entropy of labels and a loss of lists from ONE pass over the catalog, whose costly parts they share.
+
+    sum_i w_i [log sum_j exp(z_ij) - z_it] as `polyrec.losses.linear_cross_entropy`, and `catalog_loss` at T = 1. Their
+    gradients are one matrix, so it must be known beforehand how they will be added.
+
+    Args:
+        plan: with temperature 1.
+        targets_M: int64 [M], rows of the item table; any candidate where the weight is 0.
+        weight_M: of the labels.
+        soft_share: s; the two are going to be added as c (labels + s lists), with any c.
+        query_MD, items_ND, bias_N, listed_MK, teacher_MK1, excluded_M: as of `catalog_loss`.
+
+    Returns:
+        Both sums.
+
+    Example:
+        >>> from polyrec.distillation.choices import chosen
+        >>> from polyrec.distillation.ranking_losses import LIST_LOSSES
+        >>> plan = chosen(TaskDistillation(), LIST_LOSSES, "task 'next'")
+        >>> impossible = torch.tensor([float("-inf"), 0.0, 0.0, 0.0])
+        >>> listed, answer = torch.tensor([[2, 0]]), torch.tensor([[0.0, 0.0, float("-inf")]])  # sure of item 2
+        >>> label, one = torch.tensor([3]), torch.ones(1)
+        >>> both = taught_cross_entropy(
+        ...     plan, torch.zeros(1, 5), torch.zeros(4, 5), impossible, label, one, listed, answer, one)
+        >>> [round(total.item(), 4) for total in both]  # log 3 each
+        [1.0986, 1.0986]
+    """
+    if plan.temperature != 1:
+        raise ValueError(f"labels have no temperature, so lists that share their logits have none: not {plan}")
+
+    def judge(rows: Tensor, logits: Tensor, wants_gradient: bool) -> Tensor:
+        if excluded_M is not None:
+            logits.scatter_(1, excluded_M[rows].unsqueeze(1), _NONE)
+        target, weight = targets_M[rows].unsqueeze(1), weight_M[rows].to(logits)
+        of_target = logits.gather(1, target).squeeze(1)
+        apart = _Apart(logits, listed_MK[rows])
+        log_z = torch.logaddexp(apart.rest, log_sum_exp(apart.own))
+        hard = torch.where(weight > 0, weight * (log_z - of_target), 0.0).sum()
+        soft, of_own, of_rest = _judged(plan, apart, teacher_MK1[rows], None, wants_gradient)
+        if wants_gradient:
+            each = (apart.own - log_z.unsqueeze(1)).exp() * weight.unsqueeze(1)
+            others = weight * (apart.top.squeeze(1) - log_z).exp() + soft_share * of_rest / apart.mass
+            apart.put(others, each + soft_share * of_own)
+            logits.scatter_add_(1, target, -weight.unsqueeze(1))
+        return torch.stack([hard, soft])
+
+    shares = torch.stack([torch.ones_like(soft_share), soft_share])
+    hard, soft = linear_loss(query_MD, items_ND, bias_N, judge, shares_J=shares).unbind()
+    return hard, soft
+
+
+class _Apart:
+    """Logits of listed items taken out of the catalog's, which are turned, in place, into what the others weigh.
+
+    Args:
+        logits: [R, N], overwritten by exp((z - top) / T), 0 for listed items.
+        listed: int64 [R, K].
+    """
+
+    def __init__(self, logits: Tensor, listed: Tensor, temperature: float = 1.0) -> None:
+        self.own, self.listed = logits.gather(1, listed), listed
+        self.others = logits.scatter_(1, listed, _NONE)
+        # The largest of the others, so that none of them is lost beside large listed ones.
+        self.top = self.others.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+        self.others.sub_(self.top)
+        if temperature != 1:
+            self.others.div_(temperature)
+        mass = self.others.exp_().sum(1)
+        self.rest = mass.log() + self.top.squeeze(1) / temperature
+        self.mass = mass.clamp(min=1.0)  # it is, unless nothing is left over
+
+    def put(self, of_others: Tensor, of_own: Tensor) -> None:
+        """Turn what others weigh into a gradient, times [R], and give listed items theirs, [R, K]."""
+        self.others.mul_(of_others.unsqueeze(1)).scatter_(1, self.listed, of_own)
+
+
+def _judged(
+    plan: TaskDistillation, apart: _Apart, teacher: Tensor, weight: Tensor | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses of some lists, and its gradients by the student's K logits and by its rest."""
+    own, rest = (x.detach().requires_grad_(wants_gradient) for x in (apart.own, apart.rest))
+    with torch.set_grad_enabled(wants_gradient):
+        total, _ = list_loss(plan, own, rest, teacher, weight)
+    if not wants_gradient:
+        return total, own, rest
+    of_own, of_rest = torch.autograd.grad(total, (own, rest), allow_unused=True, materialize_grads=True)
+    return total.detach(), of_own, of_rest
 
 
 def sampled_rest(

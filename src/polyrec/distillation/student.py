@@ -17,7 +17,7 @@ from polyrec.distillation.representation import gate_kl, state_loss
 from polyrec.encoders.item import PADDING_ITEM, ItemRows
 from polyrec.encoders.query import CandidateQueries
 from polyrec.encoders.shared import RealPairs
-from polyrec.reduction import mean_loss
+from polyrec.reduction import known_weight, mean_loss
 
 STATES, GATES = "distilled_states", "distilled_gates"
 Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
@@ -31,6 +31,7 @@ class Answered:
         pairs: its real candidates, which are packed as [1, M, ...].
         logits, labels: {pair task: [1, M(, members)(, K)]} and {task: [1, M]}.
         gates: {pair task: [1, M, E]}.
+        real_BC: which candidates are none of padding.
         state_BCD, items: what retrieval tasks are asked from, and the items they can find.
         counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
         queries, times_BC: what was typed, and when it was asked (milliseconds), if tasks read them.
@@ -40,6 +41,7 @@ class Answered:
     logits: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
     gates: Mapping[str, Tensor]
+    real_BC: Tensor
     state_BCD: Tensor
     items: ItemRows
     counts_N: Tensor
@@ -91,13 +93,70 @@ class SoftLosses(nn.Module):
             found[GATES] = sum(((~torch.isnan(g).any(-1) & real_BC).sum() for g in gates), torch.zeros(())).float()
         return found
 
+    def beside_labels(
+        self,
+        teacher: Mapping[str, Any],
+        heads: Mapping[str, nn.Module],
+        student: Answered,
+        known: Mapping[str, tuple[Tensor, Tensor | None]],
+        denominators: Mapping[str, Tensor] | None,
+        progress: float = 0.0,
+    ) -> tuple[Sums, Sums]:
+        """Hard and soft losses of tasks whose labels and lists can be judged in one pass over the catalog.
+
+        Args:
+            known: {task: (items that were taken, int64 [B, C], 0 = no label; weights [B, C] or None)}.
+            denominators: see the model's `forward`.
+        """
+        hard: Sums = {}
+        soft: Sums = {}
+        for task, (targets_BC, weight_BC) in known.items():
+            plan, head, name = self.plans.get(task), heads[task], soft_name(task)
+            answered_BC = _answered(head, task, teacher)
+            if plan is None or answered_BC is None or self.config.separate or not head.teaches_beside_labels(plan):
+                continue
+            hard_share, alpha = plan.hard_share_at(progress), plan.alpha_at(progress)
+            if not hard_share > 0 or not alpha > 0 or student.items.rows_M is not None:
+                continue
+            answered_BC = answered_BC & student.real_BC
+            counts = torch.stack([known_weight(targets_BC > 0, weight_BC).sum(), answered_BC.sum().float()])
+            if denominators is not None:
+                counts = torch.stack([denominators[task], denominators[name]])
+            each = torch.tensor([hard_share, alpha], device=counts.device) / torch.where(counts > 0, counts, 1.0)
+            rows_M = ((targets_BC > 0) | answered_BC).flatten().nonzero().squeeze(-1)
+            asked = _Rows(rows_M, head, task, teacher, student)
+            unanswered_M1 = ~answered_BC.flatten()[rows_M].unsqueeze(1)
+            hard[task], soft[name] = head.taught_loss(
+                plan,
+                asked.question_MD,
+                targets_BC.flatten()[rows_M],
+                asked.listed_MK,
+                asked.teacher_MK1.masked_fill(unanswered_M1, float("nan")),
+                student.items,
+                each[1] / each[0],
+                None if weight_BC is None else weight_BC.flatten()[rows_M],
+                asked.own_M,
+            )
+        return hard, soft
+
     def forward(
-        self, teacher: Mapping[str, Any], heads: Mapping[str, nn.Module], student: Answered, progress: float = 0.0
+        self,
+        teacher: Mapping[str, Any],
+        heads: Mapping[str, nn.Module],
+        student: Answered,
+        progress: float = 0.0,
+        found: Sums | None = None,
     ) -> Sums:
-        """Soft losses of a batch, (sum, count) each; zeros, with a gradient, where the teacher said nothing."""
-        found: Sums = {}
+        """Soft losses of a batch, (sum, count) each; zeros, with a gradient, where the teacher said nothing.
+
+        Args:
+            found: those that are there already.
+        """
+        found = dict(found or {})
         for task, plan in self.plans.items():
             head = heads[task]
+            if soft_name(task) in found:
+                continue
             if head.reads == "state":
                 found[soft_name(task)] = self._list(head, task, teacher, student)
             elif task in (teacher.get("teacher_logits") or {}):
@@ -121,32 +180,21 @@ class SoftLosses(nn.Module):
         answered_BC, plan = _answered(head, task, teacher), self.plans[task]
         rows_M = torch.zeros(0, dtype=torch.int64, device=student.state_BCD.device)
         if answered_BC is not None:
-            real = torch.zeros_like(answered_BC).flatten()
-            real[student.pairs.index_M] = True
-            rows_M = (answered_BC.flatten() & real).nonzero().squeeze(-1)
+            rows_M = (answered_BC & student.real_BC).flatten().nonzero().squeeze(-1)
         if not len(rows_M):
             nothing = 0.0 * student.state_BCD.sum()
             return nothing, nothing.new_zeros(())
-
-        def of(values_BC: Tensor | None) -> Tensor | None:
-            return None if values_BC is None else values_BC.flatten(0, 1).index_select(0, rows_M)
-
-        listed_MK, teacher_MK1 = of(teacher["teacher_items"][task]), of(teacher["teacher_scores"][task])
-        assert listed_MK is not None
-        assert teacher_MK1 is not None
-        queries, items, times_M = student.queries, student.items, of(student.times_BC)
-        question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
-        own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
+        asked = _Rows(rows_M, head, task, teacher, student)
         return head.distill_lists(
             plan,
-            question_MD,
-            listed_MK,
-            teacher_MK1,
-            items,
+            asked.question_MD,
+            asked.listed_MK,
+            asked.teacher_MK1,
+            student.items,
             student.counts_N,
             student.negatives.get(task),
-            own_M,
-            times_M,
+            asked.own_M,
+            asked.times_M,
         )
 
     def alphas(self, progress: float) -> dict[str, float]:
@@ -176,6 +224,21 @@ class SoftLosses(nn.Module):
     def further(self, soft: Mapping[str, Tensor]) -> list[Tensor]:
         """Weighted losses of what is no task."""
         return [weight * soft[name] for name, weight in self.weights.items()]
+
+
+class _Rows:
+    """What is asked of a head that scores the catalog about some candidates of a batch, and what the teacher says."""
+
+    def __init__(self, rows_M: Tensor, head: Any, task: str, teacher: Mapping[str, Any], student: Answered) -> None:
+        def of(values_BC: Tensor | None) -> Tensor | None:
+            return None if values_BC is None else values_BC.flatten(0, 1).index_select(0, rows_M)
+
+        queries = student.queries
+        self.listed_MK = teacher["teacher_items"][task].flatten(0, 1).index_select(0, rows_M)
+        self.teacher_MK1 = teacher["teacher_scores"][task].flatten(0, 1).index_select(0, rows_M)
+        self.times_M = of(student.times_BC)
+        self.question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
+        self.own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
 
 
 def soft_name(task: str) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.distillation.catalog import catalog_loss, sampled_rest
+from polyrec.distillation.catalog import catalog_loss, sampled_rest, taught_cross_entropy
 from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
 from polyrec.distillation_config import TaskDistillation
@@ -331,8 +331,7 @@ class RetrievalHead(TaskHead):
         """
         query_MD = self.project(state_MD)
         if items.rows_M is None and negatives_K is None:
-            rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device)
-            bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+            rows_N, bias_N = self._all_biases(items)
             of_groups_MG = groups = None
             if self.age is not None:
                 age, times_M = self.age, self._asked(times_M)
@@ -352,6 +351,45 @@ class RetrievalHead(TaskHead):
             sampled_MK = sampled_MK.masked_fill(sampled_K == excluded_M.unsqueeze(1), float("-inf"))
         rest_M = sampled_rest(sampled_MK, sampled_K, log_expected_N[sampled_K], listed_MK, plan.temperature)
         return list_loss(plan, own_MK, rest_M, teacher_MK1)
+
+    def teaches_beside_labels(self, plan: TaskDistillation) -> bool:
+        """Whether labels and a teacher's lists are judged by the same logits, so that one pass can serve both."""
+        options = self.options
+        same = options["cold_negatives"] and not options["label_smoothing"] and self.age is None
+        return plan.temperature == 1 and same and not self.sampled
+
+    def taught_loss(
+        self,
+        plan: TaskDistillation,
+        state_MD: Tensor,
+        targets_M: Tensor,
+        listed_MK: Tensor,
+        teacher_MK1: Tensor,
+        items: ItemRows,
+        soft_share: Tensor,
+        weight_M: Tensor | None = None,
+        excluded_M: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`retrieval_loss` and `distill_lists` at once, where `teaches_beside_labels`: (sum, count) of each.
+
+        Args:
+            targets_M: those below 2 have no label.
+            teacher_MK1: NaN where the teacher has no answer.
+            items: the whole table.
+            soft_share: the two sums are going to be added in the proportion 1 : soft_share.
+        """
+        assert items.rows_M is None
+        _, bias_N = self._all_biases(items)
+        weight_M = known_weight(targets_M >= FIRST_ITEM, weight_M)
+        targets_M, query_MD = targets_M.clamp(min=FIRST_ITEM), self.project(state_MD)
+        lists = (listed_MK, teacher_MK1, soft_share, excluded_M)
+        hard, soft = taught_cross_entropy(plan, query_MD, items.vectors_MD, bias_N, targets_M, weight_M, *lists)
+        return (hard, weight_M.sum()), (soft, (~torch.isnan(teacher_MK1).any(1)).sum().to(soft))
+
+    def _all_biases(self, items: ItemRows) -> tuple[Tensor, Tensor]:
+        """Rows of the whole table and their biases; padding and the unknown item are no candidates."""
+        rows_N = torch.arange(len(items.vectors_MD), device=items.vectors_MD.device)
+        return rows_N, self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
 
     def _frequency(self, counts_N: Tensor) -> Tensor:
         """What the chances of items to be drawn are in proportion to."""
