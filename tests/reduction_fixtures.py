@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 from torch import Tensor
 from transformers import TrainerCallback
 
-from polyrec import PolyRecCollator, PolyRecTrainer
+from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.teacher import Teacher
 
 WINDOWS_PER_STEP = 64
 
@@ -61,9 +64,14 @@ def first_step(
     accumulation: int = 1,
     strategy: str = "group_by_length",
     tasks: list[dict[str, Any]] = TASKS,
+    teach: Callable[[PolyRecProcessor, SequenceDataset], Teacher] | None = None,
     **model_options: Any,
 ) -> Step:
-    """Train one step with the real trainer. Everything but the cut into batches and processes is the same."""
+    """Train one step with the real trainer. Everything but the cut into batches and processes is the same.
+
+    Args:
+        teach: makes the teacher of a student, whose plan is among `model_options`.
+    """
     log = synthetic_log(people=80)
     log["items"] = {column: values[:20] for column, values in log["items"].items()}  # some items are unknown
     processor, splits = fit(log, tasks)
@@ -83,6 +91,7 @@ def first_step(
         train_dataset=splits.train,
         processing_class=processor,
         data_collator=collator,
+        teacher=None if teach is None else teach(processor, splits.train),
         callbacks=[keep],
     )
     trainer.train()
