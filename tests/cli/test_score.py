@@ -1,6 +1,9 @@
 """`polyrec score` from the command line: whole runs, resumed runs, and what it refuses."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main
 from polyrec.cli.prepare import prepare, read_run
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation.stored import StoredTeacher
+from polyrec.distillation.stored import StoredError, StoredTeacher
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,33 @@ def test_answers_are_those_of_the_run(run, tmp_path, capsys):
     assert before == {p.name: p.stat().st_mtime_ns for p in Path(output).glob("shard*")}
     assert main([*arguments[:-2], "--temperature", "1"]) == 2
     assert "differ in temperatures" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(run, tmp_path):
+    """Prevents half a shard, or a manifest that is ahead of its shards, from surviving a process that had no chance to
+    clean up."""
+    options = ["--shard-rows", "6", "--batch-size", "1", "-k", "5"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "polyrec.cli", "score", str(run), "--output", str(killed), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (killed / "shard-00000.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    manifest = json.loads((killed / "manifest.json").read_text())
+    assert len(manifest["written"]) < manifest["shards"]
+    with pytest.raises(StoredError, match="scoring was interrupted; run the same `polyrec score` again"):
+        StoredTeacher(killed)
+    kept = {s["name"]: (killed / s["name"]).stat().st_mtime_ns for s in manifest["written"]}
+    for folder in (killed, whole):
+        assert main(["score", str(run), "--output", str(folder), *options]) == 0
+    assert {name: (killed / name).stat().st_mtime_ns for name in kept} == kept
+    one, other = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (killed, whole))
+    assert one == other
+    StoredTeacher(killed)
 
 
 def test_ensembles_with_classical_teachers(run, tmp_path):
