@@ -84,6 +84,11 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
 
+    @property
+    def gate_sources(self) -> dict[str, list[str]]:
+        """What the gates of its experts weigh, {pair task: names of sources}; empty without gates."""
+        return self.experts.gate_names if self.pair_tasks else {}
+
     def answer_pairs(
         self,
         pair_1MP: Tensor,

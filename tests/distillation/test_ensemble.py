@@ -5,6 +5,7 @@ import pytest
 import torch
 from teacher_fixtures import batch_of, live, probabilities, world
 
+from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher, _dense
 
 
@@ -105,6 +106,9 @@ def test_what_is_refused(prepared):
     for weights in ([1], [0, 0], [-1, 2]):
         with pytest.raises(ValueError, match="weights of task 'like'"):
             EnsembleTeacher(teachers, {"like": weights})
+    classical = CatalogTeacher("popularity", parts.train, processor, top_k=6, temperature=2.0)
+    with pytest.raises(ValueError, match="nobody would teach it"):
+        EnsembleTeacher([teachers[0], classical], {"like": [0, 1]}).prepare(parts.train, processor)
     with pytest.raises(ValueError, match="unknown|did you mean 'like'"):
         EnsembleTeacher(teachers, {"likes": [1, 1]}).prepare(parts.train, processor)
     with pytest.raises(ValueError, match=r"temperatures \[1.0, 2.0\]"):

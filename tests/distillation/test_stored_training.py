@@ -9,6 +9,7 @@ from polyrec.distillation.stored import StoredTeacher, write_answers
 from polyrec.distillation.table import TableTeacher
 
 PLAN = {"tasks": {name: {"alpha": 0.7, "temperature": 2.0} for name in ("next_item", "like")}}
+PLAN["tasks"]["next_item"]["top_k"] = 8
 PLAN["tasks"]["rating"] = {"alpha": 0.5}
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.splits import LeakageError
+from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.table import TableTeacher
 
@@ -306,6 +307,33 @@ def test_what_cannot_teach_is_refused(world, teacher_model, tmp_path):
     knows = LiveTeacher(teacher_model, processor)
     with pytest.raises(LeakageError, match="learnt"):
         trained(world, tmp_path, student_of(world, ALL), knows)
+
+
+def test_what_a_teacher_does_not_give_is_refused_before_training(world, teacher_model, tmp_path):
+    """Prevents training from failing at its first batch, or lists of another length from teaching unnoticed."""
+    processor, parts = world
+
+    def built(plan, teacher, **options):
+        model = tiny_model(processor, distillation={"tasks": {}, **plan}, **options)
+        PolyRecTrainer(model, arguments(tmp_path), parts.train, processing_class=processor, teacher=teacher)
+
+    whole = teacher_of(world, teacher_model, states=True, gates=True)
+    table = TableTeacher.of(teacher_of_bound(world, teacher_model), parts.train, processor)
+    states, gates = {"states": {"teacher_width": 16}}, {"gates": 0.1}
+    for other in (EnsembleTeacher([whole]), table, teacher_of(world, teacher_model)):
+        with pytest.raises(ValueError, match=r"learns from states, .* no ensemble, .* leave `states` out of the plan"):
+            built(states, other)
+        with pytest.raises(ValueError, match=r"learns from gates, .* LiveTeacher\(..., gates=True\).* set gates=0"):
+            built(gates, other, experts="mmoe")
+    with pytest.raises(ValueError, match="set teacher_width=16"):
+        built({"states": {"teacher_width": 8}}, whole)
+    built(states | gates, whole, experts="mmoe")
+    shorter = {"tasks": {"next_item": {"top_k": 7}}}
+    with pytest.raises(ValueError, match="top_k=7 items, but the teacher's have 100: give both the same"):
+        built(shorter, whole)
+    built(shorter, teacher_of(world, teacher_model, top_k={"next_item": 7}))
+    with pytest.raises(ValueError, match="'like' .* is distilled without lists: leave top_k out"):
+        built({"tasks": {"like": {"top_k": 7}}}, whole)
 
 
 def test_a_student_is_loaded_as_it_was_saved(world, teacher_model, tmp_path):

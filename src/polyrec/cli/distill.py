@@ -146,7 +146,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     judge = Judge(model, processor, parts, arguments)
     teacher, judged, weights = joined(members, judge, recipe)
     plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
-    teacher.check_plan(plan)  # before hours of training, not after
+    teacher.check_plan(plan, model.gate_sources)  # before hours of training, not after
     judge.prepared(teacher, parts.train)
     bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.alone)
     alone = shop.train(ALONE, with_plan(recipe, None)) if settings.alone else None

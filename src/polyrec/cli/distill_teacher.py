@@ -76,7 +76,7 @@ def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillS
     plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
     if own:
         return recipe
-    lists = {name: m.temperature(name) for m in reversed(members) for name in m.list_tasks}
+    lists = {name: (m.temperature(name), m.top_k(name)) for m in reversed(members) for name in m.list_tasks}
     answered = {*lists, *(name for m in members for name in m.pair_tasks)}
     tasks = {name: task for name, task in plan.tasks.items() if name in answered}
     if not tasks:
@@ -84,8 +84,11 @@ def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillS
             f"the teachers answer {', '.join(sorted(answered)) or 'nothing'}, and the recipe asks "
             f"{', '.join(sorted(plan.tasks))}: they have no task in common"
         )
-    if settings.temperature is None:  # stored lists have theirs
-        tasks = {n: replace(t, temperature=lists[n]) if n in lists else t for n, t in tasks.items()}
+    for name in lists.keys() & tasks.keys():  # stored lists have theirs
+        temperature, top_k = lists[name]
+        if settings.temperature is not None:
+            temperature = settings.temperature
+        tasks[name] = replace(tasks[name], temperature=temperature, top_k=top_k)
     return with_plan(recipe, replace(plan, tasks=tasks))
 
 

@@ -110,14 +110,20 @@ class EnsembleTeacher(Teacher):
             teacher.check_unlearnt(parts, processor, judged)
 
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
-        """Bind every teacher; refuse lists of different temperatures, and weights of tasks that nobody answers."""
+        """Bind every teacher; refuse lists of different temperatures, and weights by which nobody answers a task."""
         for teacher in self.teachers:
             teacher.bind(parts, processor)
         self._num_items = processor.num_items
         answered = [*self.pair_tasks, *self.list_tasks]
-        for task in self.weights:
+        for task, own in self.weights.items():
             if task not in answered:
                 raise ValueError(f"the ensemble has weights for task {task!r}; {nearest(task, answered)}")
+            heard = [t for t, weight in zip(self.teachers, own, strict=True) if weight > 0]
+            if not any(task in (*t.pair_tasks, *t.list_tasks) for t in heard):
+                raise ValueError(
+                    f"weights of task {task!r} are {own}, and none of the teachers that answer it has one > 0: nobody "
+                    "would teach it"
+                )
         for task in self.list_tasks:
             found = {t.temperature(task) for t in self.teachers if task in t.list_tasks}
             if len(found) > 1:

@@ -132,7 +132,9 @@ class TrainingRows:
         shared = np.isin(event_hashes(log, items, self.salt)[judged], self.sketch)
         fix = (
             "train it on the training rows of the student's split (the same table and `split`), or judge the student "
-            "by rows that it has not learnt"
+            "by rows that it has not learnt. A run that was updated knows the rows of its updates, too: let the run "
+            "from before teach, or make the student's data with the updated run's own processor (`resume` of all "
+            "events; `training_set` of what it learnt, `evaluation_set` of what the update held out)"
         )
         if shared.any():
             share = len(self.sketch) / self.number

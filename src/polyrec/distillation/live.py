@@ -77,9 +77,14 @@ class LiveTeacher(Teacher):
         self._table: ItemRows | None = None
 
     @property
+    def state_width(self) -> int | None:
+        """Width of the model's states."""
+        return self.model.config.hidden_size if self.states else None
+
+    @property
     def gate_sources(self) -> Mapping[str, Sequence[str]]:
         """Sources of the gates of the model's experts."""
-        return self.model.experts.gate_names if self.gates and self.model.pair_tasks else {}
+        return self.model.gate_sources if self.gates else {}
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:

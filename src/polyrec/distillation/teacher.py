@@ -17,6 +17,7 @@ from polyrec.data.mixing import MixedDataset
 from polyrec.data.sequences import EventLog, SequenceDataset, WindowDataset
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.guard import TrainingRows
+from polyrec.distillation.representation import same_sources
 from polyrec.distillation_config import DistillationConfig
 from polyrec.registry import nearest
 
@@ -46,8 +47,8 @@ class Teacher(ABC):
     Subclasses implement `pair_tasks`, `list_tasks`, `training_rows`, `revision`, `bind` and `score`.
 
     Args:
-        top_k: items per list; a number, or {task: number}.
-        temperature: T of "all others"; a number, or {task: number}. It must be that of the student's plan.
+        top_k: items per list; a number, or {task: number}. It must be that of the student's plan.
+        temperature: T of "all others"; a number, or {task: number}. It must be that of the student's plan, too.
         trust: take a teacher that does not say what it has learnt.
     """
 
@@ -133,8 +134,12 @@ class Teacher(ABC):
                 if rows is not None:
                     rows.check(log, held, processor.items.ids, by_time)
 
-    def check_plan(self, plan: DistillationConfig) -> None:
-        """Refuse a plan that asks for what the teacher does not answer, or at another temperature."""
+    def check_plan(self, plan: DistillationConfig, student_gates: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Refuse a plan that asks for what the teacher does not answer, or for other lists than it makes.
+
+        Args:
+            student_gates: what the student's gates weigh, {task: names of sources}, to compare if gates are learnt.
+        """
         answered = [*self.pair_tasks, *self.list_tasks]
         for task, own in plan.tasks.items():
             if task not in answered:
@@ -144,6 +149,34 @@ class Teacher(ABC):
                     f"task {task!r} is distilled at the temperature {own.temperature:g}, but the teacher's lists are "
                     f"made for {self.temperature(task):g}: give both the same"
                 )
+            if task in self.list_tasks and own.top_k != self.top_k(task):
+                raise ValueError(
+                    f"task {task!r} is distilled with lists of top_k={own.top_k} items, but the teacher's have "
+                    f"{self.top_k(task)}: give both the same"
+                )
+        fix = "only a live model gives them, LiveTeacher(..., {0}=True), and no ensemble, stored or classical answers; "
+        if plan.states is not None and self.state_width is None:
+            raise ValueError(
+                "the student learns from states, which the teacher does not give: " + fix.format("states") + "let such "
+                "a one teach, or leave `states` out of the plan"
+            )
+        if plan.states is not None and plan.states.teacher_width != self.state_width:
+            raise ValueError(
+                f"the plan says that the teacher's states have teacher_width={plan.states.teacher_width}, but they "
+                f"have {self.state_width}: set teacher_width={self.state_width}"
+            )
+        if plan.gates and not self.gate_sources:
+            raise ValueError(
+                "the student learns from gates, which the teacher does not give: " + fix.format("gates") + "let such "
+                "a one with experts that have gates teach, or set gates=0"
+            )
+        if plan.gates and student_gates is not None:
+            same_sources(student_gates, self.gate_sources)
+
+    @property
+    def state_width(self) -> int | None:
+        """Width of the states that it gives; None: it gives none."""
+        return None
 
     @property
     def gate_sources(self) -> Mapping[str, Sequence[str]]:

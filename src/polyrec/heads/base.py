@@ -134,6 +134,10 @@ class TaskHead(nn.Module):
 
     def checked_plan(self, plan: TaskDistillation) -> TaskDistillation:
         """The plan with its loss and options spelt out; one that this head cannot follow is refused."""
+        if self.reads == "pair" and plan.top_k != TaskDistillation.top_k:
+            raise ValueError(
+                f"task {self.task.name!r} (head {self.task.head!r}) is distilled without lists: leave top_k out"
+            )
         return chosen(plan, self.soft_losses, f"task {self.task.name!r} (head {self.task.head!r})")
 
     def distill_loss(

@@ -18,7 +18,6 @@ from transformers.trainer_utils import speed_metrics
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.derived import derived_names
 from polyrec.data.sequences import SequenceDataset, WindowDataset
-from polyrec.distillation.representation import same_sources
 from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import with_unlabelled
@@ -141,9 +140,7 @@ class PolyRecTrainer(Trainer):
             raise ValueError(
                 "a teacher needs to know the data: pass processing_class (the processor) and train_dataset"
             )
-        teacher.check_plan(plan)
-        if plan.gates:
-            same_sources(model.experts.gate_names if model.pair_tasks else {}, teacher.gate_sources)
+        teacher.check_plan(plan, model.gate_sources)
         teacher.prepare(self.train_dataset, self.processing_class)
         teacher.to(self.args.device)
 
