@@ -190,6 +190,17 @@ def test_rerank_orders_what_recommend_found():
         model.rerank(processor, history, [5], task="likes")
 
 
+def test_a_cross_encoder_takes_no_teacher(tmp_path):
+    """A teacher that is accepted and never asked, or advice that this model cannot follow."""
+    processor, splits = fit_prompts()
+    model = tiny_cross_encoder(processor)
+    teacher = CrossEncoderTeacher(model, processor)
+    with pytest.raises(ValueError, match=r"is not taught: leave out `teacher`, .*\(CrossEncoderTeacher\)"):
+        CrossEncoderTrainer(
+            model, arguments(tmp_path), splits.train, processing_class=processor, first_stage=None, teacher=teacher
+        )
+
+
 def test_answers_of_a_teacher_fit_its_students_batch():
     """Answers about other candidates, a list that gains or loses probability, items that are not the student's."""
     plain, splits = fit()

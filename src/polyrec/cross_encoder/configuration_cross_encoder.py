@@ -43,7 +43,10 @@ class PolyRecCrossEncoderConfig(MultiTaskConfig):
         if self.text is None:
             raise ValueError("a cross-encoder needs a pretrained backbone: pass text={'model': ...}")
         if self.distillation is not None:
-            raise ValueError("a cross-encoder teaches and is not taught: leave out `distillation`")
+            raise ValueError(
+                "a cross-encoder teaches and is not taught: leave out `distillation`, or give it to the configuration "
+                "of a PolyRecForRecommendation that a CrossEncoderTeacher teaches"
+            )
         for task in self.task_configs:
             if task.head == "search":
                 raise ValueError(f"task {task.name!r} is a search, which a cross-encoder does not answer: leave it out")

@@ -40,6 +40,11 @@ class CrossEncoderTrainer(PolyRecTrainer):
         first_k: int = 50,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("teacher") is not None:
+            raise ValueError(
+                "a cross-encoder teaches and is not taught: leave out `teacher`, and let the cross-encoder teach a "
+                "PolyRecForRecommendation (CrossEncoderTeacher), which answers faster"
+            )
         self.first_stage, self.first_k = first_stage, first_k
         super().__init__(
             model,
