@@ -165,3 +165,14 @@ def test_unknown_items_are_said(world, tmp_path, capsys):
     assert update(world, "--output", tmp_path / "run") == 0
     assert "of 2 items that are not in the catalog" in capsys.readouterr().err
     assert command.REPORT_NAME in {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_an_updated_run_does_not_teach_what_would_be_judged(world, tmp_path, capsys):
+    """Prevents a student of the old split from hearing of what came after it, and one of all events from being judged
+    by rows that its teacher has learnt."""
+    assert update(world, "--items", world / "new_items.parquet", "--output", tmp_path / "fresh") == 0
+    for recipe in ([], [str(world / "recipe.yaml")]):
+        capsys.readouterr()
+        assert main(["score", str(tmp_path / "fresh"), *recipe, "--output", str(tmp_path / "answers")]) == 2
+        assert "A run that was updated knows the rows of its updates, too" in capsys.readouterr().err
+    assert not (tmp_path / "answers").exists()
