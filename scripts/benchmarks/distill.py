@@ -5,6 +5,10 @@ less. Both students have the same data, epochs and selection by validation; the 
 teacher was asked for once (`stored`: from files of half precision; `live`: while it learns). All tasks of a protocol
 are learnt by one model. Protocols A and B are those of ml-100k, D that of kuairand_late.
 
+`small` is a taught student of at most a quarter of RecBole SASRec's 209k parameters; `classical` is a classical
+recommender, and `classical_teacher` a student that learns from it. Where `stored` runs, its training time is compared
+with that of `student_alone`, per epoch.
+
 `kept` is the student's share of the teacher's value in each task's main metric (of AUC what lies above 0.5, of RMSE
 what the labels' spread is better than), `gap closed` is (student - alone) / (teacher - alone) where the teacher is
 ahead by more than the seeds' spread. Throughput is people per second, asked one after the other in one process.
@@ -33,8 +37,10 @@ if TYPE_CHECKING:
     from polyrec.distillation.ensemble import EnsembleTeacher
     from polyrec.distillation.teacher import Teacher
 
-ABLATIONS = ("pairs_only", "lists_only", "ranking", "classical_teacher", "stored", "live")
-SYSTEMS = ("teacher", "student_alone", "student", *ABLATIONS)
+ABLATIONS = ("lists_only", "pairs_only", "ranking")
+SYSTEMS = (
+    "teacher", "student_alone", "student", "small", "stored", "live", "classical", "classical_teacher", *ABLATIONS,
+)  # fmt: skip
 MAIN = {"retrieval": "ndcg@10", "binary": "auc", "regression": "rmse"}
 
 
@@ -49,38 +55,38 @@ class Protocol:
     def __init__(self, name: str, args: Namespace, plan: Mapping[str, Any]) -> None:
         import fitting  # here, because the number of threads must be set before torch is imported
 
-        self.name, self.plan, own = name, plan, plan["protocols"][name]
-        self.config = common.read_config(common.HERE / own["base"], args.epochs)
-        self.processor, self.data = fitting.load(args.data, self.config, args.threads, **own["split"])
+        self.name, self.plan, self.own, self.epochs = name, plan, plan["protocols"][name], args.epochs
+        self.config = common.read_config(common.HERE / self.own["base"], args.epochs)
+        self.processor, self.data = fitting.load(args.data, self.config, args.threads, **self.own["split"])
         self.main = {t.name: MAIN[t.head] for t in self.processor.tasks if t.head in MAIN}
 
-    def configured(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """The protocol's configuration with another model."""
-        return {**self.config, "model": {**self.config["model"], **model}}
+    def configured(self, *changes: str) -> dict[str, Any]:
+        """The protocol's configuration with what its parts of distill.yaml change, one after the other."""
+        config = copy.deepcopy(self.config)
+        for part in changes:
+            for name, values in self.own.get(part, {}).items():
+                if name in ("model", "training"):
+                    config[name] |= values
+        if self.epochs is not None:
+            config["training"]["num_train_epochs"] = self.epochs
+        return config
 
     @cached_property
     def members(self) -> list[fitting.Fit]:
         """The trainings that the teacher consists of; their seeds are none of the students'."""
         import fitting
 
-        config = self.configured(self.plan["teacher"]["model"])
-        seeds = range(100, 100 + self.plan["teacher"]["members"])
+        config, seeds = self.configured("teacher"), range(100, 100 + self.own["teacher"]["members"])
         return [fitting.fit(self.processor, self.data, config, seed) for seed in seeds]
 
     @cached_property
     def teacher(self) -> EnsembleTeacher:
-        """The mean of the members and, where the file names them, classical recommenders."""
-        from polyrec.distillation.classical import CatalogTeacher
+        """The mean of the members."""
         from polyrec.distillation.ensemble import EnsembleTeacher
         from polyrec.distillation.live import LiveTeacher
 
-        options = {"top_k": self.plan["teacher"]["top_k"]}
-        found: list[Teacher] = [LiveTeacher(fit.model, self.processor, **options) for fit in self.members]
-        found += [
-            CatalogTeacher(name, self.data.train, self.processor, **options)
-            for name in self.plan["teacher"]["classical"]
-        ]
-        return EnsembleTeacher(found, **options)
+        options = {"top_k": self.own["teacher"]["top_k"]}
+        return EnsembleTeacher([LiveTeacher(f.model, self.processor, **options) for f in self.members], **options)
 
     @cached_property
     def table(self) -> Teacher:
@@ -93,14 +99,17 @@ class Protocol:
         teacher.prepare(self.data.train, self.processor, [self.data.valid, self.data.test])
         return teacher
 
+    def _classical(self, **options: Any) -> Teacher:
+        from polyrec.distillation.classical import CatalogTeacher
+
+        return CatalogTeacher(self.plan["classical"]["name"], self.data.train, self.processor, **options)
+
     def teacher_for(self, system: str) -> Teacher | None:
         """Who teaches a system."""
         if system == "student_alone":
             return None
         if system == "classical_teacher":
-            from polyrec.distillation.classical import CatalogTeacher
-
-            return CatalogTeacher("ease", self.data.train, self.processor)
+            return self._classical()
         if system == "live":
             return self.teacher
         if system == "stored":
@@ -115,10 +124,7 @@ class Protocol:
         """The plan of a system's student."""
         if system == "student_alone":
             return None
-        tasks = copy.deepcopy(self.plan["plans"][self.name])
-        changes = self.plan["ablations"].get(system, {})
-        if system == "classical_teacher":
-            changes = {"only": ["next_item"]}
+        changes, tasks = self.plan["changes"].get(system, {}), copy.deepcopy(self.own["plan"])
         tasks = {n: own for n, own in tasks.items() if n in changes.get("only", tasks)}
         tasks = {n: own | changes.get("change", {}).get(n, {}) for n, own in tasks.items()}
         return {"tasks": {n: own for n, own in tasks.items() if n not in changes.get("without", ())}}
@@ -127,7 +133,8 @@ class Protocol:
         """Train and test one student."""
         import fitting
 
-        config = self.configured(self.plan["student"]["model"])
+        also = {"student_alone": "alone", "small": "small", "classical_teacher": "alone"}.get(system)
+        config = self.configured("student", *([] if also is None else [also]))
         if (distillation := self.distillation(system)) is not None:
             config["model"]["distillation"] = distillation
         fit = fitting.fit(self.processor, self.data, config, seed, self.teacher_for(system))
@@ -137,19 +144,29 @@ class Protocol:
     def ask_teacher(self) -> dict[str, Any]:
         """The teacher's metrics, as those of a model."""
         from polyrec.distillation.ensemble import EnsembleTeacher
+
+        whole = self.processor.num_items
+        teacher = EnsembleTeacher([one.listing(whole) for one in self.teacher.teachers], top_k=whole)
+        parameters = sum(sum(p.numel() for p in fit.model.parameters()) for fit in self.members)
+        costs = {"parameters": parameters, "train_cpu_seconds": sum(f.clock.cpu for f in self.members)}
+        return self._asked(teacher) | costs
+
+    def ask_classical(self) -> dict[str, Any]:
+        """The metrics of the classical recommender."""
+        return self._asked(self._classical(top_k=self.processor.num_items))
+
+    def _asked(self, teacher: Teacher) -> dict[str, Any]:
+        from polyrec import PolyRecForRecommendation
         from polyrec.evaluation import evaluator
         from polyrec.evaluation.teachers import teacher_predictions
 
-        first, found = self.members[0].trainer, {}
-        whole = {"top_k": self.processor.num_items}
+        model, found = PolyRecForRecommendation(self.processor.model_config(**self.config["model"])), {}
         for part, data in self.judged.items():
-            teacher = EnsembleTeacher([one.listing(self.processor.num_items) for one in self.teacher.teachers], **whole)
             teacher.bind([data], self.processor)
-            said = teacher_predictions(teacher, first.model.heads, data, self.processor.num_items)
-            values = evaluator.evaluate(first.model, data, said, first.args.rank_k)
+            said = teacher_predictions(teacher, model.heads, data, self.processor.num_items)
+            values = evaluator.evaluate(model, data, said, 10)
             found[part] = self.metrics({f"eval_{name}": value for name, value in values.items()})
-        parameters = sum(sum(p.numel() for p in fit.model.parameters()) for fit in self.members)
-        return {**found, "parameters": parameters, "train_cpu_seconds": sum(f.clock.cpu for f in self.members)}
+        return found
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -189,10 +206,15 @@ def run(args: Namespace, plan: Mapping[str, Any], report: common.Report) -> None
     for name in args.protocols:
         protocol = Protocol(name, args, plan)
         constants |= protocol.constants()
-        for system in args.systems:
+        asked = [s for s in args.systems if not s.startswith("classical") or name in plan["classical"]["protocols"]]
+        for system in asked:
             for seed in range(args.seeds):
+                if seed and system in ("teacher", "classical", *ABLATIONS):
+                    break  # there is one teacher, and one seed has to do for ablations
                 if system == "teacher":
-                    found = protocol.ask_teacher() if seed == 0 else runs[system][0]
+                    found = protocol.ask_teacher()
+                elif system == "classical":
+                    found = protocol.ask_classical()
                 else:
                     found = protocol.student(system, seed)
                 model = found.pop("model", None)
@@ -202,14 +224,13 @@ def run(args: Namespace, plan: Mapping[str, Any], report: common.Report) -> None
                 _join(runs[system][seed], found, name)
                 print(name, system, seed, {k: round(v, 4) for k, v in found["test"].items()}, flush=True)
         for system, entries in runs.items():
-            report.add(system, common.summarise([entry for entry in entries if entry]))
+            if found_entries := [entry for entry in entries if entry]:
+                report.add(system, common.summarise(found_entries))
         compare(report, constants)
 
 
 def _join(entry: dict[str, Any], found: Mapping[str, Any], protocol: str) -> None:
     """Add one protocol's figures to a run."""
-    if entry is found:
-        return
     for part in ("test", "validation"):
         entry[part] = {**entry.get(part, {}), **found[part]}
     entry |= {f"{protocol}/{k}": v for k, v in found.items() if k not in ("test", "validation")}
@@ -218,6 +239,11 @@ def _join(entry: dict[str, Any], found: Mapping[str, Any], protocol: str) -> Non
 def compare(report: common.Report, constants: Mapping[str, float]) -> None:
     """Ratios of the student to the teacher, and how much of the gap to it is closed."""
     systems, ratios = report.content["systems"], report.content["ratios"]
+    for key in [k for k in systems.get("stored", {}) if k.endswith("/train_cpu_seconds")]:
+        epochs = key.replace("train_cpu_seconds", "epochs")
+        each = [systems[s][key] / systems[s][epochs] for s in ("stored", "student_alone") if s in systems]
+        if len(each) == 2:
+            ratios[f"{key}, stored / alone, per epoch"] = each[0] / each[1]
     if not {"teacher", "student"} <= set(systems):
         return
     teacher, student, alone = systems["teacher"], systems["student"], systems.get("student_alone")
