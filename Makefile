@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test docs check bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed  ## train on 100,004 real ratings, print metrics and re
 
 test: $(VENV)/.installed  ## the whole test suite, doctests included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+docs: $(VENV)/.installed  ## the documentation, build/docs/index.html; a warning is an error
+	$(BIN)/mkdocs build --strict
 
 check: $(VENV)/.installed  ## lint, format, types, layers, then the tests
 	$(BIN)/ruff check .
