@@ -6,14 +6,16 @@ Letters: B people, L events, C candidates, N items, D width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -32,6 +34,10 @@ from polyrec.encoders.text import TextEncoder
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer
 from polyrec.heads.base import TaskHead
+from polyrec.hub.fetch import fetch, hub_options
+from polyrec.hub.files import MODEL_FILES
+from polyrec.hub.push import push
+from polyrec.hub.safety import check_model, check_weights
 from polyrec.objectives.base import Objective
 from polyrec.weighting.base import LossWeighting
 
@@ -93,9 +99,23 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`]."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Files are looked at before they are read, see `polyrec.hub.safety`: no pickles, no code of the repository, no
+        links out of the folder, no configuration that asks for memory which the weights do not fill.
+
+        Raises:
+            ValueError: a file is missing or not one that polyrec writes, with its name and the fix.
+            OSError: the Hub refused, with what mends it.
+        """
+        options = hub_options(kwargs)
+        if pretrained_model_name_or_path is not None:
+            place = fetch(pretrained_model_name_or_path, MODEL_FILES, **options)
+            cls._check_files(place / kwargs.get("subfolder", ""), kwargs)
+            pretrained_model_name_or_path = place
+        kwargs["use_safetensors"] = True
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         for module in model.modules():  # transformers makes every parameter that it loads a trainable one
             if isinstance(module, ItemEncoder):
@@ -104,6 +124,33 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 module.restore()
         model.freeze_unread()
         return loaded
+
+    @classmethod
+    def _check_files(cls, folder: Path, kwargs: Mapping[str, Any]) -> None:
+        """Refuse files that do not fit each other, on the skeleton of a model, which takes no memory."""
+        held = check_model(folder)
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(folder)
+        if kwargs.get("ignore_mismatched_sizes"):
+            return
+        with torch.device("meta"):
+            skeleton = cls(config)
+        from_base = {f"{name}.{key}" for name, backbone in backbones(skeleton) for key in backbone.base_keys()}
+        tensors = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in from_base}
+        check_weights(held, tensors, [name for name, _ in skeleton.named_parameters()])
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, **options: Any) -> CommitInfo:
+        """Share the model in one commit, with its processor if that is given; arguments are those of transformers.
+
+        `polyrec push RUN user/name` shares a run with its card.
+
+        Args:
+            repo_id: user/name.
+            processor: the [`PolyRecProcessor`] that belongs to the model.
+            options: see [`~polyrec.hub.push.push`] and [`~polyrec.hub.push.push_folder`].
+        """
+        return push(repo_id, self, *([] if processor is None else [processor]), **options)
 
     def freeze_unread(self) -> None:
         """Exempt from training what nothing reads; a model may override it."""

@@ -46,10 +46,16 @@ from polyrec.data.tables import (
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
 from polyrec.data.weights import row_weights
 from polyrec.distillation.guard import TrainingRows
+from polyrec.hub.fetch import fetch
+from polyrec.hub.files import PROCESSOR_FILES
+from polyrec.hub.push import push
+from polyrec.hub.safety import check_processor
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
     from polyrec.configuration_polyrec import PolyRecConfig
 
 
@@ -566,10 +572,13 @@ class PolyRecProcessor:
             self.statistics.update(log)
 
     # -------------------------------------------------------------- on disk
-    def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
+    def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
         """Write processor_config.json, items.parquet, statistics/, item_vectors/ and training_rows.safetensors.
 
         Nothing about people is in them but salted hashes of training events, see [`TrainingRows`].
+
+        Args:
+            include_users: write the attributes of people, too (users.parquet), row by row.
         """
         processor_files.save(
             Path(folder),
@@ -587,16 +596,38 @@ class PolyRecProcessor:
             ties=self.ties,
             label_summary=self.label_summary,
             training_rows=None if self.training_rows is None else self.training_rows.arrays(),
+            include_users=include_users,
         )
+
+    def push_to_hub(self, repo_id: str, *, include_users: bool = False, **options: Any) -> CommitInfo:
+        """Share the processor in one commit; `model.push_to_hub(repo_id, processor=processor)` shares both in one.
+
+        Args:
+            repo_id: user/name.
+            include_users: share the attributes of people, too; warns with their columns.
+            options: see [`~polyrec.hub.push.push_folder`].
+        """
+        return push(repo_id, self, include_users=include_users, **options)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> PolyRecProcessor:
         """Load what [`save_pretrained`] wrote, from a folder or a Hub repository.
 
+        Args:
+            hub_options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
         Raises:
-            ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
+            ValueError: a file is missing, truncated, newer than this version or not one that polyrec writes, with its
+                name and the fix.
+            OSError: the Hub refused, with what mends it.
         """
-        found = processor_files.load(folder, hub_options)
+        place = fetch(folder, PROCESSOR_FILES, **hub_options)
+        check_processor(place)
+        return cls._read(place)
+
+    @classmethod
+    def _read(cls, folder: Path) -> PolyRecProcessor:
+        found = processor_files.load(folder)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
         learnt = found.pop("training_rows")
         first_event = found.pop("first_event")

@@ -179,23 +179,17 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         super().extend(items, users)
         self.__dict__.pop("prompts", None)
 
-    def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
+    def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
         """Write the files of a [`PolyRecProcessor`] and prompt_config.json."""
-        super().save_pretrained(folder)
+        super().save_pretrained(folder, include_users)
         written = json.dumps(asdict(self.prompt), indent=2, ensure_ascii=False)
         (Path(folder) / PROMPT_NAME).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> PolyRecCrossEncoderProcessor:
-        """Load what [`save_pretrained`] wrote, from a folder or a Hub repository."""
-        processor = super().from_pretrained(folder, **hub_options)
+    def _read(cls, folder: Path) -> PolyRecCrossEncoderProcessor:
+        processor = super()._read(folder)
         assert isinstance(processor, cls)
-        where = Path(folder)
-        if not where.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            where = Path(hf_hub_download(str(folder), PROMPT_NAME, **hub_options)).parent
-        processor._set_prompt(from_dict(PromptConfig, read_json(where / PROMPT_NAME)))
+        processor._set_prompt(from_dict(PromptConfig, read_json(folder / PROMPT_NAME)))
         return processor
 
 

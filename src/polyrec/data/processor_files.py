@@ -22,15 +22,14 @@ from polyrec.data.texts import load_tokenizer
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
-CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME = (
-    "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors"
+CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME = (
+    "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors", "users.parquet"
 )  # fmt: skip
 COUNTS_COLUMN, FIRST_EVENT_COLUMN = "__training_events__", "__first_event__"
 _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
     "label_summary", "statistics",
 )  # fmt: skip
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
 
 def save(
@@ -47,12 +46,14 @@ def save(
     text: TextConfig | None,
     tokenizer: Any,
     training_rows: Mapping[str, np.ndarray] | None,
+    include_users: bool,
     **plain: Any,
 ) -> None:
     """Write what a processor knows, but nothing about people.
 
     Args:
         users: its encoders are kept, its rows are not.
+        include_users: keep its rows, too, in users.parquet.
         training_rows: what `TrainingRows.arrays` gives; None: unknown.
         plain: further values of JSON's types.
     """
@@ -79,6 +80,10 @@ def save(
         (folder / ROWS_NAME).unlink(missing_ok=True)
     else:
         save_file(dict(training_rows), folder / ROWS_NAME)
+    if include_users:
+        pq.write_table(users.table, folder / USERS_NAME)
+    else:
+        (folder / USERS_NAME).unlink(missing_ok=True)  # an earlier save may have included people
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if statistics is not None:
@@ -86,13 +91,12 @@ def save(
         statistics.save(folder / STATISTICS_NAME)
 
 
-def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what [`save`] wrote, under the same names (without `users`' rows), from a folder or a Hub repository.
+def load(folder: Path) -> dict[str, Any]:
+    """Read what [`save`] wrote, under the same names; `users` has no rows unless they were included.
 
     Raises:
         ValueError: a file is missing, truncated or newer than this version, with its name and the fix.
     """
-    folder = _local_folder(name, hub_options)
     config = read_json(folder / CONFIG_NAME)
     _check_config(config, folder / CONFIG_NAME)
     columns = from_dict(Columns, config["columns"])
@@ -106,10 +110,13 @@ def load(name: str | Path, hub_options: Mapping[str, Any]) -> dict[str, Any]:
     encoders = _encoders(config["item_encoders"])
     vectors = read_files(encoders, table, folder / VECTORS_NAME)
     items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
-    no_users = pa.table(
-        {columns.user: pa.array([], pa.int64())} | {n: _no_values(e) for n, e in config["user_encoders"].items()}
-    )
-    users = EntityTable(no_users[columns.user].combine_chunks(), no_users, _encoders(config["user_encoders"]))
+    if (folder / USERS_NAME).exists():
+        people = read_table(folder / USERS_NAME, "users")
+        user_ids = ids(people, columns.user, "users", "user id")
+    else:
+        user_ids = pa.array([], pa.int64())
+        people = pa.table({columns.user: user_ids} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
+    users = EntityTable(user_ids, people, _encoders(config["user_encoders"]))
     tasks = parse_tasks(config["tasks"])
     event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
     statistics = None
@@ -150,13 +157,3 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     for key in _CONFIG_KEYS:
         if key not in config:
             raise ValueError(f"{path} has no {key!r}: the file is damaged or was not written by save_pretrained")
-
-
-def _local_folder(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
-    """A local folder as it is; anything else is fetched from the Hub."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    patterns = [CONFIG_NAME, ITEMS_NAME, f"{STATISTICS_NAME}/**", f"{VECTORS_NAME}/**", ROWS_NAME, *_TOKENIZER_FILES]
-    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))

@@ -1,0 +1,65 @@
+"""Files of a shared model: which travel, which are read, which never leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, ROWS_NAME, STATISTICS_NAME, USERS_NAME, VECTORS_NAME
+
+CARD_NAME = "README.md"
+MODEL_CONFIG = "config.json"
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
+
+# {what it is: patterns of its files}. `*` does not cross a folder.
+KINDS = {
+    "model": (MODEL_CONFIG, WEIGHTS_NAME, "model-*-of-*.safetensors", INDEX_NAME),
+    "processor": (CONFIG_NAME, "prompt_config.json"),
+    "catalog of items": (ITEMS_NAME, f"{VECTORS_NAME}/*.npy"),
+    "statistics of items": (
+        *(f"{STATISTICS_NAME}/{name}" for name in ("scales.json", "*/statistics.json", "*/state-*.parquet")),
+    ),
+    "tokenizer": TOKENIZER_FILES,
+    "card": (CARD_NAME, "LICENSE", "metrics.json"),
+}
+PEOPLE = (USERS_NAME,)
+# Salted hashes of what a model has learnt, for the leakage guard of its owner.
+NEVER = (ROWS_NAME,)
+
+MODEL_FILES = KINDS["model"]
+PROCESSOR_FILES = (
+    *KINDS["processor"],
+    *KINDS["catalog of items"],
+    *KINDS["statistics of items"],
+    *KINDS["tokenizer"],
+    *PEOPLE,
+)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path, with `/` between folders, fits a pattern, folder by folder.
+
+    Example:
+        >>> matches("item_vectors/image.npy", ["item_vectors/*.npy"])
+        True
+        >>> matches("item_vectors/../../x.npy", ["item_vectors/*.npy"])
+        False
+    """
+    parts = path.split("/")
+    return any(_fits(parts, pattern.split("/")) for pattern in patterns)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    plain = all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)
+    return plain and len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+
+
+def kind_of(path: str) -> str | None:
+    """What a file is; None: nothing of a shared model."""
+    if matches(path, PEOPLE):
+        return "rows about people"
+    return next((kind for kind, patterns in KINDS.items() if matches(path, patterns)), None)

@@ -1,0 +1,158 @@
+"""One commit for all of it: model, processor and card appear together or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+from polyrec.hub.card import minimal_card, tagged
+from polyrec.hub.errors import explained
+from polyrec.hub.files import CARD_NAME, KINDS, MODEL_CONFIG, NEVER, PEOPLE, kind_of, matches
+from polyrec.hub.scan import Scan, scan
+
+
+class Saved(Protocol):
+    """What can be written to a folder: a model, a processor."""
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> Any:
+        """Write it."""
+
+
+def push(
+    repo_id: str,
+    *parts: Saved,
+    include_users: bool = False,
+    max_shard_size: int | str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Save models and processors and share them in one commit.
+
+    Args:
+        repo_id: user/name; without user, that of the token.
+        parts: what is written side by side, e.g. a model and its processor.
+        include_users: share rows about people, too, where a processor knows them.
+        max_shard_size: of one file of weights, e.g. "5GB"; default: that of transformers.
+        options: those of [`push_folder`].
+    """
+    sharded = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            part.save_pretrained(folder, **sharded, **({"include_users": True} if include_users else {}))
+        return push_folder(folder, repo_id, include_users=include_users, **options)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    tags: Sequence[str] = (),
+    include_users: bool = False,
+    allow_columns: Sequence[str] = (),
+) -> CommitInfo:
+    """Share a folder of a model, a processor or a whole run in one commit.
+
+    The commit is the last request: before it, nothing is visible but an empty repository. Uploaded files stay on the
+    Hub, so a push that was interrupted sends the rest only when it is repeated, and one that changes nothing makes no
+    commit. Files of an earlier push that this one does not have (shards, statistics) go in the same commit; files that
+    are not polyrec's stay.
+
+    Args:
+        repo_id: user/name; it is made if it is not there.
+        private: whether a new repository is; None: as the account's settings say.
+        token: of the account; None: that of `hf auth login` or HF_TOKEN.
+        revision: branch, made if it is not there; None: main.
+        create_pr: propose the commit instead, for repositories of others.
+        commit_message, commit_description: of the commit.
+        tags: further ones of the card.
+        include_users: let rows about people leave, too; warns with their columns.
+        allow_columns: columns that may leave although they look like e-mail addresses or phone numbers.
+
+    Raises:
+        ValueError: columns must not leave, see [`~polyrec.hub.scan.Scan.check`], or there is nothing to share.
+        OSError: what the Hub refused, with what mends it; `ConnectionError` if it was not reached.
+    """
+    folder = Path(folder)
+    found = scan(folder, include_users, allow_columns)
+    found.check()
+    if not any(file.kind in ("model", "processor") for file in found.leaving):
+        raise ValueError(f"{folder} holds no model: give a folder with {MODEL_CONFIG}, as save_pretrained writes it")
+    if include_users:
+        _warn_of_people(found)
+    api = hub_api()
+    with explained(repo_id, revision, pushing=True):
+        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        there = api.model_info(repo_id, revision=revision, token=token)
+        held = {file.rfilename for file in there.siblings or []}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(file.path, folder / file.path) for file in found.leaving if file.path != CARD_NAME
+        ]
+        card = _card(folder, repo_id, tags, held)
+        if card is not None:
+            operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
+        operations += [CommitOperationDelete(path) for path in _stale(held, found)]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload polyrec model",
+            commit_description=commit_description,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            # Two pushes at a time: the later one is refused instead of mixing with the other's files.
+            parent_commit=None if create_pr else there.sha,
+        )
+
+
+def hub_api() -> HfApi:
+    """The client, which reads HF_ENDPOINT, HF_TOKEN and so on, and names polyrec as its user."""
+    from polyrec import __version__
+
+    return HfApi(library_name="polyrec", library_version=__version__)
+
+
+def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> str | None:
+    """The folder's own card with polyrec's metadata; else that of the Hub stays; else the least that one says."""
+    path = folder / CARD_NAME
+    if path.exists():
+        return tagged(path.read_text(encoding="utf-8"), tags)
+    return None if CARD_NAME in held else minimal_card(folder, repo_id, tags)
+
+
+def _stale(held: set[str], found: Scan) -> list[str]:
+    """Files of an earlier push of the same parts that would not fit to those of this one, and those of people."""
+    sent = {file.path for file in found.leaving}
+    parts = {file.kind for file in found.leaving}
+    if "processor" in parts:
+        parts |= {"catalog of items", "statistics of items", "tokenizer"}
+    return sorted(
+        path
+        for path in held - sent
+        if (kind_of(path) in parts - {"card"} and kind_of(path) in KINDS)
+        or ("processor" in parts and matches(path, PEOPLE))
+        or matches(path.split("/")[-1], NEVER)
+    )
+
+
+def _warn_of_people(found: Scan) -> None:
+    columns = "; ".join(f"{file.path}: {', '.join(file.columns)}" for file in found.people)
+    if columns:
+        warnings.warn(f"rows about people leave, as include_users=True asks: {columns}", stacklevel=3)
+    else:
+        warnings.warn(
+            "include_users=True, but there are no rows about people here: save the processor with "
+            "save_pretrained(folder, include_users=True) first",
+            stacklevel=3,
+        )

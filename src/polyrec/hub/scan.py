@@ -1,0 +1,230 @@
+"""What would leave: every file and column of a folder that is to be shared, read before a byte is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from polyrec.data.processor_files import CONFIG_NAME, STATISTICS_NAME
+from polyrec.data.statistic_config import StatisticConfig
+from polyrec.hub.files import NEVER, PEOPLE, kind_of, matches
+from polyrec.schema import from_dict
+
+_NAMES = re.compile(
+    r"(?:^|_)(e_?mail(?:_?address)?s?|(?:tele|mobile|cell|home|work|contact)?_?phone(?:_?(?:number|no|nr))?s?|"
+    r"mobile_?(?:number|no|nr)|tel(?:_?(?:number|no|nr))?|telefon|msisdn|fax|whatsapp|ssn|iban|passport)(?:_|$)"
+)
+_EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
+_PHONE = (
+    r"(?:^|[^\w.+-])(?:"
+    r"\+\d{1,3}(?:[ ()./-]{0,2}\d){7,13}"  # +49 30 1234567
+    r"|\(\d{2,5}\)[ ]?\d{2,4}[ ./-]?\d{3,6}"  # (030) 1234567
+    r"|\d{3}[ .-]\d{3}[ .-]\d{4}"  # 212-555-0187
+    r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5}"  # 0171 1234567
+    r")(?:$|[^\w-])"
+)
+_ROWS = 1 << 16  # read at once
+
+
+@dataclass
+class Leaving:
+    """A file that is to be shared.
+
+    Args:
+        path: inside the folder, with `/`.
+        size: bytes.
+        kind: what it is, see `polyrec.hub.files.KINDS`.
+        columns: {name: type} of a table, without what polyrec counted itself.
+    """
+
+    path: str
+    size: int
+    kind: str
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Scan:
+    """What leaves a folder, what stays, and why it may not leave.
+
+    Args:
+        leaving: files that would be pushed.
+        staying: files that are nothing of a shared model (checkpoints, data, pickles), or of people.
+        people: files of rows about people, which leave only if that is asked for.
+        refusals: columns that look like e-mail addresses or phone numbers, each with where it was seen.
+    """
+
+    leaving: list[Leaving] = field(default_factory=list)
+    staying: list[str] = field(default_factory=list)
+    people: list[Leaving] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Refuse what must not leave.
+
+        Raises:
+            ValueError: with every column that looks like a way to reach a person.
+        """
+        if self.refusals:
+            raise ValueError(
+                "this must not leave:\n"
+                + "\n".join(f"  {line}" for line in self.refusals)
+                + "\nfit a processor without these columns, or, if they are about no person, name them: "
+                "allow_columns=[...] (--allow-column NAME)"
+            )
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.leaving)} files leave, {_size(sum(f.size for f in self.leaving))}:"]
+        for file in self.leaving:
+            lines.append(f"  {file.path:<40} {_size(file.size):>10}  {file.kind}")
+            if file.columns:
+                lines.append(f"      columns: {', '.join(f'{n} ({t})' for n, t in file.columns.items())}")
+        if self.staying:
+            shown = ", ".join(self.staying[:12]) + (" ..." if len(self.staying) > 12 else "")
+            lines.append(f"{len(self.staying)} stay here: {shown}")
+        return "\n".join(lines)
+
+
+def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequence[str] = ()) -> Scan:
+    """Look through a folder of a model, a processor or a whole run; nothing is sent.
+
+    Args:
+        include_users: let rows about people leave, too (users.parquet of `processor.save_pretrained(include_users=
+            True)`).
+        allow_columns: columns that may leave although they look like addresses or phone numbers.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text("{}"), (folder / "optimizer.pt").write_bytes(b"")
+        >>> pq.write_table(pa.table({"item_id": [1], "seller_email": ["a@b.org"]}), folder / "items.parquet")
+        >>> found = scan(folder)
+        >>> [file.path for file in found.leaving], found.staying
+        (['config.json', 'items.parquet'], ['optimizer.pt'])
+        >>> found.check()
+        Traceback (most recent call last):
+            ...
+        ValueError: this must not leave:
+          items.parquet: column 'seller_email' is named like a way to reach a person ...
+    """
+    folder, found = Path(folder), Scan()
+    if not folder.is_dir():
+        raise ValueError(f"no such folder: {folder}")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        kind = kind_of(name)
+        personal = matches(name, PEOPLE) or (path.parent.parent.name == STATISTICS_NAME and _about_people(path))
+        if kind is None or matches(path.name, NEVER) or (path.is_symlink() and not _inside(path, folder)):
+            found.staying.append(name)
+            continue
+        file = Leaving(name, path.stat().st_size, "rows about people" if personal else kind)
+        if path.suffix == ".parquet":
+            file.columns = {f.name: str(f.type) for f in pq.read_schema(path) if not f.name.startswith("__")}
+        if personal:
+            found.people.append(file)
+            if not include_users:
+                found.staying.append(name)
+                continue
+        found.leaving.append(file)
+        if path.suffix == ".parquet":
+            found.refusals += _suspicious_table(path, name, file.columns, allow_columns)
+        elif name == CONFIG_NAME:
+            found.refusals += _suspicious_vocabularies(path, allow_columns)
+    return found
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _about_people(path: Path) -> bool:
+    """Whether a table of running statistics is kept per person."""
+    config = path.parent / "statistics.json"
+    if path.suffix != ".parquet" or not config.exists():
+        return False
+    held = json.loads(config.read_text(encoding="utf-8"))
+    names = [name for name, file in held["files"].items() if file == path.name]
+    counted = [from_dict(StatisticConfig, values) for values in held["statistics"]]
+    return any(statistic.personal for statistic in counted if statistic.name in names)
+
+
+def _suspicious_table(path: Path, name: str, columns: dict[str, str], allowed: Sequence[str]) -> Iterator[str]:
+    read = []
+    for column in columns:
+        if column in allowed:
+            continue
+        if _NAMES.search(_words(column)):
+            yield f"{name}: column {column!r} is named like a way to reach a person"
+        else:
+            read.append(column)
+    seen: set[str] = set()
+    first = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS, columns=read):
+            for column, values in zip(batch.schema.names, batch.columns, strict=True):
+                if column not in seen and (found := _suspicious(values)) is not None:
+                    seen.add(column)
+                    yield f"{name}: column {column!r} holds {found[1]}, first in row {first + found[0]}"
+            first += batch.num_rows
+
+
+def _suspicious_vocabularies(path: Path, allowed: Sequence[str]) -> Iterator[str]:
+    """Categories that encoders have learnt travel in the processor's configuration, those of people's columns, too."""
+    for place, column, encoder in _encoders(json.loads(path.read_text(encoding="utf-8"))):
+        if column in allowed:
+            continue
+        what = f"{path.name}: {place} column {column!r}"
+        if _NAMES.search(_words(column)):
+            yield f"{what} is named like a way to reach a person"
+            continue
+        texts = [v for values in encoder.values() if isinstance(values, list) for v in values if isinstance(v, str)]
+        if texts and (found := _suspicious(pa.array(texts))) is not None:
+            yield f"{what} knows {found[1]} among its categories"
+
+
+def _encoders(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for place in ("item", "user"):
+        for column, encoder in config.get(f"{place}_encoders", {}).items():
+            yield place, column, encoder
+    for place, encoders in config.get("event_encoders", {}).items():
+        for column, encoder in encoders.items():
+            yield place, column, encoder
+
+
+def _suspicious(values: pa.Array) -> tuple[int, str] | None:
+    """First row that holds an address or a phone number, and which of them."""
+    rows = None
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        parents = pc.list_parent_indices(values)
+        rows = parents if rows is None else rows.take(parents)
+        values = pc.list_flatten(values)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return None
+    for pattern, what in ((_EMAIL, "e-mail addresses"), (_PHONE, "phone numbers")):
+        at = pc.index(pc.fill_null(pc.match_substring_regex(values, pattern), False), True).as_py()
+        if at >= 0:
+            return (at if rows is None else rows[at].as_py()), what
+    return None
+
+
+def _words(column: str) -> str:
+    """A column's name in lower case with `_` between its words."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column).lower())
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
