@@ -103,6 +103,7 @@ class PolyRecTrainer(Trainer):
                 "one process per GPU (accelerate launch --config_file scripts/accelerate/multi_gpu.yaml ...), or set "
                 "CUDA_VISIBLE_DEVICES=0"
             )
+        self._bare: tuple[Any, PolyRecForRecommendation] | None = None  # see `_unwrapped`
         if args.device.type == "cpu":
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
@@ -277,7 +278,10 @@ class PolyRecTrainer(Trainer):
 
     @property
     def _unwrapped(self) -> PolyRecForRecommendation:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        """The bare model; it is looked for once, as accelerate walks through all modules each time."""
+        if self._bare is None or self._bare[0] is not self.model:
+            self._bare = self.model, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return self._bare[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the tasks did since the last log, see [`TaskLog`]."""
