@@ -46,6 +46,7 @@ class PolyRecModel(PolyRecPreTrainedModel):
         event_features: dict[str, Tensor] | None = None,
         user_features: dict[str, Tensor] | None = None,
         items: ItemRows | None = None,
+        inputs_embeds: Tensor | None = None,
         **unused: Any,
     ) -> PolyRecModelOutput:
         """Read each person once.
@@ -54,7 +55,12 @@ class PolyRecModel(PolyRecPreTrainedModel):
             item_ids: [B, L], 0 = padding on the right.
             event_features, user_features: as the collator makes them.
             items: encoded items, if the caller has them already.
+            inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them; the other
+                arguments are not read then.
         """
+        if inputs_embeds is not None:
+            states = self.history_encoder.read(inputs_embeds)
+            return PolyRecModelOutput(last_hidden_state=states, inputs=inputs_embeds)
         items = self.item_encoder.rows(item_ids) if items is None else items
         inputs, states = self.history_encoder(items, item_ids, event_features or {}, user_features or {})
         return PolyRecModelOutput(last_hidden_state=states, inputs=inputs)
@@ -137,6 +143,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         candidate_times: Tensor | None = None,
         teacher: dict[str, Any] | None = None,
         progress: float = 0.0,
+        inputs_embeds: Tensor | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -162,6 +169,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                 read the age of items.
             teacher: what a teacher answered, see [`~polyrec.distillation.teacher.Teacher`]; a student learns from it.
             progress: share of the training that is done.
+            inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -178,7 +186,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         items = self.item_encoder.rows(*asked_about, negatives=further) if items is None else items
         candidate_BCD = items.lookup(candidate_ids)
         if self.reads_people:
-            read = self.model(item_ids, event_features, user_features, items=items)
+            read = self.model(item_ids, event_features, user_features, items=items, inputs_embeds=inputs_embeds)
             state_BCD = gather_states(read.last_hidden_state, candidate_positions)
         else:
             read, state_BCD = PolyRecModelOutput(), torch.zeros_like(candidate_BCD)
@@ -451,6 +459,14 @@ class PolyRecForRecommendation(MultiTaskModel):
         from polyrec.recommendation import recommend
 
         return recommend(self, processor, history, k=k, **request)
+
+    def explain(
+        self, processor: Any, history: Any = None, items: Any = None, k: int = 10, **request: Any
+    ) -> list[dict[str, Any]]:
+        """Say why items are recommended to one person; see `polyrec.explanation.explain`."""
+        from polyrec.explanation import explain
+
+        return explain(self, processor, history, items, k, **request)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from polyrec.data.processor_checks import (
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
 from polyrec.data.release import age_start, first_times, item_times, milliseconds
-from polyrec.data.requests import request_table
+from polyrec.data.requests import request_table, variants
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
@@ -489,7 +489,21 @@ class PolyRecProcessor:
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
-        encoders, statistics = self.event_encoders, self.statistics
+        log = self.request_log(history, items, user=user, context=context, time=time, query=query)
+        return self.request_windows(log, len(items))[0] | {"history_items": log.item[: len(log) - len(items)]}
+
+    def request_log(
+        self,
+        history: Any,
+        items: np.ndarray,
+        *,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+        time: float | None = None,
+        query: str | None = None,
+    ) -> EventLog:
+        """The events of a [`request`] and then the items asked about, encoded; its running statistics come later."""
+        encoders = self.event_encoders
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
         derived = derived_names(self.columns)
         asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
@@ -511,14 +525,34 @@ class PolyRecProcessor:
             if encoder.kind != "text":
                 values = pa.array([(user or {}).get(name)])
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
-        events = len(log) - len(items)
-        asked = np.arange(events, len(log))
-        counted = None if statistics is None else statistics.request(log)
-        candidates = Candidates(asked, np.full(len(items), events))
+        return log
+
+    def request_windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
+
+        What did not happen is in no history and in no running statistic; all else happened when it did, and the
+        question is asked at the same time.
+
+        Args:
+            log: of a request, see [`request_log`].
+            asked: its last rows, which are the items asked about.
+            keep_VL: bool [V, L], which of the L events happened in each variant. None: one variant, all of them.
+
+        Returns:
+            one window per variant.
+        """
+        events = len(log) - asked
+        if keep_VL is not None:
+            log = variants(log, np.pad(keep_VL, ((0, 0), (0, asked)), constant_values=True))
+        counted = None if self.statistics is None else self.statistics.request(log)
+        happened_V = np.array([events]) if keep_VL is None else keep_VL.sum(axis=1)
+        candidates = Candidates(
+            (log.offsets[:-1, None] + happened_V[:, None] + np.arange(asked)).ravel(), np.repeat(happened_V, asked)
+        )
         # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.tasks]
-        window = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
-        return window[0] | {"history_items": log.item[:events]}
+        windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
+        return [windows[v] for v in range(len(happened_V))]
 
     @property
     def _latest(self) -> float:

@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_update(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
+    _add_explain(commands)
     _add_score(commands)
     _add_quantize(commands)
     _add_encode_images(commands)
@@ -299,6 +300,39 @@ def _recommend(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import recommend
 
     recommend(options.run_folder, options.history, options.user, options.k, options.json)
+
+
+def _add_explain(commands: _Commands) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="why are these items recommended to one person?",
+        description="Says for each recommendation (or each --item) which past events, attributes and words of the item "
+        "made the answer: what the answer would be had the event not happened, exactly.",
+    )
+    explain.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    explain.add_argument(
+        "--history",
+        default="",
+        metavar="IDS",
+        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+    )
+    explain.add_argument(
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+    )
+    explain.add_argument("--item", metavar="IDS", help="items to explain, separated by commas (default: recommended)")
+    explain.add_argument("--task", metavar="NAME", help="whose answer is explained (default: the one that ranks)")
+    explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    explain.add_argument("--events", type=int, default=3, help="past events named per item (default: 3)")
+    explain.add_argument("--words", action="store_true", help="also judge the words of the items' texts")
+    explain.add_argument("--json", action="store_true", help="print JSON lines instead of text")
+    explain.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from polyrec.cli.explain import explain_run
+
+    given = {name: getattr(options, name) for name in ("task", "k", "events", "words")}
+    explain_run(options.run_folder, options.history, options.user, options.item, options.json, **given)
 
 
 def _add_score(commands: _Commands) -> None:

@@ -15,26 +15,38 @@ def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) ->
     """Print recommendations for one person."""
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
-    events: Any = history
-    if not history.endswith((".parquet", ".csv")):
-        events = [i.strip() for i in history.split(",") if i.strip()]
-        if pa.types.is_integer(processor.items.ids.type):
-            try:
-                events = [int(i) for i in events]
-            except ValueError:
-                raise ValueError(
-                    f"the item ids of this model are integers; cannot read --history {history!r}"
-                ) from None
-    attributes = {}
-    for text in user:
+    events, attributes = read_history(history, processor), read_user(user, processor)
+    found = model.recommend(processor, events, k=k, user=attributes)
+    print("\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found))
+    return found
+
+
+def read_history(text: str, processor: PolyRecProcessor) -> Any:
+    """Events as a command line gives them: ids separated by commas, or a file."""
+    return text if text.endswith((".parquet", ".csv")) else read_items(text, processor, "--history")
+
+
+def read_items(text: str, processor: PolyRecProcessor, flag: str) -> list[Any]:
+    """Item ids, separated by commas, of the catalog's type."""
+    found: list[Any] = [i.strip() for i in text.split(",") if i.strip()]
+    if pa.types.is_integer(processor.items.ids.type):
+        try:
+            return [int(i) for i in found]
+        except ValueError:
+            raise ValueError(f"the item ids of this model are integers; cannot read {flag} {text!r}") from None
+    return found
+
+
+def read_user(given: list[str], processor: PolyRecProcessor) -> dict[str, Any]:
+    """Attributes of a person as a command line gives them, COLUMN=VALUE."""
+    attributes: dict[str, Any] = {}
+    for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"cannot read --user {text!r}: write COLUMN=VALUE")
         encoder = processor.users.encoders.get(name)
         attributes[name] = float(value) if encoder is not None and encoder.kind == "numeric" else value
-    found = model.recommend(processor, events, k=k, user=attributes)
-    print("\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found))
-    return found
+    return attributes
 
 
 def format_recommendations(found: list[dict[str, Any]]) -> str:

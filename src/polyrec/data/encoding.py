@@ -63,7 +63,7 @@ def encode_log(
         candidate_features=encoded["candidate"],
         user_features={name: values[user_rows] for name, values in users.encoded.items()},
     )
-    log.event_features["time_gap"] = _time_gap(log)
+    log.event_features["time_gap"] = time_gap(log)
     return log
 
 
@@ -92,7 +92,7 @@ def encode_past(past: PastEvents, encoders: Encoders) -> None:
     past.event_features["time_gap"] = np.full(rows, np.nan, dtype=np.float32)
 
 
-def _time_gap(log: EventLog) -> np.ndarray:
+def time_gap(log: EventLog) -> np.ndarray:
     """log(1 + seconds since the person's previous event), an hour about 0; NaN for the first event."""
     gap = np.diff(log.time, prepend=np.nan)
     gap[log.offsets[:-1]] = np.nan

@@ -172,12 +172,15 @@ class LogStatistics:
         return self.scaler.transform(self._count(log, visible_until, source))
 
     def request(self, log: EventLog) -> np.ndarray | None:
-        """Features of a request, [R, F]: the saved state continued by the person's own events; None before `fit`."""
+        """Features of a request, [R, F]: the saved state continued by the person's own events; None before `fit`.
+
+        Several people of the log are as many requests, which know nothing of each other.
+        """
         if self.scaler is None:
             return None
         # The person of a request is nobody of the state, so that their own history alone speaks for them.
         nobody = np.full(len(log), NOBODY)
-        parts = [self.log.transform(self._table(log, nobody))]
+        parts = [self.log.transform(self._table(log, nobody), log.person)]
         if self.past is not None:
             parts.append(self.past.transform(self._table(log, nobody, self.past)))
         counted = np.concatenate(parts, axis=1)

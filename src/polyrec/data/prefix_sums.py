@@ -20,7 +20,7 @@ class Occurrences:
     Args:
         row: int64 [M], ascending.
         group: int64 [M], index of the key among `keys`.
-        keys: int64 [G], packed, ascending.
+        keys: int64 [G], packed, ascending; with `world`, each once per world.
         source: int64 [S], the occurrences that may be counted, sorted by (group, time).
         stamp: int64 [S], ascending, group * span + time rank.
         span: more than any time rank.
@@ -37,15 +37,27 @@ class Occurrences:
     end: np.ndarray
 
     @classmethod
-    def find(cls, row: np.ndarray, packed: np.ndarray, rank: np.ndarray, counted: np.ndarray) -> Occurrences:
+    def find(
+        cls,
+        row: np.ndarray,
+        packed: np.ndarray,
+        rank: np.ndarray,
+        counted: np.ndarray,
+        world: np.ndarray | None = None,
+    ) -> Occurrences:
         """Sort once.
 
         Args:
             row, packed: int64 [M], see `polyrec.data.event_table.cross`.
             rank: int64 [R], dense rank of each row's time.
             counted: bool [R], rows that may be counted at all.
+            world: int64 [R], from 0; rows of different worlds never count each other. None: all are of one.
         """
         keys, group = np.unique(packed, return_inverse=True)
+        if world is not None:
+            worlds = int(world.max(initial=0)) + 1
+            both, group = np.unique(group * worlds + world[row], return_inverse=True)
+            keys = keys[both // worlds]
         span = int(rank.max(initial=0)) + 2
         source = np.flatnonzero(counted[row])
         stamp = group[source] * span + rank[row[source]]

@@ -1,4 +1,7 @@
-"""A request as a table: a person's history and the items asked about."""
+"""A request as a table: a person's history and the items asked about; and what it had been with another history.
+
+Letters: R rows of a request, V variants.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.data.encoding import time_gap
+from polyrec.data.sequences import EventLog
 from polyrec.data.tables import as_table, column, first_bad_row, ids, times
 from polyrec.schema import Columns
 
@@ -69,3 +74,42 @@ def request_table(
     if columns.query_item is not None:
         found[columns.query_item] = pa.nulls(events + asked)
     return pa.table(found)
+
+
+def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
+    """A request's log once per variant, in which only some of its rows ever happened; each variant is a person of it.
+
+    What happened keeps its time, so the question is asked at the same moment in all variants.
+
+    Args:
+        log: of one request, encoded.
+        keep_VR: bool [V, R].
+
+    Example:
+        >>> three = np.arange(3)
+        >>> log = EventLog(three * 0, three + 5, three.astype(float), three, three, pa.array([0]), np.ones((3, 1)))
+        >>> changed = variants(log, np.array([[True, True, True], [True, False, True]]))
+        >>> changed.person.tolist(), changed.item.tolist()
+        ([0, 0, 0, 1, 1], [5, 6, 7, 5, 7])
+    """
+    person, row = np.nonzero(keep_VR)
+
+    def of_rows(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: values[row] for name, values in columns.items()}
+
+    found = EventLog(
+        person=person,
+        item=log.item[row],
+        time=log.time[row],
+        order=log.order[row],
+        row=log.row[row],
+        user_ids=pa.array(np.arange(len(keep_VR))),
+        labels=log.labels[row],
+        event_features=of_rows(log.event_features),
+        candidate_features=of_rows(log.candidate_features),
+        user_features={name: np.repeat(values, len(keep_VR), axis=0) for name, values in log.user_features.items()},
+        measures=of_rows(log.measures),
+        queries=None if log.queries is None else log.queries.of_rows(row),
+    )
+    found.event_features["time_gap"] = time_gap(found)
+    return found

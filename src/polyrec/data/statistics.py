@@ -158,13 +158,16 @@ class RunningStatistics:
         """
         return self._over(table, {}, visible_until, source).features()
 
-    def transform(self, table: EventTable) -> np.ndarray:
+    def transform(self, table: EventTable, world: np.ndarray | None = None) -> np.ndarray:
         """Features of rows that continue what [`update`] has seen, float32 [R, F]; the state does not change.
 
         The state knows only now. A row not later than `last_time` gets today's view, which holds its own future: for
         features of the past (training, evaluation) call [`compute`] with the whole log.
+
+        Args:
+            world: int64 [R], from 0: continuations that know nothing of each other. None: the table is one.
         """
-        return self._over(table, self._states).features()
+        return self._over(table, self._states, world=world).features()
 
     def update(self, table: EventTable) -> None:
         """Advance the state by later events. Events of one second belong in one call, or they see each other's label.
@@ -231,7 +234,8 @@ class RunningStatistics:
         states: dict[str, KeyStates],
         visible_until: np.ndarray | None = None,
         source: np.ndarray | None = None,
+        world: np.ndarray | None = None,
     ) -> StatisticsPass:
         return StatisticsPass(
-            self.statistics, self.targets, self.prior, table, states, visible_until, source, self.context
+            self.statistics, self.targets, self.prior, table, states, visible_until, source, self.context, world
         )

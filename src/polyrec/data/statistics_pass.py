@@ -99,6 +99,7 @@ class StatisticsPass:
     visible_until: np.ndarray | None
     source: np.ndarray | None
     context: Sequence[tuple[str, ...]] = ()
+    world: np.ndarray | None = None
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -142,7 +143,7 @@ class StatisticsPass:
     def _occurrences(self, keys: tuple[str, ...]) -> Occurrences:
         columns = [self.table.codes(key) for key in keys]
         row, packed = cross(columns, self.table.missing, len(self.table))
-        return Occurrences.find(row, packed, self.rank, self.counted)
+        return Occurrences.find(row, packed, self.rank, self.counted, self.world)
 
     def _by_keys(self, configs: Sequence[StatisticConfig]) -> Iterator[tuple[Occurrences, list[StatisticConfig]]]:
         """The statistics of each key with its occurrences, one key after the other."""

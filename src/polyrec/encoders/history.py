@@ -59,6 +59,13 @@ class HistoryEncoder(nn.Module):
         Returns:
             inputs [B, L + 1, D] and states [B, L + 1, D]; index p has seen the first p events.
         """
+        inputs_BLD = self.embed(items, item_ids, event_features, user_features)
+        return inputs_BLD, self.read(inputs_BLD)
+
+    def embed(
+        self, items: ItemRows, item_ids: Tensor, event_features: dict[str, Tensor], user_features: dict[str, Tensor]
+    ) -> Tensor:
+        """The start and the events as the backbone reads them, [B, L + 1, D]."""
         event_BLD = items.lookup(item_ids)
         encoded_BLD = self.events(event_features)
         if encoded_BLD is not None:
@@ -67,14 +74,16 @@ class HistoryEncoder(nn.Module):
         person_BD = self.person(user_features)
         if person_BD is not None:
             start_BD = start_BD + person_BD
-        inputs_BLD = self.dropout(self.norm(torch.cat([start_BD.unsqueeze(1), event_BLD], dim=1)))
+        return self.dropout(self.norm(torch.cat([start_BD.unsqueeze(1), event_BLD], dim=1)))
+
+    def read(self, inputs_BLD: Tensor) -> Tensor:
+        """States of embedded histories, [B, L + 1, D]."""
         if self.backbone is None:
             count_L1 = torch.arange(1, inputs_BLD.shape[1] + 1, device=inputs_BLD.device).unsqueeze(1)
-            return inputs_BLD, inputs_BLD.cumsum(1) / count_L1
+            return inputs_BLD.cumsum(1) / count_L1
         if isinstance(self.backbone, PretrainedHistory):
-            return inputs_BLD, self.backbone(inputs_BLD)
-        states_BLD = self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
-        return inputs_BLD, states_BLD
+            return self.backbone(inputs_BLD)
+        return self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
 
 
 class PretrainedHistory(nn.Module):

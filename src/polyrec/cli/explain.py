@@ -1,0 +1,57 @@
+"""`polyrec explain`: why items are recommended, in sentences or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polyrec.cli.recommend import read_history, read_items, read_user
+from polyrec.explanation.reasons import as_text
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+
+
+def explain_run(
+    run: str, history: str, user: list[str], item: str | None, as_json: bool, **options: Any
+) -> list[dict[str, Any]]:
+    """Print why items are recommended to one person.
+
+    Args:
+        item: ids to explain; None: what is recommended.
+        options: of `model.explain`.
+    """
+    processor = PolyRecProcessor.from_pretrained(run)
+    model = PolyRecForRecommendation.from_pretrained(run)
+    if options["words"] and processor.text is not None:
+        model.load_texts(processor)
+    items = None if item is None else read_items(item, processor, "--item")
+    events, attributes = read_history(history, processor), read_user(user, processor)
+    found = model.explain(processor, events, items, user=attributes, **options)
+    told = [json.dumps(row, ensure_ascii=False, default=str) if as_json else format_reason(row) for row in found]
+    print("\n".join(told) if told else "nothing left to explain")
+    return found
+
+
+def format_reason(row: Mapping[str, Any]) -> str:
+    """One item: its reason, then what each event, attribute, word and expert did."""
+    lines = [f"{row['rank']:>3}  {_name(row)}  {row['task']} {row['score']:.3f}", f"     {row['reason']}"]
+    lines += [f"{e['effect']:>+12.3f}  {e['verb']} {_name(e)} ({e['without']:.3f} without it)" for e in row["events"]]
+    lines += [
+        f"{a['effect']:>+12.3f}  {a['name']}" + (f" = {as_text(a['value'])}" if a["value"] else "")
+        for a in row["attributes"]
+    ]
+    lines += _words(row["words"])
+    lines += [
+        f"     {task} uses {', '.join(f'{source} {share:.2f}' for source, share in gates.items())}"
+        for task, gates in row["gates"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _words(words: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
+    return [f"{w['effect']:>+12.3f}  the word “{w['word']}”" for w in words[:most]]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row.get('title') or ''} [{row['item']}]".strip()

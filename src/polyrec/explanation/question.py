@@ -1,0 +1,131 @@
+"""One task asked about some items for one person, answerable again when something about the person had been different.
+
+Letters: V variants, L events of the history, C items asked about, N items, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyrec.data.sequences import EventLog
+from polyrec.encoders.item import ItemRows
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.pretrained import PolyRecOutput
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.recommendation import as_batch
+from polyrec.registry import nearest
+
+_EVENTS = 16_384  # events that are read at once, so that memory does not grow with the number of variants
+_PAIRS = 1 << 21  # (item asked about, event) pairs that are attended at once
+
+
+@dataclass(eq=False)
+class Question:
+    """What is asked, encoded once.
+
+    Effects are differences of *answers*, which are not cut off and add up better than what a person reads: the score
+    of a retrieval task, the log odds of a probability, the log of a rate, a number in the label's unit. A head that
+    gives several numbers per pair answers with its prediction.
+
+    Args:
+        history: the person's events, oldest first, as for `recommend`.
+        rows: int64 [C], rows of the item table.
+        task: that is explained.
+        request: arguments of `processor.request`: user, context, time, query.
+    """
+
+    model: PolyRecForRecommendation
+    processor: PolyRecProcessor
+    history: Any
+    rows: np.ndarray
+    task: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in self.model.heads:
+            raise ValueError(f"unknown task {self.task!r}; {nearest(self.task, list(self.model.heads))}")
+        if not len(self.rows):
+            raise ValueError("nothing to explain: give at least one item")
+        self.log: EventLog = self.processor.request_log(self.history, self.rows, **self.request)
+        self.items: ItemRows = self.model.item_encoder.table()
+
+    @property
+    def events(self) -> int:
+        """L, events of the whole history."""
+        return len(self.log) - len(self.rows)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """int64, which events of the history the model reads: the latest `max_history`."""
+        return np.arange(max(self.events - self.processor.max_history, 0), self.events)
+
+    @property
+    def head(self) -> Any:
+        """Of the task."""
+        return self.model.heads[self.task]
+
+    def batches(self, keep_VL: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
+        """Inputs of the model about some variants, see `PolyRecProcessor.request_windows`, in pieces."""
+        windows = self.processor.request_windows(self.log, len(self.rows), keep_VL)
+        longest = max(len(window["item_ids"]) for window in windows) + 1
+        size = max(min(_EVENTS // longest, _PAIRS // (longest * len(self.rows))), 1)
+        for first in range(0, len(windows), size):
+            yield as_batch(windows[first : first + size], self.model)
+
+    def answer(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> Tensor:
+        """Answers to a batch of this question, [B, C].
+
+        Args:
+            items: vectors of items, instead of the model's own.
+            changed: further arguments of the model.
+        """
+        return self.answers_of(self.logits(batch, self.items if items is None else items, **changed))
+
+    def logits(self, batch: Mapping[str, Any], items: ItemRows, **changed: Any) -> Tensor:
+        """Logits of the task, [B, C(, K)]."""
+        if self.head.reads == "state" and self.head.excludes == "history":
+            # Nothing but the state is needed: pairs are left out, which are most of the work.
+            read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
+            states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
+            position_BC1 = batch["candidate_positions"].unsqueeze(-1)
+            state_BCD = states_BLD.gather(1, position_BC1.expand(-1, -1, states_BLD.shape[-1]))
+            asked = batch["candidate_ids"]
+            question = self.head.question(state_BCD, None)
+            return self.head.pair_logits(question, items.lookup(asked), asked, items, batch["candidate_times"])
+        logits = self.forward(batch, items, **changed).logits
+        assert logits is not None
+        return logits[self.task]
+
+    def inputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """The start and the events of a batch as the backbone reads them, [B, L + 1, D]."""
+        read = batch["item_ids"], batch["event_features"], batch["user_features"]
+        return self.model.model.history_encoder.embed(self.items, *read)
+
+    def forward(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> PolyRecOutput:
+        """All that the model says about a batch."""
+        return self.model(**batch, items=self.items if items is None else items, **changed)
+
+    def answers_of(self, logits: Tensor) -> Tensor:
+        """Logits [..., C(, K)] as answers [..., C], see the class."""
+        if self.head.reads == "state":
+            return logits.float()
+        return self.head.exchanged(logits) if self.head.exchange_width is None else self.head.predict(logits)
+
+    @torch.no_grad()
+    def variants(self, keep_VL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers and predictions if only some events of the history had happened, float64 [V, C] each.
+
+        Args:
+            keep_VL: bool [V, L].
+        """
+        with self.model.answering():
+            logits = [self.logits(batch, self.items) for batch in self.batches(keep_VL)]
+            found = [(self.answers_of(some), self.head.predict(some)) for some in logits]
+        answers, predictions = (torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True))
+        return answers, predictions
