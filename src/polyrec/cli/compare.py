@@ -15,12 +15,12 @@ from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
 from polyrec.cli.train import build_trainer, last_checkpoint
 from polyrec.evaluation import comparison_report, evaluator
 from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
-from polyrec.evaluation.comparison_runs import ComparisonRun, Cost, run_name
+from polyrec.evaluation.comparison_runs import ComparisonRun, run_name
 from polyrec.extras import check_extra
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.cost import CostMeter
+from polyrec.training.cost import CostMeter, cost_of
 
 _NO_RESULT = ("output", "tune")  # what of a recipe changes no result
 
@@ -112,10 +112,8 @@ def _run(
         restore_callback_states_from_checkpoint=True,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    # Resuming puts another meter into the place of ours.
-    meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CostMeter))
     predictions = trainer.predict(parts.test)
-    cost = Cost(*meter.seconds, epochs=float(trainer.state.epoch or 0), parameters=trainer.model.num_parameters())
+    cost = cost_of(trainer)
     metrics = evaluator.evaluate(trainer.model, parts.test, predictions, trainer.args.rank_k)
     run = ComparisonRun(variant.name, variant.tasks, seed, expected, cost, metrics, predictions)
     run.save(home)

@@ -21,7 +21,7 @@ from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
 from polyrec.cli.student_size import sized, width_for_latency, width_for_parameters
-from polyrec.cli.train import build_config, build_trainer, last_checkpoint
+from polyrec.cli.train import build_config, build_trainer, last_checkpoint, save_training
 from polyrec.distillation.gating import Belief, believe, gated
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.teacher import Teacher
@@ -32,7 +32,7 @@ from polyrec.evaluation.throughput import one_question_each, people_per_second
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.cost import CostMeter
+from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.memory import forget_peak_memory, peak_memory
 from polyrec.training.shrink import start_from_teacher
 from polyrec.training.trainer import PolyRecTrainer
@@ -89,9 +89,7 @@ class _Workshop:
             taken = start_from_teacher(trainer.model, self.processor, start.model, start.processor)
             self._write(trainer, self.folder / _START_NAME, json.dumps(asdict(taken), indent=2) + "\n")
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        # Resuming puts another meter into the place of ours.
-        meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CostMeter))
-        cost = Cost(*meter.seconds, epochs=float(trainer.state.epoch or 0), parameters=trainer.model.num_parameters())
+        cost = cost_of(trainer)
         metrics = {"peak_memory": float(peak_memory() or "nan")}
         k = trainer.args.rank_k
         valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.predict(self.parts.valid), k)
@@ -102,6 +100,7 @@ class _Workshop:
         run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
         trainer.save_model(str(self.model_folder(name)))
         if trainer.is_world_process_zero():
+            save_training(trainer, self.processor, self.parts, self.model_folder(name))
             run.save(home)
             shutil.rmtree(work, ignore_errors=True)  # checkpoints
         trainer.accelerator.wait_for_everyone()
@@ -275,7 +274,8 @@ def _finish(shop: _Workshop, student: ComparisonRun) -> None:
     (shop.folder / RECIPE_NAME).write_text(text, encoding="utf-8")
     metrics = shop.folder / "metrics.json"
     parts = shop.parts
-    report_run(shop.model(STUDENT), parts.train, parts.test, student.predictions, shop.arguments, metrics)
+    model, slices = shop.model(STUDENT), shop.recipe.slices
+    report_run(model, parts.train, parts.test, student.predictions, shop.arguments, metrics, shop.processor, slices)
 
 
 def _revisions(settings: DistillSettings) -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.gating import Belief
 from polyrec.evaluation.comparison import Effect, Measured, measure
-from polyrec.evaluation.comparison_report import Section, Table, markdown, plain
 from polyrec.evaluation.comparison_runs import ComparisonRun
+from polyrec.evaluation.page import Section, Table, markdown, plain
 from polyrec.schema import TaskConfig
 
 REPORT_NAME = "distill"

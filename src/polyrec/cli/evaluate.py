@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyrec.cli.prepare import prepare, read_run
@@ -11,7 +12,9 @@ from polyrec.cli.update import continue_run
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.cold_start import cold_start, format_cold_start
+from polyrec.evaluation.page import plain
 from polyrec.evaluation.report import MODEL, compare_with_baselines, format_report
+from polyrec.evaluation.slices import popularity_bias, slice_groups, sliced
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
@@ -25,8 +28,14 @@ def report_run(
     predictions: evaluator.Predictions,
     arguments: PolyRecTrainingArguments,
     output: Path | None,
+    processor: PolyRecProcessor,
+    slices: Sequence[str] = (),
 ) -> dict:
-    """Print the table of one part, and write it as JSON."""
+    """Print the table of one part, and write it as JSON, with what the answers are in groups of rows.
+
+    Args:
+        slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
+    """
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
     print(format_report(report))
     cold = cold_start(model, test, predictions, arguments.rank_k)
@@ -34,8 +43,14 @@ def report_run(
     for task, groups in cold.items():
         report[task][MODEL]["cold_start"] = groups
     if output is not None:
+        counts = model.item_encoder.counts.cpu().numpy()
+        groups = slice_groups(train, test, processor, counts, tuple(slices))
+        for task, found in sliced(model, test, predictions, groups, arguments.rank_k).items():
+            report[task][MODEL]["slices"] = found
+        for task, found in predictions.rankings.items():
+            report[task][MODEL]["popularity"] = popularity_bias(test, found, counts)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -56,7 +71,8 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         arguments.exclude_seen,
         progress=True,
     )
-    return report_run(model, train, dataset, predictions, arguments, Path(output) if output else None)
+    path, processor = Path(output) if output else None, PolyRecProcessor.from_pretrained(run)
+    return report_run(model, train, dataset, predictions, arguments, path, processor, recipe.slices)
 
 
 def parts_of_run(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:

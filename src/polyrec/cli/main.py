@@ -26,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_score(commands)
     _add_quantize(commands)
+    _add_card(commands)
+    _add_report(commands)
     _add_encode_images(commands)
     return parser
 
@@ -395,6 +397,51 @@ def _quantize(options: argparse.Namespace) -> None:
     from polyrec.cli.quantize import quantize_run
 
     quantize_run(options.run_folder, options.output)
+
+
+def _add_card(commands: _Commands) -> None:
+    card = commands.add_parser(
+        "card",
+        help="write the model card of a run, in the Hub's format",
+        description="Writes README.md into a run folder, from what is in it: figures with intervals beside baselines, "
+        "data, training curves, limits, and how to load and reproduce the model. What no file knows (licence, data "
+        "sets, intended use) comes from the recipe's `card:` section or from the flags.",
+    )
+    card.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or distill")
+    card.add_argument("--output", metavar="FILE", help="(default: README.md in RUN)")
+    card.add_argument("--name", help="of the model (default: that of the folder)")
+    card.add_argument("--license", metavar="ID", help="e.g. apache-2.0")
+    card.add_argument("--dataset", action="append", dest="datasets", metavar="NAME", help="trained on; repeat")
+    card.add_argument("--repository", metavar="USER/MODEL", help="where it will be found on the Hub")
+    card.set_defaults(run=_card)
+
+
+def _card(options: argparse.Namespace) -> None:
+    check_extra("matplotlib", "report", "training curves")
+    from polyrec.cli.card import card_run
+
+    given = _given(options, ("name", "license", "datasets", "repository"))
+    card_run(options.run_folder, options.output, given)
+
+
+def _add_report(commands: _Commands) -> None:
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about one or several runs, side by side",
+        description="Curves, figures with intervals beside baselines, calibration, groups of rows in which the models "
+        "err, task affinities, and recommendations of example people with reasons, in one page that needs no network.",
+    )
+    report.add_argument("run_folders", nargs="+", metavar="RUN", help="folder written by `polyrec train` or distill")
+    report.add_argument("--output", metavar="FILE", help="(default: report.html in the first RUN)")
+    report.add_argument("--people", type=int, metavar="N", help="examples of each run, 0 = none (default: 3)")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    check_extra("matplotlib", "report", "plots")
+    from polyrec.cli.report import report_runs
+
+    report_runs(options.run_folders, **_given(options, ("output", "people")))
 
 
 def _add_encode_images(commands: _Commands) -> None:

@@ -12,7 +12,7 @@ from polyrec.cli.prepare import RECIPE_NAME, read_run
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.live import LiveTeacher
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.comparison_report import Section, Table, markdown, plain
+from polyrec.evaluation.page import Section, Table, markdown, plain
 from polyrec.evaluation.throughput import one_question_each, people_per_second
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor

@@ -27,6 +27,9 @@ class Recipe:
         tune: what `polyrec tune` searches, see `polyrec.cli.tuning_space`.
         updates: what `polyrec update` has added, in order: {interactions, items, users, holdout}; a training takes
             these tables as parts of the data.
+        slices: attributes of items or people by which metrics.json says where the model errs, beside popularity,
+            history, activity and time; default: the first categorical attribute of the items.
+        card: what a model card cannot know by itself, see `polyrec.cards.about.About` (license, datasets, ...).
         early_stopping_patience: stop after so many evaluations without a better metric; 0 = never.
         output: folder of the run.
     """
@@ -43,6 +46,8 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
     updates: list[dict[str, Any]] = field(default_factory=list)
+    slices: list[str] = field(default_factory=list)
+    card: dict[str, Any] = field(default_factory=dict)
     early_stopping_patience: int = 0
     output: str = "runs/latest"
 

@@ -12,6 +12,7 @@ from polyrec import __version__
 from polyrec.cli.recipe import Recipe
 
 ABOUT_NAME = "recipe.json"
+_DESCRIPTION = ("slices", "card")  # what of a recipe says how results are told, not what they are
 
 
 def about_recipe(recipe: Recipe, ignore: Sequence[str]) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def about_recipe(recipe: Recipe, ignore: Sequence[str]) -> dict[str, Any]:
         ignore: keys of the recipe that change no result.
     """
     about = {
-        "recipe": {name: value for name, value in recipe.to_dict().items() if name not in ignore},
+        "recipe": {name: value for name, value in recipe.to_dict().items() if name not in (*ignore, *_DESCRIPTION)},
         "data": {name: _digest(getattr(recipe, name)) for name in ("interactions", "items", "users", "past")},
         "polyrec": __version__,
     }

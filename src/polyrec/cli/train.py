@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -18,9 +19,12 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
 from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.schema import parse_tasks
+from polyrec.tracking.facts import data_facts
+from polyrec.tracking.training_file import training_facts, write_training
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.trainer import PolyRecTrainer
 
 SELECTION_METRIC = "mean_improvement"  # of the validation part: what a search maximises
@@ -114,16 +118,32 @@ def last_checkpoint(folder: str | Path) -> str | None:
     return get_last_checkpoint(str(folder)) if Path(folder).exists() else None
 
 
+def save_training(trainer: PolyRecTrainer, processor: PolyRecProcessor, parts: Splits, folder: str | Path) -> None:
+    """Write what a training with a [`CostMeter`] was, for model cards and reports."""
+    state = trainer.state
+    facts = training_facts(
+        asdict(cost_of(trainer)),
+        data_facts(processor, parts),
+        state.log_history,
+        seed=trainer.args.seed,
+        device=trainer.args.device.type,
+        threads=torch.get_num_threads(),
+        processes=trainer.args.world_size,
+        best={"step": state.best_global_step, "metric": state.best_metric, "by": trainer.args.metric_for_best_model},
+    )
+    write_training(folder, facts)
+
+
 def train(recipe: Recipe, resume: bool = False) -> dict:
     """Train, keep the best weights, evaluate on the test part, and save all of it.
 
-    The run folder holds the model, the processor, recipe.yaml and metrics.json.
+    The run folder holds the model, the processor, recipe.yaml, metrics.json and training.json.
 
     Returns:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
     processor, parts = prepare(recipe)
-    trainer = build_trainer(recipe, processor, parts.train, parts.valid)
+    trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()])
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
     trainer.save_model(recipe.output)
     predictions = trainer.predict(parts.test)
@@ -131,6 +151,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         return {}
     (Path(recipe.output) / RECIPE_NAME).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
     metrics = Path(recipe.output) / "metrics.json"
-    report = report_run(trainer.model, parts.train, parts.test, predictions, trainer.args, metrics)
+    save_training(trainer, processor, parts, recipe.output)
+    report = report_run(
+        trainer.model, parts.train, parts.test, predictions, trainer.args, metrics, processor, recipe.slices
+    )
     print(f"saved to {recipe.output}; try: polyrec recommend {recipe.output} --history ID,ID,...")
     return report

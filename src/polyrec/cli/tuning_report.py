@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyrec.evaluation.comparison_plots import new_figure, to_png
+from polyrec.evaluation.plotting import new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

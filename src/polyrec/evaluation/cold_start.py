@@ -27,14 +27,20 @@ def cold_start_groups(
         "new_items": of the catalog, but without a training event; "history_0", "history_1", ...: of people with exactly
         so many earlier events.
     """
+    seen = visible_events(dataset)
+    item = dataset.log.item[dataset.candidates.event]
+    groups = {NEW_ITEMS: (item >= FIRST_ITEM) & (item_counts[item] == 0)}
+    groups |= {f"history_{events}": seen == events for events in histories}
+    return {name: rows for name, rows in groups.items() if rows.any()}
+
+
+def visible_events(dataset: SequenceDataset) -> np.ndarray:
+    """How many earlier events each candidate may see, those of the past table included, int64 [C]."""
     asked, log = dataset.candidates, dataset.log
     seen = asked.position.copy()
     if log.past is not None:
         seen += np.diff(log.past.offsets)[log.person[asked.event]]
-    item = log.item[asked.event]
-    groups = {NEW_ITEMS: (item >= FIRST_ITEM) & (item_counts[item] == 0)}
-    groups |= {f"history_{events}": seen == events for events in histories}
-    return {name: rows for name, rows in groups.items() if rows.any()}
+    return seen
 
 
 def cold_start(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polyrec.evaluation.comparison import Comparison
+from polyrec.evaluation.plotting import new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,20 +25,6 @@ def comparison_plots(result: Comparison) -> dict[str, bytes]:
     if result.affinity:
         plots[AFFINITY_NAME] = to_png(_affinity(result))
     return plots
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that needs no display and no state of pyplot."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
 
 
 def _gains(result: Comparison) -> Figure:

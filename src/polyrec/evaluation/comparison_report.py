@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from polyrec.evaluation.comparison import Comparison, Effect, TaskComparison
 from polyrec.evaluation.comparison_plots import AFFINITY_NAME, ALL_SINGLE, COSTS_NAME, GAINS_NAME, comparison_plots
 from polyrec.evaluation.comparison_runs import Cost
+from polyrec.evaluation.page import Section, Table, html_page, markdown, plain
 
 _MARKS = {"better": "▲", "worse": "▼", "unclear": ""}
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% } li { margin: .3rem 0 } h2 { margin-top: 2.5rem }
-"""
-
-
-@dataclass
-class Table:
-    """Cells of text; the first column names the rows."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-
-@dataclass
-class Section:
-    """A heading with points, a table and a plot (by file name), each of which may be absent."""
-
-    title: str
-    points: Sequence[str] = ()
-    table: Table | None = None
-    plot: str | None = None
 
 
 def findings(result: Comparison) -> list[str]:
@@ -179,59 +149,14 @@ def to_json(result: Comparison) -> str:
     return json.dumps(plain(asdict(result) | {"findings": findings(result)}), indent=2) + "\n"
 
 
-def plain(value: Any) -> Any:
-    """Values of JSON, with NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def to_markdown(result: Comparison) -> str:
     """The report without plots."""
     return markdown("Multi-task against single-task models", sections(result))
 
 
-def markdown(title: str, found: Sequence[Section]) -> str:
-    """Sections as Markdown, without plots."""
-    lines = [f"# {title}"]
-    for section in found:
-        if not section.points and section.table is None:
-            continue
-        lines += ["", f"## {section.title}", *(f"- {p}" for p in section.points)]
-        if section.table is not None:
-            cells = [section.table.header, ["---"] * len(section.table.header), *section.table.rows]
-            lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
-    return "\n".join(lines) + "\n"
-
-
 def to_html(result: Comparison, plots: dict[str, bytes]) -> str:
     """One page with the plots ({name: PNG}) inside."""
-    body = ["<h1>Multi-task against single-task models</h1>"]
-    for section in sections(result):
-        body.append(f"<h2>{_inline(section.title)}</h2>")
-        if section.points:
-            body.append("<ul>" + "".join(f"<li>{_inline(p)}</li>" for p in section.points) + "</ul>")
-        if section.plot is not None:
-            data = b64encode(plots[section.plot]).decode()
-            body.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{data}">')
-        if section.table is not None:
-            rows = "".join(
-                "<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows
-            )
-            head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
-            body.append(f"<table><tr>{head}</tr>{rows}</table>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>polyrec compare</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
-
-
-def _inline(text: str) -> str:
-    """The little Markdown that our texts use: `code` and **bold**."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
+    return html_page("Multi-task against single-task models", sections(result), plots)
 
 
 def write(result: Comparison, folder: Path, html: bool = True) -> None:

@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+MODEL = "polyrec"  # among the systems of a report
+
+
+def figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics among what a report says of a system, which are its numbers.
+
+    Example:
+        >>> figures({"auc": 0.8, "interval": {"auc": [0.7, 0.9]}})
+        {'auc': 0.8}
+    """
+    return {name: value for name, value in values.items() if isinstance(value, float | int)}
+
+
+def day(seconds: float) -> str:
+    """The date of a time, as ISO writes it.
+
+    Example:
+        >>> day(86_400.0)
+        '1970-01-02'
+    """
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
 
 
 def by_task(found: Mapping[str, float], tasks: Iterable[str], group: str = "") -> dict[str, dict[str, float]]:

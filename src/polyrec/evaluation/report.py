@@ -15,11 +15,12 @@ from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import bootstrap, evaluator, ranking
+from polyrec.evaluation.intervals import bounds, metric_interval
+from polyrec.evaluation.metric_names import MODEL, figures
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
+from polyrec.evaluation.reliability import predicts_means, reliability
 from polyrec.evaluation.scored import rank_rows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
-
-MODEL = "polyrec"
 
 
 def compare_with_baselines(
@@ -31,7 +32,9 @@ def compare_with_baselines(
     exclude_seen: bool = True,
     resamples: int = 200,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {system: {metric: value, "interval": {metric: [low, high]}}}}; intervals (95%, over people) for the model.
+    """{task: {system: {metric: value, "interval": {metric: [low, high]}}}}; intervals (95%, over people).
+
+    The first metric of each system has an interval; those of the model's further metrics are there, too.
 
     Args:
         train, test: data sets of one log; baselines are fitted on `train`.
@@ -57,15 +60,12 @@ def compare_with_baselines(
         for system, values in answers.items():
             details = predictions.details.get(task) if system == MODEL else None
             found, _ = evaluator.pair_metrics(head.metrics, labels[:, j], values, people, task, details)
-            report[task][system] = dict(found)
-        first = head.metrics[0]
-
-        keep = ~np.isnan(labels[:, j])
-        columns = (labels[keep, j], predictions.values[task][keep], people[keep])
-        found_interval = bootstrap.bootstrap_interval(
-            evaluator.PAIR_METRICS[first], people[keep], *columns, n=resamples
-        )
-        report[task][MODEL]["interval"] = {first: [found_interval.low, found_interval.high]}
+            measured = [name for name in found if name in evaluator.PAIR_METRICS and np.isfinite(found[name])]
+            asked = measured if system == MODEL else measured[:1]
+            intervals = {n: bounds(metric_interval(n, labels[:, j], values, people, resamples)) for n in asked}
+            report[task][system] = {**found, "interval": intervals}
+        if predicts_means(head.metrics):
+            report[task][MODEL]["calibration"] = reliability(labels[:, j], predictions.values[task])
     return report
 
 
@@ -103,9 +103,9 @@ def _retrieval(
     for name, values in per_list.items():
         result[name] = {f"{m}@{k}": float(values[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
         result[name][f"coverage@{k}"] = ranking.coverage(lists[name], number)
-    main = f"ndcg@{k}"
-    interval = bootstrap.bootstrap_mean(per_list[MODEL][main], people, n=resamples)
-    result[MODEL]["interval"] = {main: [interval.low, interval.high]}
+        asked = ("ndcg", "recall", "mrr") if name == MODEL else ("ndcg",)
+        intervals = {f"{m}@{k}": bootstrap.bootstrap_mean(values[f"{m}@{k}"], people, n=resamples) for m in asked}
+        result[name]["interval"] = {metric: bounds(interval) for metric, interval in intervals.items()}
     return result
 
 
@@ -113,7 +113,7 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A text table per task; the best value of each metric is marked with *."""
     lines = []
     for task, systems in report.items():
-        names = [n for n in next(iter(systems.values())) if n not in ("interval", "cold_start")]
+        names = list(figures(next(iter(systems.values()))))
         lines.append(f"{task:<14}" + "".join(f"{n:>19}" for n in names))
         for system, values in systems.items():
             cells = []

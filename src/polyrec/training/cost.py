@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
+
+from polyrec.evaluation.comparison_runs import Cost
 
 
 class CostMeter(TrainerCallback, ExportableState):
@@ -43,3 +45,9 @@ class CostMeter(TrainerCallback, ExportableState):
         """What a checkpoint keeps."""
         cpu, wall = self.seconds
         return {"args": {"cpu_seconds": cpu, "wall_seconds": wall}, "attributes": {}}
+
+
+def cost_of(trainer: Trainer) -> Cost:
+    """What the training of a trainer with a [`CostMeter`] took; resuming puts another meter into the place of ours."""
+    meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CostMeter))
+    return Cost(*meter.seconds, epochs=float(trainer.state.epoch or 0), parameters=trainer.model.num_parameters())

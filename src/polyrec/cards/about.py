@@ -1,0 +1,39 @@
+"""What a model card says that no file of a run knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class About:
+    """The `card:` section of a recipe.
+
+    Args:
+        name: of the model; default: that of the run's folder.
+        license: of the model, as the Hub writes it (apache-2.0, mit, cc-by-4.0, ...).
+        datasets: that it was trained on: names on the Hub where there are any.
+        language: of the items' texts, e.g. ["en"].
+        description: what the model is, in a sentence or two.
+        intended_use, out_of_scope: sentences that are added to those of every card.
+        limits: sentences about limits that no figure shows.
+        data: sentences about the data: where it comes from, how it was gathered, who may use it.
+        tags: further ones.
+        repository: under which the model is pushed, for the lines that load it.
+
+    Example:
+        >>> About(license="mit", datasets=["movielens-100k"]).license
+        'mit'
+    """
+
+    name: str | None = None
+    license: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    language: list[str] = field(default_factory=list)
+    description: str | None = None
+    intended_use: list[str] = field(default_factory=list)
+    out_of_scope: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    repository: str | None = None

@@ -1,0 +1,114 @@
+"""Reports to read: points, tables and plots, as Markdown or as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import math
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% } pre { overflow-x: auto; background: #f5f5f5; padding: .6rem }
+li { margin: .3rem 0 } h2 { margin-top: 2.5rem }
+"""
+
+
+@dataclass
+class Table:
+    """Cells of text; the first column names the rows."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass
+class Section:
+    """A heading with points, a table, a plot (by file name) and code, each of which may be absent.
+
+    Args:
+        code: with its language in front, e.g. ("python", "import polyrec").
+    """
+
+    title: str
+    points: Sequence[str] = ()
+    table: Table | None = None
+    plot: str | None = None
+    code: tuple[str, str] | None = None
+
+
+def plain(value: Any) -> Any:
+    """Values of JSON, with NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(title: str, found: Sequence[Section], pictures: bool = False) -> str:
+    """Sections as Markdown.
+
+    Args:
+        pictures: show plots, too, which lie beside the text under their file names.
+    """
+    lines = [f"# {title}"]
+    for section in found:
+        plot = section.plot if pictures else None
+        if not section.points and section.table is None and plot is None and section.code is None:
+            continue
+        lines += ["", f"## {section.title}", *(f"- {p}" for p in section.points)]
+        if plot is not None:
+            lines += ["", f"![{section.title}]({plot})"]
+        if section.table is not None:
+            cells = [section.table.header, ["---"] * len(section.table.header), *section.table.rows]
+            lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
+        if section.code is not None:
+            language, text = section.code
+            lines += ["", f"```{language}", text.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def html_page(title: str, found: Sequence[Section], plots: Mapping[str, bytes]) -> str:
+    """One page; it asks for nothing outside itself, and fits a telephone.
+
+    Args:
+        found: its sections.
+        plots: {name that a section has: PNG}.
+    """
+    body = [f"<h1>{_inline(title)}</h1>"]
+    for section in found:
+        body.append(f"<h2>{_inline(section.title)}</h2>")
+        if section.points:
+            body.append("<ul>" + "".join(f"<li>{_inline(p)}</li>" for p in section.points) + "</ul>")
+        if section.plot is not None:
+            data = b64encode(plots[section.plot]).decode()
+            body.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{data}">')
+        if section.table is not None:
+            rows = "".join(
+                "<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows
+            )
+            head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
+            body.append(f"<table><tr>{head}</tr>{rows}</table>")
+        if section.code is not None:
+            body.append(f"<pre><code>{escape(section.code[1])}</code></pre>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'  # or a browser asks for one
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _inline(text: str) -> str:
+    """The little Markdown that our texts use: `code` and **bold**."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)

@@ -1,0 +1,45 @@
+"""What is known of a run's data, by counting, and a digest that tells whether it is the same data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.fingerprint import data_digest, fingerprint
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+
+
+def fingerprints(processor: PolyRecProcessor, dataset: SequenceDataset) -> dict[str, str]:
+    """Short digests of a data set's events and of what the processor makes of them: equal digests, equal inputs."""
+    return {
+        "data": data_digest(dataset.log, processor.items.ids)[:16],
+        "processor": fingerprint(processor)[:16],
+    }
+
+
+def data_facts(processor: PolyRecProcessor, parts: Splits) -> dict[str, Any]:
+    """People, items, events, and for each part its rows, people, first and last time and known labels of each task."""
+    log = parts.train.log
+    return {
+        "events": len(log),
+        "people": len(log.user_ids),
+        "items": processor.num_items - FIRST_ITEM,
+        "fingerprints": fingerprints(processor, parts.train),
+        "parts": {name: _part(part) for name, part in parts._asdict().items()},
+    }
+
+
+def _part(dataset: SequenceDataset) -> dict[str, Any]:
+    asked = dataset.own_view
+    times, labels = dataset.log.time[dataset.candidates.event[asked]], dataset.labels()[asked]
+    known = (~np.isnan(labels)).sum(axis=0).tolist()
+    return {
+        "rows": int(asked.sum()),
+        "people": len(np.unique(dataset.people()[asked])),
+        "first": float(times.min()) if len(times) else None,
+        "last": float(times.max()) if len(times) else None,
+        "labels": dict(zip(dataset.task_names, known, strict=True)),
+    }

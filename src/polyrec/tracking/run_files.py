@@ -1,0 +1,96 @@
+"""What a run has left in its folder, read for cards and reports: no model is loaded and no table is opened."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from polyrec.evaluation.metric_names import MODEL
+from polyrec.schema import TaskConfig, parse_tasks
+from polyrec.tracking.training_file import TRAINING_NAME
+
+METRICS_NAME = "metrics.json"
+_EMISSIONS_NAME = "emissions.csv"  # of codecarbon, which transformers calls if it is installed
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run.
+
+    Args:
+        folder: of the run.
+        recipe: recipe.yaml.
+        metrics: metrics.json, {task: {system: {metric: value, ...}}}.
+        config: config.json of the model.
+        training: training.json; empty if the run was trained before there was one.
+        distillation: distill.json of a student, else empty.
+        emissions: the last line of emissions.csv, else empty.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    config: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)
+    emissions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a folder written by `polyrec train` or `polyrec distill`."""
+        home = Path(folder)
+        for name in ("recipe.yaml", METRICS_NAME, "config.json"):
+            if not (home / name).exists():
+                raise ValueError(
+                    f"{home} has no {name}: it is not a folder written by `polyrec train`"
+                    + (
+                        f", or evaluate it first: polyrec evaluate {home} --output {home / name}"
+                        * (name == METRICS_NAME)
+                    )
+                )
+        emissions = home / _EMISSIONS_NAME
+        rows = list(csv.DictReader(emissions.read_text().splitlines())) if emissions.exists() else []
+        return cls(
+            home,
+            yaml.safe_load((home / "recipe.yaml").read_text(encoding="utf-8")),
+            _read(home / METRICS_NAME),
+            _read(home / "config.json"),
+            _read(home / TRAINING_NAME),
+            _read(home / "distill.json"),
+            rows[-1] if rows else {},
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.resolve().name
+
+    @property
+    def tasks(self) -> dict[str, TaskConfig]:
+        """By name, in alphabetical order."""
+        return {
+            t.name: t for t in sorted(parse_tasks(self.recipe["tasks"]), key=lambda t: t.name) if t.name in self.metrics
+        }
+
+    def primary(self, task: str) -> str:
+        """The metric by which a task is judged first."""
+        return next(iter(self.metrics[task][MODEL]))
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What its trainer has logged."""
+        return self.training.get("history", [])
+
+    @property
+    def sources(self) -> list[Any]:
+        """Everything that a card or report may quote figures from."""
+        return [self.metrics, self.training, self.recipe, self.config, self.distillation, self.emissions]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

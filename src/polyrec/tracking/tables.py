@@ -1,0 +1,68 @@
+"""Tables of a run's metrics, as cards and reports show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polyrec.evaluation.metric_names import figures
+from polyrec.evaluation.metrics import LOWER_IS_BETTER
+from polyrec.evaluation.page import Table
+
+SystemMetrics = Mapping[str, Any]  # {metric: value, "interval": {metric: [low, high]}, ...}
+
+
+def told(values: SystemMetrics, metric: str) -> str:
+    """A metric with its interval, where it has one.
+
+    Example:
+        >>> told({"auc": 0.81234, "interval": {"auc": [0.8, 0.82]}}, "auc"), told({}, "auc")
+        ('0.8123 [0.8000, 0.8200]', '')
+    """
+    if metric not in figures(values):
+        return ""
+    interval = values.get("interval", {}).get(metric)
+    ends = "" if interval is None or None in interval else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{values[metric]:.4f}{ends}"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Of a metric by its name, the length of lists left out."""
+    return metric.partition("@")[0] in LOWER_IS_BETTER
+
+
+def best_system(systems: Mapping[str, SystemMetrics], metric: str) -> str:
+    """The system that is best by a metric."""
+    found = {name: values[metric] for name, values in systems.items() if metric in figures(values)}
+    return (min if lower_is_better(metric) else max)(found, key=lambda name: found[name])
+
+
+def figure_table(systems: Mapping[str, SystemMetrics]) -> Table:
+    """A row per system and a column per metric of the first; the best figure of each is bold."""
+    names = list(figures(next(iter(systems.values()))))
+    best = {name: best_system(systems, name) for name in names}
+    rows = []
+    for system, values in systems.items():
+        cells = [told(values, name) for name in names]
+        rows.append([system, *(f"**{c}**" if best[n] == system else c for n, c in zip(names, cells, strict=True))])
+    return Table(["", *(f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in names)], rows)
+
+
+def group_rows(groups: Mapping[str, Mapping[str, SystemMetrics]], metric: str) -> list[list[str]]:
+    """A row per group of `metrics.json`'s slices: what by, group, rows, people, a metric with its interval."""
+    return [
+        [by, safe(name), f"{found['rows']:,}", f"{found['people']:,}", told(found, metric) or "too few"]
+        for by, members in groups.items()
+        for name, found in members.items()
+    ]
+
+
+def safe(text: str) -> str:
+    """A value of somebody's data, in a cell of a Markdown table and out of its syntax.
+
+    Example:
+        >>> safe("a|b <i>*x*</i>")
+        'a/b ‹i›∗x∗‹/i›'
+    """
+    plain = " ".join(text.split())
+    return plain.translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "]": ")"}))
