@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs check bench format clean
+.PHONY: demo test docs check bench recipes format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ bench: $(VENV)/.installed  ## all protocols; DATA=folder of ml-100k, IMPRESSIONS
 	$(BIN)/python scripts/benchmarks/next_item.py --data $(DATA) --seeds 3 --output runs/next_item.json
 	$(BIN)/python scripts/benchmarks/feedback.py --data $(DATA) --seeds 3 --output runs/feedback.json
 	$(BIN)/python scripts/benchmarks/impressions.py --data $(IMPRESSIONS) --seeds 3 --output runs/impressions.json
+
+recipes: $(VENV)/.installed  ## all recipes and their cards; DATA=folder of data sets (see scripts/recipes/README.md)
+	$(BIN)/python scripts/recipes.py all --data $(or $(DATA),data)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

