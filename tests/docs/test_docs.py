@@ -9,18 +9,19 @@ import sys
 import pytest
 from docs_fixtures import DOCS, ROOT, blocks, run_page
 
+import polyrec
 from polyrec import registry
 
 FIRST = DOCS / "quickstart.md"
+KINDS = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page != FIRST)
 
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
     """Parts that a page registers are gone after it."""
-    for kind in vars(registry).values():
-        if isinstance(kind, registry.Registry):
-            monkeypatch.setattr(kind, "_classes", dict(kind._classes))
+    for kind in KINDS:
+        monkeypatch.setattr(kind, "_classes", dict(kind._classes))
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,18 @@ def test_builds_without_warnings(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "site" / "index.html").exists()
+
+
+def test_reference_is_complete():
+    """A public name or a part that was added later is missing from the reference."""
+    named = set(re.findall(r"^::: (\S+)", "".join(p.read_text() for p in (DOCS / "api").glob("*.md")), re.MULTILINE))
+    public = {f"{getattr(polyrec, name).__module__}.{name}" for name in polyrec.__all__}
+    parts = {cls for kind in KINDS for cls in map(kind.get, kind._built_in())}
+    assert public | {f"{cls.__module__}.{cls.__qualname__}" for cls in parts} <= named
+
+
+def test_tables_of_parts_are_complete():
+    """A head or coupling that was added later is missing where one is chosen."""
+    page = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    for kind in (registry.HEADS, registry.COUPLINGS):
+        assert kind._built_in() <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
