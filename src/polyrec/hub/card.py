@@ -55,7 +55,8 @@ def tagged(card: str, tags: Sequence[str]) -> str:
         >>> print(tagged("# My model", ["shop"]).splitlines()[:3])
         ['---', 'library_name: polyrec', 'tags:']
     """
-    metadata, text = {}, card
+    metadata: dict[str, Any] = {}
+    text = card
     if card.startswith("---\n") and "\n---" in card[4:]:
         head, _, text = card[4:].partition("\n---")
         metadata = yaml.safe_load(head) or {}

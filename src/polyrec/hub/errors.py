@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 
 try:  # the client's own transport: httpx until huggingface_hub 2, which renamed it
@@ -35,7 +36,7 @@ def explained(repo_id: str, revision: str | None = None, pushing: bool = False) 
     except HfHubHTTPError as error:
         error.append_to_message(f"\n{_fix(error, repo_id, revision, pushing)}")
         raise
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, RevisionResolutionError) as error:
         raise LocalEntryNotFoundError(
             f"{repo_id!r} is not in the local cache, and the Hub was not reached: load it once while online, unset "
             f"HF_HUB_OFFLINE, or give the folder of a saved model ({error})"

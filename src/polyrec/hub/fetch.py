@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
 from polyrec.hub.errors import NO_CONNECTION, explained
 from polyrec.hub.files import matches
@@ -43,6 +43,8 @@ def fetch(name: str | Path, patterns: Sequence[str], **options: Any) -> Path:
     if repo_id.count("/") > 1 or repo_id.startswith((".", "/", "~")):
         raise ValueError(f"no such folder: {repo_id}; a name on the Hub is user/name")
     api, wanted = hub_api(), list(patterns)
+    if is_offline_mode():
+        options["local_files_only"] = True
     where = {name: value for name, value in options.items() if name in ("cache_dir", "local_files_only", "token")}
     with explained(repo_id, revision):
         # One commit for all files, the one known from before where there is no connection.

@@ -10,10 +10,12 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, USERS_NAME, VECTORS_NAME
@@ -44,6 +46,7 @@ _LIMITS = {
     "members": 1 << 12,
 }
 _DEEPEST = 50
+_BATCH = 1 << 14  # rows looked at at once
 
 
 def check_sizes(sizes: Mapping[str, int], where: str) -> None:
@@ -254,14 +257,9 @@ def _check_tokenizer(values: dict[str, Any], where: str) -> None:
 
 def _check_template(text: Any, where: str) -> None:
     """A template may name columns, no more: a width such as {title:>999999999} would fill the memory."""
-    from string import Formatter
-
     template = text.get("template") if isinstance(text, dict) else None
-    if not isinstance(template, str):
-        return
-    for _, name, form, conversion in Formatter().parse(template):
-        if name is not None and (form or conversion):
-            raise ValueError(f"{where}: the text template {template!r} formats {name!r}: a template only names columns")
+    if isinstance(template, str) and any(form or conversion for _, _, form, conversion in Formatter().parse(template)):
+        raise ValueError(f"{where}: the text template {template!r} formats values, but a template only names columns")
 
 
 def _footer(path: Path, name: str) -> pq.FileMetaData:
@@ -295,24 +293,27 @@ def _check_table(path: Path, name: str, ids: bool) -> int:
 
 def _check_repeats(path: Path, name: str, about: pq.FileMetaData, limit: int) -> None:
     """Texts are stored once for many rows: count what they would be in memory, without repeating them."""
-    texts = [
-        f.name for f in about.schema.to_arrow_schema() if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-    ]
+    columns = [about.schema.column(c) for c in range(about.num_columns)]
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     total = 0
     with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(1 << 16, columns=texts):
-            for values in batch.columns:
-                if not pa.types.is_dictionary(values.type):
-                    total += values.nbytes
-                    continue
-                lengths = np.asarray(pa.compute.binary_length(values.dictionary).fill_null(0))
-                indices = np.asarray(values.indices.drop_null())
-                total += int(lengths[indices].sum()) if len(lengths) else 0
+        for batch in file.iter_batches(_BATCH, columns=texts):
+            total += sum(_unpacked(values) for values in batch.columns)
             if total > limit:
                 raise ValueError(
-                    f"{name}: its texts repeat to more than {limit:,} bytes: it is made to fill memory, and "
-                    "is not loaded"
+                    f"{name}: its texts repeat to more than {limit:,} bytes: it is made to fill memory, and is not "
+                    "loaded"
                 )
+
+
+def _unpacked(values: pa.Array) -> int:
+    """Bytes of texts that are kept once each."""
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = pc.list_flatten(values)
+    if not pa.types.is_dictionary(values.type):
+        return values.nbytes
+    lengths_K = np.asarray(pc.binary_length(values.dictionary).fill_null(0)).astype(np.int64)
+    return int(lengths_K[np.asarray(values.indices.drop_null())].sum())
 
 
 def _check_vectors(path: Path, name: str, rows: int | None) -> None:

@@ -1,0 +1,88 @@
+"""Repositories made to harm are refused with a clear error, without running their code or filling the memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from malicious import RAN, SPOILERS
+from model_fixtures import fit, tiny_model
+
+LOAD = """
+import json, pathlib, warnings
+from polyrec import PolyRecForRecommendation, PolyRecProcessor
+
+def memory(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+def load(kind, folder):
+    (PolyRecForRecommendation if kind == "model" else PolyRecProcessor).from_pretrained(folder)
+
+load("model", "good"), load("processor", "good")
+found = {}
+for name, kind in json.loads(pathlib.Path("kinds.json").read_text()).items():
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    idle = memory("VmRSS")
+    try:
+        load(kind, name)
+        said = None
+    except ValueError as error:
+        said = str(error)
+    found[name] = {"said": said, "peak": memory("VmHWM") - idle}
+pathlib.Path("found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    processor, _ = fit()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(running_hub, good, tmp_path_factory):
+    """What happened to who loaded each of them, one after another."""
+    place = tmp_path_factory.mktemp("repositories")
+    for name, (_, _, spoil) in SPOILERS.items():
+        shutil.copytree(good, place / name)
+        spoil(place / name)
+    shutil.copytree(good, place / "good")
+    (place / "kinds.json").write_text(json.dumps({name: kind for name, (kind, _, _) in SPOILERS.items()}))
+    asked = {"code": LOAD, "cwd": str(place), "log": str(place / "log"), "cache": str(place / "cache")}
+    clients = running_hub[1]
+    clients.stdin.write(json.dumps({**asked, "offline": False, "env": {}}) + "\n")
+    clients.stdin.flush()
+    assert clients.stdout.readline() == "0\n", (place / "log").read_text()
+    return json.loads((place / "found.json").read_text()), place
+
+
+@pytest.mark.parametrize("name", SPOILERS)
+def test_a_malicious_repository_is_refused(outcomes, name):
+    """Prevents code of strangers from running, and files of strangers from being read or filling the memory."""
+    found, place = outcomes
+    said, peak = found[name]["said"], found[name]["peak"]
+    assert said is not None, "it was loaded"
+    assert re.search(SPOILERS[name][1], said), said
+    assert peak < 200, f"{peak:.0f} MiB"
+    assert not (place / RAN).exists()
+
+
+def test_names_and_sizes_are_refused_before_anything_is_downloaded(hub, client, good):
+    """Prevents a download that fills the disk, and paths that a server makes up."""
+    files = {p.relative_to(good).as_posix(): p.read_bytes() for p in good.rglob("*") if p.is_file()}
+    load = 'from polyrec import PolyRecProcessor\nPolyRecProcessor.from_pretrained("ann/shop")'
+    hub.put("ann/shop", files | {"statistics/../../../../escaped.parquet": b"x", "processor_config.json/../x": b"x"})
+    assert client(load)[0] == 0
+    assert not [line for line in hub.log if "escaped" in line or ".." in line]
+    hub.put("ann/shop", files | {"processor_config.json": b"{" + b" " * (65 << 20)})
+    before = len(hub.log)
+    status, printed = client(load)
+    assert status == 1
+    assert "polyrec reads at most" in printed
+    assert not [line for line in hub.log[before:] if "/resolve/" in line]
