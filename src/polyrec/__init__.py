@@ -1,6 +1,7 @@
 """polyrec: one multi-task recommender model from an event log, in the style of Hugging Face Transformers.
 
-Importing names from here registers the Auto classes. The import is lazy, so the command line's `--help` needs no torch.
+Importing names from here registers the Auto classes and `pipeline("recommendation")`. The import is lazy, so the command
+line's `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _MODULES = {
     "schema": ["Columns", "FeatureConfig", "TaskConfig"],
     "data.collator": ["PolyRecCollator"],
     "training.arguments": ["PolyRecTrainingArguments"],
+    "pipeline": ["RecommendationPipeline"],
     "training.trainer": ["PolyRecTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from polyrec.modeling_polyrec import (
         PolyRecPreTrainedModel as PolyRecPreTrainedModel,
     )
+    from polyrec.pipeline import RecommendationPipeline as RecommendationPipeline
     from polyrec.processing_polyrec import PolyRecProcessor as PolyRecProcessor
     from polyrec.processing_polyrec import Splits as Splits
     from polyrec.schema import Columns as Columns
@@ -70,10 +73,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-# Importing polyrec registers its Auto classes, which needs torch; only the command line, whose `--help` must be quick,
-# is spared (it imports what a command needs when the command runs).
+# Importing polyrec registers its Auto classes and its pipeline, which needs torch; only the command line, whose `--help`
+# must be quick, is spared (it imports what a command needs when the command runs).
 if Path(sys.argv[0]).name != "polyrec":
-    for _module in ("modeling_polyrec", "cross_encoder.modeling_cross_encoder"):
+    for _module in ("modeling_polyrec", "cross_encoder.modeling_cross_encoder", "pipeline"):
         importlib.import_module(f"polyrec.{_module}")
 
 

@@ -92,6 +92,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
 
     config_class = PolyRecConfig
     base_model_prefix = "model"
+    hub_commit: str | None = None  # of the repository that the model was loaded from
     supports_gradient_checkpointing = True
     # The history backbone decides; without these flags transformers refuses an implementation that it could use.
     _supports_sdpa = True
@@ -109,14 +110,16 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             ValueError: a file is missing or not one that polyrec writes, with its name and the fix.
             OSError: the Hub refused, with what mends it.
         """
-        options = hub_options(kwargs)
-        if pretrained_model_name_or_path is not None:
-            place = fetch(pretrained_model_name_or_path, MODEL_FILES, **options)
+        options, name = hub_options(kwargs), pretrained_model_name_or_path
+        place = None if name is None else fetch(name, MODEL_FILES, **options)
+        if place is not None:
             cls._check_files(place / kwargs.get("subfolder", ""), kwargs)
-            pretrained_model_name_or_path = place
         kwargs["use_safetensors"] = True
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(place, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if place is not None and place != Path(name):
+            model.name_or_path = model.config.name_or_path = str(name)
+            model.hub_commit = place.name
         for module in model.modules():  # transformers makes every parameter that it loads a trainable one
             if isinstance(module, ItemEncoder):
                 module.freeze()

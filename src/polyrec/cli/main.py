@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_quantize(commands)
     _add_card(commands)
     _add_report(commands)
+    _add_push(commands)
     _add_encode_images(commands)
     return parser
 
@@ -442,6 +443,41 @@ def _report(options: argparse.Namespace) -> None:
     from polyrec.cli.report import report_runs
 
     report_runs(options.run_folders, **_given(options, ("output", "people")))
+
+
+def _add_push(commands: _Commands) -> None:
+    push = commands.add_parser(
+        "push",
+        help="share a run on the Hugging Face Hub",
+        description="Lists what leaves and what stays, refuses columns that look like e-mail addresses or phone "
+        "numbers, and pushes model, processor and card in one commit. Data, checkpoints and hashes of training rows "
+        "stay. Run it again if it was interrupted: what was uploaded is not sent twice.",
+    )
+    push.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    push.add_argument("repository", metavar="USER/NAME", help="on the Hub; it is made if it is not there")
+    push.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
+    push.add_argument("--revision", metavar="BRANCH", help="to push to (default: main)")
+    push.add_argument("--create-pr", action="store_true", help="propose the commit instead of making it")
+    push.add_argument("--message", metavar="TEXT", dest="commit_message", help="of the commit")
+    push.add_argument("--tag", action="append", default=[], dest="tags", metavar="TAG", help="of the card; repeat")
+    push.add_argument("--include-users", action="store_true", help="let rows about people leave, too (users.parquet)")
+    push.add_argument(
+        "--allow-column",
+        action="append",
+        default=[],
+        dest="allow_columns",
+        metavar="NAME",
+        help="a column that may leave although it looks like a way to reach a person; repeat",
+    )
+    push.add_argument("--dry-run", action="store_true", help="only list what would leave")
+    push.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from polyrec.cli.push import push_run
+
+    names = ("private", "revision", "create_pr", "commit_message", "tags", "include_users", "allow_columns", "dry_run")
+    push_run(options.run_folder, options.repository, **_given(options, names))
 
 
 def _add_encode_images(commands: _Commands) -> None:

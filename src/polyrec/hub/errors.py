@@ -22,6 +22,8 @@ except ImportError:
 
 _LOGIN = "log in with `hf auth login` (or set HF_TOKEN)"
 NO_CONNECTION = (httpx.TransportError, OfflineModeIsEnabled)
+# What `explained` lets out.
+Refused = (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError)
 
 
 @contextmanager

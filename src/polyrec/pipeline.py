@@ -1,0 +1,80 @@
+"""`pipeline("recommendation", model=...)`: transformers' shortest way from a name on the Hub to recommendations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.registry import nearest
+
+TASK = "recommendation"
+_REQUEST = ("history", "user", "context", "time", "query")
+
+
+class RecommendationPipeline(Pipeline):
+    """Recommends items, or finds them by a query, for one person or several.
+
+    A person is a dict with any of `history`, `user`, `context`, `time` and `query`, see
+    [`~polyrec.recommendation.recommend`]; a list of them gives a list of answers.
+
+    Args:
+        model: a name on the Hub or a folder, or a [`PolyRecForRecommendation`].
+        processor: its [`PolyRecProcessor`]; default: the one saved with the model.
+        k: recommendations per person.
+        rank_by: the task that ranks; default: the model's first one that needs no query.
+        exclude_seen: leave out items of the history.
+
+    Example:
+        >>> from transformers import pipeline
+        >>> recommender = pipeline("recommendation", model="user/model")     # doctest: +SKIP
+        >>> recommender({"history": [318, 858], "user": {"age": 33}}, k=10)  # doctest: +SKIP
+    """
+
+    _load_processor = False  # transformers' AutoProcessor knows its own kinds only
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model: PolyRecForRecommendation, processor: PolyRecProcessor | None = None, **options: Any):
+        super().__init__(model=model, **options)
+        if processor is None:
+            processor = PolyRecProcessor.from_pretrained(model.name_or_path, revision=model.hub_commit)
+        self.processor: PolyRecProcessor = processor
+
+    def _sanitize_parameters(
+        self, k: int | None = None, rank_by: str | None = None, exclude_seen: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen}
+        return {}, {name: value for name, value in given.items() if value is not None}, {}
+
+    def preprocess(self, person: Any) -> dict[str, Any]:
+        """A person as arguments of a request; unknown keys are refused."""
+        if not isinstance(person, Mapping):
+            raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {person!r}")
+        for name in person:
+            if name not in _REQUEST:
+                raise ValueError(f"unknown key {name!r} of a person; {nearest(str(name), list(_REQUEST))}")
+        return {"person": dict(person)}
+
+    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        person = {name: value for name, value in inputs["person"].items() if value is not None}
+        history = person.pop("history", None)
+        if "query" in person:
+            found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
+        else:
+            found = self.model.recommend(self.processor, history, **person, **options)
+        return {"found": found}
+
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows as `model.recommend` gives them."""
+        return outputs["found"]
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=PolyRecForRecommendation, type="text")
