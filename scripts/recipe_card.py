@@ -1,4 +1,4 @@
-"""The card of a recipe, written of the figures in its run alone."""
+"""The card of a recipe: that of its run (`polyrec card`), and what only a recipe has."""
 
 from __future__ import annotations
 
@@ -7,83 +7,60 @@ from pathlib import Path
 from typing import Any
 
 import recipe_policy
-import yaml
 from recipe_tables import SOURCES
 
+from polyrec.cards.about import About
+from polyrec.cards.card import write_card as write_run_card
+from polyrec.evaluation.metric_names import MODEL, figures
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
-from polyrec.evaluation.report import MODEL
+from polyrec.tracking.run_files import RunFiles
 
 COST_NAME = "cost.json"
-
-
-def figures(run: Path) -> dict[str, Any]:
-    """All that the card quotes: {"metrics": ..., "cost": ..., "off_policy": ...}, of the run's files."""
-    files = {"metrics": "metrics.json", "cost": COST_NAME, "off_policy": recipe_policy.NAME}
-    return {key: json.loads((run / name).read_text()) for key, name in files.items() if (run / name).exists()}
-
-
-def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The metrics among what a report says of a system."""
-    return {name: value for name, value in values.items() if isinstance(value, float | int)}
-
-
-def behind(report: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """ "task metric (system)" wherever a baseline is better than the model, or as good."""
-    found = []
-    for task, systems in report.items():
-        for name, own in numbers(systems[MODEL]).items():
-            sign = -1 if name in LOWER_IS_BETTER else 1
-            found += [
-                f"{task} {name} ({system})"
-                for system, values in systems.items()
-                if system != MODEL and name in values and sign * values[name] >= sign * own
-            ]
-    return found
-
-
-def metric_table(systems: dict[str, dict[str, Any]]) -> list[str]:
-    """A Markdown table of one task."""
-    names = list(numbers(systems[MODEL]))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for system, values in systems.items():
-        cells = [f"{values[name]:.4f}" if name in values else "-" for name in names]
-        for at, name in enumerate(names):
-            if system == MODEL and name in values["interval"]:
-                cells[at] += " ({:.4f} .. {:.4f})".format(*values["interval"][name])
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    return lines
+_FILES = {"metrics": "metrics.json", "training": "training.json", "cost": COST_NAME, "off_policy": recipe_policy.NAME}
 
 
 def write_card(name: str, run: Path, cards: Path) -> Path:
-    """model_cards/NAME.md, and NAME.json with the figures it quotes."""
-    found = figures(run)
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    """NAME.md, with its picture, and NAME.json with the figures that it quotes."""
+    source = SOURCES[name]
+    about = About(name=f"Recipe `{name}`", datasets=[source.folder], data=[f"{source.about}."])
+    path = write_run_card(RunFiles.read(run), cards / f"{name}.md", about)
+    found = {key: json.loads((run / file).read_text()) for key, file in _FILES.items() if (run / file).exists()}
     (cards / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    worse = behind(found["metrics"])
     lines = [
-        f"# Recipe `{name}`",
         "",
-        f"{SOURCES[name].about}.",
+        "## Beside simple baselines",
         "",
-        f"    python scripts/recipes.py {name} --data FOLDER      # the folder that holds {SOURCES[name].folder}/",
+        "Better than each of them on every metric of every task." if not worse else "A simple baseline is as good on:",
         "",
-        f"{found['cost']['cpu_seconds']} cpu-seconds, tables and evaluation included; one seed; test part of the split "
-        f"`{json.dumps(recipe['split'])}`; 95% intervals over people in brackets. Settings: "
-        f"`scripts/recipes/{name}.yaml`; all figures: [{name}.json]({name}.json).",
+        *(f"- {entry}" for entry in worse),
         "",
     ]
-    tasks = {task["name"]: task for task in recipe["tasks"]}
-    for task, systems in found["metrics"].items():
-        label = tasks[task].get("label", "")
-        lines += [f"## {task} ({tasks[task]['head']}{', `' + label + '`' if label else ''})", ""]
-        lines += [*metric_table(systems), ""]
-    worse = behind(found["metrics"])
-    lines += ["## Where a simple baseline is as good or better", ""]
-    lines += ["Nowhere." if not worse else "\n".join(f"- {entry}" for entry in worse), ""]
     if "off_policy" in found:
         lines += ["## What the policy would have earned", "", *policy_section(found["off_policy"]), ""]
-    path = cards / f"{name}.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    lines += [
+        "## The whole recipe",
+        "",
+        f"`python scripts/recipes.py {name} --data FOLDER` (which holds `{source.folder}/`): "
+        f"{found['cost']['cpu_seconds']} seconds of processor time, tables and evaluation included. All figures: "
+        f"[{name}.json]({name}.json).",
+        "",
+    ]
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n") + "\n" + "\n".join(lines), encoding="utf-8")
     return path
+
+
+def behind(report: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """ "task, metric: value of polyrec against value of a baseline" wherever that is better or as good."""
+    found = []
+    for task, systems in report.items():
+        for name, own in figures(systems[MODEL]).items():
+            sign = -1 if name in LOWER_IS_BETTER else 1
+            for system, values in systems.items():
+                other = figures(values).get(name)
+                if system != MODEL and other is not None and sign * other >= sign * own:
+                    found.append(f"{task}, {name}: {own:.4f} against {other:.4f} of {system}")
+    return found
 
 
 def policy_section(found: dict[str, Any]) -> list[str]:

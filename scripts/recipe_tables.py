@@ -116,7 +116,7 @@ def short_video(folder: Path) -> Tables:
     return {table: pd.read_parquet(folder / f"{name}.parquet") for table, name in names.items()}
 
 
-def search(folder: Path) -> Tables:
+def questions(folder: Path) -> Tables:
     """Turns to questions, favourites, accepted answers, and links between questions as searches for the linked one.
 
     What counts as a query and as its result is told in scripts/benchmarks/search_data.py.
@@ -154,12 +154,12 @@ SOURCES = {
         "KuaiRand-Pure, the last two weeks (Kuaishou, 2022; Gao et al., 2022, CC BY-SA 4.0): https://kuairand.com",
         short_video,
     ),
-    "search": Source(
+    "questions": Source(
         "travel_se",
         ("interactions", "items", "links"),
         "Travel Stack Exchange, 2011 to 2017 (Stack Exchange data dump of October 2017, CC BY-SA 3.0): "
         "https://archive.org/details/stackexchange",
-        search,
+        questions,
     ),
     "movies": Source(
         "ml-100k",

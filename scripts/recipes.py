@@ -1,6 +1,6 @@
 """Recipes of real domains: raw files in, one trained model, its figures beside simple baselines, and its card.
 
-    python scripts/recipes.py ads --data ../shared/data          # or ecommerce, short_video, search, movies
+    python scripts/recipes.py ads --data ../shared/data          # or ecommerce, short_video, questions, movies
     python scripts/recipes.py all --data ../shared/data          # what `make recipes DATA=...` does
 
 `--data` holds one folder per data set (see scripts/recipes/README.md). Where a set is not there, the recipe says where
