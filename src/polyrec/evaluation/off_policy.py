@@ -179,7 +179,7 @@ def policy_value(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}; {nearest(estimator, list(ESTIMATORS))}")
-    terms_K2R = np.array(ESTIMATORS[estimator](rows, clip))
+    terms_K2R: np.ndarray = np.array(ESTIMATORS[estimator](rows, clip))
     code_R = np.arange(terms_K2R.shape[2]) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(code_R) != terms_K2R.shape[2]:
         raise ValueError(f"groups must name one group for each of {terms_K2R.shape[2]} rows, not for {len(code_R)}")
@@ -237,6 +237,7 @@ def _allowed(score_RA: ArrayLike, allowed_RA: ArrayLike | None) -> np.ndarray:
     if allowed_RA is None:
         return known_RA
     open_RA = np.broadcast_to(np.asarray(allowed_RA, dtype=bool), known_RA.shape)
-    if not open_RA.any(axis=1).all():
-        raise ValueError(f"no item is allowed in row {_first(~open_RA.any(axis=1))}")
+    nothing_R = np.asarray(~open_RA.any(axis=1))
+    if nothing_R.any():
+        raise ValueError(f"no item is allowed in row {_first(nothing_R)}")
     return np.where(open_RA, known_RA, -np.inf)
