@@ -1,7 +1,7 @@
 """polyrec: one multi-task recommender model from an event log, in the style of Hugging Face Transformers.
 
-Importing names from here registers the Auto classes and `pipeline("recommendation")`. The import is lazy, so the command
-line's `--help` needs no torch.
+Importing names from here registers the Auto classes and `pipeline("recommendation")`. The import is lazy, so the
+command line's `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-# Importing polyrec registers its Auto classes and its pipeline, which needs torch; only the command line, whose `--help`
-# must be quick, is spared (it imports what a command needs when the command runs).
+# Importing polyrec registers its Auto classes and its pipeline, which needs torch; only the command line, whose
+# `--help` must be quick, is spared (it imports what a command needs when the command runs).
 if Path(sys.argv[0]).name != "polyrec":
     for _module in ("modeling_polyrec", "cross_encoder.modeling_cross_encoder", "pipeline"):
         importlib.import_module(f"polyrec.{_module}")

@@ -59,6 +59,7 @@ def push_folder(
     tags: Sequence[str] = (),
     include_users: bool = False,
     allow_columns: Sequence[str] = (),
+    checkpoint: str | None = None,
 ) -> CommitInfo:
     """Share a folder of a model, a processor or a whole run in one commit.
 
@@ -77,6 +78,8 @@ def push_folder(
         tags: further ones of the card.
         include_users: let rows about people leave, too; warns with their columns.
         allow_columns: columns that may leave although they look like e-mail addresses or phone numbers.
+        checkpoint: of a checkpoint of a training: also share what continues it (states of optimizer, schedule and
+            random numbers), in this folder of the repository, which [`from_pretrained`] does not read.
 
     Raises:
         ValueError: columns must not leave, see [`~polyrec.hub.scan.Scan.check`], or there is nothing to share.
@@ -102,6 +105,11 @@ def push_folder(
         card = _card(folder, repo_id, tags, held)
         if card is not None:
             operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
+        if checkpoint is not None:
+            further = {f"{checkpoint}/{path}": folder / path for path in _checkpointed(found)}
+            operations += [CommitOperationAdd(path, local) for path, local in further.items()]
+            old = sorted(path for path in held if path.startswith(f"{checkpoint}/") and path not in further)
+            operations += [CommitOperationDelete(path) for path in old]
         operations += [CommitOperationDelete(path) for path in _stale(held, found)]
         return api.create_commit(
             repo_id,
@@ -129,6 +137,13 @@ def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> st
     if path.exists():
         return tagged(path.read_text(encoding="utf-8"), tags)
     return None if CARD_NAME in held else minimal_card(folder, repo_id, tags)
+
+
+def _checkpointed(found: Scan) -> list[str]:
+    """Files that continue a training: all of its checkpoint but what never leaves and rows about people."""
+    people = {file.path for file in found.people}
+    kept = [path for path in found.staying if path not in people and not matches(path.split("/")[-1], NEVER)]
+    return [*(file.path for file in found.leaving if file.path != CARD_NAME), *kept]
 
 
 def _stale(held: set[str], found: Scan) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
@@ -31,6 +31,7 @@ from polyrec.reduction import known_weight, mean_loss
 from polyrec.schema import STATISTICS
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
+from polyrec.training.hub import PushesToHub
 from polyrec.training.memory import keep_freed_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.sharded import whole_copy
@@ -39,7 +40,7 @@ from polyrec.training.task_log import TaskLog
 CALLBACK_STATES = "callbacks.safetensors"
 
 
-class PolyRecTrainer(Trainer):
+class PolyRecTrainer(PushesToHub):
     """Trains a [`PolyRecForRecommendation`] on [`SequenceDataset`]s.
 
     What it adds to [`~transformers.Trainer`]:
