@@ -103,7 +103,7 @@ def _load(run: RunFiles, about: About) -> Section:
 
 
 def _figures(run: RunFiles) -> list[Section]:
-    found = []
+    found: list[Section] = []
     for task in run.tasks:
         metric = run.primary(task)
         points = [f"Test part; [95% interval] over people; `{metric}` decides; best in bold."] if not found else []

@@ -21,7 +21,7 @@ def limits(run: RunFiles, about: About) -> Section:
 
 def slice_sections(run: RunFiles) -> list[Section]:
     """For each task, its first metric in groups of rows."""
-    found = []
+    found: list[Section] = []
     for task in run.tasks:
         metric = run.primary(task)
         rows = group_rows(run.metrics[task][MODEL].get("slices", {}), metric)

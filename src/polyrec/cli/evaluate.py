@@ -44,11 +44,11 @@ def report_run(
         report[task][MODEL]["cold_start"] = groups
     if output is not None:
         counts = model.item_encoder.counts.cpu().numpy()
-        groups = slice_groups(train, test, processor, counts, tuple(slices))
-        for task, found in sliced(model, test, predictions, groups, arguments.rank_k).items():
+        members = slice_groups(train, test, processor, counts, tuple(slices))
+        for task, found in sliced(model, test, predictions, members, arguments.rank_k).items():
             report[task][MODEL]["slices"] = found
-        for task, found in predictions.rankings.items():
-            report[task][MODEL]["popularity"] = popularity_bias(test, found, counts)
+        for task, ranking in predictions.rankings.items():
+            report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
     return report

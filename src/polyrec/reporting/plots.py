@@ -13,7 +13,7 @@ from polyrec.tracking.curves import History, series
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH = 5.5
+_WIDTH = 4.6
 
 
 def calibration_plot(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:

@@ -81,8 +81,8 @@ def _task(task: str, runs: Runs, plots: dict[str, bytes]) -> list[Section]:
         name = f"curves {task}"
         plots[name] = to_png(task_curves(histories, {task: metric}, stacked=True))
         found.append(Section(f"`{task}`: training", plot=name))
-    curves = {n: run.metrics[task][MODEL].get("calibration") for n, run in runs.items()}
-    curves = {n: curve for n, curve in curves.items() if curve and curve["rows"]}
+    judged = {n: run.metrics[task][MODEL].get("calibration") for n, run in runs.items()}
+    curves = {n: curve for n, curve in judged.items() if curve and curve["rows"]}
     if curves:
         name = f"calibration {task}"
         plots[name] = to_png(calibration_plot(curves))

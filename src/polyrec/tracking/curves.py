@@ -35,7 +35,7 @@ def task_curves(histories: Mapping[str, History], metrics: Mapping[str, str], st
     """
     across = 1 if stacked else 2
     down = 2 * len(metrics) // across
-    figure = new_figure(5.5 if stacked else 8, 0.4 + 2.3 * down)
+    figure = new_figure(4.6 if stacked else 8, 0.4 + 2.3 * down)
     panels = figure.subplots(down, across, squeeze=False)
     for (task, metric), pair in zip(metrics.items(), panels.reshape(-1, 2), strict=True):
         told = (f"loss_{task}", f"{task}: training loss"), (f"eval_{task}_{metric}", f"{task}: {metric}, validation")

@@ -9,6 +9,8 @@ from polyrec.evaluation.metric_names import figures
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.evaluation.page import Table
 
+_HARMLESS = {"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "]": ")"}
+
 SystemMetrics = Mapping[str, Any]  # {metric: value, "interval": {metric: [low, high]}, ...}
 
 
@@ -64,5 +66,6 @@ def safe(text: str) -> str:
         >>> safe("a|b <i>*x*</i>")
         'a/b ‹i›∗x∗‹/i›'
     """
-    plain = " ".join(text.split())
-    return plain.translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "]": ")"}))
+    for mark, harmless in _HARMLESS.items():
+        text = text.replace(mark, harmless)
+    return " ".join(text.split())

@@ -52,6 +52,8 @@ class PolyRecTrainingArguments(TrainingArguments):
         embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
         unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
             [`~polyrec.training.optim.GradualUnfreezing`].
+        fingerprints: digests of the training's events and inputs; the trainer fills them in, so that trackers show
+            them among the hyper-parameters.
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
@@ -92,6 +94,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     layer_decay: float = field(default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."})
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
     unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
+    fingerprints: dict[str, str] | None = field(
+        default=None, metadata={"help": "Of data and inputs; the trainer fills it in, for trackers."}
+    )
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:

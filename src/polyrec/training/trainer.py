@@ -29,10 +29,12 @@ from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.reduction import known_weight, mean_loss
 from polyrec.schema import STATISTICS
+from polyrec.tracking.facts import fingerprints
+from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.hub import PushesToHub
-from polyrec.training.memory import keep_freed_memory
+from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
@@ -51,6 +53,10 @@ class PolyRecTrainer(PushesToHub):
     * **Losses and metrics per task**, logged as `loss_<task>` (and `loss_<objective>`) and `eval_<task>_<metric>`, and
       `eval_mean_improvement` (see `polyrec.evaluation.evaluator.evaluate`); `weight_<task>`, what the task's loss was
       multiplied by, and, where the loss weighting compares gradients, `cosine_<task>_<other task>`.
+    * **Gates, throughput, memory**: `gate_<task>_<source>`, `events_per_second`, `candidates_per_second`,
+      `steps_per_second`, `memory_gb`, and `learning_rate_<n>` where groups of parameters have rates of their own. All
+      goes through `log`, and so to any `report_to`; digests of data and inputs are among the arguments that trackers
+      show as hyper-parameters (`fingerprints`).
     * **Loss weightings** are told the mean losses of each optimizer step over all batches and ranks.
     * **Early stopping per task** (`task_patience`) and a **moving average** of the weights (`ema_decay`).
     * **Full-catalog ranking** in `evaluate`, on every rank's share of the data, gathered exactly.
@@ -89,6 +95,8 @@ class PolyRecTrainer(PushesToHub):
             _check_selection(args, list(eval_dataset))
         if processing_class is not None:
             self.load_processor(model, processing_class)
+            if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
+                args.fingerprints = fingerprints(processing_class, train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -111,6 +119,8 @@ class PolyRecTrainer(PushesToHub):
         self.loss_is_scaled_for_ga = True
         self._task_log, self._objective_log = TaskLog(model.weighting.task_names), TaskLog(list(model.objectives))
         self._soft_log = TaskLog([] if teacher is None or model.soft_losses is None else model.soft_losses.names)
+        self._step_log = StepLog(model.gate_sources)
+        self._rates: dict[str, float] = {}
         self._task_logged_step = 0
         self._window = _Window(1.0)
         self.teacher = teacher
@@ -223,11 +233,11 @@ class PolyRecTrainer(PushesToHub):
         taught = {} if self.teacher is None else {"progress": self._progress}
         outputs = model(**inputs, denominators=num_items_in_batch, share=share, **taught)
         if model.training and num_items_in_batch is not None:
-            self._remember(outputs, num_items_in_batch)
+            self._remember(inputs, outputs, num_items_in_batch)
         loss = outputs.loss * self.args.world_size if num_items_in_batch is not None else outputs.loss
         return (loss, outputs) if return_outputs else loss
 
-    def _remember(self, outputs: PolyRecOutput, counts: dict[str, Tensor]) -> None:
+    def _remember(self, inputs: dict[str, Any], outputs: PolyRecOutput, counts: dict[str, Tensor]) -> None:
         """Keep what the log and the loss weighting want to know of a batch."""
         assert outputs.losses is not None  # there are labels
         assert outputs.weights is not None
@@ -235,6 +245,7 @@ class PolyRecTrainer(PushesToHub):
         loss_T = torch.stack([mean_loss(outputs.losses[name].detach(), counts[name]) for name in names])
         weight_T = torch.stack(list(weighting.scaled({name: outputs.weights[name] for name in names}).values()))
         self._task_log.add(loss_T, weight_T, outputs.gramian)
+        self._step_log.add(inputs, outputs.gates)
         if outputs.objectives is not None:
             weights = [self._unwrapped.objectives[name].weight for name in self._objective_log.names]
             losses = [outputs.objectives[name].detach() for name in self._objective_log.names]
@@ -250,6 +261,9 @@ class PolyRecTrainer(PushesToHub):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: dict[str, Tensor] | None = None
     ) -> Tensor:
         """One batch; with the last one of an optimizer step the loss weighting learns from the step."""
+        self._step_log.begin()
+        assert self.optimizer is not None  # train() made it
+        self._rates = learning_rates(self.optimizer)  # of this step; when it is logged, the scheduler has gone on
         loss = super().training_step(model, inputs, num_items_in_batch)
         weighting = self._unwrapped.weighting
         if self.accelerator.sync_gradients and weighting.observes and num_items_in_batch is not None:
@@ -288,9 +302,13 @@ class PolyRecTrainer(PushesToHub):
         """Add what the tasks did since the last log, see [`TaskLog`]."""
         if "loss" in logs and self._task_log.batches:
             steps = max(self.state.global_step - self._task_logged_step, 1)
+            reduce = self._reduce if self.args.world_size > 1 else None
             for log in (self._task_log, self._objective_log, self._soft_log):
-                logs |= log.line(steps, self._reduce if self.args.world_size > 1 and log.names else None)
+                logs |= log.line(steps, reduce if log.names else None)
                 log.clear()
+            logs |= self._step_log.line(steps, reduce) | memory(self.args.device, peak_memory())
+            logs |= self._rates
+            self._step_log.clear()
             self._task_logged_step = self.state.global_step
         super().log(logs, start_time)
 
@@ -359,6 +377,7 @@ class PolyRecTrainer(PushesToHub):
             found = evaluator.evaluate(self._unwrapped, dataset, predictions, self.args.rank_k)
             result = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
+            self._step_log.skip(time.time() - start)
             self.log(result)
             self.control: TrainerControl = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, result
