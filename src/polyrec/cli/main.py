@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_recommend(commands)
     _add_explain(commands)
+    _add_demo(commands)
     _add_score(commands)
     _add_quantize(commands)
     _add_card(commands)
@@ -336,6 +337,28 @@ def _explain(options: argparse.Namespace) -> None:
 
     given = {name: getattr(options, name) for name in ("task", "k", "events", "words")}
     explain_run(options.run_folder, options.history, options.user, options.item, options.json, **given)
+
+
+def _add_demo(commands: _Commands) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="a page in the browser that shows what a run recommends, and why",
+        description="Serves a page on this machine: choose a person or build a history by searching titles, see every "
+        "task's prediction, recommendations and reasons, change one event and watch them change.",
+    )
+    demo.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    demo.add_argument("--host", default="127.0.0.1", help="who may ask: 127.0.0.1 (the default) is this machine alone")
+    demo.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    demo.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    demo.add_argument("--open", action="store_true", help="open a browser")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    check_extra("gradio", "web", "web demos")
+    from polyrec.cli.demo import demo
+
+    demo(options.run_folder, options.host, options.port, options.k, options.open)
 
 
 def _add_score(commands: _Commands) -> None:

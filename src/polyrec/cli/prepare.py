@@ -35,14 +35,15 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
 
 def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
     """The processor and the split of a recipe; what its updates brought is part of the data like all the rest."""
-    interactions, items, users = (_joined(recipe, name) for name in ("interactions", "items", "users"))
+    interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
     processor = PolyRecProcessor.fit(
         interactions, items, users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
     )
     return processor, processor.split(interactions, past=recipe.past, **recipe.split)
 
 
-def _joined(recipe: Recipe, name: str) -> Any:
+def joined_table(recipe: Recipe, name: str) -> Any:
+    """A table of a recipe with what its updates added; None = it has none."""
     paths = tables_of(recipe, name)
     if len(paths) < 2:
         return paths[0] if paths else None

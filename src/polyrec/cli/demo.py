@@ -1,0 +1,37 @@
+"""`polyrec demo`: a page on this machine that shows what a run recommends, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyrec.cli.prepare import RECIPE_NAME, joined_table, read_run
+from polyrec.data.tables import read_table
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.web.page import THEME, build_page
+from polyrec.web.session import DemoSession
+
+
+def open_session(run: str, k: int = 10) -> DemoSession:
+    """The model of a run, and the people of the tables that its recipe names.
+
+    Whoever has the model but not its data builds histories by hand.
+    """
+    processor = PolyRecProcessor.from_pretrained(run)
+    model = PolyRecForRecommendation.from_pretrained(run)
+    tables = {}
+    if (Path(run) / RECIPE_NAME).exists():
+        try:
+            recipe = read_run(run)
+        except ValueError as error:
+            print(f"no people to choose from: {error}")
+        else:
+            found = {name: joined_table(recipe, name) for name in ("interactions", "users")}
+            tables = {name: read_table(table, name) for name, table in found.items() if table is not None}
+    return DemoSession(model, processor, tables.get("interactions"), tables.get("users"), k)
+
+
+def demo(run: str, host: str, port: int, k: int, browser: bool) -> None:
+    """Serve the page until it is interrupted; nothing is sent to or asked of the internet."""
+    page = build_page(open_session(run, k))
+    page.launch(server_name=host, server_port=port, share=False, inbrowser=browser, theme=THEME, footer_links=[])

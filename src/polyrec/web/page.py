@@ -1,0 +1,108 @@
+"""The page of the web demo: controls and tables around a `DemoSession`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from polyrec.web.session import DemoSession, Event
+
+# Fonts of the reader's own machine: the page asks nothing of the internet.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+_WHAT = """Choose a person, or build a history by searching titles. Then change one event: the lists show what moved."""
+
+
+def build_page(session: DemoSession) -> gr.Blocks:
+    """The page, ready to be launched."""
+    with gr.Blocks(title="polyrec", analytics_enabled=False) as page:
+        history, user = gr.State([]), gr.State({})
+        ranks, predicted = gr.State({}), gr.State({})
+        gr.Markdown(f"# polyrec\n{_WHAT}")
+        with gr.Row():
+            with gr.Column(scale=1):
+                people = session.people()
+                person = gr.Dropdown(people, value=None, label="Person", visible=bool(people), allow_custom_value=True)
+                new = gr.Button("Somebody new")
+                text = gr.Textbox(label="Search titles", placeholder="a word of a title, then Enter")
+                item = gr.Dropdown([], label="Item", value=None)
+                values = [_control(session, n) for n in range(len(session.feedback))]
+                with gr.Row():
+                    add, ask = gr.Button("Add to the history", variant="primary"), gr.Button("Ask about this item")
+                event = gr.Dropdown([], label="Event of the history", value=None)
+                with gr.Row():
+                    change, remove = gr.Button("Change its feedback"), gr.Button("Remove it")
+            with gr.Column(scale=2):
+                recommended = gr.Dataframe(
+                    headers=session.headers, label="Recommendations", interactive=False, wrap=True, type="array"
+                )
+                answered = gr.Dataframe(
+                    headers=["task", "prediction", "change"],
+                    label="What each task says of the item",
+                    interactive=False,
+                    type="array",
+                )
+        shown = [history, user, ranks, predicted, event, recommended, answered]
+        states = [history, user, ranks, predicted, item]
+        names = [feedback.name for feedback in session.feedback]
+
+        def show(events: list[Event], known: dict, old: dict, said: dict, asked: Any) -> tuple:
+            rows, new_ranks = session.recommendations(events, known, old)
+            about, now = session.predictions(events, known, asked, said) if asked is not None else ([], {})
+            labels = gr.Dropdown(choices=session.labels(events), value=None)
+            return events, known, new_ranks, now, labels, rows, about
+
+        def load(who: Any, asked: Any) -> tuple:
+            return show(session.history_of(who), session.attributes_of(who), {}, {}, asked)
+
+        def forget(asked: Any) -> tuple:
+            return (None, *show([], {}, {}, {}, asked))
+
+        def find(words: str) -> Any:
+            found = session.find(words)
+            return gr.Dropdown(choices=found, value=found[0][1] if found else None)
+
+        def append(events: list[Event], known: dict, old: dict, said: dict, asked: Any, *given: Any) -> tuple:
+            return show(session.added(events, asked, dict(zip(names, given, strict=True))), known, old, said, asked)
+
+        def alter(
+            events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any, *given: Any
+        ) -> tuple:
+            changed = session.changed(events, position, dict(zip(names, given, strict=True)))
+            return show(changed, known, old, said, asked)
+
+        def drop(events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any) -> tuple:
+            return show(session.removed(events, position), known, old, said, asked)
+
+        def question(events: list[Event], known: dict, asked: Any) -> tuple:
+            return session.predictions(events, known, asked, {})
+
+        person.input(_told(load), [person, item], shown, api_name="load_person")
+        new.click(_told(forget), [item], [person, *shown], api_name="somebody_new")
+        text.submit(_told(find), [text], [item], api_name="find")
+        add.click(_told(append), [*states, *values], shown, api_name="add_event")
+        change.click(_told(alter), [*states, event, *values], shown, api_name="change_event")
+        remove.click(_told(drop), [*states, event], shown, api_name="remove_event")
+        ask.click(_told(question), [history, user, item], [answered, predicted], api_name="ask")
+        page.load(_told(forget), [item], [person, *shown], api_name=False)
+    return page
+
+
+def _control(session: DemoSession, n: int) -> Any:
+    feedback = session.feedback[n]
+    if feedback.choices:
+        return gr.Dropdown(list(feedback.choices), value=feedback.choices[-1], label=feedback.name)
+    return gr.Number(value=None, label=feedback.name) if feedback.number else gr.Textbox(label=feedback.name)
+
+
+def _told(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function; an error that a visitor can mend is shown as a message on the page."""
+
+    def acted(*arguments: Any) -> Any:
+        try:
+            return act(*arguments)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return acted

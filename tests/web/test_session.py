@@ -1,0 +1,118 @@
+"""The logic of the web demo, without a page."""
+
+import pyarrow as pa
+import pytest
+from model_fixtures import COLUMNS, TASKS, synthetic_log
+
+from polyrec import PolyRecForRecommendation, PolyRecProcessor
+from polyrec.web.session import DemoSession
+
+
+@pytest.fixture(scope="module")
+def session():
+    log = synthetic_log()
+    log["interactions"]["rating"] = [None if r != r else r for r in log["interactions"]["rating"]]
+    log["items"]["title"][3], log["items"]["title"][4] = "The Long Road", "Road"
+    processor = PolyRecProcessor.fit(
+        log["interactions"], log["items"], log["users"], tasks=TASKS, columns=COLUMNS, max_history=6
+    )
+    processor.split(log["interactions"])
+    model = PolyRecForRecommendation(processor.model_config(hidden_size=16))
+    return DemoSession(model, processor, pa.table(log["interactions"]), pa.table(log["users"]), k=5)
+
+
+def test_answers_are_those_of_recommend(session):
+    """A page that shows anything but what the model says, or reasons beside other items."""
+    history = [{"item_id": 3, "rating": 5.0}, {"item_id": 7, "rating": 1.0}]
+    rows, ranks = session.recommendations(history, {"age": 30.0}, {})
+    found = session.model.recommend(session.processor, history, k=5, user={"age": 30.0})
+    reasons = {
+        r["item"]: r["reason"] for r in session.model.explain(session.processor, history, k=5, user={"age": 30.0})
+    }
+    assert session.headers == ["rank", "change", "item", "score (next_item)", "like", "rating", "reason"]
+    assert len(rows) == 5
+    for row, expected in zip(rows, found, strict=True):
+        assert row[0] == expected["rank"]
+        assert row[2] == f"{expected['title']} [{expected['item']}]"
+        assert row[3:6] == [round(expected[name], 3) for name in ("score", "like", "rating")]
+        assert row[6] == reasons[expected["item"]]
+    assert ranks == {row["item"]: row["rank"] for row in found}
+
+
+def test_what_moved_is_told(session):
+    """An arrow that points the wrong way, or a list that looks unchanged."""
+    history = [{"item_id": 3, "rating": 5.0}]
+    _, ranks = session.recommendations(history, {}, {})
+    shifted = {item: rank + 2 for item, rank in ranks.items()}
+    first = next(iter(shifted))
+    del shifted[first]
+    rows, _ = session.recommendations(history, {}, shifted)
+    assert [row[1] for row in rows] == ["new", "↑ 2", "↑ 2", "↑ 2", "↑ 2"]
+    assert [row[1] for row in session.recommendations(history, {}, ranks)[0]] == ["="] * 5
+
+
+def test_changing_an_event_changes_the_answers(session):
+    """Controls that are wired to nothing."""
+    history = session.added(session.added([], 3, {"rating": 5.0}), 7, {"rating": 5.0})
+    _, before = session.predictions(history, {}, 10, {})
+    changed = session.changed(history, 1, {"rating": 1.0})
+    rows, now = session.predictions(changed, {}, 10, before)
+    assert (history[1]["rating"], changed[1]["rating"]) == (5.0, 1.0)
+    assert now != before
+    assert [row[0] for row in rows] == ["like", "rating"]
+    assert [row[2] for row in rows] == [f"{now[name] - before[name]:+.4f}" for name in now]
+    assert session.removed(changed, 1) == history[:1]
+
+
+def test_histories_of_people_are_their_own(session):
+    """Events of another person, in another order, or later ones than the model reads."""
+    for person in session.people(3):
+        history, log = session.history_of(person), session.interactions.to_pandas()
+        own = log[log["user_id"] == person].sort_values("timestamp", kind="stable").tail(6)
+        assert [e["item_id"] for e in history] == own["item_id"].tolist()
+        assert [e["timestamp"] for e in history] == own["timestamp"].tolist()
+        assert history[0]["surface"] == own["surface"].iloc[0]
+        session.recommendations(history, session.attributes_of(person), {})
+    assert set(session.attributes_of(4)) == {"age"}
+    assert session.history_of("nobody") == []
+
+
+def test_an_added_event_comes_after_the_history(session):
+    """An event without a time among events with one, which a processor refuses."""
+    history = session.added(session.history_of(5), 3, {"rating": "4"})
+    assert history[-1]["timestamp"] > history[-2]["timestamp"]
+    assert history[-1]["rating"] == 4.0
+    session.recommendations(history, {}, {})
+
+
+def test_titles_are_found_by_words(session):
+    """A search that needs the exact title, or shows the longest first."""
+    assert [item for _, item in session.find("ROAD")] == [4, 3]
+    assert [item for _, item in session.find("long road")] == [3]
+    assert session.find("7")[0][1] == 7
+    assert session.find(" ") == []
+    assert len(session.find("title", most=2)) == 2
+
+
+def test_mistakes_of_a_visitor_are_explained(session):
+    """A traceback in the place of a message."""
+    with pytest.raises(ValueError, match="choose an item of the catalog"):
+        session.added([], None, {})
+    for position in (None, 1, -1):
+        with pytest.raises(ValueError, match="choose an event"):
+            session.removed([{"item_id": 3}], position)
+    with pytest.raises(ValueError, match="rating is 'many'; it must be a number"):
+        session.added([], 3, {"rating": "many"})
+
+
+def test_a_model_without_people_or_titles(tables):
+    """A demo that needs the data a model was trained on."""
+    del tables["items"]["title"]
+    processor = PolyRecProcessor.fit(tables["interactions"], tables["items"], tasks=TASKS[1:])
+    processor.split(tables["interactions"])
+    session = DemoSession(PolyRecForRecommendation(processor.model_config(hidden_size=16)), processor)
+    assert session.people() == []
+    assert session.headers == ["rank", "change", "item", "score (like)", "rating", "reason"]
+    rows, _ = session.recommendations([], {}, {})
+    assert all(len(row) == len(session.headers) for row in rows)
+    assert session.find("3")[0] == ("[3]", 3)
