@@ -14,24 +14,28 @@ from polyrec.explanation.question import Question
 
 @pytest.mark.parametrize("task", ["next_item", "rating"])
 def test_effects_equal_those_of_a_catalog_that_lacks_the_value(task):
-    """Prevents an attribute from being taken away in another way than the model meets a missing one."""
+    """Prevents an attribute from being taken away in another way than the model meets a missing one.
+
+    The other items stay as they are, so the effect on a log probability is that on the score.
+    """
     processor, _ = fit(statistics=False)
     model = tiny_model(processor)
     question = Question(model, processor, [3, 4], np.array([12, 13]), task)
     found = attribute_effects(question)
-    before = question.answer(next(iter(question.batches())))[0].detach().numpy()
+    which = 1 if task == "next_item" else 0  # scores, or answers
+    before = question.ask(next(iter(question.batches())))[which][0].detach().numpy()
     buffers = dict(model.item_encoder.catalog.named_buffers())
     for name, gone in (("genre", 0), ("tags", 0), ("price", float("nan"))):
         kept = buffers[name][12:14].clone()
         buffers[name][12:14] = gone
         other = Question(model, processor, [3, 4], np.array([12, 13]), task)
-        after = other.answer(next(iter(other.batches())))[0].detach().numpy()
+        after = other.ask(next(iter(other.batches())))[which][0].detach().numpy()
         buffers[name][12:14] = kept
         np.testing.assert_allclose(found[name], before - after, atol=1e-5)
     known = model.item_encoder.known
     known[12:14] = False
     other = Question(model, processor, [3, 4], np.array([12, 13]), task)
-    after = other.answer(next(iter(other.batches())))[0].detach().numpy()
+    after = other.ask(next(iter(other.batches())))[which][0].detach().numpy()
     known[12:14] = True
     np.testing.assert_allclose(found["id"], before - after, atol=1e-5)
     assert model.item_encoder.id_rows(torch.tensor([1]))[0] == UNKNOWN_ITEM

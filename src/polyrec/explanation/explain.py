@@ -38,10 +38,10 @@ def explain(
 ) -> list[dict[str, Any]]:
     """Say why items are recommended to one person, or why a task answers about them as it does.
 
-    Effects are differences of the task's *answers*: the score of a retrieval task, log odds of a probability, a number
-    in the label's unit. That of an event is exact: the answer minus the answer had the event not happened, running
-    statistics included (`polyrec.explanation.events`). Only events that the model reads (the last `max_history`) are
-    judged.
+    Effects are differences of the task's *answers*: the log probability of an item in a retrieval task, log odds of a
+    probability, a number in the label's unit. That of an event is exact: the answer minus the answer had the event not
+    happened, running statistics included (`polyrec.explanation.events`). Only events that the model reads (the last
+    `max_history`) are judged.
 
     Args:
         history, user, context, time: as for `recommend`.

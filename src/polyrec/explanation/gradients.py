@@ -87,13 +87,14 @@ def integrated_gradients(
             found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0].double()
             return found + 0.0 * residuals.sum(dim=(1, 2))  # not every task reads them; captum differentiates by all
 
-        ends = [tuple(x.expand(len(asked_C), -1, -1) for x in end) for end in (inputs, baselines)]
+        embedded, residuals, no_events, no_residuals = (x.expand(len(asked_C), -1, -1) for x in (*inputs, *baselines))
         with torch.no_grad():
-            total = (answer(*ends[0], asked_C) - answer(*ends[1], asked_C)).cpu().numpy()
+            total_C = answer(embedded, residuals, asked_C) - answer(no_events, no_residuals, asked_C)
+            total = total_C.cpu().numpy()
         while True:
             parts = IntegratedGradients(answer).attribute(
-                ends[0],
-                ends[1],
+                (embedded, residuals),
+                (no_events, no_residuals),
                 additional_forward_args=(asked_C,),
                 n_steps=steps,
                 method="gausslegendre",

@@ -22,6 +22,7 @@ from polyrec.recommendation import as_batch
 from polyrec.registry import nearest
 
 _EVENTS = 16_384  # events that are read at once, so that memory does not grow with the number of variants
+_SCORES = 1 << 24  # scores of the whole catalog that are held at once
 _PAIRS = 1 << 21  # (item asked about, event) pairs that are attended at once
 
 
@@ -29,9 +30,10 @@ _PAIRS = 1 << 21  # (item asked about, event) pairs that are attended at once
 class Question:
     """What is asked, encoded once.
 
-    Effects are differences of *answers*, which are not cut off and add up better than what a person reads: the score
-    of a retrieval task, the log odds of a probability, the log of a rate, a number in the label's unit. A head that
-    gives several numbers per pair answers with its prediction.
+    Effects are differences of *answers*, which are not cut off and add up better than what a person reads: log odds of
+    a probability, the log of a rate, a number in the label's unit, and of a retrieval task the log probability among
+    all items. (Its scores are learnt by a softmax and so known up to a number that all items of a history share: scores
+    of two histories cannot be compared.) A head that gives several numbers per pair answers with its prediction.
 
     Args:
         history: the person's events, oldest first, as for `recommend`.
@@ -50,6 +52,8 @@ class Question:
     def __post_init__(self) -> None:
         if self.task not in self.model.heads:
             raise ValueError(f"unknown task {self.task!r}; {nearest(self.task, list(self.model.heads))}")
+        if self.head.reads == "state" and self.head.excludes != "history":
+            raise ValueError(f"task {self.task!r} answers queries: only answers about people are explained")
         if not len(self.rows):
             raise ValueError("nothing to explain: give at least one item")
         self.log: EventLog = self.processor.request_log(self.history, self.rows, **self.request)
@@ -82,25 +86,33 @@ class Question:
         """Answers to a batch of this question, [B, C].
 
         Args:
-            items: vectors of items, instead of the model's own.
+            items: vectors of the items asked about, instead of the model's own; other items stay as they are.
             changed: further arguments of the model.
         """
-        return self.answers_of(self.logits(batch, self.items if items is None else items, **changed))
+        return self.ask(batch, items, **changed)[0]
 
-    def logits(self, batch: Mapping[str, Any], items: ItemRows, **changed: Any) -> Tensor:
-        """Logits of the task, [B, C(, K)]."""
-        if self.head.reads == "state" and self.head.excludes == "history":
+    def ask(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
+        """Answers and predictions, [B, C] each; arguments as for `answer`."""
+        items = self.items if items is None else items
+        if self.head.reads == "state":
             # Nothing but the state is needed: pairs are left out, which are most of the work.
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
-            position_BC1 = batch["candidate_positions"].unsqueeze(-1)
-            state_BCD = states_BLD.gather(1, position_BC1.expand(-1, -1, states_BLD.shape[-1]))
-            asked = batch["candidate_ids"]
-            question = self.head.question(state_BCD, None)
-            return self.head.pair_logits(question, items.lookup(asked), asked, items, batch["candidate_times"])
+            asked, times, position_B11 = batch["candidate_ids"], batch["candidate_times"], batch["candidate_positions"]
+            position_B11 = position_B11[:, :1].unsqueeze(-1)  # all items of a row are asked about at one moment
+            question_B1D = self.head.question(
+                states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None
+            )
+            question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
+            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, times).float()
+            size = max(_SCORES // len(self.items.vectors_MD), 1)
+            some = zip(question_B1D[:, 0].split(size), times[:, 0].split(size), strict=True)
+            total_B = torch.cat([self.head(q, self.items, t).float().logsumexp(-1) for q, t in some])
+            return score_BC - total_B.unsqueeze(-1), self.head.predict(score_BC)
         logits = self.forward(batch, items, **changed).logits
         assert logits is not None
-        return logits[self.task]
+        prediction = self.head.predict(logits[self.task])
+        return self.head.exchanged(logits[self.task]) if self.head.exchange_width is None else prediction, prediction
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The start and the events of a batch as the backbone reads them, [B, L + 1, D]."""
@@ -111,12 +123,6 @@ class Question:
         """All that the model says about a batch."""
         return self.model(**batch, items=self.items if items is None else items, **changed)
 
-    def answers_of(self, logits: Tensor) -> Tensor:
-        """Logits [..., C(, K)] as answers [..., C], see the class."""
-        if self.head.reads == "state":
-            return logits.float()
-        return self.head.exchanged(logits) if self.head.exchange_width is None else self.head.predict(logits)
-
     @torch.no_grad()
     def variants(self, keep_VL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answers and predictions if only some events of the history had happened, float64 [V, C] each.
@@ -125,7 +131,6 @@ class Question:
             keep_VL: bool [V, L].
         """
         with self.model.answering():
-            logits = [self.logits(batch, self.items) for batch in self.batches(keep_VL)]
-            found = [(self.answers_of(some), self.head.predict(some)) for some in logits]
+            found = [self.ask(batch) for batch in self.batches(keep_VL)]
         answers, predictions = (torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True))
         return answers, predictions
