@@ -13,11 +13,17 @@ import traceback
 
 def main() -> None:
     import huggingface_hub.constants as constants
-    import peft  # noqa: F401
-    import torch
-    from transformers import AutoModel  # noqa: F401
 
-    import polyrec  # noqa: F401
+    # What loading imports when it is first needed: once here instead of once in each fork.
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import pyarrow.dataset  # noqa: F401
+    import torch
+    from transformers.models.bert import modeling_bert  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import polyrec.pipeline
+    import polyrec.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import environment
 from cross_encoder_fixtures import fit_prompts, tiny_cross_encoder
 from model_fixtures import COLUMNS, fit, model_inputs, synthetic_log, tiny_model
 from text_fixtures import tiny_bert
@@ -45,7 +48,11 @@ def test_a_model_comes_back_as_it_was(hub, succeed, tmp_path):
     assert "library_name: polyrec" in card
     assert "- shop" in card
     assert 'from_pretrained("ann/shop")' in card
-    found = json.loads(succeed(_RECOMMEND))
+    clean = [sys.executable, "-c", _RECOMMEND]  # as a new user would
+    ran = subprocess.run(
+        clean, env=environment(hub, tmp_path), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout)
     assert [row["rank"] for row in found] == [1, 2, 3]
 
 

@@ -26,6 +26,8 @@ class PushesToHub(Trainer):
     would go pickled arguments and the hashes of training rows.
     """
 
+    push_in_progress: PushInProgress | None
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
