@@ -69,7 +69,9 @@ def policy_section(found: dict[str, Any]) -> list[str]:
     return [
         f"Judged on the {rows['random']:,} uniformly random choices of the test period ({clicks['random']} clicks); "
         f"`bts` made {rows['bts']:,} choices then ({clicks['bts']} clicks). With so few clicks the intervals are wide: "
-        "read a difference only where they are apart.",
+        "read a difference only where they are apart. Effective rows: (sum of weights)^2 / sum of their squares; where "
+        f"they are under {recipe_policy.FEW:.0f}, a resample cannot know of clicks that none of them had, and the "
+        "interval is too narrow.",
         "",
         recipe_policy.format_policies(found),
     ]

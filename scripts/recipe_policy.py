@@ -28,9 +28,17 @@ from polyrec.recommendation import answers
 NAME = "off_policy.json"
 ESTIMATORS = ("ips", "snips", "dr", "sndr")
 CLIP = 10.0  # largest weight of the clipped variants
-# Fixed before the test period was looked at; 0.3 in log odds lets the best of 80 items be shown about 5 times as often.
+FEW = 1000.0  # effective rows under which an interval is not to be trusted: they hold less than five clicks
+
+
+def softmax(score: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Softmax of log odds in units of their spread among what may be shown, so that training does not set how bold."""
+    centred = score - score.mean(1, keepdims=True, where=allowed)
+    return softmax_policy(score, float(np.std(centred, where=allowed)), allowed)
+
+
 POLICIES = {
-    "polyrec softmax(0.3)": lambda score, allowed: softmax_policy(score, 0.3, allowed),
+    "polyrec softmax": softmax,
     "polyrec greedy(0.1)": lambda score, allowed: epsilon_greedy_policy(score, 0.1, allowed),
 }
 
@@ -97,12 +105,14 @@ def evaluate(run: Path, resamples: int = 2000) -> dict[str, Any]:
 
 def format_policies(report: dict[str, Any]) -> str:
     """A Markdown table: clicks per 1,000 choices with 95% intervals."""
-    lines = ["| policy | estimator | clicks per 1,000 choices (95% interval) |", "|---|---|---|"]
+    lines = ["| policy | effective rows | estimator | clicks per 1,000 choices (95% interval) |", "|---|---|---|---|"]
     for policy, entry in report["policies"].items():
+        rows = entry.get("effective_rows")
+        told = "" if rows is None else f"{rows:,.0f}" + " (too few)" * (rows < FEW)
         for estimator, found in entry.items():
             if estimator != "effective_rows":
                 value, low, high = (1000 * x for x in found)
-                lines.append(f"| {policy} | {estimator} | {value:.2f} ({low:.2f} .. {high:.2f}) |")
+                lines.append(f"| {policy} | {told} | {estimator} | {value:.2f} ({low:.2f} .. {high:.2f}) |")
     return "\n".join(lines)
 
 

@@ -144,8 +144,8 @@ SOURCES = {
     "ecommerce": Source(
         "online_retail_ii",
         ("interactions", "items", "users"),
-        "Online Retail II (a British gift shop, 2009 to 2011; Chen, UCI Machine Learning Repository, doi "
-        "10.24432/C5CG6D, CC BY 4.0): https://archive.ics.uci.edu/dataset/502",
+        "Online Retail II (a British gift shop, 2009 to 2011; Chen, UCI Machine Learning Repository, CC BY "
+        "4.0): https://doi.org/10.24432/C5CG6D",
         ecommerce,
     ),
     "short_video": Source(
