@@ -42,6 +42,7 @@ def test_train_writes_all_that_is_needed(run):
         "items.parquet",
         "recipe.yaml",
         "metrics.json",
+        "training.json",
     }
     assert names <= {p.name for p in run.iterdir()}
     report = json.loads((run / "metrics.json").read_text())
@@ -104,7 +105,7 @@ def test_unknown_recipe_keys_are_refused(tmp_path):
         load_recipe(str(tmp_path / "r.yaml"), {})
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "tune", "evaluate", "recommend"])
+@pytest.mark.parametrize("command", ["train", "compare", "tune", "evaluate", "recommend", "card", "report"])
 def test_help_needs_no_torch(command):
     """Prevents `polyrec --help` from taking seconds."""
     code = (

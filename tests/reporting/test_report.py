@@ -59,7 +59,7 @@ def test_the_command_writes_one_page_that_asks_for_nothing(folder, run):
     assert 'name="viewport"' in text
     assert len(text.encode()) < 3e6
     assert page.images >= 3 * len(run.tasks)  # curves and groups of each, calibration of two, weights
-    for told in ("calibration", "where it errs", "Example 1", "Because you"):
+    for told in ("calibration", "where it errs", "Gates", "Example 1", "Because you"):
         assert told in page.text
 
 

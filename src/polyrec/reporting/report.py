@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from polyrec.evaluation.metric_names import MODEL
+from polyrec.evaluation.metric_names import MODEL, by_task
 from polyrec.evaluation.page import Section, Table, html_page
 from polyrec.evaluation.plotting import to_png
 from polyrec.reporting.people import Example, example_sections
@@ -123,6 +123,9 @@ def _sharing(runs: Runs, plots: dict[str, bytes]) -> list[Section]:
             plots[name] = to_png(figure)
             points = ["Mean cosine between gradients of tasks: below 0 they pull the shared part apart."]
             found.append(Section(f"Task affinities ({run_name})", points, plot=name))
+        if gates := _gates(run):
+            points = ["Shares of what each task takes of the experts, means over the candidates of the last log line."]
+            found.append(Section(f"Gates ({run_name})", points, gates))
     histories = {name: run.history for name, run in runs.items()}
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
     figure = lines_plot(histories, "weight_", tasks)
@@ -130,6 +133,15 @@ def _sharing(runs: Runs, plots: dict[str, bytes]) -> list[Section]:
         plots["weights"] = to_png(figure)
         found.append(Section("Weights of the tasks' losses", plot="weights"))
     return found
+
+
+def _gates(run: RunFiles) -> Table | None:
+    """A row per task and source of its gates, as last logged; None of a model without gates."""
+    logged = [{k.removeprefix("gate_"): v for k, v in row.items() if k.startswith("gate_")} for row in run.history]
+    last: dict[str, float] = next((row for row in reversed(logged) if row), {})
+    shares = by_task(last, run.tasks)
+    rows = [[f"`{task}`", name, f"{share:.3f}"] for task, own in shares.items() for name, share in own.items()]
+    return Table(["task", "source", "share"], rows) if rows else None
 
 
 def _how_to_read() -> list[str]:
