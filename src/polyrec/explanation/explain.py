@@ -65,9 +65,11 @@ def explain(
     task = task or _ranking_task(model)
     if items is None:
         by = task if model.heads[task].reads == "state" or not _lists(model) else None
-        rows = _rows(processor, [row["item"] for row in recommend(model, processor, history, k, **request, task=by)])
+        rows = item_rows(
+            processor, [row["item"] for row in recommend(model, processor, history, k, **request, task=by)]
+        )
     else:
-        rows = _rows(processor, items)
+        rows = item_rows(processor, items)
     if not len(rows):
         return []
     question = Question(model, processor, history, rows, task, request)
@@ -117,7 +119,7 @@ def _ranking_task(model: PolyRecForRecommendation) -> str:
     return ranking[0]
 
 
-def _rows(processor: PolyRecProcessor, items: Sequence[Any]) -> np.ndarray:
+def item_rows(processor: PolyRecProcessor, items: Sequence[Any]) -> np.ndarray:
     """Rows of item ids, which must be in the catalog."""
     if not len(items):
         return np.zeros(0, dtype=np.int64)
