@@ -37,7 +37,7 @@ from polyrec.heads.base import TaskHead
 from polyrec.hub.fetch import fetch, hub_options
 from polyrec.hub.files import MODEL_FILES
 from polyrec.hub.push import push
-from polyrec.hub.safety import check_model, check_weights
+from polyrec.hub.safety import check_model, check_weights, named_as
 from polyrec.objectives.base import Objective
 from polyrec.weighting.base import LossWeighting
 
@@ -141,6 +141,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             skeleton = cls(config)
         from_base = {f"{name}.{key}" for name, backbone in backbones(skeleton) for key in backbone.base_keys()}
         tensors = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in from_base}
+        held = named_as(tensors, held, cls.base_model_prefix)
         check_weights(held, tensors, [name for name, _ in skeleton.named_parameters()])
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **options: Any) -> CommitInfo:

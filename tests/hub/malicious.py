@@ -113,7 +113,7 @@ def shape_that_fills_the_memory(folder: Path) -> None:
 @spoiler("model", r"has shape \[.*\], but config.json asks for")
 def wrong_shapes(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    name = max(tensors, key=lambda n: tensors[n].size)
+    name = max((n for n in tensors if n.startswith("model.")), key=lambda n: tensors[n].size)
     tensors[name] = np.concatenate([tensors[name], tensors[name]])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -121,7 +121,7 @@ def wrong_shapes(folder: Path) -> None:
 @spoiler("model", "NaN or infinite")
 def weights_that_are_no_numbers(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    name = next(n for n in sorted(tensors) if "mlp" in n or "proj" in n)
+    name = next(n for n in sorted(tensors) if n.startswith("model.") and "mlp" in n)
     tensors[name].flat[-1] = np.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

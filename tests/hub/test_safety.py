@@ -10,8 +10,11 @@ import pytest
 from malicious import RAN, SPOILERS
 from model_fixtures import fit, tiny_model
 
+from polyrec.hub.safety import check_model, check_weights, named_as
+
 LOAD = """
 import json, pathlib, warnings
+from transformers import AutoModel
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 
 def memory(name):
@@ -19,6 +22,13 @@ def memory(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 def load(kind, folder):
+    if kind == "model":
+        try:
+            AutoModel.from_pretrained(folder)  # which reads the configuration first
+        except (ValueError, OSError, RecursionError) as error:
+            pass
+        else:
+            assert folder == "good", "AutoModel loads " + folder
     (PolyRecForRecommendation if kind == "model" else PolyRecProcessor).from_pretrained(folder)
 
 load("model", "good"), load("processor", "good")
@@ -86,3 +96,17 @@ def test_names_and_sizes_are_refused_before_anything_is_downloaded(hub, client, 
     assert status == 1
     assert "polyrec reads at most" in printed
     assert not [line for line in hub.log[before:] if "/resolve/" in line]
+
+
+def test_the_base_of_a_model_is_found_in_its_file(good):
+    """Prevents a large model's base from being refused as one whose weights the file does not hold."""
+    held = check_model(good)
+    base = [name.removeprefix("model.") for name in held if name.startswith("model.")]
+    found = named_as(base, held, "model")
+    assert set(found) == set(base)
+    whole = named_as(list(held), held, "model")
+    assert whole == held
+    shapes = {name: tensor.shape for name, (_, tensor) in found.items()}
+    check_weights(found, shapes, base[:1], may_lack=0)
+    with pytest.raises(ValueError, match="do not hold"):
+        check_weights(found, shapes | {"another": (1,)}, [], may_lack=0)

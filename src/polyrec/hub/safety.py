@@ -73,6 +73,17 @@ def check_model(folder: Path) -> dict[str, tuple[Path, Stored]]:
     return {name: (path, tensor) for path in _weight_files(folder) for name, tensor in read_header(path).items()}
 
 
+def named_as(expected: Collection[str], held: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What files hold by the names that a model gives them: one with heads calls its base `<prefix>.`.
+
+    Example:
+        >>> named_as(["encoder.weight"], {"model.encoder.weight": 1, "heads.like.bias": 2}, "model")
+        {'encoder.weight': 1}
+    """
+    names = {name: (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) for name in expected}
+    return {name: held[other] for name, others in names.items() for other in others[::-1] if other in held}
+
+
 def check_weights(
     held: Mapping[str, tuple[Path, Stored]],
     expected: Mapping[str, tuple[int, ...]],
@@ -82,13 +93,13 @@ def check_weights(
     """Refuse weights that do not fit the configuration, and configurations that ask for memory the files do not fill.
 
     Args:
-        held: what the files hold, of [`check_model`].
+        held: what the files hold, of [`check_model`], under the names of `expected`.
         expected: {name: shape} of what the configuration asks for.
         parameters: those of them that must be numbers; in tables of the catalog, NaN = missing.
         may_lack: bytes that may be made anew because the files do not hold them.
     """
     for name, (path, tensor) in held.items():
-        if name in expected and tensor.shape != expected[name]:
+        if tensor.shape != expected[name]:
             raise ValueError(
                 f"{path.name}: {name!r} has shape {list(tensor.shape)}, but {MODEL_CONFIG} asks for "
                 f"{list(expected[name])}: these are the weights of another configuration"
