@@ -147,7 +147,7 @@ def rank(test: SequenceDataset, task: str, head: str, score: Scorer, recipe: Rec
         more, same = ranking.rank_targets(scores, targets, excluded)
         greater.append(more.numpy())
         ties.append(same.numpy())
-        top.append(ranking.top_k(scores, k, excluded).numpy())
+        top.append(ranking.top_k(scores, min(k, scores.shape[1]), excluded).numpy())
     per_list = ranking.single_target_metrics(np.concatenate(greater), np.concatenate(ties), ks=[k])
     found = {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
     return found | {f"coverage@{k}": ranking.coverage(np.concatenate(top), scores.shape[1])}
