@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec.cli.main import main
@@ -80,7 +81,7 @@ def test_what_leaves_is_listed_and_the_rest_stays(hub, succeed, run):
     assert not hub.log
     assert "nothing was sent" in printed
     assert "columns: item_id (int64), title (string)" in printed
-    for name in ("checkpoint-1/optimizer.pt", "training_rows.safetensors", "recipe.yaml", ".env"):
+    for name in ("checkpoint-1/ (1 files)", "training_rows.safetensors", "recipe.yaml", ".env"):
         assert name in printed.split("stay here")[1]
     printed = succeed(push("--private", "--tag", "shop"))
     assert "pushed to" in printed
@@ -157,3 +158,25 @@ def test_people_leave_only_when_asked_for_by_name(hub, succeed, run):
     assert found.split()[-1] == "40"
     succeed(push())
     assert "users.parquet" not in hub.repos["ann/shop"].files()
+
+
+def test_the_command_line_reads_the_hub(hub, succeed, run):
+    """Prevents a README that promises what only folders can do."""
+    succeed(push())
+    arguments = ["recommend", "ann/shop", "--history", "3,4", "-k", "2"]
+    assert "title" in succeed(PUSH.format(arguments=arguments))
+
+
+def test_a_card_keeps_what_it_says(hub, succeed, run):
+    """Prevents figures of a card from being lost when the Hub's tags are added to it."""
+    folder, _ = run
+    card = "---\nlicense: mit\ntags:\n- films\nmodel-index:\n- name: x\n  results: []\n---\n# Films\n\n---\nText\n"
+    (folder / "README.md").write_text(card)
+    succeed(push("--tag", "mine"))
+    pushed = hub.repos["ann/shop"].files()["README.md"].decode()
+    assert pushed.endswith("---\n# Films\n\n---\nText\n")
+    about = yaml.safe_load(pushed.split("---\n")[1])
+    assert about["license"] == "mit"
+    assert about["model-index"] == [{"name": "x", "results": []}]
+    assert about["tags"] == ["films", "polyrec", "recommendation", "mine"]
+    assert about["library_name"] == "polyrec"

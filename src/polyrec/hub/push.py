@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from polyrec.hub.scan import Scan, scan
 class Saved(Protocol):
     """What can be written to a folder: a model, a processor."""
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> Any:
-        """Write it."""
+    @property
+    def save_pretrained(self) -> Callable[..., Any]:
+        """Writes it."""
 
 
 def push(

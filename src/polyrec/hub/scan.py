@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +89,9 @@ class Scan:
             if file.columns:
                 lines.append(f"      columns: {', '.join(f'{n} ({t})' for n, t in file.columns.items())}")
         if self.staying:
-            shown = ", ".join(self.staying[:12]) + (" ..." if len(self.staying) > 12 else "")
-            lines.append(f"{len(self.staying)} stay here: {shown}")
+            tops = Counter(path.split("/")[0] + "/" * ("/" in path) for path in self.staying)
+            shown = (f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
+            lines.append(f"{len(self.staying)} stay here: {', '.join(shown)}")
         return "\n".join(lines)
 
 
