@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({})
 
     def preupload(self, who: str | None, query: Any, raw: bytes, repo_id: str, revision: str) -> Any:
-        repo = self._repo(who, repo_id, write=True)
+        repo = self._repo(who, repo_id, write="create_pr" not in query)
         tree = self._at(repo, revision).tree
         files = []
         for file in json.loads(raw)["files"]:
@@ -250,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"files": files})
 
     def batch(self, who: str | None, query: Any, raw: bytes, repo_id: str) -> Any:
-        self._repo(who, repo_id, write=True)
+        self._repo(who, repo_id, write="ref" in json.loads(raw))  # a proposal names no branch that it would write to
         hub, objects = self.server_hub, []
         for o in json.loads(raw)["objects"]:
             known = o["oid"] in hub.large

@@ -127,3 +127,22 @@ def test_a_push_meets_another_one(hub, client, folders):
     assert status == 1
     assert "push again" in printed
     assert hub.repos["ann/shop"].files() == {"photo.png": b"q"}
+
+
+def test_a_commit_is_proposed_to_others(hub, client, folders):
+    """Prevents a proposal from changing what it proposes to change, or from failing for want of the right to write."""
+    hub.put("ann/shop", {"photo.png": b"p"})
+    proposal = PUSH.format(folder=str(folders[0])).replace('"ann/shop"', '"ann/shop", create_pr=True')
+    status, printed = client(proposal, token="token-of-bob")
+    assert status == 0, printed
+    assert hub.repos["ann/shop"].files() == {"photo.png": b"p"}
+    assert "model.safetensors" in hub.repos["ann/shop"].files("refs/pr/1")
+
+
+def test_a_branch_is_made_for_a_revision(hub, client, folders):
+    """Prevents an experiment from replacing the model that others load."""
+    hub.put("ann/shop", {"photo.png": b"p"})
+    status, printed = client(PUSH.format(folder=str(folders[0])).replace('"ann/shop"', '"ann/shop", revision="try"'))
+    assert status == 0, printed
+    assert hub.repos["ann/shop"].files() == {"photo.png": b"p"}
+    assert "model.safetensors" in hub.repos["ann/shop"].files("try")

@@ -96,6 +96,7 @@ def test_adapters_come_back_on_their_base(hub, succeed, tmp_path):
     model.load_texts(processor)
     batch = PolyRecCollator()([splits.test[i] for i in range(4)])
     saved = _check(hub, succeed, tmp_path, model, processor, batch, "PolyRecForRecommendation", "PolyRecProcessor")
+    assert "a folder of this machine" in (tmp_path / "pushed").read_text()
     assert len(saved["model.safetensors"]) < (base / "model.safetensors").stat().st_size
     for name in ("config.json", "processor_config.json"):  # the same base by its name on the Hub
         path = tmp_path / "saved" / name
@@ -122,7 +123,9 @@ def _check(hub, succeed, tmp_path, model, processor, batch, model_class, process
     processor.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "training_rows.safetensors").exists()
     torch.save(inputs, tmp_path / "batch.pt")
-    sha = succeed(PUSH.format(**names)).split()[-1]
+    printed = succeed(PUSH.format(**names))
+    (tmp_path / "pushed").write_text(printed)
+    sha = printed.split()[-1]
     files = hub.repos["ann/shop"].files()
     assert hub.repos["ann/shop"].find("main").sha == sha
     assert not [name for name in files if "training_rows" in name or name.endswith((".bin", ".pt", ".pkl"))]

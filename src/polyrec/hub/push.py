@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ def push_folder(
         raise ValueError(f"{folder} holds no model: give a folder with {MODEL_CONFIG}, as save_pretrained writes it")
     if include_users:
         _warn_of_people(found)
+    _warn_of_local_bases(folder)
     api = hub_api()
     with explained(repo_id, revision, pushing=True):
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -160,6 +162,20 @@ def _stale(held: set[str], found: Scan) -> list[str]:
         or ("processor" in parts and matches(path, PEOPLE))
         or matches(path.split("/")[-1], NEVER)
     )
+
+
+def _warn_of_local_bases(folder: Path) -> None:
+    """A backbone that is left out of the weights is looked for by its name, which must mean something to others."""
+    path = folder / MODEL_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for key in ("text", "history_backbone"):
+        base = config.get(key) or {}
+        if base.get("tuning") in ("frozen", "lora") and Path(base["model"]).exists():
+            warnings.warn(
+                f"{key}.model is {base['model']!r}, a folder of this machine, and its weights are not among those that "
+                "leave: push it and name it as user/name, or save the model with merge_and_save",
+                stacklevel=3,
+            )
 
 
 def _warn_of_people(found: Scan) -> None:
