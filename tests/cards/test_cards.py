@@ -154,6 +154,16 @@ def test_an_old_run_has_a_card_too(folder, tmp_path):
         RunFiles.read(tmp_path)
 
 
+def test_tasks_without_labels_or_with_one_class_have_a_card(run):
+    """Prevents a test part without labels of a task, or with labels of one class, from leaving a run without a card."""
+    metrics = copy.deepcopy(run.metrics)
+    metrics["like"] = {name: {"auc": None, "logloss": 0.25, "interval": {}} for name in metrics["like"]}
+    metrics["rating"] = {name: {"interval": {}} for name in metrics["rating"]}
+    text = str(make_card(replace(run, metrics=metrics)))
+    assert "`logloss` decides" in text
+    assert "Figures: `rating`" not in text
+
+
 def test_training_json_tells_what_the_training_was(folder):
     """Prevents a run that cannot say which data it saw and what it cost."""
     found = json.loads((folder / "training.json").read_text())

@@ -56,6 +56,11 @@ def resampled_metric(
     return None if prepare is None else prepare(labels_R.astype(np.float64), values_R, code_R, people)
 
 
+def is_fast(name: str) -> bool:
+    """Whether a resample of a metric costs no more than a pass over the rows."""
+    return name in _FAST
+
+
 def repeated_rows(
     name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int
 ) -> ResampledMetric:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import yaml
 
-from polyrec.evaluation.metric_names import MODEL
+from polyrec.evaluation.metric_names import MODEL, figures
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
 
@@ -72,14 +72,13 @@ class RunFiles:
 
     @property
     def tasks(self) -> dict[str, TaskConfig]:
-        """By name, in alphabetical order."""
-        return {
-            t.name: t for t in sorted(parse_tasks(self.recipe["tasks"]), key=lambda t: t.name) if t.name in self.metrics
-        }
+        """Those with figures, by name, in alphabetical order."""
+        known = {name for name, systems in self.metrics.items() if figures(systems[MODEL])}
+        return {t.name: t for t in sorted(parse_tasks(self.recipe["tasks"]), key=lambda t: t.name) if t.name in known}
 
     def primary(self, task: str) -> str:
-        """The metric by which a task is judged first."""
-        return next(iter(self.metrics[task][MODEL]))
+        """The metric by which a task is judged first, of those that it has."""
+        return next(iter(figures(self.metrics[task][MODEL])))
 
     @property
     def history(self) -> list[dict[str, Any]]:
