@@ -42,6 +42,12 @@ for name, kind in json.loads(pathlib.Path("kinds.json").read_text()).items():
     except ValueError as error:
         said = str(error)
     found[name] = {"said": said, "peak": memory("VmHWM") - idle}
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+idle = memory("VmRSS")
+filled = bytearray(300 << 20)
+filled[:: 4096] = b"x" * len(filled[:: 4096])
+del filled
+found["control"] = {"peak": memory("VmHWM") - idle}
 pathlib.Path("found.json").write_text(json.dumps(found))
 """
 
@@ -79,6 +85,7 @@ def test_a_malicious_repository_is_refused(outcomes, name):
     said, peak = found[name]["said"], found[name]["peak"]
     assert said is not None, "it was loaded"
     assert re.search(SPOILERS[name][1], said), said
+    assert found["control"]["peak"] > 250, "the measurement does not see memory"
     assert peak < 200, f"{peak:.0f} MiB"
     assert not (place / RAN).exists()
 
