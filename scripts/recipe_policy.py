@@ -39,7 +39,7 @@ def softmax(score: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 POLICIES = {
     "polyrec softmax": softmax,
-    "polyrec greedy(0.1)": lambda score, allowed: epsilon_greedy_policy(score, 0.1, allowed),
+    "polyrec greedy 90%": lambda score, allowed: epsilon_greedy_policy(score, 0.1, allowed),
 }
 
 
@@ -104,8 +104,8 @@ def evaluate(run: Path, resamples: int = 2000) -> dict[str, Any]:
 
 
 def format_policies(report: dict[str, Any]) -> str:
-    """A Markdown table: clicks per 1,000 choices with 95% intervals."""
-    lines = ["| policy | effective rows | estimator | clicks per 1,000 choices (95% interval) |", "|---|---|---|---|"]
+    """A Markdown table: clicks per 1000 choices with 95% intervals."""
+    lines = ["| policy | effective rows | estimator | clicks per 1000 choices (95% interval) |", "|---|---|---|---|"]
     for policy, entry in report["policies"].items():
         rows = entry.get("effective_rows")
         told = "" if rows is None else f"{rows:,.0f}" + " (too few)" * (rows < FEW)

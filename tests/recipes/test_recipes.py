@@ -68,7 +68,7 @@ def test_off_policy_of_known_policies(run):
         value, low, high = random[estimator]
         assert value == pytest.approx(own.mean())
         assert low <= value <= high
-    for name in ("polyrec softmax", "polyrec greedy(0.1)"):
+    for name in ("polyrec softmax", "polyrec greedy 90%"):
         assert 0 < found["policies"][name]["effective_rows"] <= len(own)
 
 
