@@ -29,7 +29,7 @@ def test_answers_are_those_of_recommend(session):
     reasons = {
         r["item"]: r["reason"] for r in session.model.explain(session.processor, history, k=5, user={"age": 30.0})
     }
-    assert session.headers == ["rank", "change", "item", "score (next_item)", "like", "rating", "reason"]
+    assert session.headers == ["#", "moved", "item", "score (next_item)", "like", "rating", "reason"]
     assert len(rows) == 5
     for row, expected in zip(rows, found, strict=True):
         assert row[0] == expected["rank"]
@@ -112,7 +112,7 @@ def test_a_model_without_people_or_titles(tables):
     processor.split(tables["interactions"])
     session = DemoSession(PolyRecForRecommendation(processor.model_config(hidden_size=16)), processor)
     assert session.people() == []
-    assert session.headers == ["rank", "change", "item", "score (like)", "rating", "reason"]
+    assert session.headers == ["#", "moved", "item", "score (like)", "rating", "reason"]
     rows, _ = session.recommendations([], {}, {})
     assert all(len(row) == len(session.headers) for row in rows)
     assert session.find("3")[0] == ("[3]", 3)

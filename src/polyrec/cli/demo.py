@@ -34,4 +34,10 @@ def open_session(run: str, k: int = 10) -> DemoSession:
 def demo(run: str, host: str, port: int, k: int, browser: bool) -> None:
     """Serve the page until it is interrupted; nothing is sent to or asked of the internet."""
     page = build_page(open_session(run, k))
-    page.launch(server_name=host, server_port=port, share=False, inbrowser=browser, theme=THEME, footer_links=[])
+    print(f"serving http://{host}:{port}, Ctrl-C stops it")
+    try:
+        page.launch(
+            server_name=host, server_port=port, share=False, inbrowser=browser, theme=THEME, footer_links=[], quiet=True
+        )
+    except OSError as error:
+        raise ValueError(f"cannot serve at {host}:{port} ({error}): choose another --port or --host") from error

@@ -18,7 +18,8 @@ def build_page(session: DemoSession) -> gr.Blocks:
     """The page, ready to be launched."""
     with gr.Blocks(title="polyrec", analytics_enabled=False) as page:
         history, user = gr.State([]), gr.State({})
-        ranks, predicted = gr.State({}), gr.State({})
+        rows_of_somebody_new, their_ranks = session.recommendations([], {}, {})
+        ranks, predicted = gr.State(their_ranks), gr.State({})
         gr.Markdown(f"# polyrec\n{_WHAT}")
         with gr.Row():
             with gr.Column(scale=1):
@@ -30,12 +31,17 @@ def build_page(session: DemoSession) -> gr.Blocks:
                 values = [_control(session, n) for n in range(len(session.feedback))]
                 with gr.Row():
                     add, ask = gr.Button("Add to the history", variant="primary"), gr.Button("Ask about this item")
-                event = gr.Dropdown([], label="Event of the history", value=None)
+                event = gr.Dropdown([], label="Event of the history (0)", value=None)
                 with gr.Row():
                     change, remove = gr.Button("Change its feedback"), gr.Button("Remove it")
             with gr.Column(scale=2):
                 recommended = gr.Dataframe(
-                    headers=session.headers, label="Recommendations", interactive=False, wrap=True, type="array"
+                    rows_of_somebody_new,
+                    headers=session.headers,
+                    label="Recommendations",
+                    interactive=False,
+                    wrap=True,
+                    type="array",
                 )
                 answered = gr.Dataframe(
                     headers=["task", "prediction", "change"],
@@ -47,11 +53,15 @@ def build_page(session: DemoSession) -> gr.Blocks:
         states = [history, user, ranks, predicted, item]
         names = [feedback.name for feedback in session.feedback]
 
-        def show(events: list[Event], known: dict, old: dict, said: dict, asked: Any) -> tuple:
+        def show(
+            events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: int | None = None
+        ) -> tuple:
             rows, new_ranks = session.recommendations(events, known, old)
             about, now = session.predictions(events, known, asked, said) if asked is not None else ([], {})
-            labels = gr.Dropdown(choices=session.labels(events), value=None)
-            return events, known, new_ranks, now, labels, rows, about
+            labels = session.labels(events)
+            chosen = position if position is not None else next((n for _, n in labels), None)
+            listed = gr.Dropdown(choices=labels, value=chosen, label=f"Event of the history ({len(events)})")
+            return events, known, new_ranks, now, listed, rows, about
 
         def load(who: Any, asked: Any) -> tuple:
             return show(session.history_of(who), session.attributes_of(who), {}, {}, asked)
@@ -70,7 +80,7 @@ def build_page(session: DemoSession) -> gr.Blocks:
             events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any, *given: Any
         ) -> tuple:
             changed = session.changed(events, position, dict(zip(names, given, strict=True)))
-            return show(changed, known, old, said, asked)
+            return show(changed, known, old, said, asked, position)
 
         def drop(events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any) -> tuple:
             return show(session.removed(events, position), known, old, said, asked)
@@ -85,7 +95,6 @@ def build_page(session: DemoSession) -> gr.Blocks:
         change.click(_told(alter), [*states, event, *values], shown, api_name="change_event")
         remove.click(_told(drop), [*states, event], shown, api_name="remove_event")
         ask.click(_told(question), [history, user, item], [answered, predicted], api_name="ask")
-        page.load(_told(forget), [item], [person, *shown], api_name=False)
     return page
 
 

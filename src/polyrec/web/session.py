@@ -180,7 +180,7 @@ class DemoSession:
     def recommendations(
         self, history: Sequence[Event], user: Mapping[str, Any], before: Mapping[Any, int]
     ) -> tuple[list[list[Any]], dict[Any, int]]:
-        """Rows [rank, change, title, score, every other task ..., reason], and {item: rank} to compare the next with.
+        """Rows [rank, move, title, score, every other task ..., reason], and {item: rank} to compare the next with.
 
         Args:
             before: what the last call gave; {} = nothing to compare with.
@@ -216,7 +216,7 @@ class DemoSession:
         """Of the rows of [`recommendations`]."""
         lists = [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
         others = [name for name in (*lists, *self.model.pair_tasks) if name != self.ranking_task]
-        return ["rank", "change", "item", f"score ({self.ranking_task})", *others, "reason"]
+        return ["#", "moved", "item", f"score ({self.ranking_task})", *others, "reason"]
 
     def predictions(
         self, history: Sequence[Event], user: Mapping[str, Any], item: Any, before: Mapping[str, float]
