@@ -36,6 +36,7 @@ def test_groups_are_those_of_the_users_own_tables(world):
     active = rows.user_id.map(trained.user_id.value_counts()).fillna(0)
     by = groups["activity"]
     assert active[by["least active third"]].max() < active[by["most active third"]].min()
+    assert (by.get("no training events", np.zeros(len(rows), dtype=bool)) == (active == 0)).all()
     popular = rows.item_id.map(trained.item_id.value_counts())
     assert popular[groups["popularity"]["head"]].min() >= popular[groups["popularity"]["tail"]].max()
     for name in ("popularity", "history", "activity", "time", "genre"):

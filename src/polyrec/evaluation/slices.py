@@ -5,7 +5,7 @@ A mean over all rows hides that new people, rare items or one category are serve
 * **popularity** of the item asked about: the most popular items that have a third of the training events between them
   ("head"), those that have the next third, the many that share the last one ("tail"), and those never met;
 * **history**: how many earlier events were visible;
-* **activity**: thirds of the people, by their number of training events;
+* **activity**: thirds of the people by their number of training events, those without any apart;
 * **time**: quarters of the rows, in time order;
 * **attributes** of items or people by name, e.g. a category, or a group that should not be served worse than others.
 """
@@ -30,7 +30,7 @@ from polyrec.registry import nearest
 POPULARITY = ("head", "middle", "tail")
 NEVER_MET = "never met"
 _HISTORIES = ((0, 0), (1, 5), (6, 20), (21, 100), (101, None))
-_ACTIVITY = ("least active third", "middle third", "most active third")
+_ACTIVITY = ("least active third", "middle third", "most active third", "no training events")
 _MOST_VALUES = 8  # of an attribute, those with the most rows
 
 Groups = dict[str, dict[str, np.ndarray]]  # {what rows are grouped by: {group: bool [C]}}
@@ -56,7 +56,7 @@ def slice_groups(
     found: Groups = {
         "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, NEVER_MET)),
         "history": _by_history(visible_events(test)),
-        "activity": _named(_third_of(events_P, person), _ACTIVITY),
+        "activity": _named(_activity(events_P, person), _ACTIVITY),
         "time": _by_time(log.time[event]),
     }
     for name in columns or _first_category(processor):
@@ -148,10 +148,12 @@ def _popularity_class(item_counts: np.ndarray) -> np.ndarray:
     return of_item
 
 
-def _third_of(events_P: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Which third of the people asked about each row's person is in; people of equal activity stay together."""
+def _activity(events_P: np.ndarray, person: np.ndarray) -> np.ndarray:
+    """0..2: third of the people asked about who have training events; 3: without one. Equal people stay together."""
     asked = np.unique(person)
-    return _thirds(events_P[asked])[np.searchsorted(asked, person)]
+    events = np.where(events_P[asked] > 0, events_P[asked], np.nan)
+    third = np.where(np.isnan(events), len(_ACTIVITY) - 1, _thirds(events))
+    return third[np.searchsorted(asked, person)]
 
 
 def _thirds(values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ KINDS = {
         *(f"{STATISTICS_NAME}/{name}" for name in ("scales.json", "*/statistics.json", "*/state-*.parquet")),
     ),
     "tokenizer": TOKENIZER_FILES,
-    "card": (CARD_NAME, "LICENSE", "metrics.json"),
+    "card": (CARD_NAME, "training_curves.png", "LICENSE", "metrics.json", "training.json"),
 }
 PEOPLE = (USERS_NAME,)
 # Salted hashes of what a model has learnt, for the leakage guard of its owner.
