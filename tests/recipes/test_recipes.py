@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import recipe_card
 import recipes
+import yaml
 from recipe_tables import SOURCES
 
 from polyrec.cards.figures import unsupported_figures
@@ -77,10 +78,8 @@ def test_card_tells_what_the_run_found(run):
     card, report = (run.parent / "ads.md").read_text(), json.loads((run / "metrics.json").read_text())
     assert f"{report['click'][MODEL]['auc']:.4f}" in card
     assert "What the policy would have earned" in card
-    assert (
-        unsupported_figures(card.split("# What the policy")[0], [json.loads((run.parent / "ads.json").read_text())])
-        == []
-    )
+    sources = [json.loads((run.parent / "ads.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())]
+    assert unsupported_figures(card.split("# What the policy")[0], sources) == []
     quoted = json.loads((run.parent / "ads.json").read_text())["metrics"]
     assert json.dumps(quoted) == json.dumps(report)  # NaN is not equal to itself
 
@@ -113,7 +112,8 @@ def test_figures_of_cards_are_those_of_their_runs(name):
     card, found = (CARDS / f"{name}.md").read_text(), json.loads((CARDS / f"{name}.json").read_text())
     per_thousand = [[1000 * x for x in value] for value in _lists(found.get("off_policy", {}))]
     card = re.sub(r"BY(-SA)? \d\.\d", "", card)  # versions of licences
-    assert unsupported_figures(card, [found, per_thousand]) == []
+    recipe = yaml.safe_load((CARDS.parent / "scripts" / "recipes" / f"{name}.yaml").read_text())
+    assert unsupported_figures(card, [found, per_thousand, recipe]) == []
 
 
 def _lists(found):
