@@ -28,6 +28,7 @@ class RecommendationPipeline(Pipeline):
         k: recommendations per person.
         rank_by: the task that ranks; default: the model's first one that needs no query.
         exclude_seen: leave out items of the history.
+        reasons: also say why, by `model.explain`: each row gets its `reason` and the `events` that speak for it.
 
     Example:
         >>> from transformers import pipeline
@@ -48,9 +49,13 @@ class RecommendationPipeline(Pipeline):
         self.processor: PolyRecProcessor = processor
 
     def _sanitize_parameters(
-        self, k: int | None = None, rank_by: str | None = None, exclude_seen: bool | None = None
+        self,
+        k: int | None = None,
+        rank_by: str | None = None,
+        exclude_seen: bool | None = None,
+        reasons: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen}
+        given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen, "reasons": reasons}
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, person: Any) -> dict[str, Any]:
@@ -62,13 +67,21 @@ class RecommendationPipeline(Pipeline):
                 raise ValueError(f"unknown key {name!r} of a person; {nearest(str(name), list(_REQUEST))}")
         return {"person": dict(person)}
 
-    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    def _forward(self, inputs: dict[str, Any], reasons: bool = False, **options: Any) -> dict[str, Any]:
         person = {name: value for name, value in inputs["person"].items() if value is not None}
         history = person.pop("history", None)
         if "query" in person:
+            if reasons:
+                raise ValueError("reasons are those of recommendations: ask without a query, or without reasons=True")
             found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
         else:
             found = self.model.recommend(self.processor, history, **person, **options)
+        if reasons and found:
+            items, task = [row["item"] for row in found], options.get("task")
+            told = self.model.explain(self.processor, history, items, task=task, **person)
+            found = [
+                row | {name: why[name] for name in ("reason", "events")} for row, why in zip(found, told, strict=True)
+            ]
         return {"found": found}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ import json, polyrec
 from transformers import pipeline
 recommender = pipeline("recommendation", model="ann/shop"{more})
 print("FOUND " + json.dumps(recommender({{"history": [3, 4], "user": {{"age": 30}}}}, k=3)))
+why = recommender({{"history": [3, 4], "user": {{"age": 30}}}}, k=3, reasons=True)
 print("FOUND " + json.dumps(recommender([{{"history": [3]}}, {{}}], k=2, rank_by="like")))
+print("REASON " + why[0]["reason"], {{event["item"] for event in why[0]["events"]}} <= {{3, 4}})
 """
 
 
@@ -41,7 +43,11 @@ def test_the_pipeline_answers_as_the_model_does(hub, succeed, run):
     old = hub.repos["ann/shop"].find("main").sha
     model = tiny_model(processor)
     expected = model.recommend(processor, [3, 4], k=3, user={"age": 30})
-    lines = [line for line in succeed(USE.format(more="")).splitlines() if line.startswith("FOUND ")]
+    printed = succeed(USE.format(more=""))
+    lines = [line for line in printed.splitlines() if line.startswith("FOUND ")]
+    told = next(line for line in printed.splitlines() if line.startswith("REASON "))
+    assert "ecause" in told
+    assert told.endswith("True")
     assert _same(json.loads(lines[0][6:]), expected)
     several = json.loads(lines[1][6:])
     assert [len(rows) for rows in several] == [2, 2]
