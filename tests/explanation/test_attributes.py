@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from model_fixtures import fit, tiny_model
+from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 
 from polyrec.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
-from polyrec.explanation.attributes import attribute_effects
+from polyrec.explanation.attributes import attribute_effects, word_effects
 from polyrec.explanation.question import Question
 
 
@@ -71,3 +71,36 @@ def test_gates_are_those_of_the_forward_pass():
             assert list(row["gates"][task]) == model.gate_sources[task]
             np.testing.assert_allclose(list(row["gates"][task].values()), gates[task][0, c], atol=1e-6)
             assert sum(row["gates"][task].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("fusion", ["sum", "fallback"])
+def test_effects_of_words_are_those_of_texts_without_them(fusion):
+    """Prevents a word of one item from being taken from another, and effects of texts that the model does not read."""
+    from text_fixtures import tiny_bert
+
+    log = synthetic_log()
+    log["items"]["title"] = [f"title {i} {['action', 'drama'][i % 2]}"[: 8 if i % 3 else 20] for i in range(24)]
+    text = {"model": str(tiny_bert()), "template": "{title}"}
+    processor, _ = fit(log, tasks=TASKS[:1], statistics=False, text=text)
+    model = tiny_model(processor, text={"fusion": fusion})
+    model.load_texts(processor)
+    rows = np.array([3, 9, 22]) + FIRST_ITEM  # nobody has taken the last one
+    question = Question(model, processor, [4, 5], rows, "next_item")
+    found = word_effects(question)
+    titles = [log["items"]["title"][i] for i in (3, 9, 22)]
+    assert [list(own) for own in found] == [title.split() for title in titles]
+    scores = question.ask(next(iter(question.batches())))[1][0].detach()
+    for c, title in enumerate(titles):
+        for word in title.split():
+            log["items"]["title"][rows[c] - FIRST_ITEM] = " ".join(w for w in title.split() if w != word)
+            changed, _ = fit(log, tasks=TASKS[:1], statistics=False, text=text)
+            model.load_texts(changed)
+            other = Question(model, processor, [4, 5], rows, "next_item")
+            after = other.ask(next(iter(other.batches())))[1][0].detach()
+            assert found[c][word] == pytest.approx(float(scores[c] - after[c]), abs=1e-5)
+            if fusion == "fallback" and c < 2:  # the id speaks for an item that is known
+                assert found[c][word] == 0
+            log["items"]["title"][rows[c] - FIRST_ITEM] = title
+    model.load_texts(processor)
+    listed = model.explain(processor, [4, 5], [22], words=True)[0]["words"]
+    assert {w["word"]: pytest.approx(w["effect"], abs=1e-5) for w in listed} == found[2]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from model_fixtures import fit, model_inputs, tiny_model
 
 from polyrec import PolyRecCollator
+from polyrec.cli.main import main
 from polyrec.explanation.importance import permutation_importance
 from polyrec.explanation.neighbours import item_map, neighbours, plot_items
 
@@ -87,3 +90,15 @@ def test_a_plane_keeps_most_of_the_variance_and_is_drawn(world, tmp_path):
     picture = plot_items(model, processor, tmp_path / "items.png", near=[5])
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.stat().st_size > 5000
+
+
+def test_command_line(world, tmp_path, capsys):
+    """Prevents a command that names other neighbours than the library, or draws nothing."""
+    processor, _, model = world
+    processor.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    picture = tmp_path / "items.svg"
+    assert main(["explain", str(tmp_path), "--neighbours", "5", "--picture", str(picture), "-k", "3", "--json"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["item"] for row in printed] == [row["item"] for row in neighbours(model, processor, 5, k=3)]
+    assert "<svg" in picture.read_text()

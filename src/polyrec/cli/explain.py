@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyrec.cli.recommend import read_history, read_items, read_user
+from polyrec.explanation.neighbours import neighbours, plot_items
 from polyrec.explanation.reasons import as_text
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -30,6 +31,25 @@ def explain_run(
     found = model.explain(processor, events, items, user=attributes, **options)
     told = [json.dumps(row, ensure_ascii=False, default=str) if as_json else format_reason(row) for row in found]
     print("\n".join(told) if told else "nothing left to explain")
+    return found
+
+
+def explain_items(run: str, item: str | None, picture: str | None, k: int, as_json: bool) -> list[dict[str, Any]]:
+    """Print the neighbours of an item, or draw the space of all items (and both, if both are asked for).
+
+    Args:
+        item: its id.
+        picture: file to write.
+    """
+    processor = PolyRecProcessor.from_pretrained(run)
+    model = PolyRecForRecommendation.from_pretrained(run)
+    near = [] if item is None else read_items(item, processor, "--neighbours")
+    if picture is not None:
+        print(f"written to {plot_items(model, processor, picture, near)}")
+    found = [row for one in near for row in neighbours(model, processor, one, k)]
+    for row in found:
+        text = f"{row['similarity']:>8.3f}  {_name(row)} ({row['events']} events)"
+        print(json.dumps(row, ensure_ascii=False) if as_json else text)
     return found
 
 

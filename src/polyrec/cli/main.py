@@ -327,14 +327,19 @@ def _add_explain(commands: _Commands) -> None:
     explain.add_argument("--task", metavar="NAME", help="whose answer is explained (default: the one that ranks)")
     explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     explain.add_argument("--events", type=int, default=3, help="past events named per item (default: 3)")
+    explain.add_argument("--neighbours", metavar="ID", help="instead: the items most like this one")
+    explain.add_argument("--picture", metavar="FILE", help="instead: draw the items' space as .png, .svg or .pdf")
     explain.add_argument("--words", action="store_true", help="also judge the words of the items' texts")
     explain.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     explain.set_defaults(run=_explain)
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from polyrec.cli.explain import explain_run
+    from polyrec.cli.explain import explain_items, explain_run
 
+    if options.neighbours is not None or options.picture is not None:
+        explain_items(options.run_folder, options.neighbours, options.picture, options.k, options.json)
+        return
     given = {name: getattr(options, name) for name in ("task", "k", "events", "words")}
     explain_run(options.run_folder, options.history, options.user, options.item, options.json, **given)
 

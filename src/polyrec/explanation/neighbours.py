@@ -87,9 +87,10 @@ def plot_items(
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.add_subplot()
     size_M = 6 + 60 * np.sqrt(counts_M / max(counts_M.max(initial=1), 1))
-    axes.scatter(*places_M2.T, s=size_M, c="#9ab0c8", alpha=0.6, linewidths=0)
+    x_M, y_M = places_M2.T
+    axes.scatter(x_M, y_M, s=size_M, c="#9ab0c8", alpha=0.6, linewidths=0)
     marked = np.isin(rows, shown)
-    axes.scatter(*places_M2[marked].T, s=size_M[marked], c="#c0504d", linewidths=0)
+    axes.scatter(x_M[marked], y_M[marked], s=size_M[marked], c="#c0504d", linewidths=0)
     for place, row in zip(places_M2[marked], rows[marked], strict=True):
         described = processor.describe(int(row))
         text = str(described.get("title") or described["item"])
