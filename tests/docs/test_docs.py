@@ -18,10 +18,13 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if page != FIRST)
 
 
 @pytest.fixture(autouse=True)
-def registries(monkeypatch):
-    """Parts that a page registers are gone after it."""
-    for kind in KINDS:
-        monkeypatch.setattr(kind, "_classes", dict(kind._classes))
+def registries():
+    """Parts that a page registers are gone after it; built-in ones that were imported for it stay."""
+    before = [set(kind._classes) | kind._built_in() for kind in KINDS]
+    yield
+    for kind, names in zip(KINDS, before, strict=True):
+        for name in set(kind._classes) - names:
+            del kind._classes[name]
 
 
 @pytest.fixture(scope="module")
