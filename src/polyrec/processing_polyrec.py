@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -644,7 +644,7 @@ class PolyRecProcessor:
         return push(repo_id, self, include_users=include_users, **options)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> PolyRecProcessor:
+    def from_pretrained(cls, folder: str | Path, **hub_options: Any) -> Self:
         """Load what [`save_pretrained`] wrote, from a folder or a Hub repository.
 
         Args:
@@ -660,7 +660,7 @@ class PolyRecProcessor:
         return cls._read(place)
 
     @classmethod
-    def _read(cls, folder: Path) -> PolyRecProcessor:
+    def _read(cls, folder: Path) -> Self:
         found = processor_files.load(folder)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
         learnt = found.pop("training_rows")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         (Path(folder) / PROMPT_NAME).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
-    def _read(cls, folder: Path) -> PolyRecCrossEncoderProcessor:
+    def _read(cls, folder: Path) -> Self:
         processor = super()._read(folder)
         assert isinstance(processor, cls)
         processor._set_prompt(from_dict(PromptConfig, read_json(folder / PROMPT_NAME)))
