@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
 from polyrec.data.release import milliseconds
 from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.moment import Moment
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
 
@@ -72,10 +73,10 @@ class Answers:
             tokens, mask = (torch.from_numpy(x) for x in self.tokens.padded(lists.query[rows] + FIRST_ITEM))
             queries = model.query_encoder(model.item_encoder.text, tokens, mask, torch.arange(len(rows)).unsqueeze(0))
             query_MD = queries.vectors_BCD.squeeze(0)
-            question_MD, times_M = head.question(torch.zeros_like(query_MD), query_MD), _times(lists, rows)
+            question_MD, moment = head.question(torch.zeros_like(query_MD), query_MD), _moment(lists, rows)
             if self.expand is not None:
-                question_MD = head.expanded(question_MD, items, *self.expand, times_M)
-            return head(question_MD, items, times_M)[:, FIRST_ITEM:].numpy()
+                question_MD = head.expanded(question_MD, items, *self.expand, moment)
+            return head(question_MD, items, moment)[:, FIRST_ITEM:].numpy()
 
         return score
 
@@ -86,7 +87,7 @@ class Answers:
 
         @torch.no_grad()
         def score(rows: np.ndarray) -> np.ndarray:
-            return head(states[torch.from_numpy(rows)], items, _times(lists, rows))[:, FIRST_ITEM:].numpy()
+            return head(states[torch.from_numpy(rows)], items, _moment(lists, rows))[:, FIRST_ITEM:].numpy()
 
         return score
 
@@ -111,9 +112,9 @@ class Answers:
         return found[torch.tensor(asked.event.to_numpy())]
 
 
-def _times(lists: Lists, rows: np.ndarray) -> torch.Tensor:
+def _moment(lists: Lists, rows: np.ndarray) -> Moment:
     """When lists are asked for, [M]."""
-    return torch.from_numpy(milliseconds(lists.time[rows].astype(float)))
+    return Moment(torch.from_numpy(milliseconds(lists.time[rows].astype(float))))
 
 
 class Choose(TrainerCallback):

@@ -16,6 +16,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.student import Answered, Sums
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
+from polyrec.encoders.moment import NOT_TOLD, Moment, visible_items
 from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
@@ -193,9 +194,10 @@ class PolyRecForRecommendation(MultiTaskModel):
         shared = SharedRepresentation(state_BCD, items)
         queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
         query_BCD = None if queries is None else queries.vectors_BCD
+        moment = self.moment(item_ids, candidate_positions, candidate_times)
         logits = {
             name: self.heads[name].pair_logits(
-                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, candidate_times
+                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
             )
             for name in self.state_tasks
         }
@@ -238,7 +240,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                     self.item_encoder.counts,
                     retrieval_negatives,
                     queries,
-                    candidate_times,
+                    moment,
                 )
                 known = self._taken(candidate_ids, labels, sample_weight or {})
                 hard, soft = soft_losses.beside_labels(teacher, self.heads, answered, known, denominators, progress)
@@ -252,7 +254,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                 sample_weight or {},
                 retrieval_negatives,
                 queries,
-                candidate_times,
+                moment,
                 hard,
             )
             if soft_losses is not None and answered is not None:
@@ -305,7 +307,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
         queries: CandidateQueries | None,
-        candidate_times: Tensor | None,
+        moment: Moment,
         there: Sums,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
@@ -331,7 +333,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                     negatives.get(name),
                     None if weight is None else weight.flatten()[rows_M],
                     own_M if head.excludes == "own item" else None,
-                    None if candidate_times is None else candidate_times.flatten()[rows_M],
+                    moment.rows(rows_M),
                 )
         return losses, counts
 
@@ -354,13 +356,13 @@ class PolyRecForRecommendation(MultiTaskModel):
         task: str,
         items: ItemRows | None = None,
         queries_MD: Tensor | None = None,
-        times_M: Tensor | None = None,
+        moment: Moment = NOT_TOLD,
     ) -> Tensor:
         """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
             queries_MD: of a search task.
-            times_M: when it is asked, int64 milliseconds; of a task that reads the age of items.
+            moment: of the M questions, some `rows` of [`moment`]; for the options `item_age` and `repeats`.
         """
         head = self.heads[task]
         if head.reads != "state":
@@ -368,7 +370,14 @@ class PolyRecForRecommendation(MultiTaskModel):
                 f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
         items = self.item_encoder.table() if items is None else items
-        return head(head.question(states_MD, queries_MD), items, times_M)
+        return head(head.question(states_MD, queries_MD), items, moment)
+
+    def moment(
+        self, item_ids: Tensor, candidate_positions: Tensor, candidate_times: Tensor | None = None, **unread: Any
+    ) -> Moment:
+        """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
+        repeats = any(self.heads[name].repeats is not None for name in self.state_tasks)
+        return Moment(candidate_times, visible_items(item_ids, candidate_positions) if repeats else None)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""

@@ -79,8 +79,8 @@ def _recommend(
     if ranking_task in model.state_tasks:
         batch = as_batch([window], model)
         state = model(**batch, items=items).states[:, 0]
-        times = batch["candidate_times"][:, 0]
-        scores = model.score_items(state, ranking_task, items, times_M=times)[0].float().cpu().numpy()
+        moment = model.moment(**batch).at((slice(None), 0))
+        scores = model.score_items(state, ranking_task, items, moment=moment)[0].float().cpu().numpy()
     else:
         of_catalog = answers(model, processor, history, catalog, request, items)
         scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])

@@ -11,6 +11,7 @@ from polyrec.data.release import NO_TIME
 from polyrec.distillation.lists import top_list
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.item import ItemRows
+from polyrec.encoders.moment import Moment
 from polyrec.heads.base import TaskHead
 from polyrec.registry import HEADS
 
@@ -183,29 +184,30 @@ LISTS = [pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in LIST_KINDS fo
 ITEMS, DAY = 12, 86_400_000
 
 
-def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Tensor]:
-    """A head all of whose parameters say something, items, states and when they ask."""
+def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Moment]:
+    """A head all of whose parameters say something, items, states and when and after what they ask."""
     head = head_of(kind, **options)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     if options.get("item_age"):
         head.age.load(torch.cat([torch.full((2,), NO_TIME), torch.arange(ITEMS - 2) * DAY]))
     items = ItemRows(torch.randn(ITEMS, 8).requires_grad_(), id_rows_M=torch.arange(ITEMS))
-    return head, items, torch.randn(6, 8), torch.arange(3, 9) * DAY
+    return head, items, torch.randn(6, 8), Moment(torch.arange(3, 9) * DAY, torch.randint(2, ITEMS, (6, 5)))
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["all", "sampled"])
 @pytest.mark.parametrize(
-    "options", [{}, {"item_age": "release"}, {"item_age": "first_event"}, {"cold_negatives": False}], ids=str
+    "options",
+    [{}, {"item_age": "release"}, {"item_age": "first_event"}, {"repeats": True}, {"cold_negatives": False}],
+    ids=str,
 )
 @pytest.mark.parametrize(("kind", "loss"), LISTS)
 def test_a_catalog_as_its_own_teacher_is_at_the_minimum(kind, loss, options, sampled):
     """Prevents a student from scoring lists in another way than a teacher: bias, age, or what is no candidate."""
-    head, items, states, times = searcher(kind, **options)
+    head, items, states, asked = searcher(kind, **options)
     plan = head.checked_plan(TaskDistillation(loss, temperature=2.0 if head.soft_losses[loss].tempered else 1.0))
     excluded = torch.tensor([0, 4, 0, 7, 0, 0])
     with torch.no_grad():
-        asked = times if head.age is not None else None
         scores = head(states, items, asked).scatter(1, excluded.unsqueeze(1), float("-inf"))
         listed, teacher = top_list(scores, 5 if not sampled else ITEMS, plan.temperature)
     counts = torch.ones(ITEMS)  # all items are listed if they are sampled: what is left is an estimate

@@ -175,7 +175,7 @@ class LiveTeacher(Teacher):
             return None if values is None else values.flatten(0, 1)[rows_M]
 
         states_MD = output.states.flatten(0, 1)[rows_M]
-        queries_MD, times_M = of(output.queries), of(inputs.get("candidate_times"))
+        queries_MD, moment = of(output.queries), model.moment(**inputs).rows(rows_M)
         own_M = of(inputs.get("query_items")) if model.heads[task].excludes == "own item" else None
         found = []
         for at in torch.arange(len(rows_M), device=model.device).split(rows_at_once(model.config.num_items)):
@@ -184,7 +184,7 @@ class LiveTeacher(Teacher):
                 task,
                 self._table,
                 None if queries_MD is None else queries_MD[at],
-                times_M=None if times_M is None else times_M[at],
+                moment.at(at),
             ).float()
             if own_M is not None:
                 logits_MN = logits_MN.scatter(1, own_M[at].unsqueeze(1), float("-inf"))

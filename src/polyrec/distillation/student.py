@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.representation import gate_kl, state_loss
 from polyrec.encoders.item import PADDING_ITEM, ItemRows
+from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.encoders.query import CandidateQueries
 from polyrec.encoders.shared import RealPairs
 from polyrec.reduction import known_weight, mean_loss
@@ -34,7 +35,7 @@ class Answered:
         real_BC: which candidates are none of padding.
         state_BCD, items: what retrieval tasks are asked from, and the items they can find.
         counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
-        queries, times_BC: what was typed, and when it was asked (milliseconds), if tasks read them.
+        queries, moment: what was typed, and when and after which events, if tasks read them.
     """
 
     pairs: RealPairs
@@ -47,7 +48,7 @@ class Answered:
     counts_N: Tensor
     negatives: Mapping[str, Tensor] = field(default_factory=dict)
     queries: CandidateQueries | None = None
-    times_BC: Tensor | None = None
+    moment: Moment = NOT_TOLD
 
 
 class SoftLosses(nn.Module):
@@ -194,7 +195,7 @@ class SoftLosses(nn.Module):
             student.counts_N,
             student.negatives.get(task),
             asked.own_M,
-            asked.times_M,
+            asked.moment,
         )
 
     def alphas(self, progress: float) -> dict[str, float]:
@@ -236,7 +237,7 @@ class _Rows:
         queries = student.queries
         self.listed_MK = teacher["teacher_items"][task].flatten(0, 1).index_select(0, rows_M)
         self.teacher_MK1 = teacher["teacher_scores"][task].flatten(0, 1).index_select(0, rows_M)
-        self.times_M = of(student.times_BC)
+        self.moment = student.moment.rows(rows_M)
         self.question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
         self.own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
 

@@ -142,19 +142,20 @@ def predict(
         items = model.item_encoder.table()
         for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
             rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-            output = model(**to_device(batch, model.device), items=items)
+            asked = to_device(batch, model.device)
+            output, moments = model(**asked, items=items), model.moment(**asked)
             real = rows.flatten() >= 0
             pairs.add(rows, output.logits)
             for name in model.state_tasks:
                 taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
-                states = output.states.flatten(0, 1)[taken.to(model.device)]
-                queries = None if output.queries is None else output.queries.flatten(0, 1)[taken.to(model.device)]
-                times = batch["candidate_times"].flatten()[taken].to(model.device)
+                there = taken.to(model.device)
+                states, moment = output.states.flatten(0, 1)[there], moments.rows(there)
+                queries = None if output.queries is None else output.queries.flatten(0, 1)[there]
                 targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
                 chosen = rows.flatten()[taken].numpy()
                 for chunk in torch.arange(len(chosen)).split(1024):
-                    asked = None if queries is None else queries[chunk]
-                    scores = model.score_items(states[chunk], name, items, asked, times[chunk])
+                    typed = None if queries is None else queries[chunk]
+                    scores = model.score_items(states[chunk], name, items, typed, moment.at(chunk))
                     scores = scores[:, FIRST_ITEM:].float().cpu()
                     excluded = excluded_items(model.heads[name], dataset, chosen[chunk.numpy()], exclude_seen)
                     greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)

@@ -98,16 +98,17 @@ class Question:
             # Nothing but the state is needed: pairs are left out, which are most of the work.
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
-            asked, times, position_B11 = batch["candidate_ids"], batch["candidate_times"], batch["candidate_positions"]
-            position_B11 = position_B11[:, :1].unsqueeze(-1)  # all items of a row are asked about at one moment
+            asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+            position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)  # a row is asked at one moment
             question_B1D = self.head.question(
                 states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None
             )
             question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
-            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, times).float()
+            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, moment).float()
             size = max(_SCORES // len(self.items.vectors_MD), 1)
-            some = zip(question_B1D[:, 0].split(size), times[:, 0].split(size), strict=True)
-            total_B = torch.cat([self.head(q, self.items, t).float().logsumexp(-1) for q, t in some])
+            first, blocks = moment.at((slice(None), 0)), torch.arange(len(asked), device=asked.device).split(size)
+            some = ((question_B1D[at, 0], first.at(at)) for at in blocks)
+            total_B = torch.cat([self.head(q, self.items, m).float().logsumexp(-1) for q, m in some])
             return score_BC - total_B.unsqueeze(-1), self.head.predict(score_BC)
         logits = self.forward(batch, items, **changed).logits
         assert logits is not None

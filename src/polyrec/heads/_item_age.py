@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.data.release import NO_TIME, age_edges
-from polyrec.encoders.growth import BLOCK
+from polyrec.encoders.moment import Moment
 
 SOURCES = ("release", "first_event")
 
@@ -47,7 +47,7 @@ class ItemAge(nn.Module):
         >>> age = ItemAge("release", buckets=8, num_items=5, hidden_size=4)
         >>> age.initialise()
         >>> _ = age.released.copy_(torch.tensor([NO_TIME, NO_TIME, 0, 3_600_000, 10_000_000]))
-        >>> age.groups(torch.tensor([3_600_000]), torch.arange(2, 5)).tolist()  # an hour old, just there, not there
+        >>> age.groups(Moment(torch.tensor([3_600_000])), torch.arange(2, 5)).tolist()  # an hour, just there, not there
         [[2, 0, 9]]
     """
 
@@ -64,6 +64,7 @@ class ItemAge(nn.Module):
     ) -> None:
         super().__init__()
         self.source, self.buckets, self.rate = source, buckets, rate
+        self.size = buckets + 2
         self.start = [0.0] * (buckets + 1) if start is None else list(start)
         self.by_state = nn.Linear(hidden_size, buckets + 1, bias=False)
         self.prior = nn.Embedding(buckets + 1, 1)
@@ -84,33 +85,31 @@ class ItemAge(nn.Module):
         """What a state says of each group, [M, D] -> [M, G]; the last one is -inf."""
         return F.pad(self.by_state(state_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
 
-    def groups(self, times_M: Tensor, ids: Tensor) -> Tensor:
+    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""
         released_N = self.released[ids]
-        age_MN = times_M.unsqueeze(-1) - released_N
+        age_MN = _asked(moment).unsqueeze(-1) - released_N
         unknown_N = released_N == NO_TIME
         if self.source == "release":
             groups_MN = torch.where(age_MN < 0, self.buckets + 1, self._bucket(age_MN))
             return torch.where(unknown_N, self.buckets, groups_MN)
         return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
 
-    def own_groups(self, times: Tensor, ids: Tensor) -> Tensor:
-        """The same for one item per question, [...] and [...] -> [...]; whoever asks about an item says it is there."""
+    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The same for items of each question's own, [...] and [..., K] -> [..., K]; who asks says they are there."""
         released = self.released[ids]
-        age = times - released
+        age = _asked(moment).unsqueeze(-1) - released
         unseen = released == NO_TIME if self.source == "release" else age <= 0
         return torch.where(unseen, self.buckets, self._bucket(age))
 
-    def add_to(self, logits_MN: Tensor, state_MD: Tensor, times_M: Tensor, ids: Tensor) -> Tensor:
-        """Logits of items with what the age says of them, a block of questions at a time."""
-        of_groups_MG = self.logits(state_MD)
-        step = max(BLOCK * BLOCK // max(len(ids), 1), 1)
-        blocks = zip(logits_MN.split(step), of_groups_MG.split(step), times_M.split(step), strict=True)
-        return torch.cat([block + of_groups.gather(1, self.groups(t, ids)) for block, of_groups, t in blocks])
-
-    def of_pairs(self, state: Tensor, times: Tensor, ids: Tensor) -> Tensor:
-        """The term of one item per question, [..., D], [...] and [...] -> [...]."""
-        return self.logits(state).gather(-1, self.own_groups(times, ids).unsqueeze(-1)).squeeze(-1)
-
     def _bucket(self, age: Tensor) -> Tensor:
         return torch.bucketize(age, torch.from_numpy(age_edges(self.buckets)).to(age.device), right=True)
+
+
+def _asked(moment: Moment) -> Tensor:
+    if moment.times is None:
+        raise ValueError(
+            "a task with `item_age` must be told when it is asked: pass candidate_times [B, C] to the model, or the "
+            "moments of `model.moment(...)` where it scores the catalog"
+        )
+    return moment.times

@@ -18,9 +18,11 @@ from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.heads._item_age import SOURCES, ItemAge
+from polyrec.heads._item_terms import ItemTerms
+from polyrec.heads._repeats import Repeats
 from polyrec.heads.base import Summary, TaskHead
-from polyrec.linear_loss import Groups
 from polyrec.losses import linear_cross_entropy
 from polyrec.reduction import known_weight, masked_sum
 from polyrec.registry import HEADS, nearest
@@ -48,6 +50,8 @@ class RetrievalHead(TaskHead):
             question is asked is impossible; "first_event": from the item's first event in the log; None: no such term.
             `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
             processor finds it in the training rows).
+            `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
+            the same again (baskets, songs) and lists may say so (`exclude_seen: false`).
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -72,6 +76,7 @@ class RetrievalHead(TaskHead):
         "item_age": None,
         "age_buckets": 128,
         "age_start": None,
+        "repeats": False,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -83,6 +88,7 @@ class RetrievalHead(TaskHead):
         if not self.options["bias_rate"] > 0:
             raise self.refuse("bias_rate", "it must be > 0")
         self.age = self._item_age(config)
+        self.repeats = Repeats(config.hidden_size, self.options["bias_rate"]) if self.options["repeats"] else None
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -108,8 +114,15 @@ class RetrievalHead(TaskHead):
             raise self.refuse("label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"')
         return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
 
+    @property
+    def terms(self) -> ItemTerms:
+        """What is added to logits beside s . v + b."""
+        return ItemTerms([term for term in (self.age, self.repeats) if term is not None])
+
     def initialise(self) -> None:
         """Ages start with what everybody prefers, which a projection at random would only blur."""
+        if self.repeats is not None:
+            self.repeats.initialise()
         if self.age is not None:
             self.age.initialise()
             init.zeros_(self.project.weight)
@@ -162,17 +175,17 @@ class RetrievalHead(TaskHead):
         """What is asked of the catalog: the person's state, whatever was typed."""
         return self.adapted(state)
 
-    def forward(self, state_MD: Tensor, items: ItemRows, times_M: Tensor | None = None) -> Tensor:
+    def forward(self, state_MD: Tensor, items: ItemRows, moment: Moment = NOT_TOLD) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
-            times_M: when it is asked, int64 milliseconds; with the option `item_age`.
+            moment: of the M questions; with the options `item_age` and `repeats`.
         """
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
         bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
         logits_MN = in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
-        return logits_MN if self.age is None else self.age.add_to(logits_MN, state_MD, self._asked(times_M), rows_N)
+        return self.terms.add_to(logits_MN, state_MD, moment, rows_N) if self.terms else logits_MN
 
     def pair_logits(
         self,
@@ -180,21 +193,17 @@ class RetrievalHead(TaskHead):
         candidate_BCD: Tensor,
         candidate_ids: Tensor,
         items: ItemRows,
-        times_BC: Tensor | None = None,
+        moment: Moment = NOT_TOLD,
     ) -> Tensor:
-        """Scores of given candidates, [B, C]; they are there, as somebody asks about them."""
-        logits_BC = (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
-        if self.age is None:
-            return logits_BC
-        return logits_BC + self.age.of_pairs(state_BCD, self._asked(times_BC), candidate_ids)
+        """Scores of given candidates, [B, C]; they are there, as somebody asks about them.
 
-    def _asked(self, times: Tensor | None) -> Tensor:
-        if times is None:
-            raise ValueError(
-                f"task {self.task.name!r} knows the age of items, so it must be told when it is asked: pass "
-                "candidate_times [B, C] to the model, or times [M] where it scores the catalog (milliseconds)"
-            )
-        return times
+        Args:
+            moment: of each candidate.
+        """
+        logits_BC = (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
+        if not self.terms:
+            return logits_BC
+        return logits_BC + self.terms.of_pairs(state_BCD, moment, candidate_ids.unsqueeze(-1)).squeeze(-1)
 
     def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
         """Biases of items, [...] -> [...]."""
@@ -217,7 +226,7 @@ class RetrievalHead(TaskHead):
         negatives_K: Tensor | None,
         weight_M: Tensor | None = None,
         excluded_M: Tensor | None = None,
-        times_M: Tensor | None = None,
+        moment: Moment = NOT_TOLD,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the target items: (sum, count).
 
@@ -228,12 +237,12 @@ class RetrievalHead(TaskHead):
             negatives_K: what `negatives` drew; None: the full softmax, or, if `items` are not the whole catalog, all
                 of them, each corrected by its chance to be in a batch.
             excluded_M: an item id that is no candidate in this row, 0 = none.
-            times_M: when each was taken, int64 milliseconds; with the option `item_age`.
+            moment: when each was taken; with the options `item_age` and `repeats`.
         """
         known_M = targets_M >= FIRST_ITEM
         excluded_M = torch.zeros_like(targets_M) if excluded_M is None else excluded_M
         if items.rows_M is not None or negatives_K is not None:
-            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M, times_M)
+            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M, moment)
             return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
         rows_N = torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device)
@@ -241,25 +250,19 @@ class RetrievalHead(TaskHead):
         if not self.options["cold_negatives"]:
             cold_N = (counts_N == 0).index_fill(0, targets_M, False)  # what was taken is a candidate
             bias_N = bias_N.masked_fill(cold_N[FIRST_ITEM:], float("-inf"))
+        column_M = (targets_M - FIRST_ITEM).clamp(min=0)
         total = linear_cross_entropy(
             self.project(state_MD),
             items.vectors_MD[FIRST_ITEM:],
             bias_N,
-            (targets_M - FIRST_ITEM).clamp(min=0),
+            column_M,
             weight_M,
             self.options["label_smoothing"],
             excluded_M - FIRST_ITEM if bool((excluded_M >= FIRST_ITEM).any()) else None,
-            None if self.age is None else self.age.logits(state_MD),
-            None if self.age is None else self._groups(self.age, self._asked(times_M), targets_M, rows_N),
+            self.terms.logits(state_MD) if self.terms else None,
+            self.terms.groups_beside(moment, column_M, rows_N) if self.terms else None,
         )
         return total, weight_M.sum()
-
-    @staticmethod
-    def _groups(age: ItemAge, times_M: Tensor, targets_M: Tensor, rows_N: Tensor) -> Groups:
-        """The age group of every item for some rows; a target is there, as it was taken."""
-        own_M1 = age.own_groups(times_M, targets_M).unsqueeze(1)
-        column_M1 = (targets_M - FIRST_ITEM).clamp(min=0).unsqueeze(1)
-        return lambda at: age.groups(times_M[at], rows_N).scatter_(1, column_M1[at], own_M1[at])
 
     def _sampled_losses(
         self,
@@ -269,25 +272,23 @@ class RetrievalHead(TaskHead):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         excluded_M: Tensor,
-        times_M: Tensor | None,
+        moment: Moment,
     ) -> Tensor:
         negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
-        negative_MK = self._of_sample(state_MD, query_MD, negatives_K, items, times_M) - log_q_N[negatives_K]
-        if self.age is not None:
-            target_M = target_M + self.age.of_pairs(state_MD, self._asked(times_M), targets_M)
+        negative_MK = self._of_sample(state_MD, query_MD, negatives_K, items, moment) - log_q_N[negatives_K]
+        if self.terms:
+            target_M = target_M + self.terms.of_pairs(state_MD, moment, targets_M.unsqueeze(1)).squeeze(1)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
         negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
 
-    def _of_sample(
-        self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, times_M: Tensor | None
-    ) -> Tensor:
+    def _of_sample(self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, moment: Moment) -> Tensor:
         """Scores of the same items for every state, [M, K]."""
         logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
-        return logits_MK if self.age is None else self.age.add_to(logits_MK, state_MD, self._asked(times_M), ids_K)
+        return self.terms.add_to(logits_MK, state_MD, moment, ids_K) if self.terms else logits_MK
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
@@ -317,7 +318,7 @@ class RetrievalHead(TaskHead):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         excluded_M: Tensor | None = None,
-        times_M: Tensor | None = None,
+        moment: Moment = NOT_TOLD,
     ) -> tuple[Tensor, Tensor]:
         """A loss of the teacher's lists: (sum, number of lists).
 
@@ -326,25 +327,25 @@ class RetrievalHead(TaskHead):
             listed_MK, teacher_MK1: items of the lists, 0 = none, and the teacher's scores, all other items last, see
                 [`~polyrec.distillation.teacher.Teacher`].
             items: rows that include the listed items.
-            counts_N, negatives_K, excluded_M, times_M: as of `retrieval_loss`; of negatives, only "all other items" are
+            counts_N, negatives_K, excluded_M, moment: as of `retrieval_loss`; of negatives, only "all other items" are
                 made.
         """
         query_MD = self.project(state_MD)
         if items.rows_M is None and negatives_K is None:
             rows_N, bias_N = self._all_biases(items)
             of_groups_MG = groups = None
-            if self.age is not None:
-                age, times_M = self.age, self._asked(times_M)
-                of_groups_MG, groups = age.logits(state_MD), lambda at: age.groups(times_M[at], rows_N)
+            if self.terms:
+                terms = self.terms
+                of_groups_MG, groups = terms.logits(state_MD), lambda at: terms.groups(moment.at(at), rows_N)
             vectors = items.vectors_MD
             return catalog_loss(
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
             )
-        listed_times_MK = None if times_M is None else times_M.unsqueeze(1).expand_as(listed_MK)
-        state_MKD = state_MD.unsqueeze(1).expand(-1, listed_MK.shape[1], -1)
-        own_MK = self.pair_logits(state_MKD, items.lookup(listed_MK), listed_MK, items, listed_times_MK)
+        own_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(listed_MK)) + self._bias(listed_MK, items)
+        if self.terms:
+            own_MK = own_MK + self.terms.of_pairs(state_MD, moment, listed_MK)
         sampled_K, log_expected_N = self.sample(items, counts_N, negatives_K, len(state_MD))
-        sampled_MK = self._of_sample(state_MD, query_MD, sampled_K, items, times_M)
+        sampled_MK = self._of_sample(state_MD, query_MD, sampled_K, items, moment)
         own_MK = own_MK.masked_fill(listed_MK < FIRST_ITEM, float("-inf"))
         if excluded_M is not None:
             own_MK = own_MK.masked_fill(listed_MK == excluded_M.unsqueeze(1), float("-inf"))
@@ -355,7 +356,7 @@ class RetrievalHead(TaskHead):
     def teaches_beside_labels(self, plan: TaskDistillation) -> bool:
         """Whether labels and a teacher's lists are judged by the same logits, so that one pass can serve both."""
         options = self.options
-        same = options["cold_negatives"] and not options["label_smoothing"] and self.age is None
+        same = options["cold_negatives"] and not options["label_smoothing"] and not self.terms
         return plan.temperature == 1 and same and not self.sampled
 
     def taught_loss(

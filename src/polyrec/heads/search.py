@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.encoders.item import ItemRows
+from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.heads.retrieval import RetrievalHead
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
@@ -98,7 +99,7 @@ class SearchHead(RetrievalHead):
         return self.log_scale.exp() * self.adapted(query)
 
     def expanded(
-        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, times_M: Tensor | None = None
+        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, moment: Moment = NOT_TOLD
     ) -> Tensor:
         r"""A question widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest items.
 
@@ -108,9 +109,9 @@ class SearchHead(RetrievalHead):
         Args:
             count: nearest items.
             weight: a in [0, 1]; 0 changes nothing.
-            times_M: when it is asked, as for `forward`.
+            moment: as for `forward`.
         """
-        nearest_MK = self(question_MD, items, times_M).topk(count, dim=1).indices
+        nearest_MK = self(question_MD, items, moment).topk(count, dim=1).indices
         mean_MD = items.vectors_MD[nearest_MK].mean(1)
         length_M1 = question_MD.norm(dim=-1, keepdim=True)
         return (1 - weight) * question_MD + weight * length_M1 * nn.functional.normalize(mean_MD, dim=-1)

@@ -1,0 +1,106 @@
+"""What a person took before: what their state says of what comes again.
+
+Letters: M questions, L events, N items, K items asked about, G = 1 + 5 * 8 groups of items, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.moment import Moment
+
+_TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
+_AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
+
+
+class Repeats(nn.Module):
+    r"""The repeat term of a retrieval logit, r(s_i, j) = (A s_i + c)_{g(n_ij, d_ij)}.
+
+    n_ij is how often item j is among the events that question i sees in its window, and d_ij how many events ago it
+    was there last. Frequency and recency explain most of what people take again (Anderson et al., 2014, "The Dynamics
+    of Repeat Consumption"); how much of that there is at all is up to the person's state (Ren et al., 2019,
+    "RepeatNet"). Group 0, whose term is 0, holds all items that were not taken; the others are 5 ranges of n by 8
+    ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up. A and c start at 0.
+
+    Args:
+        rate: how many times faster than other parameters c learns.
+
+    Shapes: states [M, D] -> logits of groups [M, G]; histories [M, L] -> groups of items [M, N].
+
+    Example:
+        >>> repeats = Repeats(hidden_size=4)
+        >>> moment = Moment(history=torch.tensor([[3, 4, 3, 0]]))
+        >>> repeats.groups(moment, torch.arange(2, 6)).tolist()  # 3: twice, 1 event ago; 4: once, 2 events ago
+        [[0, 9, 2, 0]]
+    """
+
+    def __init__(self, hidden_size: int, rate: float = 1.0) -> None:
+        super().__init__()
+        self.rate = rate
+        self.size = 1 + (len(_TIMES) + 1) * (len(_AGO) + 1)
+        self.by_state = nn.Linear(hidden_size, self.size - 1, bias=False)
+        self.prior = nn.Embedding(self.size - 1, 1)
+
+    def initialise(self) -> None:
+        """Start without a preference."""
+        init.zeros_(self.by_state.weight)
+        init.zeros_(self.prior.weight)
+
+    def logits(self, state: Tensor) -> Tensor:
+        """What a state says of each group, [..., D] -> [..., G]; the first one is 0."""
+        return F.pad(self.by_state(state) + self.rate * self.prior.weight.squeeze(-1), (1, 0))
+
+    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The group of each item for each question, int64, histories [M, L] and ids [N] -> [M, N]."""
+        items_ML, order_ML = self._sorted(moment)
+        # Events of one item stand together, the latest at the end: there, all is known of it.
+        index_L = torch.arange(items_ML.shape[1], device=ids.device)
+        begins_ML = F.pad(items_ML[:, 1:] != items_ML[:, :-1], (1, 0), value=True)
+        ends_ML = F.pad(begins_ML[:, 1:], (0, 1), value=True) & (items_ML >= FIRST_ITEM)
+        first_ML = torch.where(begins_ML, index_L, 0).cummax(dim=1).values
+        group_ML = self._group(index_L - first_ML + 1, order_ML, self._seen(items_ML))
+        known_U, place_N = ids.unique(return_inverse=True)
+        column_ML = torch.searchsorted(known_U, items_ML).clamp(max=len(known_U) - 1)
+        asked_ML = ends_ML & (known_U[column_ML] == items_ML)
+        nowhere = len(known_U)
+        groups_MU = torch.zeros(len(items_ML), nowhere + 1, dtype=torch.int64, device=ids.device)
+        groups_MU.scatter_(1, torch.where(asked_ML, column_ML, nowhere), group_ML)
+        return groups_MU[:, place_N]
+
+    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
+        items, order = self._sorted(moment)
+        ids = ids.contiguous()
+        stop = torch.searchsorted(items, ids, right=True)
+        times = stop - torch.searchsorted(items, ids)
+        last = order.gather(-1, (stop - 1).clamp(min=0))
+        group = self._group(times, last, self._seen(items))
+        return torch.where((times > 0) & (ids >= FIRST_ITEM), group, 0)
+
+    def _sorted(self, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Items of histories in order, and where each stood."""
+        if moment.history is None:
+            raise ValueError(
+                "a task with `repeats` must be told what was taken before: pass the moments of `model.moment(...)` "
+                "where it scores the catalog"
+            )
+        history = moment.history
+        if not history.shape[-1]:
+            history = F.pad(history, (0, 1))
+        return history.sort(dim=-1, stable=True)
+
+    @staticmethod
+    def _seen(items: Tensor) -> Tensor:
+        """How many events there are, [..., 1]."""
+        return (items > 0).sum(-1, keepdim=True)
+
+    @staticmethod
+    def _group(times: Tensor, place: Tensor, seen: Tensor) -> Tensor:
+        """The group of what was taken so often, the last time at a place among the events seen."""
+        often = torch.bucketize(times, torch.tensor(_TIMES, device=times.device), right=True)
+        ago = torch.bucketize(seen - place, torch.tensor(_AGO, device=times.device), right=True)
+        return 1 + often * (len(_AGO) + 1) + ago
