@@ -122,7 +122,7 @@ class DistillationConfig:
         states: of states, or None.
         gates: weight of the KL between the gates of teacher and student, whose experts must be the same; 0 = none.
         unlabelled: items drawn at random per window that are asked of the teacher alone: it labels what nobody has
-            taken.
+            taken. Stored answers have some if they were asked for (`polyrec score --unlabelled`).
         teacher: what taught it, for the record.
 
     Example:

@@ -12,6 +12,7 @@ from polyrec.data.splits import LeakageError
 from polyrec.distillation import stored
 from polyrec.distillation.stored import StoredError, StoredTeacher, write_answers
 from polyrec.distillation.table import TableTeacher
+from polyrec.distillation.unlabelled import with_unlabelled
 
 LEVELS = {"name": "stars", "head": "ordinal", "label": "rating"}
 
@@ -106,6 +107,59 @@ def test_an_interrupted_run_goes_on(case, tmp_path, monkeypatch):
         table.prepare(parts.train, processor)
     assert_alike(again.score(batch), whole.score(batch))
     assert not list((tmp_path / "a").glob("*.part"))
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["memory", "files"])
+def test_drawn_items_have_the_answers_that_were_given_about_them(case, tmp_path, files):
+    """Prevents a drawn item from being taught what the teacher said of another one, of another person or event."""
+    teacher, processor, parts, _ = case
+    if files:
+        folder = write_answers(
+            teacher, parts.train, processor, tmp_path / "a", shard_rows=50, batch_size=4, unlabelled=3
+        )
+        table, tolerance = StoredTeacher(folder), {"rtol": 1e-3, "atol": 2e-3}
+    else:
+        table = TableTeacher.of(teacher, parts.train, processor, unlabelled=3)
+        tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    table.prepare(parts.train, processor)
+    fixed = parts.train.fixed()
+    items = set()
+    for seed, windows in enumerate([[0, 1, 2], [7, 3, 20, 11], list(range(len(fixed)))]):
+        batch = batch_of(fixed, windows)
+        drawn = table.draw(batch, 5, processor.num_items, torch.Generator().manual_seed(seed))
+        assert drawn.items_BU.shape == (len(windows), 5)
+        asked = with_unlabelled(batch, drawn)
+        assert_alike(table.score({**asked, "drawn": drawn}), teacher.score(asked), **tolerance)
+        items |= set(drawn.items_BU.flatten().tolist())
+    assert len(items) > processor.num_items // 2
+    assert min(items) >= 2
+    # Answers about the candidates themselves are those of a table without drawn items.
+    batch, plain = batch_of(fixed), TableTeacher.of(teacher, parts.train, processor)
+    plain.prepare(parts.train, processor)
+    assert_alike(table.score(batch), plain.score(batch))
+
+
+def test_a_run_with_drawn_items_goes_on_to_the_same_bytes(case, tmp_path):
+    """Prevents a shard that is written anew from asking about other items than the answers beside it say."""
+    teacher, processor, parts, _ = case
+    folder = write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=50, unlabelled=2)
+    shard = folder / "shard-00002.safetensors"
+    content = shard.read_bytes()
+    shard.unlink()
+    for other in (0, 1):
+        with pytest.raises(StoredError, match="differ in unlabelled"):
+            write_answers(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=other)
+    write_answers(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=2)
+    assert shard.read_bytes() == content
+
+
+def test_teachers_that_know_the_candidates_alone_are_not_asked_about_others(case):
+    """Prevents a file of empty answers about drawn items."""
+    _, processor, parts, folder = case
+    stored_before = StoredTeacher(folder)
+    stored_before.prepare(parts.train, processor)
+    with pytest.raises(ValueError, match="unlabelled=2 asks the teacher about items that nobody has taken"):
+        TableTeacher.of(stored_before, parts.train, processor, unlabelled=2)
 
 
 def test_damaged_shards_are_refused_and_written_anew(case, tmp_path):

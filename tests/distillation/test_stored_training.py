@@ -13,15 +13,32 @@ PLAN["tasks"]["next_item"]["top_k"] = 8
 PLAN["tasks"]["rating"] = {"alpha": 0.5}
 
 
-def trained(processor, parts, teacher, folder):
+def trained(processor, parts, teacher, folder, plan=PLAN):
     """Weights of a student after two epochs with a teacher."""
     torch.manual_seed(5)
-    student = PolyRecForRecommendation(tiny_config(processor, distillation=PLAN))
+    student = PolyRecForRecommendation(tiny_config(processor, distillation=plan))
     run = arguments(folder, num_train_epochs=2, per_device_train_batch_size=8, learning_rate=0.01)
     trainer = PolyRecTrainer(student, run, parts.train, processing_class=processor, teacher=teacher)
     trainer.train()
     learnt = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     return student, learnt
+
+
+def test_a_student_learns_from_stored_answers_about_items_that_nobody_took(tmp_path):
+    """Prevents drawn items from teaching nothing where answers are stored, and a run that cannot be repeated."""
+    processor, parts = fit(synthetic_log(people=30), TASKS)
+    teacher = live(processor, seed=7, top_k=8, temperature=2.0)
+    teacher.prepare(parts.train, processor)
+    table = TableTeacher.of(teacher, parts.train, processor, unlabelled=2)
+    batch = model_inputs(batch_of(parts.train))
+    found = []
+    for unlabelled in (0, 6, 6):
+        plan = {**PLAN, "unlabelled": unlabelled}
+        student, _ = trained(processor, parts, table, tmp_path / f"{len(found)}", plan)
+        with torch.no_grad():
+            found.append(student.eval()(**batch).logits["like"])
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 def test_stored_answers_teach_what_a_live_teacher_teaches(tmp_path):

@@ -391,6 +391,13 @@ def _add_score(commands: _Commands) -> None:
     score.add_argument("--shard-rows", type=int, help="candidates per file (default: 100000)")
     score.add_argument("--batch-size", type=int, help="windows asked about at a time (default: 64)")
     score.add_argument(
+        "--unlabelled",
+        type=int,
+        metavar="N",
+        help="items drawn beside each candidate that pair tasks are asked about, too, for students that learn from "
+        "such (distillation.unlabelled; default: none)",
+    )
+    score.add_argument(
         "--trust-teacher", action="store_true", help="take a teacher that does not say which rows it has learnt"
     )
     score.set_defaults(run=_score)
@@ -404,7 +411,7 @@ def _score(options: argparse.Namespace) -> None:
     recipe = _read_recipe(options)
     from polyrec.cli.score import ScoreSettings, score
 
-    names = ("part", "top_k", "temperature", "shard_rows", "batch_size")
+    names = ("part", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
     given = _given(options, names)
     score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
 

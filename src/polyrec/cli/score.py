@@ -40,6 +40,7 @@ class ScoreSettings:
         top_k, temperature: of lists; None: those of the recipe's plan (`model.distillation`), else 100 and 1.
         shard_rows: candidates of a file, about.
         batch_size: windows asked about at a time.
+        unlabelled: items drawn beside each candidate, about which pair tasks are asked, too.
         trust: take a teacher that does not say what it has learnt.
     """
 
@@ -48,6 +49,7 @@ class ScoreSettings:
     temperature: float | None = None
     shard_rows: int = 100_000
     batch_size: int = 64
+    unlabelled: int = 0
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class ScoreSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name.replace('_', '-')} is {value}; it must be > 0")
+        if self.unlabelled < 0:
+            raise ValueError(f"unlabelled is {self.unlabelled}; it must be >= 0 items per candidate")
 
 
 def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> Path:
@@ -73,7 +77,15 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
     judged = [part for name, part in parts._asdict().items() if name != "train"]
     teacher.prepare(dataset, processor, judged)
     folder = write_answers(
-        teacher, dataset, processor, output, settings.shard_rows, settings.batch_size, device, progress=True
+        teacher,
+        dataset,
+        processor,
+        output,
+        settings.shard_rows,
+        settings.batch_size,
+        device,
+        progress=True,
+        unlabelled=settings.unlabelled,
     )
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(

@@ -28,6 +28,8 @@ from polyrec.distillation.teacher import Teacher
 if TYPE_CHECKING:
     from polyrec.processing_polyrec import PolyRecProcessor
 
+_NO_INPUTS = ("labels", "sample_weight", "candidate_rows", "drawn")
+
 
 class CrossEncoderTeacher(Teacher):
     r"""Pair tasks are answered pair by pair; of retrieval tasks the lists of a first stage are put in a better order.
@@ -67,6 +69,11 @@ class CrossEncoderTeacher(Teacher):
         """Retrieval tasks for which there are lists."""
         listed = () if self.first_stage is None else self.first_stage.list_tasks
         return tuple(name for name in self.model.state_tasks if name in listed and name in self._asked)
+
+    @property
+    def answers_drawn(self) -> bool:
+        """It answers whatever it is asked."""
+        return True
 
     @property
     def training_rows(self) -> tuple[TrainingRows | None, ...]:
@@ -123,7 +130,7 @@ class CrossEncoderTeacher(Teacher):
         lists = [first["teacher_items"][name] for name in self.list_tasks]
         together = {"list_items": torch.cat(lists, dim=-1)} if lists else {}
         asked = self.processor.with_prompts({**batch, **together})
-        inputs = {name: asked[name] for name in asked if name not in ("labels", "sample_weight", "candidate_rows")}
+        inputs = {name: asked[name] for name in asked if name not in _NO_INPUTS}
         model, device = self.model, batch["item_ids"].device
         with model.answering(), torch.autocast(model.device.type, enabled=False):
             output = model(**send_to_device(inputs, model.device))

@@ -81,6 +81,11 @@ class EnsembleTeacher(Teacher):
         return tuple(dict.fromkeys(task for t in self.teachers for task in t.list_tasks))
 
     @property
+    def answers_drawn(self) -> bool:
+        """Whether any of its teachers does."""
+        return any(t.answers_drawn for t in self.teachers)
+
+    @property
     def training_rows(self) -> tuple[TrainingRows | None, ...]:
         """What each of its teachers has learnt."""
         return tuple(rows for t in self.teachers for rows in t.training_rows)

@@ -70,6 +70,7 @@ def write_answers(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    unlabelled: int = 0,
 ) -> Path:
     """Ask a prepared teacher about a data set and write its answers; go on where an interrupted run stopped.
 
@@ -82,6 +83,8 @@ def write_answers(
         folder: a new one, or one that an interrupted run of the same teacher about the same data has left.
         shard_rows: candidates of a shard, about.
         device: that batches are put on.
+        unlabelled: items drawn beside each candidate, about which pair tasks are asked, too, for
+            `distillation.unlabelled`.
 
     Raises:
         StoredError: the folder holds answers of another teacher or about other data.
@@ -92,7 +95,8 @@ def write_answers(
     # Windows belong to the shard in which their first candidate lies.
     groups = np.split(np.arange(len(dataset)), np.flatnonzero(np.diff(spans.first_asked // shard_rows)) + 1)
     source = AnswerSource.of(teacher, dataset, processor)
-    about = _about(source) | {"shards": len(groups), "windows": len(dataset), "candidates": dataset.num_candidates}
+    counts = {"windows": len(dataset), "candidates": dataset.num_candidates, "unlabelled": unlabelled}
+    about = _about(source) | {"shards": len(groups)} | counts
     done = _claim(folder, about, source.training_rows)
     half = [task for task in teacher.pair_tasks if source.tasks[task]["head"] not in _NUMBERS]
     with tqdm(total=len(dataset), desc="Scoring", unit="window", disable=not progress) as bar:
@@ -101,7 +105,7 @@ def write_answers(
             if name in done and _whole(folder, done[name]):
                 bar.update(len(windows))
                 continue
-            table = ask(teacher, dataset, windows, batch_size, device, bar.update)
+            table = ask(teacher, dataset, processor, windows, batch_size, device, unlabelled, bar.update)
             done[name] = _write(folder, name, table, half)
             _write_json(folder / MANIFEST, about | {"written": [asdict(done[n]) for n in sorted(done)]})
     return folder
@@ -187,6 +191,8 @@ class _Mapped:
             arrays["position"],
             {key.removeprefix("numbers/"): values for key, values in arrays.items() if key.startswith("numbers/")},
             {t: ListAnswers(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
+            arrays.get("drawn"),
+            {key.removeprefix("drawn/"): values for key, values in arrays.items() if key.startswith("drawn/")},
         )
 
     def release(self) -> None:
@@ -229,6 +235,9 @@ def _write(folder: Path, name: str, table: AnswerTable, half: list[str]) -> Shar
     arrays = {"row": table.row, "delayed": table.delayed, "position": table.position.astype(np.int32)}
     for task, values in table.numbers.items():
         arrays[f"numbers/{task}"] = _halved(values) if task in half else values
+    if table.drawn is not None:
+        arrays["drawn"] = table.drawn
+        arrays |= {f"drawn/{t}": _halved(v) if t in half else v for t, v in table.drawn_numbers.items()}
     for task, lists in table.lists.items():
         arrays |= {f"at/{task}": lists.at, f"items/{task}": lists.items, f"scores/{task}": _halved(lists.scores)}
     draft = folder / f"{name}.part"

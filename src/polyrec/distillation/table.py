@@ -1,6 +1,7 @@
 """Answers that were given before: looked up by row of the interactions table, in memory or memory-mapped.
 
-Letters: S rows of a table of answers, A lists of it, B people, C candidates, K numbers of an answer or items of a list.
+Letters: S rows of a table of answers, A lists of it, B people, C candidates, K numbers of an answer or items of a list,
+U items drawn beside each row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from polyrec.data.collator import PolyRecCollator
@@ -20,6 +22,8 @@ from polyrec.distillation.fingerprint import data_digest, fingerprint, item_dige
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
+from polyrec.distillation.unlabelled import Drawn, places, with_unlabelled
+from polyrec.encoders.item import FIRST_ITEM, PADDING_ITEM
 
 if TYPE_CHECKING:
     from polyrec.processing_polyrec import PolyRecProcessor
@@ -52,6 +56,8 @@ class AnswerTable:
         position: int64 [S], how many events were visible.
         numbers: {pair task: float [S(, K)]}, NaN = no answer.
         lists: {retrieval task: [`ListAnswers`]}.
+        drawn: int32 [S, U], rows of the item table that were asked about beside each row, by nobody's choice.
+        drawn_numbers: {pair task: float [S, U(, K)]}, the answers about them.
     """
 
     row: np.ndarray
@@ -59,6 +65,8 @@ class AnswerTable:
     position: np.ndarray
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
     lists: dict[str, ListAnswers] = field(default_factory=dict)
+    drawn: np.ndarray | None = None
+    drawn_numbers: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -144,9 +152,14 @@ class TableTeacher(Teacher):
         processor: PolyRecProcessor,
         batch_size: int = 64,
         device: torch.device | str = "cpu",
+        unlabelled: int = 0,
     ) -> TableTeacher:
-        """Ask a teacher that has been prepared for a data set once about all of it, and keep the answers in memory."""
-        table = ask(teacher, dataset.fixed(), np.arange(len(dataset)), batch_size, device)
+        """Ask a teacher that has been prepared for a data set once about all of it, and keep the answers in memory.
+
+        Args:
+            unlabelled: items drawn beside each candidate, about which it is asked, too, for `distillation.unlabelled`.
+        """
+        table = ask(teacher, dataset.fixed(), processor, np.arange(len(dataset)), batch_size, device, unlabelled)
         return cls([table], AnswerSource.of(teacher, dataset, processor), trust=teacher.trust)
 
     @property
@@ -158,6 +171,11 @@ class TableTeacher(Teacher):
     def list_tasks(self) -> tuple[str, ...]:
         """Retrieval tasks that were answered."""
         return tuple(self.tables[0].lists)
+
+    @property
+    def answers_drawn(self) -> bool:
+        """Whether answers about drawn items are among those that were given."""
+        return all(table.drawn is not None for table in self.tables)
 
     @property
     def training_rows(self) -> tuple[TrainingRows | None, ...]:
@@ -219,51 +237,82 @@ class TableTeacher(Teacher):
             )
         return at
 
+    def draw(self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> Drawn:
+        """Some of the items that were drawn beside the window's candidates when the teacher was asked."""
+        beside_BU, _ = places(batch, count, generator)
+        each = min(table.drawn.shape[1] for table in self.tables if table.drawn is not None)
+        numbers_BU = torch.randint(each, tuple(beside_BU.shape), generator=generator)
+        at_M = self._rows(batch["candidate_rows"].gather(1, beside_BU))
+        items_M = np.full(at_M.size, PADDING_ITEM, dtype=np.int64)
+        for table, chosen, local in self._pieces(at_M):
+            assert table.drawn is not None  # see `answers_drawn`
+            items_M[chosen] = table.drawn[local, numbers_BU.flatten().numpy()[chosen]]
+        items_BU = torch.from_numpy(items_M).view(beside_BU.shape)
+        return Drawn(beside_BU, items_BU.to(beside_BU.device), numbers_BU.to(beside_BU.device))
+
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Look a batch up, see [`Teacher`]."""
         device = batch["candidate_rows"].device
-        rows_BC = batch["candidate_rows"].cpu().numpy()
-        at_M = np.where(rows_BC >= 0, self._at[np.maximum(rows_BC, 0)], -1).ravel()
-        held = np.flatnonzero(at_M >= 0)
-        shard = np.searchsorted(self._first, at_M[held], side="right") - 1
+        rows_BC = batch["candidate_rows"]
+        at_M = self._rows(rows_BC)
+        pieces = self._pieces(at_M)
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
             width = self.tables[0].numbers[task].shape[1:]
             found = np.full((at_M.size, *width), np.nan, dtype=np.float32)
-            for table, places, local in self._pieces(at_M, held, shard):
-                found[places] = table.numbers[task][local]
-            answers["teacher_logits"][task] = torch.from_numpy(found).view(*rows_BC.shape, *width).to(device)
+            for table, chosen, local in pieces:
+                found[chosen] = table.numbers[task][local]
+            values = torch.from_numpy(found).view(*rows_BC.shape, *width)
+            if "drawn" in batch:
+                values[:, -batch["drawn"].items_BU.shape[1] :] = self._about_drawn(task, rows_BC, batch["drawn"])
+            answers["teacher_logits"][task] = values.to(device)
         for task in self.list_tasks:
             places_of, items, scores = [], [], []
-            for table, places, local in self._pieces(at_M, held, shard):
+            for table, chosen, local in pieces:
                 lists = table.lists[task]
                 number = np.asarray(lists.at[local])
-                chosen = number >= 0
-                places_of.append(places[chosen])
-                items.append(np.asarray(lists.items[number[chosen]]).astype(np.int64))
-                scores.append(np.asarray(lists.scores[number[chosen]]).astype(np.float32))
+                listed = number >= 0
+                places_of.append(chosen[listed])
+                items.append(np.asarray(lists.items[number[listed]]).astype(np.int64))
+                scores.append(np.asarray(lists.scores[number[listed]]).astype(np.float32))
             if not places_of:
                 first = self.tables[0].lists[task]
-                places_of, items = [held], [np.zeros((0, first.items.shape[1]), dtype=np.int64)]
+                places_of, items = [np.zeros(0, np.int64)], [np.zeros((0, first.items.shape[1]), dtype=np.int64)]
                 scores = [np.zeros((0, first.scores.shape[1]), dtype=np.float32)]
-            where, listed = torch.from_numpy(np.concatenate(places_of)), torch.from_numpy(np.concatenate(items))
-            spread_out = spread(where, (listed, torch.from_numpy(np.concatenate(scores))), rows_BC.shape)
+            where, ids, values = (torch.from_numpy(np.concatenate(x)) for x in (places_of, items, scores))
+            spread_out = spread(where, (ids, values), tuple(rows_BC.shape))
             answers["teacher_items"][task], answers["teacher_scores"][task] = (x.to(device) for x in spread_out)
         return answers
 
-    def _pieces(
-        self, at_M: np.ndarray, held: np.ndarray, shard: np.ndarray
-    ) -> list[tuple[AnswerTable, np.ndarray, np.ndarray]]:
-        """Tables that a batch reads, with the places of their answers in it and their own rows."""
+    def _about_drawn(self, task: str, rows_BC: Tensor, drawn: Drawn) -> Tensor:
+        """Answers about drawn items, [B, U(, K)]."""
+        at_M = self._rows(rows_BC.gather(1, drawn.beside_BU))
+        numbers_M, width = drawn.numbers_BU.flatten().cpu().numpy(), self.tables[0].numbers[task].shape[1:]
+        found = np.full((at_M.size, *width), np.nan, dtype=np.float32)
+        for table, chosen, local in self._pieces(at_M):
+            found[chosen] = table.drawn_numbers[task][local, numbers_M[chosen]]
+        return torch.from_numpy(found).view(*drawn.items_BU.shape, *width)
+
+    def _rows(self, rows: Tensor) -> np.ndarray:
+        """Row of the tables of each of the data set's candidates, int64 [M], -1 = none."""
+        rows_M = rows.flatten().cpu().numpy()
+        return np.where(rows_M >= 0, self._at[np.maximum(rows_M, 0)], -1)
+
+    def _pieces(self, at_M: np.ndarray) -> list[tuple[AnswerTable, np.ndarray, np.ndarray]]:
+        """Tables that are read, with the places of their answers among M and their own rows."""
+        held = np.flatnonzero(at_M >= 0)
+        shard = np.searchsorted(self._first, at_M[held], side="right") - 1
         return [(self.tables[s], held[shard == s], at_M[held[shard == s]] - self._first[s]) for s in np.unique(shard)]
 
 
 def ask(
     teacher: Teacher,
     dataset: SequenceDataset,
+    processor: PolyRecProcessor,
     windows: np.ndarray,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    unlabelled: int = 0,
     done: Callable[[int], object] = lambda count: None,
 ) -> AnswerTable:
     """Ask a prepared teacher about all candidates of some neighbouring windows of a data set.
@@ -272,12 +321,22 @@ def ask(
         dataset: without anything drawn, see `SequenceDataset.fixed`.
         windows: int64 [W], neighbours in ascending order, at least one.
         device: that batches are put on.
+        unlabelled: items drawn evenly beside each candidate, about which pair tasks are asked, too; the same ones for
+            the same windows.
         done: called with the number of windows of each batch.
     """
+    if unlabelled and not teacher.answers_drawn:
+        raise ValueError(
+            f"unlabelled={unlabelled} asks the teacher about items that nobody has taken, but it answers the "
+            "candidates of the data set alone: ask a trained model, or leave it out"
+        )
     spans = dataset.spans(windows)
     first, last = int(spans.first_asked[0]), int(spans.last_asked[-1])
     asked, log = dataset.candidates, dataset.log
     table = AnswerTable(log.row[asked.event[first:last]], ~dataset.own_view[first:last], asked.position[first:last])
+    if unlabelled:
+        draws = np.random.default_rng([first, unlabelled])
+        table.drawn = draws.integers(FIRST_ITEM, processor.num_items, (len(table), unlabelled), dtype=np.int32)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {task: [] for task in teacher.list_tasks}
     lengths = np.maximum(spans.stop - spans.start, spans.last_asked - spans.first_asked)
     order = windows[np.argsort(lengths, kind="stable")]
@@ -291,15 +350,21 @@ def ask(
         rows_M = batch["candidate_rows"].flatten().numpy()
         real = np.flatnonzero(rows_M >= 0)
         at = rows_M[real] - first
+        asked_BC = batch["candidate_rows"].shape
+        if table.drawn is not None:
+            batch = with_unlabelled(batch, _all_drawn(asked_BC, real, table.drawn[at]))
         answers = teacher.score(send_to_device(batch, device))
+        own = slice(asked_BC[1])
         for task, values in answers["teacher_logits"].items():
-            flat = values.flatten(0, 1).cpu().numpy()
-            if task not in table.numbers:
-                table.numbers[task] = np.full((len(table), *flat.shape[1:]), np.nan, dtype=np.float32)
-            table.numbers[task][at] = flat[real]
+            width = tuple(values.shape[2:])
+            flat = values[:, own].flatten(0, 1).cpu().numpy()
+            _taken(table.numbers, task, (len(table), *width))[at] = flat[real]
+            if unlabelled:
+                flat = values[:, asked_BC[1] :].reshape(-1, unlabelled, *width).cpu().numpy()
+                _taken(table.drawn_numbers, task, (len(table), unlabelled, *width))[at] = flat[real]
         for task, lists in parts.items():
-            items = answers["teacher_items"][task].flatten(0, 1).cpu().numpy()[real]
-            scores = answers["teacher_scores"][task].flatten(0, 1).cpu().numpy()[real]
+            items = answers["teacher_items"][task][:, own].flatten(0, 1).cpu().numpy()[real]
+            scores = answers["teacher_scores"][task][:, own].flatten(0, 1).cpu().numpy()[real]
             answered = ~np.isnan(scores[:, -1])
             lists.append((at[answered], items[answered].astype(np.int32), scores[answered]))
         done(len(batch["item_ids"]))
@@ -309,6 +374,22 @@ def ask(
         number[at] = np.arange(len(at))
         table.lists[task] = ListAnswers(number, items, scores)
     return table
+
+
+def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> Drawn:
+    """All items drawn beside the candidates of a batch, U for each of its B * C places; `real` [M] are no padding."""
+    (people, asked), each = asked_BC, items_MU.shape[1]
+    items = np.full((people * asked, each), PADDING_ITEM, dtype=np.int64)
+    items[real] = items_MU
+    beside = torch.arange(asked).repeat_interleave(each).expand(people, -1)
+    return Drawn(beside, torch.from_numpy(items).view(people, -1), torch.arange(each).repeat(asked).expand(people, -1))
+
+
+def _taken(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The task's array, which begins without answers."""
+    if task not in arrays:
+        arrays[task] = np.full(shape, np.nan, dtype=np.float32)
+    return arrays[task]
 
 
 def _logs(parts: Sequence[SequenceDataset]) -> list[Any]:

@@ -18,6 +18,7 @@ from polyrec.data.sequences import EventLog, SequenceDataset, WindowDataset
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.representation import same_sources
+from polyrec.distillation.unlabelled import Drawn, draw_evenly
 from polyrec.distillation_config import DistillationConfig
 from polyrec.registry import nearest
 
@@ -154,6 +155,12 @@ class Teacher(ABC):
                     f"task {task!r} is distilled with lists of top_k={own.top_k} items, but the teacher's have "
                     f"{self.top_k(task)}: give both the same"
                 )
+        if plan.unlabelled and not self.answers_drawn:
+            raise ValueError(
+                f"unlabelled={plan.unlabelled} asks the teacher about items that nobody has taken, but it answers the "
+                "candidates of the data set alone: use a LiveTeacher, answers stored with `polyrec score "
+                "--unlabelled`, or unlabelled=0"
+            )
         fix = "only a live model gives them, LiveTeacher(..., {0}=True), and no ensemble, stored or classical answers; "
         if plan.states is not None and self.state_width is None:
             raise ValueError(
@@ -172,6 +179,15 @@ class Teacher(ABC):
             )
         if plan.gates and student_gates is not None:
             same_sources(student_gates, self.gate_sources)
+
+    @property
+    def answers_drawn(self) -> bool:
+        """Whether it answers pair tasks about items beside the data set's candidates, too."""
+        return False
+
+    def draw(self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> Drawn:
+        """So many items per window that are asked of it alone; `score` finds them in the batch's `drawn`."""
+        return draw_evenly(batch, count, num_items, generator)
 
     @property
     def state_width(self) -> int | None:

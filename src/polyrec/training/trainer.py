@@ -16,7 +16,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
 from polyrec.data.collator import PolyRecCollator
-from polyrec.data.derived import derived_names
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
@@ -28,7 +27,6 @@ from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.reduction import known_weight, mean_loss
-from polyrec.schema import STATISTICS
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
@@ -158,22 +156,18 @@ class PolyRecTrainer(PushesToHub):
 
     def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
         """Add the teacher's answers to a batch, the number-th of this step, and the questions that only it is asked."""
-        soft_losses, asked = self._unwrapped.soft_losses, batch["candidate_ids"].shape[1]
+        soft_losses = self._unwrapped.soft_losses
         assert soft_losses is not None  # without a plan a teacher is refused
-        if unlabelled := soft_losses.config.unlabelled:
-            processor = self.processing_class
-            assert isinstance(processor, PolyRecProcessor)  # a teacher needs one
-            place = (self.args.seed, self.state.global_step, number, self.args.process_index)
-            generator = torch.Generator().manual_seed(hash(place) % 2**63)
-            of_item = (STATISTICS, *derived_names(processor.columns))
-            batch.update(with_unlabelled(batch, unlabelled, processor.num_items, of_item, generator))
-        batch["teacher"] = teacher.score(batch)
-        drawn = [values[:, asked:] for values in batch["teacher"].get("teacher_logits", {}).values()]
-        if drawn and drawn[0].numel() and all(torch.isnan(values).all() for values in drawn):
-            raise ValueError(
-                "distillation.unlabelled asks the teacher about items that nobody has taken, but it answers the "
-                "candidates of the data set alone, as stored answers do: use a LiveTeacher, or unlabelled=0"
-            )
+        if not (unlabelled := soft_losses.config.unlabelled):
+            batch["teacher"] = teacher.score(batch)
+            return
+        processor = self.processing_class
+        assert isinstance(processor, PolyRecProcessor)  # a teacher needs one
+        place = (self.args.seed, self.state.global_step, number, self.args.process_index)
+        generator = torch.Generator().manual_seed(hash(place) % 2**63)
+        drawn = teacher.draw(batch, unlabelled, processor.num_items, generator)
+        batch.update(with_unlabelled(batch, drawn))
+        batch["teacher"] = teacher.score({**batch, "drawn": drawn})
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
