@@ -121,6 +121,7 @@ class Selection(TrainerCallback):
         self.log: list[dict[str, float]] = []
         self.epochs = self.bad = 0
         self.best, self.weights = -np.inf, None
+        self.improved = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         self.clock.start()
@@ -139,17 +140,24 @@ class Selection(TrainerCallback):
         print(f"{self.name} {progress}  {self.clock.cpu:.0f} cpu-s", flush=True)
         if self.metric is None:
             return
-        value = found[self.metric] * (-1 if self.metric.endswith(LOWER_IS_BETTER) else 1)
-        if value > self.best:
-            self.best, self.bad, self.weights = value, 0, copy.deepcopy(self.trainer.model.state_dict())
-        else:
-            self.bad += 1
-            control.should_training_stop |= self.bad >= self.patience
+        self.bad = 0 if self.improved else self.bad + 1
+        control.should_training_stop |= self.bad >= self.patience
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **unused: Any) -> None:
+        """Keep the weights if they are the best so far; here the model holds those that were judged, averages too."""
+        if self.metric is None or self.trainer is None:
+            return
+        value = metrics[self.metric] * (-1 if self.metric.endswith(LOWER_IS_BETTER) else 1)
+        self.improved = value > self.best
+        if self.improved:
+            self.best, self.weights = value, copy.deepcopy(self.trainer.model.state_dict())
+
+    def serve(self) -> None:
+        """Training has ended: put the weights that were kept into the model."""
+        assert self.trainer is not None
         if self.weights is not None:
-            assert self.trainer is not None
             self.trainer.model.load_state_dict(self.weights)
+        self.trainer = None
 
 
 class Until(TrainerCallback):
@@ -179,6 +187,7 @@ def fit(
         trainer = new_trainer(processor, data, config, folder, seed, selection, teacher=teacher)
         selection.trainer = trainer
         trainer.train()
+        selection.serve()
     return Fit(trainer, clock, selection.epochs, selection.log)
 
 
