@@ -303,5 +303,8 @@ def _read_rows(path: Path) -> TrainingRows | None:
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file whole beside its place, then put it there."""
     draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
     draft.replace(path)
