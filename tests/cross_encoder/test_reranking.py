@@ -240,6 +240,22 @@ def test_answers_of_a_teacher_fit_its_students_batch():
     torch.testing.assert_close(logits.diff(dim=-1), scores[0, places, :5].diff(dim=-1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("task", ["like", "next_item"])
+def test_a_damaged_teacher_is_refused(task):
+    """NaN that counts as a teacher which has nothing to say: the student would learn without it, unnoticed."""
+    plain, splits = fit()
+    processor = PolyRecCrossEncoderProcessor.of(
+        plain, {"model": str(tiny_bert()), "template": "{title} {genre}"}, PROMPT
+    )
+    model = tiny_cross_encoder(processor)
+    teacher = CrossEncoderTeacher(model, processor, LiveTeacher(tiny_model(plain), plain, top_k=5))
+    teacher.prepare(splits.train, plain)
+    with torch.no_grad():
+        next(model.heads[task].parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"answers to task '{task}' are NaN or infinite"):
+        teacher.score(PolyRecCollator()([splits.train.fixed()[i] for i in range(4)]))
+
+
 def test_a_teacher_of_other_data_is_refused():
     """Answers about items that only share their row."""
     plain, splits = fit()

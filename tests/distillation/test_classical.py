@@ -200,6 +200,24 @@ def test_its_training_rows_are_guarded_and_it_can_be_stored(case, tmp_path):
         )
 
 
+class Diverged(Popularity):
+    """A recommender whose fit has failed without a word."""
+
+    def score(self, history_offsets, history_items):
+        return super().score(history_offsets, history_items) + np.nan
+
+
+def test_a_recommender_without_numbers_is_refused(case):
+    """Prevents a factorisation that diverged from counting as a teacher that has nothing to say about anybody."""
+    processor, parts = case
+    teacher = CatalogTeacher(Diverged(), parts.train, processor, scale=1.0)
+    teacher.prepare(parts.train, processor)
+    with pytest.raises(ValueError, match=r"answers to task 'next_item' are NaN or infinite: .* regularization"):
+        teacher.score(batch_of(parts.train.fixed()))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        CatalogTeacher(Diverged(), parts.train, processor)
+
+
 def test_what_is_refused(case, monkeypatch):
     """Prevents unknown names, a missing task or library, and other data from failing late or not at all."""
     processor, parts = case

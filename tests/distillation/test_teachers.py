@@ -97,7 +97,7 @@ def other_catalog(seed: int = 3):
     return tables, {**tables, "interactions": log, "items": {"item_id": names, **more}}
 
 
-def test_other_catalogs_are_mapped_by_id():
+def test_other_catalogs_are_mapped_by_id(caplog):
     """Prevents a teacher from being asked about, or answering with, rows of another item table."""
     tables, other = other_catalog()
     plain = {"statistics": False}
@@ -105,6 +105,7 @@ def test_other_catalogs_are_mapped_by_id():
     student, parts = fit(other, **plain)
     teacher = live(teachers_own, top_k=40)
     teacher.prepare(parts.train, student, judged=[])
+    assert "knows 23 of the student's 25 items: it has no answer about the others (new, newer)" in caplog.text
     # The same windows, in both catalogs.
     batch, same = batch_of(parts.train.fixed()), batch_of(own_parts.train.fixed())
     found = teacher.score(batch)
@@ -164,7 +165,12 @@ def test_refuses_answers_that_are_no_numbers():
     teacher.prepare(parts.train, processor)
     with torch.no_grad():
         teacher.model.heads["like"].output.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"answers to task 'like' are NaN"):
+    with pytest.raises(ValueError, match=r"answers to task 'like' are NaN or infinite: .* load it in float32"):
+        teacher.score(batch_of(parts.train))
+    with torch.no_grad():
+        teacher.model.heads["like"].output.weight.zero_()
+        teacher.model.heads["rating"].output.bias.fill_(float("inf"))  # as half precision overflows
+    with pytest.raises(ValueError, match=r"answers to task 'rating' are NaN or infinite"):
         teacher.score(batch_of(parts.train))
 
 

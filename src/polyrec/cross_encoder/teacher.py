@@ -23,7 +23,8 @@ from polyrec.distillation.fingerprint import (
     weights_digest,
 )
 from polyrec.distillation.guard import TrainingRows
-from polyrec.distillation.teacher import Teacher
+from polyrec.distillation.live import NO_NUMBERS
+from polyrec.distillation.teacher import Teacher, check_numbers
 
 if TYPE_CHECKING:
     from polyrec.processing_polyrec import PolyRecProcessor
@@ -138,11 +139,13 @@ class CrossEncoderTeacher(Teacher):
             for name in self.pair_tasks:
                 found = model.heads[name].exchanged(output.logits[name]).float()
                 known = real_BC if found.dim() == 2 else real_BC.unsqueeze(-1)
+                check_numbers(found, known, name, NO_NUMBERS)
                 answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
         begin = 0
         for name, items_BCK in zip(self.list_tasks, lists, strict=True):
             own_BCK = output.list_logits[name][..., begin : begin + items_BCK.shape[-1]].float().to(device)
             begin += items_BCK.shape[-1]
+            check_numbers(own_BCK, items_BCK > 0, name, NO_NUMBERS)
             scores_BCK1 = with_mass_of(first["teacher_scores"][name], own_BCK, self.temperature(name))
             order_BCK = own_BCK.argsort(dim=-1, descending=True)
             answers["teacher_items"][name] = items_BCK.gather(-1, order_BCK)

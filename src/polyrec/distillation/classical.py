@@ -25,11 +25,13 @@ from polyrec.distillation.fingerprint import data_digest, digest
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import rows_at_once, top_list
 from polyrec.distillation.rows import RowTeacher
+from polyrec.distillation.teacher import check_numbers
 from polyrec.registry import nearest
 
 if TYPE_CHECKING:
     from polyrec.processing_polyrec import PolyRecProcessor
 
+_NO_NUMBERS = "its recommender gives none; one that diverged wants more regularization or fewer factors"
 _HELD_OUT, _AT_MOST = 0.1, 4000  # share of people, and rows of theirs, by which logits are scaled
 
 
@@ -137,6 +139,7 @@ class CatalogTeacher(RowTeacher):
         scores = self.recommender.score(offsets, seen - FIRST)
         found = np.full((len(rows), self.num_items), -np.inf, dtype=np.float32)
         found[:, FIRST:] = self.scale * (np.log1p(scores) if self.log else scores)
+        check_numbers(torch.from_numpy(found), True, self.task, _NO_NUMBERS)
         if self.exclude_seen:
             found[np.repeat(np.arange(len(rows)), np.diff(offsets)), seen] = -np.inf
         return found

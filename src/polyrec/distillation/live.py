@@ -5,6 +5,7 @@ Letters: B people, L events, C candidates, M rows of some subset, N items, K num
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.fingerprint import input_parts, task_differences, task_parts, weights_digest
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import asked_lists, rows_at_once, spread, top_list
-from polyrec.distillation.teacher import PerTask, Teacher
+from polyrec.distillation.teacher import PerTask, Teacher, check_numbers
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from polyrec.encoders.item import ItemRows
@@ -32,6 +35,11 @@ _INPUTS = (
     "item_ids", "event_features", "user_features", "candidate_ids", "candidate_positions", "candidate_features",
     "query_tokens", "query_mask", "candidate_query", "query_items", "candidate_times",
 )  # fmt: skip
+_NAMED = 5  # items that a message names
+NO_NUMBERS = (
+    "the model's weights are damaged, or its precision is too low for its activations; load it in float32 or train it "
+    "again"
+)
 
 
 class LiveTeacher(Teacher):
@@ -161,7 +169,7 @@ class LiveTeacher(Teacher):
             for name in self.pair_tasks:
                 found = model.heads[name].exchanged(output.logits[name]).float()
                 known = known_BC if found.dim() == 2 else known_BC.unsqueeze(-1)
-                _check_numbers(found, known, name)
+                check_numbers(found, known, name, NO_NUMBERS)
                 answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
             for name in self.list_tasks:
                 rows_M = send_to_device(asked_lists(batch, name), model.device).flatten().nonzero().squeeze(-1)
@@ -194,7 +202,7 @@ class LiveTeacher(Teacher):
             if own_M is not None:
                 logits_MN = logits_MN.scatter(1, own_M[at].unsqueeze(1), float("-inf"))
             logits_MN = logits_MN if rows is None else rows.of_student(logits_MN)
-            _check_numbers(logits_MN, torch.ones_like(logits_MN, dtype=torch.bool), task)
+            check_numbers(logits_MN, True, task, NO_NUMBERS)
             found.append(top_list(logits_MN, self.top_k(task), self.temperature(task)))
         if not found:
             width = min(self.top_k(task), model.config.num_items if rows is None else len(rows.teacher_rows))
@@ -228,6 +236,15 @@ class _ItemRows:
                 f"the teacher does not fit the student's data: it knows none of the {len(asked)} items (the student's "
                 f"begin with {asked[0]}, the teacher's with {own[0]}): use the same item ids"
             )
+        lacking = asked.filter(pa.array(found < FIRST))
+        if len(lacking):
+            logger.warning(
+                "the teacher knows %d of the student's %d items: it has no answer about the others (%s), and its lists "
+                "give them no chance, which the student learns unless its labels say otherwise",
+                len(asked) - len(lacking),
+                len(asked),
+                ", ".join(lacking[:_NAMED].to_pylist()) + (", ..." if len(lacking) > _NAMED else ""),
+            )
         return cls(np.concatenate([np.arange(FIRST), found]))
 
     def to_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -247,13 +264,3 @@ def _different_inputs(teacher: PolyRecProcessor, student: PolyRecProcessor) -> l
     own, theirs = input_parts(teacher), input_parts(student)
     different = [name for name in own if own[name] != theirs[name]]
     return [f"it reads other {name} (encoders or scales)" for name in different]
-
-
-def _check_numbers(values: Tensor, known: Tensor, task: str) -> None:
-    """Refuse answers that are no numbers, which would silently count as none."""
-    bad = torch.isnan(values) & known
-    if bad.any():
-        raise ValueError(
-            f"{int(bad.sum())} of the teacher's answers to task {task!r} are NaN: its weights are damaged, or its "
-            "precision is too low for its activations; load it in float32 or train it again"
-        )

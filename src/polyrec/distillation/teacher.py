@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.sequences import EventLog, SequenceDataset, WindowDataset
@@ -155,12 +156,7 @@ class Teacher(ABC):
                     f"task {task!r} is distilled with lists of top_k={own.top_k} items, but the teacher's have "
                     f"{self.top_k(task)}: give both the same"
                 )
-        if plan.unlabelled and not self.answers_drawn:
-            raise ValueError(
-                f"unlabelled={plan.unlabelled} asks the teacher about items that nobody has taken, but it answers the "
-                "candidates of the data set alone: use a LiveTeacher, answers stored with `polyrec score "
-                "--unlabelled`, or unlabelled=0"
-            )
+        self._check_unlabelled(plan)
         fix = "only a live model gives them, LiveTeacher(..., {0}=True), and no ensemble, stored or classical answers; "
         if plan.states is not None and self.state_width is None:
             raise ValueError(
@@ -179,6 +175,22 @@ class Teacher(ABC):
             )
         if plan.gates and student_gates is not None:
             same_sources(student_gates, self.gate_sources)
+
+    def _check_unlabelled(self, plan: DistillationConfig) -> None:
+        """Refuse drawn items that nobody answers, or about which nothing is learnt: lists are never asked of them."""
+        if plan.unlabelled and not self.answers_drawn:
+            raise ValueError(
+                f"unlabelled={plan.unlabelled} asks the teacher about items that nobody has taken, but it answers the "
+                "candidates of the data set alone: use a LiveTeacher, answers stored with `polyrec score "
+                "--unlabelled`, or unlabelled=0"
+            )
+        taught = [task for task, own in plan.tasks.items() if own.acts and task in self.pair_tasks]
+        if plan.unlabelled and not taught and not plan.gates:
+            raise ValueError(
+                f"unlabelled={plan.unlabelled} draws items about which pair tasks are asked, and the plan teaches none "
+                f"of those that the teacher answers ({', '.join(self.pair_tasks) or 'none'}): put one into the plan, or "
+                "set unlabelled=0"
+            )
 
     @property
     def answers_drawn(self) -> bool:
@@ -216,6 +228,19 @@ class Teacher(ABC):
     def to(self, device: torch.device | str) -> None:
         """Put what it computes with on a device; most have nothing to put."""
         return
+
+
+def check_numbers(values: Tensor, known: Tensor | bool, task: str, fix: str) -> None:
+    """Refuse answers that are no numbers: NaN would silently count as no answer, and +inf would teach NaN.
+
+    Args:
+        values: answers; -inf says that something is impossible.
+        known: bool, broadcast to them: which are answers at all.
+        fix: what to do about it.
+    """
+    bad = (torch.isnan(values) | torch.isposinf(values)) & known
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} of the teacher's answers to task {task!r} are NaN or infinite: {fix}")
 
 
 def parts_of(dataset: WindowDataset) -> list[SequenceDataset]:
