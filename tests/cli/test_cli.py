@@ -98,6 +98,33 @@ def test_recommend_explains_wrong_ids(run, capsys):
     assert "integers" in capsys.readouterr().err
 
 
+def test_a_plan_without_a_teacher_is_refused(recipe_file, tmp_path, capsys, interrupt):
+    """Prevents what a recipe says of a teacher from being ignored, and a student from being called one."""
+    done, plan = interrupt(None), ["--set", "model.distillation={tasks: {rating: {}}}"]
+    assert main(["train", str(recipe_file), *plan]) == 2
+    assert "training.teacher" in capsys.readouterr().err
+    assert not done
+    assert main(["train", str(recipe_file)]) == 0
+    output = ["--output", str(tmp_path / "taught")]
+    assert (
+        main(
+            [
+                "train",
+                str(recipe_file),
+                *plan,
+                *output,
+                "--set",
+                f"training.teacher={tmp_path / 'run'}",
+                "--set",
+                "training.logging_steps=1",
+            ]
+        )
+        == 0
+    )
+    logged = json.loads((tmp_path / "taught" / "training.json").read_text())
+    assert "loss_rating_soft" in json.dumps(logged)
+
+
 def test_unknown_recipe_keys_are_refused(tmp_path):
     """Prevents a misspelt section from being ignored."""
     (tmp_path / "r.yaml").write_text("interacions: a.csv\n")

@@ -94,6 +94,12 @@ def build_trainer(
         training["disable_tqdm"] = True
     if "no" not in (training["eval_strategy"], training["save_strategy"]):
         training.setdefault("load_best_model_at_end", True)
+    if recipe.model.get("distillation") and teacher is None and training.get("teacher") is None:
+        raise ValueError(
+            "the recipe says what to learn of a teacher (model.distillation) and names none: run `polyrec distill "
+            "RECIPE --teacher RUN`, give the folder of a run or of stored answers as training.teacher, or leave "
+            "model.distillation out"
+        )
     arguments = PolyRecTrainingArguments(**training)
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(build_config(recipe, processor, tasks))

@@ -40,7 +40,7 @@ class CrossEncoderTrainer(PolyRecTrainer):
         first_k: int = 50,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("teacher") is not None:
+        if kwargs.get("teacher") is not None or args.teacher is not None:
             raise ValueError(
                 "a cross-encoder teaches and is not taught: leave out `teacher`, and let the cross-encoder teach a "
                 "PolyRecForRecommendation (CrossEncoderTeacher), which answers faster"

@@ -13,7 +13,7 @@ from polyrec.evaluation.metrics import LOWER_IS_BETTER
 # Arguments of a training from scratch that mean nothing when a trained model goes on for a little while.
 _OF_A_WHOLE_RUN = (
     "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
-    "eval_steps", "restore_callback_states_from_checkpoint", "seed",
+    "eval_steps", "restore_callback_states_from_checkpoint", "seed", "teacher",
 )  # fmt: skip
 
 
@@ -52,6 +52,8 @@ class PolyRecTrainingArguments(TrainingArguments):
         embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
         unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
             [`~polyrec.training.optim.GradualUnfreezing`].
+        teacher: folder of a trained run, or of answers that `polyrec score` has written, that teaches beside the labels
+            what the model's `distillation` says; other teachers are given to the trainer.
         fingerprints: digests of the training's events and inputs; the trainer fills them in, so that trackers show
             them among the hyper-parameters.
     """
@@ -94,6 +96,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     layer_decay: float = field(default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."})
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
     unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder of a run, or of stored answers, that teaches beside the labels."}
+    )
     fingerprints: dict[str, str] | None = field(
         default=None, metadata={"help": "Of data and inputs; the trainer fills it in, for trackers."}
     )

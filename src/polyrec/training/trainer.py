@@ -36,6 +36,7 @@ from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
+from polyrec.training.teachers import chosen_teacher, prepare_teacher
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -68,8 +69,9 @@ class PolyRecTrainer(PushesToHub):
         args: training arguments.
         train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them; training also takes a `MixedDataset`.
         processing_class: the processor.
-        teacher: who answers beside the labels; the model's configuration says what is learnt of it (`distillation`). It
-            is checked against the data, and against having learnt what the model is judged by.
+        teacher: who answers beside the labels, or the folder of one as `args.teacher`; the model's configuration says
+            what is learnt of it (`distillation`). It is checked against the data, and against having learnt what the
+            model is judged by.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -89,6 +91,7 @@ class PolyRecTrainer(PushesToHub):
             raise TypeError(
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
+        teacher = chosen_teacher(args, model, teacher)
         if isinstance(eval_dataset, dict):
             _check_selection(args, list(eval_dataset))
         if processing_class is not None:
@@ -123,7 +126,8 @@ class PolyRecTrainer(PushesToHub):
         self._window = _Window(1.0)
         self.teacher = teacher
         if teacher is not None:
-            self._prepare_teacher(teacher, model)
+            prepare_teacher(teacher, model, train_dataset, eval_dataset, processing_class)
+            teacher.to(args.device)
         self.add_callback(_EpochCallback())
         if args.task_patience or args.task_epochs:
             self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor, limits=args.task_epochs))
@@ -138,21 +142,6 @@ class PolyRecTrainer(PushesToHub):
     def load_processor(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
         """Give the model what the processor knows of the items."""
         _load_catalog(model, processor)
-
-    def _prepare_teacher(self, teacher: Teacher, model: PolyRecForRecommendation) -> None:
-        plan = model.config.student_of
-        if plan is None:
-            raise ValueError(
-                "a teacher is given but the model's configuration does not say what to learn of it: pass e.g. "
-                'distillation={"tasks": {"like": {"alpha": 0.5}}} to processor.model_config'
-            )
-        if not isinstance(self.processing_class, PolyRecProcessor) or self.train_dataset is None:
-            raise ValueError(
-                "a teacher needs to know the data: pass processing_class (the processor) and train_dataset"
-            )
-        teacher.check_plan(plan, model.gate_sources)
-        teacher.prepare(self.train_dataset, self.processing_class)
-        teacher.to(self.args.device)
 
     def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
         """Add the teacher's answers to a batch, the number-th of this step, and the questions that only it is asked."""

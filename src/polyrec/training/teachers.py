@@ -1,0 +1,97 @@
+"""The teacher of a training: found by its folder, and checked before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.data.sequences import SequenceDataset, WindowDataset
+from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.stored import MANIFEST, StoredTeacher
+from polyrec.distillation.teacher import Teacher, parts_of
+from polyrec.distillation_config import DistillationConfig
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.training.arguments import PolyRecTrainingArguments
+
+
+def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
+    """The teacher in a folder: a saved model with its processor, or answers that `polyrec score` has written.
+
+    Args:
+        plan: of the student, which says how long lists are, for which temperature, and whether states or gates are
+            asked for.
+
+    Raises:
+        ValueError: the folder holds neither; says which teachers are objects of Python alone.
+    """
+    place = Path(folder)
+    if (place / MANIFEST).exists():
+        return StoredTeacher(place)
+    if not (place / "config.json").exists():
+        raise ValueError(
+            f"teacher={str(folder)!r} holds neither a saved model (config.json) nor answers ({MANIFEST}): give the "
+            "folder of a trained run or of `polyrec score`, or pass PolyRecTrainer(..., teacher=...) an object, e.g. "
+            "CatalogTeacher"
+        )
+    if not isinstance(config := AutoConfig.from_pretrained(place), PolyRecConfig):
+        raise ValueError(
+            f"teacher={str(folder)!r} holds a model of type {config.model_type!r}, and only polyrec models answer "
+            "batches as they are: let `polyrec score` write its answers and give their folder"
+        )
+    return LiveTeacher(
+        PolyRecForRecommendation.from_pretrained(place),
+        PolyRecProcessor.from_pretrained(place),
+        top_k={task: own.top_k for task, own in plan.tasks.items()},
+        temperature={task: own.temperature for task, own in plan.tasks.items()},
+        states=plan.states is not None,
+        gates=plan.gates > 0,
+    )
+
+
+def chosen_teacher(
+    args: PolyRecTrainingArguments, model: PolyRecForRecommendation, teacher: Teacher | None
+) -> Teacher | None:
+    """The teacher that is given, or the one that the arguments name."""
+    if args.teacher is None:
+        return teacher
+    if teacher is not None:
+        raise ValueError(f"the trainer is given a teacher and its arguments name another, {args.teacher!r}: give one")
+    return open_teacher(args.teacher, _plan_of(model))
+
+
+def prepare_teacher(
+    teacher: Teacher,
+    model: PolyRecForRecommendation,
+    train: WindowDataset | None,
+    judged: SequenceDataset | dict[str, SequenceDataset] | None,
+    processor: Any,
+) -> None:
+    """Check a teacher against the student's plan and data, and against having learnt what the student is judged by.
+
+    Args:
+        judged: what the student is validated by. Of the training's own log every row that is not learnt is held out,
+            whatever is validated; rows of another log are held out, too.
+    """
+    plan = _plan_of(model)
+    if not isinstance(processor, PolyRecProcessor) or train is None:
+        raise ValueError("a teacher needs to know the data: pass processing_class (the processor) and train_dataset")
+    teacher.check_plan(plan, model.gate_sources)
+    teacher.prepare(train, processor)
+    parts = parts_of(train)
+    named = judged if isinstance(judged, dict) else {} if judged is None else {"": judged}
+    elsewhere = [part for part in named.values() if not any(part.log is own.log for own in parts)]
+    teacher.check_unlearnt(parts, processor, elsewhere)
+
+
+def _plan_of(model: PolyRecForRecommendation) -> DistillationConfig:
+    """What a model that has a teacher is to learn of it."""
+    if model.config.student_of is None:
+        raise ValueError(
+            "a teacher is given but the model's configuration does not say what to learn of it: pass e.g. "
+            'distillation={"tasks": {"like": {"alpha": 0.5}}} to processor.model_config'
+        )
+    return model.config.student_of
