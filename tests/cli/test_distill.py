@@ -1,6 +1,7 @@
 """`polyrec distill` and `polyrec quantize` from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,38 @@ def test_targets_are_met(world, tmp_path):
     assert parameters_of(sized(recipe, small.config.hidden_size + 4), processor) > 6000
 
 
+def test_what_states_and_gates_brought_is_told_beside_tasks(world, tmp_path):
+    """Prevents a loss that no ablation leaves out, a projection that counts as part of the student that answers, and
+    a start that the report keeps to itself."""
+    plan = "model.distillation={tasks: {rating: {alpha: 0.5}}, states: {teacher_width: 16}, gates: 0.1}"
+    experts = ["--set", "model.experts=mmoe"]
+    assert main(["train", str(world / "recipe.yaml"), *experts, "--output", str(tmp_path / "mmoe")]) == 0
+    flags = ["--teacher", str(tmp_path / "mmoe"), "--start", "teacher", "--ablations", *experts, "--set", plan]
+    found = distilled(world, tmp_path / "s", *flags)
+    believed = {task for task, belief in found["beliefs"].items() if belief["alpha"] > 0}
+    assert set(found["brought"]) == {*believed, "distilled_states", "distilled_gates"}
+    systems = found["systems"]
+    assert systems["student"]["parameters"] == systems["alone"]["parameters"] == systems["teacher"]["parameters"]
+    text = (tmp_path / "s" / "distill.md").read_text()
+    assert "| loss of states |" in text
+    assert "| loss of gates |" in text
+    assert "layers of its history encoder: 0, 1); its id vectors hold 100.0%" in text
+
+
+def test_names_of_several_teachers_are_those_of_their_folders(world, tmp_path):
+    """Prevents a teacher inside an ensemble from being trained anew unnoticed, and from weighing nothing."""
+    copied = tmp_path / "teacher"
+    shutil.copytree(world / "teacher", copied, ignore=shutil.ignore_patterns("checkpoint-*"))
+    flags = ["--teacher", f"{copied},item_knn", *NARROW, "--no-alone"]
+    found = distilled(world, tmp_path / "s", *flags)
+    model = PolyRecForRecommendation.from_pretrained(copied)
+    assert found["systems"]["teacher"]["parameters"] == model.num_parameters()
+    assert found["systems"]["teacher"]["bytes"] == (copied / "model.safetensors").stat().st_size
+    (copied / "model.safetensors").touch()
+    with pytest.raises(AssertionError):  # another teacher: refused
+        distilled(world, tmp_path / "s", *flags)
+
+
 def test_a_target_of_milliseconds(world, monkeypatch):
     """Prevents a search that stops before the widest student that is fast enough."""
     recipe = read_run(world / "teacher")
@@ -186,6 +219,9 @@ def test_a_target_of_milliseconds(world, monkeypatch):
         (["--teacher", "nowhere"], "there is no run folder 'nowhere'"),
         (["--classical", "eese"], "did you mean 'ease'"),
         (["--classical", "ease", "--start", "teacher"], "--start teacher needs a run"),
+        (["--teacher", "ease", "--start", "teacher"], "'ease' is no run of `polyrec train`: name such a run first"),
+        (["--teacher", "item_knn,ease", "--start", "teacher"], "each teacher by a --teacher of its own"),
+        (["--classical", "ease", "--set", "training.teacher=runs/mine"], "leave it out, and pass --teacher"),
         (["--classical", "ease", "--alpha", "2"], "--alpha is 2.0"),
         (["--classical", "ease", "--temperature", "0"], "--temperature is 0.0"),
         (["--classical", "ease", "--target-parameters", "10"], "the smallest has"),

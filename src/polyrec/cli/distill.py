@@ -13,9 +13,19 @@ import transformers
 import yaml
 from tqdm.auto import tqdm
 
-from polyrec.cli.distill_report import Study, System, write_report
+from polyrec.cli.distill_report import WITHOUT, Study, System, write_report
 from polyrec.cli.distill_settings import DistillSettings
-from polyrec.cli.distill_teacher import Judge, answered_plan, build_members, joined, planned, with_plan
+from polyrec.cli.distill_teacher import (
+    Judge,
+    answered_plan,
+    build_members,
+    joined,
+    models_of,
+    only_for_training,
+    planned,
+    run_folders,
+    with_plan,
+)
 from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
@@ -24,6 +34,7 @@ from polyrec.cli.student_size import sized, width_for_latency, width_for_paramet
 from polyrec.cli.train import build_config, build_trainer, last_checkpoint, save_training
 from polyrec.distillation.gating import Belief, believe, gated
 from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.student import GATES, STATES, soft_name
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation_config import DistillationConfig
 from polyrec.evaluation import evaluator
@@ -37,7 +48,7 @@ from polyrec.training.memory import forget_peak_memory, peak_memory
 from polyrec.training.shrink import start_from_teacher
 from polyrec.training.trainer import PolyRecTrainer
 
-TEACHER, ALONE, STUDENT, WITHOUT = "teacher", "alone", "student", "without_{}_soft"
+TEACHER, ALONE, STUDENT = "teacher", "alone", "student"
 _NO_RESULT = ("output", "tune")  # what of a recipe changes no result
 _MORE = ("alone", "ablations", "resamples", "trust")  # what may be asked for later, of the same student
 _START_NAME, _WIDTH_NAME = "start.json", "width.json"
@@ -126,6 +137,8 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     Args:
         recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
     """
+    if recipe.training.get("teacher") is not None:
+        raise ValueError("training.teacher is of `polyrec train`: leave it out, and pass --teacher or --logits")
     own_plan = recipe.model.get("distillation") is not None
     asked = {name: value for name, value in _plain(asdict(settings)).items() if name not in _MORE}
     about = about_recipe(recipe, _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
@@ -136,6 +149,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     processor, parts = prepare(recipe)
     recipe = planned(recipe, settings)
     members = build_members(recipe, processor, parts, settings)
+    start = _start(members, settings)
     recipe = answered_plan(recipe, members, settings, own_plan)
     with arguments.main_process_first(local=False):
         recipe = _fitted(recipe, processor, parts, settings)
@@ -154,7 +168,6 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     recipe = shop.recipe = with_plan(recipe, replace(gated(plan, beliefs), teacher=_name(settings)))
     answers = None if judged is None else _teacher_run(judge, judged)
     bar.update()
-    start = members[0] if settings.start == "teacher" else None
     student = shop.train(STUDENT, recipe, teacher, start)
     bar.update()
     runs = [run for run in (answers, alone, student) if run is not None]
@@ -173,6 +186,18 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         _finish(shop, student)
         write_report(study, runs, processor.tasks, parts.test, arguments.rank_k, arguments.seed, shop.folder)
     return study
+
+
+def _start(members: Sequence[Teacher], settings: DistillSettings) -> LiveTeacher | None:
+    """Whose weights the student begins with."""
+    if settings.start != "teacher":
+        return None
+    if not isinstance(members[0], LiveTeacher):
+        raise ValueError(
+            f"--start teacher takes the weights of the first --teacher, and {settings.teachers[0]!r} is no run of "
+            "`polyrec train`: name such a run first, each teacher by a --teacher of its own, or leave --start out"
+        )
+    return members[0]
 
 
 def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: DistillSettings) -> Recipe:
@@ -219,17 +244,22 @@ def _teacher_run(judge: Judge, teacher: Teacher) -> ComparisonRun:
 def _ablations(
     shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, Belief], bar: tqdm
 ) -> list[ComparisonRun]:
-    """The student without each soft loss."""
+    """The student without each soft loss, those of states and gates included."""
     if not shop.settings.ablations:
         return []
-    taught = sorted(task for task, belief in beliefs.items() if belief.alpha > 0)
-    bar.total = (bar.total or 0) + len(taught)
+    plan = DistillationConfig.parse(shop.recipe.model["distillation"], [t["name"] for t in shop.recipe.tasks])
+    left = {
+        soft_name(task): replace(plan, tasks={name: own for name, own in plan.tasks.items() if name != task})
+        for task in sorted(task for task, belief in beliefs.items() if belief.alpha > 0)
+    }
+    left |= {} if plan.states is None else {STATES: replace(plan, states=None)}
+    left |= {GATES: replace(plan, gates=0.0)} if plan.gates else {}
+    bar.total = (bar.total or 0) + len(left)
     found = []
-    for task in taught:
-        plan = dict(shop.recipe.model["distillation"])
-        plan["tasks"] = {name: own for name, own in plan["tasks"].items() if name != task}
-        recipe = replace(shop.recipe, model={**shop.recipe.model, "distillation": plan})
-        found.append(shop.train(WITHOUT.format(task), recipe, teacher if plan["tasks"] else None, start))
+    for name, rest in left.items():
+        asked = any(own.acts for own in rest.tasks.values()) or rest.states is not None or rest.gates > 0
+        recipe = with_plan(shop.recipe, rest if asked else None)
+        found.append(shop.train(f"{WITHOUT}{name}", recipe, teacher if asked else None, start))
         bar.update()
     return found
 
@@ -239,26 +269,27 @@ def _systems(
 ) -> dict[str, System]:
     """Size and speed of teacher, student alone and student, side by side."""
     lists = [t.name for t in shop.processor.tasks if t.ranks_catalog]
-    live = [m for m in members if isinstance(m, LiveTeacher)]
-    folders = [Path(name) for name in shop.settings.teachers]
+    runs_of_teacher = run_folders(shop.settings.teachers)
+    own = [model for member in members for model in models_of(member)]
     found = {
         TEACHER: System(
-            parameters=sum(m.model.num_parameters() for m in live) if live else None,
-            bytes=sum(_bytes(folder) for folder in folders) if folders else None,
+            parameters=sum(model.num_parameters() - only_for_training(model) for model in own) if own else None,
+            bytes=sum(_bytes(folder) for folder in runs_of_teacher) if runs_of_teacher else None,
         )
     }
-    if live and len(live) < len(members):
+    if own and not all(models_of(member) for member in members):
         shop.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
     asked: dict[str, Teacher] = {} if shop.settings.logits else {TEACHER: teacher}
     for run in runs:
         if run is not None:
+            model = shop.model(run.variant)
             found[run.variant] = System(
-                parameters=int(run.cost.parameters),
+                parameters=model.num_parameters() - only_for_training(model),
                 bytes=_bytes(shop.model_folder(run.variant)),
                 cost=asdict(run.cost),
                 peak_memory=run.metrics["peak_memory"],
             )
-            asked[run.variant] = LiveTeacher(shop.model(run.variant), shop.processor, trust=True)
+            asked[run.variant] = LiveTeacher(model, shop.processor, trust=True)
     for system in asked.values():
         system.prepare(shop.parts.test, shop.processor, [shop.parts.valid, shop.parts.test])
     batches = one_question_each(shop.parts.test, lists)
@@ -280,9 +311,9 @@ def _finish(shop: _Workshop, student: ComparisonRun) -> None:
 
 def _revisions(settings: DistillSettings) -> dict[str, str]:
     """What changes when a run that teaches is trained anew: size and time of its files."""
-    folders = [Path(name) for name in (*settings.teachers, *([settings.logits] if settings.logits else []))]
+    stored = [Path(settings.logits)] if settings.logits else []
     found = {}
-    for folder in (f for f in folders if f.is_dir()):
+    for folder in (f for f in [*run_folders(settings.teachers), *stored] if f.is_dir()):
         files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
         found[str(folder)] = fingerprint({p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files})
     return found

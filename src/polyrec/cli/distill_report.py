@@ -11,6 +11,7 @@ from typing import Any
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.gating import Belief
+from polyrec.distillation.student import GATES, STATES
 from polyrec.evaluation.comparison import Effect, Measured, measure
 from polyrec.evaluation.comparison_runs import ComparisonRun
 from polyrec.evaluation.page import Section, Table, markdown, plain
@@ -19,6 +20,7 @@ from polyrec.schema import TaskConfig
 REPORT_NAME = "distill"
 _LEVEL = 0.95
 _SYSTEMS = ("teacher", "alone", "student")
+WITHOUT = "without_"  # before the name of the soft loss that a system has not learnt by
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Study:
         systems: {"teacher", "alone", "student": what it costs}.
         tasks: {task: {"metrics": {metric: {system: value}}, "primary", "people", "gain_over_alone",
             "gain_over_teacher": {metric: Effect}}}.
-        brought: {task whose soft loss was left out: {task: Effect on its primary metric}}.
+        brought: {task whose soft loss was left out, or the loss of states or gates: {task: Effect on its primary
+            metric}}.
         start: what was taken over from the teacher's weights.
         notes: what to know when reading.
     """
@@ -83,8 +86,9 @@ def write_report(
         found = measure(task, own, _SYSTEMS, dataset, k, study.settings["resamples"], seed)
         study.tasks[task.name] = _task(found, {run.variant for run in own})
         for run in own:
-            if run.variant.startswith("without_"):
-                left_out = run.variant.removeprefix("without_").removesuffix("_soft")
+            if run.variant.startswith(WITHOUT):
+                left_out = run.variant.removeprefix(WITHOUT)
+                left_out = left_out if left_out in (STATES, GATES) else left_out.removesuffix("_soft")
                 effect = found.effect(found.comparison.primary, "student", run.variant, _LEVEL)
                 study.brought.setdefault(left_out, {})[task.name] = effect
     text = markdown("Distillation", _sections(study))
@@ -171,7 +175,11 @@ def _belief_section(study: Study) -> Section:
 
 
 def _brought_section(brought: Mapping[str, Mapping[str, Effect]], tasks: Sequence[str]) -> Section:
-    rows = [[f"soft loss of `{left}`", *(_gain(row.get(name)) for name in tasks)] for left, row in brought.items()]
+    titles = {STATES: "loss of states", GATES: "loss of gates"}
+    rows = [
+        [titles.get(left, f"soft loss of `{left}`"), *(_gain(row.get(name)) for name in tasks)]
+        for left, row in brought.items()
+    ]
     points = ["What each soft loss brought: the student minus one that was trained without it, primary metrics."]
     return Section("Which loss brought what", points, Table(["", *(f"`{name}`" for name in tasks)], rows))
 
@@ -201,6 +209,17 @@ def _cost_section(systems: Mapping[str, System]) -> Section:
     return Section("Size, speed and cost", points, Table(header, rows))
 
 
+def _started(start: Mapping[str, Any]) -> str:
+    """What the student's weights began with."""
+    layers = ", ".join(map(str, start["layers"])) or "none"
+    items = start["items_kept"]
+    kept = "" if items is None else f"; its id vectors hold {items:.1%} of the squared length of the teacher's"
+    return (
+        f"The student began with {start['parameters']:,} numbers of the first teacher (layers of its history encoder: "
+        f"{layers}){kept}; the student alone began at random."
+    )
+
+
 def _how_to_read(study: Study) -> list[str]:
     alone = ["The student alone has the split, inputs, budget, seed and size of the student, and no teacher."]
     alone = alone if "alone" in study.systems else []
@@ -209,5 +228,6 @@ def _how_to_read(study: Study) -> list[str]:
         f"resample the people of the test part {study.settings['resamples']:,} times, both systems on the same people; "
         "one training each: the chance of training comes on top.",
         *alone,
+        *([] if study.start is None else [_started(study.start)]),
         *study.notes,
     ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from polyrec.cli.distill_settings import DistillSettings
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.score import ScoreSettings, build_teacher
+from polyrec.cross_encoder.teacher import CrossEncoderTeacher
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher, validation_weights
@@ -65,6 +68,31 @@ def build_members(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, se
         if isinstance(member, LiveTeacher):
             member.states, member.gates = plan["states"] is not None, plan["gates"] > 0
     return members
+
+
+def run_folders(names: Sequence[str]) -> list[Path]:
+    """Folders of trained runs among names of teachers, see `polyrec.cli.score.score`.
+
+    Example:
+        >>> run_folders(["ease,item_knn", "reranker@nowhere"])
+        []
+    """
+    parts = [Path(part.strip()) for name in names for part in re.split("[,@]", name)]
+    return list(dict.fromkeys(part for part in parts if part.is_dir()))
+
+
+def models_of(teacher: Teacher) -> list[Any]:
+    """The models that answer for a teacher."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [model for member in teacher.teachers for model in models_of(member)]
+    if isinstance(teacher, CrossEncoderTeacher):
+        return [teacher.model, *([] if teacher.first_stage is None else models_of(teacher.first_stage))]
+    return [teacher.model] if isinstance(teacher, LiveTeacher) else []
+
+
+def only_for_training(model: Any) -> int:
+    """Parameters that a student answers without: what compares its states with its teacher's."""
+    return 0 if model.soft_losses is None else sum(p.numel() for p in model.soft_losses.parameters())
 
 
 def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillSettings, own: bool) -> Recipe:

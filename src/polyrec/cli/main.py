@@ -163,7 +163,11 @@ def _add_distill(commands: _Commands) -> None:
         "--teacher", action="append", default=[], metavar="RUN", help="folder of a trained run; repeat for an ensemble"
     )
     distill.add_argument(
-        "--classical", action="append", default=[], metavar="NAME", help="ease, item_knn, als, bpr, popularity; repeat"
+        "--classical",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="ease, item_knn, als, bpr, popularity, lightgbm (of pair tasks); repeat",
     )
     distill.add_argument("--logits", metavar="FOLDER", help="answers to the training part, written by `polyrec score`")
     distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
