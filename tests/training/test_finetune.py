@@ -116,6 +116,7 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
     old = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())
     run = str(tmp_path / "run")
     assert main(["finetune", run, "--task", "rating", "--learning-rate", "0.02", "--epochs", "2"]) == 0
     assert "bit-equal answers before and after: next_item" in capsys.readouterr().out
@@ -124,4 +125,7 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys):
     states = torch.randn(3, 8)
     assert torch.equal(old.score_items(states, "next_item"), new.score_items(states, "next_item"))
     assert len(json.loads((tmp_path / "run" / "finetune.json").read_text())) == 1
+    told = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert told["next_item"]["polyrec"]["ndcg@10"] == first["next_item"]["polyrec"]["ndcg@10"]
+    assert told["rating"]["polyrec"]["rmse"] != first["rating"]["polyrec"]["rmse"]  # not what the model was before
     assert main(["finetune", run, "--task", "ratings"]) == 2

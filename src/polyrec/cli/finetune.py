@@ -8,9 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare, read_run
+from polyrec.cli.recipe import Recipe
+from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.tracking.run_files import METRICS_NAME
+from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.finetune import FinetuneSettings, finetune
 
 REPORT_NAME = "finetune.json"
@@ -42,7 +47,21 @@ def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None
     history = json.loads((place / REPORT_NAME).read_text("utf-8")) if (place / REPORT_NAME).exists() else []
     (place / REPORT_NAME).write_text(json.dumps([*history, report], indent=2) + "\n", encoding="utf-8")
     _show(report, place)
+    _write_metrics(model, processor, parts, recipe, place)
     return report
+
+
+def _write_metrics(
+    model: PolyRecForRecommendation, processor: PolyRecProcessor, parts: Splits, recipe: Recipe, place: Path
+) -> None:
+    """Judge by the test part anew: figures of the model before would be told of this one, by its card for instance."""
+    arguments = PolyRecTrainingArguments(output_dir=str(place), **recipe.training)
+    predictions = evaluator.predict(
+        model, parts.test, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
+    )
+    report_run(
+        *(model, parts.train, parts.test, predictions, arguments, place / METRICS_NAME, processor, recipe.slices)
+    )
 
 
 def _show(report: dict[str, Any], place: Path) -> None:
