@@ -246,6 +246,26 @@ def test_a_teacher_of_judged_rows_is_refused(world, tmp_path, capsys, interrupt)
     assert not done
 
 
+def test_factorize_a_run(world, tmp_path, capsys):
+    """Prevents id vectors of low rank that are not measured, or a run that nothing goes on from."""
+    run, output = str(world / "teacher"), str(tmp_path / "low")
+    assert main(["factorize", run, "--rank", "4", "--output", output]) == 0
+    report = json.loads((tmp_path / "low" / "factorize.json").read_text())
+    saved = report["before"]["parameters"] - report["after"]["parameters"]
+    assert saved == 26 * 16 - (26 * 4 + 4 * 16)
+    assert report["after"]["bytes"] < report["before"]["bytes"]
+    assert report["after"]["people_per_second"] > 0
+    assert "they hold " in (tmp_path / "low" / "factorize.md").read_text()
+    assert main(["evaluate", output]) == 0
+    assert main(["finetune", output, "--task", "rating", "--epochs", "1"]) == 0
+    assert main(["quantize", output, "--output", str(tmp_path / "both")]) == 0
+    capsys.readouterr()
+    assert main(["factorize", run, "--rank", "17"]) == 2
+    assert "a rank of 1 to 16" in capsys.readouterr().err
+    assert main(["factorize", run, "--rank", "4", "--output", run]) == 2
+    assert "choose another --output" in capsys.readouterr().err
+
+
 def test_quantize_a_run(world, tmp_path, capsys):
     """Prevents weights of 8 bits that are not measured, or a run that others cannot read."""
     run, output = str(world / "teacher"), str(tmp_path / "int8")

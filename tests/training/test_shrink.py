@@ -5,8 +5,9 @@ import pytest
 import torch
 from model_fixtures import clone, fit, model_inputs, synthetic_log, tiny_model
 
+from polyrec import PolyRecForRecommendation
 from polyrec.data.collator import PolyRecCollator
-from polyrec.training.shrink import start_from_teacher
+from polyrec.training.shrink import factorise_items, start_from_teacher
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,38 @@ def test_what_does_not_fit_is_left_or_refused(world):
     teacher.quantize()
     with pytest.raises(ValueError, match="whole numbers"):
         start(world, tiny_model(processor), teacher)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_items_of_a_lower_rank_are_the_nearest(world, rank, tmp_path):
+    """Prevents factors that are not the best of their rank, and a folder that comes back with a table at random."""
+    model = tiny_model(world[0], 1)
+    whole = model.item_encoder.id_embedding.weight.detach().clone()
+    kept = factorise_items(model, rank)
+    left, values, right = np.linalg.svd(whole.double().numpy(), full_matrices=False)
+    expected = left[:, :rank] * values[:rank] @ right[:rank]
+    np.testing.assert_allclose(model.item_encoder.id_embedding.whole().detach(), expected, atol=1e-5)
+    assert kept == pytest.approx((values[:rank] ** 2).sum() / (values**2).sum(), rel=1e-5)
+    assert model.item_encoder.id_embedding.weight.shape == (world[0].num_items, rank)
+    model.save_pretrained(tmp_path)
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path)
+    with torch.no_grad():
+        one, other = loaded.eval()(**world[1]).logits, model(**world[1]).logits
+    assert all(torch.equal(one[task].nan_to_num(), other[task].nan_to_num()) for task in one)
+
+
+def test_ranks_that_save_nothing_are_refused(world):
+    """Prevents a table that grows, or is replaced by nothing, without a word."""
+    model = tiny_model(world[0], 1)
+    for rank in (0, 9):
+        with pytest.raises(ValueError, match="a rank of 1 to 8"):
+            factorise_items(model, rank)
+    factorise_items(model, 4)
+    with pytest.raises(ValueError, match="a rank of 1 to 3"):
+        factorise_items(model, 4)
+    factorise_items(model, 2)
+    with pytest.raises(ValueError, match="has no id vectors"):
+        factorise_items(tiny_model(world[0], 1, item_ids=False), 2)
+    model.quantize()
+    with pytest.raises(ValueError, match="take no other factors"):
+        factorise_items(model, 1)

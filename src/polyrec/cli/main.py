@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_demo(commands)
     _add_score(commands)
+    _add_factorize(commands)
     _add_quantize(commands)
     _add_card(commands)
     _add_report(commands)
@@ -437,6 +438,26 @@ def _quantize(options: argparse.Namespace) -> None:
     from polyrec.cli.quantize import quantize_run
 
     quantize_run(options.run_folder, options.output)
+
+
+def _add_factorize(commands: _Commands) -> None:
+    factorize = commands.add_parser(
+        "factorize",
+        help="cut a run's id vectors to a lower rank, and measure what that changes",
+        description="Writes a run whose table of id vectors is the product of two small matrices, the nearest of that "
+        "rank. It can be trained further, and quantized. factorize.json and .md hold size, speed and all metrics "
+        "before and after.",
+    )
+    factorize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    factorize.add_argument("--rank", type=int, required=True, metavar="R", help="numbers per item, below hidden_size")
+    factorize.add_argument("--output", metavar="DIR", help="folder of the result (default: RUN-rankR)")
+    factorize.set_defaults(run=_factorize)
+
+
+def _factorize(options: argparse.Namespace) -> None:
+    from polyrec.cli.factorize import factorize_run
+
+    factorize_run(options.run_folder, options.rank, options.output)
 
 
 def _add_card(commands: _Commands) -> None:
