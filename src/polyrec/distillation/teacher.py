@@ -188,7 +188,7 @@ class Teacher(ABC):
         if plan.unlabelled and not taught and not plan.gates:
             raise ValueError(
                 f"unlabelled={plan.unlabelled} draws items about which pair tasks are asked, and the plan teaches none "
-                f"of those that the teacher answers ({', '.join(self.pair_tasks) or 'none'}): put one into the plan, or "
+                f"of those that the teacher answers ({', '.join(self.pair_tasks) or 'none'}): plan one of them, or "
                 "set unlabelled=0"
             )
 
