@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -37,7 +38,7 @@ from polyrec.heads.base import TaskHead
 from polyrec.hub.fetch import fetch, hub_options
 from polyrec.hub.files import MODEL_FILES
 from polyrec.hub.push import push
-from polyrec.hub.safety import check_model, check_weights, named_as
+from polyrec.hub.safety import check_made, check_model, check_weights, named_as
 from polyrec.objectives.base import Objective
 from polyrec.weighting.base import LossWeighting
 
@@ -133,16 +134,22 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         """Refuse files that do not fit each other, on the skeleton of a model, which takes no memory."""
         held = check_model(folder)
         config = kwargs.get("config")
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(folder)
         if kwargs.get("ignore_mismatched_sizes"):
             return
-        with torch.device("meta"):
-            skeleton = cls(config)
+        try:
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(folder)
+            with torch.device("meta"):
+                skeleton = cls(config)
+        except (TypeError, AttributeError, KeyError, AssertionError, StrictDataclassError) as error:
+            raise ValueError(f"config.json describes no {cls.__name__} ({error}): the file is damaged") from error
         from_base = {f"{name}.{key}" for name, backbone in backbones(skeleton) for key in backbone.base_keys()}
-        tensors = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in from_base}
+        stored = skeleton.state_dict()
+        tensors = {name: tuple(tensor.shape) for name, tensor in stored.items() if name not in from_base}
         held = named_as(tensors, held, cls.base_model_prefix)
         check_weights(held, tensors, [name for name, _ in skeleton.named_parameters()])
+        made = {name: buffer.nbytes for name, buffer in skeleton.named_buffers() if name not in stored}
+        check_made(made, sum(tensor.nbytes for tensor in stored.values()))
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **options: Any) -> CommitInfo:
         """Share the model in one commit, with its processor if that is given; arguments are those of transformers.

@@ -26,6 +26,8 @@ _QUOTIENT = re.compile(rf"^(?P<column>.*\S)\s*/\s*(?P<divisor>{_NUMBER})\s*$")
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
     """Build the dataclass `cls` from a mapping; an unknown key is refused with the nearest known one."""
     known = [f.name for f in fields(cls)]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is {values!r}, but must be a mapping of some of {', '.join(known)}")
     for key in values:
         if key not in known:
             raise ValueError(f"unknown key {key!r} in {cls.__name__}; {nearest(key, known)}")

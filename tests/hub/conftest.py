@@ -14,7 +14,9 @@ HERE = Path(__file__).parent
 
 def environment(hub, folder: Path) -> dict[str, str]:
     """Of a client in a clean process."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "POLYREC_CACHE") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH", "POLYREC_CACHE") if name in os.environ
+    }
     return kept | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "home"),

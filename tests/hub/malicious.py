@@ -153,6 +153,36 @@ def a_billion_layers(folder: Path) -> None:
     _change(folder / "config.json", history_config=history | {"num_hidden_layers": 10**9})
 
 
+@spoiler("model", "num_experts is 1,000,000,000")
+def a_billion_experts(folder: Path) -> None:
+    _change(folder / "config.json", experts="mmoe", expert_options={"num_experts": 10**9})
+
+
+@spoiler("model", "n_layer is 1,000,000,000")
+def a_billion_layers_by_another_name(folder: Path) -> None:
+    history = {"model_type": "gpt2", "n_layer": 10**9, "n_embd": 8, "n_head": 2, "vocab_size": 8}
+    _change(folder / "config.json", history_config=history)
+
+
+@spoiler("model", "tasks has 2,000 entries")
+def tasks_without_end(folder: Path) -> None:
+    tasks = [{"name": f"t{n}", "head": "binary", "label": "rating > 1"} for n in range(2_000)]
+    _change(folder / "config.json", tasks=tasks)
+
+
+@spoiler("model", "beside the")
+def a_mask_of_all_positions(folder: Path) -> None:
+    """No file stores it, so that no tensor contradicts its size."""
+    history = {"model_type": "gpt_neo", "num_layers": 1, "attention_types": [[["global"], 1]], "num_heads": 2}
+    history |= {"hidden_size": 8, "vocab_size": 8, "max_position_embeddings": 1 << 20}
+    _change(folder / "config.json", history_config=history)
+
+
+@spoiler("model", "TextConfig .* must be a mapping")
+def a_number_in_the_place_of_a_section(folder: Path) -> None:
+    _change(folder / "config.json", text=7)
+
+
 @spoiler("model", "not valid JSON|nested more than")
 def nested_without_end(folder: Path) -> None:
     (folder / "config.json").write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
@@ -185,6 +215,69 @@ def one_tag_a_hundred_thousand_times(folder: Path) -> None:
     pq.write_table(
         pa.table({"item_id": np.arange(100_000), "tags": tags}), folder / "items.parquet", store_schema=False
     )
+
+
+@spoiler("processor", "made to fill memory")
+def statistics_that_unpack_without_end(folder: Path) -> None:
+    path = folder / "statistics" / "log" / "state-000.parquet"
+    schema = pq.read_schema(path)
+    rows = pa.table({f.name: pa.array(np.zeros(1_000_000)).cast(f.type) for f in schema}, schema=schema)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for _ in range(8):
+            writer.write_table(rows)
+
+
+@spoiler("processor", "made to fill memory")
+def columns_without_end(folder: Path) -> None:
+    """Of so few rows for the file's size that they may all be different items."""
+    rows, table = 100_000, pq.read_table(folder / "items.parquet")
+    columns = {f.name: pa.nulls(rows, f.type) for f in table.schema} | {"item_id": np.arange(rows)}
+    constant = pa.array(np.zeros(rows))
+    pq.write_table(
+        pa.table(columns | {f"x{n}": constant for n in range(600)}), folder / "items.parquet", compression="zstd"
+    )
+
+
+@spoiler("processor", "more than the 5,000 that the file says")
+def a_page_that_unpacks_without_end(folder: Path) -> None:
+    """Its footer tells of 600 rows in 5,000 bytes; room is made for the 320 MB of its only page."""
+    path, rows = folder / "items.parquet", 40_000_000
+    table = pa.table({"item_id": np.zeros(rows, dtype=np.int64)})
+    whole = {"row_group_size": rows, "data_page_size": 1 << 30, "max_rows_per_page": rows, "write_batch_size": rows}
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, **whole)
+    raw, size = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    at = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    footer = raw[at:]
+    for true, told in ((size, 5000), (rows, 600)):
+        assert _varint(true) in footer
+        footer = footer.replace(_varint(true), _varint(told, len(_varint(true))))
+    path.write_bytes(raw[:at] + footer)
+
+
+def _varint(number: int, length: int = 0) -> bytes:
+    """A number > 0 as Thrift writes it; further bytes of 0 are allowed."""
+    number, found = 2 * number, []
+    while number or len(found) < length:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes(found[:-1]) + bytes([found[-1] & 127])
+
+
+@spoiler("processor", "width is 1,000,000,000|has width")
+def an_encoder_that_fills_the_memory(folder: Path) -> None:
+    encoders = json.loads((folder / "processor_config.json").read_text())["item_encoders"]
+    encoders["tags"]["width"] = 10**9
+    _change(folder / "processor_config.json", item_encoders=encoders)
+
+
+@spoiler("processor", "has width 65,536")
+def many_rows_of_a_wide_encoder(folder: Path) -> None:
+    encoders = json.loads((folder / "processor_config.json").read_text())["item_encoders"]
+    encoders["tags"]["width"] = 1 << 16
+    _change(folder / "processor_config.json", item_encoders=encoders)
+    table = pq.read_table(folder / "items.parquet")
+    columns = {f.name: pa.nulls(5000, f.type) for f in table.schema} | {"item_id": np.arange(5000)}
+    pq.write_table(pa.table(columns), folder / "items.parquet")
 
 
 @spoiler("processor", "can run code")

@@ -14,39 +14,20 @@ from string import Formatter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, USERS_NAME, VECTORS_NAME
 from polyrec.hub.files import INDEX_NAME, MODEL_CONFIG, MODEL_FILES, PROCESSOR_FILES, WEIGHTS_NAME, matches
+from polyrec.hub.limits import check_numbers, walk
+from polyrec.hub.parquet import check_table, read_footer, room
 from polyrec.hub.weights import Stored, check_finite, read_header
 
 _MIB = 1 << 20
 _LARGEST_JSON = 64 * _MIB  # of a vocabulary of some million categories
 _LARGEST_CONFIG = 4 * _MIB
 _LARGEST_FILE = 1 << 40
-_EXPANSION = 200  # bytes of a column in memory for one on disk
-_FREE = 64 * _MIB  # that a file may always expand to
-_ROWS_PER_BYTE = 4  # ids are all different, so that a table's file grows with its rows
+_MAY_LACK = 64 * _MIB
+_ENCODED = {ITEMS_NAME: "item_encoders", USERS_NAME: "user_encoders"}
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-# Numbers of a configuration that make memory, far above what anybody trains. `num_items` is held against the files.
-_LIMITS = {
-    "num_items": 2**31,
-    "hidden_size": 1 << 16,
-    "pair_size": 1 << 16,
-    "intermediate_size": 1 << 20,
-    "num_hidden_layers": 1000,
-    "num_attention_heads": 1 << 12,
-    "num_key_value_heads": 1 << 12,
-    "max_history": 1 << 20,
-    "max_position_embeddings": 1 << 24,
-    "vocab_size": 1 << 24,
-    "numeric_bins": 1 << 16,
-    "members": 1 << 12,
-}
-_DEEPEST = 50
-_BATCH = 1 << 14  # rows looked at at once
 
 
 def check_sizes(sizes: Mapping[str, int], where: str) -> None:
@@ -88,7 +69,7 @@ def check_weights(
     held: Mapping[str, tuple[Path, Stored]],
     expected: Mapping[str, tuple[int, ...]],
     parameters: Collection[str],
-    may_lack: int = _FREE,
+    may_lack: int = _MAY_LACK,
 ) -> None:
     """Refuse weights that do not fit the configuration, and configurations that ask for memory the files do not fill.
 
@@ -116,6 +97,21 @@ def check_weights(
             check_finite(*held[name], name)
 
 
+def check_made(made: Mapping[str, int], stored: int) -> None:
+    """Refuse a configuration whose tensors that no file stores, such as masks of all positions, would fill the memory.
+
+    Args:
+        made: {name: bytes} of them.
+        stored: bytes of those that files do store.
+    """
+    if sum(made.values()) > max(_MAY_LACK, stored):
+        name = max(made, key=made.__getitem__)
+        raise ValueError(
+            f"{MODEL_CONFIG} asks for {sum(made.values()):,} bytes beside the {stored:,} of its weights, most of them "
+            f"for {name!r}: it is made to fill memory, and is not loaded"
+        )
+
+
 def check_processor(folder: Path) -> None:
     """Refuse a processor whose files are not what polyrec writes.
 
@@ -134,12 +130,15 @@ def check_processor(folder: Path) -> None:
             elif path.endswith("/statistics.json"):
                 _check_names(values.get("files"), path)
             elif path == CONFIG_NAME:
+                check_numbers(values, path)
                 _check_template(values.get("text"), path)
     rows = None
     for path in sizes:
         if path.endswith(".parquet"):
-            found = _check_table(folder / path, path, ids=path in (ITEMS_NAME, USERS_NAME))
+            found = check_table(folder / path, path, ids=path in (ITEMS_NAME, USERS_NAME))
             rows = found if path == ITEMS_NAME else rows
+            if path in _ENCODED:
+                _check_widths(folder, _ENCODED[path], found, room(sizes[path]))
     for path in sizes:
         if path.startswith(f"{VECTORS_NAME}/"):
             _check_vectors(folder / path, path, rows)
@@ -178,13 +177,10 @@ def _check_config(folder: Path) -> None:
     check_sizes({MODEL_CONFIG: path.stat().st_size}, str(folder))
     values = _read_json(path)
     _refuse_code(values, MODEL_CONFIG)
-    for name, number in _numbers(values):
-        limit = _LIMITS.get(name)
-        if limit is not None and number > limit:
-            raise ValueError(f"{MODEL_CONFIG}: {name} is {number:,}; at most {limit:,} is loaded")
+    check_numbers(values, MODEL_CONFIG)
     items, table = values.get("num_items"), folder / ITEMS_NAME
     if isinstance(items, int) and table.exists():
-        rows = _footer(table, ITEMS_NAME).num_rows + 2
+        rows = read_footer(table, ITEMS_NAME).num_rows + 2
         if items > rows:
             raise ValueError(
                 f"{MODEL_CONFIG}: num_items is {items:,} but {ITEMS_NAME} has {rows - 2:,} items (+ 2): the "
@@ -231,27 +227,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _walk(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if depth > _DEEPEST:
-        raise ValueError(f"values are nested more than {_DEEPEST} deep: the file is not polyrec's")
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield name, entry
-            yield from _walk(entry, depth + 1)
-    elif isinstance(value, list):
-        for entry in value:
-            if isinstance(entry, dict | list):
-                yield from _walk(entry, depth + 1)
-
-
-def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in _walk(values):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, value
-
-
 def _refuse_code(values: dict[str, Any], where: str) -> None:
-    for name, value in _walk(values):
+    for name, value in walk(values):
         if name in ("auto_map", "custom_pipelines") and value:
             raise ValueError(
                 f"{where} asks for code of its repository ({name}): polyrec runs none and does not load it"
@@ -273,58 +250,17 @@ def _check_template(text: Any, where: str) -> None:
         raise ValueError(f"{where}: the text template {template!r} formats values, but a template only names columns")
 
 
-def _footer(path: Path, name: str) -> pq.FileMetaData:
-    """What a parquet file says about itself."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - 8, 0))
-        tail = file.read()
-    length = int.from_bytes(tail[:4], "little")
-    if size < 12 or tail[4:] != b"PAR1" or length + 12 > size or length > _LARGEST_JSON:
-        raise ValueError(f"{name} is no complete parquet file: it may be truncated; download it again")
-    try:
-        return pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name} cannot be read ({error}): the file is damaged") from error
-
-
-def _check_table(path: Path, name: str, ids: bool) -> int:
-    about, size = _footer(path, name), path.stat().st_size
-    groups = [about.row_group(g) for g in range(about.num_row_groups)]
-    unpacked = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
-    limit = max(_FREE, _EXPANSION * size)
-    if unpacked > limit or (ids and about.num_rows > max(1 << 16, _ROWS_PER_BYTE * size)):
-        raise ValueError(
-            f"{name}: {size:,} bytes would become {about.num_rows:,} rows and {unpacked:,} bytes, more than any "
-            "catalog does: it is made to fill memory, and is not loaded"
-        )
-    _check_repeats(path, name, about, limit)
-    return about.num_rows
-
-
-def _check_repeats(path: Path, name: str, about: pq.FileMetaData, limit: int) -> None:
-    """Texts are stored once for many rows: count what they would be in memory, without repeating them."""
-    columns = [about.schema.column(c) for c in range(about.num_columns)]
-    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-    total = 0
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_BATCH, columns=texts):
-            total += sum(_unpacked(values) for values in batch.columns)
-            if total > limit:
-                raise ValueError(
-                    f"{name}: its texts repeat to more than {limit:,} bytes: it is made to fill memory, and is not "
-                    "loaded"
-                )
-
-
-def _unpacked(values: pa.Array) -> int:
-    """Bytes of texts that are kept once each."""
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        values = pc.list_flatten(values)
-    if not pa.types.is_dictionary(values.type):
-        return values.nbytes
-    lengths_K = np.asarray(pc.binary_length(values.dictionary).fill_null(0)).astype(np.int64)
-    return int(lengths_K[np.asarray(values.indices.drop_null())].sum())
+def _check_widths(folder: Path, encoders: str, rows: int, limit: int) -> None:
+    """What a column becomes has as many numbers for each row as its encoder says, whatever is in its table."""
+    path = folder / CONFIG_NAME
+    found = _read_json(path).get(encoders, {}) if path.exists() else {}
+    for name, encoder in found.items():
+        width = encoder["width"] if encoder.get("kind") == "multi" else 1
+        if 8 * rows * width > limit:
+            raise ValueError(
+                f"{CONFIG_NAME}: {encoders} {name!r} has width {width:,}, which makes {8 * rows * width:,} bytes of "
+                f"{rows:,} rows: it is made to fill memory, and is not loaded"
+            )
 
 
 def _check_vectors(path: Path, name: str, rows: int | None) -> None:

@@ -1,0 +1,73 @@
+"""Tables are looked at before they are read: honest ones pass, however they were written."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polyrec.hub.parquet import check_table
+
+ROWS = 5000
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "item_id": np.arange(ROWS),
+            "price": rng.random(ROWS),
+            "title": [f"title {n % 999} é" for n in range(ROWS)],
+            "tags": [["a" * (n % 5), None] if n % 3 else None for n in range(ROWS)],
+            "unknown": pa.nulls(ROWS),
+            "new": rng.random(ROWS) > 0.5,
+            "long": ["x" * 9000 if n == 3 else str(n) for n in range(ROWS)],
+            "vector": pa.array(list(rng.random((ROWS, 4), dtype=np.float32)), pa.list_(pa.float32(), 4)),
+            "genre": pa.array(["a", "b"] * (ROWS // 2)).dictionary_encode(),
+            "released": pa.array(np.arange(ROWS), pa.timestamp("us")),
+            "code": pa.array([b"abc"] * ROWS, pa.binary(3)),
+        }
+    )
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip", "none"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_honest_tables_pass(table, tmp_path, version, compression, dictionary):
+    """Prevents a catalog of more than one row group, or written by another tool, from being refused when it is loaded."""
+    path = tmp_path / "items.parquet"
+    options = {"data_page_version": version, "compression": compression, "use_dictionary": dictionary}
+    pq.write_table(table, path, row_group_size=2000, write_page_index=dictionary, **options)
+    assert check_table(path, "items", ids=True) == ROWS
+    pq.write_table(table.slice(0, 0), path, **options)
+    assert check_table(path, "items", ids=True) == 0
+
+
+def test_damaged_tables_are_refused_by_name(table, tmp_path):
+    """Prevents errors of pyarrow and numpy that tell nobody which file to download again."""
+    path = tmp_path / "items.parquet"
+    pq.write_table(table.slice(0, 50), path)
+    raw, rng = path.read_bytes(), random.Random(0)
+    refused: list[str] = []
+    pages = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    for _ in range(300):  # of the pages: pyarrow itself does not survive every change of a footer
+        changed = bytearray(raw)
+        for _ in range(3):
+            changed[rng.randrange(4, pages)] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            check_table(path, "items.parquet", ids=True)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all("items.parquet" in said for said in refused)
+
+
+def test_values_that_grow_from_their_neighbours_are_refused(tmp_path):
+    """Prevents a long text that is repeated by reference (delta encoding) from being unpacked before it is counted."""
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"t": ["a" * 1000] * 10}), path, use_dictionary=False, column_encoding="DELTA_BYTE_ARRAY")
+    with pytest.raises(ValueError, match="stored in a way that polyrec does not write"):
+        check_table(path, "items.parquet", ids=False)
