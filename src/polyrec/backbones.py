@@ -170,7 +170,11 @@ def _read_architecture(config: BackboneConfig) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(config.model, revision=config.revision or "main").to_dict()
+        found = AutoConfig.from_pretrained(
+            config.model,
+            revision=config.revision or "main",
+            trust_remote_code=False,  # else transformers asks on the terminal whether to run it
+        ).to_dict()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot read the backbone {config.model!r} ({str(error).splitlines()[0]}): give a name on the Hub, or "

@@ -9,7 +9,10 @@ import shutil
 import pytest
 from malicious import RAN, SPOILERS
 from model_fixtures import fit, tiny_model
+from text_fixtures import tiny_bert
 
+from polyrec.backbones import TextConfig, resolve
+from polyrec.encoders.backbone import Backbone
 from polyrec.hub.safety import check_model, check_weights, named_as
 
 LOAD = """
@@ -103,6 +106,25 @@ def test_names_and_sizes_are_refused_before_anything_is_downloaded(hub, client, 
     assert status == 1
     assert "polyrec reads at most" in printed
     assert not [line for line in hub.log[before:] if "/resolve/" in line]
+
+
+def test_a_base_runs_no_code_and_is_no_pickle(tmp_path, monkeypatch):
+    """Prevents what is refused in a model from coming in by the backbone that it names, or by a question on a terminal."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert(), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "evil.py").write_text(f"open({str(tmp_path / RAN)!r}, 'w')\nclass Model: pass\n")
+    names = {name: "evil.Model" for name in ("AutoConfig", "AutoModel")}
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": names}))
+    with pytest.raises(ValueError, match="cannot read the backbone"):
+        resolve(TextConfig(str(base)))
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a folder with model\.safetensors"):
+        Backbone(resolve(TextConfig(str(base)))).transformer()
+    assert not (tmp_path / RAN).exists()
 
 
 def test_the_base_of_a_model_is_found_in_its_file(good):

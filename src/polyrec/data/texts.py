@@ -120,7 +120,9 @@ def load_tokenizer(config: TextConfig, folder: str | None = None) -> Any:
 
     where = folder or config.model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=None if folder else config.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=None if folder else config.revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{where!r} has no tokenizer that transformers can read ({error})") from error
     size = config.architecture.get("vocab_size") or config.architecture.get("text_config", {}).get("vocab_size")

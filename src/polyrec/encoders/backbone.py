@@ -128,6 +128,8 @@ class Backbone(nn.Module, Generic[C]):
                 revision=config.revision or "main",
                 config=AutoConfig.for_model(**config.architecture),
                 dtype=torch.float32,
+                trust_remote_code=False,  # else transformers asks on the terminal whether to run it
+                use_safetensors=True,
             )
         except OSError as error:
             raise ValueError(

@@ -73,7 +73,9 @@ class ImageEncoder(nn.Module):
         self.config = resolve(config)
         self.backbone: Backbone[ImageConfig] = Backbone(self.config)
         try:
-            self.pixels = AutoImageProcessor.from_pretrained(config.model, revision=config.revision or "main")
+            self.pixels = AutoImageProcessor.from_pretrained(
+                config.model, revision=config.revision or "main", trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{config.model!r} has no image processor ({str(error).splitlines()[0]}): give a vision model, "
