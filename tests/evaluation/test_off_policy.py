@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from off_policy_fixtures import OBP_FIGURES, as_logged_rows, small_log
 
 from polyrec.evaluation.off_policy import (
     ESTIMATORS,
@@ -45,6 +46,14 @@ def logged(rows):
 def test_definition(estimator, rows, clip):
     """A weight taken upside down, or a mean over weights instead of rows, would go unseen: values look plausible."""
     assert policy_value(logged(rows), estimator, clip, n=1).value == pytest.approx(plain(estimator, rows, clip))
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_figures_of_obp(estimator):
+    """A reading of the formulas of our own, in code and test alike, would pass all other tests."""
+    assert policy_value(as_logged_rows(small_log()), estimator, n=1).value == pytest.approx(
+        OBP_FIGURES[estimator], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("estimator", ["ips", "dr"])
