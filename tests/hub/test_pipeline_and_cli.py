@@ -87,6 +87,7 @@ def test_what_leaves_is_listed_and_the_rest_stays(hub, succeed, run):
     assert not hub.log
     assert "nothing was sent" in printed
     assert "columns: item_id (int64), title (string)" in printed
+    assert "surface (2 categories)" in printed  # it has no table, but its categories leave
     for name in ("checkpoint-1/ (1 files)", "training_rows.safetensors", "recipe.yaml", ".env"):
         assert name in printed.split("stay here")[1]
     printed = succeed(push("--private", "--tag", "shop"))

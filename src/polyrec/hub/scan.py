@@ -43,7 +43,8 @@ class Leaving:
         path: inside the folder, with `/`.
         size: bytes.
         kind: what it is, see `polyrec.hub.files.KINDS`.
-        columns: {name: type} of a table, without what polyrec counted itself.
+        columns: {name: type} of a table, without what polyrec counted itself; of a processor's configuration, the
+            columns of people and events whose categories it holds.
     """
 
     path: str
@@ -139,6 +140,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
         if path.suffix == ".parquet":
             found.refusals += _suspicious_table(path, name, file.columns, allow_columns)
         elif name == CONFIG_NAME:
+            file.columns = _vocabularies(path)
             found.refusals += _suspicious_vocabularies(path, allow_columns)
     return found
 
@@ -190,6 +192,13 @@ def _suspicious_vocabularies(path: Path, allowed: Sequence[str]) -> Iterator[str
         texts = [v for values in encoder.values() if isinstance(values, list) for v in values if isinstance(v, str)]
         if texts and (found := _suspicious(pa.array(texts))) is not None:
             yield f"{what} knows {found[1]} among its categories"
+
+
+def _vocabularies(path: Path) -> dict[str, str]:
+    """Columns without a table of their own whose categories leave all the same, and how many there are."""
+    held = _encoders(json.loads(path.read_text(encoding="utf-8")))
+    counted = {f"{place}.{column}": len(encoder.get("vocabulary", ())) for place, column, encoder in held}
+    return {name: f"{count} categories" for name, count in counted.items() if count and not name.startswith("item.")}
 
 
 def _encoders(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
