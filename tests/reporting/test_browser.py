@@ -17,8 +17,10 @@ FRAME = """<!doctype html><body><iframe id="f" src="report.html" style="border:0
 onload = () => {
   const page = document.getElementById("f").contentDocument;
   const images = [...page.images].filter(i => i.complete && i.naturalWidth > 0 && i.clientWidth <= WIDTH).length;
+  const sentences = [...page.querySelectorAll("table.words")];
+  const cut = sentences.filter(t => t.scrollWidth > t.clientWidth).length;
   document.getElementById("found").textContent =
-    `width ${page.documentElement.scrollWidth} images ${images} of ${page.images.length} mode ${page.compatMode}`;
+    `sentences ${sentences.length} cut ${cut} width ${page.documentElement.scrollWidth} images ${images} of ${page.images.length} mode ${page.compatMode}`;
 };
 </script></body>"""
 
@@ -26,7 +28,7 @@ onload = () => {
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_fits_and_says_nothing_on_the_console(width, tmp_path_factory, folder):
-    """Prevents a page that must be scrolled sideways on a telephone, lacks its pictures, or fails without network."""
+    """Prevents a page that must be scrolled sideways on a telephone, cuts reasons off, lacks pictures or needs a network."""
     (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     options = (
         "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --allow-file-access-from-files "
@@ -36,6 +38,7 @@ def test_the_page_fits_and_says_nothing_on_the_console(width, tmp_path_factory, 
     command = [BROWSER, *options.split(), "--host-resolver-rules=MAP * ~NOTFOUND", place, f"file://{folder}/frame.html"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in ran.stderr
+    assert re.search(r"sentences [1-9]\d* cut 0 ", ran.stdout), ran.stdout[-500:]
     found = re.search(r"width (\d+) images (\d+) of (\d+) mode CSS1Compat", ran.stdout)
     assert found, ran.stdout[-500:]
     assert int(found[1]) <= width

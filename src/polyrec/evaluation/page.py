@@ -11,13 +11,15 @@ from html import escape
 from typing import Any
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .words th, .words td { text-align: left }
+.words th, .words td { white-space: normal } .words td:nth-child(2) { white-space: nowrap }
 img { max-width: 100% } pre { overflow-x: auto; background: #f5f5f5; padding: .6rem }
-li { margin: .3rem 0 } h2 { margin-top: 2.5rem }
+li { margin: .3rem 0; max-width: 60rem } h2 { margin-top: 2.5rem }
 """
+_WORDS = 5  # a cell of more is a sentence, which is broken into lines instead of being cut off
 
 
 @dataclass
@@ -95,7 +97,8 @@ def html_page(title: str, found: Sequence[Section], plots: Mapping[str, bytes]) 
                 "<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows
             )
             head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
-            body.append(f"<table><tr>{head}</tr>{rows}</table>")
+            words = any(len(cell.split()) > _WORDS for row in section.table.rows for cell in row)
+            body.append(f"<table{' class=words' * words}><tr>{head}</tr>{rows}</table>")
         if section.code is not None:
             body.append(f"<pre><code>{escape(section.code[1])}</code></pre>")
     return (
