@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,33 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Judge = Callable[[Tensor, Tensor, bool], Tensor]
-Groups = Callable[[Tensor], Tensor]
 _CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32; fewer cost time per chunk, more leave the cache
+
+
+class Placed(NamedTuple):
+    """Which group of a row adds its number to which logit.
+
+    Args:
+        group: int64, [R, N] or, with `columns`, [R, K].
+        columns: int64 [R, K], where the numbers of the K groups belong, for a term that few items of a row have; a
+            column may stand there several times, and then gets the sum. None: column n has group n.
+    """
+
+    group: Tensor
+    columns: Tensor | None = None
+
+    def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
+        """Logits [R, N] with what each row says of each group, [R, G], added in place."""
+        numbers = of_groups.gather(1, self.group).to(logits.dtype)
+        return logits.add_(numbers) if self.columns is None else logits.scatter_add_(1, self.columns, numbers)
+
+    def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
+        own = gradient if self.columns is None else gradient.gather(1, self.columns)
+        of_groups.scatter_add_(1, self.group, own)
+
+
+Groups = Callable[[Tensor], Sequence[Placed]]
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -37,16 +62,18 @@ class _LinearLoss(torch.autograd.Function):
         for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // len(items_ND), 1)):
             query = query_MD[rows]
             logits = F.linear(query, items_ND, bias_N).to(exact)
-            group = None if groups is None else groups(rows)
-            if of_groups_MG is not None and group is not None:
-                logits += of_groups_MG[rows].to(exact).gather(1, group)
+            placed = () if groups is None or of_groups_MG is None else groups(rows)
+            for term in placed:
+                term.add(logits, of_groups_MG[rows].to(exact))  # type: ignore[index]
             total += judge(rows, logits, wants_gradient)
             if not wants_gradient:
                 continue
             gradient = logits  # the judge has made it that
             grad_bias_N += gradient.sum(0)
-            if grad_groups_MG is not None and group is not None:
-                own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1]).scatter_add_(1, group, gradient)
+            if grad_groups_MG is not None:
+                own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1])
+                for term in placed:
+                    term.collect(own, gradient)
                 grad_groups_MG[rows] = own.to(grad_groups_MG.dtype)
             gradient = gradient.to(query.dtype)
             grad_query_MD[rows] = (gradient @ items_ND).to(query.dtype)  # type: ignore[index]
@@ -84,7 +111,7 @@ def linear_loss(
     groups: Groups | None = None,
     shares_J: Tensor | None = None,
 ) -> Tensor:
-    r"""The SUM over rows of any loss of their scores of a catalog, z_ij = q_i . v_j + b_j (+ a_{i, g(i, j)}).
+    r"""The SUM over rows of any loss of their scores of a catalog, z_ij = q_i . v_j + b_j (+ sum_g a_ig).
 
     The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
     cache (Wijmans et al., 2024, "Cut Your Losses in Large-Vocabulary Language Models").
@@ -95,7 +122,7 @@ def linear_loss(
             gradient is wanted -> the sum of their losses. It leaves the gradient of this sum in the place of the
             logits.
         of_groups_MG: what each row says of each group of items, [M, G].
-        groups: the group of each item for some rows, int64 [R] -> int64 [R, N].
+        groups: which group is added to which item for some rows, int64 [R] -> [`Placed`], any number of them.
         shares_J: of J losses of the same logits: in which proportion they are going to be added. The judge then returns
             their sums [J], and leaves the gradient of sum_j shares_j sum_j. Another proportion is an error in backward:
             gradients of each would take J times as much.

@@ -22,7 +22,7 @@ def linear_cross_entropy(
     r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_it], z = Q V^T + b.
 
     With groups of items, which may differ from row to row (how old an item is when a question is asked),
-    z_ij = q_i . v_j + b_j + a_{i, g(i, j)}.
+    z_ij = q_i . v_j + b_j + sum of a_ig over the groups of j.
 
     The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
     cache (Wijmans et al., 2024, "Cut Your Losses in Large-Vocabulary Language Models"). Equal to
@@ -36,8 +36,8 @@ def linear_cross_entropy(
         excluded_M: int64 [M], a column that is no candidate in this row, < 0 = none; not with label smoothing.
         of_groups_MG: what each row says of each group, [M, G]; -inf: its items are no candidates, which needs label
             smoothing 0 and a target of another group.
-        groups: the group of each column for some rows, int64 [R] -> int64 [R, N]. It is asked chunk by chunk, so that
-            there is never a matrix [M, N].
+        groups: which group is added to which column for some rows, int64 [R] -> [`polyrec.linear_loss.Placed`]. It is
+            asked chunk by chunk, so that there is never a matrix [M, N].
 
     Example:
         >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1])).item() / 2

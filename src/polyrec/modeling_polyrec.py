@@ -26,7 +26,7 @@ from polyrec.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.objectives.base import Reading, mean_losses
 from polyrec.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
 from polyrec.registry import HEADS, OBJECTIVES
-from polyrec.schema import RESIDUALS
+from polyrec.schema import REFUSED, RESIDUALS
 
 
 class PolyRecModel(PolyRecPreTrainedModel):
@@ -194,7 +194,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         shared = SharedRepresentation(state_BCD, items)
         queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
         query_BCD = None if queries is None else queries.vectors_BCD
-        moment = self.moment(item_ids, candidate_positions, candidate_times)
+        moment = self.moment(item_ids, candidate_positions, candidate_times, event_features)
         logits = {
             name: self.heads[name].pair_logits(
                 self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
@@ -373,11 +373,23 @@ class PolyRecForRecommendation(MultiTaskModel):
         return head(head.question(states_MD, queries_MD), items, moment)
 
     def moment(
-        self, item_ids: Tensor, candidate_positions: Tensor, candidate_times: Tensor | None = None, **unread: Any
+        self,
+        item_ids: Tensor,
+        candidate_positions: Tensor,
+        candidate_times: Tensor | None = None,
+        event_features: Mapping[str, Tensor] | None = None,
+        **unread: Any,
     ) -> Moment:
         """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
-        repeats = any(self.heads[name].repeats is not None for name in self.state_tasks)
-        return Moment(candidate_times, visible_items(item_ids, candidate_positions) if repeats else None)
+        repeats = [name for name in self.state_tasks if self.heads[name].repeats is not None]
+        if not repeats:
+            return Moment(candidate_times)
+        known = {name: (event_features or {}).get(REFUSED + name) for name in repeats}
+        shape = (*candidate_positions.shape, item_ids.shape[1])
+        refused = {
+            name: (values > 0).unsqueeze(1).expand(shape) for name, values in known.items() if values is not None
+        }
+        return Moment(candidate_times, visible_items(item_ids, candidate_positions), refused)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""

@@ -16,6 +16,9 @@ FeatureSource = Literal["item", "user", "event", "candidate"]
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
+REFUSED = (
+    "refused:"  # begins the event feature of a task with `repeats`: 1 where the item was asked about and not taken
+)
 
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _COMPARISON = re.compile(rf"^(?P<left>[^<>=!]+?)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>{_NUMBER})\s*$")

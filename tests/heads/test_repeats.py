@@ -18,7 +18,7 @@ from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.encoders.moment import Moment, visible_items
 from polyrec.evaluation.evaluator import evaluate, predict
-from polyrec.heads._repeats import Repeats
+from polyrec.heads._repeats import _FEW, Repeats
 
 ITEMS, DAY = 11, 86_400_000
 OFTEN = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 10**9))
@@ -50,7 +50,36 @@ def test_groups_equal_their_definition(data):
     expected = [[naive_group(e.tolist(), i) for i in ids.tolist()] for e in events]
     repeats = Repeats(hidden_size=2)
     assert repeats.groups(Moment(history=history), ids).tolist() == expected
-    assert repeats.own_groups(Moment(history=history), ids.expand(len(events), -1)).tolist() == expected
+    for some in (slice(None), slice(_FEW), slice(_FEW, None)):
+        own = repeats.own_groups(Moment(history=history), ids.expand(len(events), -1)[:, some])
+        assert own.tolist() == [row[some] for row in expected]
+
+
+def test_what_was_refused_is_no_repeat():
+    """Prevents exposures without a click from counting as habits, and another task's answers from being read."""
+    history = torch.tensor([[5, 3, 5, 4, 0]])
+    refused = torch.tensor([[False, True, True, False, True]])  # nothing is known of what is not there
+    ids = torch.arange(FIRST_ITEM, 6)
+    taken = Repeats(2, task="click").groups(Moment(history=history, refused={"click": refused}), ids)
+    assert taken.tolist() == [[0, 0, naive_group([4], 4), naive_group([5, 1, 1, 4], 5)]]
+    every = Repeats(2, task="view").groups(Moment(history=history, refused={"click": refused}), ids)
+    assert every.tolist() == [[naive_group([5, 3, 5, 4], item) for item in ids.tolist()]]
+
+
+def test_labels_say_what_was_refused():
+    """Prevents a model that is told nothing of refusals, or that forgets them where it serves."""
+    log = {"user_id": [1] * 4, "item_id": ["a", "b", "a", "c"], "timestamp": [1, 2, 3, 4], "click": [1, 0, None, 1]}
+    options = {"repeats": True}
+    tasks = [{"name": "next", "head": "retrieval", "label": "click", "options": options}]
+    tasks.append({"name": "view", "head": "retrieval", "options": options})
+    processor = PolyRecProcessor.fit(log, tasks=tasks, statistics=False)
+    model = tiny_model(processor).eval()
+    window = processor.split(log, by="leave_one_out").test[0]
+    history = [{"item_id": item, "click": click} for item, click in zip("aba", (1, 0, None), strict=True)]
+    for windows in ([window], [processor.request(history, np.array([FIRST_ITEM]))]):
+        moment = model.moment(**PolyRecCollator()(windows))
+        assert moment.refused["next"][0, 0].tolist() == [False, True, False]
+        assert not moment.refused["view"].any()
 
 
 def head_of(**options):
@@ -92,7 +121,7 @@ def naive_logits(head, items, state, history, now, target=None):
 def naive_losses(head, items, states, targets, moment, candidates=None, correction=None):
     """-log softmax of each target among itself and the other candidates."""
     losses = []
-    for state, target, now, history in zip(states, targets.tolist(), *moment, strict=True):
+    for state, target, now, history in zip(states, targets.tolist(), moment.times, moment.history, strict=True):
         logits = naive_logits(head, items, state, history, now, target)
         scored = [target, *(j for j in (candidates or logits) if j != target and j in logits)]
         stacked = torch.stack([logits[j] - (0 if correction is None else correction[j]) for j in scored])

@@ -12,8 +12,8 @@ from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.past import PastEvents
 from polyrec.data.sequences import EventLog
-from polyrec.data.tables import column, first_bad_row, ids, is_null, labels, times
-from polyrec.schema import Columns, TaskConfig
+from polyrec.data.tables import column, first_bad_row, ids, is_null, label_values, labels, times
+from polyrec.schema import REFUSED, Columns, TaskConfig
 
 Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
 
@@ -64,7 +64,18 @@ def encode_log(
         user_features={name: values[user_rows] for name, values in users.encoded.items()},
     )
     log.event_features["time_gap"] = time_gap(log)
+    for task in tasks:
+        if task.ranks_catalog and task.options.get("repeats"):
+            log.event_features[REFUSED + task.name] = _refused(table, task, what)[sort]
     return log
+
+
+def _refused(table: pa.Table, task: TaskConfig, what: str) -> np.ndarray:
+    """1 where the label is known and says that the item was not taken, else 0, float32 [R]."""
+    rule = task.parsed_label
+    if rule is None:
+        return np.zeros(table.num_rows, dtype=np.float32)
+    return (label_values(table, rule, f"{what}: label of task {task.name!r}") <= 0).astype(np.float32)
 
 
 def encode_columns(table: pa.Table, encoders: Encoders, row: np.ndarray) -> dict[str, dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ Letters: B windows, C candidates, L events of a window, M questions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ class Moment(NamedTuple):
     Args:
         times: int64 [...], milliseconds since the epoch; None: nobody said.
         history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
+        refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
     """
 
     times: Tensor | None = None
     history: Tensor | None = None
+    refused: Mapping[str, Tensor] | None = None
 
     def rows(self, chosen_M: Tensor) -> Moment:
         """Some questions of a batch, [B, C] -> [M].
@@ -28,11 +31,16 @@ class Moment(NamedTuple):
         Args:
             chosen_M: int64 or bool, places in the flattened batch.
         """
-        return Moment(*(None if part is None else part.flatten(0, 1)[chosen_M] for part in self))
+        return self._each(lambda part: part.flatten(0, 1)[chosen_M])
 
     def at(self, index: Any) -> Moment:
         """Some of the questions, by any index of their own dimensions."""
-        return Moment(*(None if part is None else part[index] for part in self))
+        return self._each(lambda part: part[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Moment:
+        times, history = (None if part is None else change(part) for part in (self.times, self.history))
+        refused = None if self.refused is None else {task: change(part) for task, part in self.refused.items()}
+        return Moment(times, history, refused)
 
 
 NOT_TOLD = Moment()

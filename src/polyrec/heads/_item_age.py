@@ -14,6 +14,7 @@ from transformers import initialization as init
 
 from polyrec.data.release import NO_TIME, age_edges
 from polyrec.encoders.moment import Moment
+from polyrec.linear_loss import Placed
 
 SOURCES = ("release", "first_event")
 
@@ -84,6 +85,15 @@ class ItemAge(nn.Module):
     def logits(self, state_MD: Tensor) -> Tensor:
         """What a state says of each group, [M, D] -> [M, G]; the last one is -inf."""
         return F.pad(self.by_state(state_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
+
+    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+        """Groups of items for the logits of a catalog."""
+        return Placed(self.groups(moment, ids))
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+        """The same; those at the places `targets_M` were taken, and so were there."""
+        own_M1 = self.own_groups(moment, ids[targets_M].unsqueeze(1))
+        return Placed(self.groups(moment, ids).scatter_(1, targets_M.unsqueeze(1), own_M1))
 
     def groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""

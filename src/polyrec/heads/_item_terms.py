@@ -5,8 +5,7 @@ Letters: M questions, N items, K items asked about, G groups, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from polyrec.encoders.growth import BLOCK
 from polyrec.encoders.moment import Moment
-from polyrec.linear_loss import Groups
+from polyrec.linear_loss import Groups, Placed
 
 
 class ItemTerm(Protocol):
@@ -25,15 +24,25 @@ class ItemTerm(Protocol):
     def logits(self, state: Tensor) -> Tensor:
         """What a state says of each group, [..., D] -> [..., G]."""
 
+    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+        """Which group is added to which item for each question, [M] and [N] -> [M, ...].
+
+        Args:
+            ids: ascending, each once.
+        """
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+        """The same where items were taken, and so were there: of `targets_M`, places in `ids`."""
+
     def groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The group of each item for each question, int64, [M] and [N] -> [M, N]."""
+        """The group of each of any items for each question, int64, [M] and [N] -> [M, N]."""
 
     def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The same for items of each question's own, [...] and [..., K] -> [..., K]."""
 
 
 class ItemTerms:
-    """The sum of some terms, which is one by the groups of all of them together."""
+    """The sum of some terms, whose groups are numbered one term after the other."""
 
     def __init__(self, terms: Sequence[ItemTerm]) -> None:
         self.terms = terms
@@ -43,39 +52,46 @@ class ItemTerms:
 
     def logits(self, state: Tensor) -> Tensor:
         """What a state says of each group, [..., D] -> [..., G]."""
-        found = [term.logits(state) for term in self.terms]
-        return reduce(lambda a, b: (a.unsqueeze(-1) + b.unsqueeze(-2)).flatten(-2), found)
+        return torch.cat([term.logits(state) for term in self.terms], dim=-1)
 
-    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The group of each item for each question, int64, [M] and [N] -> [M, N]."""
-        return self._joint(lambda term: term.groups(moment, ids))
+    def placed(self, moment: Moment, ids: Tensor) -> list[Placed]:
+        """Which groups are added to which items for each question; ids as of a term's."""
+        return self._numbered([term.placed(moment, ids) for term in self.terms])
+
+    def groups(self, moment: Moment, ids: Tensor) -> Groups:
+        """The same for some of the questions at a time."""
+        return lambda at: self.placed(moment.at(at), ids)
 
     def groups_beside(self, moment: Moment, targets_M: Tensor, ids: Tensor) -> Groups:
-        """Groups of some questions at a time; those of the targets are of what was taken, and so was there.
+        """The same where what stands at the places `targets_M` in `ids` was taken, and so was there."""
+        return lambda at: self._numbered([term.placed_beside(moment.at(at), ids, targets_M[at]) for term in self.terms])
+
+    def add_to(self, logits_MN: Tensor, state_MD: Tensor, moment: Moment, ids: Tensor, distinct: bool = True) -> Tensor:
+        """Logits of items with what the terms say of them, a block of questions at a time.
 
         Args:
-            targets_M: places in `ids`.
+            distinct: whether ids are ascending, each once; any others take longer.
         """
-        own_M1 = self.own_groups(moment, ids[targets_M].unsqueeze(1))
-        return lambda at: self.groups(moment.at(at), ids).scatter_(1, targets_M[at].unsqueeze(1), own_M1[at])
-
-    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """Groups of items of each question's own, [...] and [..., K] -> [..., K]."""
-        return self._joint(lambda term: term.own_groups(moment, ids))
-
-    def add_to(self, logits_MN: Tensor, state_MD: Tensor, moment: Moment, ids: Tensor) -> Tensor:
-        """Logits of items with what the terms say of them, a block of questions at a time."""
-        of_groups_MG = self.logits(state_MD)
-        blocks = torch.arange(len(logits_MN), device=ids.device).split(max(BLOCK * BLOCK // max(len(ids), 1), 1))
-        return torch.cat([logits_MN[at] + of_groups_MG[at].gather(1, self.groups(moment.at(at), ids)) for at in blocks])
+        of_groups_MG, found = self.logits(state_MD), []
+        for at in torch.arange(len(logits_MN), device=ids.device).split(max(BLOCK * BLOCK // max(len(ids), 1), 1)):
+            some = moment.at(at)
+            every = self.placed(some, ids) if distinct else self._dense(some, ids)
+            logits = logits_MN[at]
+            for term in every:
+                logits = term.add(logits, of_groups_MG[at])
+            found.append(logits)
+        return torch.cat(found)
 
     def of_pairs(self, state: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The terms of items of each question's own, [..., D], [...] and [..., K] -> [..., K]."""
-        return self.logits(state).gather(-1, self.own_groups(moment, ids))
+        said = [term.logits(state).gather(-1, term.own_groups(moment, ids)) for term in self.terms]
+        return torch.stack(said).sum(0)
 
-    def _joint(self, groups: Callable[[ItemTerm], Tensor]) -> Tensor:
-        number, *further = self.terms
-        found = groups(number)
-        for term in further:
-            found = found * term.size + groups(term)
-        return found
+    def _dense(self, moment: Moment, ids: Tensor) -> list[Placed]:
+        return self._numbered([Placed(term.groups(moment, ids)) for term in self.terms])
+
+    def _numbered(self, placed: Sequence[Placed]) -> list[Placed]:
+        begins = [0]
+        for term in self.terms:
+            begins.append(begins[-1] + term.size)
+        return [Placed(p.group + begin, p.columns) for p, begin in zip(placed, begins[:-1], strict=True)]

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
 from polyrec.encoders.moment import Moment
+from polyrec.linear_loss import Placed
 
 _TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
 _AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
+
+_FEW = 4  # items of a question's own up to which a look at every event is quicker than sorting them
 
 
 class Repeats(nn.Module):
@@ -24,10 +27,12 @@ class Repeats(nn.Module):
     was there last. Frequency and recency explain most of what people take again (Anderson et al., 2014, "The Dynamics
     of Repeat Consumption"); how much of that there is at all is up to the person's state (Ren et al., 2019,
     "RepeatNet"). Group 0, whose term is 0, holds all items that were not taken; the others are 5 ranges of n by 8
-    ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up. A and c start at 0.
+    ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up for each event. A and c start at
+    0.
 
     Args:
         rate: how many times faster than other parameters c learns.
+        task: whose label says which events count: those where it is known to be 0 (seen, and not taken) do not.
 
     Shapes: states [M, D] -> logits of groups [M, G]; histories [M, L] -> groups of items [M, N].
 
@@ -38,9 +43,9 @@ class Repeats(nn.Module):
         [[0, 9, 2, 0]]
     """
 
-    def __init__(self, hidden_size: int, rate: float = 1.0) -> None:
+    def __init__(self, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.task = rate, task
         self.size = 1 + (len(_TIMES) + 1) * (len(_AGO) + 1)
         self.by_state = nn.Linear(hidden_size, self.size - 1, bias=False)
         self.prior = nn.Embedding(self.size - 1, 1)
@@ -54,8 +59,12 @@ class Repeats(nn.Module):
         """What a state says of each group, [..., D] -> [..., G]; the first one is 0."""
         return F.pad(self.by_state(state) + self.rate * self.prior.weight.squeeze(-1), (1, 0))
 
-    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The group of each item for each question, int64, histories [M, L] and ids [N] -> [M, N]."""
+    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+        """Groups for the logits of a catalog, of what was taken alone: histories [M, L] -> [M, L].
+
+        Args:
+            ids: ascending, each once.
+        """
         items_ML, order_ML = self._sorted(moment)
         # Events of one item stand together, the latest at the end: there, all is known of it.
         index_L = torch.arange(items_ML.shape[1], device=ids.device)
@@ -63,35 +72,54 @@ class Repeats(nn.Module):
         ends_ML = F.pad(begins_ML[:, 1:], (0, 1), value=True) & (items_ML >= FIRST_ITEM)
         first_ML = torch.where(begins_ML, index_L, 0).cummax(dim=1).values
         group_ML = self._group(index_L - first_ML + 1, order_ML, self._seen(items_ML))
+        beyond = int(ids[-1]) + 1
+        column_of = torch.full((beyond + 1,), -1, device=ids.device)  # many times faster than a search
+        column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[items_ML.clamp(max=beyond)]
+        asked_ML = ends_ML & (column_ML >= 0)
+        return Placed(torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0))  # group 0 adds nothing
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+        """The same, whatever was taken then."""
+        return self.placed(moment, ids)
+
+    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The group of each item for each question, int64, histories [M, L] and ids [N] -> [M, N]."""
         known_U, place_N = ids.unique(return_inverse=True)
-        column_ML = torch.searchsorted(known_U, items_ML).clamp(max=len(known_U) - 1)
-        asked_ML = ends_ML & (known_U[column_ML] == items_ML)
-        nowhere = len(known_U)
-        groups_MU = torch.zeros(len(items_ML), nowhere + 1, dtype=torch.int64, device=ids.device)
-        groups_MU.scatter_(1, torch.where(asked_ML, column_ML, nowhere), group_ML)
-        return groups_MU[:, place_N]
+        group_ML, column_ML = self.placed(moment, known_U)
+        groups_MU = torch.zeros(len(group_ML), len(known_U), dtype=torch.int64, device=ids.device)
+        return groups_MU.scatter_add_(1, column_ML, group_ML)[:, place_N]
 
     def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
-        items, order = self._sorted(moment)
-        ids = ids.contiguous()
-        stop = torch.searchsorted(items, ids, right=True)
-        times = stop - torch.searchsorted(items, ids)
-        last = order.gather(-1, (stop - 1).clamp(min=0))
-        group = self._group(times, last, self._seen(items))
+        if ids.shape[-1] <= _FEW:
+            history = self._history(moment)
+            found = history.unsqueeze(-2) == ids.unsqueeze(-1)
+            times, place = found.sum(-1), torch.arange(1, history.shape[-1] + 1, device=ids.device)
+            last = (found * place).amax(-1) - 1
+        else:
+            history, order = self._sorted(moment)
+            ids = ids.contiguous()
+            stop = torch.searchsorted(history, ids, right=True)
+            times = stop - torch.searchsorted(history, ids)
+            last = order.gather(-1, (stop - 1).clamp(min=0))
+        group = self._group(times, last, self._seen(history))
         return torch.where((times > 0) & (ids >= FIRST_ITEM), group, 0)
 
     def _sorted(self, moment: Moment) -> tuple[Tensor, Tensor]:
         """Items of histories in order, and where each stood."""
+        return self._history(moment).sort(dim=-1, stable=True)
+
+    def _history(self, moment: Moment) -> Tensor:
+        """Items of the events that count, those of no item for all others, [..., L] with L > 0."""
         if moment.history is None:
             raise ValueError(
                 "a task with `repeats` must be told what was taken before: pass the moments of `model.moment(...)` "
                 "where it scores the catalog"
             )
-        history = moment.history
-        if not history.shape[-1]:
-            history = F.pad(history, (0, 1))
-        return history.sort(dim=-1, stable=True)
+        history, refused = moment.history, (moment.refused or {}).get(self.task)
+        if refused is not None:  # such an event is one, of no item
+            history = torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)
+        return history if history.shape[-1] else F.pad(history, (0, 1))
 
     @staticmethod
     def _seen(items: Tensor) -> Tensor:

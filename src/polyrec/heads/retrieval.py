@@ -51,7 +51,8 @@ class RetrievalHead(TaskHead):
             `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
             processor finds it in the training rows).
             `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
-            the same again (baskets, songs) and lists may say so (`exclude_seen: false`).
+            the same again (baskets, songs) and lists may say so (`exclude_seen: false`). Events whose label is known
+            to be 0 (seen, and not taken) do not count.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -88,7 +89,9 @@ class RetrievalHead(TaskHead):
         if not self.options["bias_rate"] > 0:
             raise self.refuse("bias_rate", "it must be > 0")
         self.age = self._item_age(config)
-        self.repeats = Repeats(config.hidden_size, self.options["bias_rate"]) if self.options["repeats"] else None
+        self.repeats = (
+            Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
+        )
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -288,7 +291,7 @@ class RetrievalHead(TaskHead):
     def _of_sample(self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, moment: Moment) -> Tensor:
         """Scores of the same items for every state, [M, K]."""
         logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
-        return self.terms.add_to(logits_MK, state_MD, moment, ids_K) if self.terms else logits_MK
+        return self.terms.add_to(logits_MK, state_MD, moment, ids_K, distinct=False) if self.terms else logits_MK
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
@@ -335,8 +338,7 @@ class RetrievalHead(TaskHead):
             rows_N, bias_N = self._all_biases(items)
             of_groups_MG = groups = None
             if self.terms:
-                terms = self.terms
-                of_groups_MG, groups = terms.logits(state_MD), lambda at: terms.groups(moment.at(at), rows_N)
+                of_groups_MG, groups = self.terms.logits(state_MD), self.terms.groups(moment, rows_N)
             vectors = items.vectors_MD
             return catalog_loss(
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
