@@ -1,9 +1,10 @@
 """Distillation: a large teacher, a small student alone, and the same student taught.
 
 The teacher is the mean of several trainings of a protocol's own model; the student has an eighth of its parameters or
-less. Both students have the same data, epochs and selection by validation; the taught one learns from answers that the
-teacher was asked for once (`stored`: from files of half precision; `live`: while it learns). All tasks of a protocol
-are learnt by one model. Protocols A and B are those of ml-100k, D that of kuairand_late.
+less. Both students have the same data and selection by validation; the taught one learns from answers that the teacher
+was asked for once, also about items drawn beside those that were taken (`stored`: from files of half precision, `live`:
+while it learns, both without drawn items). All tasks of a protocol are learnt by one model. Protocols A and B are those
+of ml-100k, D that of kuairand_late.
 
 `small` is a taught student of at most a quarter of RecBole SASRec's 209k parameters; `classical` is a classical
 recommender, and `classical_teacher` a student that learns from it. Where `stored` runs, its training time is compared
@@ -93,7 +94,8 @@ class Protocol:
         """What the teacher says of the training part, asked once."""
         from polyrec.distillation.table import TableTeacher
 
-        return TableTeacher.of(self._prepared(self.teacher), self.data.train, self.processor)
+        drawn = 1 if self.own.get("unlabelled") else 0
+        return TableTeacher.of(self._prepared(self.teacher), self.data.train, self.processor, unlabelled=drawn)
 
     def _prepared(self, teacher: Teacher) -> Teacher:
         teacher.prepare(self.data.train, self.processor, [self.data.valid, self.data.test])
@@ -127,7 +129,8 @@ class Protocol:
         changes, tasks = self.plan["changes"].get(system, {}), copy.deepcopy(self.own["plan"])
         tasks = {n: own for n, own in tasks.items() if n in changes.get("only", tasks)}
         tasks = {n: own | changes.get("change", {}).get(n, {}) for n, own in tasks.items()}
-        return {"tasks": {n: own for n, own in tasks.items() if n not in changes.get("without", ())}}
+        tasks = {n: own for n, own in tasks.items() if n not in changes.get("without", ())}
+        return {"tasks": tasks, "unlabelled": changes.get("unlabelled", self.own.get("unlabelled", 0))}
 
     def student(self, system: str, seed: int) -> dict[str, Any]:
         """Train and test one student."""
@@ -209,8 +212,8 @@ def run(args: Namespace, plan: Mapping[str, Any], report: common.Report) -> None
         asked = [s for s in args.systems if not s.startswith("classical") or name in plan["classical"]["protocols"]]
         for system in asked:
             for seed in range(args.seeds):
-                if seed and system in ("teacher", "classical", *ABLATIONS):
-                    break  # there is one teacher, and one seed has to do for ablations
+                if seed and system in ("teacher", "classical", "live", *ABLATIONS):
+                    break  # there is one teacher, and one seed has to do for what is slow and for ablations
                 if system == "teacher":
                     found = protocol.ask_teacher()
                 elif system == "classical":
@@ -239,11 +242,11 @@ def _join(entry: dict[str, Any], found: Mapping[str, Any], protocol: str) -> Non
 def compare(report: common.Report, constants: Mapping[str, float]) -> None:
     """Ratios of the student to the teacher, and how much of the gap to it is closed."""
     systems, ratios = report.content["systems"], report.content["ratios"]
-    for key in [k for k in systems.get("stored", {}) if k.endswith("/train_cpu_seconds")]:
+    for key in [k for k in systems.get("student_alone", {}) if k.endswith("/train_cpu_seconds")]:
         epochs = key.replace("train_cpu_seconds", "epochs")
-        each = [systems[s][key] / systems[s][epochs] for s in ("stored", "student_alone") if s in systems]
-        if len(each) == 2:
-            ratios[f"{key}, stored / alone, per epoch"] = each[0] / each[1]
+        each = {s: systems[s][key] / systems[s][epochs] for s in ("student_alone", "student", "stored") if s in systems}
+        for name in [s for s in each if s != "student_alone"]:
+            ratios[f"{key}, {name} / alone, per epoch"] = each[name] / each["student_alone"]
     if not {"teacher", "student"} <= set(systems):
         return
     teacher, student, alone = systems["teacher"], systems["student"], systems.get("student_alone")
