@@ -74,9 +74,10 @@ def repeat(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str
     taken = train.candidates.event[train.labels()[:, column] > 0]
     everybody = np.bincount(train.log.item[taken] - FIRST_ITEM, minlength=number)
     everybody = everybody / (everybody.max() + 1)
+    taken_before = test.log.labels[:, column] > 0
 
     def score(rows: np.ndarray) -> np.ndarray:
-        offsets, seen = visible_history(test, rows)
+        offsets, seen = visible_history(test, rows, taken_before)
         own = sp.csr_array((np.ones(len(seen)), seen - FIRST_ITEM, offsets), shape=(len(rows), number))
         own.sum_duplicates()
         return (own.toarray() + everybody).astype(np.float32)

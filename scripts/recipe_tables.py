@@ -51,15 +51,16 @@ def ads(folder: Path) -> Tables:
 def ecommerce(folder: Path) -> Tables:
     """Lines of baskets of every `_EVERY`-th customer, and beside each product that is bought again one that is not.
 
-    `bought` is 1 for lines of a basket, `again` tells of products that the customer has bought before whether they are
-    in this basket (1) or were drawn among those that are not (0), `return` and `quantity` are known of lines alone.
+    `bought` is 1 for lines of a basket and 0 for all else, `again` tells of products that the customer has bought
+    before whether they are in this basket (1) or were drawn among those that are not (0), `return` and `quantity` are
+    known of lines alone.
     """
     log, items = (pd.read_parquet(folder / f"{name}.parquet") for name in ("interactions", "items"))
     log = log[log.user_id % _EVERY == 0].sort_values(["timestamp", "user_id"], kind="stable", ignore_index=True)
     lines = log[log.purchase == 1]
     first = lines.groupby(["user_id", "item_id"]).timestamp.transform("min")
     log = log.assign(
-        bought=log.purchase.where(log.purchase == 1).astype(float),
+        bought=(log.purchase == 1).astype(float),
         again=(lines.timestamp > first).astype(float).where(lambda x: x == 1).reindex(log.index),
         **{"return": log["return"].astype(float)},
         quantity=log.quantity.where(log.purchase == 1).astype(float),
@@ -84,7 +85,7 @@ def _left_out(lines: pd.DataFrame, first: pd.Series, rng: np.random.Generator) -
             drawn = rng.permutation(len(others))[: len(known & now)]
             found += [(user, others[n], time, 0.0) for n in drawn]
             known |= now
-    return pd.DataFrame(found, columns=["user_id", "item_id", "timestamp", "again"])
+    return pd.DataFrame(found, columns=["user_id", "item_id", "timestamp", "again"]).assign(bought=0.0)
 
 
 def _habits(log: pd.DataFrame) -> pd.DataFrame:

@@ -49,6 +49,16 @@ def test_repeat_counts_what_was_taken_before(questions):
     assert [int(x) for x in second] == [2, 0, 0, 0]
 
 
+def test_repeat_leaves_out_what_was_refused():
+    """An item that was shown again and again, and never taken, is no habit."""
+    log = {**LOG, "bought": [0.0, 1.0, 1.0, 1.0, 1.0, None, 1.0, 1.0]}
+    tasks = [{"name": "next", "head": "retrieval", "label": "bought"}]
+    processor = PolyRecProcessor.fit(log, ITEMS, tasks=tasks, statistics=False)
+    parts = processor.split(log, cuts=(45, 45))
+    score = recipe_baselines.repeat(SimpleNamespace(), processor, parts, "next")
+    assert [int(x) for x in score(at(parts, 60))[0]] == [0, 1, 1, 0]  # c, b, a, d
+
+
 def test_newest_is_what_was_there(questions):
     """An item that comes later is no candidate, and would always be the newest."""
     recipe, processor, parts = questions
