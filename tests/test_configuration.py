@@ -20,6 +20,7 @@ def test_reload_gives_the_same_values(tmp_path):
     """Prevents a nested value (task options, features, the history backbone) from being lost in config.json."""
     config = random_config(features=FEATURES, expert_options={"members": 2}, weighting="fixed")
     config.save_pretrained(tmp_path)
+    assert PolyRecConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()  # what transformers adds, too
     for loaded in (PolyRecConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is PolyRecConfig
         assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict()

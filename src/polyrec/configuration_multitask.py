@@ -21,7 +21,7 @@ _TRANSFORMERS_KEYS = frozenset(
     {
         *("_name_or_path", "name_or_path", "model_type", "auto_map", "_commit_hash", "torch_dtype", "num_labels"),
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
-        *("use_cache", "tie_word_embeddings", "is_decoder", "per_layer_config"),
+        *("use_cache", "tie_word_embeddings", "is_decoder", "per_layer_config", "output_attentions"),
     }
 )
 
