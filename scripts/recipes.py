@@ -90,11 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--cards", type=Path, default=Path("model_cards"), help="folder of cards (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=int(os.environ.get("OMP_NUM_THREADS", "2")),
+        help="(default: $OMP_NUM_THREADS, or 2)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `polyrec train`")
     options = parser.parse_args(arguments)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, str(options.threads))  # torch reads it when it is imported
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # different ones would wait for each other
+        os.environ[variable] = str(options.threads)  # torch reads it when it is imported
     chosen = list(SOURCES) if options.recipe == "all" else [options.recipe]
     missing = [name for name in chosen if not SOURCES[name].found(options.data)]
     for name in missing:
