@@ -27,7 +27,7 @@ class RecommendationPipeline(Pipeline):
         processor: its [`PolyRecProcessor`]; default: the one saved with the model.
         k: recommendations per person.
         rank_by: the task that ranks; default: the model's first one that needs no query.
-        exclude_seen: leave out items of the history.
+        exclude_seen: leave out items of the history; default: as `recommend` and `search` have it.
         reasons: also say why, by `model.explain`: each row gets its `reason` and the `events` that speak for it.
 
     Example:

@@ -25,7 +25,7 @@ def recommend(
     context: Mapping[str, Any] | None = None,
     time: float | None = None,
     task: str | None = None,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Recommend items to one person.
 
@@ -38,7 +38,8 @@ def recommend(
         time: when the answer is wanted, in seconds; default: right after the latest event that is known.
         task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
             retrieval tasks ranks the whole catalog by its first pair task.
-        exclude_seen: leave out items of the history.
+        exclude_seen: leave out items of the history; None: unless the task that ranks has learnt what people take again
+            (the option `repeats`).
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
@@ -61,7 +62,7 @@ def _recommend(
     context: Mapping[str, Any],
     time: float | None,
     task: str | None,
-    exclude_seen: bool,
+    exclude_seen: bool | None,
 ) -> list[dict[str, Any]]:
     if task is not None and task not in model.heads:
         raise ValueError(f"unknown task {task!r}; the model has {list(model.heads)}")
@@ -84,7 +85,8 @@ def _recommend(
     else:
         of_catalog = answers(model, processor, history, catalog, request, items)
         scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])
-    if exclude_seen:
+    head = model.heads[ranking_task]
+    if not (head.reads == "state" and head.repeats is not None) if exclude_seen is None else exclude_seen:
         scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
     if not len(best):

@@ -267,8 +267,9 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path).eval()
     for one in (model, loaded):
-        served = one.recommend(processor, history, k=5, exclude_seen=False)
+        served = one.recommend(processor, history, k=5)
         assert [row["item"] for row in served] == expected
+        assert not {row["item"] for row in one.recommend(processor, history, k=5, exclude_seen=True)} & set(history)
     answers = LiveTeacher(model, processor, top_k=5).score(PolyRecCollator()([window]))
     assert answers["teacher_items"]["next_item"][0, -1].tolist() == best.tolist()
     asked = batch["candidate_ids"][0, -1]

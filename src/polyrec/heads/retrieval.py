@@ -51,8 +51,8 @@ class RetrievalHead(TaskHead):
             `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
             processor finds it in the training rows).
             `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
-            the same again (baskets, songs) and lists may say so (`exclude_seen: false`). Events whose label is known
-            to be 0 (seen, and not taken) do not count.
+            the same again (baskets, songs); recommendations then hold it, too (measure it with `exclude_seen: false`).
+            Events whose label is known to be 0 (seen, and not taken) do not count.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
