@@ -1,0 +1,156 @@
+"""Commands that make small models of large ones."""
+
+from __future__ import annotations
+
+import argparse
+
+from polyrec.cli.flags import Commands, add_recipe, chosen_flags, read_recipe
+
+
+def add_distill(commands: Commands) -> None:
+    """`polyrec distill`."""
+    distill = commands.add_parser(
+        "distill",
+        help="train a small student of one or several teachers, and say what they were good for",
+        description="Trains the recipe's model as a student of trained runs, classical recommenders or stored answers, "
+        "and once without a teacher, on the same split, budget and seed. Writes the student as a run like any other, "
+        "with distill.json and .md: teacher, student alone and student per task with paired intervals over people, "
+        "size, speed and cost. Teachers are believed as far as the validation part says. Run it again to go on where "
+        "it stopped.",
+    )
+    add_recipe(distill, "folder of the student (default: the recipe's output + '-student')")
+    distill.add_argument(
+        "--teacher", action="append", default=[], metavar="RUN", help="folder of a trained run; repeat for an ensemble"
+    )
+    distill.add_argument(
+        "--classical",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="ease, item_knn, als, bpr, popularity, lightgbm (of pair tasks); repeat",
+    )
+    distill.add_argument("--logits", metavar="FOLDER", help="answers to the training part, written by `polyrec score`")
+    distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
+    distill.add_argument(
+        "--target-latency", type=float, metavar="MS", help="widest student that answers one person in MS milliseconds"
+    )
+    distill.add_argument("--temperature", type=float, help="of tasks that have one (default: of the plan, else 1)")
+    distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: of the plan, else 0.5)")
+    distill.add_argument(
+        "--start", choices=["random", "teacher"], help="of the student's weights (default: random); the first --teacher"
+    )
+    distill.add_argument("--no-alone", action="store_true", help="no student without a teacher to compare with")
+    distill.add_argument("--ablations", action="store_true", help="also train without each soft loss in turn")
+    distill.add_argument("--resamples", type=int, help="of the bootstrap over people (default: 1000)")
+    distill.add_argument("--trust-teacher", action="store_true", help="that does not say which rows it has learnt")
+    distill.set_defaults(run=_distill)
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from polyrec.cli.distill_settings import DistillSettings
+
+    names = ("logits", "target_parameters", "target_latency", "temperature", "alpha", "start", "resamples")
+    settings = DistillSettings(
+        teachers=tuple(options.teacher),
+        classical=tuple(options.classical),
+        alone=not options.no_alone,
+        ablations=options.ablations,
+        trust=options.trust_teacher,
+        **chosen_flags(options, names),
+    )
+    recipe = read_recipe(options, "-student")
+    from polyrec.cli.distill import distill_recipe
+
+    distill_recipe(recipe, settings)
+
+
+def add_score(commands: Commands) -> None:
+    """`polyrec score`."""
+    score = commands.add_parser(
+        "score",
+        help="store a teacher's answers, for students to learn from",
+        description="Asks a teacher about a part of a recipe's data and writes its answers: logits of all candidates "
+        "of the pair tasks and the best items of each list, of half precision, in shards. Run it again to go on where "
+        "it stopped. A teacher that has learnt what the recipe validates or tests by is refused.",
+    )
+    score.add_argument(
+        "teacher",
+        metavar="TEACHER",
+        help="folder of a trained run, or ease, item_knn, popularity, als, bpr, lightgbm (fitted on the training "
+        "part); several, separated by commas, are an ensemble",
+    )
+    add_recipe(score, "folder of the answers")
+    score.add_argument(
+        "--part", choices=["train", "valid", "test"], default="train", help="of the split (default: train)"
+    )
+    score.add_argument("-k", "--top-k", type=int, help="items per list (default: of the recipe's plan, else 100)")
+    score.add_argument(
+        "--temperature", type=float, help="that the student's plan has (default: of the recipe's plan, else 1)"
+    )
+    score.add_argument("--shard-rows", type=int, help="candidates per file (default: 100000)")
+    score.add_argument("--batch-size", type=int, help="windows asked about at a time (default: 64)")
+    score.add_argument(
+        "--unlabelled",
+        type=int,
+        metavar="N",
+        help="items drawn beside each candidate that pair tasks are asked about, too, for students that learn from "
+        "such (distillation.unlabelled; default: none)",
+    )
+    score.add_argument(
+        "--trust-teacher", action="store_true", help="take a teacher that does not say which rows it has learnt"
+    )
+    score.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    if options.output is None:
+        raise ValueError("say where the answers go: --output DIR")
+    if options.recipe is None and options.interactions is None:
+        options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
+    recipe = read_recipe(options)
+    from polyrec.cli.score import ScoreSettings, score
+
+    names = ("part", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
+    given = chosen_flags(options, names)
+    score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
+
+
+def add_factorize(commands: Commands) -> None:
+    """`polyrec factorize`."""
+    factorize = commands.add_parser(
+        "factorize",
+        help="cut a run's id vectors to a lower rank, and measure what that changes",
+        description="Writes a run whose table of id vectors is the product of two small matrices, the nearest of that "
+        "rank. It can be trained further, and quantized. factorize.json and .md hold size, speed and all metrics "
+        "before and after.",
+    )
+    factorize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    factorize.add_argument("--rank", type=int, required=True, metavar="R", help="numbers per item, below hidden_size")
+    factorize.add_argument("--output", metavar="DIR", help="folder of the result (default: RUN-rankR)")
+    factorize.set_defaults(run=_factorize)
+
+
+def _factorize(options: argparse.Namespace) -> None:
+    from polyrec.cli.factorize import factorize_run
+
+    factorize_run(options.run_folder, options.rank, options.output)
+
+
+def add_quantize(commands: Commands) -> None:
+    """`polyrec quantize`."""
+    quantize = commands.add_parser(
+        "quantize",
+        help="turn a run's weights into whole numbers of 8 bits, and measure what that changes",
+        description="Writes a run whose matrices and tables are int8 numbers with a scale per row: about a quarter of "
+        "the size. It answers and is not trained further. quantize.json and .md hold size, speed and all metrics "
+        "before and after.",
+    )
+    quantize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    quantize.add_argument("--output", metavar="DIR", help="folder of the result (default: RUN-int8)")
+    quantize.set_defaults(run=_quantize)
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from polyrec.cli.quantize import quantize_run
+
+    quantize_run(options.run_folder, options.output)

@@ -1,0 +1,145 @@
+"""Commands that train: from a recipe, compared, tuned, one task further, with new events."""
+
+from __future__ import annotations
+
+import argparse
+
+from polyrec.cli.flags import Commands, add_recipe, chosen_flags, read_recipe
+from polyrec.extras import check_extra
+
+
+def add_train(commands: Commands) -> None:
+    """`polyrec train`."""
+    train = commands.add_parser("train", help="train a model from a YAML recipe, from flags, or from both (flags win)")
+    add_recipe(train, "folder of the run (default: runs/latest)")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    recipe = read_recipe(options)
+    from polyrec.cli.train import train
+
+    train(recipe, resume=options.resume)
+
+
+def add_compare(commands: Commands) -> None:
+    """`polyrec compare`."""
+    compare = commands.add_parser(
+        "compare",
+        help="does learning the tasks together help? multi-task against single-task and leave-one-task-out models",
+        description="Trains the multi-task model of a recipe, one model per task alone, and one without each task, on "
+        "the same split, inputs, budget and seeds, and writes comparison.json, .md and .html: tables with paired "
+        "intervals over people, a task-affinity matrix and the training cost. Run it again to go on where it stopped, "
+        "or with more seeds.",
+    )
+    add_recipe(compare, "folder of the comparison (default: the recipe's output + '-comparison')")
+    compare.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default: 3)")
+    compare.add_argument(
+        "--variants",
+        default="multi,single,leave-one-out",
+        metavar="LIST",
+        help="which models to train, 'multi' among them (default: multi,single,leave-one-out)",
+    )
+    compare.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default: 1000)")
+    compare.add_argument("--no-html", action="store_true", help="no page and no plots, which need matplotlib")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    recipe = read_recipe(options, "-comparison")
+    from polyrec.cli.compare import compare_recipe
+
+    kinds = [kind.strip() for kind in options.variants.split(",")]
+    compare_recipe(recipe, options.seeds, kinds, options.resamples, html=not options.no_html)
+
+
+def add_tune(commands: Commands) -> None:
+    """`polyrec tune`."""
+    tune = commands.add_parser(
+        "tune",
+        help="search task weights, experts, sizes and learning rate on the validation part",
+        description="Optuna search over the `tune:` section of a recipe (or sensible defaults), judged by "
+        "mean_improvement of the validation part alone; bad trials stop early. Writes best.yaml (for `polyrec train`), "
+        "trials.json and trials.md. Run it again to go on where it stopped, or with more trials.",
+    )
+    add_recipe(tune, "folder of the search (default: the recipe's output + '-tuning')")
+    tune.add_argument("--trials", type=int, default=30, help="trials in all, earlier ones counted (default: 30)")
+    tune.set_defaults(run=_tune)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    recipe = read_recipe(options, "-tuning")
+    check_extra("optuna", "tune", "searches")
+    from polyrec.cli.tune import tune_recipe
+
+    tune_recipe(recipe, options.trials)
+
+
+def add_finetune(commands: Commands) -> None:
+    """`polyrec finetune`."""
+    finetune = commands.add_parser(
+        "finetune",
+        help="train one task of a run further, the others staying as they are",
+        description="Trains the head of one task and a low-rank adapter before it; everything that other tasks read "
+        "stays, and their answers before and after are compared bit by bit. Adapters of several tasks live in one "
+        "folder: run it once for each. With --scope all every weight follows this task, and the report says what "
+        "became of the others.",
+    )
+    finetune.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
+    finetune.add_argument("--task", required=True, metavar="NAME", help="of the task")
+    finetune.add_argument("--scope", choices=["task", "all"], help="what is trained (default: task)")
+    finetune.add_argument("--rank", type=int, help="of the adapter, 0 = none (default: 8)")
+    finetune.add_argument("--epochs", type=int, help="of which the best is kept (default: 3)")
+    finetune.add_argument("--learning-rate", type=float, help="its highest value (default: 0.001)")
+    finetune.add_argument("--seed", type=int, help="(default: 0)")
+    finetune.add_argument("--output", metavar="DIR", help="(default: RUN; with --scope all RUN-NAME)")
+    finetune.set_defaults(run=_finetune)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from polyrec.cli.finetune import finetune_run
+    from polyrec.training.finetune import FinetuneSettings
+
+    names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
+    given = chosen_flags(options, names)
+    finetune_run(options.run_folder, FinetuneSettings(**given), options.output)
+
+
+def add_update(commands: Commands) -> None:
+    """`polyrec update`."""
+    update = commands.add_parser(
+        "update",
+        help="let a trained run learn newer events, and say what it forgot",
+        description="Continues the training of a run on events that came later and on a share of the old ones, and "
+        "judges it before and after on held-out new events and on the old test part. The run is replaced unless a "
+        "metric falls by more than --max-drop; then the updated model goes to RUN-refused. People need not be known; "
+        "items that are not in the catalog are added with --items.",
+    )
+    update.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or by an update")
+    update.add_argument("--new", required=True, metavar="PATH", help="events that came later, .parquet or .csv")
+    update.add_argument("--items", metavar="PATH", help="attributes of new items")
+    update.add_argument("--users", metavar="PATH", help="attributes of new people")
+    update.add_argument("--output", metavar="DIR", help="folder of the updated run (default: RUN itself)")
+    update.add_argument("--epochs", type=int, help="over new and replayed events (default: 1)")
+    update.add_argument("--learning-rate", type=float, help="its highest value (default: 0.3 of the run's)")
+    update.add_argument("--replay", type=float, metavar="SHARE", help="of old windows learnt again (default: 0.2)")
+    update.add_argument("--members", type=int, help="short trainings whose weights are averaged (default: 3)")
+    update.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="latest of the new events, only evaluated (default: 0.1)"
+    )
+    update.add_argument(
+        "--max-drop", type=float, metavar="SHARE", help="by which a metric may fall on any slice (default: 0.05)"
+    )
+    update.add_argument("--seed", type=int, help="(default: 0)")
+    update.set_defaults(run=_update)
+
+
+def _update(options: argparse.Namespace) -> None:
+    from polyrec.cli.update import update_run
+    from polyrec.training.update import UpdateSettings
+
+    names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")
+    given = chosen_flags(options, names)
+    settings = UpdateSettings(**given)
+    update_run(options.run_folder, options.new, options.items, options.users, options.output, settings)

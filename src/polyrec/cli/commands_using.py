@@ -1,0 +1,220 @@
+"""Commands about a trained run: its figures, its answers, and where it goes."""
+
+from __future__ import annotations
+
+import argparse
+
+from polyrec.cli.flags import Commands, chosen_flags
+from polyrec.extras import check_extra
+
+
+def add_evaluate(commands: Commands) -> None:
+    """`polyrec evaluate`."""
+    evaluate = commands.add_parser("evaluate", help="metrics of a trained run beside simple baselines")
+    evaluate.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
+    evaluate.add_argument(
+        "--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)"
+    )
+    evaluate.add_argument("--output", metavar="FILE", help="also write the metrics as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from polyrec.cli.evaluate import evaluate_run
+
+    evaluate_run(options.run_folder, options.part, options.output)
+
+
+def add_recommend(commands: Commands) -> None:
+    """`polyrec recommend`."""
+    recommend = commands.add_parser("recommend", help="recommend items to one person")
+    recommend.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    recommend.add_argument(
+        "--history",
+        default="",
+        metavar="IDS",
+        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+    )
+    recommend.add_argument(
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+    )
+    recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    recommend.set_defaults(run=_recommend)
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    from polyrec.cli.recommend import recommend
+
+    recommend(options.run_folder, options.history, options.user, options.k, options.json)
+
+
+def add_explain(commands: Commands) -> None:
+    """`polyrec explain`."""
+    explain = commands.add_parser(
+        "explain",
+        help="why are these items recommended to one person?",
+        description="Says for each recommendation (or each --item) which past events, attributes and words of the item "
+        "made the answer: what the answer would be had the event not happened, exactly.",
+    )
+    explain.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    explain.add_argument(
+        "--history",
+        default="",
+        metavar="IDS",
+        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+    )
+    explain.add_argument(
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+    )
+    explain.add_argument("--item", metavar="IDS", help="items to explain, separated by commas (default: recommended)")
+    explain.add_argument("--task", metavar="NAME", help="whose answer is explained (default: the one that ranks)")
+    explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    explain.add_argument("--events", type=int, default=3, help="past events named per item (default: 3)")
+    explain.add_argument("--neighbours", metavar="ID", help="instead: the items most like this one")
+    explain.add_argument("--picture", metavar="FILE", help="instead: draw the items' space as .png, .svg or .pdf")
+    explain.add_argument("--words", action="store_true", help="also judge the words of the items' texts")
+    explain.add_argument("--json", action="store_true", help="print JSON lines instead of text")
+    explain.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from polyrec.cli.explain import explain_items, explain_run
+
+    if options.neighbours is not None or options.picture is not None:
+        explain_items(options.run_folder, options.neighbours, options.picture, options.k, options.json)
+        return
+    given = {name: getattr(options, name) for name in ("task", "k", "events", "words")}
+    explain_run(options.run_folder, options.history, options.user, options.item, options.json, **given)
+
+
+def add_demo(commands: Commands) -> None:
+    """`polyrec demo`."""
+    demo = commands.add_parser(
+        "demo",
+        help="a page in the browser that shows what a run recommends, and why",
+        description="Serves a page on this machine: choose a person or build a history by searching titles, see every "
+        "task's prediction, recommendations and reasons, change one event and watch them change.",
+    )
+    demo.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    demo.add_argument("--host", default="127.0.0.1", help="who may ask: 127.0.0.1 (the default) is this machine alone")
+    demo.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    demo.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    demo.add_argument("--open", action="store_true", help="open a browser")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    check_extra("gradio", "web", "web demos")
+    from polyrec.cli.demo import demo
+
+    demo(options.run_folder, options.host, options.port, options.k, options.open)
+
+
+def add_card(commands: Commands) -> None:
+    """`polyrec card`."""
+    card = commands.add_parser(
+        "card",
+        help="write the model card of a run, in the Hub's format",
+        description="Writes README.md into a run folder, from what is in it: figures with intervals beside baselines, "
+        "data, training curves, limits, and how to load and reproduce the model. What no file knows (licence, data "
+        "sets, intended use) comes from the recipe's `card:` section or from the flags.",
+    )
+    card.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or distill")
+    card.add_argument("--output", metavar="FILE", help="(default: README.md in RUN)")
+    card.add_argument("--name", help="of the model (default: that of the folder)")
+    card.add_argument("--license", metavar="ID", help="e.g. apache-2.0")
+    card.add_argument("--dataset", action="append", dest="datasets", metavar="NAME", help="trained on; repeat")
+    card.add_argument("--repository", metavar="USER/MODEL", help="where it will be found on the Hub")
+    card.set_defaults(run=_card)
+
+
+def _card(options: argparse.Namespace) -> None:
+    check_extra("matplotlib", "report", "training curves")
+    from polyrec.cli.card import card_run
+
+    given = chosen_flags(options, ("name", "license", "datasets", "repository"))
+    card_run(options.run_folder, options.output, given)
+
+
+def add_report(commands: Commands) -> None:
+    """`polyrec report`."""
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about one or several runs, side by side",
+        description="Curves, figures with intervals beside baselines, calibration, groups of rows in which the models "
+        "err, task affinities, and recommendations of example people with reasons, in one page that needs no network.",
+    )
+    report.add_argument("run_folders", nargs="+", metavar="RUN", help="folder written by `polyrec train` or distill")
+    report.add_argument("--output", metavar="FILE", help="(default: report.html in the first RUN)")
+    report.add_argument("--people", type=int, metavar="N", help="examples of each run, 0 = none (default: 3)")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    check_extra("matplotlib", "report", "plots")
+    from polyrec.cli.report import report_runs
+
+    report_runs(options.run_folders, **chosen_flags(options, ("output", "people")))
+
+
+def add_push(commands: Commands) -> None:
+    """`polyrec push`."""
+    push = commands.add_parser(
+        "push",
+        help="share a run on the Hugging Face Hub",
+        description="Lists what leaves and what stays, refuses columns that look like e-mail addresses or phone "
+        "numbers, and pushes model, processor and card in one commit. Data, checkpoints and hashes of training rows "
+        "stay. Run it again if it was interrupted: what was uploaded is not sent twice.",
+    )
+    push.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
+    push.add_argument("repository", metavar="USER/NAME", help="on the Hub; it is made if it is not there")
+    push.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
+    push.add_argument("--revision", metavar="BRANCH", help="to push to (default: main)")
+    push.add_argument("--create-pr", action="store_true", help="propose the commit instead of making it")
+    push.add_argument("--message", metavar="TEXT", dest="commit_message", help="of the commit")
+    push.add_argument("--tag", action="append", default=[], dest="tags", metavar="TAG", help="of the card; repeat")
+    push.add_argument("--include-users", action="store_true", help="let rows about people leave, too (users.parquet)")
+    push.add_argument(
+        "--allow-column",
+        action="append",
+        default=[],
+        dest="allow_columns",
+        metavar="NAME",
+        help="a column that may leave although it looks like a way to reach a person; repeat",
+    )
+    push.add_argument("--dry-run", action="store_true", help="only list what would leave")
+    push.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from polyrec.cli.push import push_run
+
+    names = ("private", "revision", "create_pr", "commit_message", "tags", "include_users", "allow_columns", "dry_run")
+    push_run(options.run_folder, options.repository, **chosen_flags(options, names))
+
+
+def add_encode_images(commands: Commands) -> None:
+    """`polyrec encode-images`."""
+    images = commands.add_parser(
+        "encode-images",
+        help="vectors of the images of an items table",
+        description="Encodes a column of image paths with a vision model and writes one vector per row, to be declared "
+        "in a recipe as item_features: {image: 'embedding:FILE'}. Images that were encoded before are not read again.",
+    )
+    images.add_argument("items", metavar="ITEMS", help="items table, .parquet or .csv")
+    images.add_argument("--column", required=True, help="of image paths, or of bytes; null where there is no image")
+    images.add_argument("--model", required=True, help="vision model: a name on the Hub or a folder")
+    images.add_argument("--revision", help="of the model on the Hub")
+    images.add_argument("--pooling", choices=["mean", "cls"], default="mean", help="of the patches (default: mean)")
+    images.add_argument("--folder", default=".", metavar="DIR", help="that paths are relative to (default: here)")
+    images.add_argument("--output", required=True, metavar="FILE", help=".safetensors to write")
+    images.set_defaults(run=_encode_images)
+
+
+def _encode_images(options: argparse.Namespace) -> None:
+    check_extra("PIL", "images", "images")
+    from polyrec.cli.images import encode_images
+
+    own = options.column, options.model, options.revision, options.pooling, options.folder, options.output
+    encode_images(options.items, *own)

@@ -1,0 +1,57 @@
+"""What commands of the command line share: the flags of a recipe, and how it is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
+
+Commands = Any  # argparse does not name the type of add_subparsers
+
+
+def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command has that reads a recipe."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        help="YAML file; its keys are the flags below plus columns, split, processor, model, training, tune",
+    )
+    parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
+    parser.add_argument("--items", metavar="PATH", help="item attributes")
+    parser.add_argument("--users", metavar="PATH", help="attributes of people")
+    parser.add_argument("--past", metavar="PATH", help="what people did before the log, lists of item ids")
+    parser.add_argument(
+        "--task",
+        action="append",
+        metavar="NAME=HEAD[:LABEL]",
+        help="e.g. next_item=retrieval, 'like=binary:rating >= 4'; repeat",
+    )
+    parser.add_argument("--output", metavar="DIR", help=output)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="e.g. training.num_train_epochs=3 or tasks.like.weight=0.5; repeat",
+    )
+
+
+def chosen_flags(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The flags among some that were given; the others keep the defaults of what reads them."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
+    """The recipe of a command; without --output its own output, `suffix` added."""
+    overrides: dict[str, Any] = {}
+    if options.task:
+        overrides["tasks"] = [parse_task(text) for text in options.task]
+    overrides |= chosen_flags(options, ("interactions", "items", "users", "past", "output"))
+    overrides |= dict(parse_override(text) for text in options.set)
+    recipe = load_recipe(options.recipe, overrides)
+    if options.output is None:
+        recipe.output += suffix
+    recipe.check()
+    return recipe
