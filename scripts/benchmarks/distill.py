@@ -226,9 +226,7 @@ def run(args: Namespace, plan: Mapping[str, Any], report: common.Report) -> None
                     report.content["ratios"][f"{name}: throughput, student / teacher"] = fast / slow
                 _join(runs[system][seed], found, name)
                 print(name, system, seed, {k: round(v, 4) for k, v in found["test"].items()}, flush=True)
-        for system, entries in runs.items():
-            if found_entries := [entry for entry in entries if entry]:
-                report.add(system, common.summarise(found_entries))
+            report.add(system, common.summarise([entry for entry in runs[system] if entry]))
         compare(report, constants)
 
 
