@@ -256,6 +256,8 @@ class TableTeacher(Teacher):
         rows_BC = batch["candidate_rows"]
         at_M = self._rows(rows_BC)
         pieces = self._pieces(at_M)
+        drawn: Drawn | None = batch.get("drawn")
+        beside = [] if drawn is None else self._pieces(self._rows(rows_BC.gather(1, drawn.beside_BU)))
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
             width = self.tables[0].numbers[task].shape[1:]
@@ -263,8 +265,8 @@ class TableTeacher(Teacher):
             for table, chosen, local in pieces:
                 found[chosen] = table.numbers[task][local]
             values = torch.from_numpy(found).view(*rows_BC.shape, *width)
-            if "drawn" in batch:
-                values[:, -batch["drawn"].items_BU.shape[1] :] = self._about_drawn(task, rows_BC, batch["drawn"])
+            if drawn is not None:
+                values[:, -drawn.items_BU.shape[1] :] = self._about_drawn(task, drawn, beside)
             answers["teacher_logits"][task] = values.to(device)
         for task in self.list_tasks:
             places_of, items, scores = [], [], []
@@ -284,12 +286,13 @@ class TableTeacher(Teacher):
             answers["teacher_items"][task], answers["teacher_scores"][task] = (x.to(device) for x in spread_out)
         return answers
 
-    def _about_drawn(self, task: str, rows_BC: Tensor, drawn: Drawn) -> Tensor:
-        """Answers about drawn items, [B, U(, K)]."""
-        at_M = self._rows(rows_BC.gather(1, drawn.beside_BU))
+    def _about_drawn(
+        self, task: str, drawn: Drawn, beside: Sequence[tuple[AnswerTable, np.ndarray, np.ndarray]]
+    ) -> Tensor:
+        """Answers about drawn items, [B, U(, K)]; `beside` are pieces of the candidates that they stand beside."""
         numbers_M, width = drawn.numbers_BU.flatten().cpu().numpy(), self.tables[0].numbers[task].shape[1:]
-        found = np.full((at_M.size, *width), np.nan, dtype=np.float32)
-        for table, chosen, local in self._pieces(at_M):
+        found = np.full((numbers_M.size, *width), np.nan, dtype=np.float32)
+        for table, chosen, local in beside:
             found[chosen] = table.drawn_numbers[task][local, numbers_M[chosen]]
         return torch.from_numpy(found).view(*drawn.items_BU.shape, *width)
 

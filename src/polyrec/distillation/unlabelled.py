@@ -1,6 +1,6 @@
 """Questions that only the teacher answers: items drawn at random, about which nobody has said anything.
 
-Letters: B people, C candidates, U drawn items per window, K numbers of an answer.
+Letters: B people, C candidates, U drawn items per window.
 """
 
 from __future__ import annotations
