@@ -1,0 +1,1 @@
+"""What every package may use: settings, files and manifests. Imports nothing of polyrec."""
