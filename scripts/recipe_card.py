@@ -11,7 +11,7 @@ from recipe_tables import SOURCES
 
 from polyrec.cards.about import About
 from polyrec.cards.card import write_card as write_run_card
-from polyrec.evaluation.metric_names import MODEL, figures
+from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.tracking.run_files import RunFiles
 
@@ -53,7 +53,7 @@ def write_card(name: str, run: Path, cards: Path) -> Path:
 def behind(report: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """ "task, metric: value of polyrec against value of a baseline" wherever that is better or as good."""
     found = []
-    for task, systems in report.items():
+    for task, systems in of_tasks(report).items():
         for name, own in figures(systems[MODEL]).items():
             sign = -1 if name in LOWER_IS_BETTER else 1
             for system, values in systems.items():

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from run_fixtures import trained_run
 
 from polyrec.cards import About, make_card, unsupported_figures
 from polyrec.cli.main import main
+from polyrec.evaluation.report import format_report
 from polyrec.tracking.run_files import RunFiles
 
 
@@ -46,6 +48,21 @@ def test_a_changed_figure_is_found(run):
     wrong = unsupported_figures(text, run.sources)
     assert f"{other['rating']['polyrec']['rmse']:.4f}" in wrong
     assert "123,456" in wrong
+
+
+def test_facts_beside_the_tasks_are_not_read_as_tasks(folder, run, tmp_path):
+    """Prevents "_data" or "_evaluation" of metrics.json from becoming a task of cards and reports, or breaking them."""
+    home = tmp_path / folder.name
+    home.mkdir()
+    for name in ("recipe.yaml", "config.json", "training.json"):
+        shutil.copy(folder / name, home / name)
+    report = json.loads((folder / "metrics.json").read_text())
+    report |= {"_evaluation": {"candidates": "all"}, "_data": {"rows": 7}}
+    (home / "metrics.json").write_text(json.dumps(report))
+    found = RunFiles.read(home)
+    assert (found.metrics, found.facts["_data"]) == (run.metrics, {"rows": 7})
+    assert str(make_card(found)) == str(make_card(run))
+    assert format_report(report) == format_report(run.metrics)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,16 @@ import numpy as np
 MODEL = "polyrec"  # among the systems of a report
 
 
+def of_tasks(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks of metrics.json; keys that begin with "_" are facts about data and evaluation, not tasks.
+
+    Example:
+        >>> of_tasks({"like": {"polyrec": {"auc": 0.8}}, "_data": {"rows": 10}})
+        {'like': {'polyrec': {'auc': 0.8}}}
+    """
+    return {name: systems for name, systems in report.items() if not name.startswith("_")}
+
+
 def figures(values: Mapping[str, Any]) -> dict[str, float]:
     """The metrics among what a report says of a system, which are its numbers.
 

@@ -16,7 +16,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import bootstrap, evaluator, ranking
 from polyrec.evaluation.intervals import bounds, metric_interval
-from polyrec.evaluation.metric_names import MODEL, figures
+from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.evaluation.reliability import predicts_means, reliability
 from polyrec.evaluation.resampled_metrics import is_fast
@@ -113,7 +113,7 @@ def _retrieval(
 def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A text table per task; the best value of each metric is marked with *."""
     lines = []
-    for task, systems in report.items():
+    for task, systems in of_tasks(report).items():
         names = list(figures(next(iter(systems.values()))))
         lines.append(f"{task:<14}" + "".join(f"{n:>19}" for n in names))
         for system, values in systems.items():

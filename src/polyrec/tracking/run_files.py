@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import yaml
 
-from polyrec.evaluation.metric_names import MODEL, figures
+from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
 
@@ -25,11 +25,12 @@ class RunFiles:
     Args:
         folder: of the run.
         recipe: recipe.yaml.
-        metrics: metrics.json, {task: {system: {metric: value, ...}}}.
+        metrics: tasks of metrics.json, {task: {system: {metric: value, ...}}}.
         config: config.json of the model.
         training: training.json; empty if the run was trained before there was one.
         distillation: distill.json of a student, else empty.
         emissions: the last line of emissions.csv, else empty.
+        facts: keys of metrics.json that begin with "_", e.g. "_data", what its `DataReport` says.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class RunFiles:
     training: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
     emissions: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -55,14 +57,17 @@ class RunFiles:
                 )
         emissions = home / _EMISSIONS_NAME
         rows = list(csv.DictReader(emissions.read_text().splitlines())) if emissions.exists() else []
+        metrics = _read(home / METRICS_NAME)
+        tasks = of_tasks(metrics)
         return cls(
             home,
             yaml.safe_load((home / "recipe.yaml").read_text(encoding="utf-8")),
-            _read(home / METRICS_NAME),
+            tasks,
             _read(home / "config.json"),
             _read(home / TRAINING_NAME),
             _read(home / "distill.json"),
             rows[-1] if rows else {},
+            {name: found for name, found in metrics.items() if name not in tasks},
         )
 
     @property
@@ -88,7 +93,7 @@ class RunFiles:
     @property
     def sources(self) -> list[Any]:
         """Everything that a card or report may quote figures from."""
-        return [self.metrics, self.training, self.recipe, self.config, self.distillation, self.emissions]
+        return [self.metrics, self.facts, self.training, self.recipe, self.config, self.distillation, self.emissions]
 
 
 def _read(path: Path) -> Any:
