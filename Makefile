@@ -18,7 +18,7 @@ test: $(VENV)/.installed  ## the whole test suite, doctests included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 docs: $(VENV)/.installed  ## the documentation, build/docs/index.html; a warning is an error
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict --clean
 
 check: $(VENV)/.installed  ## lint, format, types, layers, then the tests
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """The documentation builds without warnings, and each of its code blocks runs."""
 
+import importlib
 import importlib.util
+import inspect
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -59,15 +62,84 @@ def test_every_page_is_in_the_menu():
     assert named == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
 
 
-def test_builds_without_warnings(tmp_path):
-    """A link to nothing, or a docstring that cannot be rendered, is noticed by readers only."""
-    for module in ("mkdocs", "material", "mkdocstrings"):
+def build(folder):
+    """The build of `make docs` over a copy of the pages and the sources."""
+    for module in ("zensical", "mkdocstrings"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed: pip install 'polyrec[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert built.returncode == 0, built.stderr
-    assert (tmp_path / "site" / "index.html").exists()
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """What a build reads."""
+    for name in ("docs", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (tmp_path / "scripts").mkdir()
+    for name in ("mkdocs.yml", "scripts/docs_docstrings.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_builds_without_warnings(copied):
+    """A link to nothing, or a docstring that cannot be rendered, is noticed by readers only."""
+    built = build(copied)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert (copied / "build" / "docs" / "index.html").exists()
+
+
+def test_planted_warnings_fail_the_build(copied):
+    """A check that cannot fail: `--quiet` once hid the warnings that `--strict` counts."""
+    plants = [
+        ("docs/tasks.md", "# ", "# [a page](nothing.md) "),
+        ("docs/experts.md", "# ", "# [a part of one](data.md#nothing-is-called-so) "),
+        ("src/polyrec/weighting/fixed.py", 'r"""', 'r"""See [it][polyrec.nothing]. '),
+    ]
+    for file, old, new in plants:
+        text = (copied / file).read_text(encoding="utf-8")
+        assert old in text
+        (copied / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    built = build(copied)
+    assert built.returncode != 0
+    assert f"{len(plants)} issues found" in built.stdout + built.stderr
+
+
+def described(docstring):
+    """Names that the Args section of a docstring describes."""
+    section = re.search(r"^( *)Args:\n((?:\1 .*\n|\n)+)", (docstring or "") + "\n", re.MULTILINE)
+    if section is None:
+        return set()
+    entries = re.findall(rf"^{section[1]}    ([*\w]+(?:, [*\w]+)*):", section[2], re.MULTILINE)
+    return {name.strip("* ") for entry in entries for name in entry.split(",")}
+
+
+def public_callables():
+    """Public functions, classes and methods of all modules, with the names of their parameters."""
+    for module in pkgutil.walk_packages(polyrec.__path__, "polyrec."):
+        if "__main__" in module.name:
+            continue
+        for name, found in vars(importlib.import_module(module.name)).items():
+            if name.startswith("_") or getattr(found, "__module__", None) != module.name:
+                continue
+            if inspect.isfunction(found):
+                yield found.__qualname__, found.__doc__, {*inspect.signature(found).parameters}
+            elif inspect.isclass(found):
+                fields = {field for cls in found.__mro__ for field in vars(cls).get("__annotations__", {})}
+                for way in ("__init__", "_sanitize_parameters"):  # the second is how transformers' pipelines are called
+                    if inspect.isfunction(getattr(found, way, None)):
+                        fields |= {*inspect.signature(getattr(found, way)).parameters}
+                yield name, found.__doc__, fields
+                for key, method in vars(found).items():
+                    method = getattr(method, "__func__", method)
+                    if inspect.isfunction(method) and not key.startswith("_"):
+                        yield f"{name}.{key}", method.__doc__, {*inspect.signature(method).parameters}
+
+
+def test_documented_parameters_exist():
+    """A parameter that was renamed keeps its old name in the docstring, and a reader gives an unknown argument."""
+    wrong = {name: extra for name, doc, known in public_callables() if (extra := described(doc) - known)}
+    assert wrong == {}
 
 
 def test_reference_is_complete():
