@@ -225,6 +225,21 @@ def test_held_out_rows_of_leave_one_out_do_not_count_before_their_part(tables):
         assert np.array_equal(one.statistics[asked], two.statistics[asked], equal_nan=True)
 
 
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_a_frozen_view_keeps_to_what_its_rows_may_count(tables, part):
+    """Prevents `frozen` on a leave-one-out split from counting held-out labels that lie before the cutoff."""
+    processor, _ = fit(tables)
+    found = []
+    first = processor.split(tables["interactions"], by="leave_one_out")
+    held = first.test.log.row[first.test.candidates.event]
+    for rating in (1.0, 5.0):
+        tables["interactions"]["rating"][held] = rating
+        dataset = getattr(processor.split(tables["interactions"], by="leave_one_out"), part)
+        view = processor.frozen(dataset, float(np.quantile(dataset.log.time, 0.9)))
+        found.append(view.statistics[view.candidates.statistic])
+    assert np.array_equal(*found, equal_nan=True)
+
+
 def test_scales_come_from_training_rows(tables):
     """Prevents means, counts and label summaries from knowing the test period."""
     processor, _ = fit(tables)

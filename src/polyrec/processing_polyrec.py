@@ -51,7 +51,7 @@ from polyrec.hub.files import PROCESSOR_FILES
 from polyrec.hub.push import push
 from polyrec.hub.safety import check_processor
 from polyrec.registry import HEADS, nearest
-from polyrec.schema import RESIDUALS, STATISTICS, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
+from polyrec.schema import RESIDUALS, STATISTICS, TIME_GAP, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -237,12 +237,13 @@ class PolyRecProcessor:
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
             self.label_summary[name]["sampling_rate"] = share
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
-        source = train if by == "leave_one_out" else None
+        held_out = by == "leave_one_out"
+        source, known = (train, part != splits.TEST) if held_out else (None, None)
         learnt = tested = None
         if self.statistics is not None:
             learnt = tested = self.statistics.fit(log, train, source=source)
-            if source is not None:
-                tested = self.statistics.compute(log, source=part != splits.TEST)
+            if held_out:
+                tested = self.statistics.compute(log, source=known)
         return Splits(
             self.training_set(
                 log,
@@ -254,8 +255,8 @@ class PolyRecProcessor:
                 delayed_share=delayed_share,
                 keep_negatives=keep_negatives,
             ),
-            self.evaluation_set(log, part == splits.VALIDATION, learnt),
-            self.evaluation_set(log, part == splits.TEST, tested),
+            self.evaluation_set(log, part == splits.VALIDATION, learnt, source),
+            self.evaluation_set(log, part == splits.TEST, tested, known),
         )
 
     def _cut(
@@ -391,9 +392,15 @@ class PolyRecProcessor:
     def _questions(self) -> Questions:
         return Questions(self.tasks, self.max_history, self.ties, self.statistics)
 
-    def evaluation_set(self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None) -> SequenceDataset:
-        """Questions about some events of a log (bool [R]), each with at least half a window of history."""
-        return self._questions.evaluation(log, rows, statistics)
+    def evaluation_set(
+        self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, source: np.ndarray | None = None
+    ) -> SequenceDataset:
+        """Questions about some events of a log (bool [R]), each with at least half a window of history.
+
+        Args:
+            source: bool [R], events that `statistics` count; None: all.
+        """
+        return self._questions.evaluation(log, rows, statistics, source)
 
     def training_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, **options: Any
@@ -423,7 +430,7 @@ class PolyRecProcessor:
         found += [e.feature("event") for e in self.event_encoders["event"].values()]
         context = self.event_encoders["candidate"]
         found += [e.feature("candidate") for n, e in context.items() if f"context.{n}" not in hidden]
-        found.append(FeatureConfig("time_gap", "event", "numeric"))
+        found.append(FeatureConfig(TIME_GAP, "event", "numeric"))
         if self.statistics is not None and self.statistics.targets:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
         if self.statistics is not None:

@@ -16,6 +16,7 @@ FeatureSource = Literal["item", "user", "event", "candidate"]
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
+TIME_GAP = "time_gap"  # name of the event feature that holds the time since the event before
 REFUSED = (
     "refused:"  # begins the event feature of a task with `repeats`: 1 where the item was asked about and not taken
 )

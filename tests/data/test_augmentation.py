@@ -126,6 +126,25 @@ def test_reorder_moves_a_run_with_its_features():
     assert np.array_equal(after["event_features"]["stars"], after["item_ids"] - 2)
 
 
+@pytest.mark.parametrize("transform", [Crop(0.9), Reorder(0.5)])
+def test_gaps_are_those_of_the_changed_history(transform):
+    """Prevents a gap that went with its event from telling what was cropped before it, or where it stood."""
+    length = 20
+    gap = np.arange(length, dtype=np.float32)
+    gap[0] = np.nan
+    window = {
+        "item_ids": np.arange(length) + 2,
+        "event_features": {"time_gap": gap},
+        "candidate_positions": np.array([length]),
+    }
+    found = transform(window, np.random.default_rng(3))
+    assert not np.array_equal(found["item_ids"], window["item_ids"])
+    expected = gap[length - len(found["item_ids"]) :].copy()
+    expected[0] = np.nan  # whoever comes first has no event before
+    assert np.array_equal(found["event_features"]["time_gap"], expected, equal_nan=True)
+    assert gap[1:].tolist() == list(range(1, length))  # the log's own gaps stay
+
+
 def test_insert_adds_unknown_events_of_similar_items():
     """Prevents an invented event from carrying a rating nobody gave, and positions from pointing before it."""
     before, after = changed(Insert(0.5, SIMILAR))

@@ -10,6 +10,7 @@ from window_fixtures import dataset, gaps, joined, make_log, people, same_window
 
 from polyrec import PolyRecProcessor
 from polyrec.data.augmentation import Mask
+from polyrec.data.encoding import time_gap
 from polyrec.data.past import PastEvents
 from polyrec.data.sequences import Candidates, SequenceDataset
 
@@ -139,6 +140,24 @@ def test_a_shuffled_basket_is_asked_in_its_new_order():
         )
         orders.add(tuple(sorted(seen, key=lambda row: len(seen[row]))))
     assert len(orders) == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(people, gaps, st.integers(0, 3), st.integers(2, 6))
+def test_gaps_of_shuffled_ties_say_nothing_of_the_files_order(people, gaps, epoch, max_history):
+    """Prevents the event that the file has first in a tie from being known by its gap wherever it comes to stand."""
+    log = make_log(people, gaps)
+    log.event_features["time_gap"] = time_gap(log)
+    data = dataset(log, max_history=max_history, shuffle_ties=True)
+    data.set_epoch(epoch)
+    for i in range(len(data)):
+        window, start = data[i], int(data.spans(np.array([i])).start[0])
+        own = log.time[log.offsets[data.spans(np.array([i])).person[0]] :][start:]
+        seen = log.time[window["item_ids"] - 2]  # of the events in their new order
+        before = log.time[log.offsets[data.spans(np.array([i])).person[0]] + start - 1] if start else np.nan
+        expected = ((np.log1p(np.diff(seen, prepend=before)) - 8) / 4).astype(np.float32)
+        assert np.array_equal(seen, own[: len(seen)])
+        assert np.array_equal(window["event_features"]["time_gap"], expected, equal_nan=True)
 
 
 def test_epochs_draw_other_orders():

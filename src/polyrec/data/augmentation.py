@@ -24,6 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from polyrec.data.columns import FIRST, UNKNOWN
+from polyrec.schema import TIME_GAP
 
 Window = dict[str, Any]
 Transform = Callable[[Window, np.random.Generator], Window]
@@ -78,7 +79,12 @@ class Crop(_Share):
 
     def __call__(self, window: Window, rng: np.random.Generator) -> Window:
         """Apply to one window."""
-        return without_oldest(window, int(rng.integers(0, int(self.share * len(window["item_ids"])) + 1)))
+        count = int(rng.integers(0, int(self.share * len(window["item_ids"])) + 1))
+        cropped = without_oldest(window, count)
+        gap = cropped["event_features"].get(TIME_GAP)  # a copy, to be written into
+        if count and gap is not None:
+            gap[:1] = np.nan  # it was the time since an event that never happened now
+        return cropped
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,11 @@ class Reorder(_Share):
         order = np.arange(length)
         order[begin : begin + run] = rng.permutation(order[begin : begin + run])
         inside = (position > begin) & (position < begin + run)
-        return with_events(window, order, np.where(inside, begin, position))
+        changed = with_events(window, order, np.where(inside, begin, position))
+        if TIME_GAP in window["event_features"]:
+            # Places keep their times; a gap that went with its event would tell where the event stood.
+            changed["event_features"][TIME_GAP] = window["event_features"][TIME_GAP]
+        return changed
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.past import PastEvents
 from polyrec.data.sequences import EventLog
 from polyrec.data.tables import column, first_bad_row, ids, is_null, label_values, labels, times
-from polyrec.schema import REFUSED, Columns, TaskConfig
+from polyrec.schema import REFUSED, TIME_GAP, Columns, TaskConfig
 
 Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
 
@@ -63,7 +63,7 @@ def encode_log(
         candidate_features=encoded["candidate"],
         user_features={name: values[user_rows] for name, values in users.encoded.items()},
     )
-    log.event_features["time_gap"] = time_gap(log)
+    log.event_features[TIME_GAP] = time_gap(log)
     for task in tasks:
         if task.ranks_catalog and task.options.get("repeats"):
             log.event_features[REFUSED + task.name] = _refused(table, task, what)[sort]
@@ -100,7 +100,7 @@ def encode_past(past: PastEvents, encoders: Encoders) -> None:
             past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
         else:
             past.event_features[name] = encoder.missing(rows)
-    past.event_features["time_gap"] = np.full(rows, np.nan, dtype=np.float32)
+    past.event_features[TIME_GAP] = np.full(rows, np.nan, dtype=np.float32)
 
 
 def time_gap(log: EventLog) -> np.ndarray:

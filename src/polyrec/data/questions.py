@@ -33,14 +33,17 @@ class Questions:
         """Names of the tasks, in the order of the labels' columns."""
         return [t.name for t in self.tasks]
 
-    def evaluation(self, log: EventLog, rows: np.ndarray, values: np.ndarray | None) -> SequenceDataset:
+    def evaluation(
+        self, log: EventLog, rows: np.ndarray, values: np.ndarray | None, source: np.ndarray | None = None
+    ) -> SequenceDataset:
         """Questions about some events (bool [R]), each with at least half a window of history.
 
         Args:
             values: running statistics of the log, [R, F].
+            source: bool [R], events that they count; None: all.
         """
-        stride = max(self.max_history // 2, 1)
-        return SequenceDataset(log, self._asked(log, rows), self.task_names, values, self.max_history, stride)
+        stride, asked = max(self.max_history // 2, 1), self._asked(log, rows)
+        return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, source=source)
 
     def training(
         self,
@@ -83,6 +86,7 @@ class Questions:
             own_view_tasks=retrieval if max_delay > 0 else (),
             delayed_share=delayed_share,
             keep_negatives=dict(keep_negatives or {}),
+            source=source,
         )
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
@@ -91,7 +95,8 @@ class Questions:
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         if values is None or self.statistics is None:
             return dataset.with_candidates(Candidates(asked.event, position), values)
-        view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff))[asked.event]
+        view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff), source=dataset.source)
+        view = view[asked.event]
         rows = np.arange(len(view)) + len(values)
         return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([values, view]))
 

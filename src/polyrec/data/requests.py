@@ -14,7 +14,7 @@ import pyarrow as pa
 from polyrec.data.encoding import time_gap
 from polyrec.data.sequences import EventLog
 from polyrec.data.tables import as_table, column, first_bad_row, ids, times
-from polyrec.schema import Columns
+from polyrec.schema import TIME_GAP, Columns
 
 
 def request_table(
@@ -111,5 +111,5 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         measures=of_rows(log.measures),
         queries=None if log.queries is None else log.queries.of_rows(row),
     )
-    found.event_features["time_gap"] = time_gap(found)
+    found.event_features[TIME_GAP] = time_gap(found)
     return found

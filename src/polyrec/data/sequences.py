@@ -23,7 +23,7 @@ from polyrec.data.past import PastEvents
 from polyrec.data.queries import Queries
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
-from polyrec.schema import STATISTICS
+from polyrec.schema import STATISTICS, TIME_GAP
 
 
 @dataclass
@@ -182,6 +182,8 @@ class SequenceDataset(WindowDataset):
         keep_negatives: {task: share of its negatives that an epoch asks}, see `polyrec.data.sampling`; the label of the
             others is unknown in that task, and nothing else changes.
         transform: changes what a window shows of the history, see `polyrec.data.augmentation`.
+        source: bool [R], events that the statistics of this set may count; None: all. Whoever computes them again for
+            another view (`Questions.frozen`) keeps to it.
     """
 
     log: EventLog
@@ -196,6 +198,7 @@ class SequenceDataset(WindowDataset):
     delayed_share: float | None = None
     keep_negatives: dict[str, float] = field(default_factory=dict)
     transform: Transform | None = None
+    source: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         log, candidates = self.log, self.candidates
@@ -284,6 +287,10 @@ class SequenceDataset(WindowDataset):
             events = events[: position.max(initial=0)]
         rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
         event_features = {k: v[events] for k, v in log.event_features.items()}
+        if self.shuffle_ties and TIME_GAP in event_features:
+            # Events of one time change places, their times do not: the gap belongs to the place, or the first event of
+            # a tie would keep the gap before the tie wherever it comes to stand.
+            event_features[TIME_GAP] = log.event_features[TIME_GAP][first : first + len(events)]
         event_features |= {k: v[events] for k, v in log.candidate_features.items()}
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
