@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtri
 
-from polyrec.data.scaling import KNOTS, StatisticsScaler, quantile_knots, rank_gaussian
+from polyrec.data.scaling import GROUPS, KNOTS, StatisticsScaler, grouped_quantiles, quantile_knots, rank_gaussian
 
 numbers = st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=30).map(np.array)
 
@@ -49,6 +50,18 @@ def test_constants_are_zero(values):
     assert knots.shape == (KNOTS,)
     assert rank_gaussian(np.array([3.0, 99.0]), knots).tolist() == [0, 0]
     assert np.isnan(rank_gaussian(np.array([np.nan]), knots)).all()
+
+
+def test_groups_hold_the_rows_of_their_part():
+    """Prevents watch times of short videos from being ranked among those of all other lengths."""
+    edges = ndtri((np.arange(GROUPS) + 0.5) / GROUPS)  # one number inside each group, and one that is unknown
+    scaled = np.append(np.repeat(edges, 2), np.nan)
+    values = np.append(np.repeat(np.arange(GROUPS, dtype=float), 2), 1000.0)
+    knots = grouped_quantiles(values, scaled)
+    for g in range(GROUPS):
+        assert knots[g].tolist() == [g] * KNOTS
+    assert (knots[GROUPS, 0], knots[GROUPS, -1]) == (0.0, 1000.0)
+    assert np.array_equal(grouped_quantiles(np.array([7.0]), np.array([0.0]))[0], np.full(KNOTS, 7.0))  # an empty group
 
 
 @settings(max_examples=40, deadline=None)
