@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 
 import pytest
 
+from torch import nn
+
+from polyrec.core.names import METRIC_BEGINNINGS
+from polyrec.core.settings import saved_files
+from polyrec.registry import HEADS
 from polyrec.schema import Columns, FeatureConfig, Label, TaskConfig, from_dict, parse_tasks
 
 
@@ -82,7 +88,7 @@ def test_unknown_part_names_the_nearest():
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_impossible_weights_are_refused(weight):
     """Prevents a loss of NaN or a task that is unlearnt."""
-    with pytest.raises(ValueError, match="weight of task 'like'"):
+    with pytest.raises(ValueError, match=r"tasks.like.weight is .*; it must be a number >= 0"):
         TaskConfig("like", head="binary", weight=weight)
 
 
@@ -91,6 +97,33 @@ def test_impossible_names_are_refused(name):
     """Prevents a name that cannot be a module's key from failing when the model is built."""
     with pytest.raises(ValueError, match="must be letters, digits and '_'"):
         TaskConfig(name, head="binary")
+
+
+@pytest.mark.parametrize(
+    "name", ["item", "score", "rank", "title", "cold_item", "cold_start", "query", "history", "reason", "mean", "type"]
+)
+def test_names_that_mean_something_else_are_refused(name):
+    """Prevents a prediction from overwriting the item's id in a row of `recommend`, and a head that torch cannot keep."""
+    with pytest.raises(ValueError, match=f"the task name '{name}' is taken .*: choose another one, e.g. '{name}_task'"):
+        TaskConfig(name, head="binary")
+    with saved_files(), pytest.warns(UserWarning, match="is taken"):
+        assert TaskConfig(name, head="binary").name == name  # a run of before still loads
+
+
+def test_all_names_of_torch_modules_are_reserved():
+    """Prevents a name from being refused only when the model is built, hours after the tables were read."""
+    for name in dir(nn.ModuleDict()):
+        if re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            with pytest.raises(ValueError, match="is taken"):
+                TaskConfig(name, head="binary")
+
+
+def test_metrics_of_two_tasks_never_have_one_name():
+    """Prevents `age_class_logloss` of a multiclass task "age" from being that of a binary task "age_class"."""
+    with pytest.raises(ValueError, match="'age' and 'age_class' could have one name"):
+        parse_tasks([TaskConfig("age", "multiclass"), TaskConfig("age_class", "binary")])
+    several = {m for head in HEADS.names() for m in HEADS.get(head).metrics if "_" in m}
+    assert {m.split("_")[0] for m in several} <= set(METRIC_BEGINNINGS)
 
 
 def test_task_lists_are_checked():
@@ -116,7 +149,7 @@ def test_unknown_keys_are_refused_with_the_nearest():
     """Prevents a misspelt option from being ignored."""
     with pytest.raises(ValueError, match="unknown key 'feedbak' in Columns; .*did you mean 'feedback'"):
         from_dict(Columns, {"feedbak": ["rating"]})
-    with pytest.raises(ValueError, match="unknown key 'wieght' in TaskConfig; .*did you mean 'weight'"):
+    with pytest.raises(ValueError, match="unknown key 'wieght' in tasks.a; .*did you mean 'weight'"):
         parse_tasks([{"name": "a", "head": "binary", "wieght": 2}])
 
 
@@ -124,13 +157,18 @@ def test_unknown_keys_are_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feedback": "rating"}, r"columns\.feedback must be a list .* write \['rating'\]"),
-        ({"context": "hour"}, r"columns\.context must be a list .* write \['hour'\]"),
+        ({"feedback": "rating"}, r"columns\.feedback is 'rating'; it must be a list of texts .*e\.g\. \['rating'\]"),
+        ({"context": "hour"}, r"columns\.context is 'hour'; it must be a list of texts .*e\.g\. \['hour'\]"),
         ({"item_features": {"year": "numerc"}}, "unknown kind 'numerc' of column 'year'; .*did you mean 'numeric'"),
         ({"user_features": {"vec": "vector"}}, "unknown kind 'vector' of column 'vec'"),
-        ({"item_features": ["genre"]}, r"columns\.item_features must say the kind of each column.*\['genre'\]"),
+        ({"item_features": ["genre"]}, r"columns\.item_features is \['genre'\]; it must be a mapping or null"),
         ({"context": {"query": "text"}}, "unknown kind 'text' of column 'query'; known: categorical, multi, numeric"),
-        ({"time_unit": "min"}, "unknown time_unit 'min'; known: s, ms, us, ns"),
+        ({"user": "item_id"}, "one column for several of"),
+        ({"feedback": ["rating", "time_gap"]}, "columns.feedback names 'time_gap', an input that polyrec makes"),
+        ({"context": ["statistics"]}, "columns.context names 'statistics', an input that polyrec makes"),
+        ({"propensity_clip": True}, r"columns.propensity_clip is True; it must be a number in \[0, 1\]"),
+        ({"past_length": 1.5}, "columns.past_length is 1.5; it must be a whole number >= 0"),
+        ({"time_unit": "min"}, "columns.time_unit is 'min'; it must be 's' or 'ms' or 'us' or 'ns'"),
     ],
 )
 def test_columns_are_checked(change, message):
@@ -161,10 +199,10 @@ def test_tasks_survive_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "itm"}, "unknown source 'itm' of feature 'x'; .*did you mean 'item'"),
-        ({"kind": "numerc"}, "unknown kind 'numerc' of feature 'x'; .*did you mean 'numeric'"),
-        ({"size": 0}, "size and width of feature 'x' must be >= 1, not 0 and 1"),
-        ({"width": 0}, "size and width of feature 'x' must be >= 1, not 1 and 0"),
+        ({"source": "itm"}, "features.x.source is 'itm'; .*did you mean 'item'"),
+        ({"kind": "numerc"}, "features.x.kind is 'numerc'; .*did you mean 'numeric'"),
+        ({"size": 0}, "features.x.size is 0; it must be a whole number >= 1"),
+        ({"width": 0}, "features.x.width is 0; it must be a whole number >= 1"),
     ],
 )
 def test_features_are_checked(change, message):

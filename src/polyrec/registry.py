@@ -12,25 +12,19 @@ importing torch; the file is imported when the part is first built. A part of yo
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from polyrec.core.settings import nearest, read_like
+
 T = TypeVar("T", bound=type)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return the end of an error message: the known names and the nearest one, if any is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"known: {', '.join(known) or 'none'}{hint}"
-
-
 def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Options of a part with the defaults filled in; one that the part does not know is refused.
+    """Options of a part with the defaults filled in; one that the part does not know, or of another type, is refused.
 
     Example:
         >>> checked_options({"membrs": 4}, {"members": 1}, "expert layer 'shared_bottom'")
@@ -41,7 +35,8 @@ def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what:
     for key in given:
         if key not in defaults:
             raise ValueError(f"unknown option {key!r} of {what}; {nearest(key, sorted(defaults))}")
-    return {**defaults, **given}
+    read = {key: read_like(defaults[key], value, f"option {key!r} of {what}") for key, value in given.items()}
+    return {**defaults, **read}
 
 
 class Registry:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
+from polyrec.core.names import check_task_name, check_task_names
+from polyrec.core.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SHARE
+from polyrec.core.settings import SettingError, conform, read, shown
 from polyrec.registry import COUPLINGS, HEADS, nearest
 
 FeatureKind = Literal["categorical", "multi", "numeric", "vector", "embedding", "text"]
 FeatureSource = Literal["item", "user", "event", "candidate"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
 
+TIME_GAP = "time_gap"  # name of the event feature that holds the time since the event before
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
@@ -27,15 +31,16 @@ _LOG1P = re.compile(r"^\s*log1p\s*\((?P<inside>[^()]*)\)\s*$")
 _QUOTIENT = re.compile(rf"^(?P<column>.*\S)\s*/\s*(?P<divisor>{_NUMBER})\s*$")
 
 
-def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """Build the dataclass `cls` from a mapping; an unknown key is refused with the nearest known one."""
-    known = [f.name for f in fields(cls)]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{cls.__name__} is {values!r}, but must be a mapping of some of {', '.join(known)}")
-    for key in values:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r} in {cls.__name__}; {nearest(key, known)}")
-    return cls(**values)
+def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """Build the dataclass `cls` from a mapping, see [`polyrec.core.settings.read`].
+
+    Args:
+        where: the section that the values come from, for messages ("columns").
+
+    Raises:
+        ValueError: an unknown key, with the nearest known one; a value of another type or out of its range.
+    """
+    return read(cls, values, where)
 
 
 @dataclass(frozen=True)
@@ -110,18 +115,20 @@ class TaskConfig:
     name: str
     head: str
     label: str | None = None
-    weight: float = 1.0
+    weight: Annotated[float, NOT_NEGATIVE] = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     parent: str | None = None
     coupling: str | None = None
     coupling_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
-            raise ValueError(f"task name {self.name!r} must be letters, digits and '_', beginning with a letter")
+        if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", self.name)):
+            raise ValueError(
+                f"task name {shown(self.name)} must be letters, digits and '_' (64 at most), beginning with a letter"
+            )
+        conform(self, where=f"tasks.{self.name}")
+        check_task_name(self.name)
         HEADS.check(self.head)
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight of task {self.name!r} is {self.weight}; it must be a finite number >= 0")
         if self.label is not None:
             Label.parse(self.label)
         if (self.parent is None) != (self.coupling is None):
@@ -165,18 +172,11 @@ class FeatureConfig:
     name: str
     source: FeatureSource
     kind: FeatureKind
-    size: int = 1
-    width: int = 1
+    size: Annotated[int, AT_LEAST_ONE] = 1
+    width: Annotated[int, AT_LEAST_ONE] = 1
 
     def __post_init__(self) -> None:
-        for value, options, what in (
-            (self.source, get_args(FeatureSource), "source"),
-            (self.kind, get_args(FeatureKind), "kind"),
-        ):
-            if value not in options:
-                raise ValueError(f"unknown {what} {value!r} of feature {self.name!r}; {nearest(value, list(options))}")
-        if self.size < 1 or self.width < 1:
-            raise ValueError(f"size and width of feature {self.name!r} must be >= 1, not {self.size} and {self.width}")
+        conform(self, where=f"features.{self.name}")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Columns:
     user: str = "user_id"
     item: str = "item_id"
     time: str = "timestamp"
-    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    time_unit: TimeUnit = "s"
     order: str | None = None
     feedback: tuple[str, ...] | dict[str, str] = ()
     context: tuple[str, ...] | dict[str, str] = ()
@@ -229,69 +229,40 @@ class Columns:
     title: str | None = "title"
     weight: dict[str, str] = field(default_factory=dict)
     propensity: dict[str, str] = field(default_factory=dict)
-    propensity_clip: float = 0.01
+    propensity_clip: Annotated[float, SHARE] = 0.01
     clock: float | None = None
     item_time: str | None = None
     past: dict[str, list[str]] | None = None
-    past_length: int = 50
+    past_length: Annotated[int, NOT_NEGATIVE] = 50
     query: str | None = None
     query_item: str | None = None
 
     def __post_init__(self) -> None:
-        if self.time_unit not in ("s", "ms", "us", "ns"):
-            raise ValueError(
-                f"unknown time_unit {self.time_unit!r}; {nearest(self.time_unit, ['s', 'ms', 'us', 'ns'])}"
-            )
-        for name in ("feedback", "context"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise ValueError(
-                    f"columns.{name} must be a list of columns, not the string {value!r}: write [{value!r}]"
-                )
-            if not isinstance(value, Mapping):
-                object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "keys_only", tuple(self.keys_only))
+        conform(self, where="columns")
+        known = ["categorical", "multi", "numeric", "embedding", "text"]
         for name in ("item_features", "user_features"):
-            value = getattr(self, name)
-            if not (value is None or isinstance(value, Mapping)):
-                raise ValueError(
-                    f"columns.{name} must say the kind of each column, e.g. {{'genre': 'categorical'}}, not {value!r}"
-                )
-            known = ["categorical", "multi", "numeric", "embedding", "text"]
-            _check_kinds(value or {}, known, files=name == "item_features")
+            _check_kinds(getattr(self, name) or {}, known, files=name == "item_features")
         for name in ("feedback", "context"):
             value = getattr(self, name)
             # Text is kept for display with items and people; nothing displays or reads it here.
             _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric", "embedding"])
-        for name, value in (("weight", self.weight), ("propensity", self.propensity)):
-            if not isinstance(value, Mapping):
-                raise ValueError(
-                    f"columns.{name} must say the column of each task, e.g. {{'like': 'w'}}, not {value!r}"
-                )
-        if not 0 <= self.propensity_clip <= 1:
-            raise ValueError(f"columns.propensity_clip is {self.propensity_clip}; it must be in [0, 1]")
+        self._check_names()
         if self.query_item is not None and self.query is None:
             raise ValueError("columns.query_item says what a query is the text of: name the column of queries, too")
-        self._check_past()
-
-    def _check_past(self) -> None:
-        if self.past_length < 0:
-            raise ValueError(f"columns.past_length is {self.past_length}; it must be >= 0")
-        if self.past is None:
-            return
-        if not isinstance(self.past, Mapping):
-            raise ValueError(
-                f"columns.past must say what each column marks, e.g. {{'watched': [], 'liked': ['like']}}, not "
-                f"{self.past!r}"
-            )
-        if not self.past:
+        if self.past is not None and not self.past:
             raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
-        for name, meant in self.past.items():
-            if isinstance(meant, str):
-                raise ValueError(
-                    f"columns.past[{name!r}] must be a list of feedback columns, not the string {meant!r}: "
-                    f"write [{meant!r}]"
-                )
+
+    def _check_names(self) -> None:
+        """Refuse one column for two meanings, and columns whose names stand for inputs that polyrec computes."""
+        keys = {"user": self.user, "item": self.item, "time": self.time}
+        if len(set(keys.values())) < len(keys):
+            raise SettingError("columns", f"has one column for several of {keys}: name three different ones")
+        for name, taken in (("feedback", (TIME_GAP, RESIDUALS)), ("context", (STATISTICS,))):
+            for column in getattr(self, name):
+                if column in (self.user, self.item):
+                    raise SettingError(f"columns.{name}", f"names {column!r}, the column of ids: leave it out")
+                if column in taken or column.startswith(REFUSED):
+                    raise SettingError(f"columns.{name}", f"names {column!r}, an input that polyrec makes: rename it")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -314,19 +285,35 @@ def _check_kinds(declared: Mapping[str, str], known: list[str], files: bool = Fa
 
 def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskConfig]:
     """Make TaskConfigs of dicts; refuse an empty list, duplicate names and weights that sum to 0."""
-    parsed = [t if isinstance(t, TaskConfig) else from_dict(TaskConfig, t) for t in tasks]
+    if isinstance(tasks, str | Mapping) or not isinstance(tasks, Collection):
+        raise SettingError("tasks", f"is {shown(tasks)}: give a list of tasks, each with a name and a head")
+    parsed = [_parse_task(task, n) for n, task in enumerate(tasks)]
     if not parsed:
         raise ValueError('no tasks given: pass at least one, e.g. tasks=[TaskConfig("next_item", head="retrieval")]')
     names = [t.name for t in parsed]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"task name {name!r} is used {names.count(name)} times: names must be unique")
+    check_task_names(names)
     if sum(t.weight for t in parsed) == 0:
         raise ValueError(
             "every task has weight 0, so nothing would be learnt: give at least one task a positive weight"
         )
     parents_first(parsed)
     return parsed
+
+
+def _parse_task(task: Any, position: int) -> TaskConfig:
+    if isinstance(task, TaskConfig):
+        return task
+    where = f"tasks[{position}]"
+    if isinstance(task, Mapping):
+        for key in ("name", "head"):
+            if key not in task:
+                raise SettingError(where, f"has no {key}: give one, e.g. {{name: like, head: binary}}")
+        if isinstance(task["name"], str):
+            where = f"tasks.{task['name']}"
+    return from_dict(TaskConfig, task, where)
 
 
 def parents_first(tasks: Sequence[TaskConfig]) -> list[TaskConfig]:

@@ -38,7 +38,7 @@ def test_unknown_and_impossible_options_are_refused(kind):
     with pytest.raises(ValueError, match=f"unknown option 'wieght' of objective '{kind}'.*did you mean 'weight'"):
         model_of(kind, wieght=1.0)
     for weight in (0, -1.0, float("nan"), float("inf"), "much"):
-        with pytest.raises(ValueError, match=f"option 'weight' of objective '{kind}' is .*it must be a number > 0"):
+        with pytest.raises(ValueError, match=f"option 'weight' of objective '{kind}' is .*it must be a number( > 0)?"):
             model_of(kind, weight=weight)
 
 

@@ -166,9 +166,9 @@ def test_marks_must_be_feedback():
     ("options", "message"),
     [
         ({"past": {}}, "columns.past names no column"),
-        ({"past": ["watched"]}, "columns.past must say what each column marks"),
-        ({"past": {"liked": "like"}}, r"columns.past\['liked'\] must be a list of feedback columns.*write \['like'\]"),
-        ({"past_length": -1}, "columns.past_length is -1; it must be >= 0"),
+        ({"past": ["watched"]}, "columns.past is .*it must be a mapping or null"),
+        ({"past": {"liked": "like"}}, r"columns.past.liked is 'like'; it must be a list of texts, e.g. \['like'\]"),
+        ({"past_length": -1}, "columns.past_length is -1; it must be a whole number >= 0"),
     ],
 )
 def test_declarations_that_cannot_be_meant_are_refused(options, message):

@@ -286,5 +286,5 @@ def test_impossible_options_are_refused(kind, options):
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_impossible_weights_of_tasks_are_refused(weight):
     """Prevents a task from climbing its loss."""
-    with pytest.raises(ValueError, match="it must be a finite number >= 0"):
+    with pytest.raises(ValueError, match="it must be a number >= 0"):
         random_config(tasks=[{"name": "like", "head": "binary", "weight": weight}])
