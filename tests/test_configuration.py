@@ -61,8 +61,14 @@ def test_new_object_does_not_share_state():
         ({"tasks": [{"name": "like", "haed": "binary", "head": "binary"}]}, "did you mean 'head'"),
         ({"tasks": [{"name": "like", "head": "binary"}] * 2}, "used 2 times"),
         ({"tasks": [{"name": "like", "head": "binary", "weight": 0.0}]}, "weight 0"),
-        ({"tasks": [{"name": "like", "head": "binary", "weight": -1.0}]}, "tasks.like.weight is .*it must be a number >= 0"),
-        ({"tasks": [{"name": "like", "head": "binary", "weight": float("nan")}]}, "tasks.like.weight is .*it must be a number >= 0"),
+        (
+            {"tasks": [{"name": "like", "head": "binary", "weight": -1.0}]},
+            "tasks.like.weight is .*it must be a number >= 0",
+        ),
+        (
+            {"tasks": [{"name": "like", "head": "binary", "weight": float("nan")}]},
+            "tasks.like.weight is .*it must be a number >= 0",
+        ),
         ({"tasks": [{"name": "like.it", "head": "binary"}]}, "beginning with a letter"),
         ({"features": [{"name": "genre", "source": "itm", "kind": "numeric"}]}, "did you mean 'item'"),
         ({"features": [{"name": "genre", "source": "item", "kind": "categorial"}]}, "did you mean 'categorical'"),

@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict
 
 import pytest
-
 from torch import nn
 
 from polyrec.core.names import METRIC_BEGINNINGS

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from polyrec.backbones import TextConfig, resolve
+from polyrec.core.settings import saved_files
 from polyrec.distillation_config import DistillationConfig
 from polyrec.registry import EXPERTS, WEIGHTINGS, nearest
 from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
@@ -132,7 +133,8 @@ class MultiTaskConfig(PreTrainedConfig):
     @property
     def task_configs(self) -> list[TaskConfig]:
         """The tasks as [`TaskConfig`] objects."""
-        return [TaskConfig(**t) for t in self.tasks or []]
+        with saved_files():  # names were checked when the configuration was made
+            return [TaskConfig(**t) for t in self.tasks or []]
 
     @property
     def feature_configs(self) -> list[FeatureConfig]:
@@ -157,4 +159,5 @@ class MultiTaskConfig(PreTrainedConfig):
                 stacklevel=2,
             )
             config_dict = {k: v for k, v in config_dict.items() if k in known} | {"format_version": FORMAT_VERSION}
-        return super().from_dict(config_dict, **kwargs)
+        with saved_files():
+            return super().from_dict(config_dict, **kwargs)

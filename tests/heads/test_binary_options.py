@@ -106,5 +106,5 @@ def test_unknown_labels_count_nothing_under_any_option():
 )
 def test_impossible_options_are_refused(option, value):
     """Prevents a loss of NaN, or one that asks for nothing, from being found in training."""
-    with pytest.raises(ValueError, match=f"option '{option}' of task 'task' is"):
+    with pytest.raises(ValueError, match=f"option '{option}' of task 'task'.* is"):
         head_of("binary", **{option: value})

@@ -65,4 +65,4 @@ def check_task_names(names: list[str]) -> None:
 def _refuse(message: str) -> None:
     if not reads_saved():
         raise ValueError(message)
-    warnings.warn(f"{message}; a saved run still loads, but what collides is not shown", stacklevel=4)
+    warnings.warn(f"{message}; a saved run still loads, but what collides is not shown", stacklevel=2)

@@ -149,7 +149,8 @@ def read_arguments(
     """
     known = [f.name for f in fields(cls) if f.init]
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where or cls.__name__} is {shown(values)}; it must be a mapping of some of {', '.join(known)}")
+        what = f"{where or cls.__name__} is {shown(values)}"
+        raise ValueError(f"{what}; it must be a mapping of some of {', '.join(known)}")
     if not only:
         check_keys(values, known, where or cls.__name__)
     hints = _hints(cls)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from polyrec.backbones import TextConfig
+from polyrec.core.settings import saved_files
 from polyrec.data.catalog import EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
@@ -117,7 +118,8 @@ def load(folder: Path) -> dict[str, Any]:
         user_ids = pa.array([], pa.int64())
         people = pa.table({columns.user: user_ids} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
     users = EntityTable(user_ids, people, _encoders(config["user_encoders"]))
-    tasks = parse_tasks(config["tasks"])
+    with saved_files():
+        tasks = parse_tasks(config["tasks"])
     event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}
     statistics = None
     if config["statistics"]:
