@@ -89,6 +89,11 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         """What the gates of its experts weigh, {pair task: names of sources}; empty without gates."""
         return self.experts.gate_names if self.pair_tasks else {}
 
+    def own_parts(self, task: str) -> list[nn.Module]:
+        """The modules that serve one task alone: its head, its linear skip and its coupling with its parent."""
+        keyed = [self.heads, self.couplings, *([self.skip.linear] if self.pair_tasks else [])]
+        return [parts[task] for parts in keyed if task in parts]
+
     def answer_pairs(
         self,
         pair_1MP: Tensor,

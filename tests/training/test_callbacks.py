@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from model_fixtures import arguments, fit, synthetic_log, tiny_model
+from model_fixtures import arguments, fit, random_config, synthetic_log, tiny_model
 from safetensors.torch import load_file
 from test_trainer import StopAt, assert_same_weights, weights
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -201,17 +201,36 @@ def test_restoring_is_an_option(world, restore):
     assert all(torch.equal(before[n], after[n]) == restore for n in before)
 
 
-def test_own_parts_are_those_of_the_task_alone(world):
-    """Prevents a feature of the same name (the rating that a person gave) from counting as the task's own."""
-    processor, _ = fit()  # has a task and a feedback feature "rating"
-    for experts in ("shared_bottom", "mmoe"):
-        model = tiny_model(processor, experts=experts)
-        own = {task: set(own_parameters(model, task)) for task in model.heads}
-        assert "heads.rating.output.weight" in own["rating"]
-        assert not any(
-            name.startswith(("model.", "weighting.", "pair_encoder.")) for names in own.values() for name in names
-        )
-        assert not own["rating"] & own["like"]
+NAMED_LIKE_PARTS = ["output", "weight", "bias", "norm", "linear", "experts", "skip", "table", "rating", "weighting"]
+
+
+@pytest.mark.parametrize("experts", ["shared_bottom", "ple"])
+def test_own_parts_are_those_of_the_task_alone(experts):
+    """Prevents tasks that are named like parts of other tasks, or like a feature, from owning those, too."""
+    tasks = [{"name": name, "head": "binary"} for name in NAMED_LIKE_PARTS]
+    tasks[1] |= {"parent": "output", "coupling": "aitm"}
+    config = random_config(tasks=[*tasks, {"name": "project", "head": "retrieval"}], experts=experts)
+    config.features = [{"name": "statistics", "source": "candidate", "kind": "vector", "size": 3}]
+    model = PolyRecForRecommendation(config)
+    names = [name for name, _ in model.named_parameters()]
+    for task in model.heads:
+        roots = (f"heads.{task}.", f"skip.linear.{task}.", f"couplings.{task}.")
+        assert list(own_parameters(model, task)) == [name for name in names if name.startswith(roots)]
+        assert any(name.startswith("heads.") for name in own_parameters(model, task))
+
+
+def test_matrices_decay_whatever_their_task_is_called(tmp_path):
+    """Prevents a task "bias", "norm" or "unbiased" from going without weight decay because of its name."""
+    plain, odd = (
+        PolyRecForRecommendation(random_config(tasks=[{"name": n, "head": "binary"} for n in names]))
+        for names in (["a", "b", "c", "d"], ["bias", "norm", "unbiased", "weighting"])
+    )
+    trainer = PolyRecTrainer(plain, arguments(tmp_path))
+    sizes = [
+        sum(dict(model.named_parameters())[name].numel() for name in trainer.get_decay_parameter_names(model))
+        for model in (plain, odd)
+    ]
+    assert sizes[0] == sizes[1] > 0
 
 
 def test_impossible_settings_are_refused(tmp_path):

@@ -49,6 +49,14 @@ def test_only_the_task_itself_changes(world, task, experts):
     assert gain > 0 if task == "next_item" else gain < 0
 
 
+def test_a_task_named_like_a_part_is_trained_alone():
+    """Prevents a task "output" from training the output layers of all the others, which then answer differently."""
+    tasks = [{"name": "output", "head": "binary", "label": "rating >= 4"}, {"name": "rating", "head": "regression"}]
+    named, options = fit(tasks=tasks), OPTIONS | {"weight_decay": 0.5}
+    report = finetune(learnt(named), *named, FinetuneSettings("output", epochs=1, learning_rate=0.02), options)
+    assert report["others"] == {"rating": True}
+
+
 def test_adapters_of_several_tasks_are_saved_in_one_folder(world, tmp_path):
     """Prevents the second adapter from replacing the first, and an adapter from being lost with the training."""
     model = learnt(world)

@@ -13,11 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.multitask import MultiTaskModel
 from polyrec.registry import nearest
 
 # What tells that a task overfits, the first of these that it has: likelihoods show it before rankings do.
 WATCHED_METRICS = ("logloss", "rmse", "ndcg")
-_SHARED_PARTS = ("model", "pair_encoder", "weighting")
 _FROZEN_BELOW = 0.01  # a task whose scale was lowered under this is frozen
 
 
@@ -45,7 +45,7 @@ class TaskEarlyStopping(CheckpointedCallback):
     multiplied by `factor`, and `patience` begins anew; under 0.01 (at once with the default factor 0) it is frozen:
 
     * its loss no longer trains anything;
-    * its own parts (head, skip, towers: parameters with the task's name in their path) go back to where its metric was
+    * its own parts (head, skip, coupling: `MultiTaskModel.own_parts`) go back to where its metric was
       best, if `restore_towers`, and stay there: no step of the optimizer, momentum or weight decay moves them.
 
     When all tasks are frozen, training stops. Afterwards `weighting.scale` is 1 again: being frozen belongs to the run,
@@ -246,13 +246,11 @@ def watched_metric(name: str, metrics: dict[str, float]) -> float | None:
     return None
 
 
-def own_parameters(model: nn.Module, task: str) -> dict[str, nn.Parameter]:
-    """Parameters of one task alone: above the shared parts, with the task's name as a step of their path."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if task in (path := name.split("."))[1:] and path[0] not in _SHARED_PARTS
-    }
+def own_parameters(model: MultiTaskModel, task: str) -> dict[str, nn.Parameter]:
+    """Parameters of one task alone, {name in the model: parameter}; see `MultiTaskModel.own_parts`."""
+    # By identity: a path names parts ("weight", "output"), features and tasks alike, so names cannot tell them apart.
+    own = {id(parameter) for part in model.own_parts(task) for parameter in part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 class WeightAveraging(CheckpointedCallback):

@@ -37,6 +37,7 @@ from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
+from polyrec.weighting.base import LossWeighting
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -301,12 +302,17 @@ class PolyRecTrainer(PushesToHub):
 
         Embedding tables do if `args.decay_embeddings` says so.
         """
-        tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-        spared = set() if self.args.decay_embeddings else tables
+        # By kind of module, not by name as transformers does: a task "bias" or "unbiased" would never decay.
+        spared = {id(p) for module in model.modules() if isinstance(module, LossWeighting) for p in module.parameters()}
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Embedding):
+                is_bias = path.endswith(".bias") and module.embedding_dim == 1  # of each item
+                if is_bias or not self.args.decay_embeddings:
+                    spared.add(id(module.weight))
         return [
             name
-            for name in super().get_decay_parameter_names(model)
-            if name.endswith(".weight") and name not in spared and "weighting" not in name.split(".")
+            for name, p in model.named_parameters()
+            if name.endswith(".weight") and p.dim() > 1 and id(p) not in spared
         ]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
