@@ -49,7 +49,7 @@ def log_odds(run: Path, contexts: pd.DataFrame, time: float) -> np.ndarray:
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run).eval()
     catalog = np.arange(FIRST_ITEM, processor.num_items)
-    with model.answering():
+    with model.eval_mode() as model:
         table = model.item_encoder.table()
         clicks = [
             answers(model, processor, None, catalog, {"user": {}, "context": context, "time": time}, table)["click"]

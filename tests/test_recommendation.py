@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,29 @@ def test_training_mode_is_left_and_restored(world):
         assert model.training
     finally:
         model.eval()
+
+
+def test_threads_answer_without_dropout_while_the_model_is_trained():
+    """Prevents an answer from switching the model's mode under a training, or under another thread's answer."""
+    processor, splits = fit()
+    model = tiny_model(processor, dropout=0.5, item_id_dropout=0.5).train()
+    expected = model.recommend(processor, [3, 4], k=3)
+    inputs = {k: v for k, v in PolyRecCollator()([splits.train[0]]).items() if k != "candidate_rows"}
+    stop, modes, losses = threading.Event(), set(), set()
+
+    def train():
+        while not stop.is_set():
+            losses.add(model(**inputs).loss.item())
+            modes.update(module.training for module in model.modules())
+
+    with ThreadPoolExecutor(4) as pool:
+        training = pool.submit(train)
+        answers = list(pool.map(lambda _: model.recommend(processor, [3, 4], k=3), range(24)))
+        stop.set()
+        training.result()
+    assert all(found == expected for found in answers)
+    assert modes == {True}
+    assert len(losses) > 1  # dropout, as training wants it
 
 
 # ------------------------------------------------------------------ seen items

@@ -29,7 +29,7 @@ def level_new_items(model: PolyRecForRecommendation, processor: PolyRecProcessor
         return
     drawn = np.random.default_rng(0).choice(len(counts), (_PEOPLE, _EVENTS), p=counts / counts.sum())
     histories = [processor.items.ids.take(pa.array(rows - FIRST_ITEM)).to_pylist() for rows in drawn]
-    with model.answering():
+    with model.eval_mode() as model:
         windows = [processor.request(history, np.array([FIRST_ITEM])) for history in histories]
         items = model.item_encoder.table()
         states = model(**as_batch(windows, model), items=items).states[:, 0]

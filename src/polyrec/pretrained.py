@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub import CommitInfo
@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import eval_view
 from polyrec.coupling.base import Coupling
 from polyrec.encoders.backbone import Backbone, backbones
 from polyrec.encoders.features import EmbeddingEncoder, NumericEncoder
@@ -200,14 +201,15 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 module.fresh = False
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode; afterwards in the mode that it had."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def eval_mode(self) -> Iterator[Self]:
+        """Gives the model in evaluation mode, beside this one, which keeps its mode; see `eval_view`.
+
+        So threads may ask one model at once, also while it is trained:
+
+            with model.eval_mode() as model:
+                output = model(**batch)
+        """
+        yield eval_view(self)
 
     def _record_backbones(self) -> None:
         """Put what backbones know of themselves now (fingerprints, merged adapters) into the configuration."""

@@ -49,7 +49,7 @@ def recommend(
     """
     if k < 1:
         raise ValueError(f"k is {k}; it must be >= 1")
-    with model.answering():
+    with model.eval_mode() as model:
         return _recommend(model, processor, history, k, user or {}, context or {}, time, task, exclude_seen)
 
 

@@ -56,7 +56,7 @@ def search(
         raise ValueError(f"k must be >= 1, expand >= 0 and expand_weight in [0, 1], not {k}, {expand}, {expand_weight}")
     if not isinstance(query, str):
         raise ValueError(f"a query is a text, not {type(query).__name__}")
-    with model.answering():
+    with model.eval_mode() as model:
         name = task or searches[0]
         request = {"user": user or {}, "context": context or {}, "time": time, "query": query}
         items = model.item_encoder.table()

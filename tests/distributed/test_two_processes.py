@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from launching import on_two_processes
 from model_fixtures import arguments, fit, synthetic_log
 from reduction_fixtures import WINDOWS_PER_STEP, difference, first_step, losses
@@ -47,6 +48,19 @@ def test_whole_training_equals_that_of_one_process(run, tmp_path):
     folder, _ = run
     expected = whole_training(tmp_path, batch_size=8)
     assert difference(load_file(folder / "whole.safetensors"), dict(expected.model.named_parameters())) < 1e-5
+
+
+def test_every_rank_holds_the_texts_that_any_rank_has_read(run):
+    """Prevents a rank's new text vectors from being lost, or overwritten by the stale ones of the first rank."""
+    _, findings = run
+    first, second = (found["texts"] for found in findings)
+    table = torch.tensor(first["start"])
+    for of_step in zip(first["read"], second["read"], strict=True):
+        for rows, vectors in of_step:  # of one item read by both, the last rank's word counts
+            table[rows] = torch.tensor(vectors)
+    assert [rows for rows, _ in first["read"]] != [rows for rows, _ in second["read"]]
+    for found in (first, second):
+        assert torch.equal(torch.tensor(found["end"]), table)
 
 
 def test_each_window_is_learnt_by_one_process_once_an_epoch(run):

@@ -10,6 +10,7 @@ import torch
 from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 from reduction_fixtures import WINDOWS_PER_STEP, first_step
 from safetensors.torch import save_file
+from text_fixtures import tiny_bert
 
 from polyrec import PolyRecTrainer
 
@@ -57,9 +58,30 @@ def whole_training(folder: Path, batch_size: int) -> PolyRecTrainer:
     return trainer
 
 
+def tuned_texts(folder: Path) -> dict[str, list]:
+    """A training that tunes a text encoder on a few items of each batch: what it read, and the tables it held."""
+    processor, splits = fit(text={"model": str(tiny_bert()), "template": "{title} {genre}"})
+    model = tiny_model(processor, text={"tuning": "full", "live_items": 5}, dropout=0.3)
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "backbone_learning_rate": 1e-3}
+    trainer = PolyRecTrainer(
+        model, arguments(folder, **settings), train_dataset=splits.train, processing_class=processor
+    )
+    text, read = model.item_encoder.text, []
+    start, store = text.vectors.tolist(), text._store
+
+    def record(rows, vectors):
+        read.append([rows.tolist(), vectors.tolist()])
+        store(rows, vectors)
+
+    text._store = record
+    trainer.train()
+    return {"start": start, "read": read, "end": text.vectors.tolist()}
+
+
 def main(folder: Path) -> None:
     """Take one step in several cuts, then train, evaluate and save."""
     torch.set_num_threads(1)
+    tiny_bert()  # once processes know each other, only the first one saves models
     findings = {}
     for name, options in STEPS.items():
         step = first_step(folder / "steps", **options)
@@ -83,6 +105,7 @@ def main(folder: Path) -> None:
     trainer.train()
     trainer.save_model(folder / "model")
     findings |= {
+        "texts": tuned_texts(folder / "texts"),
         "rows": trainer.rows,
         "rank": trainer.args.process_index,
         "evaluation": trainer.evaluate(splits.test, metric_key_prefix="test"),

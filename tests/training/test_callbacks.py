@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.training.callbacks import TaskEarlyStopping, WeightAveraging, own_parameters
+from polyrec.training.soup import Soup
 
 TASKS = [
     {"name": "like", "head": "binary", "label": "rating >= 4"},
@@ -285,6 +286,42 @@ def test_average_is_the_formula_and_leaves_training_alone(world, tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path / "saved")
     assert_same_weights(parameters(loaded), parameters(trainer.model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_average_of_half_precision_weights_moves(dtype):
+    """Prevents an average that stands still because each of its steps rounds to none, also after it was shown, saved
+    and loaded."""
+    model = torch.nn.Linear(1, 1, bias=False).to(dtype)
+    torch.nn.init.constant_(model.weight, 1.0)
+    averaging, expected = WeightAveraging(0.999), 1.0
+    averaging.start(model)
+    torch.nn.init.constant_(model.weight, 1.5)
+    for step in range(1, 3001):
+        averaging.update(model)
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * 1.5
+        if step % 1000 == 0:
+            with averaging.applied(model):
+                assert model.weight.item() == pytest.approx(expected, rel=4e-3)
+            stored = {name: value.clone() for name, value in averaging.tensors(model).items()}
+            with averaging.applied(model):
+                averaging = WeightAveraging(0.999)  # the model file of a checkpoint holds the rounded average
+                averaging.load_tensors(model, stored)
+            model.weight.data.fill_(1.5)
+    assert averaging.average["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert model.weight.dtype == dtype
+
+
+def test_mean_of_half_precision_trainings_is_not_rounded_at_each_one():
+    """Prevents a soup whose later members round to nothing."""
+    model = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    soup, ends = Soup(model), [1.0, 1.0, 1.015625, 1.0, 1.03125]
+    for end in ends:
+        soup.begin()
+        model.weight.data.fill_(end)
+        soup.add()
+    assert soup.mean["weight"].item() == pytest.approx(np.mean(ends), abs=1e-6)
 
 
 def test_evaluation_uses_the_average(world, tmp_path):

@@ -181,7 +181,7 @@ def rerank(
     window = processor.request(history, rows, user=user, context=context, time=time)
     del window["history_items"]
     batch = processor.with_prompts(collate([window]))
-    with model.answering():
+    with model.eval_mode() as model:
         logits = _answer(model, batch).logits or {}
     answers = {name: model.heads[name].predict(z)[0].float().cpu().numpy() for name, z in logits.items()}
     scores = answers.pop(ranking_task) - blend * np.log1p(np.arange(len(ids)))
@@ -240,7 +240,7 @@ def _answered(
         generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
     )
     written, cut = 0, 0
-    with model.answering():
+    with model.eval_mode() as model:
         for batch in tqdm(loader, desc="Cross-encoder", disable=not progress, leave=False):
             prompts = processor.write(batch)
             written, cut = written + len(prompts.told), cut + prompts.cut

@@ -133,7 +133,7 @@ class CrossEncoderTeacher(Teacher):
         asked = self.processor.with_prompts({**batch, **together})
         inputs = {name: asked[name] for name in asked if name not in _NO_INPUTS}
         model, device = self.model, batch["item_ids"].device
-        with model.answering(), torch.autocast(model.device.type, enabled=False):
+        with self.model.eval_mode() as model, torch.autocast(self.model.device.type, enabled=False):
             output = model(**send_to_device(inputs, model.device))
             real_BC = inputs["candidate_ids"].to(model.device) > 0
             for name in self.pair_tasks:

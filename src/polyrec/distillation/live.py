@@ -159,7 +159,7 @@ class LiveTeacher(Teacher):
         inputs = send_to_device({name: batch[name] for name in _INPUTS if name in batch}, model.device)
         if self._rows is not None:
             inputs |= self._rows.to_teacher(inputs)
-        with model.answering(), torch.autocast(model.device.type, enabled=False):
+        with self.model.eval_mode() as model, torch.autocast(self.model.device.type, enabled=False):
             if self._table is None:
                 self._table = model.item_encoder.table()
             output = model(**inputs, items=self._table)

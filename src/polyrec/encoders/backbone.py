@@ -30,7 +30,7 @@ class Backbone(nn.Module, Generic[C]):
 
     def __init__(self, config: C) -> None:
         super().__init__()
-        self.config = config
+        self._config = [config]  # in a list, which views in evaluation mode share: it learns the base's fingerprint
         self._frozen: list[PreTrainedModel] = []  # in a list, so that it is not a submodule
         self.model: PreTrainedModel | None = None
         if config.tuning == "frozen":
@@ -43,6 +43,15 @@ class Backbone(nn.Module, Generic[C]):
             self._tune()
             for module in self.model.modules():
                 module._is_hf_initialized = True  # or transformers would draw them anew
+
+    @property
+    def config(self) -> C:
+        """How it is made and tuned."""
+        return self._config[0]
+
+    @config.setter
+    def config(self, value: C) -> None:
+        self._config[0] = value
 
     @property
     def width(self) -> int:

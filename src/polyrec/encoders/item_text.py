@@ -5,6 +5,8 @@ Letters: N items, M some of them, W width of text vectors, D width of items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from polyrec.backbones import TextConfig
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import eval_view
 from polyrec.data.texts import TokenTable
 from polyrec.encoders.text import TextEncoder
 from polyrec.encoders.vector_store import VectorStore, store_folder
@@ -43,8 +46,17 @@ class ItemText(nn.Module):
         self.register_buffer("vectors", torch.zeros(config.num_items, self.encoder.width))
         self.project = nn.Linear(self.encoder.width, config.hidden_size, bias=False)
         self.tokens: TokenTable | None = None  # of all N rows; a loaded model has none until the processor gives them
-        self.fresh = True  # whether the table is what the backbone would say now
+        self._table = {"fresh": True}  # a dict, which views in evaluation mode share
         self._steps = 0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the table is what the backbone would say now."""
+        return self._table["fresh"]
+
+    @fresh.setter
+    def fresh(self, value: bool) -> None:
+        self._table["fresh"] = value
 
     @property
     def scores_catalog(self) -> bool:
@@ -141,8 +153,17 @@ class ItemText(nn.Module):
             vectors_MW = live_MW
         else:
             vectors_MW = self.vectors[rows_M].index_copy(0, live_M, live_MW.to(self.vectors.dtype))
-        self.vectors[live_rows] = live_MW.detach().to(self.vectors.dtype)
+        self._store(live_rows, live_MW.detach().to(self.vectors.dtype))
         return self.project(vectors_MW)
+
+    @torch.no_grad()
+    def _store(self, rows_M: Tensor, vectors_MW: Tensor) -> None:
+        """Put what the backbone said into the table, on all ranks what each of them read; the last rank's word counts.
+
+        DDP could only give all ranks the whole table of the first one, in every step.
+        """
+        for rows, vectors in of_all_ranks(rows_M, vectors_MW):
+            self.vectors[rows] = vectors
 
     def live_rows(self, own_M: Tensor) -> Tensor:
         """Which of a batch's items are encoded anew, ascending; some of them by chance if there are too many."""
@@ -155,19 +176,15 @@ class ItemText(nn.Module):
         drawn = torch.randperm(len(own_M), device=own_M.device)[: self.live_items]
         return own_M[drawn.sort().values]
 
-    def _encode(self, rows: np.ndarray | None) -> Tensor:
+    def _encode(self, rows: np.ndarray | None, encoder: TextEncoder | None = None) -> Tensor:
         if self.tokens is None:
             raise ValueError("the model has no texts of its items: call model.load_texts(processor) before training")
-        return self.encoder(self.tokens, rows, self.vectors.device)
+        return (encoder or self.encoder)(self.tokens, rows, self.vectors.device)
 
     @torch.no_grad()
     def _said(self, rows: np.ndarray | None) -> Tensor:
         """Text vectors as the encoder answers, without dropout."""
-        training = self.encoder.training
-        self.encoder.eval()
-        vectors_MW = self._encode(rows)
-        self.encoder.train(training)
-        return vectors_MW
+        return self._encode(rows, eval_view(self.encoder))
 
     @torch.no_grad()
     def _frozen(self) -> Tensor:
@@ -183,3 +200,26 @@ class ItemText(nn.Module):
 
         found = VectorStore(store_folder() / name).vectors(tokens.contents(), encode)
         return torch.from_numpy(found).to(self.vectors.device)
+
+
+def of_all_ranks(rows_M: Tensor, vectors_MW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of a table and their vectors as each rank has them, rank by rank; every rank must ask at once.
+
+    Args:
+        rows_M: int64 [M], M may differ from rank to rank.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if several else 1
+    if ranks == 1:
+        yield rows_M, vectors_MW
+        return
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows_M.device) for _ in range(ranks)]
+    torch.distributed.all_gather(sizes, torch.tensor([len(rows_M)], device=rows_M.device))
+    counts = [int(size) for size in sizes]
+    missing = max(counts) - len(rows_M)
+    rows, vectors = F.pad(rows_M, (0, missing)), F.pad(vectors_MW, (0, 0, 0, missing))
+    all_rows, all_vectors = ([torch.empty_like(x) for _ in range(ranks)] for x in (rows, vectors))
+    torch.distributed.all_gather(all_rows, rows.contiguous())
+    torch.distributed.all_gather(all_vectors, vectors.contiguous())
+    for count, own_rows, own_vectors in zip(counts, all_rows, all_vectors, strict=True):
+        yield own_rows[:count], own_vectors[:count]

@@ -78,7 +78,9 @@ class QueryEncoder(nn.Module):
         keys = table.contents()
         if len(self._remembered) + len(keys) > _REMEMBERED:
             self._remembered.clear()
-        new = np.array([q for q, key in enumerate(keys) if key not in self._remembered], dtype=np.int64)
-        found = encoder(table, new, device)
-        self._remembered |= {keys[q]: vector.cpu() for q, vector in zip(new, found, strict=True)}
-        return torch.stack([self._remembered[key] for key in keys]).to(device)
+        known = {key: found for key in keys if (found := self._remembered.get(key)) is not None}
+        new = np.array([q for q, key in enumerate(keys) if key not in known], dtype=np.int64)
+        said = {keys[q]: vector for q, vector in zip(new, encoder(table, new, device).cpu(), strict=True)}
+        self._remembered.update(said)  # other threads may clear it at any time: this answer reads what it has seen
+        known |= said
+        return torch.stack([known[key] for key in keys]).to(device)

@@ -138,7 +138,7 @@ def predict(
     )
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
-    with model.answering():
+    with model.eval_mode() as model:
         items = model.item_encoder.table()
         for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
             rows, labels = batch.pop("candidate_rows"), batch.pop("labels")

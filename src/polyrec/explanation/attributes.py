@@ -31,23 +31,22 @@ def attribute_effects(question: Question) -> dict[str, np.ndarray]:
     model, items = question.model, question.items
     encoder = model.item_encoder
     rows_C = torch.from_numpy(question.rows).to(model.device)
-    with model.answering():
-        batch = next(iter(question.batches()))
-        before = question.answer(batch)[0]
-        found = {}
-        features = encoder.attributes.features
-        values = {f.name: encoder.catalog.get_buffer(module_name(f.name))[rows_C] for f in features}
-        whole_CD = encoder.attributes(values)
-        for feature in features:
-            gone = question.processor.items.encoders[feature.name].missing(len(rows_C))
-            other_CD = encoder.attributes({**values, feature.name: torch.from_numpy(gone).to(values[feature.name])})
-            found[feature.name] = _lost(question, batch, before, other_CD - whole_CD)
-        if encoder.id_embedding is not None:
-            nobody_C = torch.full_like(rows_C, UNKNOWN_ITEM)
-            found[ID] = _lost(question, batch, before, encoder.encode(rows_C, nobody_C) - items.lookup(rows_C))
-        if encoder.text is not None:
-            text_CD = encoder.text(rows_C) * _reads_text(question, rows_C)
-            found[TEXT] = _lost(question, batch, before, -text_CD)
+    batch = next(iter(question.batches()))
+    before = question.answer(batch)[0]
+    found = {}
+    features = encoder.attributes.features
+    values = {f.name: encoder.catalog.get_buffer(module_name(f.name))[rows_C] for f in features}
+    whole_CD = encoder.attributes(values)
+    for feature in features:
+        gone = question.processor.items.encoders[feature.name].missing(len(rows_C))
+        other_CD = encoder.attributes({**values, feature.name: torch.from_numpy(gone).to(values[feature.name])})
+        found[feature.name] = _lost(question, batch, before, other_CD - whole_CD)
+    if encoder.id_embedding is not None:
+        nobody_C = torch.full_like(rows_C, UNKNOWN_ITEM)
+        found[ID] = _lost(question, batch, before, encoder.encode(rows_C, nobody_C) - items.lookup(rows_C))
+    if encoder.text is not None:
+        text_CD = encoder.text(rows_C) * _reads_text(question, rows_C)
+        found[TEXT] = _lost(question, batch, before, -text_CD)
     return found
 
 
@@ -76,22 +75,21 @@ def word_effects(question: Question, most: int = 64) -> list[dict[str, float]]:
     tokens = tokenize(
         processor.tokenizer, [*texts, *(t for own in shortened for t in own)], settings, what="item texts"
     )
-    with model.answering():
-        batch = next(iter(question.batches()))
-        before = question.answer(batch)[0]
-        vectors_MD = text.project(text.encoder(tokens, None, model.device).to(text.vectors.dtype))
-        reads_C1 = _reads_text(question, rows_C)
-        found: list[dict[str, float]] = [{} for _ in texts]
-        ends = len(texts) + np.cumsum([len(own) for own in words])
-        for n in range(max((len(own) for own in words), default=0)):  # the n-th word of all items at once
-            change_CD = torch.zeros(len(texts), vectors_MD.shape[1], device=model.device)
-            for c, own in enumerate(words):
-                if n < len(own):
-                    change_CD[c] = vectors_MD[ends[c] - len(own) + n] - vectors_MD[c]
-            lost = _lost(question, batch, before, change_CD * reads_C1)
-            for c, own in enumerate(words):
-                if n < len(own):
-                    found[c][own[n]] = float(lost[c])
+    batch = next(iter(question.batches()))
+    before = question.answer(batch)[0]
+    vectors_MD = text.project(text.encoder(tokens, None, model.device).to(text.vectors.dtype))
+    reads_C1 = _reads_text(question, rows_C)
+    found: list[dict[str, float]] = [{} for _ in texts]
+    ends = len(texts) + np.cumsum([len(own) for own in words])
+    for n in range(max((len(own) for own in words), default=0)):  # the n-th word of all items at once
+        change_CD = torch.zeros(len(texts), vectors_MD.shape[1], device=model.device)
+        for c, own in enumerate(words):
+            if n < len(own):
+                change_CD[c] = vectors_MD[ends[c] - len(own) + n] - vectors_MD[c]
+        lost = _lost(question, batch, before, change_CD * reads_C1)
+        for c, own in enumerate(words):
+            if n < len(own):
+                found[c][own[n]] = float(lost[c])
     return found
 
 

@@ -137,8 +137,7 @@ def _gates(question: Question) -> dict[str, list[list[float]]]:
     """{pair task: its gates for each item, [C, E]}; empty for layers without gates."""
     if not question.model.gate_sources:
         return {}
-    with question.model.answering():
-        output = question.forward(next(iter(question.batches())))
+    output = question.forward(next(iter(question.batches())))
     return {name: gate[0].float().cpu().tolist() for name, gate in (output.gates or {}).items()}
 
 

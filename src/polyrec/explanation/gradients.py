@@ -75,36 +75,35 @@ def integrated_gradients(
     if not len(events):
         nothing = np.zeros((0, len(question.rows)))
         return GradientEffects(events, nothing, nothing.sum(axis=0), 0)
-    with model.answering():
-        batch = next(iter(question.batches()))
-        with torch.no_grad():
-            inputs, baselines = _ends(question, batch, baseline)
-        asked_C = torch.arange(len(question.rows), device=model.device)
+    batch = next(iter(question.batches()))
+    with torch.no_grad():
+        inputs, baselines = _ends(question, batch, baseline)
+    asked_C = torch.arange(len(question.rows), device=model.device)
 
-        def answer(embedded: Tensor, residuals: Tensor, asked_S: Tensor) -> Tensor:
-            rows = _rows_of(batch, asked_S, residuals)
-            start = inputs[0][:1, :1].expand(len(embedded), -1, -1)
-            found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0].double()
-            return found + 0.0 * residuals.sum(dim=(1, 2))  # not every task reads them; captum differentiates by all
+    def answer(embedded: Tensor, residuals: Tensor, asked_S: Tensor) -> Tensor:
+        rows = _rows_of(batch, asked_S, residuals)
+        start = inputs[0][:1, :1].expand(len(embedded), -1, -1)
+        found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0].double()
+        return found + 0.0 * residuals.sum(dim=(1, 2))  # not every task reads them; captum differentiates by all
 
-        embedded, residuals, no_events, no_residuals = (x.expand(len(asked_C), -1, -1) for x in (*inputs, *baselines))
-        with torch.no_grad():
-            total_C = answer(embedded, residuals, asked_C) - answer(no_events, no_residuals, asked_C)
-            total = total_C.cpu().numpy()
-        while True:
-            parts = IntegratedGradients(answer).attribute(
-                (embedded, residuals),
-                (no_events, no_residuals),
-                additional_forward_args=(asked_C,),
-                n_steps=steps,
-                method="gausslegendre",
-                internal_batch_size=max(_ROWS, len(asked_C)),
-            )
-            per_event_CE = parts[0].sum(-1)[:, 1:] + parts[1].sum(-1)
-            found = GradientEffects(events, per_event_CE.T.double().cpu().numpy(), total, steps)
-            if steps * 2 > most_steps or (found.gap <= tolerance).all():
-                return found
-            steps *= 2
+    embedded, residuals, no_events, no_residuals = (x.expand(len(asked_C), -1, -1) for x in (*inputs, *baselines))
+    with torch.no_grad():
+        total_C = answer(embedded, residuals, asked_C) - answer(no_events, no_residuals, asked_C)
+        total = total_C.cpu().numpy()
+    while True:
+        parts = IntegratedGradients(answer).attribute(
+            (embedded, residuals),
+            (no_events, no_residuals),
+            additional_forward_args=(asked_C,),
+            n_steps=steps,
+            method="gausslegendre",
+            internal_batch_size=max(_ROWS, len(asked_C)),
+        )
+        per_event_CE = parts[0].sum(-1)[:, 1:] + parts[1].sum(-1)
+        found = GradientEffects(events, per_event_CE.T.double().cpu().numpy(), total, steps)
+        if steps * 2 > most_steps or (found.gap <= tolerance).all():
+            return found
+        steps *= 2
 
 
 def _ends(

@@ -53,7 +53,7 @@ def permutation_importance(
     shuffled = _shuffled_items(model, generator)
     sums: dict[str, dict[str, float]] = {}
     counts: dict[str, float] = {}
-    with model.answering():
+    with model.eval_mode() as model:
         whole = model.item_encoder.table()
         for first in range(0, len(chosen), batch_size):
             batch = PolyRecCollator()([dataset[index] for index in chosen[first : first + batch_size]])
@@ -114,8 +114,8 @@ def _permuted(values: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _shuffled_items(model: PolyRecForRecommendation, generator: torch.Generator) -> dict[str, ItemRows]:
     """The item table with one attribute, or the id vectors, shuffled among the items of the catalog."""
-    encoder = model.item_encoder
-    with model.answering():
+    with model.eval_mode() as model:
+        encoder = model.item_encoder
         whole = encoder.table()
         assert whole.id_rows_M is not None
         catalog = slice(FIRST_ITEM, None)

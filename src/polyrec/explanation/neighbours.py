@@ -32,7 +32,7 @@ def neighbours(
     if k < 1:
         raise ValueError(f"k is {k}; it must be >= 1")
     row = int(item_rows(processor, [item])[0])
-    with model.answering():
+    with model.eval_mode() as model:
         unit_ND = F.normalize(model.item_encoder.table().vectors_MD.float(), dim=-1)
     similar_N = unit_ND @ unit_ND[row]
     similar_N[[*range(FIRST_ITEM), row]] = -torch.inf
@@ -52,7 +52,7 @@ def item_map(
     Places are the first two principal components of the vectors, scaled to length 1.
     """
     met = np.argsort(-processor.item_counts[FIRST_ITEM:], kind="stable")[:most] + FIRST_ITEM
-    with model.answering():
+    with model.eval_mode() as model:
         vectors_MD = model.item_encoder.table().vectors_MD[torch.from_numpy(met).to(model.device)].double()
     vectors_MD = F.normalize(vectors_MD, dim=-1)
     left, spread, _ = torch.linalg.svd(vectors_MD - vectors_MD.mean(0), full_matrices=False)

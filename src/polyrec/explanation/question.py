@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.core.modules import eval_view
 from polyrec.data.sequences import EventLog
 from polyrec.encoders.item import ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -56,6 +57,7 @@ class Question:
             raise ValueError(f"task {self.task!r} answers queries: only answers about people are explained")
         if not len(self.rows):
             raise ValueError("nothing to explain: give at least one item")
+        self.model = eval_view(self.model)  # ids that training drops by chance are no explanation
         self.log: EventLog = self.processor.request_log(self.history, self.rows, **self.request)
         self.items: ItemRows = self.model.item_encoder.table()
 
@@ -131,7 +133,6 @@ class Question:
         Args:
             keep_VL: bool [V, L].
         """
-        with self.model.answering():
-            found = [self.ask(batch) for batch in self.batches(keep_VL)]
+        found = [self.ask(batch) for batch in self.batches(keep_VL)]
         answers, predictions = (torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True))
         return answers, predictions

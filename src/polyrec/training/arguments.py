@@ -35,6 +35,8 @@ class PolyRecTrainingArguments(TrainingArguments):
     nested), batches of similar length, no external reporting unless asked for. The best model is the one with the
     highest `mean_improvement` (there is no `eval_loss`), and `greater_is_better` follows from the name of the metric.
     DDP does not look for unused parameters: each one gets a gradient in each batch, zeros where a task has no label.
+    Nor does it send buffers (the whole catalog) from the first rank to the others in every step: those that change in
+    training change alike on all ranks.
 
     Args:
         decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
@@ -79,6 +81,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Costs a walk through the graph in every step, and finds nothing."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Ranks keep buffers equal by themselves; True sends the catalog every step."}
     )
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from polyrec.core.modules import exact
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.multitask import MultiTaskModel
@@ -259,6 +260,7 @@ class WeightAveraging(CheckpointedCallback):
     Polyak and Juditsky, 1992, "Acceleration of Stochastic Approximation by Averaging", in its exponential form. d is
     min(`decay`, (1 + t) / (10 + t)) at step t, so that the start is soon forgotten. Evaluations and saved models use
     the average; checkpoints hold the weights in training beside it, so that a resumed run goes on as if nothing was.
+    The average is held in single precision at least: in bfloat16, a step of 1 - d = .001 of the way would round to none.
 
     Args:
         decay: d, below 1; the average looks back about 1 / (1 - d) steps.
@@ -283,7 +285,7 @@ class WeightAveraging(CheckpointedCallback):
 
     def start(self, model: nn.Module) -> None:
         """Begin with the weights as they are."""
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.average = {name: exact(p).clone() for name, p in model.named_parameters()}
         self.steps = 0
 
     @torch.no_grad()
@@ -291,24 +293,35 @@ class WeightAveraging(CheckpointedCallback):
         """Follow the weights by a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [exact(p) for p in model.parameters()], 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Let the model be the average. What changes its weights inside (a tower put back) changes the average."""
-        self._exchange(model)
+        held = self._enter(model)
         try:
             yield
         finally:
-            self._exchange(model)
+            self._leave(model, held)
 
     @torch.no_grad()
-    def _exchange(self, model: nn.Module) -> None:
+    def _enter(self, model: nn.Module) -> dict[str, Tensor]:
+        """Put the average into the model; returns the weights in training."""
+        held = {name: p.detach().clone() for name, p in model.named_parameters() if name in self.average}
         for name, parameter in model.named_parameters():
             if name in self.average:
-                held = parameter.detach().clone()
                 parameter.copy_(self.average[name])
-                self.average[name].copy_(held)
+        return held
+
+    @torch.no_grad()
+    def _leave(self, model: nn.Module, held: dict[str, Tensor]) -> None:
+        """Put the weights in training back; what has changed since is the average now, and the rest is not rounded."""
+        for name, parameter in model.named_parameters():
+            if name in held:
+                average = self.average[name]
+                same = parameter == average.to(parameter.dtype)
+                average.copy_(torch.where(same, average, exact(parameter)))
+                parameter.copy_(held[name])
 
     def on_train_begin(
         self,
@@ -346,12 +359,14 @@ class WeightAveraging(CheckpointedCallback):
         """Leave the average in the model; if the best checkpoint was loaded, that is an average already."""
         assert model is not None
         if not (args.load_best_model_at_end and state.best_model_checkpoint):
-            self._exchange(model)
+            self._enter(model)
         self.average = {}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights in training: the model file of the checkpoint holds the average."""
+        """The weights in training; the model file of the checkpoint holds the average, rounded to the model's type."""
         found = {f"weights/{name}": p.detach() for name, p in model.named_parameters()}
+        rounded = {name for name, p in model.named_parameters() if p.dtype != exact(p).dtype}
+        found |= {f"average/{name}": average for name, average in self.average.items() if name in rounded}
         return {**found, "steps": torch.tensor(self.steps)}
 
     @torch.no_grad()
@@ -360,4 +375,6 @@ class WeightAveraging(CheckpointedCallback):
         self.start(model)
         self.steps = int(tensors["steps"])
         for name, parameter in model.named_parameters():
+            if (average := tensors.get(f"average/{name}")) is not None:
+                self.average[name].copy_(average)
             parameter.copy_(tensors[f"weights/{name}"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from polyrec.core.modules import exact
+
 
 class Soup:
     r"""The mean of the weights that several trainings of one model end with, all of which begin at the same ones.
 
     w = 1/K sum_k w_k, a uniform soup (Wortsman et al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned
     Models Improves Accuracy without Increasing Inference Time"). The mean of weights answers about like the mean of
-    models, as long as the trainings are short and share where they begin.
+    models, as long as the trainings are short and share where they begin. It is held in single precision at least.
 
     Shapes: {name: weights of any shape}.
 
@@ -48,7 +50,7 @@ class Soup:
         """Stir in the weights as they are."""
         self.members += 1
         for name, parameter in self.weights.items():
-            self.mean.setdefault(name, torch.zeros_like(parameter)).lerp_(parameter, 1 / self.members)
+            self.mean.setdefault(name, torch.zeros_like(exact(parameter))).lerp_(exact(parameter), 1 / self.members)
 
     @torch.no_grad()
     def serve(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -114,6 +115,9 @@ class PolyRecTrainer(PushesToHub):
                 "one process per GPU (accelerate launch --config_file scripts/accelerate/multi_gpu.yaml ...), or set "
                 "CUDA_VISIBLE_DEVICES=0"
             )
+        # torch 2.13 has a new name for the argument; accelerate (https://github.com/huggingface/accelerate) and
+        # transformers know the old one alone. Goes away when `ddp_broadcast_buffers` is handed on by the new name.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         self._bare: tuple[Any, PolyRecForRecommendation] | None = None  # see `_unwrapped`
         if args.device.type == "cpu":
             keep_freed_memory()

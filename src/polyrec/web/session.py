@@ -224,9 +224,9 @@ class DemoSession:
         """Rows [task, prediction, change] about one item, and {task: prediction} to compare the next with."""
         row = np.array([list(self.titles).index(self._known(item)) + FIRST])
         request = {"user": user, "context": None, "time": None}
-        with torch.no_grad(), self.model.answering():
-            items = self.model.item_encoder.table()
-            given = answers(self.model, self.processor, list(history), row, request, items)
+        with torch.no_grad(), self.model.eval_mode() as model:
+            items = model.item_encoder.table()
+            given = answers(model, self.processor, list(history), row, request, items)
         now = {name: float(values[0]) for name, values in given.items() if name in self.tasks}
         rows = [
             [name, round(value, 4), f"{value - before[name]:+.4f}" if name in before else ""]
