@@ -132,7 +132,7 @@ class CrossEncoderTeacher(Teacher):
         together = {"list_items": torch.cat(lists, dim=-1)} if lists else {}
         asked = self.processor.with_prompts({**batch, **together})
         inputs = {name: asked[name] for name in asked if name not in _NO_INPUTS}
-        model, device = self.model, batch["item_ids"].device
+        device = batch["item_ids"].device
         with self.model.eval_mode() as model, torch.autocast(self.model.device.type, enabled=False):
             output = model(**send_to_device(inputs, model.device))
             real_BC = inputs["candidate_ids"].to(model.device) > 0

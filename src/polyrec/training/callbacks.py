@@ -260,7 +260,7 @@ class WeightAveraging(CheckpointedCallback):
     Polyak and Juditsky, 1992, "Acceleration of Stochastic Approximation by Averaging", in its exponential form. d is
     min(`decay`, (1 + t) / (10 + t)) at step t, so that the start is soon forgotten. Evaluations and saved models use
     the average; checkpoints hold the weights in training beside it, so that a resumed run goes on as if nothing was.
-    The average is held in single precision at least: in bfloat16, a step of 1 - d = .001 of the way would round to none.
+    The average is held in single precision at least: in bfloat16, a step by .001 of the way would round to none.
 
     Args:
         decay: d, below 1; the average looks back about 1 / (1 - d) steps.
