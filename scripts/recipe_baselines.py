@@ -1,6 +1,6 @@
 """Baselines that a domain's people would name first, beside those of every report (popularity, item-kNN, EASE, bias).
 
-* `repeat`: what the person took most often, then what everybody takes. Where lists may repeat (exclude_seen: false).
+* `repeat`: what the person took most often, then what everybody takes. Where lists may repeat.
 * `newest`: the latest items that were there. Where the items have a time.
 * `tf-idf`: cosine of words. For searches.
 * `habit`: answers of the recipe's own table "baselines", one for each row of the interactions (see recipe_tables.py).
@@ -23,13 +23,16 @@ import scipy.sparse as sp
 
 from polyrec.cli.prepare import prepare, read_run
 from polyrec.cli.recipe import Recipe
+from polyrec.data.candidates import left_out
 from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator, ranking
+from polyrec.evaluation.scored import rank_rows, ranked_rows
 from polyrec.heads.base import TaskHead
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.registry import HEADS
+from polyrec.schema import TaskConfig, parse_tasks
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of the data set [R] -> scores of the catalog [R, N]
 
@@ -42,9 +45,9 @@ def add_baselines(run: Path, answers: Path | None) -> None:
     """
     recipe = read_run(run)
     report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    lists = {task["name"]: task["head"] for task in recipe.tasks if task["head"] in ("retrieval", "search")}
+    lists = [task for task in parse_tasks(recipe.tasks) if task.ranks_catalog]
     table = None if answers is None else pd.read_parquet(answers)
-    scorers = {name: _scorers(recipe, head) for name, head in lists.items()}
+    scorers = {task.name: _scorers(recipe, task) for task in lists}
     if table is None and not any(scorers.values()):
         return
     light = copy.deepcopy(recipe)  # the same questions; nobody here reads statistics or texts by a model
@@ -53,17 +56,17 @@ def add_baselines(run: Path, answers: Path | None) -> None:
     for task, names in scorers.items():
         for name in names:
             scorer = _SCORERS[name](recipe, processor, parts, task)
-            report[task][name] = rank(parts.test, task, lists[task], scorer, recipe)
+            report[task][name] = rank(parts.test, task, processor.num_items - FIRST_ITEM, scorer, recipe)
     for task in [] if table is None else table.columns:
         head = next(t["head"] for t in recipe.tasks if t["name"] == task)
         report[task]["habit"] = answer(parts.test, task, HEADS.get(head), table[task].to_numpy())
     (run / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _scorers(recipe: Recipe, head: str) -> list[str]:
-    if head == "search":
+def _scorers(recipe: Recipe, task: TaskConfig) -> list[str]:
+    if task.head == "search":
         return ["tf-idf"]
-    repeats = recipe.training.get("exclude_seen", True) is False
+    repeats = left_out(task, recipe.training.get("exclude_seen")) == "nothing"
     return ["repeat"] * repeats + ["newest"] * ("item_time" in recipe.columns)
 
 
@@ -77,7 +80,7 @@ def repeat(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str
     taken_before = test.log.labels[:, column] > 0
 
     def score(rows: np.ndarray) -> np.ndarray:
-        offsets, seen = visible_history(test, rows, taken_before)
+        offsets, seen = visible_history(test, rows, taken_before).ragged()
         own = sp.csr_array((np.ones(len(seen)), seen - FIRST_ITEM, offsets), shape=(len(rows), number))
         own.sum_duplicates()
         return (own.toarray() + everybody).astype(np.float32)
@@ -132,26 +135,14 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def rank(test: SequenceDataset, task: str, head: str, score: Scorer, recipe: Recipe) -> dict[str, float]:
-    """Metrics of lists, as `polyrec.evaluation.report` has them."""
-    import torch
-
-    k = recipe.training.get("rank_k", 10)
-    labels = test.labels()[:, test.task_names.index(task)]
-    rows = np.flatnonzero((labels > 0) & (test.log.item[test.candidates.event] >= FIRST_ITEM))
-    exclude_seen = recipe.training.get("exclude_seen", True)
-    greater, ties, top = [], [], []
-    for chosen in np.split(rows, np.arange(512, len(rows), 512)):
-        scores = torch.from_numpy(score(chosen))
-        targets = torch.from_numpy(test.log.item[test.candidates.event[chosen]] - FIRST_ITEM)
-        excluded = evaluator.excluded_items(HEADS.get(head), test, chosen, exclude_seen)
-        more, same = ranking.rank_targets(scores, targets, excluded)
-        greater.append(more.numpy())
-        ties.append(same.numpy())
-        top.append(ranking.top_k(scores, min(k, scores.shape[1]), excluded).numpy())
-    per_list = ranking.single_target_metrics(np.concatenate(greater), np.concatenate(ties), ks=[k])
-    found = {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
-    return found | {f"coverage@{k}": ranking.coverage(np.concatenate(top), scores.shape[1])}
+def rank(test: SequenceDataset, task: str, number: int, score: Scorer, recipe: Recipe) -> dict[str, float]:
+    """Metrics of lists of a catalog of `number` items, as `polyrec.evaluation.report` has them."""
+    k, own = recipe.training.get("rank_k", 10), next(t for t in parse_tasks(recipe.tasks) if t.name == task)
+    what = left_out(own, recipe.training.get("exclude_seen"))
+    found = rank_rows(score, test, ranked_rows(test, task), k, what)
+    per_list = ranking.single_target_metrics(found.greater, found.ties, ks=[k])
+    metrics = {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in ("ndcg", "recall", "mrr")}
+    return metrics | {f"coverage@{k}": ranking.coverage(found.top_ids, number)}
 
 
 def answer(test: SequenceDataset, task: str, head: type[TaskHead], values: np.ndarray) -> dict[str, float]:

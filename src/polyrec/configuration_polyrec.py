@@ -64,6 +64,8 @@ class PolyRecConfig(MultiTaskConfig):
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
+        exclude_seen: whether lists, served and measured, leave out the items of the user's history; None: unless a task
+            models repeated consumption (the option `repeats`). The trainer writes its own argument here.
         int8: whether matrices and tables are whole numbers of 8 bits, see [`~polyrec.int8`]; `polyrec
             quantize` makes such a model. It answers and does not learn.
         initializer_range: standard deviation of the initial weights.
@@ -100,6 +102,7 @@ class PolyRecConfig(MultiTaskConfig):
     freeze_item_ids: bool = False
     task_item_embeddings: bool = False
     candidate_attention_heads: int = 4
+    exclude_seen: bool | None = None
     int8: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

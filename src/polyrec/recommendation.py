@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.data.candidates import left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 from polyrec.processing_polyrec import PolyRecProcessor
+
+_BYTES = 1 << 27  # about what the candidates that are answered at a time take
 
 
 @torch.no_grad()
@@ -38,8 +41,8 @@ def recommend(
         time: when the answer is wanted, in seconds; default: right after the latest event that is known.
         task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
             retrieval tasks ranks the whole catalog by its first pair task.
-        exclude_seen: leave out items of the history; None: unless the task that ranks has learnt what people take again
-            (the option `repeats`).
+        exclude_seen: leave out items of the history; None: as the model was evaluated (`config.exclude_seen`), by
+            default unless the task that ranks models repeated consumption (the option `repeats`).
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
@@ -72,26 +75,27 @@ def _recommend(
     ranking_task = task or next(iter(from_history or model.pair_tasks))
     if ranking_task in model.state_tasks and ranking_task not in from_history:
         raise ValueError(f"task {ranking_task!r} needs a query: call model.search(processor, query)")
-    catalog = np.arange(FIRST_ITEM, processor.num_items)
     request: dict[str, Any] = {"user": user, "context": context, "time": time}
-    window = processor.request(history, catalog[:1], **request)
+    window = processor.request(history, np.array([FIRST_ITEM]), **request)
     seen = window["history_items"]
     items = model.item_encoder.table()
+    others: dict[str, np.ndarray] = {}
     if ranking_task in model.state_tasks:
         batch = as_batch([window], model)
         state = model(**batch, items=items).states[:, 0]
         moment = model.moment(**batch).at((slice(None), 0))
         scores = model.score_items(state, ranking_task, items, moment=moment)[0].float().cpu().numpy()
     else:
-        of_catalog = answers(model, processor, history, catalog, request, items)
-        scores = np.concatenate([np.full(FIRST_ITEM, -np.inf), of_catalog[ranking_task]])
-    head = model.heads[ranking_task]
-    if not (head.reads == "state" and head.repeats is not None) if exclude_seen is None else exclude_seen:
+        others = answers(model, processor, history, np.arange(FIRST_ITEM, processor.num_items), request, items)
+        others = {name: np.concatenate([np.full(FIRST_ITEM, -np.inf), own]) for name, own in others.items()}
+        scores = others[ranking_task].copy()
+    exclude_seen = model.config.exclude_seen if exclude_seen is None else exclude_seen
+    if left_out(model.heads[ranking_task].task, exclude_seen) == "history":
         scores[seen] = -np.inf
-    best = np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
+    best = best_items(scores, k)
     if not len(best):
         return []
-    others = answers(model, processor, history, best, request, items)
+    others = {n: own[best] for n, own in others.items()} or answers(model, processor, history, best, request, items)
     known_history = bool((processor.item_counts[seen] > 0).any())
     return [
         {
@@ -104,6 +108,17 @@ def _recommend(
         }
         for n, row in enumerate(best)
     ]
+
+
+def best_items(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k highest scores, best first; -inf = not a candidate.
+
+    Raises:
+        ValueError: a score is NaN or infinite: the model has diverged.
+    """
+    if np.isnan(scores).any() or (scores == np.inf).any():
+        raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
+    return np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
 
 
 def answers(
@@ -121,9 +136,23 @@ def answers(
         request: arguments of `processor.request`.
         items: the encoded table.
     """
-    window = processor.request(history, asked, **request)
-    logits = model(**as_batch([window], model), items=items).logits
-    return {name: model.heads[name].predict(value)[0].cpu().numpy() for name, value in logits.items()}
+    found: dict[str, list[np.ndarray]] = {}
+    first, size = 0, 1024
+    while first < len(asked):
+        window = processor.request(history, asked[first : first + size], **request)
+        first, size = first + size, max(_BYTES // _pair_bytes(model, len(window["item_ids"])), 1)
+        logits = model(**as_batch([window], model), items=items).logits
+        for name, value in logits.items():
+            found.setdefault(name, []).append(model.heads[name].predict(value)[0].float().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _pair_bytes(model: PolyRecForRecommendation, events: int) -> int:
+    """About what one candidate takes on its way through the model: attention over events, numbers, hidden vectors."""
+    config = model.config
+    numbers = sum(f.size for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector"))
+    attention = config.candidate_attention_heads * (events + 1)
+    return 4 * (2 * attention + 3 * numbers * (config.numeric_bins + 1) + 12 * (config.hidden_size + config.pair_width))
 
 
 def as_batch(windows: Sequence[dict[str, Any]], model: PolyRecForRecommendation) -> dict[str, Any]:

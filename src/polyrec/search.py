@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.recommendation import answers, as_batch
+from polyrec.recommendation import answers, as_batch, best_items
 from polyrec.registry import nearest
 
 
@@ -30,6 +31,7 @@ def search(
     expand: int = 0,
     expand_weight: float = 0.3,
     exclude_seen: bool = False,
+    query_item: Any = None,
 ) -> list[dict[str, Any]]:
     """Find items by what somebody typed.
 
@@ -42,6 +44,8 @@ def search(
         expand: widen the query by so many of the items that it finds first; 0 = not.
         expand_weight: how far, in [0, 1], see `SearchHead.expanded`.
         exclude_seen: leave out items of the history. People search for what they know, so by default it is found.
+        query_item: id of the item that the query is the text of, which is left out, as in evaluations
+            (`columns.query_item`).
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
@@ -63,7 +67,14 @@ def search(
         found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
         if found is None:
             return []
-        best = np.argsort(-found, kind="stable")[: min(k, int(np.isfinite(found).sum()))]
+        if query_item is not None:
+            row = processor.items.rows(pa.array([query_item]))
+            if (row < FIRST_ITEM).any():
+                raise ValueError(
+                    f"query_item {query_item!r} is not in the catalog: leave it out, or extend the processor"
+                )
+            found[row] = -np.inf
+        best = best_items(found, k)
         others = answers(model, processor, history, best, request, items) if model.pair_tasks and len(best) else {}
     return [
         {

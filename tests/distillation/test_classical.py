@@ -40,7 +40,7 @@ def test_histories_are_strictly_before_and_longer_than_windows(case):
     """Prevents an event of the same second, or the event asked about, from being read; and a cut at the window."""
     _, parts = case
     rows = np.arange(parts.test.num_candidates)[::3]
-    offsets, items = visible_history(parts.test, rows)
+    offsets, items = visible_history(parts.test, rows).ragged()
     expected = histories(parts.test, rows)
     assert [items[a:b].tolist() for a, b in itertools.pairwise(offsets)] == expected
     assert max(map(len, expected)) > parts.test.max_history
@@ -155,7 +155,7 @@ def test_seen_items_are_listed_unless_asked(case):
     """Prevents repeat consumption from being forbidden, and a wish for new items from being ignored."""
     processor, parts = case
     rows = np.flatnonzero(parts.test.candidates.position > 0)[:20]
-    _, seen = visible_history(parts.test, rows)
+    _, seen = visible_history(parts.test, rows).ragged()
     plain = CatalogTeacher("popularity", parts.train, processor, scale=1.0).logits(parts.test, rows)
     without = CatalogTeacher("popularity", parts.train, processor, scale=1.0, exclude_seen=True).logits(
         parts.test, rows

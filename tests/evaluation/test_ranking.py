@@ -39,7 +39,7 @@ def chunks(draw):
     rows, items = draw(st.integers(1, 6)), draw(st.integers(1, 8))
     values = st.sampled_from([float("-inf"), -1.0, 0.0, 0.5, 2.0])
     scores = draw(st.lists(st.lists(values, min_size=items, max_size=items), min_size=rows, max_size=rows))
-    targets = draw(st.lists(st.integers(0, items - 1), min_size=rows, max_size=rows))
+    targets = draw(st.lists(st.integers(-1, items - 1), min_size=rows, max_size=rows))  # -1: not in the catalog
     pairs = draw(st.lists(st.tuples(st.integers(0, rows - 1), st.integers(0, items - 1)), max_size=20))
     excluded = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     return torch.tensor(scores), torch.tensor(targets), excluded
@@ -48,15 +48,15 @@ def chunks(draw):
 @settings(deadline=None)
 @given(chunks())
 def test_rank_targets_equals_counting(chunk):
-    """Prevents history items from being counted, or subtracted twice, and a seen target from excluding itself."""
+    """Prevents history items from being counted, or subtracted twice, and a target no list can hold from being found."""
     scores, targets, excluded = chunk
     greater, ties = ranking.rank_targets(scores, targets, excluded)
     seen = set(zip(*(part.tolist() for part in excluded), strict=True))
     for row, target in enumerate(targets.tolist()):
-        mine = scores[row, target].item()
+        mine = float("-inf") if target == -1 or (row, target) in seen else scores[row, target].item()
         others = [s for i, s in enumerate(scores[row].tolist()) if i != target and (row, i) not in seen]
         if mine == float("-inf"):
-            assert (greater[row], ties[row]) == (scores.shape[1], 0)
+            assert (greater[row], ties[row]) == (ranking.NEVER_LISTED, 0)
         else:
             assert (greater[row], ties[row]) == (sum(s > mine for s in others), sum(s == mine for s in others))
 
@@ -121,12 +121,12 @@ def test_without_ties_both_ways_of_measuring_agree(chunk):
     scores, targets, excluded = chunk
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.permuted(np.arange(scores.numel(), dtype=np.float64).reshape(scores.shape), axis=1))
-    other = excluded[1] != targets[excluded[0]]
-    excluded = excluded[0][other], excluded[1][other]
-    k = scores.shape[1]
+    number = scores.shape[1]
+    k = number + 2  # a miss is none of the k either where lists could be longer than the catalog
     by_rank = ranking.single_target_metrics(*ranking.rank_targets(scores, targets, excluded), ks=(k,))
-    top = ranking.top_k(scores, k, excluded).numpy()
-    by_list = ranking.list_metrics(top, (targets.numpy(), np.arange(len(targets) + 1)), ks=(k,))
+    top = np.pad(ranking.top_k(scores, number, excluded).numpy(), ((0, 0), (0, 2)), constant_values=-1)
+    relevant = np.where(targets.numpy() == -1, number, targets.numpy())
+    by_list = ranking.list_metrics(top, (relevant, np.arange(len(targets) + 1)), ks=(k,))
     for name, expected in by_rank.items():
         np.testing.assert_allclose(by_list[name], expected)
 
@@ -254,7 +254,7 @@ def test_messages_name_the_fix():
     """Prevents silent wrap-around of indices, repeated items, and cut-offs that the lists cannot answer."""
     scores = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"targets_R must lie in 0\.\.2"):
-        ranking.rank_targets(scores, torch.tensor([0, -1]))
+        ranking.rank_targets(scores, torch.tensor([0, -2]))
     with pytest.raises(ValueError, match="one item per row"):
         ranking.rank_targets(scores, torch.tensor([0]))
     with pytest.raises(ValueError, match=r"excluded items must lie in 0\.\.2"):

@@ -71,7 +71,7 @@ def test_lists_are_measured(questions):
     """Ranks against the naive definition; lists may repeat, so nothing is left out."""
     recipe, processor, parts = questions
     score = recipe_baselines.newest(recipe, processor, parts, "next")
-    found = recipe_baselines.rank(parts.test, "next", "retrieval", score, recipe)
+    found = recipe_baselines.rank(parts.test, "next", 4, score, recipe)
     ranks = [1, 2, 3]  # b at 50; a at 60; a at 70, after d and b
     assert found["mrr@10"] == pytest.approx(np.mean([1 / r for r in ranks]))
     assert found["ndcg@10"] == pytest.approx(np.mean([1 / np.log2(1 + r) for r in ranks]))

@@ -13,6 +13,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.cold_start import cold_start, format_cold_start
 from polyrec.evaluation.page import plain
+from polyrec.evaluation.protocol import EVALUATION, evaluation_facts, format_facts
 from polyrec.evaluation.report import MODEL, compare_with_baselines, format_report
 from polyrec.evaluation.slices import popularity_bias, slice_groups, sliced
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -37,7 +38,8 @@ def report_run(
         slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
     """
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
-    print(format_report(report))
+    facts = evaluation_facts(model, test, predictions, arguments.exclude_seen)
+    print(format_report(report) + format_facts(facts))
     cold = cold_start(model, test, predictions, arguments.rank_k)
     print(format_cold_start(cold))
     for task, groups in cold.items():
@@ -49,6 +51,7 @@ def report_run(
             report[task][MODEL]["slices"] = found
         for task, ranking in predictions.rankings.items():
             report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
+        report[EVALUATION] = facts
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
     return report

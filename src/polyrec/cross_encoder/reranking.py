@@ -21,7 +21,8 @@ from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder, Po
 from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.cross_encoder.sampling import FIRST_ITEM, only
 from polyrec.data.sequences import SequenceDataset
-from polyrec.evaluation.evaluator import PairPredictions, Predictions, Ranking
+from polyrec.evaluation.evaluator import PairPredictions, Predictions
+from polyrec.evaluation.scored import Ranking
 from polyrec.registry import nearest
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def predict(
     rankings = {}
     for name, lists in (first_stage or {}).items():
         mine = np.isin(_window_of(dataset)[lists.rows], order)
-        own = Ranking(lists.rows[mine], lists.greater[mine], lists.ties[mine], lists.top_ids[mine])
+        own = lists.of(mine)
         rankings[name] = rerank_lists(model, processor, dataset, name, own, batch_size, k, blend, progress)
     return Predictions(pairs.values, rankings, pairs.details)
 
@@ -94,14 +95,14 @@ def reordered(dataset: SequenceDataset, lists: Ranking, scores_RK: np.ndarray, k
     prior_K = -blend * np.log1p(np.arange(lists.top_ids.shape[1]))
     scores_RK = np.where(listed_RK, scores_RK + prior_K, -np.inf)
     target_R1 = dataset.log.item[dataset.candidates.event[lists.rows]][:, None] - FIRST_ITEM
-    hit_RK = lists.top_ids == target_R1
+    hit_RK = (lists.top_ids == target_R1) & listed_RK  # a target that is not in the catalog is not the place of no item
     found_R = hit_RK.any(axis=1)
     own_R1 = np.where(hit_RK, scores_RK, -np.inf).max(axis=1, keepdims=True)
     # Behind the list nothing moves: who was not in it stays behind all that was.
     greater_R = np.where(found_R, (scores_RK > own_R1).sum(1), np.maximum(lists.greater, listed_RK.sum(1)))
     ties_R = np.where(found_R, (scores_RK == own_R1).sum(1) - 1, lists.ties)
     order_RK = np.argsort(-scores_RK, axis=1, kind="stable")[:, :k]
-    return Ranking(lists.rows, greater_R, ties_R, np.take_along_axis(lists.top_ids, order_RK, axis=1))
+    return Ranking(lists.rows, greater_R, ties_R, np.take_along_axis(lists.top_ids, order_RK, axis=1), lists.excluded)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from polyrec.baselines import EASE, ItemKNN, Popularity
+from polyrec.data.candidates import excluded_items
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import visible_history
 from polyrec.data.sampling import uniform
@@ -135,13 +136,13 @@ class CatalogTeacher(RowTeacher):
 
     def logits(self, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """Logits of every row of the item table, float32 [M, N]; -inf for padding, the unknown and excluded items."""
-        offsets, seen = visible_history(dataset, rows)
-        scores = self.recommender.score(offsets, seen - FIRST)
+        seen = visible_history(dataset, rows)
+        scores = seen._replace(items=seen.items - FIRST).scores(self.recommender.score)
         found = np.full((len(rows), self.num_items), -np.inf, dtype=np.float32)
         found[:, FIRST:] = self.scale * (np.log1p(scores) if self.log else scores)
         check_numbers(torch.from_numpy(found), True, self.task, _NO_NUMBERS)
-        if self.exclude_seen:
-            found[np.repeat(np.arange(len(rows)), np.diff(offsets)), seen] = -np.inf
+        for pairs in excluded_items("history" if self.exclude_seen else "nothing", dataset, rows):
+            found[pairs] = -np.inf
         return found
 
     def lists(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:

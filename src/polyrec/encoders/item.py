@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
+from polyrec.encoders.content import content_key
 from polyrec.encoders.features import FeatureEncoder, module_name
 from polyrec.encoders.growth import add_rows, in_blocks, told
 from polyrec.encoders.item_table import item_table
@@ -81,6 +83,7 @@ class ItemEncoder(nn.Module):
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.num_items))
+        self._kept: tuple[tuple[object, ...], ItemRows] | None = None  # see `table`
         self.catalog = nn.Module()  # a namespace for buffers: item_encoder.catalog.<feature>
         for f in self.attributes.features:
             wide = {"multi": f.width, "vector": f.size, "embedding": f.size}
@@ -246,10 +249,31 @@ class ItemEncoder(nn.Module):
         return ItemRows(self.encode(rows_M, id_rows_M, live_M), None if whole else rows_M, id_rows_M)
 
     def table(self) -> ItemRows:
-        """All items, their texts from the stored table: encoded once, they serve many batches of one model."""
+        """All items, their texts from the stored table: encoded once, they serve many batches of one model.
+
+        Without gradients and outside of training the table is kept, and given again as long as no weight and no
+        attribute has changed, however it was changed; do not write into it.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self._encoded_table()
+        if self.text is not None and not self.text.fresh:
+            self.text.refresh()
+        named = [*self.named_parameters(), *self.named_buffers()]
+        key = content_key(tensor for name, tensor in named if not name.startswith("text.encoder."))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._encoded_table()
+        return self._kept[1]
+
+    def _encoded_table(self) -> ItemRows:
         rows_N = torch.arange(self.num_items, device=self.known.device)
         id_rows_N = self.id_rows(rows_N)
         return ItemRows(self.encode(rows_N, id_rows_N), id_rows_M=id_rows_N)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; training lets go of the encoded table."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
 
     def id_rows(self, rows_M: Tensor) -> Tensor:
         """The row of an id table that each item reads; in training, some read the unknown item's by chance."""

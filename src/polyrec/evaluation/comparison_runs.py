@@ -12,10 +12,11 @@ from typing import Self
 
 import numpy as np
 
-from polyrec.evaluation.evaluator import Predictions, Ranking
+from polyrec.evaluation.evaluator import Predictions
+from polyrec.evaluation.scored import Ranking
 
 RUN_NAME, PREDICTIONS_NAME = "run.json", "predictions.npz"
-_RANKING_FIELDS = ("rows", "greater", "ties", "top_ids")
+_RANKING_FIELDS = ("rows", "greater", "ties", "top_ids", "excluded")
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.collator import PolyRecCollator
-from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import metrics, ranking
+from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
 from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 
 logger = logging.getLogger(__name__)
+
+_MANY_REPEATS = 0.03  # share of the targets; below it, the odd item that somebody takes twice
 
 # name -> f(labels, predictions, people), of one number per pair
 PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
@@ -48,22 +51,6 @@ _CONSTANTS: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
     "mae": np.median,
     "class_logloss": lambda y: np.bincount(y.astype(np.int64)) / len(y),
 }
-
-
-@dataclass
-class Ranking:
-    """Lists of a retrieval task.
-
-    Args:
-        rows: int64 [R], which candidates of the data set were ranked (those whose item was taken).
-        greater, ties: int64 [R], items that score higher than the item taken, and others that score the same.
-        top_ids: int64 [R, K], the best items, as rows of the catalog (item id - 2).
-    """
-
-    rows: np.ndarray
-    greater: np.ndarray
-    ties: np.ndarray
-    top_ids: np.ndarray
 
 
 @dataclass
@@ -114,7 +101,7 @@ def predict(
     dataset: SequenceDataset,
     batch_size: int = 64,
     k: int = 10,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: bool = False,
 ) -> Predictions:
@@ -122,8 +109,9 @@ def predict(
 
     Args:
         k: length of ranked lists.
-        exclude_seen: leave out all items of the person's visible history (beyond the window, too). A search finds them,
-            too; it leaves out the item that the query is the text of.
+        exclude_seen: leave out all items of the user's visible history (beyond the window, too), as `recommend` does;
+            an item taken that is among them is a miss. None: as the model serves (`config.exclude_seen`). A search
+            finds them, too; it leaves out the item that the query is the text of.
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
         progress: show a progress bar.
     """
@@ -147,22 +135,23 @@ def predict(
             real = rows.flatten() >= 0
             pairs.add(rows, output.logits)
             for name in model.state_tasks:
-                taken = real & (labels[name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
+                taken = real & (labels[name].flatten() > 0)
                 there = taken.to(model.device)
                 states, moment = output.states.flatten(0, 1)[there], moments.rows(there)
                 queries = None if output.queries is None else output.queries.flatten(0, 1)[there]
-                targets = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
-                chosen = rows.flatten()[taken].numpy()
-                for chunk in torch.arange(len(chosen)).split(1024):
+                chosen, leaves = rows.flatten()[taken].numpy(), lists_leave_out(model, name, exclude_seen)
+                for chunk in torch.arange(len(chosen)).split(rows_at_once(model.config.num_items)):
                     typed = None if queries is None else queries[chunk]
-                    scores = model.score_items(states[chunk], name, items, typed, moment.at(chunk))
-                    scores = scores[:, FIRST_ITEM:].float().cpu()
-                    excluded = excluded_items(model.heads[name], dataset, chosen[chunk.numpy()], exclude_seen)
-                    greater, ties = ranking.rank_targets(scores, targets[chunk], excluded)
-                    top = ranking.top_k(scores, k, excluded)
-                    parts[name].append(Ranking(chosen[chunk.numpy()], greater.numpy(), ties.numpy(), top.numpy()))
+                    scores = model.score_items(states[chunk], name, items, typed, moment.at(chunk)).float()
+                    asked_about = chosen[chunk.numpy()]
+                    parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked_about, leaves, k))
     rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}
     return Predictions(pairs.values, rankings, pairs.details)
+
+
+def lists_leave_out(model: PolyRecForRecommendation, task: str, exclude_seen: bool | None = None) -> LeftOut:
+    """What the lists of a model's task leave out; `exclude_seen=None`: as `recommend` has it."""
+    return left_out(model.heads[task].task, model.config.exclude_seen if exclude_seen is None else exclude_seen)
 
 
 def evaluate(
@@ -191,6 +180,7 @@ def evaluate(
     by_person = [name for name, head in model.heads.items() if name in predictions.values and "gauc" in head.metrics]
     if by_person and sees_evaluated_labels(dataset):
         _warn_of_biased_gauc(", ".join(map(repr, sorted(by_person))))
+    _check_repeats(predictions)
     result: dict[str, float] = {}
     for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
         improvements = []
@@ -254,6 +244,24 @@ def _warn_of_biased_gauc(tasks: str) -> None:
     )
 
 
+def _check_repeats(predictions: Predictions) -> None:
+    """Say once of a task that many of its targets are items that its lists leave out."""
+    for task, found in predictions.rankings.items():
+        if len(found.rows) and found.excluded.mean() > _MANY_REPEATS:
+            _warn_of_repeats(task, f"{np.ceil(1000 * found.excluded.mean()) / 10:.1f}%")
+
+
+@cache
+def _warn_of_repeats(task: str, share: str) -> None:
+    logger.warning(
+        "task %r: %s of the targets are items that the user took before, which lists leave out, so that they are "
+        "misses: where users take items again, set the task's option repeats=True or exclude_seen=False, and lists, "
+        "measured and served, hold them",
+        task,
+        share,
+    )
+
+
 def pair_metrics(
     names: tuple[str, ...],
     labels: np.ndarray,
@@ -309,42 +317,6 @@ def _ranking_metrics(
     result[f"coverage@{k}"] = ranking.coverage(found.top_ids[rows], len(counts))
     result[f"novelty@{k}"] = ranking.novelty(found.top_ids[rows], counts)
     return result, result[f"ndcg@{k}"]
-
-
-def visible_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """History of candidates: (index into `rows`, catalog row) of every event visible to each, oldest first.
-
-    Args:
-        rows: int64 [R], candidates of the data set.
-    """
-    offsets, seen = visible_history(dataset, rows)
-    index = np.repeat(np.arange(len(rows)), np.diff(offsets))
-    return torch.from_numpy(index), torch.from_numpy(seen - FIRST_ITEM)
-
-
-def excluded_items(
-    head: Any, dataset: SequenceDataset, rows: np.ndarray, exclude_seen: bool
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What lists of candidates leave out, as `visible_items` gives it: of a search, its query's own item."""
-    if head.excludes == "own item":
-        return own_items(dataset, rows)
-    return visible_items(dataset, rows) if exclude_seen else None
-
-
-def own_items(dataset: SequenceDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The items that the candidates' queries are the text of: (index into `rows`, catalog row) where there is one."""
-    assert dataset.log.queries is not None
-    own = dataset.log.queries.own_item[dataset.candidates.event[rows]]
-    index = np.flatnonzero(own >= FIRST_ITEM)
-    return torch.from_numpy(index), torch.from_numpy(own[index] - FIRST_ITEM)
-
-
-def join_rankings(parts: list[Ranking], k: int) -> Ranking:
-    """One ranking of several; of none, an empty one with lists of length k."""
-    if not parts:
-        nothing = np.zeros(0, dtype=np.int64)
-        return Ranking(nothing, nothing, nothing, np.zeros((0, k), dtype=np.int64))
-    return Ranking(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "greater", "ties", "top_ids")))
 
 
 def gather(predictions: Predictions) -> Predictions:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 _BLOCK = 1 << 22  # scores compared at a time: bounds the temporary masks to 4 MiB, which also keeps them in cache
 NO_ITEM = -1  # fills a list that has fewer than K items
+NEVER_LISTED = 1 << 40  # `greater` of a target that no list can hold, however long: beyond any cut-off
 
 
 @torch.no_grad()
@@ -34,24 +35,29 @@ def rank_targets(
 
     Args:
         scores_RN: [R, N], any floating dtype. -inf = not a candidate (padding); NaN and +inf are refused.
-        targets_R: [R], column of the target.
-        excluded: rows [P] and items [P] of pairs that are not candidates, e.g. the person's history, in any order;
-            repeated pairs count once. A target that is in its own row's history (repeat consumption) stays a candidate.
+        targets_R: [R], column of the target; `NO_ITEM` (-1) = not in the catalog.
+        excluded: rows [P] and items [P] of pairs that are not candidates, e.g. the user's history, in any order;
+            repeated pairs count once.
 
     Returns:
-        greater [R] and ties [R], int64. A target of score -inf can never be recommended: greater = N, ties = 0.
+        greater [R] and ties [R], int64. A target that no list can hold is a miss whatever the list's length: one that
+        is excluded, not in the catalog, or of score -inf has greater = `NEVER_LISTED`, ties = 0.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.9, 0.5, 0.5, 0.1]])
         >>> history = (torch.tensor([1, 1]), torch.tensor([0, 2]))  # row 1 has seen items 0 and 2
         >>> rank_targets(scores, torch.tensor([1, 1]), history)
         (tensor([1, 0]), tensor([1, 0]))
+        >>> rank_targets(scores, torch.tensor([1, 2]), history)[0][1].item() == NEVER_LISTED
+        True
     """
     num_rows, num_items = _check_scores(scores_RN)
     if targets_R.shape != (num_rows,):
         raise ValueError(f"targets_R must hold one item per row, [{num_rows}], not {list(targets_R.shape)}")
-    _check_range("targets_R", targets_R, num_items, "items")
-    target_R1 = scores_RN.gather(1, targets_R[:, None])
+    missed_R = targets_R == NO_ITEM
+    _check_range("targets_R", targets_R[~missed_R], num_items, "items")
+    target_R1 = scores_RN.gather(1, targets_R.clamp(min=0)[:, None])
+    missed_R |= target_R1[:, 0] == float("-inf")
     greater_R = torch.empty(num_rows, dtype=torch.int64, device=scores_RN.device)
     equal_R = torch.empty_like(greater_R)
     step = max(1, _BLOCK // num_items)
@@ -61,13 +67,11 @@ def rank_targets(
         equal_R[rows] = (scores_RN[rows] == target_R1[rows]).count_nonzero(1)
     if excluded is not None:
         rows_P, items_P = _distinct_pairs(excluded, num_rows, num_items)
-        other_P = items_P != targets_R[rows_P]
-        rows_P, items_P = rows_P[other_P], items_P[other_P]
+        missed_R[rows_P[items_P == targets_R[rows_P]]] = True
         scores_P, target_P = scores_RN[rows_P, items_P], target_R1[rows_P, 0]
         greater_R -= torch.bincount(rows_P[scores_P > target_P], minlength=num_rows)
         equal_R -= torch.bincount(rows_P[scores_P == target_P], minlength=num_rows)
-    hopeless_R = target_R1[:, 0] == float("-inf")
-    return greater_R.masked_fill(hopeless_R, num_items), (equal_R - 1).masked_fill(hopeless_R, 0)
+    return greater_R.masked_fill(missed_R, NEVER_LISTED), (equal_R - 1).masked_fill(missed_R, 0)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from polyrec.baselines import EASE, BiasModel, ItemKNN, Popularity
+from polyrec.data.candidates import LeftOut
 from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
@@ -30,7 +31,7 @@ def compare_with_baselines(
     test: SequenceDataset,
     predictions: evaluator.Predictions,
     k: int = 10,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     resamples: int = 200,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """{task: {system: {metric: value, "interval": {metric: [low, high]}}}}; intervals (95%, over people).
@@ -40,13 +41,15 @@ def compare_with_baselines(
     Args:
         train, test: data sets of one log; baselines are fitted on `train`.
         predictions: the model's answers to `test`.
+        exclude_seen: as it was for `predictions`; the baselines' lists leave out the same.
     """
     report: dict[str, dict[str, dict[str, Any]]] = {}
     labels, people = test.labels(), test.people()
     for j, task in enumerate(test.task_names):
         if task in predictions.rankings:
             number = model.config.num_items - FIRST_ITEM
-            report[task] = _retrieval(train, test, j, predictions.rankings[task], number, k, exclude_seen, resamples)
+            what = evaluator.lists_leave_out(model, task, exclude_seen)
+            report[task] = _retrieval(train, test, j, predictions.rankings[task], number, k, what, resamples)
             continue
         head = model.heads[task]
         own = train.own_view
@@ -77,7 +80,7 @@ def _retrieval(
     found: evaluator.Ranking,
     number: int,
     k: int,
-    exclude_seen: bool,
+    what: LeftOut,
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
     event = train.candidates.event[train.own_view & ~np.isnan(train.labels()[:, column])]
@@ -95,10 +98,10 @@ def _retrieval(
         baseline.fit(users, items, number)
 
         def score(rows: np.ndarray, fitted: EASE | ItemKNN | Popularity = baseline) -> np.ndarray:
-            offsets, seen = visible_history(test, rows)
-            return fitted.score(offsets, seen - FIRST_ITEM)
+            seen = visible_history(test, rows)
+            return seen._replace(items=seen.items - FIRST_ITEM).scores(fitted.score)
 
-        ranked = rank_rows(score, test, found.rows, k, exclude_seen)
+        ranked = rank_rows(score, test, found.rows, k, what)
         per_list[name] = ranking.single_target_metrics(ranked.greater, ranked.ties, ks=[k])
         lists[name] = ranked.top_ids
     for name, values in per_list.items():

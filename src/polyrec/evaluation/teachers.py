@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from polyrec.data.candidates import left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
 from polyrec.encoders.item import FIRST_ITEM
-from polyrec.evaluation import ranking
-from polyrec.evaluation.evaluator import Predictions, Ranking, excluded_items, join_rankings
+from polyrec.evaluation.evaluator import Predictions
+from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def teacher_predictions(
     num_items: int,
     batch_size: int = 64,
     k: int = 10,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     progress: bool = False,
 ) -> Predictions:
     """Ask a prepared teacher about every candidate, as `polyrec.evaluation.evaluator.predict` asks a model.
@@ -43,7 +44,7 @@ def teacher_predictions(
         heads: of the student, which say what exchanged answers mean.
         num_items: rows of the item table.
         k: length of ranked lists.
-        exclude_seen: leave out what the person has taken; of a search, the item that the query is the text of.
+        exclude_seen: what the lists leave out, see `polyrec.data.candidates.left_out`.
     """
     dataset = dataset.fixed()
     pair_tasks = [name for name in teacher.pair_tasks if name in heads]
@@ -66,15 +67,13 @@ def teacher_predictions(
                 details.setdefault(name, np.full((dataset.num_candidates, more.shape[-1]), np.nan, dtype=np.float32))
                 details[name][at] = more.flatten(0, 1)[real].numpy()
         for name in list_tasks:
-            taken = real & (batch["labels"][name].flatten() > 0) & (batch["candidate_ids"].flatten() >= FIRST_ITEM)
-            items_RK = answers["teacher_items"][name].flatten(0, 1)[taken]
-            scores_RK = answers["teacher_scores"][name].flatten(0, 1)[taken][:, :-1]
-            targets_R = batch["candidate_ids"].flatten()[taken] - FIRST_ITEM
-            excluded = excluded_items(heads[name], dataset, rows[taken].numpy(), exclude_seen)
-            dense_RN = _dense(items_RK, scores_RK, num_items)
-            greater, ties = ranking.rank_targets(dense_RN, targets_R, excluded)
-            top = ranking.top_k(dense_RN, min(k, num_items - FIRST_ITEM), excluded)
-            parts[name].append(Ranking(rows[taken].numpy(), greater.numpy(), ties.numpy(), top.numpy()))
+            asked_about = (real & (batch["labels"][name].flatten() > 0)).nonzero().squeeze(-1)
+            items_AK = answers["teacher_items"][name].flatten(0, 1)
+            scores_AK = answers["teacher_scores"][name].flatten(0, 1)[:, :-1]
+            what = left_out(heads[name].task, exclude_seen)
+            for chunk in asked_about.split(rows_at_once(num_items)):
+                dense_RN = _dense(items_AK[chunk], scores_AK[chunk], num_items)
+                parts[name].append(rank_scores(dense_RN, dataset, rows[chunk].numpy(), what, k))
     rankings = {name: join_rankings(found, k) for name, found in parts.items()}
     answered = [name for name, found in values.items() if not np.isnan(found).all()]
     return Predictions(

@@ -47,6 +47,7 @@ class TaskHead(nn.Module):
     soft_losses: ClassVar[Mapping[str, SoftLoss]] = {}
     logit_width: int | None = None
     detail_width: int | None = None
+    excludes: ClassVar[Literal["history", "own item"]] = "history"  # of lists, see `polyrec.data.candidates`
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class RetrievalHead(TaskHead):
             `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
             processor finds it in the training rows).
             `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
-            the same again (baskets, songs); recommendations then hold it, too (measure it with `exclude_seen: false`).
+            the same again (baskets, songs); lists, served and measured, then hold it, too.
             Events whose label is known to be 0 (seen, and not taken) do not count.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
@@ -65,7 +65,6 @@ class RetrievalHead(TaskHead):
 
     reads = "state"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
-    excludes: ClassVar[Literal["history", "own item"]] = "history"  # what an evaluation leaves out of its lists
     soft_losses: ClassVar[Mapping[str, SoftLoss]] = LIST_LOSSES
     further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
     default_options: ClassVar[dict[str, Any]] = {

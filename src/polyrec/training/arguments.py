@@ -41,8 +41,10 @@ class PolyRecTrainingArguments(TrainingArguments):
     Args:
         decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
         rank_k: length of the ranked lists in evaluation.
-        exclude_seen: leave the items of a person's visible history out of the ranking, as the published protocols do;
-            set it to False where people take an item again (groceries, music).
+        exclude_seen: leave the items of the user's visible history out of the lists, measured and served, as the
+            published protocols do; an item taken that is among them is a miss. None: as the model's configuration says,
+            which leaves them out unless a task models repeated consumption (the option `repeats`). Set it to False
+            where users take an item again (groceries, music).
         task_patience: stop a task by itself once it has not improved for so many evaluations (0 = never), see
             [`~polyrec.training.callbacks.TaskEarlyStopping`].
         task_factor: what the weight of such a task is multiplied by; 0 freezes it and puts its tower back to its best.
@@ -87,7 +89,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     )
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
-    exclude_seen: bool = field(default=True, metadata={"help": "Leave visible history out of the ranking."})
+    exclude_seen: bool | None = field(
+        default=None, metadata={"help": "Leave visible history out of the lists; default: unless a task has `repeats`."}
+    )
     task_patience: int = field(
         default=0, metadata={"help": "Evaluations after which a task stops by itself; 0: never."}
     )

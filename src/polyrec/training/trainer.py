@@ -94,8 +94,9 @@ class PolyRecTrainer(PushesToHub):
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
         teacher = chosen_teacher(args, model, teacher)
-        if isinstance(eval_dataset, dict):
-            _check_selection(args, list(eval_dataset))
+        _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
+        if args.exclude_seen is not None:  # what is measured is served
+            model.config.exclude_seen = args.exclude_seen
         if processing_class is not None:
             self.load_processor(model, processing_class)
             if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
@@ -467,7 +468,7 @@ class _EpochCallback(TrainerCallback):
 def _check_selection(args: PolyRecTrainingArguments, parts: list[str]) -> None:
     """Refuse a metric that chooses the best model and names none of several evaluation sets."""
     metric = args.metric_for_best_model
-    if args.eval_strategy == "no" or metric is None:
+    if args.eval_strategy == "no" or metric is None or not parts:
         return
     if not metric.removeprefix("eval_").startswith(tuple(f"{part}_" for part in parts)):
         raise ValueError(
