@@ -35,6 +35,7 @@ from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
     check_learnable,
+    check_words,
     column,
     first_bad_row,
     ids,
@@ -170,6 +171,7 @@ class PolyRecProcessor:
         log = read_table(interactions, "interactions")
         times(log, columns, "interactions")
         labels(log, tasks, "interactions")
+        check_words(log, tasks, "interactions")
         item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
         check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")

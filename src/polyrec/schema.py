@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import zoneinfo
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -20,13 +22,18 @@ TIME_GAP = "time_gap"  # name of the event feature that holds the time since the
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
-TIME_GAP = "time_gap"  # name of the event feature that holds the time since the event before
 REFUSED = (
     "refused:"  # begins the event feature of a task with `repeats`: 1 where the item was asked about and not taken
 )
 
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _COMPARISON = re.compile(rf"^(?P<left>[^<>=!]+?)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>{_NUMBER})\s*$")
+_WORD = r"(?:'[^']*'|\"[^\"]*\")"
+_ITEM = rf"(?:{_WORD}|{_NUMBER})"
+_WORDS = re.compile(rf"^(?P<left>[^<>=!]+?)\s*(?P<op>==|!=)\s*(?P<word>{_WORD})\s*$")
+_MEMBER = re.compile(
+    rf"^(?P<left>[^<>=!]+?)\s+(?P<op>not\s+in|in)\s*[(\[]\s*(?P<items>{_ITEM}(?:\s*,\s*{_ITEM})*)\s*,?\s*[)\]]\s*$"
+)
 _LOG1P = re.compile(r"^\s*log1p\s*\((?P<inside>[^()]*)\)\s*$")
 _QUOTIENT = re.compile(rf"^(?P<column>.*\S)\s*/\s*(?P<divisor>{_NUMBER})\s*$")
 
@@ -49,9 +56,11 @@ class Label:
 
     Args:
         column: of the interactions.
-        op, value: a comparison with a number (1 = true, 0 = false); None = the number itself.
+        op, value: a comparison with a number (1 = true, 0 = false), or "in" and "not in" with several; None = the
+            number itself.
         divisor: the column is divided by it first, e.g. 1000 to make seconds of milliseconds.
         log1p: then log(1 + x) is taken, which brings long watch times and large sums closer together.
+        words: the texts that the column is compared with instead of `value`.
 
     Example:
         >>> label = Label.parse("rating >= 4")
@@ -60,22 +69,26 @@ class Label:
         >>> label = Label.parse("log1p(play_ms / 1000)")
         >>> label.column, label.divisor, label.log1p
         ('play_ms', 1000.0, True)
+        >>> label = Label.parse("event in ('buy', 'cart')")
+        >>> label.column, label.op, label.words
+        ('event', 'in', ('buy', 'cart'))
     """
 
     column: str
     op: str | None = None
-    value: float = 0.0
+    value: float | tuple[float, ...] = 0.0
     divisor: float = 1.0
     log1p: bool = False
+    words: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Label:
         """Parse "column", "column / number", "log1p(column)" or "log1p(column / number)", each also compared with a
-        number by one of >=, <=, ==, !=, >, <.
+        number by one of >=, <=, ==, !=, >, <, or with several by `in (4, 5)`, `not in (4, 5)`.
+
+        A column of texts is compared with words in quotes: "event == 'buy'", "event in ('buy', 'cart')".
         """
-        left, op, value = text, None, 0.0
-        if compared := _COMPARISON.match(text):
-            left, op, value = compared["left"], compared["op"], float(compared["value"])
+        left, op, value, words = _compared(text)
         logarithm = _LOG1P.match(left)
         column, divisor = logarithm["inside"] if logarithm else left, 1.0
         if quotient := _QUOTIENT.match(column):
@@ -84,11 +97,29 @@ class Label:
         if not column or re.search(r"[<>=!]", column) or re.match(r"log1p\s*\(", column):
             raise ValueError(
                 f"cannot read the label {text!r}: write a column name, 'column / number', 'log1p(column)', "
-                "'log1p(column / number)' or 'column >= number' (>=, <=, ==, !=, >, <)"
+                "'log1p(column / number)' or 'column >= number' (>=, <=, ==, !=, >, <); words in quotes: "
+                "\"column == 'word'\", \"column in ('word', 'other')\""
             )
         if divisor == 0:
             raise ValueError(f"the label {text!r} divides by 0: give another number")
-        return cls(column, op, value, divisor, logarithm is not None)
+        if words and (logarithm or quotient):
+            raise ValueError(f"the label {text!r} computes with a column that it compares with a word: do one of both")
+        return cls(column, op, value, divisor, logarithm is not None, words)
+
+
+def _compared(text: str) -> tuple[str, str | None, float | tuple[float, ...], tuple[str, ...]]:
+    """What stands left of a comparison, its sign, and the numbers or the words on its right."""
+    if found := _COMPARISON.match(text):
+        return found["left"], found["op"], float(found["value"]), ()
+    if found := _WORDS.match(text):
+        return found["left"], found["op"], 0.0, (found["word"][1:-1],)
+    if found := _MEMBER.match(text):
+        items, op = re.findall(_ITEM, found["items"]), " ".join(found["op"].split())
+        words = tuple(item[1:-1] for item in items if item[0] in "'\"")
+        if words and len(words) < len(items):
+            raise ValueError(f"the label {text!r} mixes words and numbers: quote all of them, or none")
+        return found["left"], op, 0.0 if words else tuple(float(item) for item in items), words
+    return text, None, 0.0, ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +234,8 @@ class Columns:
         propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs
             1 / max(propensity, propensity_clip) in training.
         propensity_clip: the least propensity that is believed.
-        clock: hours from UTC of the people's clock; given, the hour of the day is a context feature named "hour".
+        clock: the people's time zone, by name ("Europe/Berlin", summer time included) or as hours from UTC; given, the
+            hour of the day is a context feature named "hour".
         item_time: column of the items table that says when an item appeared; given, its age at the event is a context
             feature named "item_age".
         past: what people did before the log, from a `past` table with one row per person and columns of item id lists,
@@ -230,7 +262,7 @@ class Columns:
     weight: dict[str, str] = field(default_factory=dict)
     propensity: dict[str, str] = field(default_factory=dict)
     propensity_clip: Annotated[float, SHARE] = 0.01
-    clock: float | None = None
+    clock: float | str | None = None
     item_time: str | None = None
     past: dict[str, list[str]] | None = None
     past_length: Annotated[int, NOT_NEGATIVE] = 50
@@ -249,6 +281,7 @@ class Columns:
         self._check_names()
         if self.query_item is not None and self.query is None:
             raise ValueError("columns.query_item says what a query is the text of: name the column of queries, too")
+        _check_clock(self.clock)
         if self.past is not None and not self.past:
             raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
 
@@ -267,6 +300,18 @@ class Columns:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def _check_clock(clock: float | str | None) -> None:
+    """Refuse a time zone that nobody knows, and hours that no clock is away from UTC."""
+    if isinstance(clock, str):
+        known = zoneinfo.available_timezones()
+        if clock not in known:
+            close = difflib.get_close_matches(clock, sorted(known), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "give a name such as 'Europe/Berlin', or hours from UTC"
+            raise SettingError("columns.clock", f"is {clock!r}, which is no time zone; {hint}")
+    elif clock is not None and not -24 <= clock <= 24:
+        raise SettingError("columns.clock", f"is {clock}; hours from UTC are -24 to 24, or name a zone")
 
 
 def _check_kinds(declared: Mapping[str, str], known: list[str], files: bool = False) -> None:

@@ -33,7 +33,12 @@ def derived(times, items=None, item=None, **columns):
 # ------------------------------------------------------------------ hour
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.datetimes(datetime(1965, 1, 1), datetime(2040, 1, 1)), min_size=1, max_size=5),
+    st.one_of(  # a log of our days with events of 1970 is refused
+        *(
+            st.lists(st.datetimes(datetime(y, 1, 1), datetime(y + 30, 1, 1)), min_size=1, max_size=5)
+            for y in (1965, 2000)
+        )
+    ),
     st.sampled_from([0, 8, -5, 5.5, 12.75, -11, 14]),
 )
 def test_hours_are_those_of_the_peoples_clock(moments, offset):

@@ -196,9 +196,9 @@ def test_tables_become_one_log_with_the_history_of_all():
         ({"a": {"user_id": [1], "item_id": [1]}}, {}, r"a: no column 'timestamp' \(needed as time\)"),
         ({"a": {"user_id": [1], "item_id": [1], "timestamp": [1]}}, {"source": "item_id"},
          "a: there is a column 'item_id' already"),
-        ({"a": {"user_id": [1], "item_id": [1], "timestamp": [1]},
-          "b": {"user_id": ["x"], "item_id": [1], "timestamp": [1]}}, {},
-         "column 'user_id' is int64 in a and string in b: give the columns of all tables one type"),
+        ({"a": {"user_id": [1], "item_id": [1], "timestamp": [1], "rating": [1]},
+          "b": {"user_id": [1], "item_id": [1], "timestamp": [1], "rating": ["x"]}}, {},
+         "column 'rating' is int64 in a and string in b: give the columns of all tables one type"),
         ({"a": {"user_id": [1], "item_id": [1], "timestamp": [1]}}, {"columns": Columns(order="line")},
          r"a: no column 'line' \(needed as order\)"),
     ],
@@ -207,6 +207,15 @@ def test_wrong_tables_are_named(tables, options, message):
     """Prevents rows without a person or a time from being found only later, under a row number of no table."""
     with pytest.raises(ValueError, match=message):
         concatenate_tables(tables, **options)
+
+
+def test_ids_of_all_tables_are_of_one_type():
+    """Prevents 007 of one log from becoming the 7 of another, and 2^53 + 1 from losing a digit beside ids with gaps."""
+    rest = {"user_id": [1], "timestamp": [1]}
+    codes = concatenate_tables({"a": rest | {"item_id": [7]}, "b": rest | {"item_id": ["007"]}})
+    assert codes["item_id"].to_pylist() == ["7", "007"]
+    large = concatenate_tables({"a": rest | {"item_id": [2**53 + 1]}, "b": rest | {"item_id": [3.0]}})
+    assert large["item_id"].to_pylist() == [2**53 + 1, 3]
 
 
 # ------------------------------------------------------------------ training

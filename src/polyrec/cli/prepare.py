@@ -9,6 +9,7 @@ import pyarrow as pa
 import yaml
 
 from polyrec.cli.recipe import Recipe
+from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.tables import read_table
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
@@ -50,4 +51,6 @@ def joined_table(recipe: Recipe, name: str) -> Any:
     tables = {path: read_table(path, name) for path in paths}
     if name == "interactions":
         return concatenate_tables(tables, from_dict(Columns, recipe.columns))
+    columns = from_dict(Columns, recipe.columns)
+    tables = with_one_type(tables, {columns.item if name == "items" else columns.user: f"{name[:-1]} id"})
     return pa.concat_tables(tables.values(), promote_options="permissive").combine_chunks()

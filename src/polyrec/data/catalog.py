@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.data.arrays import column, first_bad_row, is_list, is_text
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
-from polyrec.data.tables import column, first_bad_row, ids, lookup, normalise_ids
+from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
 from polyrec.schema import VECTOR_FILE, Columns
 
@@ -34,6 +36,7 @@ class EntityTable:
     table: pa.Table
     encoders: dict[str, ColumnEncoder]
     encoded: dict[str, Any] = field(default_factory=dict)
+    _shortened: pa.Array | None = field(default=None, init=False, repr=False, compare=False)  # see `_canonical`
 
     def __post_init__(self) -> None:
         for name, encoder in self.encoders.items():
@@ -60,9 +63,7 @@ class EntityTable:
         known = ids(table, key, name, f"{name[:-1]} id")
         _refuse_duplicates(known, key, name)
         if declared is None:
-            skip = {key, columns.title if name == "items" else None}
-            declared = {c: infer_kind(column(table, c, name, "attribute")) for c in table.column_names if c not in skip}
-            declared = {c: k for c, k in declared.items() if not _looks_like_text(table[c], k)}
+            declared = _infer(table, {key, columns.title if name == "items" else None}, name)
         files = {
             c: vector_file(kind.removeprefix(VECTOR_FILE), c, table)
             for c, kind in declared.items()
@@ -82,9 +83,34 @@ class EntityTable:
         return len(self.ids) + FIRST
 
     def rows(self, values: pa.Array) -> np.ndarray:
-        """Rows of ids, int64; ids that are not in the table give the unknown row."""
-        found = lookup(normalise_ids(values), self.ids).fill_null(UNKNOWN - FIRST)
-        return np.asarray(found).astype(np.int64) + FIRST
+        """Rows of ids, int64; ids that are not in the table give the unknown row.
+
+        Warns where one is unknown only because digits were lost (663713001 for "0663713001").
+        """
+        values = normalise_ids(values)
+        found = lookup(values, self.ids)
+        if found.null_count and (is_text(values.type) or is_text(self.ids.type)):
+            self._warn_of_digits(pc.unique(values.filter(pc.is_null(found))))
+        return np.asarray(found.fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
+
+    def _warn_of_digits(self, unknown: pa.Array) -> None:
+        at = pc.index_in(canonical(unknown), value_set=self._canonical)
+        if at.null_count == len(at):
+            return
+        first = int(np.asarray(pc.is_valid(at)).argmax())
+        warnings.warn(
+            f"id {unknown[first].as_py()!r} is unknown, but {self.ids[at[first].as_py()].as_py()!r} is known: "
+            f"{len(at) - at.null_count} of {len(at)} unknown ids differ from known ones in leading zeros or blanks "
+            "only; give ids as text, written alike in all tables (pandas: read_csv(..., dtype=str))",
+            stacklevel=2,
+        )
+
+    @property
+    def _canonical(self) -> pa.Array:
+        """Known ids as `canonical` writes them."""
+        if self._shortened is None or len(self._shortened) != len(self.ids):
+            self._shortened = canonical(self.ids)
+        return self._shortened
 
     def extend(self, table: pa.Table, name: str, key: str, needed: Sequence[str] = ()) -> None:
         """Append rows, whose attributes are encoded with the vocabularies and scales learnt before; old rows stay.
@@ -114,10 +140,12 @@ class EntityTable:
             for c, file in self.files.items()
         }
         if len(self.ids):
-            table = pa.table(
-                {c: _like(table, c, self.table.schema.field(c).type, name) for c in self.table.column_names}
-            )
-            new = _like(pa.table({key: new}), key, self.ids.type, name)
+            self.ids, new = of_one_type([self.ids, new])
+            kept = self.table.set_column(self.table.column_names.index(key), key, self.ids)
+            kinds = {field.name: field.type for field in kept.schema}
+            table = table.set_column(table.column_names.index(key), key, new)
+            table = pa.table({c: _like(table, c, kind, name) for c, kind in kinds.items()})
+            self.table = kept
         added = {
             c: self.encoders[c].encode(column(table, c, name, "attribute"), f"{name}: column {c!r}")
             for c in self.encoded
@@ -188,8 +216,29 @@ def _refuse_duplicates(known: pa.Array, key: str, name: str) -> None:
         raise ValueError(f"{name}: {key} {ordered[at]} occurs in rows {rows[0]} and {rows[1]}: keep one row per id")
 
 
+def _infer(table: pa.Table, skip: set[str | None], name: str) -> dict[str, str]:
+    """{column: kind} of the attributes that nobody declared; what no kind can be is left out, with a warning."""
+    declared: dict[str, str] = {}
+    for c in table.column_names:
+        if c in skip:
+            continue
+        values = column(table, c, name, "attribute")
+        inner = values.type.value_type if is_list(values.type) else values.type
+        if pa.types.is_nested(inner) or pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
+            warnings.warn(
+                f"{name}: column {c!r} has type {values.type} and is left out: the model reads strings, numbers and "
+                "lists of them",
+                stacklevel=3,
+            )
+            continue
+        kind = infer_kind(values)
+        if not _looks_like_text(table[c], kind):
+            declared[c] = kind
+    return declared
+
+
 def _looks_like_text(values: pa.ChunkedArray, kind: str) -> bool:
     """Strings that are nearly all different carry no category (titles, zip codes, descriptions)."""
-    if kind != "categorical" or not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if kind != "categorical" or not is_text(values.type):
         return False
     return len(pc.unique(values)) > max(50, len(values) // 2)

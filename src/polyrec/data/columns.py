@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.data.arrays import (
+    decoded,
+    example,
+    first_bad_row,
+    is_list,
+    is_null,
+    is_number,
+    is_text,
+    numbers,
+    numbers_of_text,
+)
+from polyrec.data.ids import canonical, lookup, normalise_ids
 from polyrec.data.scaling import quantile_knots, rank_gaussian
-from polyrec.data.tables import is_null, lookup, normalise_ids, numbers
+from polyrec.data.text_lists import looks_like_lists, parse_lists, separator_of
+from polyrec.data.typed_text import any_matches
 from polyrec.data.vectors import vector_column
 from polyrec.schema import FeatureConfig, FeatureKind, FeatureSource
 
@@ -19,20 +33,29 @@ _FEW = 32  # a feedback or context number with at most this many distinct values
 _MAX_CODES = 16  # codes kept per row of a multi-valued column
 
 
-def infer_kind(values: pa.Array, few_is_categorical: bool = False) -> FeatureKind:
+def infer_kind(values: pa.Array, few_is_categorical: bool = False) -> str:
     """Guess the kind of a column from its Arrow type.
 
-    Lists of fractions are embeddings, other lists multi-valued, numbers numeric, the rest categorical.
+    Lists of fractions are embeddings, other lists multi-valued, numbers numeric, the rest categorical. Texts that are
+    lists ("['a', 'b']", "a|b") are multi-valued, too.
 
     Args:
         few_is_categorical: read a number with few distinct values (stars, surface ids) as a category.
     """
     kind = values.type
-    if _is_list(kind):
+    if is_list(kind):
         return "embedding" if pa.types.is_floating(kind.value_type) else "multi"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if is_number(kind):
         few = few_is_categorical and len(pc.unique(values)) <= _FEW
         return "categorical" if few else "numeric"
+    values = decoded(values)
+    if is_text(values.type):
+        if any_matches(values, r"^\s|\s$|^\+") and numbers_of_text(values) is not None:
+            return "numeric"  # a csv's numbers with blanks beside them, which it keeps in case they are codes
+        if looks_like_lists(values):
+            return "multi"
+        if separator_of(values) == "|":
+            return "multi:|"
     return "categorical"
 
 
@@ -67,6 +90,7 @@ class ColumnEncoder:
             encoder.width = int(min(max(lengths.max(initial=1), 1), _MAX_CODES))
             encoder.vocabulary = _vocabulary(flat)
         elif kind == "categorical":
+            _refuse_lists(values, what)
             encoder.vocabulary = _vocabulary(_scalars(values, what))
         elif kind == "numeric":
             encoder.knots = quantile_knots(numbers(values, what)).tolist()
@@ -84,10 +108,10 @@ class ColumnEncoder:
     def encode(self, values: pa.Array, what: str) -> np.ndarray:
         """Return model inputs, shapes as in the class description."""
         if self.kind == "multi":
-            flat, lengths = _ragged(values, what, self.separator)
+            flat, lengths = _ragged(values, what, self.separator, self._verbatim)
             return _pad(self._codes(flat), lengths, self.width)
         if self.kind == "categorical":
-            return self._codes(_scalars(values, what))
+            return self._codes(_scalars(values, what, self._verbatim))
         if self.kind == "embedding":
             return vector_column(values, what, self.width)
         return rank_gaussian(numbers(values, what), np.asarray(self.knots))
@@ -120,50 +144,95 @@ class ColumnEncoder:
             return np.full(rows if self.kind == "numeric" else (rows, self.width), np.nan, dtype=np.float32)
         return np.zeros((rows, self.width) if self.kind == "multi" else rows, dtype=np.int64)
 
+    @property
+    def _verbatim(self) -> bool:
+        """Whether the vocabulary was learnt before blanks were taken off, and holds some."""
+        return any(isinstance(v, str) and (v != v.strip() or not v) for v in self.vocabulary)
+
     def _codes(self, values: pa.Array) -> np.ndarray:
         if not self.vocabulary:
             return np.where(is_null(values), MISSING, UNKNOWN)
-        positions = lookup(values, pa.array(self.vocabulary))
+        known = pa.array(self.vocabulary)
+        positions = lookup(values, known)
+        if positions.null_count > values.null_count and is_text(values.type) != is_text(known.type):
+            positions = pc.coalesce(positions, _as_numbers(values, known))
         codes = np.asarray(positions.fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
         return np.where(is_null(values), MISSING, codes)
 
 
-def _scalars(values: pa.Array, what: str) -> pa.Array:
-    """Categories as strings or int64; booleans and floats by their text."""
-    if _is_list(values.type):
+def _refuse_lists(values: pa.Array, what: str) -> None:
+    """Refuse categories that are lists of others; warn where they only may be."""
+    values = decoded(values)
+    separator = separator_of(values)
+    if separator is None and not (is_text(values.type) and looks_like_lists(values)):
+        return
+    at = 0 if separator is None else first_bad_row(np.asarray(pc.match_substring(values, separator).fill_null(False)))
+    shown = example(values) if separator is None else values[at].as_py()
+    kind = "multi" if separator is None else f"multi:{separator}"
+    message = f"{what} is declared 'categorical' but holds lists written as text, e.g. {shown!r}: declare it {kind!r}"
+    if separator in (None, "|"):
+        raise ValueError(message + ", or rename its values")
+    warnings.warn(message.replace("is declared 'categorical' but holds", "seems to hold"), stacklevel=2)
+
+
+def _as_numbers(values: pa.Array, known: pa.Array) -> pa.Array:
+    """Position of each value among `known`, 7 and "07" being one, null where several of them are or none is."""
+    short = canonical(known)
+    counts = pc.value_counts(short)
+    alone = counts.field("values").filter(pc.equal(counts.field("counts"), 1))
+    found = canonical(values)
+    return pc.if_else(pc.is_in(found, value_set=alone), pc.index_in(found, value_set=short), None)
+
+
+def _scalars(values: pa.Array, what: str, verbatim: bool = False) -> pa.Array:
+    """Categories as strings or int64; booleans and floats by their text; blank texts are missing.
+
+    Args:
+        verbatim: blank texts are a category like others.
+    """
+    if is_list(values.type):
         raise ValueError(f"{what} holds lists: declare it 'multi'")
     if pa.types.is_floating(values.type):
         return pc.if_else(pa.array(is_null(values)), None, values.cast(pa.large_string()))
-    return normalise_ids(values, what)
+    if pa.types.is_decimal(values.type):
+        return values.cast(pa.large_string())
+    found = normalise_ids(values, what)
+    if verbatim or not is_text(found.type):
+        return found
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(found), ""), None, found)
 
 
 def _vocabulary(values: pa.Array) -> list[Any]:
     return sorted(pc.unique(values.drop_null()).to_pylist())
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _ragged(values: pa.Array, what: str, separator: str = "") -> tuple[pa.Array, np.ndarray]:
-    """Flat values and row lengths of a list column; missing lists are empty, missing entries are dropped.
+def _ragged(values: pa.Array, what: str, separator: str = "", verbatim: bool = False) -> tuple[pa.Array, np.ndarray]:
+    """Flat values and row lengths of a list column; missing lists are empty, missing and blank entries are dropped.
 
     Args:
-        separator: of lists that are written as text.
+        separator: of lists that are written as text, between whose parts there may be blanks.
+        verbatim: keep blanks and blank entries of such lists.
     """
-    if separator and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    values = decoded(values)
+    written = is_text(values.type)
+    if written and separator:
         values = pc.split_pattern(values, separator)
+    elif written and looks_like_lists(values):
+        values, written = parse_lists(values, what), False
     if pa.types.is_null(values.type):
         values = pa.nulls(len(values), pa.list_(pa.string()))
-    if not _is_list(values.type):
+    if not is_list(values.type):
         raise ValueError(
             f"{what} has type {values.type} but is declared 'multi': give lists, e.g. ['Drama', 'Comedy'], or say what "
-            "separates the values of a text, e.g. 'multi:|'"
+            f"separates the values of a text, e.g. 'multi:{separator_of(values) or '|'}'"
         )
     lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
     if pa.types.is_fixed_size_list(values.type):
         lists = lists.cast(pa.list_(values.type.value_type))
-    parent, flat = np.asarray(pc.list_parent_indices(lists)), _scalars(lists.flatten(), what)
+    flat = lists.flatten()
+    if written and not verbatim:
+        flat = pc.utf8_trim_whitespace(flat)
+    parent, flat = np.asarray(pc.list_parent_indices(lists)), _scalars(flat, what, verbatim)
     keep = ~is_null(flat)
     rows = np.flatnonzero(~is_null(values))[parent[keep]]
     return flat.filter(pa.array(keep)), np.bincount(rows, minlength=len(values))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
 import numpy as np
 import pyarrow as pa
 
@@ -13,6 +16,7 @@ from polyrec.data.tables import column, ids, times
 from polyrec.schema import Columns
 
 CLOCK, AGE = "hour", "item_age"
+_QUARTER, _EPOCH = 900, datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def derived_names(columns: Columns) -> list[str]:
@@ -47,11 +51,44 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str,
         return found
     now = times(table, columns, "interactions")
     if columns.clock is not None:
-        found[CLOCK] = pa.array(((now + columns.clock * HOUR) % DAY // HOUR).astype(np.int64))
+        found[CLOCK] = pa.array(hours_of_day(now, columns.clock))
     if columns.item_time is not None:
         rows = items.rows(ids(table, columns.item, "interactions", "item id"))
-        found[AGE] = pa.array((now - item_times(columns, items)[rows]) / DAY, from_pandas=True)
+        appeared = item_times(columns, items)
+        _refuse_years(appeared, now, columns.item_time)
+        found[AGE] = pa.array((now - appeared[rows]) / DAY, from_pandas=True)
     return found
+
+
+def hours_of_day(seconds: np.ndarray, clock: float | str) -> np.ndarray:
+    """Hour of the day of times since the epoch, int64 [R], 0..23.
+
+    Args:
+        seconds: [R].
+        clock: hours from UTC, or the name of a time zone, whose summer time counts.
+
+    Example:
+        >>> # 11:00 UTC in January and in July
+        >>> hours_of_day(np.array([1673780400.0, 1689418800.0]), "Europe/Berlin").tolist()
+        [12, 13]
+    """
+    if not isinstance(clock, str):
+        return ((seconds + clock * HOUR) % DAY // HOUR).astype(np.int64)
+    zone = ZoneInfo(clock)
+    # No zone changes its clock but at a quarter of an hour; a log has few of them, so each is asked about once.
+    quarters, place = np.unique(np.floor(seconds / _QUARTER), return_inverse=True)
+    hours = [(_EPOCH + timedelta(seconds=q * _QUARTER)).astimezone(zone).hour for q in quarters.tolist()]
+    return np.array(hours, dtype=np.int64)[place]
+
+
+def _refuse_years(appeared: np.ndarray, now: np.ndarray, name: str) -> None:
+    """Refuse item times that are years (1995), read as so many seconds after 1970."""
+    known = appeared[~np.isnan(appeared)]
+    if len(known) and len(now) and known.min() >= 1000 and known.max() <= 2200 and now.min() > _QUARTER * 1000:
+        raise ValueError(
+            f"items: column {name!r} (item time) holds {known[0]:.0f}, which counts seconds since 1970, but events are "
+            f"{now.min():.0f} seconds after it: give dates, e.g. '{known[0]:.0f}-01-01', if these are years"
+        )
 
 
 def fit_derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str, ColumnEncoder]:

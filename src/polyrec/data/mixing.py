@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.data.ids import with_one_type
 from polyrec.data.sequences import Candidates, SequenceDataset, WindowDataset
 from polyrec.data.tables import column, read_table
 from polyrec.registry import nearest
@@ -50,9 +51,10 @@ def concatenate_tables(
         if source is not None and source in table.column_names:
             raise ValueError(f"{name}: there is a column {source!r} already: give the source column another name")
         read[name] = table if source is None else table.append_column(source, pa.array([name] * table.num_rows))
+    read = with_one_type(read, {columns.user: "user id", columns.item: "item id"})
     try:
         return pa.concat_tables(read.values(), promote_options="permissive").combine_chunks()
-    except pa.ArrowTypeError as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{_other_types(read)}: give the columns of all tables one type ({error})") from error
 
 

@@ -18,6 +18,7 @@ from polyrec.distillation.guard import event_hashes
 
 if TYPE_CHECKING:
     from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.schema import Label
 
 _SAME_UNITS = ({"regression", "watch_time"},)  # heads whose answers are in the same units
 
@@ -61,13 +62,19 @@ def task_parts(processor: PolyRecProcessor) -> dict[str, dict[str, Any]]:
     found = {}
     for task in processor.tasks:
         rule, summary = task.parsed_label, processor.label_summary.get(task.name, {})
-        own: dict[str, Any] = {"head": task.head, "label": None if rule is None else asdict(rule)}
+        own: dict[str, Any] = {"head": task.head, "label": None if rule is None else _label_parts(rule)}
         if task.head in ("multiclass", "ordinal"):
             own["classes"] = [summary.get("minimum") if task.head == "ordinal" else 0, summary.get("maximum")]
         if "quantiles" in task.options:
             own["quantiles"] = list(task.options["quantiles"])
         found[task.name] = own
     return found
+
+
+def _label_parts(rule: Label) -> dict[str, Any]:
+    """A label rule in JSON's types; words only where there are any, as teachers stored before know none."""
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(rule).items()}
+    return found if rule.words else {key: value for key, value in found.items() if key != "words"}
 
 
 def task_differences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:

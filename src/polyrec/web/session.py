@@ -247,7 +247,7 @@ def _move(before: Mapping[Any, int], item: Any, rank: int) -> str:
 def _feedback(processor: PolyRecProcessor) -> list[Feedback]:
     """Feedback that can be typed: numbers and categories, labels included."""
     rules = [task.parsed_label for task in processor.tasks]
-    numbers = dict.fromkeys(rule.column for rule in rules if rule is not None)
+    numbers = dict.fromkeys(rule.column for rule in rules if rule is not None and not rule.words)
     if processor.statistics is not None:
         numbers |= dict.fromkeys(processor.statistics.measures)
     encoders = processor.event_encoders["event"]
