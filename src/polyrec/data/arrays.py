@@ -119,4 +119,4 @@ def _refuse_text(values: pa.Array, what: str) -> NoReturn:
         fix = "write decimals with a point, e.g. 4.5"
     else:
         fix = "convert it, or declare it 'categorical', 'multi' or 'text'"
-    raise ValueError(f"{what} holds {values.type} values such as {found!r} (row {row}) but is used as a number: {fix}")
+    raise ValueError(f"{what} holds {values.type} values such as {found!r} but is used as a number (row {row}): {fix}")

@@ -19,6 +19,7 @@ from polyrec.schema import Columns
 _LATEST_SECOND = 4.1e10
 _TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _OF_OUR_DAYS = (9e8, 4.2e9)  # seconds, 1998 .. 2103: where the times of a log lie
+_SURELY = (1.2e9, 1.9e9)  # 2008 .. 2030: a log of times like these, all of them, counts from 1970
 _ZONE = r"\d\s*([Zz]|UTC|[+-]\d\d(:?\d\d)?)$"
 _CLOCK = r"\d[T ]\d"  # the date is followed by a time of day
 # Dates written as one number: (the earliest, the latest, digits of the time of day).
@@ -137,7 +138,7 @@ def _check_unit(plain: np.ndarray, unit: str, what: str, values: pa.Array) -> No
         if factor <= _TO_SECONDS[unit]:
             continue
         low = _of_our_days(plain * factor)
-        if low.any() and (low | np.isnan(plain)).all():
+        if low.any() and (_of_our_days(plain * factor, *_SURELY) | np.isnan(plain)).all():
             raise ValueError(
                 f"{what} is {values[int(low.argmax())]} in row {int(low.argmax())}, which is in 1970 if it counts "
                 f'{unit!r} but of our days if it counts {coarser!r}: say so, Columns(time_unit="{coarser}")'
@@ -150,8 +151,8 @@ def _check_unit(plain: np.ndarray, unit: str, what: str, values: pa.Array) -> No
             )
 
 
-def _of_our_days(found: np.ndarray) -> np.ndarray:
-    return (found > _OF_OUR_DAYS[0]) & (found < _OF_OUR_DAYS[1])
+def _of_our_days(found: np.ndarray, begin: float = _OF_OUR_DAYS[0], end: float = _OF_OUR_DAYS[1]) -> np.ndarray:
+    return (found > begin) & (found < end)
 
 
 def _compact_dates(plain: np.ndarray, what: str) -> np.ndarray | None:
