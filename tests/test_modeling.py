@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, GPT2Config, Qwen2Config
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecModel
+from polyrec.core.manifest import write_manifest
 from polyrec.encoders.shared import RealPairs
 from polyrec.modeling_polyrec import gather_states
 
@@ -309,6 +310,7 @@ def drop_from_file(folder: Path, part: str) -> None:
     path = folder / "model.safetensors"
     tensors = {name: value for name, value in load_file(path).items() if part not in name}
     save_file(tensors, path, metadata={"format": "pt"})
+    write_manifest(folder)
 
 
 @pytest.mark.parametrize(

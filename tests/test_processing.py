@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from model_fixtures import COLUMNS, TASKS, fit, synthetic_log
 
 from polyrec import PolyRecProcessor
+from polyrec.core.manifest import write_manifest
 
 HISTORY = [{"item_id": 3, "rating": 5.0, "surface": "home"}, {"item_id": 4, "rating": 1.0, "surface": "search"}]
 REQUEST = {"user": {"age": 30}, "context": {"surface": "home"}}
@@ -117,6 +118,7 @@ def test_nothing_about_people_is_saved(people_by_name, tmp_path):
 def test_damaged_folders_say_what_is_wrong(fitted, tmp_path, name, content, message):
     """Prevents a KeyError or a half-loaded processor."""
     fitted[1].save_pretrained(tmp_path)
+    (tmp_path / "manifest.json").unlink()  # as in folders of earlier versions; else the digest differs
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -128,6 +130,7 @@ def test_a_catalog_without_counts_says_so(fitted, tmp_path):
     """Prevents an items table that was put in place of the saved one from being read as a catalog nobody trained on."""
     fitted[1].save_pretrained(tmp_path)
     pq.write_table(pa.table({"item_id": [1]}), tmp_path / "items.parquet")
+    write_manifest(tmp_path)
     with pytest.raises(
         ValueError, match=r"items.parquet: no column '__training_events__' \(needed as training counts\)"
     ):

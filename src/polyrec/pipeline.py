@@ -8,6 +8,7 @@ from typing import Any
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from polyrec.data.remote_requests import check_history, check_text, check_values
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.registry import nearest
@@ -20,7 +21,8 @@ class RecommendationPipeline(Pipeline):
     """Recommends items, or finds them by a query, for one person or several.
 
     A person is a dict with any of `history`, `user`, `context`, `time` and `query`, see
-    [`~polyrec.recommendation.recommend`]; a list of them gives a list of answers.
+    [`~polyrec.recommendation.recommend`]; a list of them gives a list of answers. Requests may come from strangers: a
+    history is a list of item ids or of events, never the name of a file, and sizes are bounded.
 
     Args:
         model: a name on the Hub or a folder, or a [`PolyRecForRecommendation`].
@@ -59,12 +61,19 @@ class RecommendationPipeline(Pipeline):
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, person: Any) -> dict[str, Any]:
-        """A person as arguments of a request; unknown keys are refused."""
+        """A person as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
         if not isinstance(person, Mapping):
             raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {person!r}")
         for name in person:
             if name not in _REQUEST:
                 raise ValueError(f"unknown key {name!r} of a person; {nearest(str(name), list(_REQUEST))}")
+        check_history(person.get("history"))
+        for name in ("user", "context"):
+            if person.get(name) is not None:
+                check_values(person[name], name)
+        if person.get("query") is not None:
+            check_text(person["query"], "query")
+        check_values({"time": person.get("time")}, "person")
         return {"person": dict(person)}
 
     def _forward(self, inputs: dict[str, Any], reasons: bool = False, **options: Any) -> dict[str, Any]:

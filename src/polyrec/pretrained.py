@@ -37,9 +37,9 @@ from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer
 from polyrec.heads.base import TaskHead
 from polyrec.hub.fetch import fetch, hub_options
-from polyrec.hub.files import MODEL_FILES
+from polyrec.hub.files import MODEL_FILES, MODEL_RECORDED
 from polyrec.hub.push import push
-from polyrec.hub.safety import check_made, check_model, check_weights, named_as
+from polyrec.hub.safety import check_made, check_model, check_weights, named_as, record_saved
 from polyrec.objectives.base import Objective
 from polyrec.weighting.base import LossWeighting
 
@@ -170,8 +170,11 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
         """Save configuration and weights; pretrained ones that stayed as they were are left to their base.
 
-        See [`~transformers.PreTrainedModel.save_pretrained`] and [`BackboneConfig`].
+        The folder's manifest.json gets their digests, which `from_pretrained` checks. See
+        [`~transformers.PreTrainedModel.save_pretrained`] and [`BackboneConfig`].
         """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained does not push: call model.push_to_hub(repo_id, processor=processor)")
         state = dict(self.state_dict() if state_dict is None else state_dict)
         for name, module in self.named_modules():
             if isinstance(module, ItemText) and not module.fresh:
@@ -182,6 +185,8 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                     state.pop(f"{name}.{key}", None)
         self._record_backbones()
         super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
+        if kwargs.get("is_main_process", args[0] if args else True):
+            record_saved(save_directory, MODEL_RECORDED)
 
     def merge_and_save(self, save_directory: Any, **kwargs: Any) -> None:
         """Fold LoRA adapters into the backbones and save a model that needs no other files; it is tuned fully then."""

@@ -48,9 +48,9 @@ from polyrec.data.texts import TokenTable, check_template, load_tokenizer, rende
 from polyrec.data.weights import row_weights
 from polyrec.distillation.guard import TrainingRows
 from polyrec.hub.fetch import fetch
-from polyrec.hub.files import PROCESSOR_FILES
+from polyrec.hub.files import PROCESSOR_FILES, PROCESSOR_RECORDED
 from polyrec.hub.push import push
-from polyrec.hub.safety import check_processor
+from polyrec.hub.safety import check_processor, record_saved
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import RESIDUALS, STATISTICS, TIME_GAP, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
@@ -618,13 +618,18 @@ class PolyRecProcessor:
     def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
         """Write processor_config.json, items.parquet, statistics/, item_vectors/ and training_rows.safetensors.
 
-        Nothing about people is in them but salted hashes of training events, see [`TrainingRows`].
+        Nothing about people is in them but salted hashes of training events, see [`TrainingRows`]. The folder's
+        manifest.json gets their digests, which [`from_pretrained`] checks.
 
         Args:
             include_users: write the attributes of people, too (users.parquet), row by row.
         """
+        self._write(Path(folder), include_users)
+        record_saved(folder, PROCESSOR_RECORDED)
+
+    def _write(self, folder: Path, include_users: bool) -> None:
         processor_files.save(
-            Path(folder),
+            folder,
             columns=self.columns,
             tasks=self.tasks,
             items=self.items,

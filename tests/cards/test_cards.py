@@ -150,6 +150,28 @@ def test_values_of_the_data_cannot_write_into_the_card(run):
     assert "](http" not in text
 
 
+def test_words_of_a_recipe_cannot_write_into_the_card(run):
+    """Prevents a recipe from somewhere from putting HTML, pictures or metadata of its own into what is published."""
+    evil = "fine\n---\n# <script>x</script> ![i](http://track.example/i.png) [y](javascript:x)"
+    about = About(description=evil, limits=[evil], data=[evil])
+    text = str(make_card(run, about))
+    assert "<script" not in text
+    assert "![i]" not in text
+    assert "javascript:" not in text
+    assert text.count("\n---\n") == str(make_card(run, About())).count("\n---\n")
+    fenced = replace(run, recipe={**run.recipe, "split": {"by": "time\n```\n<b>"}})
+    assert "\n````yaml\n" in str(make_card(fenced, About()))
+
+
+@pytest.mark.parametrize(
+    "given", [{"license": "mit\ntags: [x]"}, {"datasets": "walks"}, {"name": 3}, {"repository": 'a/b"); evil("'}]
+)
+def test_odd_words_of_a_card_are_refused(given):
+    """Prevents datasets that are told letter by letter, and names that end their line, or a string of the code."""
+    with pytest.raises(ValueError, match=f"card: {next(iter(given))} is"):
+        About(**given)
+
+
 def test_what_no_file_knows_comes_from_the_recipe_or_the_flags(folder, tmp_path):
     """Prevents licence and name from being lost, and a misspelt key from being ignored."""
     output = tmp_path / "other.md"

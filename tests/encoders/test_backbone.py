@@ -12,6 +12,7 @@ from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.backbones import BackboneConfig, TextConfig, resolve
+from polyrec.core.manifest import write_manifest
 from polyrec.encoders.backbone import Backbone, backbones
 from polyrec.encoders.history import PretrainedHistory
 
@@ -121,6 +122,7 @@ def test_merge_and_save_needs_no_other_files(tuning, tmp_path):
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     config["text"]["model"] = "gone/away"
     (tmp_path / "merged" / "config.json").write_text(json.dumps(config))
+    write_manifest(tmp_path / "merged")
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path / "merged")
     for task, logits in answers(loaded, data.valid).items():
         torch.testing.assert_close(logits, before[task], atol=1e-5, rtol=1e-4)

@@ -95,7 +95,8 @@ def test_what_leaves_is_listed_and_the_rest_stays(hub, succeed, run):
     repo = hub.repos["ann/shop"]
     assert repo.private
     assert {n for n in repo.files() if "/" not in n} == {
-        ".gitattributes", "README.md", "config.json", "items.parquet", "model.safetensors", "processor_config.json"
+        ".gitattributes", "README.md", "config.json", "items.parquet", "manifest.json", "model.safetensors",
+        "processor_config.json",
     }  # fmt: skip
     assert not [path for path, content in repo.files().items() if b"secret" in content]
 

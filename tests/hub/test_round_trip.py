@@ -14,6 +14,7 @@ from model_fixtures import COLUMNS, fit, model_inputs, synthetic_log, tiny_model
 from text_fixtures import tiny_bert
 
 from polyrec import PolyRecCollator, PolyRecProcessor
+from polyrec.core.manifest import write_manifest
 
 PUSH = """
 import sys
@@ -101,6 +102,7 @@ def test_adapters_come_back_on_their_base(hub, succeed, tmp_path):
     for name in ("config.json", "processor_config.json"):  # the same base by its name on the Hub
         path = tmp_path / "saved" / name
         path.write_text(path.read_text().replace(str(base), "ann/tiny-bert"))
+    write_manifest(tmp_path / "saved")
     succeed(PUSH.format(model="PolyRecForRecommendation", processor="PolyRecProcessor"))
     expected = torch.load(tmp_path / "logits.pt")
     succeed(LOAD.format(model="PolyRecForRecommendation", processor="PolyRecProcessor"), home="another")

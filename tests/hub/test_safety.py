@@ -71,6 +71,7 @@ def outcomes(running_hub, good, tmp_path_factory):
     for name, (_, _, spoil) in SPOILERS.items():
         shutil.copytree(good, place / name)
         spoil(place / name)
+        (place / name / "manifest.json").unlink()  # nobody has to write one, and a stranger's says nothing
     shutil.copytree(good, place / "good")
     (place / "kinds.json").write_text(json.dumps({name: kind for name, (kind, _, _) in SPOILERS.items()}))
     asked = {"code": LOAD, "cwd": str(place), "log": str(place / "log"), "cache": str(place / "cache")}

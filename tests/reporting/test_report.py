@@ -1,5 +1,6 @@
 """The page about runs needs nothing beside itself and says what the runs say."""
 
+import copy
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -101,6 +102,14 @@ def test_titles_cannot_write_into_the_page(run):
     row = {"rank": 1, "item": 1, "title": evil, "score": 0.5, "reason": f"Because you liked “{evil}”."}
     text = report_page([run], {"first": [Example(1, [evil], evil, [row])]})
     assert "<script" not in text
+
+
+def test_names_with_dollar_signs_are_drawn(run):
+    """Prevents a genre such as $\\foo{$ from being read as a formula, which ends the report."""
+    metrics = copy.deepcopy(run.metrics)
+    groups = metrics["rating"]["polyrec"]["slices"]["genre"]
+    groups["$\\foo{$ \x1b[2J"] = groups.pop("drama")
+    assert "\x1b" not in report_page([replace(run, metrics=metrics)])
 
 
 def test_a_run_without_history_of_training_is_shown(run):

@@ -1,5 +1,6 @@
 """The page of the web demo, driven through gradio's own client over HTTP."""
 
+import httpx
 import pytest
 
 gradio_client = pytest.importorskip("gradio_client", reason="pip install 'polyrec[web]'")
@@ -7,6 +8,7 @@ pytest.importorskip("gradio", reason="pip install 'polyrec[web]'")
 
 from polyrec.cli.demo import open_session  # noqa: E402
 from polyrec.cli.main import main  # noqa: E402
+from polyrec.web.guard import guarded  # noqa: E402
 from polyrec.web.page import THEME, build_page  # noqa: E402
 
 EVENTS, RECOMMENDED, ANSWERED = 0, 1, 2  # what every change of the history brings back
@@ -22,8 +24,8 @@ def run(recipe_file):
 @pytest.fixture
 def page(run):
     """The page of a run, and its address."""
-    built = build_page(open_session(str(run), k=5))
-    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, share=False, theme=THEME)
+    built = build_page(open_session(str(run), k=5, users=True))
+    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, share=False, theme=THEME, **guarded("127.0.0.1"))
     yield address
     built.close()
 
@@ -64,16 +66,26 @@ def test_people_and_mistakes(page):
     assert len(loaded[EVENTS]["choices"]) == 8  # max_history of the recipe
     with pytest.raises(gradio_client.exceptions.AppError, match="choose an event of the history"):
         visitor.predict(None, None, api_name="/remove_event")
-    with pytest.raises(gradio_client.exceptions.AppError, match="choose an item of the catalog"):
-        visitor.predict(None, 5.0, api_name="/add_event")
+    for odd in (None, [3], {"path": "/etc/passwd"}):
+        with pytest.raises(gradio_client.exceptions.AppError, match="choose an item of the catalog|list of choices"):
+            visitor.predict(odd, 5.0, api_name="/add_event")
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        assert httpx.get(f"{page}config", headers=headers).status_code == 403
+    assert httpx.get(f"{page}config").status_code == 200
 
 
 def test_without_the_data(run, recipe_file, capsys):
-    """A demo that stops because the tables of its training are not there."""
+    """A demo that stops because the tables of its training are not there, or that tells everybody who is in them."""
+    people = open_session(str(run), users=True).people()
+    shown = {users: str(build_page(open_session(str(run), users=users)).get_config_file()) for users in (True, False)}
+    assert len(people) > 5
+    assert str((str(people[0]), people[0])) in shown[True]
+    assert not [p for p in people if str((str(p), p)) in shown[False]]
+    assert open_session(str(run)).history_of(people[0]) == []
     (recipe_file.parent / "interactions.parquet").unlink()
-    session = open_session(str(run))
+    session = open_session(str(run), users=True)
     assert session.people() == []
-    assert "no people to choose from" in capsys.readouterr().out
+    assert "no users to choose from" in capsys.readouterr().out
 
 
 def test_the_extra_is_named(monkeypatch, capsys):

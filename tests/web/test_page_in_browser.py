@@ -10,6 +10,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwr
 
 from polyrec.cli.demo import open_session  # noqa: E402
 from polyrec.cli.main import main  # noqa: E402
+from polyrec.web.guard import guarded  # noqa: E402
 from polyrec.web.page import THEME, build_page  # noqa: E402
 
 BROWSER = os.environ.get("POLYREC_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -20,7 +21,7 @@ def test_one_event_is_changed(recipe_file):
     """A page that answers a client but not a visitor, breaks on a telephone, or asks the internet for something."""
     assert main(["train", str(recipe_file), "--set", "training.num_train_epochs=1"]) == 0
     built = build_page(open_session(str(recipe_file.parent / "run"), k=5))
-    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, share=False, theme=THEME)
+    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, share=False, theme=THEME, **guarded("127.0.0.1"))
     errors, asked = [], set()
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-dev-shm-usage"])

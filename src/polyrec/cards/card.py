@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from huggingface_hub import ModelCard
 from polyrec.cards.about import About
 from polyrec.cards.limits import limits, slice_sections
 from polyrec.cards.metadata import base_models, card_data, teacher_names
+from polyrec.core.escapes import sentence
+from polyrec.core.secrets import hide_secrets, without_secrets
 from polyrec.evaluation.metric_names import day
 from polyrec.evaluation.page import Section, Table, markdown
 from polyrec.evaluation.plotting import to_png
@@ -43,7 +46,7 @@ def make_card(run: RunFiles, about: About | None = None, curves: str | None = No
         *slice_sections(run),
         _again(run),
     ]
-    text = markdown(about.name or run.name, found, pictures=True)
+    text = hide_secrets(markdown(about.name or sentence(run.name), found, pictures=True))  # runs of before hold tokens
     return ModelCard(f"---\n{card_data(run, about).to_yaml()}\n---\n\n{text}")
 
 
@@ -67,35 +70,40 @@ def write_card(run: RunFiles, output: Path | None = None, about: About | None = 
 
 def _what(run: RunFiles, about: About) -> Section:
     names = ", ".join(f"`{name}`" for name in run.tasks)
-    points = [about.description] if about.description else []
+    points = [sentence(about.description)] if about.description else []
     points.append(f"One model that answers {len(run.tasks)} questions about a person's next step: {names}.")
     if inside := base_models(run):
-        points.append(f"Pretrained inside: {', '.join(f'`{name}`' for name in inside)}.")
+        points.append(f"Pretrained inside: {', '.join(map(_code, inside))}.")
     if teachers := teacher_names(run):
-        points.append(f"Distilled from {', '.join(f'`{name}`' for name in teachers)}.")
+        points.append(f"Distilled from {', '.join(map(_code, teachers))}.")
     return Section("What it is", points)
+
+
+def _code(text: str) -> str:
+    """A name as code, in a cell of a table or in a sentence."""
+    return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
 
 
 def _use(about: About) -> Section:
     return Section(
         "Intended use",
         [
-            *about.intended_use,
+            *map(sentence, about.intended_use),
             "Ranking a catalog, or predicting answers, for people whose events are of the kind it was trained on; for "
             "the items of its catalog, and others that `processor.extend` adds.",
             "Not for decisions about people that are not recommendations (credit, employment, health), nor for people "
             "or catalogs of another kind without a new evaluation.",
-            *about.out_of_scope,
+            *map(sentence, about.out_of_scope),
         ],
     )
 
 
 def _load(run: RunFiles, about: About) -> Section:
-    source = about.repository or run.name
+    source = json.dumps(about.repository or run.name)
     code = (
         "from polyrec import PolyRecForRecommendation, PolyRecProcessor\n\n"
-        f'model = PolyRecForRecommendation.from_pretrained("{source}")\n'
-        f'processor = PolyRecProcessor.from_pretrained("{source}")\n'
+        f"model = PolyRecForRecommendation.from_pretrained({source})\n"
+        f"processor = PolyRecProcessor.from_pretrained({source})\n"
         "item = processor.items.ids[0].as_py()  # or ids, or dicts, of what the person did\n"
         "print(model.recommend(processor, history=[item], k=10))\n"
     )
@@ -117,8 +125,8 @@ def _tasks(run: RunFiles) -> Section:
     for name, task in run.tasks.items():
         parent = "" if task.parent is None else f"`{task.parent}` ({task.coupling})"
         weight = learnt.get(name, {}).get("weight", task.weight)
-        label = f"`{task.label}`" if task.label else ""
-        rows.append([f"`{name}`", task.head, label.replace("|", "\\|"), f"{weight:g}", parent])
+        label = _code(task.label) if task.label else ""
+        rows.append([f"`{name}`", task.head, label, f"{weight:g}", parent])
     points = [
         f"Loss weighting: `{run.config.get('weighting', 'fixed')}`; experts: `{run.config.get('experts', 'none')}`. "
         "A task's loss is that of its head."
@@ -127,11 +135,11 @@ def _tasks(run: RunFiles) -> Section:
 
 
 def _data(run: RunFiles, about: About) -> Section:
-    points = [*about.data]
+    points = [sentence(text) for text in about.data]
     if about.datasets:
-        points.append(f"Data: {', '.join(about.datasets)}.")
+        points.append(f"Data: {sentence(', '.join(about.datasets))}.")
     split = run.recipe.get("split", {})
-    points.append("Split: " + ", ".join(f"{name} {value}" for name, value in split.items()) + ".")
+    points.append("Split: " + sentence(", ".join(f"{name} {value}" for name, value in split.items())) + ".")
     data = run.training.get("data")
     if data is None:
         return Section("Data", points)
@@ -178,4 +186,4 @@ def _again(run: RunFiles) -> Section:
     points = ["`polyrec train recipe.yaml`, with this recipe and the tables named in it:"]
     if found := run.training.get("versions"):
         points.insert(0, "Versions: " + ", ".join(f"{name} {value}" for name, value in found.items()) + ".")
-    return Section("Reproduce it", points, code=("yaml", yaml.safe_dump(recipe, sort_keys=False)))
+    return Section("Reproduce it", points, code=("yaml", yaml.safe_dump(without_secrets(recipe), sort_keys=False)))

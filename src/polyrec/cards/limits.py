@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polyrec.cards.about import About
+from polyrec.core.escapes import sentence
 from polyrec.evaluation.metric_names import MODEL
 from polyrec.evaluation.page import Section, Table
 from polyrec.tracking.run_files import RunFiles
@@ -16,7 +17,7 @@ def limits(run: RunFiles, about: About) -> Section:
     points = []
     for task in run.tasks:
         points += [*_beaten(run, task), *_cold(run, task), *_popular(run, task)]
-    return Section("Limits", [*points, *about.limits])
+    return Section("Limits", [*points, *map(sentence, about.limits)])
 
 
 def slice_sections(run: RunFiles) -> list[Section]:

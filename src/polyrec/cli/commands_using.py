@@ -93,13 +93,16 @@ def add_demo(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
         help="a page in the browser that shows what a run recommends, and why",
-        description="Serves a page on this machine: choose a person or build a history by searching titles, see every "
-        "task's prediction, recommendations and reasons, change one event and watch them change.",
+        description="Serves a page on this machine: build a history by searching titles (or choose a user, with "
+        "--users), see every task's prediction, recommendations and reasons, change one event and watch them change.",
     )
     demo.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
     demo.add_argument("--host", default="127.0.0.1", help="who may ask: 127.0.0.1 (the default) is this machine alone")
     demo.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     demo.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    demo.add_argument(
+        "--users", action="store_true", help="let visitors choose users of the log by their ids and see their events"
+    )
     demo.add_argument("--open", action="store_true", help="open a browser")
     demo.set_defaults(run=_demo)
 
@@ -108,7 +111,7 @@ def _demo(options: argparse.Namespace) -> None:
     check_extra("gradio", "web", "web demos")
     from polyrec.cli.demo import demo
 
-    demo(options.run_folder, options.host, options.port, options.k, options.open)
+    demo(options.run_folder, options.host, options.port, options.k, options.open, options.users)
 
 
 def add_card(commands: Commands) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyrec.cli.recommend import read_history, read_items, read_user
+from polyrec.core.escapes import printable, printable_lines
 from polyrec.explanation.neighbours import neighbours, plot_items
 from polyrec.explanation.reasons import as_text
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -30,7 +31,7 @@ def explain_run(
     events, attributes = read_history(history, processor), read_user(user, processor)
     found = model.explain(processor, events, items, user=attributes, **options)
     told = [json.dumps(row, ensure_ascii=False, default=str) if as_json else format_reason(row) for row in found]
-    print("\n".join(told) if told else "nothing left to explain")
+    print(printable_lines("\n".join(told)) if told else "nothing left to explain")
     return found
 
 
@@ -49,7 +50,7 @@ def explain_items(run: str, item: str | None, picture: str | None, k: int, as_js
     found = [row for one in near for row in neighbours(model, processor, one, k)]
     for row in found:
         text = f"{row['similarity']:>8.3f}  {_name(row)} ({row['events']} events)"
-        print(json.dumps(row, ensure_ascii=False) if as_json else text)
+        print(printable(json.dumps(row, ensure_ascii=False) if as_json else text))
     return found
 
 
@@ -74,4 +75,4 @@ def _words(words: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row.get('title') or ''} [{row['item']}]".strip()
+    return printable(f"{row.get('title') or ''} [{row['item']}]".strip())

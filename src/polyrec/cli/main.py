@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
+from polyrec.core.escapes import printable_lines
+from polyrec.core.secrets import hide_secrets
 
 _COMMANDS = (
     training.add_train,
@@ -46,6 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except ValueError as error:
-        print(f"polyrec {options.command}: {error}", file=sys.stderr)
+        print(f"polyrec {options.command}: {printable_lines(hide_secrets(str(error)))}", file=sys.stderr)
         return 2
     return 0

@@ -30,7 +30,7 @@ def read_run(run: str | Path) -> Recipe:
 
 def tables_of(recipe: Recipe, name: str) -> list[str]:
     """Paths of a kind of table ("interactions", "items", "users"): that of the recipe and those of its updates."""
-    given = [recipe.to_dict()[name], *(update.get(name) for update in recipe.updates)]
+    given = [getattr(recipe, name), *(update.get(name) for update in recipe.updates)]
     return [path for path in given if path]
 
 

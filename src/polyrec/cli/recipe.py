@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyrec.core.secrets import without_secrets
 from polyrec.registry import nearest
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
@@ -63,8 +64,8 @@ class Recipe:
         from_dict(Columns, self.columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML."""
-        return asdict(self)
+        """Plain values for YAML; tokens and passwords are left out, so they reach no file."""
+        return without_secrets(asdict(self))
 
 
 def load_recipe(path: str | None, overrides: Mapping[str, Any]) -> Recipe:

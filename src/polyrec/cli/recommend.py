@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from polyrec.core.escapes import printable, printable_lines
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 
@@ -17,7 +18,10 @@ def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) ->
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
     found = model.recommend(processor, events, k=k, user=attributes)
-    print("\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found))
+    as_text = (
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found)
+    )
+    print(printable_lines(as_text))
     return found
 
 
@@ -56,7 +60,7 @@ def format_recommendations(found: list[dict[str, Any]]) -> str:
     tasks = [n for n, v in found[0].items() if n not in ("rank", "item", "title", "score", "cold_item", "cold_start")]
     lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>12}" for t in tasks)]
     for row in found:
-        title = f"{row.get('title') or ''} [{row['item']}]".strip() + (" (new)" if row["cold_item"] else "")
+        title = printable(f"{row.get('title') or ''} [{row['item']}]".strip()) + (" (new)" if row["cold_item"] else "")
         lines.append(
             f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks)
         )

@@ -23,7 +23,7 @@ from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.schema import parse_tasks
 from polyrec.tracking.facts import data_facts
 from polyrec.tracking.training_file import training_facts, write_training
-from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.arguments import HUB_ARGUMENTS, PolyRecTrainingArguments
 from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.trainer import PolyRecTrainer
 
@@ -68,6 +68,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
     teacher: Teacher | None = None,
+    may_push: bool = False,
     **overrides: Any,
 ) -> PolyRecTrainer:
     """A fresh model, seeded, and its trainer.
@@ -78,8 +79,10 @@ def build_trainer(
         callbacks: further ones.
         quiet: no progress bar and no log lines of its own; the caller shows progress over many trainings.
         teacher: who answers beside the labels; what is learnt of it stands in the recipe (`model.distillation`).
+        may_push: obey the recipe's arguments about the Hub; a training inside a comparison or search never pushes.
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
+    given = {name: value for name, value in recipe.training.items() if may_push or name not in HUB_ARGUMENTS}
     training = {
         "output_dir": recipe.output,
         "eval_strategy": "epoch",
@@ -87,7 +90,7 @@ def build_trainer(
         "save_total_limit": 2,
         "logging_steps": 10,
         "restore_callback_states_from_checkpoint": True,  # the patience of early stopping goes on where it stood
-        **recipe.training,
+        **given,
         **overrides,
     }
     if quiet:
@@ -149,7 +152,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
     processor, parts = prepare(recipe)
-    trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()])
+    trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()], may_push=True)
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
     trainer.save_model(recipe.output)
     predictions = trainer.predict(parts.test)

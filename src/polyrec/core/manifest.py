@@ -170,6 +170,20 @@ def check_manifest(folder: str | Path, files: Iterable[str] | None = None, links
     return manifest
 
 
+def excerpt(folder: str | Path, files: Iterable[str]) -> str:
+    """The text of a manifest of some files of a folder, e.g. of those that are shared; facts are those of the folder's.
+
+    Args:
+        files: relative paths with `/`; the digest of one that the folder's manifest does not name is computed.
+    """
+    folder, held = Path(folder), read_manifest(folder)
+    known = {} if held is None else held.files
+    names = sorted({*files} - {MANIFEST_NAME, *EDITED_BY_HAND})
+    new = [name for name in names if name not in known]
+    found = {**known, **dict(zip(new, _digests(folder, new), strict=True))}
+    return _to_json(Manifest({name: found[name] for name in names}, {} if held is None else held.facts))
+
+
 def fits(path: str, patterns: Iterable[str]) -> bool:
     """Whether a relative path fits a pattern, folder by folder.
 

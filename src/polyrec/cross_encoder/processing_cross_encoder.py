@@ -179,11 +179,10 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         super().extend(items, users)
         self.__dict__.pop("prompts", None)
 
-    def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
-        """Write the files of a [`PolyRecProcessor`] and prompt_config.json."""
-        super().save_pretrained(folder, include_users)
+    def _write(self, folder: Path, include_users: bool) -> None:
+        super()._write(folder, include_users)
         written = json.dumps(asdict(self.prompt), indent=2, ensure_ascii=False)
-        (Path(folder) / PROMPT_NAME).write_text(written + "\n", encoding="utf-8")
+        (folder / PROMPT_NAME).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from polyrec.backbones import TextConfig
@@ -18,7 +17,8 @@ from polyrec.core.settings import saved_files
 from polyrec.data.catalog import EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.tables import column, ids, read_json, read_table
+from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.data.tables import column, ids, read_json
 from polyrec.data.texts import load_tokenizer
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
@@ -75,14 +75,14 @@ def save(
     table = items.table
     for name, values in known.items():
         table = table.append_column(name, pa.array(values[FIRST:]))
-    pq.write_table(table, folder / ITEMS_NAME)
+    write_saved(table, folder / ITEMS_NAME)
     save_files(items, folder / VECTORS_NAME)
     if training_rows is None:
         (folder / ROWS_NAME).unlink(missing_ok=True)
     else:
         save_file(dict(training_rows), folder / ROWS_NAME)
     if include_users:
-        pq.write_table(users.table, folder / USERS_NAME)
+        write_saved(users.table, folder / USERS_NAME)
     else:
         (folder / USERS_NAME).unlink(missing_ok=True)  # an earlier save may have included people
     if tokenizer is not None:
@@ -101,7 +101,7 @@ def load(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG_NAME)
     _check_config(config, folder / CONFIG_NAME)
     columns = from_dict(Columns, config["columns"])
-    table = read_table(folder / ITEMS_NAME, "items")
+    table = read_saved(folder / ITEMS_NAME, "items")
     counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
     first_event = np.full(len(counts), np.inf)
     if FIRST_EVENT_COLUMN in table.column_names:  # not in folders of before there were ages of items
@@ -112,7 +112,7 @@ def load(folder: Path) -> dict[str, Any]:
     vectors = read_files(encoders, table, folder / VECTORS_NAME)
     items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
     if (folder / USERS_NAME).exists():
-        people = read_table(folder / USERS_NAME, "users")
+        people = read_saved(folder / USERS_NAME, "users")
         user_ids = ids(people, columns.user, "users", "user id")
     else:
         user_ids = pa.array([], pa.int64())

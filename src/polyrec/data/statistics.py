@@ -33,12 +33,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from polyrec.data.event_table import EventTable, MultiValued
+from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig
 from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
-from polyrec.data.tables import read_file, read_json
+from polyrec.data.tables import read_json
 from polyrec.schema import from_dict
 
 __all__ = ["EventTable", "MultiValued", "RunningStatistics", "StatisticConfig"]
@@ -204,7 +204,7 @@ class RunningStatistics:
         kept = [c for c in counted if include_users or not c.personal]
         files = {config.name: f"state-{number:03d}.parquet" for number, config in enumerate(kept)}
         for name, file in files.items():
-            pq.write_table(self._states[name].to_table(), folder / file)
+            write_saved(self._states[name].to_table(), folder / file)
         config = {
             "statistics": [asdict(s) for s in self.statistics],
             "targets": self.targets,
@@ -224,7 +224,8 @@ class RunningStatistics:
         stats = cls(counted, config["targets"], config["prior"], config["context"])
         stats.last_time = -np.inf if config["last_time"] is None else config["last_time"]
         stats._states = {
-            name: KeyStates.from_table(read_file(folder / file, "statistics")) for name, file in config["files"].items()
+            name: KeyStates.from_table(read_saved(folder / file, "statistics"))
+            for name, file in config["files"].items()
         }
         return stats
 

@@ -107,7 +107,7 @@ def write_answers(
                 continue
             table = ask(teacher, dataset, processor, windows, batch_size, device, unlabelled, bar.update)
             done[name] = _write(folder, name, table, half)
-            _write_json(folder / MANIFEST, about | {"written": [asdict(done[n]) for n in sorted(done)]})
+            _write_manifest(folder, about | {"written": [asdict(done[n]) for n in sorted(done)]})
     return folder
 
 
@@ -218,7 +218,7 @@ def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingRows | 
         for number, rows in enumerate(learnt):
             if rows is not None:
                 save_file(rows.arrays(), folder / ROWS.format(number))
-        _write_json(folder / MANIFEST, {**about, "written": []})
+        _write_manifest(folder, {**about, "written": []})
         return {}
     held = _read_manifest(folder)
     different = [name for name in about if held.get(name) != about[name]]
@@ -289,8 +289,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoredError(f"{folder} has no {MANIFEST}: it is not a folder written by `polyrec score`") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StoredError(f"{path} is damaged ({error}): delete the folder and score again") from error
+    if not isinstance(found, dict) or "written" not in found:
+        raise StoredError(f"{path} is not that of a folder written by `polyrec score`")
+    digest = found.pop("digest", None)  # folders of earlier versions have none
+    if digest is not None and digest != _digest(found):
+        raise StoredError(f"{path} is damaged (it does not fit its own digest): delete the folder and score again")
     if found.get("format_version", 0) > FORMAT_VERSION:
         raise StoredError(f"{path} has format {found['format_version']}, newer than {FORMAT_VERSION}: update polyrec")
     return found
@@ -298,6 +303,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> TrainingRows | None:
     return TrainingRows.from_arrays(load_file(path)) if path.exists() else None
+
+
+def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(values))
+    _write_json(folder / MANIFEST, {**plain, "digest": _digest(plain)})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

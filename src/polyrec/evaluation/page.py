@@ -73,7 +73,8 @@ def markdown(title: str, found: Sequence[Section], pictures: bool = False) -> st
             lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
         if section.code is not None:
             language, text = section.code
-            lines += ["", f"```{language}", text.rstrip(), "```"]
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # no text ends it early
+            lines += ["", f"{fence}{language}", text.rstrip(), fence]
     return "\n".join(lines) + "\n"
 
 

@@ -94,7 +94,7 @@ def plot_items(
     for place, row in zip(places_M2[marked], rows[marked], strict=True):
         described = processor.describe(int(row))
         text = str(described.get("title") or described["item"])
-        axes.annotate(text[:28], place, fontsize=7, xytext=(3, 2), textcoords="offset points")
+        axes.annotate(text[:28], place, fontsize=7, xytext=(3, 2), textcoords="offset points", parse_math=False)
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} most frequent items, {share:.0%} of their variance")
     figure.savefig(path, dpi=120)
     return Path(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
+from polyrec.core.manifest import MANIFEST_NAME
 from polyrec.hub.errors import NO_CONNECTION, explained
 from polyrec.hub.files import matches
 from polyrec.hub.push import hub_api
@@ -30,7 +31,7 @@ def fetch(name: str | Path, patterns: Sequence[str], **options: Any) -> Path:
 
     Args:
         name: a folder, or user/name.
-        patterns: of the files that are read, see `polyrec.hub.files`; nothing else is downloaded.
+        patterns: of the files that are read, see `polyrec.hub.files`; nothing else but the manifest is downloaded.
         options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
@@ -42,6 +43,7 @@ def fetch(name: str | Path, patterns: Sequence[str], **options: Any) -> Path:
     repo_id, revision = str(name), options.pop("revision", None)
     if repo_id.count("/") > 1 or repo_id.startswith((".", "/", "~")):
         raise ValueError(f"no such folder: {repo_id}; a name on the Hub is user/name")
+    patterns = [*patterns, MANIFEST_NAME]
     api, wanted = hub_api(), list(patterns)
     if is_offline_mode():
         options["local_files_only"] = True
@@ -63,7 +65,7 @@ def _listed(api: HfApi, repo_id: str, commit: str, patterns: Sequence[str], toke
     if there.id != repo_id:
         warnings.warn(f"{repo_id!r} has been renamed to {there.id!r}: use the new name", stacklevel=4)
     sizes = {file.rfilename: file.size or 0 for file in there.siblings or [] if matches(file.rfilename, patterns)}
-    if not sizes:
+    if not set(sizes) - {MANIFEST_NAME}:
         raise ValueError(f"{repo_id!r} has no file that polyrec reads: it is not a polyrec model")
     check_sizes(sizes, repo_id)
     return sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from polyrec.core.manifest import MANIFEST_NAME
 from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, ROWS_NAME, STATISTICS_NAME, USERS_NAME, VECTORS_NAME
 
 CARD_NAME = "README.md"
@@ -38,6 +39,9 @@ PROCESSOR_FILES = (
     *KINDS["tokenizer"],
     *PEOPLE,
 )
+# What is checked against the manifest before a model or a processor is read, and recorded after it was written.
+MODEL_RECORDED = (*MODEL_FILES, "generation_config.json")
+PROCESSOR_RECORDED = (*PROCESSOR_FILES, *NEVER)
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -62,4 +66,6 @@ def kind_of(path: str) -> str | None:
     """What a file is; None: nothing of a shared model."""
     if matches(path, PEOPLE):
         return "rows about people"
+    if path == MANIFEST_NAME:
+        return "manifest"
     return next((kind for kind, patterns in KINDS.items() if matches(path, patterns)), None)

@@ -28,6 +28,7 @@ _ENCODING = {_DATA: 2, _DATA_2: 4}
 # PLAIN, PLAIN_DICTIONARY, RLE, BIT_PACKED, RLE_DICTIONARY, BYTE_STREAM_SPLIT: no value is longer than it is written.
 _ENCODINGS = (0, 2, 3, 4, 8, 9)
 _LONGEST_HEADER = 64 << 10
+_NUM_ROWS = 3  # field of a footer
 
 
 def room(size: int) -> int:
@@ -41,17 +42,35 @@ def read_footer(path: Path, name: str) -> pq.FileMetaData:
     Raises:
         ValueError: it is cut off or damaged.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - 8, 0))
-        tail = file.read()
-    length = int.from_bytes(tail[:4], "little")
-    if size < 12 or tail[4:] != b"PAR1" or length + 12 > size or length > _LARGEST_FOOTER:
-        raise ValueError(f"{name} is no complete parquet file: it may be truncated; download it again")
+    _footer(path, name)
     try:
         return pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{name} cannot be read ({error}): the file is damaged") from error
+
+
+def _footer(path: Path, name: str) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - 8, 0))
+        tail = file.read()
+        length = int.from_bytes(tail[:4], "little")
+        if size < 12 or tail[4:] != b"PAR1" or length + 12 > size or length > _LARGEST_FOOTER:
+            raise ValueError(f"{name} is no complete parquet file: it may be truncated; download it again")
+        file.seek(size - 8 - length)
+        return file.read(length)
+
+
+def count_rows(path: Path, name: str) -> int:
+    """Rows of a parquet file as its footer says, read without Arrow, which not every footer leaves alive."""
+    raw = _footer(path, name)
+    try:
+        rows = _struct(raw, 0, until=_NUM_ROWS)[0][_NUM_ROWS]
+    except (KeyError, IndexError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read ({error}): the file is damaged") from error
+    if type(rows) is not int or rows < 0:
+        raise ValueError(f"{name} says that it has {rows} rows: the file is damaged")
+    return rows
 
 
 def check_table(path: Path, name: str, ids: bool) -> int:
@@ -120,8 +139,8 @@ def _page_header(file: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
     return _struct(raw, 0)
 
 
-def _struct(raw: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol, as {field: value}, and where it ends."""
+def _struct(raw: bytes, at: int, until: int | None = None) -> tuple[dict[int, Any], int]:
+    """A struct of Thrift's compact protocol, as {field: value}, and where it ends; or the fields up to one of them."""
     found: dict[int, Any] = {}
     field = 0
     while kind := raw[at] & 15:
@@ -132,6 +151,8 @@ def _struct(raw: bytes, at: int) -> tuple[dict[int, Any], int]:
         else:
             field, at = _zigzag(raw, at)
         found[field], at = _value(raw, at, kind)
+        if field == until:
+            break
     return found, at + 1
 
 
@@ -145,6 +166,14 @@ def _value(raw: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind == 8:
         length, at = _varint(raw, at)
         return None, at + length  # statistics of the page, which nobody needs here
+    if kind in (9, 10):  # list, set: of the columns, which nobody needs here
+        count, kind = raw[at] >> 4, raw[at] & 15
+        at += 1
+        if count == 15:
+            count, at = _varint(raw, at)
+        for _ in range(count):
+            at = at + 1 if kind in (1, 2) else _value(raw, at, kind)[1]
+        return None, at
     if kind == 12:
         return _struct(raw, at)
     raise ValueError(f"unknown type {kind}")

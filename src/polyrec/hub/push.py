@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
+from polyrec.core.manifest import MANIFEST_NAME, excerpt
+from polyrec.data.processor_files import CONFIG_NAME
 from polyrec.hub.card import minimal_card, tagged
 from polyrec.hub.errors import explained
 from polyrec.hub.files import CARD_NAME, KINDS, MODEL_CONFIG, NEVER, PEOPLE, kind_of, matches
@@ -45,7 +47,7 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             part.save_pretrained(folder, **sharded, **({"include_users": True} if include_users else {}))
-        return push_folder(folder, repo_id, include_users=include_users, **options)
+        return push_folder(folder, repo_id, include_users=include_users, **{"load": False, **options})
 
 
 def push_folder(
@@ -62,6 +64,7 @@ def push_folder(
     include_users: bool = False,
     allow_columns: Sequence[str] = (),
     checkpoint: str | None = None,
+    load: bool = True,
 ) -> CommitInfo:
     """Share a folder of a model, a processor or a whole run in one commit.
 
@@ -82,9 +85,11 @@ def push_folder(
         allow_columns: columns that may leave although they look like e-mail addresses or phone numbers.
         checkpoint: of a checkpoint of a training: also share what continues it (states of optimizer, schedule and
             random numbers), in this folder of the repository, which [`from_pretrained`] does not read.
+        load: load what is to be shared first, and recommend once, so that no broken folder is published.
 
     Raises:
-        ValueError: columns must not leave, see [`~polyrec.hub.scan.Scan.check`], or there is nothing to share.
+        ValueError: something must not leave, see [`~polyrec.hub.scan.Scan.check`], there is nothing to share, or it
+            cannot be loaded.
         OSError: what the Hub refused, with what mends it; `ConnectionError` if it was not reached.
     """
     folder = Path(folder)
@@ -95,6 +100,8 @@ def push_folder(
     if include_users:
         _warn_of_people(found)
     _warn_of_local_bases(folder)
+    if load:
+        check_loads(folder)
     api = hub_api()
     with explained(repo_id, revision, pushing=True):
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -103,14 +110,21 @@ def push_folder(
         there = api.model_info(repo_id, revision=revision, token=token)
         held = {file.rfilename for file in there.siblings or []}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(file.path, folder / file.path) for file in found.leaving if file.path != CARD_NAME
+            CommitOperationAdd(file.path, folder / file.path)
+            for file in found.leaving
+            if file.path not in (CARD_NAME, MANIFEST_NAME)
         ]
+        recorded = excerpt(folder, (file.path for file in found.leaving))  # not of what stays here
+        operations.append(CommitOperationAdd(MANIFEST_NAME, recorded.encode()))
         card = _card(folder, repo_id, tags, held)
         if card is not None:
             operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
         if checkpoint is not None:
-            further = {f"{checkpoint}/{path}": folder / path for path in _checkpointed(found)}
+            names = _checkpointed(found)
+            further = {f"{checkpoint}/{path}": folder / path for path in names}
             operations += [CommitOperationAdd(path, local) for path, local in further.items()]
+            operations.append(CommitOperationAdd(f"{checkpoint}/{MANIFEST_NAME}", excerpt(folder, names).encode()))
+            further[f"{checkpoint}/{MANIFEST_NAME}"] = folder / MANIFEST_NAME
             old = sorted(path for path in held if path.startswith(f"{checkpoint}/") and path not in further)
             operations += [CommitOperationDelete(path) for path in old]
         operations += [CommitOperationDelete(path) for path in _stale(held, found)]
@@ -142,11 +156,31 @@ def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> st
     return None if CARD_NAME in held else minimal_card(folder, repo_id, tags)
 
 
+def check_loads(folder: Path) -> None:
+    """Load the model and the processor of a folder, and recommend once if both are there.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not of the same run.
+    """
+    import polyrec  # its classes are imported when they are named
+
+    config = json.loads((folder / MODEL_CONFIG).read_text("utf-8")) if (folder / MODEL_CONFIG).exists() else None
+    reranks = config is not None and "cross_encoder" in str(config.get("model_type", ""))
+    model = processor = None
+    if (folder / CONFIG_NAME).exists():
+        cls = polyrec.PolyRecCrossEncoderProcessor if reranks else polyrec.PolyRecProcessor
+        processor = cls.from_pretrained(folder)
+    if config is not None:
+        model = (polyrec.PolyRecCrossEncoder if reranks else polyrec.PolyRecForRecommendation).from_pretrained(folder)
+    if model is not None and processor is not None and not reranks:
+        model.recommend(processor, [processor.items.ids[0].as_py()], k=1)
+
+
 def _checkpointed(found: Scan) -> list[str]:
     """Files that continue a training: all of its checkpoint but what never leaves and rows about people."""
     people = {file.path for file in found.people}
     kept = [path for path in found.staying if path not in people and not matches(path.split("/")[-1], NEVER)]
-    return [*(file.path for file in found.leaving if file.path != CARD_NAME), *kept]
+    return [*(file.path for file in found.leaving if file.path not in (CARD_NAME, MANIFEST_NAME)), *kept]
 
 
 def _stale(held: set[str], found: Scan) -> list[str]:

@@ -8,17 +8,29 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import numpy as np
 
+from polyrec.core.manifest import Manifest, check_manifest, fits, refresh_manifest
 from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, USERS_NAME, VECTORS_NAME
-from polyrec.hub.files import INDEX_NAME, MODEL_CONFIG, MODEL_FILES, PROCESSOR_FILES, WEIGHTS_NAME, matches
+from polyrec.data.saved_tables import read_saved
+from polyrec.hub.files import (
+    INDEX_NAME,
+    MODEL_CONFIG,
+    MODEL_FILES,
+    MODEL_RECORDED,
+    PROCESSOR_FILES,
+    PROCESSOR_RECORDED,
+    WEIGHTS_NAME,
+    matches,
+)
+from polyrec.hub.isolated import isolated
 from polyrec.hub.limits import check_numbers, walk
-from polyrec.hub.parquet import check_table, read_footer, room
+from polyrec.hub.parquet import check_table, count_rows, room
 from polyrec.hub.weights import Stored, check_finite, read_header
 
 _MIB = 1 << 20
@@ -26,6 +38,8 @@ _LARGEST_JSON = 64 * _MIB  # of a vocabulary of some million categories
 _LARGEST_CONFIG = 4 * _MIB
 _LARGEST_FILE = 1 << 40
 _MAY_LACK = 64 * _MIB
+_MAY_RESERVE = 4 << 30  # address space that allocators take at once
+_written_here: set[str] = set()  # SHA-256 of files
 _ENCODED = {ITEMS_NAME: "item_encoders", USERS_NAME: "user_encoders"}
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
@@ -50,6 +64,8 @@ def check_model(folder: Path) -> dict[str, tuple[Path, Stored]]:
         ValueError: with the file and what is wrong with it.
     """
     _check_links(folder, MODEL_FILES)
+    check_sizes({p: (folder / p).stat().st_size for p in _present(folder, MODEL_FILES)}, str(folder))
+    _check_saved(folder, MODEL_FILES, MODEL_RECORDED)
     _check_config(folder)
     return {name: (path, tensor) for path in _weight_files(folder) for name, tensor in read_header(path).items()}
 
@@ -121,6 +137,7 @@ def check_processor(folder: Path) -> None:
     _check_links(folder, PROCESSOR_FILES)
     sizes = {p: (folder / p).stat().st_size for p in _present(folder, PROCESSOR_FILES)}
     check_sizes(sizes, str(folder))
+    saved = _check_saved(folder, PROCESSOR_FILES, PROCESSOR_RECORDED)
     for path in sizes:
         if path.endswith(".json"):
             values = _read_json(folder / path)
@@ -132,18 +149,39 @@ def check_processor(folder: Path) -> None:
             elif path == CONFIG_NAME:
                 check_numbers(values, path)
                 _check_template(values.get("text"), path)
-    rows = None
-    for path in sizes:
-        if path.endswith(".parquet"):
-            found = check_table(folder / path, path, ids=path in (ITEMS_NAME, USERS_NAME))
-            rows = found if path == ITEMS_NAME else rows
-            if path in _ENCODED:
-                _check_widths(folder, _ENCODED[path], found, room(sizes[path]))
+    tables = _check_tables(folder, [path for path in sizes if path.endswith(".parquet")], saved)
+    for path in _ENCODED:
+        if path in tables:
+            _check_widths(folder, _ENCODED[path], tables[path], room(sizes[path]))
+    rows = tables.get(ITEMS_NAME)
     for path in sizes:
         if path.startswith(f"{VECTORS_NAME}/"):
             _check_vectors(folder / path, path, rows)
     if rows is not None and (folder / MODEL_CONFIG).exists():
         _check_config(folder)
+
+
+def record_saved(folder: str | Path, patterns: Sequence[str]) -> None:
+    """Put what was just written into the manifest of its folder."""
+    held = refresh_manifest(folder, patterns)
+    _written_here.update(entry["sha256"] for name, entry in held.files.items() if fits(name, patterns))
+
+
+def _check_tables(folder: Path, paths: Sequence[str], saved: Manifest | None) -> dict[str, int]:
+    """Rows of tables, each of which was read once where that can harm nobody, unless this process has written it."""
+    own = {} if saved is None else {n: e["sha256"] in _written_here for n, e in saved.files.items()}
+    if all(own.get(path) for path in paths):
+        return {path: count_rows(folder / path, path) for path in paths}
+
+    def read() -> dict[str, int]:
+        found = {}
+        for path in paths:
+            found[path] = check_table(folder / path, path, ids=path in (ITEMS_NAME, USERS_NAME))
+            read_saved(folder / path, path)
+        return found
+
+    largest = max((folder / path).stat().st_size for path in paths)
+    return isolated(read, f"{folder}: a table of {', '.join(paths)}", 2 * room(largest) + _MAY_RESERVE)
 
 
 def _present(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
@@ -156,9 +194,7 @@ def _present(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
 def _check_links(folder: Path, patterns: tuple[str, ...]) -> None:
     """Links may only lead to files of the folder, or of the cache that the folder is a part of."""
     home = folder.resolve()
-    homes = [home]
-    if home.parent.name == "snapshots":  # of huggingface_hub: snapshots/<commit>/file -> blobs/<hash>
-        homes.append(home.parent.parent / "blobs")
+    homes = [home, home.parent.parent / "blobs"] if _in_cache(folder) else [home]
     for pattern in patterns:
         for path in folder.glob(pattern):
             steps = [path, *(p for p in path.parents if p != folder and p.is_relative_to(folder))]
@@ -168,6 +204,17 @@ def _check_links(folder: Path, patterns: tuple[str, ...]) -> None:
                         f"{step.relative_to(folder)} is a link out of its folder, to {os.readlink(step)}: put the file "
                         "itself there"
                     )
+
+
+def _check_saved(folder: Path, fetched: tuple[str, ...], recorded: tuple[str, ...]) -> Manifest | None:
+    """Refuse files that are not those that were saved; of the Hub's, those that are fetched are there."""
+    in_cache = _in_cache(folder)
+    return check_manifest(folder, fetched if in_cache else recorded, links=in_cache)
+
+
+def _in_cache(folder: Path) -> bool:
+    """Whether a folder is one of huggingface_hub's cache, where snapshots/<commit>/file -> blobs/<hash>."""
+    return folder.resolve().parent.name == "snapshots"
 
 
 def _check_config(folder: Path) -> None:
@@ -180,7 +227,7 @@ def _check_config(folder: Path) -> None:
     check_numbers(values, MODEL_CONFIG)
     items, table = values.get("num_items"), folder / ITEMS_NAME
     if isinstance(items, int) and table.exists():
-        rows = read_footer(table, ITEMS_NAME).num_rows + 2
+        rows = count_rows(table, ITEMS_NAME) + 2
         if items > rows:
             raise ValueError(
                 f"{MODEL_CONFIG}: num_items is {items:,} but {ITEMS_NAME} has {rows - 2:,} items (+ 2): the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.secrets import EMAIL
 from polyrec.data.processor_files import CONFIG_NAME, STATISTICS_NAME
 from polyrec.data.statistic_config import StatisticConfig
+from polyrec.hub.contents import secret_cells, secrets_of_file, text_columns
 from polyrec.hub.files import NEVER, PEOPLE, kind_of, matches
 from polyrec.schema import from_dict
 
@@ -23,7 +27,6 @@ _NAMES = re.compile(
     r"(?:^|_)(e_?mail(?:_?address)?s?|(?:tele|mobile|cell|home|work|contact)?_?phone(?:_?(?:number|no|nr))?s?|"
     r"mobile_?(?:number|no|nr)|tel(?:_?(?:number|no|nr))?|telefon|msisdn|fax|whatsapp|ssn|iban|passport)(?:_|$)"
 )
-_EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
 _PHONE = (
     r"(?:^|[^\w.+-])(?:"
     r"\+\d{1,3}(?:[ ()./-]{0,2}\d){7,13}"  # +49 30 1234567
@@ -33,6 +36,7 @@ _PHONE = (
     r")(?:$|[^\w-])"
 )
 _ROWS = 1 << 16  # read at once
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError)  # what a damaged file raises
 
 
 @dataclass
@@ -61,7 +65,8 @@ class Scan:
         leaving: files that would be pushed.
         staying: files that are nothing of a shared model (checkpoints, data, pickles), or of people.
         people: files of rows about people, which leave only if that is asked for.
-        refusals: columns that look like e-mail addresses or phone numbers, each with where it was seen.
+        refusals: secrets, links, files that nobody names, and columns that look like e-mail addresses or phone
+            numbers, each with where it was seen.
     """
 
     leaving: list[Leaving] = field(default_factory=list)
@@ -73,13 +78,14 @@ class Scan:
         """Refuse what must not leave.
 
         Raises:
-            ValueError: with every column that looks like a way to reach a person.
+            ValueError: with every secret, link and column that looks like a way to reach a person.
         """
         if self.refusals:
             raise ValueError(
                 "this must not leave:\n"
                 + "\n".join(f"  {line}" for line in self.refusals)
-                + "\nfit a processor without these columns, or, if they are about no person, name them: "
+                + "\nrevoke tokens and passwords and take them out; fit a processor without these columns, or, if they "
+                "are about no person, name them, as well as text files whose addresses are meant to be public: "
                 "allow_columns=[...] (--allow-column NAME)"
             )
 
@@ -102,7 +108,8 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
     Args:
         include_users: let rows about people leave, too (users.parquet of `processor.save_pretrained(include_users=
             True)`).
-        allow_columns: columns that may leave although they look like addresses or phone numbers.
+        allow_columns: columns that may leave although they look like addresses or phone numbers, and text files that
+            may hold e-mail addresses, such as README.md.
 
     Example:
         >>> import tempfile
@@ -121,32 +128,73 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
     folder, found = Path(folder), Scan()
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
+    found.refusals += _links(folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         kind = kind_of(name)
         personal = matches(name, PEOPLE) or (path.parent.parent.name == STATISTICS_NAME and _about_people(path))
-        if kind is None or matches(path.name, NEVER) or (path.is_symlink() and not _inside(path, folder)):
+        if kind is None or matches(path.name, NEVER) or path.is_symlink():
             found.staying.append(name)
             continue
         file = Leaving(name, path.stat().st_size, "rows about people" if personal else kind)
-        if path.suffix == ".parquet":
-            file.columns = {f.name: str(f.type) for f in pq.read_schema(path) if not f.name.startswith("__")}
+        try:
+            refused = _look_into(file, path, allow_columns)
+        except _UNREADABLE as error:
+            refused = [f"{name} cannot be read ({error}): it is damaged or half written"]
         if personal:
             found.people.append(file)
             if not include_users:
                 found.staying.append(name)
                 continue
         found.leaving.append(file)
-        if path.suffix == ".parquet":
-            found.refusals += _suspicious_table(path, name, file.columns, allow_columns)
-        elif name == CONFIG_NAME:
-            file.columns = _vocabularies(path)
-            found.refusals += _suspicious_vocabularies(path, allow_columns)
+        found.refusals += refused
+    found.refusals += _unlike_manifest(folder, found.leaving)
     return found
 
 
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+def _look_into(file: Leaving, path: Path, allowed: Sequence[str]) -> list[str]:
+    """Note the columns of a file; what of it must not leave."""
+    found = [*_foreign(path, file.path), *secrets_of_file(path, file.path, addresses=file.path not in allowed)]
+    if path.suffix == ".parquet":
+        file.columns = {f.name: str(f.type) for f in pq.read_schema(path) if not f.name.startswith("__")}
+        found += _suspicious_table(path, file.path, file.columns, allowed)
+    elif file.path == CONFIG_NAME:
+        file.columns = _vocabularies(path)
+        found += _suspicious_vocabularies(path, allowed)
+    return found
+
+
+def _unlike_manifest(folder: Path, leaving: Sequence[Leaving]) -> Iterator[str]:
+    """Files that are not those that were saved, or that nobody saved; cards may be written later."""
+    try:
+        held = read_manifest(folder)
+        if held is not None:
+            saved = [f.path for f in leaving if f.kind not in ("card", "manifest") or f.path in held.files]
+            check_manifest(folder, saved)
+    except ValueError as error:
+        yield str(error)
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Names that lead to other files: what they hold is not what their names say."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_symlink() or p.is_file()]
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    for path, name in names.items():
+        if path.is_symlink() and (path.is_dir() or kind_of(name) is not None):
+            yield f"{name} is a link to {os.readlink(path)}: put the file itself there"
+    files = [(path.stat(), name) for path, name in names.items() if path.is_file() and not path.is_symlink()]
+    staying = {(about.st_dev, about.st_ino): name for about, name in files if kind_of(name) is None}
+    for about, name in files:
+        if kind_of(name) is not None and (other := staying.get((about.st_dev, about.st_ino))) is not None:
+            yield f"{name} is the same file as {other}, which stays here: put a file of its own there"
+
+
+def _foreign(path: Path, name: str) -> Iterator[str]:
+    """A table of statistics that their configuration does not name: nobody would read it."""
+    if path.suffix == ".parquet" and path.parent.parent.name == STATISTICS_NAME:
+        config = path.parent / "statistics.json"
+        if not config.exists() or path.name not in json.loads(config.read_text(encoding="utf-8"))["files"].values():
+            yield f"{name} is a file that {config.name} does not name: delete it, or save the processor again"
 
 
 def _about_people(path: Path) -> bool:
@@ -154,13 +202,18 @@ def _about_people(path: Path) -> bool:
     config = path.parent / "statistics.json"
     if path.suffix != ".parquet" or not config.exists():
         return False
-    held = json.loads(config.read_text(encoding="utf-8"))
-    names = [name for name, file in held["files"].items() if file == path.name]
-    counted = [from_dict(StatisticConfig, values) for values in held["statistics"]]
+    try:
+        held = json.loads(config.read_text(encoding="utf-8"))
+        names = [name for name, file in held["files"].items() if file == path.name]
+        counted = [from_dict(StatisticConfig, values) for values in held["statistics"]]
+    except _UNREADABLE:
+        return True  # nobody knows, so it stays
     return any(statistic.personal for statistic in counted if statistic.name in names)
 
 
 def _suspicious_table(path: Path, name: str, columns: dict[str, str], allowed: Sequence[str]) -> Iterator[str]:
+    for column in columns:
+        yield from secret_cells(path, name, column)
     read = []
     for column in columns:
         if column in allowed:
@@ -212,19 +265,11 @@ def _encoders(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
 
 def _suspicious(values: pa.Array) -> tuple[int, str] | None:
     """First row that holds an address or a phone number, and which of them."""
-    rows = None
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        parents = pc.list_parent_indices(values)
-        rows = parents if rows is None else rows.take(parents)
-        values = pc.list_flatten(values)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        return None
-    for pattern, what in ((_EMAIL, "e-mail addresses"), (_PHONE, "phone numbers")):
-        at = pc.index(pc.fill_null(pc.match_substring_regex(values, pattern), False), True).as_py()
-        if at >= 0:
-            return (at if rows is None else rows[at].as_py()), what
+    for texts, rows in text_columns(values):
+        for pattern, what in ((EMAIL, "e-mail addresses"), (_PHONE, "phone numbers")):
+            at = pc.index(pc.fill_null(pc.match_substring_regex(texts, pattern), False), True).as_py()
+            if at >= 0:
+                return (at if rows is None else rows[at].as_py()), what
     return None
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,22 +41,12 @@ def read_header(path: Path) -> dict[str, Stored]:
     Raises:
         ValueError: the header is longer than any model's, is no JSON, or does not describe the bytes that follow.
     """
+    entries, length = _read_entries(path)
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little") if size >= 8 else size
-        if length > _LARGEST_HEADER or length + 8 > size:
-            raise ValueError(
-                f"{path.name}: the header claims {length:,} bytes of a file of {size:,} (at most "
-                f"{_LARGEST_HEADER:,} are read): the file is damaged or made to fill memory; download it again"
-            )
-        raw = file.read(length)
+    entries.pop("__metadata__", None)
     try:
-        entries = json.loads(raw)
-        if not isinstance(entries, dict):
-            raise ValueError("not a mapping")
-        entries.pop("__metadata__", None)
         found = {name: _stored(entry, length + 8) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name}: the header cannot be read ({error}): the file is damaged") from error
     at = length + 8
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -69,6 +60,32 @@ def read_header(path: Path) -> dict[str, Stored]:
             f"{path.name}: its tensors end at byte {at} but the file at {size}: it was not copied completely"
         )
     return found
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says about itself beside its tensors, {name: text}."""
+    entries, _ = _read_entries(path)
+    return {str(name): str(value) for name, value in (entries.get("__metadata__") or {}).items()}
+
+
+def _read_entries(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as it is written, and its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little") if size >= 8 else size
+        if length > _LARGEST_HEADER or length + 8 > size:
+            raise ValueError(
+                f"{path.name}: the header claims {length:,} bytes of a file of {size:,} (at most "
+                f"{_LARGEST_HEADER:,} are read): the file is damaged or made to fill memory; download it again"
+            )
+        raw = file.read(length)
+    try:
+        entries = json.loads(raw)
+        if not isinstance(entries, dict):
+            raise ValueError("not a mapping")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: the header cannot be read ({error}): the file is damaged") from error
+    return entries, length
 
 
 def _stored(entry: dict[str, object], offset: int) -> Stored:

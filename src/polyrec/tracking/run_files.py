@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import yaml
 
+from polyrec.core.manifest import check_manifest, read_manifest
 from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
 
 METRICS_NAME = "metrics.json"
+_FILES = ("recipe.yaml", METRICS_NAME, "config.json", TRAINING_NAME, "distill.json")
 _EMISSIONS_NAME = "emissions.csv"  # of codecarbon, which transformers calls if it is installed
 
 
@@ -55,13 +57,16 @@ class RunFiles:
                         * (name == METRICS_NAME)
                     )
                 )
+        held = read_manifest(home)
+        if held is not None:  # what was written later, such as figures of `polyrec evaluate`, is not in it
+            check_manifest(home, [name for name in _FILES if name in held.files])
         emissions = home / _EMISSIONS_NAME
         rows = list(csv.DictReader(emissions.read_text().splitlines())) if emissions.exists() else []
         metrics = _read(home / METRICS_NAME)
         tasks = of_tasks(metrics)
         return cls(
             home,
-            yaml.safe_load((home / "recipe.yaml").read_text(encoding="utf-8")),
+            _recipe(home / "recipe.yaml"),
             tasks,
             _read(home / "config.json"),
             _read(home / TRAINING_NAME),
@@ -97,4 +102,14 @@ class RunFiles:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from error
+
+
+def _recipe(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}): the file is damaged") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from polyrec.core.escapes import printable
 from polyrec.evaluation.metric_names import figures
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.evaluation.page import Table
@@ -46,14 +47,16 @@ def figure_table(systems: Mapping[str, SystemMetrics]) -> Table:
     rows = []
     for system, values in systems.items():
         cells = [told(values, name) for name in names]
-        rows.append([system, *(f"**{c}**" if best[n] == system else c for n, c in zip(names, cells, strict=True))])
+        rows.append(
+            [safe(system), *(f"**{c}**" if best[n] == system else c for n, c in zip(names, cells, strict=True))]
+        )
     return Table(["", *(f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in names)], rows)
 
 
 def group_rows(groups: Mapping[str, Mapping[str, SystemMetrics]], metric: str) -> list[list[str]]:
     """A row per group of `metrics.json`'s slices: what by, group, rows, people, a metric with its interval."""
     return [
-        [by, safe(name), f"{found['rows']:,}", f"{found['people']:,}", told(found, metric) or "too few"]
+        [safe(by), safe(name), f"{found['rows']:,}", f"{found['people']:,}", told(found, metric) or "too few"]
         for by, members in groups.items()
         for name, found in members.items()
     ]
@@ -68,4 +71,4 @@ def safe(text: str) -> str:
     """
     for mark, harmless in _HARMLESS.items():
         text = text.replace(mark, harmless)
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

@@ -10,10 +10,13 @@ from transformers import TrainingArguments
 
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 
+HUB_ARGUMENTS = (
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
+)  # fmt: skip
 # Arguments of a training from scratch that mean nothing when a trained model goes on for a little while.
 _OF_A_WHOLE_RUN = (
     "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
-    "eval_steps", "restore_callback_states_from_checkpoint", "seed", "teacher",
+    "eval_steps", "restore_callback_states_from_checkpoint", "seed", "teacher", *HUB_ARGUMENTS,
 )  # fmt: skip
 
 

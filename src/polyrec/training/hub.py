@@ -55,7 +55,10 @@ class PushesToHub(Trainer):
         self._finish_current_push()
         where = {"token": token, "revision": revision or self.args.hub_revision}
         job = hub_api().run_as_future(
-            push_folder, self.args.output_dir, self.hub_model_id, commit_message=commit_message, **where, **options
+            push_folder,
+            self.args.output_dir,
+            self.hub_model_id,
+            **{"commit_message": commit_message, "load": False, **where, **options},
         )
         return job.result() if blocking else job
 
@@ -86,6 +89,7 @@ class PushesToHub(Trainer):
             token=self.args.hub_token,
             revision=self.args.hub_revision,
             checkpoint=names.get(strategy),
+            load=False,  # beside the training, which holds the very model
         )
         job.add_done_callback(_tell)
         self.push_in_progress = PushInProgress([job])

@@ -29,7 +29,7 @@ def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
         ValueError: the folder holds neither; says which teachers are objects of Python alone.
     """
     place = Path(folder)
-    if (place / MANIFEST).exists():
+    if (place / MANIFEST).exists() and not (place / "config.json").exists():  # models have a manifest of their own
         return StoredTeacher(place)
     if not (place / "config.json").exists():
         raise ValueError(

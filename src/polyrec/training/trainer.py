@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import speed_metrics
 
+from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.student import blank
@@ -404,7 +406,8 @@ class PolyRecTrainer(PushesToHub):
             return
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        written = json.dumps(without_secrets(self.args.to_dict()), indent=2)
+        (folder / "training_args.json").write_text(written + "\n", encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

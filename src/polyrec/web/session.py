@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from polyrec.data.columns import FIRST
+from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
 from polyrec.data.tables import ids, times
 from polyrec.explanation.explain import explain
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -129,6 +130,7 @@ class DemoSession:
     # ------------------------------------------------------------ histories
     def find(self, text: str, most: int = 20) -> list[tuple[str, Any]]:
         """(label, id) of items whose title or id holds every word of the text; whole matches and short titles first."""
+        check_text(text, "the text to search for")
         words = text.lower().split()
         if not words:
             return []
@@ -138,6 +140,8 @@ class DemoSession:
     def added(self, history: Sequence[Event], item: Any, values: Mapping[str, Any]) -> list[Event]:
         """The history with one event more."""
         columns = self.processor.columns
+        if len(history) >= MAX_EVENTS:
+            raise ValueError(f"the history has {len(history):,} events, and holds no more")
         event = {columns.item: self._known(item), **self._parsed(values)}
         if history and columns.time in history[-1]:
             event[columns.time] = history[-1][columns.time] + _PAUSE * _UNITS[columns.time_unit]
@@ -164,16 +168,18 @@ class DemoSession:
         return found[::-1]
 
     def _known(self, item: Any) -> Any:
-        if item not in self.titles:
+        check_values({"item": item}, "the choice")
+        if isinstance(item, list | tuple) or item not in self.titles:
             raise ValueError("choose an item of the catalog: search for a title, then choose one of those found")
         return item
 
     def _parsed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        check_values(values, "the feedback")
         columns = {f.name: f for f in self.feedback}
         return {name: columns[name].parse(value) for name, value in values.items()}
 
     def _check(self, history: Sequence[Event], position: int | None) -> None:
-        if position is None or not 0 <= position < len(history):
+        if not isinstance(position, int) or not 0 <= position < len(history):
             raise ValueError("choose an event of the history first")
 
     # -------------------------------------------------------------- answers
