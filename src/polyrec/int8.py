@@ -137,16 +137,17 @@ class Int8Embedding(Int8Weight):
 
 @torch.no_grad()
 def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers and scales of rows, see the module; rows of zeros stay zeros.
+    """Numbers and scales of rows, see the module; rows of zeros stay zeros, and scales have the rows' type.
 
     Example:
         >>> to_int8(torch.tensor([[0.5, -1.27], [0.0, 0.0]]))[0].tolist()
         [[50, -127], [0, 0]]
     """
-    rows = rows.detach().float()
-    largest = rows.abs().amax(dim=-1)
-    scales = torch.where(largest > 0, largest / _LARGEST, 1.0)
-    return (rows / scales.unsqueeze(-1)).round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scales
+    exact = rows.detach().float()
+    largest = exact.abs().amax(dim=-1)
+    scales = torch.where(largest > 0, largest / _LARGEST, 1.0).to(rows.dtype)  # numbers fit the scales that are kept
+    numbers = (exact / scales.float().unsqueeze(-1)).nan_to_num()  # a scale may be rounded to 0
+    return numbers.round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scales
 
 
 def convert(module: nn.Module) -> None:

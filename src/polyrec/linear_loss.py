@@ -11,7 +11,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Judge = Callable[[Tensor, Tensor, bool], Tensor]
-_CHUNK = 1 << 20  # logits per chunk: 4 MiB in fp32; fewer cost time per chunk, more leave the cache
+# Logits per chunk. CPU: 4 MiB in fp32; fewer cost time per chunk, more leave the cache. Elsewhere each chunk costs the
+# launch of some kernels, which 128 MiB keep busy, and memory is the bound.
+_CHUNK = {"cpu": 1 << 20}
+_CHUNK_OF_ACCELERATORS = 1 << 25
 
 
 class Placed(NamedTuple):
@@ -56,10 +59,12 @@ class _LinearLoss(torch.autograd.Function):
         exact = torch.float64 if query_MD.dtype == torch.float64 else torch.float32
         total = torch.zeros(() if shares_J is None else len(shares_J), device=query_MD.device, dtype=exact)
         grad_query_MD = torch.empty_like(query_MD) if wants_gradient else None
-        grad_items_ND = torch.zeros_like(items_ND) if wants_gradient else None
-        grad_bias_N = torch.zeros_like(bias_N) if wants_gradient else None
+        # Sums over chunks, in single precision at least: in bfloat16, what a chunk adds to many others is rounded off.
+        grad_items_ND = torch.zeros_like(items_ND, dtype=exact) if wants_gradient else None
+        grad_bias_N = torch.zeros_like(bias_N, dtype=exact) if wants_gradient else None
         grad_groups_MG = torch.zeros_like(of_groups_MG) if wants_gradient and of_groups_MG is not None else None
-        for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(_CHUNK // len(items_ND), 1)):
+        chunk = _CHUNK.get(query_MD.device.type, _CHUNK_OF_ACCELERATORS)
+        for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(chunk // len(items_ND), 1)):
             query = query_MD[rows]
             logits = F.linear(query, items_ND, bias_N).to(exact)
             placed = () if groups is None or of_groups_MG is None else groups(rows)
@@ -80,6 +85,7 @@ class _LinearLoss(torch.autograd.Function):
             grad_items_ND += gradient.T @ query
         ctx.save_for_backward(grad_query_MD, grad_items_ND, grad_bias_N, grad_groups_MG)
         ctx.shares_J = shares_J
+        ctx.dtypes = [None if x is None else x.dtype for x in (query_MD, items_ND, bias_N, of_groups_MG)]
         return total
 
     @staticmethod
@@ -87,7 +93,9 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.shares_J is not None:
             grad_total = _common_factor(grad_total, ctx.shares_J)
-        return (*(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        # The factor must not be rounded to half precision: all of a gradient would be off by it.
+        return (*(None if g is None else (g.to(grad_total) * grad_total).to(t) for g, t in found), None, None, None)
 
 
 def _common_factor(grad_J: Tensor, shares_J: Tensor) -> Tensor:

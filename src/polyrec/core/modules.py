@@ -44,7 +44,7 @@ def _view(module: Any, made: dict[int, Any]) -> Any:
     return view
 
 
-class SinglePrecision(nn.Module):
+class KeepsPrecision(nn.Module):
     """Base of modules whose own parameters and buffers keep their type when a model is cast to half precision.
 
     Counts and running means of a training: bfloat16 holds 8 binary digits, so that 256 + 1 = 256, and a mean that moves
@@ -54,7 +54,7 @@ class SinglePrecision(nn.Module):
     `from_pretrained(..., dtype=torch.bfloat16)`, too.
 
     Example:
-        >>> class Counter(SinglePrecision):
+        >>> class Counter(KeepsPrecision):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.register_buffer("seen", torch.zeros(2, dtype=torch.float32))
@@ -77,3 +77,8 @@ class SinglePrecision(nn.Module):
 def exact(values: Tensor) -> Tensor:
     """Values without gradient, in single precision at least: what sums and means are held in."""
     return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+
+
+def in_double(values: Tensor) -> Tensor:
+    """Values in double precision; on the CPU, where linear algebra is at home, if their device has no such (MPS)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers import initialization as init
 
+from polyrec.core.modules import KeepsPrecision
 from polyrec.cross_encoder.configuration_cross_encoder import PolyRecCrossEncoderConfig
 from polyrec.cross_encoder.rerank_head import RerankHead
 from polyrec.data.texts import TokenTable
@@ -42,7 +43,7 @@ class PolyRecCrossEncoderOutput(PolyRecOutput):
     list_logits: dict[str, Tensor] | None = None
 
 
-class ItemCounts(nn.Module):
+class ItemCounts(KeepsPrecision):
     """Training events of each item, which texts do not tell.
 
     Args:
@@ -53,7 +54,7 @@ class ItemCounts(nn.Module):
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
-        self.register_buffer("counts", torch.zeros(num_items))
+        self.register_buffer("counts", torch.zeros(num_items, dtype=torch.float32))
 
     def initialise(self) -> None:
         """Nothing is known at first."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_multitask import MultiTaskConfig
+from polyrec.core.modules import KeepsPrecision
 from polyrec.schema import FeatureConfig
 
 _TAKEN = frozenset(dir(nn.ModuleDict()))
@@ -24,7 +25,7 @@ def module_name(feature: str) -> str:
     return f"%{safe}" if safe in _TAKEN else safe
 
 
-class NumericEncoder(nn.Module):
+class NumericEncoder(KeepsPrecision):
     r"""Piecewise-linear encoding of numbers, then one linear map (Gorishniy, Rubachev and Babenko, 2022, "On Embeddings
     for Numerical Features in Tabular Deep Learning").
 
@@ -40,7 +41,7 @@ class NumericEncoder(nn.Module):
     def __init__(self, size: int, width: int, bins: int) -> None:
         super().__init__()
         self.size, self.bins = size, bins
-        self.register_buffer("edges", torch.empty(bins + 1))
+        self.register_buffer("edges", torch.empty(bins + 1, dtype=torch.float32))
         self.linear = nn.Linear(size * (bins + 1), width)
 
     def forward(self, x_F: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyrec.core.modules import in_double
+
 _RIDGE = 1.0  # .1 to 3 put new films about as well
 BLOCK = 1024  # rows that go through a matrix product at once
 
@@ -49,14 +51,16 @@ def told(inputs_NW: Tensor, values_NY: Tensor, known_N: Tensor, new_N: Tensor) -
         >>> told(torch.eye(3), values, torch.tensor([True, True, False]), torch.tensor([False, False, True]))
         tensor([[0.5000]])
     """
-    inputs_NW = inputs_NW.double() / inputs_NW[known_N].double().square().sum(1).mean().sqrt()
-    x_MW, y_MY = inputs_NW[known_N], values_NY[known_N].double()
+    inputs_NW, y_MY = in_double(inputs_NW), in_double(values_NY[known_N])
+    known_N, new_N = known_N.to(inputs_NW.device), new_N.to(inputs_NW.device)
+    inputs_NW = inputs_NW / inputs_NW[known_N].square().sum(1).mean().sqrt()
+    x_MW = inputs_NW[known_N]
     x_1W, y_1Y = x_MW.mean(0, keepdim=True), y_MY.mean(0, keepdim=True)
     centred_MW = x_MW - x_1W
     gram_WW = centred_MW.T @ centred_MW
     gram_WW.diagonal().add_(_RIDGE)
     map_WY = torch.linalg.solve(gram_WW, centred_MW.T @ (y_MY - y_1Y))
-    return (y_1Y + (inputs_NW[new_N] - x_1W) @ map_WY).to(values_NY.dtype)
+    return (y_1Y + (inputs_NW[new_N] - x_1W) @ map_WY).to(values_NY)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int = 0) -> Tensor:

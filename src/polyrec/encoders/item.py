@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import KeepsPrecision
 from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.encoders.content import content_key
@@ -53,7 +54,7 @@ class ItemRows:
         return ids if self.rows_M is None else torch.searchsorted(self.rows_M, ids)
 
 
-class ItemEncoder(nn.Module):
+class ItemEncoder(KeepsPrecision):
     """Item vector = id vector + encoded attributes.
 
     The attributes of all items are buffers (saved with the weights), so a loaded model needs no table to recommend.
@@ -82,9 +83,9 @@ class ItemEncoder(nn.Module):
         self.text = None if config.text is None else ItemText(config)
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
-        self.register_buffer("counts", torch.zeros(config.num_items))
+        self.register_buffer("counts", torch.zeros(config.num_items, dtype=torch.float32))
         self._kept: tuple[tuple[object, ...], ItemRows] | None = None  # see `table`
-        self.catalog = nn.Module()  # a namespace for buffers: item_encoder.catalog.<feature>
+        self.catalog = KeepsPrecision()  # a namespace for buffers: item_encoder.catalog.<feature>
         for f in self.attributes.features:
             wide = {"multi": f.width, "vector": f.size, "embedding": f.size}
             shape = (config.num_items, wide[f.kind]) if f.kind in wide else (config.num_items,)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from polyrec.core.modules import in_double
 from polyrec.encoders.growth import in_blocks
 
 
@@ -73,8 +74,8 @@ class LowRankItemTable(ItemTable):
     @torch.no_grad()
     def place(self, rows_N: Tensor, vectors_ND: Tensor) -> None:
         """Put vectors into some rows (bool [N]); the others stay where they are, as far as the rank allows."""
-        wanted_ND = self.whole().double()
-        wanted_ND[rows_N] = vectors_ND[rows_N].to(wanted_ND)
+        wanted_ND = in_double(self.whole())
+        wanted_ND[rows_N.to(wanted_ND.device)] = vectors_ND[rows_N].to(wanted_ND)
         _, axes_DD = torch.linalg.eigh(wanted_ND.T @ wanted_ND)  # ascending
         basis_DR = axes_DD.flip(1)[:, : self.embedding_dim]
         self.up.weight.copy_(basis_DR)

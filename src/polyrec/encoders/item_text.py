@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polyrec.backbones import TextConfig
 from polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.core.modules import eval_view
+from polyrec.core.modules import eval_view, in_double
 from polyrec.data.texts import TokenTable
 from polyrec.encoders.text import TextEncoder
 from polyrec.encoders.vector_store import VectorStore, store_folder
@@ -94,7 +94,7 @@ class ItemText(nn.Module):
         held = np.flatnonzero(self.tokens.lengths)
         sample = np.random.default_rng(0).choice(held, min(len(held), _START_SAMPLE), replace=False)
         vectors_MW = self.vectors[torch.from_numpy(sample)] if self.fresh else self._said(sample)
-        directions = torch.linalg.svd(vectors_MW.double(), full_matrices=False).Vh[: self.project.out_features]
+        directions = torch.linalg.svd(in_double(vectors_MW), full_matrices=False).Vh[: self.project.out_features]
         self.project.weight.zero_()  # a width of items beyond that of texts stays empty
         self.project.weight[: len(directions)] = length * directions.to(self.project.weight)
 
@@ -148,12 +148,9 @@ class ItemText(nn.Module):
             return self.project(self.vectors[rows_M])
         self.fresh = False
         live_rows = rows_M[live_M]
-        live_MW = self._encode(live_rows.cpu().numpy())
-        if len(live_M) == len(rows_M):
-            vectors_MW = live_MW
-        else:
-            vectors_MW = self.vectors[rows_M].index_copy(0, live_M, live_MW.to(self.vectors.dtype))
-        self._store(live_rows, live_MW.detach().to(self.vectors.dtype))
+        live_MW = self._encode(live_rows.cpu().numpy()).to(self.vectors.dtype)
+        vectors_MW = live_MW if len(live_M) == len(rows_M) else self.vectors[rows_M].index_copy(0, live_M, live_MW)
+        self._store(live_rows, live_MW.detach())
         return self.project(vectors_MW)
 
     @torch.no_grad()

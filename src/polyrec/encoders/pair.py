@@ -105,6 +105,7 @@ class LinearSkip(nn.Module):
             return {}
         columns = [values[f.name].unsqueeze(-1) if f.kind == "numeric" else values[f.name] for f in self.features]
         columns = [torch.nan_to_num(c) for c in columns] + ([] if evidence_BCE is None else [evidence_BCE])
-        joined = torch.cat(columns, dim=-1)
+        weight = next(iter(self.linear.values())).weight  # in a model of half precision, numbers are in single
+        joined = torch.cat(columns, dim=-1).to(weight.dtype)
         found = {name: linear(joined) for name, linear in self.linear.items()}
         return {name: x.squeeze(-1) if self.widths[name] is None else x for name, x in found.items()}

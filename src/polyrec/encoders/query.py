@@ -66,7 +66,7 @@ class QueryEncoder(nn.Module):
         vectors_QW = (
             text.encoder(table, device=device) if text.encoder.tuned else self._frozen(text.encoder, table, device)
         )
-        vectors_QD = text.project(vectors_QW)
+        vectors_QD = text.project(vectors_QW.to(text.vectors.dtype))  # a backbone may have a type of its own
         # The row before the first stands for "no query". F.embedding: its backward is fast on CPU, unlike indexing's.
         with_none = torch.cat([vectors_QD.new_zeros(1, vectors_QD.shape[1]), vectors_QD])
         own_items_BC = torch.zeros_like(candidate_query_BC) if own_items_BC is None else own_items_BC

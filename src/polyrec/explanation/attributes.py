@@ -108,4 +108,4 @@ def _lost(question: Question, batch: dict[str, Any], before_C: torch.Tensor, cha
     vectors_ND[rows_C] += change_CD.to(vectors_ND.dtype)
     changed = ItemRows(vectors_ND, id_rows_M=question.items.id_rows_M)
     inputs_BLD = question.inputs(batch)
-    return (before_C - question.answer(batch, changed, inputs_embeds=inputs_BLD)[0]).double().cpu().numpy()
+    return (before_C - question.answer(batch, changed, inputs_embeds=inputs_BLD)[0]).cpu().double().numpy()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.core.modules import in_double
 from polyrec.encoders.item import UNKNOWN_ITEM
 from polyrec.explanation.question import Question
 from polyrec.extras import check_extra
@@ -83,8 +84,9 @@ def integrated_gradients(
     def answer(embedded: Tensor, residuals: Tensor, asked_S: Tensor) -> Tensor:
         rows = _rows_of(batch, asked_S, residuals)
         start = inputs[0][:1, :1].expand(len(embedded), -1, -1)
-        found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0].double()
-        return found + 0.0 * residuals.sum(dim=(1, 2))  # not every task reads them; captum differentiates by all
+        found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0]
+        # Not every task reads residuals; captum differentiates by all.
+        return in_double(found + 0.0 * residuals.sum(dim=(1, 2)))
 
     embedded, residuals, no_events, no_residuals = (x.expand(len(asked_C), -1, -1) for x in (*inputs, *baselines))
     with torch.no_grad():
@@ -100,7 +102,7 @@ def integrated_gradients(
             internal_batch_size=max(_ROWS, len(asked_C)),
         )
         per_event_CE = parts[0].sum(-1)[:, 1:] + parts[1].sum(-1)
-        found = GradientEffects(events, per_event_CE.T.double().cpu().numpy(), total, steps)
+        found = GradientEffects(events, per_event_CE.T.cpu().double().numpy(), total, steps)
         if steps * 2 > most_steps or (found.gap <= tolerance).all():
             return found
         steps *= 2

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from polyrec.core.modules import in_double
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.explanation.explain import item_rows
 from polyrec.extras import check_extra
@@ -53,7 +54,7 @@ def item_map(
     """
     met = np.argsort(-processor.item_counts[FIRST_ITEM:], kind="stable")[:most] + FIRST_ITEM
     with model.eval_mode() as model:
-        vectors_MD = model.item_encoder.table().vectors_MD[torch.from_numpy(met).to(model.device)].double()
+        vectors_MD = in_double(model.item_encoder.table().vectors_MD[torch.from_numpy(met).to(model.device)])
     vectors_MD = F.normalize(vectors_MD, dim=-1)
     left, spread, _ = torch.linalg.svd(vectors_MD - vectors_MD.mean(0), full_matrices=False)
     share = float((spread[:2] ** 2).sum() / (spread**2).sum().clamp(min=1e-12))

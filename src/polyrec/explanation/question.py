@@ -134,5 +134,5 @@ class Question:
             keep_VL: bool [V, L].
         """
         found = [self.ask(batch) for batch in self.batches(keep_VL)]
-        answers, predictions = (torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True))
+        answers, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
         return answers, predictions

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import KeepsPrecision
 from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
@@ -19,7 +20,7 @@ from polyrec.schema import TaskConfig
 Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
 
 
-class TaskHead(nn.Module):
+class TaskHead(KeepsPrecision):
     """Base of all heads.
 
     A *pair* head reads a hidden vector per (state, candidate); a *state* head reads the state alone and scores the

@@ -88,7 +88,7 @@ class BinaryHead(TaskHead):
         self.initial_bias = math.log(prior / (1 - prior))
         self.offset = math.log(options["positive_weight"]) - math.log(options["sampling_rate"])
         self.output = nn.Linear(config.pair_width, 1)
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # slope and intercept
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0], dtype=torch.float32))  # slope and intercept
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import in_double
 from polyrec.distillation.catalog import catalog_loss, sampled_rest, taught_cross_entropy
 from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
@@ -19,6 +20,7 @@ from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.encoders.moment import NOT_TOLD, Moment
+from polyrec.heads._draw import draw
 from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerms
 from polyrec.heads._repeats import Repeats
@@ -159,8 +161,9 @@ class RetrievalHead(TaskHead):
         bias_N = self._bias(torch.arange(len(new_N), device=new_N.device), items)
         lifts = []
         for some_MD in state_MD.split(32):  # a large catalog has many logits
-            logits_MN = F.linear(self.project(some_MD), items.vectors_MD, bias_N).double()
-            share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in (taken_N, new_N))
+            logits_MN = in_double(F.linear(self.project(some_MD), items.vectors_MD, bias_N))
+            both = (n.to(logits_MN.device) for n in (taken_N, new_N))
+            share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in both)
             lifts.append(share_M - new_M)
         self.bias.weight[new_N] += (torch.cat(lifts).mean() / self.options["bias_rate"]).to(self.bias.weight)
 
@@ -216,8 +219,7 @@ class RetrievalHead(TaskHead):
 
     def negatives(self, counts_N: Tensor) -> Tensor:
         """Draw catalog items in proportion to (training count + 1), with replacement, [num_negatives]."""
-        frequency = self._frequency(counts_N)[FIRST_ITEM:]
-        return torch.multinomial(frequency, self.options["num_negatives"], replacement=True) + FIRST_ITEM
+        return draw(self._frequency(counts_N)[FIRST_ITEM:], self.options["num_negatives"]) + FIRST_ITEM
 
     def retrieval_loss(
         self,

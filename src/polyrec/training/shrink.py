@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyrec.core.modules import in_double
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.encoders.item_table import item_table
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -158,7 +159,7 @@ def _take_items(student: PolyRecForRecommendation, teacher: PolyRecForRecommenda
 
 def _principal(vectors_NE: Tensor, width: int) -> Tensor:
     """Coordinates of rows in their first principal directions, [N, width], the largest first."""
-    double_NE = vectors_NE.double()
+    double_NE = in_double(vectors_NE)
     _, axes_EE = torch.linalg.eigh(double_NE.T @ double_NE)  # ascending
     found_ND = double_NE @ axes_EE.flip(1)[:, :width]
     return torch.nn.functional.pad(found_ND, (0, width - found_ND.shape[1])).to(vectors_NE)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.modules import KeepsPrecision
 from polyrec.registry import checked_options
 
 
@@ -31,7 +32,7 @@ class StepContext:
     gramian: Tensor | None = None
 
 
-class LossWeighting(nn.Module):
+class LossWeighting(KeepsPrecision):
     r"""Base of all weightings, L = sum_i w_i lambda_i L_i: `forward({task: loss}) -> (total, {task: weight})`.
 
     A weighting lives inside the model, so that what it learns is saved, resumed and free of weight decay. It balances
@@ -41,7 +42,8 @@ class LossWeighting(nn.Module):
     so that the cut of the data into batches changes nothing. Therefore methods that read the values of losses read
     those of the step before, which `observe` brings once per optimizer step as means over all batches and ranks. (The
     exception is `aggregation`: each accumulated batch has conflicts of its own.) A method with `needs_gradients` is
-    given the inner products of the tasks' gradients at the shared representation.
+    given the inner products of the tasks' gradients at the shared representation. What a weighting knows and learns
+    stays in single precision, also in a model of half precision.
 
     Subclasses declare `default_options`; options of `config.weighting_options` outside it are refused.
 
@@ -62,7 +64,7 @@ class LossWeighting(nn.Module):
         self.task_names = sorted(config.task_names)
         self.lambdas = {t.name: t.weight for t in config.task_configs}
         # [T], by which training lowers a task for a while (1) or for good (0); saved, so that a resumed run goes on.
-        self.register_buffer("scale", torch.ones(len(self.task_names)))
+        self.register_buffer("scale", torch.ones(len(self.task_names), dtype=torch.float32))
 
     def initialise(self) -> None:
         """Set parameters and buffers to their start; called after the default initialisation."""

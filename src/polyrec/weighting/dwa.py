@@ -51,7 +51,7 @@ class DynamicWeightAverage(LossWeighting):
         if not self.options["period"] >= 1:
             raise self.refuse("period", "it must be >= 1 optimizer steps")
         for name in ("total", "count", "newer", "older"):  # of the running period; means of the two before, 0 = none
-            self.register_buffer(name, torch.zeros(len(self.task_names)))
+            self.register_buffer(name, torch.zeros(len(self.task_names), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def initialise(self) -> None:

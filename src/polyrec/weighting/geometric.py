@@ -37,7 +37,7 @@ class GeometricWeighting(LossWeighting):
 
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
-        self.register_buffer("last", torch.zeros(len(self.task_names)))  # 0 = not seen yet
+        self.register_buffer("last", torch.zeros(len(self.task_names), dtype=torch.float32))  # 0 = not seen yet
 
     def initialise(self) -> None:
         """Nothing has been seen."""

@@ -51,8 +51,8 @@ class GradNormWeighting(LossWeighting):
         for option in ("alpha", "lr"):
             if not self.options[option] >= 0:
                 raise self.refuse(option, "it must be >= 0")
-        self.register_buffer("weight", torch.ones(len(self.task_names)))
-        self.register_buffer("first", torch.zeros(len(self.task_names)))  # 0 = not seen yet
+        self.register_buffer("weight", torch.ones(len(self.task_names), dtype=torch.float32))
+        self.register_buffer("first", torch.zeros(len(self.task_names), dtype=torch.float32))  # 0 = not seen yet
 
     def initialise(self) -> None:
         """Equal weights; nothing has been seen."""

@@ -41,7 +41,7 @@ class UncertaintyWeighting(LossWeighting):
         super().__init__(config)
         heads = {t.name: t.head for t in config.task_configs}
         self.factors = [0.5 if heads[name] in GAUSSIAN_HEADS else 1.0 for name in self.task_names]
-        self.log_variance = nn.Parameter(torch.zeros(len(self.task_names)))
+        self.log_variance = nn.Parameter(torch.zeros(len(self.task_names), dtype=torch.float32))
 
     def initialise(self) -> None:
         """Start with variance 1."""
