@@ -13,7 +13,7 @@ from torch.nn import functional as F
 Judge = Callable[[Tensor, Tensor, bool], Tensor]
 # Logits per chunk. CPU: 4 MiB in fp32; fewer cost time per chunk, more leave the cache. Elsewhere each chunk costs the
 # launch of some kernels, which 128 MiB keep busy, and memory is the bound.
-_CHUNK = {"cpu": 1 << 20}
+_CHUNK = 1 << 20
 _CHUNK_OF_ACCELERATORS = 1 << 25
 
 
@@ -63,7 +63,7 @@ class _LinearLoss(torch.autograd.Function):
         grad_items_ND = torch.zeros_like(items_ND, dtype=exact) if wants_gradient else None
         grad_bias_N = torch.zeros_like(bias_N, dtype=exact) if wants_gradient else None
         grad_groups_MG = torch.zeros_like(of_groups_MG) if wants_gradient and of_groups_MG is not None else None
-        chunk = _CHUNK.get(query_MD.device.type, _CHUNK_OF_ACCELERATORS)
+        chunk = _CHUNK if query_MD.device.type == "cpu" else _CHUNK_OF_ACCELERATORS
         for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(chunk // len(items_ND), 1)):
             query = query_MD[rows]
             logits = F.linear(query, items_ND, bias_N).to(exact)

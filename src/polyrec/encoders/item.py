@@ -84,7 +84,8 @@ class ItemEncoder(KeepsPrecision):
         self.attributes = FeatureEncoder(config, features)
         self.register_buffer("known", torch.zeros(config.num_items, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.num_items, dtype=torch.float32))
-        self._kept: tuple[tuple[object, ...], ItemRows] | None = None  # see `table`
+        # See `table`; in a dict, which views in evaluation mode (`eval_view`) share.
+        self._kept: dict[str, tuple[tuple[object, ...], ItemRows]] = {}
         self.catalog = KeepsPrecision()  # a namespace for buffers: item_encoder.catalog.<feature>
         for f in self.attributes.features:
             wide = {"multi": f.width, "vector": f.size, "embedding": f.size}
@@ -261,9 +262,10 @@ class ItemEncoder(KeepsPrecision):
             self.text.refresh()
         named = [*self.named_parameters(), *self.named_buffers()]
         key = content_key(tensor for name, tensor in named if not name.startswith("text.encoder."))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._encoded_table()
-        return self._kept[1]
+        kept = self._kept.get("table")
+        if kept is None or kept[0] != key:
+            kept = self._kept["table"] = key, self._encoded_table()
+        return kept[1]
 
     def _encoded_table(self) -> ItemRows:
         rows_N = torch.arange(self.num_items, device=self.known.device)
@@ -273,7 +275,7 @@ class ItemEncoder(KeepsPrecision):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; training lets go of the encoded table."""
         if mode:
-            self._kept = None
+            self._kept.clear()
         return super().train(mode)
 
     def id_rows(self, rows_M: Tensor) -> Tensor:
