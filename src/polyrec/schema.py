@@ -290,12 +290,15 @@ class Columns:
         keys = {"user": self.user, "item": self.item, "time": self.time}
         if len(set(keys.values())) < len(keys):
             raise SettingError("columns", f"has one column for several of {keys}: name three different ones")
-        for name, taken in (("feedback", (TIME_GAP, RESIDUALS)), ("context", (STATISTICS,))):
+        # Feedback and context are read side by side for past events, so that none may have the name of another.
+        for name in ("feedback", "context"):
             for column in getattr(self, name):
-                if column in (self.user, self.item):
-                    raise SettingError(f"columns.{name}", f"names {column!r}, the column of ids: leave it out")
-                if column in taken or column.startswith(REFUSED):
+                if column in keys.values():
+                    raise SettingError(f"columns.{name}", f"names {column!r}, a column of ids or times: leave it out")
+                if column in (TIME_GAP, RESIDUALS, STATISTICS) or column.startswith(REFUSED):
                     raise SettingError(f"columns.{name}", f"names {column!r}, an input that polyrec makes: rename it")
+                if name == "context" and column in self.feedback:
+                    raise SettingError("columns", f"names {column!r} as feedback and as context: it is one of both")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -211,3 +212,81 @@ def test_nothing_known_looks_like_encoded_gaps(values, kind):
     assert nothing.shape == (3, *real.shape[1:])
     assert nothing.dtype == real.dtype
     assert np.isnan(nothing).all() if kind in ("numeric", "embedding") else (nothing == MISSING).all()
+
+
+# ------------------------------------------------------- lists written as text
+def test_blanks_around_separators_are_no_part_of_values():
+    """Prevents ' Drama' and 'Drama', and an empty text, from being categories."""
+    encoder = fitted(["Action, Drama", "Drama, Action", "", None, "Action,,"], "multi:,")
+    assert encoder.vocabulary == ["Action", "Drama"]
+    assert encoded(encoder, ["Drama ,Action", "", None]) == [[3, 2], [0, 0], [0, 0]]
+    coded = pa.array(["a|b", "b"]).dictionary_encode()  # a column of pandas' categories
+    assert fitted(coded, "multi:|").vocabulary == ["a", "b"]
+    assert fitted(["tv", "", " "], "categorical").vocabulary == ["tv"]
+
+
+def test_vocabularies_of_before_keep_their_blanks():
+    """Prevents a saved model from meeting its own categories as unknown ones."""
+    encoder = ColumnEncoder("c", "multi", vocabulary=["", " Drama", "Action"], width=2, separator=",")
+    assert encoded(encoder, ["Action, Drama", ""]) == [[4, 3], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "vocabulary"),
+    [
+        (["['a', 'b']", "[]", None], "multi", ["a", "b"]),
+        (['["b", "a"]', '["a"]'], "multi", ["a", "b"]),
+        (["[1, 2]", "[2]"], "multi", [1, 2]),
+        (["Comedy|Drama", "Drama", "Action|Comedy"], "multi:|", ["Action", "Comedy", "Drama"]),
+        (["a|b", "c|d"], "categorical", ["a|b", "c|d"]),  # no part comes again
+        (["[1]", "b"], "categorical", ["[1]", "b"]),
+    ],
+)
+def test_texts_that_are_lists_are_recognised(values, kind, vocabulary):
+    """Prevents every combination of genres from being a category of its own."""
+    values = pa.array(values)
+    assert infer_kind(values) == kind
+    encoder = ColumnEncoder.fit("c", values, kind, WHAT)
+    assert encoder.vocabulary == vocabulary
+    assert ColumnEncoder(**asdict(encoder)).encode(values, WHAT).tolist() == encoder.encode(values, WHAT).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (
+            ["Comedy|Drama", "Drama"],
+            "categorical",
+            "holds lists written as text, e.g. 'Comedy|Drama': declare it 'multi:|'",
+        ),
+        (["['a']", "['b']"], "categorical", r"e.g. \"\['a'\]\": declare it 'multi'"),
+        (["[0.5, 1.5]"], "multi", "holds vectors written as texts"),
+        (["[a, b]"], "multi", "is no list, though it looks like one"),
+        (["a, b", "b, a"], "multi", "declared 'multi'.*e.g. 'multi:,'"),
+    ],
+)
+def test_texts_that_cannot_be_meant_are_refused(values, kind, message):
+    """Prevents a wrong declaration from training on combinations, or on brackets."""
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        fitted(values, kind)
+
+
+def test_lists_that_only_may_be_are_told():
+    """Prevents 'Drama, Comedy' from being one category without a word; towns with their states are none."""
+    with pytest.warns(
+        UserWarning, match="items: column 'c' seems to hold lists .*'Action, Drama': declare it 'multi:,'"
+    ):
+        fitted(["Action, Drama", "Drama, Action", "Drama"], "categorical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted(["Portland, OR", "Portland, ME", "Austin, TX"], "categorical")
+
+
+def test_numbers_and_their_padded_texts_are_one_category():
+    """Prevents the hour 7 of a request from being unknown to a csv whose hours are 07 and 23."""
+    encoder = fitted(["07", "23", "1", "01"], "categorical")
+    assert encoder.vocabulary == ["01", "07", "1", "23"]
+    assert encoded(encoder, [7, 23, 1, 5]) == [FIRST + 1, FIRST + 3, FIRST + 2, UNKNOWN]
+    assert encoded(fitted([7, 23], "categorical"), ["07", "23", "x"]) == [FIRST, FIRST + 1, UNKNOWN]
+    numeric = fitted(["007", None, " 1.5"], "numeric")
+    assert np.isnan(numeric.encode(pa.array(["2", None]), WHAT)).tolist() == [False, True]

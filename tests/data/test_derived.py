@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,35 @@ def test_hours_are_those_of_the_peoples_clock(moments, offset):
     found = derived(np.array([m.timestamp() for m in moments]), clock=offset)
     assert found["hour"].to_pylist() == [m.astimezone(zone).hour for m in moments]
     assert pa.types.is_integer(found["hour"].type)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.datetimes(datetime(1999, 1, 1), datetime(2040, 1, 1)), min_size=1, max_size=5),
+    st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"]),
+)
+def test_hours_of_a_zone_are_those_of_pandas(moments, zone):
+    """Prevents half of the year from being an hour off."""
+    moments = pd.DatetimeIndex([m.replace(microsecond=0) for m in moments], tz="UTC")
+    found = derived(np.array([m.timestamp() for m in moments]), clock=zone)
+    assert found["hour"].to_pylist() == moments.tz_convert(zone).hour.tolist()
+
+
+@pytest.mark.parametrize(
+    ("clock", "message"),
+    [
+        ("Europe/Berlim", "columns.clock is 'Europe/Berlim', which is no time zone; did you mean 'Europe/Berlin'"),
+        ("nowhere", "hours from UTC"),
+        ("../../etc/passwd", "no time zone"),
+        (25, "hours from UTC are -24 to 24"),
+        (float("nan"), "columns.clock|clock"),
+        (True, "clock"),
+    ],
+)
+def test_an_unknown_clock_is_refused(clock, message):
+    """Prevents a misspelt zone from being UTC, or an error of the last step."""
+    with pytest.raises(ValueError, match=message):
+        Columns(clock=clock)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -10,6 +10,7 @@ import pytest
 
 from polyrec import PolyRecProcessor, TaskConfig
 from polyrec.data.tables import as_table, label_values, labels, lookup, normalise_ids, numbers, read_table, times
+from polyrec.encoders.history import CandidateAttention
 from polyrec.schema import Columns, Label
 
 TASKS = [TaskConfig("rating", head="regression")]
@@ -208,6 +209,25 @@ def test_a_task_without_labels_is_refused():
         processor.split(unlabelled, cuts=(20, 20))
 
 
+def test_names_that_polyrec_uses_itself_are_kept_apart(tmp_path):
+    """Prevents an attribute `residuals` from being taken for the model's own, and columns of a saved table from meeting."""
+    log_ = log(user_id=[1] * 3, timestamp=[1, 2, 3])
+    items = {"item_id": [5, 6], "residuals": [0.5, 1.5], "statistics": ["a", "b"], "a.b": [1, 2]}
+    processor = PolyRecProcessor.fit(log_, items, tasks=TASKS)
+    assert CandidateAttention(processor.model_config(hidden_size=32)).targets == 1  # of the task, not of the attribute
+    for name in ("__training_events__", "__first_event__", " "):
+        with pytest.raises(ValueError, match="items: .*: (rename it|name it)"):
+            PolyRecProcessor.fit(log_, {"item_id": [5, 6], name: [1, 2]}, tasks=TASKS)
+    for columns in ({"context": ["time_gap"]}, {"feedback": ["statistics"]}, {"context": ["timestamp"]}):
+        with pytest.raises(ValueError, match="an input that polyrec makes: rename it|a column of ids or times"):
+            fit(columns=columns, time_gap=[1, 2, 3], statistics=[1, 2, 3])
+    with pytest.warns(UserWarning, match="items: column 'image' has type struct.* is left out"):
+        PolyRecProcessor.fit(log_, {"item_id": [5, 6], "image": [{"a": 1}, {"a": 2}]}, tasks=TASKS)
+    users = {"user_id": ["a", "a ", "b"]}
+    with pytest.warns(UserWarning, match="users: 1 values of 'user_id' differ from others in blanks only, e.g. 'a'"):
+        PolyRecProcessor.fit(log(user_id=["a", "b", "b"]), users=users, tasks=TASKS)
+
+
 def test_duplicate_items_and_text_as_number():
     """Prevents the last of two rows of one item from deciding, and text from becoming NaN."""
     with pytest.raises(ValueError, match="item_id 5 occurs in rows 0 and 2"):
@@ -289,6 +309,61 @@ def test_label_expressions_are_computed():
         label_values(pa.table({"ms": [1.0, -5.0]}), Label.parse("log1p(ms / 1000)"), "what")
     with pytest.raises(ValueError, match="no column 'm'; .*did you mean 'ms'"):
         label_values(table, Label.parse("log1p(m)"), "x")
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "expected"),
+    [
+        ("event == 'buy'", ["buy", "view", None, ""], [1, 0, np.nan, np.nan]),
+        ('event != "view"', pa.array(["buy", "view", None]).dictionary_encode(), [1, 0, np.nan]),
+        ("event in ('buy', 'cart')", ["buy", "cart", "view"], [1, 1, 0]),
+        ("event not in ['buy', 'cart']", ["buy", "view", None], [0, 1, np.nan]),
+        ("stars in (4, 5)", [4, 3, 5.0, None], [1, 0, 1, np.nan]),
+        ("stars >= 4", ["05", "3", None], [1, 0, np.nan]),  # a csv keeps padded numbers as text
+        ("event == 'it is >= 4'", ["it is >= 4", "x"], [1, 0]),
+    ],
+)
+def test_labels_may_be_words(rule, values, expected):
+    """Prevents logs that name their events from needing a column of numbers first."""
+    rule = Label.parse(rule)
+    values = values if isinstance(values, pa.Array) else pa.array(values)
+    assert np.array_equal(label_values(pa.table({rule.column: values}), rule, "x"), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "message"),
+    [
+        (
+            "event == 'transacton'",
+            ["transaction", "view", "view"],
+            "no value 'transacton'; .*did you mean 'transaction'",
+        ),
+        ("event == '5'", [5, 1, 2], "compared with the word '5' but holds int64 values such as 5: write event == 5"),
+        ("event == 'yes'", [True, False, True], "bool values such as True: write label='event'"),
+        ("event >= 4", ["buy", "view", "view"], "texts such as 'buy', 'view' .*label=\"event == 'buy'\""),
+        ("event", ["buy", "view", "view"], "texts such as 'buy', 'view' but is used as a number"),
+        ("event == buy", ["buy", "view", "view"], "cannot read the label .*words in quotes"),
+        ("event in ('buy', 1)", ["buy", "view", "view"], "mixes words and numbers"),
+        ("event / 2 == 'buy'", ["buy", "view", "view"], "computes with a column"),
+    ],
+)
+def test_words_and_numbers_are_not_compared(label, values, message):
+    """Prevents a misspelt word from being a label of zeros, and a number from being compared as text."""
+    with pytest.raises(ValueError, match=message):
+        fit(tasks=[TaskConfig("buy", "binary", label=label)], event=values)
+
+
+def test_a_task_with_a_word_is_learnt(tmp_path):
+    """Prevents words from being lost on the way through a saved processor, or from being no feedback."""
+    events = log(event=["view", "buy", "view"])
+    tasks = [TaskConfig("buy", "binary", label="event == 'buy'"), TaskConfig("next_item", "retrieval")]
+    processor = PolyRecProcessor.fit(events, tasks=tasks)
+    processor.save_pretrained(tmp_path)
+    loaded = PolyRecProcessor.from_pretrained(tmp_path)
+    assert loaded.encode_events(events).labels[:, 0].tolist() == [0, 1, 0]
+    assert loaded.event_encoders["event"]["event"].vocabulary == ["buy", "view"]
+    window = loaded.request([{"item_id": 5, "event": "buy"}], np.array([2]))
+    assert window["event_features"]["event"].tolist() == [2]
 
 
 @pytest.mark.parametrize(

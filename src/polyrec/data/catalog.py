@@ -19,6 +19,8 @@ from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
 from polyrec.schema import VECTOR_FILE, Columns
 
+COUNTS_COLUMN, FIRST_EVENT_COLUMN = OWN_COLUMNS = "__training_events__", "__first_event__"  # of saved items tables
+
 
 @dataclass
 class EntityTable:
@@ -62,6 +64,9 @@ class EntityTable:
             return cls(found, pa.table({key: found}), {})
         known = ids(table, key, name, f"{name[:-1]} id")
         _refuse_duplicates(known, key, name)
+        _warn_of_twins(known, key, name)
+        if name == "items" and (taken := [c for c in OWN_COLUMNS if c in table.column_names]):
+            raise ValueError(f"items: column {taken[0]!r} has a name that saved processors use themselves: rename it")
         if declared is None:
             declared = _infer(table, {key, columns.title if name == "items" else None}, name)
         files = {
@@ -192,6 +197,30 @@ def _saved(folder: Path, name: str) -> Path:
     return folder / f"{quote(name, safe='')}.npy"
 
 
+def _warn_of_twins(known: pa.Array, key: str, name: str) -> None:
+    """Warn of ids that differ in blanks only, or, if they are many, in capitals only."""
+    if not is_text(known.type):
+        return
+    for what, least, short in (
+        ("blanks", 1, pc.utf8_trim_whitespace(known)),
+        ("capital letters", max(1, len(known) // 100), pc.utf8_lower(pc.utf8_trim_whitespace(known))),
+    ):
+        twins = len(known) - len(pc.unique(short))
+        if twins >= least:
+            first = int(np.asarray(pc.is_in(short, value_set=_repeated(short))).argmax())
+            warnings.warn(
+                f"{name}: {twins} values of {key!r} differ from others in {what} only, e.g. {known[first].as_py()!r}: "
+                "they are different ids here",
+                stacklevel=3,
+            )
+            return
+
+
+def _repeated(values: pa.Array) -> pa.Array:
+    counts = pc.value_counts(values)
+    return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+
+
 def _like(table: pa.Table, name: str, kind: pa.DataType, what: str) -> pa.Array:
     """A column with the type that it had before; nulls if it is not there."""
     if name not in table.column_names:
@@ -222,6 +251,8 @@ def _infer(table: pa.Table, skip: set[str | None], name: str) -> dict[str, str]:
     for c in table.column_names:
         if c in skip:
             continue
+        if not c.strip():
+            raise ValueError(f"{name}: a column has no name ({c!r}): name it, or drop it")
         values = column(table, c, name, "attribute")
         inner = values.type.value_type if is_list(values.type) else values.type
         if pa.types.is_nested(inner) or pa.types.is_binary(inner) or pa.types.is_large_binary(inner):

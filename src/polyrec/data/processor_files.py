@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from polyrec.backbones import TextConfig
 from polyrec.core.settings import saved_files
-from polyrec.data.catalog import EntityTable, read_files, save_files
+from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.saved_tables import read_saved, write_saved
@@ -26,7 +26,6 @@ FORMAT_VERSION = 1
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME = (
     "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors", "users.parquet"
 )  # fmt: skip
-COUNTS_COLUMN, FIRST_EVENT_COLUMN = "__training_events__", "__first_event__"
 _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
     "label_summary", "statistics",

@@ -39,9 +39,9 @@ def separator_of(values: pa.Array) -> str | None:
         if divided < 0.2 * len(known) or not divided:
             continue
         parts = pc.utf8_trim_whitespace(pc.split_pattern(known, separator).flatten())
-        # A bar is hardly ever part of a name; of "Portland, OR" and "Portland, ME" the parts come again, too.
-        most = len(parts) if separator == "|" else len(known)
-        if len(pc.unique(parts)) < most:
+        # A bar is hardly ever part of a name; of "Portland, OR" and "Portland, ME" a part comes again, too.
+        most = len(parts) - 1 if separator == "|" else len(known)
+        if len(pc.unique(parts)) <= most:
             return separator
     return None
 

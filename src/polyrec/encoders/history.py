@@ -161,7 +161,7 @@ class CandidateAttention(nn.Module):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
         self.heads = config.candidate_attention_heads
-        self.targets = sum(f.size for f in config.feature_configs if f.name == RESIDUALS)
+        self.targets = sum(f.size for f in config.feature_configs if (f.source, f.name) == ("event", RESIDUALS))
         self.head_size = config.hidden_size // self.heads
         if self.targets >= self.head_size:
             raise ValueError(
