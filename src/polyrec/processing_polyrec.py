@@ -67,6 +67,20 @@ class Splits(NamedTuple):
     valid: SequenceDataset
     test: SequenceDataset
 
+    def require(self, *names: str) -> None:
+        """Refuse a split without rows in a set that is needed, before hours of training and not after.
+
+        Args:
+            names: "valid", "test".
+        """
+        for name in names:
+            if not getattr(self, name).num_candidates:
+                word = {"valid": "validation", "test": "test"}[name]
+                raise ValueError(
+                    f"the split leaves no {word} rows: give each set a share (fractions=[0.8, 0.1, 0.1]) or "
+                    "cuts within the log (leave_one_out needs users of 3 events)"
+                )
+
 
 class PolyRecProcessor:
     """Knows the tables: which column means what, the item catalog, vocabularies, scales and running statistics.

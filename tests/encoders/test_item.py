@@ -135,3 +135,40 @@ def test_items_that_enter_the_catalog_after_training_are_scored_by_their_attribu
     assert model.score_items(state, "next_item")[0, new] == before
     model.item_encoder.catalog.genre[new] = 2 + (model.item_encoder.catalog.genre[new] - 1) % 3
     assert model.score_items(state, "next_item")[0, new] != before
+
+
+@torch.no_grad()
+def test_a_kept_table_is_that_of_the_weights():
+    """Prevents answers from vectors of weights that are gone: written through `.data`, loaded, grown or trained."""
+    processor, _ = fit()
+    model = tiny_model(processor)
+    encoder = model.item_encoder
+    first = encoder.table()
+    assert encoder.table() is first
+    with model.eval_mode() as view:
+        assert view.item_encoder.table() is first  # requests, which each read a view of their own, share it
+
+    def swap_rows():
+        weight = encoder.id_embedding.weight.data
+        weight[[3, 4]] = weight[[4, 3]]
+
+    changes = {
+        "through .data": lambda: encoder.id_embedding.weight.data[3].add_(1e-3),
+        "rows exchanged": swap_rows,
+        "attributes": lambda: encoder.catalog.price.add_(1.0),
+        "which ids are known": lambda: encoder.known.fill_(False),
+        "loaded": lambda: model.load_state_dict(tiny_model(processor, seed=5).state_dict()),
+        "type": lambda: model.double(),
+    }
+    for name, change in changes.items():
+        before = encoder.table()
+        change()
+        found = encoder.table()
+        assert found is not before, name
+        assert torch.equal(found.vectors_MD, encoder.encode(torch.arange(encoder.num_items))), name
+    with torch.enable_grad():
+        assert encoder.table().vectors_MD.requires_grad  # one that learns is made anew
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.table() is not found
+    model.train()
+    assert not encoder._kept

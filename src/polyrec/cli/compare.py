@@ -54,6 +54,7 @@ def compare_recipe(
     claim_folder(folder, about)
     transformers.utils.logging.disable_progress_bar()  # one bar for all runs instead of one per checkpoint
     processor, parts = prepare(recipe)
+    parts.require("test")
     first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     jobs = [(v, first.seed + i) for i in range(seeds) for v in variants]
     runs = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from polyrec.cli.prepare import prepare, read_run
 from polyrec.cli.recipe import Recipe
@@ -31,15 +32,21 @@ def report_run(
     output: Path | None,
     processor: PolyRecProcessor,
     slices: Sequence[str] = (),
+    part: str = "test",
 ) -> dict:
     """Print the table of one part, and write it as JSON, with what the answers are in groups of rows.
 
     Args:
+        part: which one it is, "test" or "valid".
         slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
     """
+    facts: dict[str, Any] = {"part": part, "tasks": {}}
+    if not test.num_candidates:
+        print(f"the split leaves no {part} rows: there are no figures")
+        return _written({EVALUATION: facts}, output)
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
-    facts = evaluation_facts(model, test, predictions, arguments.exclude_seen)
-    print(format_report(report) + format_facts(facts))
+    facts["tasks"] = evaluation_facts(model, test, predictions, arguments.exclude_seen)
+    print(format_report(report) + format_facts(facts["tasks"]))
     cold = cold_start(model, test, predictions, arguments.rank_k)
     print(format_cold_start(cold))
     for task, groups in cold.items():
@@ -50,8 +57,13 @@ def report_run(
         for task, found in sliced(model, test, predictions, members, arguments.rank_k).items():
             report[task][MODEL]["slices"] = found
         for task, ranking in predictions.rankings.items():
-            report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
-        report[EVALUATION] = facts
+            if task in report:
+                report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
+    return _written({**report, EVALUATION: facts}, output)
+
+
+def _written(report: dict, output: Path | None) -> dict:
+    if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
     return report
@@ -75,7 +87,7 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         progress=True,
     )
     path, processor = Path(output) if output else None, PolyRecProcessor.from_pretrained(run)
-    return report_run(model, train, dataset, predictions, arguments, path, processor, recipe.slices)
+    return report_run(model, train, dataset, predictions, arguments, path, processor, recipe.slices, part)
 
 
 def parts_of_run(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:

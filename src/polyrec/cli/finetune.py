@@ -36,6 +36,7 @@ def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None
         raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
     place = Path(output or (run if settings.scope == "task" else f"{run.rstrip('/')}-{settings.task}"))
     _, parts = prepare(recipe)
+    parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     report = {"settings": asdict(settings), **finetune(model, processor, parts, settings, recipe.training)}

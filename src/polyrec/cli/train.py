@@ -95,6 +95,14 @@ def build_trainer(
     }
     if quiet:
         training["disable_tqdm"] = True
+    if not valid.num_candidates:
+        patient = [n for n in ("task_patience", "early_stopping_patience") if training.get(n, getattr(recipe, n, 0))]
+        if patient:
+            raise ValueError(
+                f"{patient[0]} needs validation rows and the split leaves none: give it a share of the log"
+            )
+        print("the split leaves no validation rows: nothing is evaluated in training, and its last weights are kept")
+        training |= {"eval_strategy": "no", "load_best_model_at_end": False}
     if "no" not in (training["eval_strategy"], training["save_strategy"]):
         training.setdefault("load_best_model_at_end", True)
     if recipe.model.get("distillation") and teacher is None and training.get("teacher") is None:
@@ -155,14 +163,18 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
     trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()], may_push=True)
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
     trainer.save_model(recipe.output)
-    predictions = trainer.predict(parts.test)
+    part = "test" if parts.test.num_candidates else "valid"
+    judged = getattr(parts, part)
+    predictions = trainer.predict(judged)
     if not trainer.is_world_process_zero():
         return {}
     (Path(recipe.output) / RECIPE_NAME).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
     metrics = Path(recipe.output) / "metrics.json"
     save_training(trainer, processor, parts, recipe.output)
+    if part == "valid":
+        print("the split leaves no test rows: figures are those of the validation rows, which chose the weights, too")
     report = report_run(
-        trainer.model, parts.train, parts.test, predictions, trainer.args, metrics, processor, recipe.slices
+        *(trainer.model, parts.train, judged, predictions, trainer.args, metrics, processor, recipe.slices, part)
     )
     print(f"saved to {recipe.output}; try: polyrec recommend {recipe.output} --history ID,ID,...")
     return report

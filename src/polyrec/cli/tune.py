@@ -51,7 +51,9 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
         raise ValueError(f"--trials is {trials}: at least one is needed, 30 are a start")
     space, folder = SearchSpace.of(recipe), Path(recipe.output)
     claim_folder(folder, about_recipe(recipe, ignore=["output"]))
-    processor, (train, valid, _) = prepare(recipe)  # the test part is dropped here and not known to anything below
+    processor, parts = prepare(recipe)
+    parts.require("valid")
+    train, valid, _ = parts  # the test part is dropped here and not known to anything below
     for dimension in space.dimensions:
         for value in dimension.examples:
             _check(space.apply(recipe, {dimension.key: value}), processor, dimension.key, value)
@@ -112,7 +114,10 @@ def _run(
     except ValueError as error:  # of the metrics: predictions are not finite
         raise _TrainingFailed(str(error)) from error
     if not math.isfinite(judge.best):
-        raise _TrainingFailed(f"{SELECTION_METRIC} was never a number")
+        raise ValueError(
+            f"{SELECTION_METRIC} is no number: no task of the validation part has labels of two values by which trials "
+            "could be judged; choose other split.fractions or split.cuts"
+        )
     return judge.best
 
 

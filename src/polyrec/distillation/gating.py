@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -43,8 +44,16 @@ def believe(planned: float, teacher: float | None, baseline: float, alone: float
         >>> believe(0.5, teacher=0.1, baseline=0.1, alone=None).reason
         'no better than an answer that knows no person'
     """
+    teacher, alone = (None if value is None or not math.isfinite(value) else value for value in (teacher, alone))
     if teacher is None:
-        return Belief(teacher, baseline, alone, planned, planned, "not judged: no answers about the validation part")
+        return Belief(
+            teacher,
+            baseline,
+            alone,
+            planned,
+            planned,
+            "not judged: validation has no answers, or labels of one value",
+        )
     if not teacher > baseline:
         return Belief(teacher, baseline, alone, planned, 0.0, "no better than an answer that knows no person")
     if alone is not None and teacher < alone:

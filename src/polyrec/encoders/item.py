@@ -253,10 +253,10 @@ class ItemEncoder(KeepsPrecision):
     def table(self) -> ItemRows:
         """All items, their texts from the stored table: encoded once, they serve many batches of one model.
 
-        Without gradients and outside of training the table is kept, and given again as long as no weight and no
-        attribute has changed, however it was changed; do not write into it.
+        Without gradients, in full precision and outside of training the table is kept, and given again as long as no
+        weight and no attribute has changed, however it was changed; do not write into it.
         """
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.known.device.type):
             return self._encoded_table()
         if self.text is not None and not self.text.fresh:
             self.text.refresh()

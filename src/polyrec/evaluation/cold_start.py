@@ -62,7 +62,8 @@ def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """A text table per task: groups by metrics."""
     lines = ["where little is known:"] if found else []
     for task, groups in found.items():
-        names = list(dict.fromkeys(name for metrics in groups.values() for name in metrics))
+        known = (n for metrics in groups.values() for n, value in metrics.items() if np.isfinite(value))
+        names = list(dict.fromkeys(known))
         lines.append(f"{task:<14}" + "".join(f"{name:>19}" for name in names))
         for group, metrics in groups.items():
             cells = [_cell(name, metrics.get(name, np.nan)) for name in names]
@@ -71,4 +72,6 @@ def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def _cell(name: str, value: float) -> str:
+    if not np.isfinite(value):
+        return f"{'-':>19}"
     return f"{value:>19,.0f}" if name == "rows" else f"{value:>19.4f}"

@@ -33,6 +33,7 @@ from polyrec.schema import TaskConfig
 MULTI, SINGLE, LEAVE_ONE_OUT = "multi", "single", "leave-one-out"
 KINDS = (MULTI, SINGLE, LEAVE_ONE_OUT)
 Verdict = Literal["better", "worse", "unclear"]
+_MOST_RELATIVE = 100  # times the other model's value; gains beyond it are given in units of the metric alone
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Effect:
     Args:
         gain: in units of the metric.
         low, high: interval of `gain` over people.
-        relative: gain / |value of the other model|.
+        relative: gain / |value of the other model|; NaN where that value is next to 0, e.g. an error that is none.
         relative_low, relative_high: the interval in the same unit.
         seeds: gain of each seed.
         verdict: "better" or "worse" if the interval excludes 0 and every seed agrees, else "unclear".
@@ -195,7 +196,9 @@ class Measured:
         metric = self.comparison.metrics[name]
         sign = 1.0 if metric.higher_is_better else -1.0
         per_seed = sign * (np.array(metric.values[first]) - np.array(metric.values[second]))
-        gain, base = float(per_seed.mean()), abs(float(np.mean(metric.values[second]))) or float("nan")
+        gain, base = float(per_seed.mean()), abs(float(np.mean(metric.values[second])))
+        if abs(gain) > _MOST_RELATIVE * base:  # of next to nothing everything is a large multiple
+            base = float("nan")
         found = bootstrap.interval_of(
             gain, sign * (self.samples[name][first] - self.samples[name][second]), level, self.comparison.people
         )

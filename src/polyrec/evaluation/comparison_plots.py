@@ -59,13 +59,14 @@ def _affinity(result: Comparison) -> Figure:
             gain_AB[names.index(added), names.index(name)] = 100 * effect.relative
     figure = new_figure(2.5 + 1.1 * len(names), 1.5 + 0.8 * len(names))
     axes = figure.subplots()
-    bound = max(1.4 * float(np.nanmax(np.abs(gain_AB))), 1e-9)  # no colour too dark to read on
+    bound = max(1.4 * float(np.abs(gain_AB[np.isfinite(gain_AB)]).max(initial=0.0)), 1e-9)  # dark colours hide text
     image = axes.imshow(gain_AB, cmap="RdYlGn", vmin=-bound, vmax=bound)
     for added, row in result.affinity.items():
         for name, effect in row.items():
             weight = "normal" if effect.verdict == "unclear" else "bold"
             at = (names.index(name), names.index(added))
-            axes.text(*at, f"{100 * effect.relative:+.2f}", ha="center", va="center", fontweight=weight)
+            told = f"{100 * effect.relative:+.2f}" if np.isfinite(effect.relative) else "-"
+            axes.text(*at, told, ha="center", va="center", fontweight=weight)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), [f"adding {name}" for name in names])
     figure.colorbar(image, label="change of the primary metric in %, bold: clear")

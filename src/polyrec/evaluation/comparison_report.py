@@ -71,7 +71,7 @@ def _task_section(name: str, task: TaskComparison, result: Comparison) -> Sectio
         effect = found.effect
         told = ["", "", ""]
         if effect is not None:
-            told = [_interval(effect), f"{effect.relative:+.2%}", effect.verdict]
+            told = [_interval(effect), _percent(effect.relative), effect.verdict]
         label = f"**{metric}**" if metric == task.primary else metric
         rows.append([f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *told])
     points = [f"{task.rows:,} test rows of {task.people:,} people; {task.primary} decides."]
@@ -84,7 +84,7 @@ def _affinity_section(result: Comparison) -> Section:
     names = list(result.tasks)
     rows = [
         [f"adding `{added}`"]
-        + [f"{row[n].relative:+.2%} {_MARKS[row[n].verdict]}".strip() if n in row else "" for n in names]
+        + [f"{_percent(row[n].relative)} {_MARKS[row[n].verdict]}".strip() if n in row else "" for n in names]
         for added, row in result.affinity.items()
     ]
     points = [
@@ -137,6 +137,10 @@ def _how_to_read(result: Comparison) -> list[str]:
 
 def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def _percent(relative: float) -> str:
+    return f"{relative:+.2%}" if np.isfinite(relative) else "-"
 
 
 def _interval(effect: Effect) -> str:

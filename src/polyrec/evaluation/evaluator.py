@@ -165,7 +165,9 @@ def evaluate(
 
     `mean_improvement` is the mean over tasks of how much better than a constant the task is answered: 1 - logloss /
     logloss of the base rate (binary, multiclass), 1 - RMSE / standard deviation (regression, ordinal), 1 - deviance /
-    deviance of the mean (count), 1 - MAE / MAE of the median (quantile, watch_time), NDCG@k (retrieval).
+    deviance of the mean (count), 1 - MAE / MAE of the median (quantile, watch_time), NDCG@k (retrieval). A task whose
+    known labels are all one value is left out of it, and a warning says so: the constant is perfect there, and the
+    ratio to it says nothing. NaN where no task is left.
 
     **The GAUC trap.** A split asks validation and test *prequentially*: a candidate sees what its person answered to
     earlier candidates. GAUC counts people with both labels only, and among them an earlier positive predicts a
@@ -202,15 +204,15 @@ def evaluate(
                 )
             result |= {f"{prefix}{task}_{name}": value for name, value in found.items()}
             improvements += [better] if np.isfinite(better) else []
-        if improvements:
-            result[f"{prefix}mean_improvement"] = float(np.mean(improvements))
+        if improvements or not prefix:
+            result[f"{prefix}mean_improvement"] = float(np.mean(improvements)) if improvements else float("nan")
     return result
 
 
 def improvements(
     model: PolyRecForRecommendation, dataset: SequenceDataset, predictions: Predictions, k: int = 10
 ) -> dict[str, float]:
-    """How much better than a constant each task is answered, see [`evaluate`]; NaN where no label is known."""
+    """How much better than a constant each task is answered, see [`evaluate`]; NaN where the labels do not tell."""
     labels, people = dataset.labels(), dataset.people()
     found = {task: _ranking_metrics(own, None, model, task, k)[1] for task, own in predictions.rankings.items()}
     for task, values in predictions.values.items():
@@ -272,7 +274,8 @@ def pair_metrics(
 ) -> tuple[dict[str, float], float]:
     """Metrics of one pair task by name, and how much better than the constant it is (see `evaluate`).
 
-    Without `details` (a baseline knows one number per pair only) their metrics are left out.
+    Without `details` (a baseline knows one number per pair only) their metrics are left out, and GAUC is where no user
+    has both labels. The improvement is NaN where all known labels are one value.
     """
     known = ~np.isnan(labels)
     if not known.any():
@@ -285,6 +288,11 @@ def pair_metrics(
         return None if details is None else DETAIL_METRICS[name](labels, details)
 
     found = {name: value for name in names if (value := measured(name, values, details)) is not None}
+    if np.isnan(found.get("gauc", 0.0)):
+        del found["gauc"]
+    if (labels[known] == labels[known][0]).all():
+        _say_constant(task, f"{labels[known][0]:g}")
+        return found, float("nan")
     judge = next((name for name in names if name in _CONSTANTS and name in found), None)
     if judge is None:
         return found, float("nan")
@@ -292,7 +300,17 @@ def pair_metrics(
     rows = np.broadcast_to(constant, (len(labels), *np.shape(constant)))
     trivial = measured(judge, rows, rows)
     assert trivial is not None
-    return found, 1 - found[judge] / max(trivial, 1e-12)
+    return found, 1 - found[judge] / trivial
+
+
+@cache
+def _say_constant(task: str, value: str) -> None:
+    logger.warning(
+        "task %r: all labels of the evaluated rows are %s, which a constant predicts perfectly: the task is left out "
+        "of mean_improvement",
+        task,
+        value,
+    )
 
 
 def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:

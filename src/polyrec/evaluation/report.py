@@ -6,6 +6,7 @@ pair task beside a constant and the bias model, all fitted on the same training 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.evaluation.reliability import predicts_means, reliability
 from polyrec.evaluation.resampled_metrics import is_fast
 from polyrec.evaluation.scored import rank_rows
+from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
 
@@ -40,37 +42,49 @@ def compare_with_baselines(
 
     Args:
         train, test: data sets of one log; baselines are fitted on `train`.
-        predictions: the model's answers to `test`.
+        predictions: the model's answers to `test`. A task without a row, or without a known label, is left out.
         exclude_seen: as it was for `predictions`; the baselines' lists leave out the same.
     """
     report: dict[str, dict[str, dict[str, Any]]] = {}
-    labels, people = test.labels(), test.people()
     for j, task in enumerate(test.task_names):
         if task in predictions.rankings:
-            number = model.config.num_items - FIRST_ITEM
-            what = evaluator.lists_leave_out(model, task, exclude_seen)
+            number, what = model.config.num_items - FIRST_ITEM, evaluator.lists_leave_out(model, task, exclude_seen)
             report[task] = _retrieval(train, test, j, predictions.rankings[task], number, k, what, resamples)
-            continue
-        head = model.heads[task]
-        own = train.own_view
-        known = train.labels()[own, j]
-        bias = BiasModel().fit(train.people()[own], train.log.item[train.candidates.event[own]], known)
-        answers = {
-            MODEL: predictions.values[task],
-            "bias": bias.predict(people, test.log.item[test.candidates.event]),
-            "constant": np.full(len(labels), evaluator.constant_answer(head.metrics, known)),
-        }
-        report[task] = {}
-        for system, values in answers.items():
-            details = predictions.details.get(task) if system == MODEL else None
-            found, _ = evaluator.pair_metrics(head.metrics, labels[:, j], values, people, task, details)
-            measured = [name for name in found if name in evaluator.PAIR_METRICS and np.isfinite(found[name])]
-            asked = [n for n in measured if n == measured[0] or (system == MODEL and is_fast(n))]
-            intervals = {n: bounds(metric_interval(n, labels[:, j], values, people, resamples)) for n in asked}
-            report[task][system] = {**found, "interval": intervals}
-        if predicts_means(head.metrics):
-            report[task][MODEL]["calibration"] = reliability(labels[:, j], predictions.values[task])
-    return report
+        else:
+            report[task] = _pairs(model.heads[task], train, test, predictions, task, resamples)
+    return {task: systems for task, systems in report.items() if systems}
+
+
+def _pairs(
+    head: TaskHead,
+    train: SequenceDataset,
+    test: SequenceDataset,
+    predictions: evaluator.Predictions,
+    task: str,
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    column = test.task_names.index(task)
+    labels, people, own = test.labels()[:, column], test.people(), train.own_view
+    if np.isnan(labels).all():
+        return {}
+    known = train.labels()[own, column]
+    bias = BiasModel().fit(train.people()[own], train.log.item[train.candidates.event[own]], known)
+    answers = {
+        MODEL: predictions.values[task],
+        "bias": bias.predict(people, test.log.item[test.candidates.event]),
+        "constant": np.full(len(labels), evaluator.constant_answer(head.metrics, known)),
+    }
+    result: dict[str, dict[str, Any]] = {}
+    for system, values in answers.items():
+        details = predictions.details.get(task) if system == MODEL else None
+        found, _ = evaluator.pair_metrics(head.metrics, labels, values, people, task, details)
+        measured = [name for name in found if name in evaluator.PAIR_METRICS and np.isfinite(found[name])]
+        asked = [n for n in measured if n == measured[0] or (system == MODEL and is_fast(n))]
+        intervals = {n: bounds(metric_interval(n, labels, values, people, resamples)) for n in asked}
+        result[system] = {**found, "interval": intervals}
+    if predicts_means(head.metrics):
+        result[MODEL]["calibration"] = reliability(labels, predictions.values[task])
+    return result
 
 
 def _retrieval(
@@ -83,7 +97,9 @@ def _retrieval(
     what: LeftOut,
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
-    event = train.candidates.event[train.own_view & ~np.isnan(train.labels()[:, column])]
+    if not len(found.rows):
+        return {}
+    event = train.candidates.event[train.own_view & (train.labels()[:, column] > 0)]
     items, users = train.log.item[event] - FIRST_ITEM, train.log.person[event]
     items, users = items[items >= 0], users[items >= 0]
     people = test.people()[found.rows]
@@ -117,7 +133,7 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A text table per task; the best value of each metric is marked with *."""
     lines = []
     for task, systems in of_tasks(report).items():
-        names = list(figures(next(iter(systems.values()))))
+        names = [name for name in figures(next(iter(systems.values()))) if _is_known(name, systems)]
         lines.append(f"{task:<14}" + "".join(f"{n:>19}" for n in names))
         for system, values in systems.items():
             cells = []
@@ -125,9 +141,16 @@ def format_report(report: dict[str, dict[str, dict[str, Any]]]) -> str:
                 column = [s.get(name, np.nan) for s in systems.values()]
                 best = np.nanmin(column) if name in LOWER_IS_BETTER else np.nanmax(column)
                 value = values.get(name, np.nan)  # a baseline answers with one number: it has no class probabilities
-                cells.append(f"{value:>18.4f}" + ("*" if value == best else " "))
+                cells.append(
+                    (f"{value:>18.4f}" if np.isfinite(value) else f"{'-':>18}") + ("*" if value == best else " ")
+                )
             lines.append(f"  {system:<12}" + "".join(cells))
         for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
             lines.append(f"  {MODEL} {name}: 95% interval over people {low:.4f} .. {high:.4f}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _is_known(name: str, systems: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether some system has a number there: an AUC of one class, say, is none."""
+    return any(np.isfinite(values.get(name, np.nan)) for values in systems.values())

@@ -18,7 +18,7 @@ from polyrec.multitask import MultiTaskModel
 from polyrec.registry import nearest
 
 # What tells that a task overfits, the first of these that it has: likelihoods show it before rankings do.
-WATCHED_METRICS = ("logloss", "rmse", "ndcg")
+WATCHED_METRICS = ("logloss", "class_logloss", "poisson_deviance", "rmse", "mae", "ndcg")
 _FROZEN_BELOW = 0.01  # a task whose scale was lowered under this is frozen
 
 
@@ -41,9 +41,10 @@ class CheckpointedCallback(TrainerCallback):
 class TaskEarlyStopping(CheckpointedCallback):
     r"""Early stopping of each task by itself: tasks of one model overfit at different times.
 
-    After each evaluation of the validation set, each task's own log loss, RMSE or NDCG (the first that it has) is
-    compared with its best. A task that has not improved for `patience` evaluations has its entry of `weighting.scale`
-    multiplied by `factor`, and `patience` begins anew; under 0.01 (at once with the default factor 0) it is frozen:
+    After each evaluation of the validation set, each task's own log loss, deviance, RMSE, MAE or NDCG (the first that
+    it has) is compared with its best. A task that has not improved for `patience` evaluations has its entry of
+    `weighting.scale` multiplied by `factor`, and `patience` begins anew; under 0.01 (at once with the default
+    factor 0) it is frozen:
 
     * its loss no longer trains anything;
     * its own parts (head, skip, coupling: `MultiTaskModel.own_parts`) go back to where its metric was

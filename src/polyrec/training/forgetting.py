@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.metric_names import by_task
@@ -15,6 +17,7 @@ from polyrec.training.update import NEW
 
 Measured = dict[str, dict[str, dict[str, float]]]  # {slice: {task: {metric: value}}}
 # These say how lists look, not how good they are; and GAUC is biased where earlier answers are visible.
+_NEARLY_NONE = 0.01
 _NOT_GUARDED = ("coverage", "novelty", "calibration_error", "interval_coverage", "gauc")
 
 
@@ -34,12 +37,20 @@ def measure(
 def fall(metric: str, before: float, after: float) -> float:
     """The share of a metric that was lost, negative if it got better.
 
+    An error that was nearly none is taken for 0.01 (nats, or in the label's unit), or each flutter of it would be a
+    great loss; where a metric of quality was 0, any gain counts as one of 100%.
+
     Example:
         >>> fall("auc", 0.8, 0.6), fall("logloss", 0.5, 0.625)
         (0.25..., 0.25)
+        >>> fall("logloss", 1e-7, 1e-5), fall("ndcg@10", 0.0, 0.1)
+        (0.00099, -1.0)
     """
-    lost = after - before if metric in LOWER_IS_BETTER else before - after
-    return lost / max(abs(before), 1e-12) if lost else 0.0
+    if metric in LOWER_IS_BETTER:
+        return (after - before) / max(abs(before), _NEARLY_NONE)
+    if before == 0:
+        return float(-np.sign(after))
+    return (before - after) / abs(before)
 
 
 def falls_beyond(before: Measured, after: Measured, limit: float) -> list[dict[str, Any]]:
@@ -48,7 +59,7 @@ def falls_beyond(before: Measured, after: Measured, limit: float) -> list[dict[s
     for name, tasks in before.items():
         for task, metrics in tasks.items():
             for metric, value in metrics.items():
-                if metric.split("@")[0] in _NOT_GUARDED or metric not in after[name][task]:
+                if metric.split("@")[0] in _NOT_GUARDED or metric not in after[name].get(task, {}):
                     continue
                 now = after[name][task][metric]
                 row = {"slice": name, "task": task, "metric": metric, "before": value, "after": now}
@@ -61,11 +72,12 @@ def forgetting(model: PolyRecForRecommendation, before: Measured, after: Measure
     found: dict[str, dict[str, Any]] = {}
     for task, head in model.heads.items():
         for name in before:
-            main = next((m for m in before[name][task] if m.split("@")[0] == head.metrics[0].split("@")[0]), None)
-            if name == NEW or main is None or main not in after[name][task]:
+            own, now = before[name].get(task, {}), after[name].get(task, {})
+            main = next((m for m in own if m.split("@")[0] == head.metrics[0].split("@")[0]), None)
+            if name == NEW or main is None or main not in now:
                 continue
-            lost = fall(main, before[name][task][main], after[name][task][main])
-            if task not in found or lost > found[task]["fall"]:
+            lost = fall(main, own[main], now[main])
+            if np.isfinite(lost) and (task not in found or lost > found[task]["fall"]):
                 found[task] = {"slice": name, "metric": main, "fall": lost}
     return found
 
@@ -76,7 +88,7 @@ def format_changes(before: Measured, after: Measured) -> str:
     for name, tasks in before.items():
         for task, metrics in tasks.items():
             for metric, value in metrics.items():
-                now = after[name][task].get(metric)
+                now = after[name].get(task, {}).get(metric)
                 if now is None or metric.split("@")[0] in _NOT_GUARDED:
                     continue
                 better = -100 * fall(metric, value, now)
