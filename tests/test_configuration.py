@@ -73,7 +73,7 @@ def test_new_object_does_not_share_state():
         ({"features": [{"name": "genre", "source": "itm", "kind": "numeric"}]}, "did you mean 'item'"),
         ({"features": [{"name": "genre", "source": "item", "kind": "categorial"}]}, "did you mean 'categorical'"),
         ({"features": [FEATURES[0]] * 2}, "listed twice"),
-        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be a number in \[0, 1\)"),
         ({"num_items": 1}, "num_items is 1"),
         ({"hidden_size": 9}, "hidden_size 9 is not a multiple"),
         ({"candidate_attention_heads": 3}, "not a multiple of candidate_attention_heads 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -10,7 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from polyrec.backbones import TextConfig, resolve
-from polyrec.core.settings import saved_files
+from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, POSITIVE, Range
+from polyrec.core.settings import reads_arguments, saved_files
 from polyrec.distillation_config import DistillationConfig
 from polyrec.registry import EXPERTS, WEIGHTINGS, nearest
 from polyrec.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
@@ -27,6 +29,19 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
+# What is beyond is a typing error: no such layer can be held in memory.
+RANGES: Mapping[str, Range] = {
+    "num_items": Range(2, 2**31 - 1),
+    "hidden_size": Range(1, 65_536),
+    "numeric_bins": Range(1, 10_000),
+    "dropout": BELOW_ONE,
+    "initializer_range": POSITIVE,
+    "format_version": AT_LEAST_ONE,
+    "task_adapters": AT_LEAST_ONE,
+}
+
+
+@reads_arguments(RANGES)
 @strict
 class MultiTaskConfig(PreTrainedConfig):
     """Base of the configurations of polyrec models: what heads, experts, couplings and weightings read.
@@ -62,7 +77,7 @@ class MultiTaskConfig(PreTrainedConfig):
     weighting: str = "fixed"
     weighting_options: dict | None = None
     distillation: dict | None = None
-    task_adapters: dict | None = None
+    task_adapters: dict[str, int] | None = None
     dropout: float = 0.2
     numeric_bins: int = 8
     initializer_range: float = 0.06
@@ -100,20 +115,9 @@ class MultiTaskConfig(PreTrainedConfig):
         """Refuse values that make no sense; subclasses add theirs."""
         EXPERTS.check(self.experts)
         WEIGHTINGS.check(self.weighting)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        for name in ("hidden_size", "numeric_bins"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be >= 1")
-        for name, rank in (self.task_adapters or {}).items():
+        for name in self.task_adapters or {}:
             if name not in self.task_names:
                 raise ValueError(f"task_adapters: unknown task {name!r}; {nearest(name, self.task_names)}")
-            if not (type(rank) is int and rank >= 1):
-                raise ValueError(f"task_adapters: the rank of {name!r} is {rank!r}; it must be a whole number >= 1")
-        if self.num_items < 2:
-            raise ValueError(
-                f"num_items is {self.num_items}; it must be >= 2 (row 0 is padding, row 1 the unknown item)"
-            )
 
     @property
     def pair_width(self) -> int:

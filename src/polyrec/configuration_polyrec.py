@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +11,30 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from polyrec.backbones import BackboneConfig, resolve
+from polyrec.configuration_multitask import RANGES as SHARED_RANGES
 from polyrec.configuration_multitask import MultiTaskConfig
+from polyrec.core.ranges import BELOW_ONE, NOT_NEGATIVE, Range
+from polyrec.core.settings import SettingError, reads_arguments
 from polyrec.registry import OBJECTIVES
 from polyrec.schema import from_dict
 
+RANGES: Mapping[str, Range] = {
+    **SHARED_RANGES,
+    "pair_size": Range(1, 65_536),
+    "num_hidden_layers": Range(0, 1_000),
+    "num_attention_heads": Range(1, 65_536),
+    "candidate_attention_heads": Range(0, 65_536),
+    "intermediate_size": Range(1, 1_000_000),
+    "max_history": Range(1, 1_000_000),
+    "item_rank": Range(1, 65_536),
+    "attention_dropout": BELOW_ONE,
+    "item_id_dropout": BELOW_ONE,
+    "item_cooccurrence": NOT_NEGATIVE,
+}
+_MOST_BYTES = 64 * 2**30  # of weights; a model that needs more is refused before anything is allocated
 
+
+@reads_arguments(RANGES)
 @strict
 class PolyRecConfig(MultiTaskConfig):
     r"""Configuration of [`PolyRecModel`] and [`PolyRecForRecommendation`].
@@ -95,7 +115,7 @@ class PolyRecConfig(MultiTaskConfig):
     queries: bool = False
     item_ids: bool = True
     item_rank: int | None = None
-    objectives: dict | None = None
+    objectives: dict[str, dict | None] | None = None
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
     item_cooccurrence: float = 0.0
@@ -131,26 +151,32 @@ class PolyRecConfig(MultiTaskConfig):
         self._check_objectives()
         if self.queries and self.text is None:
             raise ValueError("queries=True needs a text encoder: pass text={'model': ...}")
-        for name in ("attention_dropout", "item_id_dropout"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be in [0, 1)")
-        for name in ("num_attention_heads", "max_history"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be >= 1")
-        if self.num_hidden_layers < 0 or self.pair_width < 1:
-            raise ValueError(
-                f"num_hidden_layers must be >= 0 and pair_size >= 1, not {self.num_hidden_layers} and {self.pair_size}"
-            )
         if self.item_rank is not None and not (self.item_ids and 1 <= self.item_rank <= self.hidden_size):
             raise ValueError(
                 f"item_rank is {self.item_rank}; it is of id vectors (item_ids) and must be in 1..hidden_size "
                 f"({self.hidden_size}), or None for whole vectors"
             )
-        if self.item_cooccurrence < 0:
-            raise ValueError(f"item_cooccurrence is {self.item_cooccurrence}; it must be >= 0")
         for name in ("num_attention_heads", "candidate_attention_heads"):
             if (heads := getattr(self, name)) and self.hidden_size % heads:
                 raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {name} {heads}")
+
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Refuse what no machine holds; the parts that grow with what people set are counted, others are small."""
+        width, inner = self.hidden_size, self.intermediate_size or 4 * self.hidden_size
+        tables = 1 + len(self.tasks or []) * self.task_item_embeddings
+        floats = {
+            "num_items x hidden_size": self.num_items * (self.item_rank or width) * tables * self.item_ids,
+            "num_hidden_layers x hidden_size x intermediate_size": self.num_hidden_layers
+            * (4 * width**2 + 3 * width * inner)
+            * (self.history_config is None and self.history_backbone is None),
+            "hidden_size": 8 * width**2,
+            "pair_size": 4 * self.pair_width**2,
+        }
+        largest = max(floats, key=lambda name: floats[name])
+        if (needed := 4 * sum(floats.values())) > _MOST_BYTES:
+            raise SettingError(largest, f"makes a model of {needed / 2**30:,.0f} GB: it must be below 64 GB")
 
     def _default_history_config(self) -> PreTrainedConfig:
         return AutoConfig.for_model(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from polyrec.core.settings import SettingError, shown
 from polyrec.registry import nearest
 from polyrec.schema import from_dict
 
@@ -153,7 +154,12 @@ class DistillationConfig:
         names = list(task_names)
         plain = asdict(values) if isinstance(values, DistillationConfig) else dict(values)
         tasks = {}
-        for name, own in dict(plain.pop("tasks", {})).items():
+        given = plain.pop("tasks", {})
+        if not isinstance(given, Mapping):
+            raise SettingError(
+                "distillation.tasks", f"is {shown(given)}; it must be a mapping such as {{like: {{alpha: 0.5}}}}"
+            )
+        for name, own in given.items():
             if f"{name}_soft" in names:
                 raise ValueError(f"distillation: the soft loss of {name!r} has the name of the task '{name}_soft'")
             if name not in names:

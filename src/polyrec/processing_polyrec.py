@@ -32,6 +32,7 @@ from polyrec.data.questions import Questions
 from polyrec.data.release import age_start, first_times, item_times, milliseconds
 from polyrec.data.requests import request_table, variants
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.settings import FitSettings, SplitSettings
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.tables import (
     check_learnable,
@@ -179,8 +180,9 @@ class PolyRecProcessor:
         Raises:
             ValueError: names the table, the column, the first bad row and the fix.
         """
+        settings = FitSettings(max_history, ties, statistics, text)  # type: ignore[arg-type]
         tasks = parse_tasks(tasks)
-        known: Columns = columns if isinstance(columns, Columns) else from_dict(Columns, columns or {})
+        known: Columns = from_dict(Columns, {} if columns is None else columns)
         columns = known if known.feedback else replace(known, feedback=_label_columns(tasks))
         log = read_table(interactions, "interactions")
         times(log, columns, "interactions")
@@ -195,16 +197,13 @@ class PolyRecProcessor:
             "candidate": fit_event_columns(log, columns.context) | fit_derived(log, columns, item_table),
         }
         counted = None
-        if statistics:
-            wanted = StatisticsConfig() if statistics is True else statistics
-            if isinstance(wanted, Mapping):
-                wanted = from_dict(StatisticsConfig, wanted)
-            assert isinstance(wanted, StatisticsConfig)
+        if settings.statistics:
+            wanted = StatisticsConfig() if isinstance(settings.statistics, bool) else settings.statistics
             keyed = {"user": user_table.encoders, "candidate": encoders["candidate"]}
             counted = LogStatistics.of(wanted, columns, tasks, item_table, keyed)
-        read = text if isinstance(text, TextConfig) or text is None else from_dict(TextConfig, text)
-        read = None if read is None else resolve(read)
-        return cls(columns, tasks, item_table, user_table, encoders, max_history, ties, counted, read)
+        read = None if settings.text is None else resolve(settings.text)
+        own = settings.max_history, settings.ties
+        return cls(columns, tasks, item_table, user_table, encoders, *own, counted, read)
 
     # ---------------------------------------------------------------- split
     def split(
@@ -212,7 +211,7 @@ class PolyRecProcessor:
         interactions: Any,
         by: str = "time",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
-        cuts: Sequence[float] | None = None,
+        cuts: Sequence[Any] | None = None,
         shuffle_ties: bool = True,
         max_delay: float = 0.0,
         past: Any = None,
@@ -223,8 +222,9 @@ class PolyRecProcessor:
 
         Args:
             interactions: the event log, see [`fit`].
-            by: "time" (shares of all events in time order, or `cuts`: times in seconds at which validation and test
-                begin) or "leave_one_out" (each person's last event tests, the one before validates).
+            by: "time" (shares of all events in time order, or `cuts`: times at which validation and test begin, as
+                seconds, ISO text, dates or timestamps) or "leave_one_out" (each person's last event tests, the one
+                before validates).
             shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
             max_delay: seconds. Each training row is also asked as it looks when what happened in the last
                 U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
@@ -241,14 +241,15 @@ class PolyRecProcessor:
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
+        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, keep_negatives)  # type: ignore[arg-type]
         table = read_table(interactions, "interactions")
-        log, part = self._cut(table, past, by, fractions, cuts)
+        log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
         self._weigh(log, table)
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
         self.training_rows = TrainingRows.of(log, train, self.items.ids)
-        for name, share in (keep_negatives or {}).items():
+        for name, share in (asked.keep_negatives or {}).items():
             if self._task(name).head != "binary":
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
             self.label_summary[name]["sampling_rate"] = share
@@ -266,21 +267,19 @@ class PolyRecProcessor:
                 train,
                 learnt,
                 source=source,
-                shuffle_ties=shuffle_ties,
-                max_delay=max_delay,
-                delayed_share=delayed_share,
-                keep_negatives=keep_negatives,
+                shuffle_ties=asked.shuffle_ties,
+                max_delay=asked.max_delay,
+                delayed_share=asked.delayed_share,
+                keep_negatives=asked.keep_negatives,
             ),
             self.evaluation_set(log, part == splits.VALIDATION, learnt, source),
             self.evaluation_set(log, part == splits.TEST, tested, known),
         )
 
-    def _cut(
-        self, table: pa.Table, past: Any, by: str, fractions: Sequence[float], cuts: Sequence[float] | None
-    ) -> tuple[EventLog, np.ndarray]:
+    def _cut(self, table: pa.Table, past: Any, asked: SplitSettings) -> tuple[EventLog, np.ndarray]:
         """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
         log = self.encode_events(table, past)
-        part = splits.cut(log, by, fractions, cuts)
+        part = splits.cut(log, asked.by, asked.fractions, asked.cut_times)
         train = part == splits.TRAIN
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
         whole = with_derived(table, self.columns, self.items)

@@ -154,8 +154,10 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", self.name)):
+            quotes = " (YAML reads no, yes, on and off as truth values: write quotes)" * isinstance(self.name, bool)
             raise ValueError(
-                f"task name {shown(self.name)} must be letters, digits and '_' (64 at most), beginning with a letter"
+                f"task name {shown(self.name)}{quotes} must be letters, digits and '_' (64 at most), "
+                "beginning with a letter"
             )
         conform(self, where=f"tasks.{self.name}")
         check_task_name(self.name)

@@ -1,13 +1,17 @@
 """Splits against naive loops, and the guard against the future."""
 
+import inspect
+from dataclasses import fields
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyrec import PolyRecProcessor
+from polyrec.data.settings import FitSettings, SplitSettings
 from polyrec.data.splits import LeakageError, check_leakage, leave_one_out, split_by_cuts, split_by_fractions
 
 SHARES = [(0.5, 0.25, 0.25), (0.8, 0.1, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.6, 0.0, 0.4)]
@@ -118,10 +122,17 @@ def test_leave_one_out_of_a_log_is_the_naive_loop(tables):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "tme"}, 'unknown split \'tme\'; known: "time", "leave_one_out"'),
-        ({"fractions": (0, 0.5, 0.5)}, r"leaves no training rows: check fractions=\(0, 0.5, 0.5\)"),
-        ({"cuts": (0, 0)}, r"leaves no training rows: .* cuts=\(0, 0\)"),
-        ({"max_delay": -1}, "max_delay is -1; it must be >= 0 seconds"),
+        ({"by": "tme"}, "by is 'tme'; it must be 'time' or 'leave_one_out'; did you mean 'time'"),
+        ({"fractions": (0, 0.5, 0.5)}, r"leaves no training rows: check fractions=\(0.0, 0.5, 0.5\)"),
+        ({"cuts": (0, 0)}, r"leaves no training rows: .* cuts=\(0.0, 0.0\)"),
+        ({"max_delay": -1}, "max_delay is -1; it must be a number >= 0"),
+        ({"max_delay": float("inf")}, "max_delay is inf; it must be a number >= 0"),
+        ({"delayed_share": 0.5}, "delayed_share is 0.5 and max_delay 0"),
+        ({"shuffle_ties": "no"}, "shuffle_ties is 'no'; it must be true or false"),
+        ({"keep_negatives": {"like": 0}}, r"keep_negatives.like is 0; it must be a number in \(0, 1\]"),
+        ({"cuts": ["soon", "later"]}, r"cuts\[0\] is 'soon'; it must be seconds, ISO text"),
+        ({"cuts": [3, 2]}, "the first must not be later"),
+        ({"cuts": [1, 2], "by": "leave_one_out"}, "cuts are times, but the split is by"),
     ],
 )
 def test_impossible_splits_are_refused(tables, options, message):
@@ -140,3 +151,22 @@ def test_impossible_shares_are_refused():
         split_by_cuts(np.arange(4.0), (3, 1))
     with pytest.raises(ValueError, match="two times"):
         split_by_cuts(np.arange(4.0), (1, float("nan")))
+
+
+@pytest.mark.parametrize("kind", [str, pd.Timestamp, pd.Timestamp.to_pydatetime, pd.Timestamp.to_datetime64])
+def test_cuts_are_times_of_any_kind(kind):
+    """Prevents ISO text and dates from failing where the time column accepts them, or from being read in local time."""
+    moments = [pd.Timestamp("2024-01-05T12:00:00"), pd.Timestamp("2024-02-01")]
+    given = [kind(m) for m in moments]
+    assert SplitSettings(cuts=given).cut_times == tuple(m.tz_localize("UTC").timestamp() for m in moments)
+
+
+def test_recipes_know_every_argument_of_a_split():
+    """Prevents an argument of `split` or `fit` from being unknown to recipes, or a default from differing."""
+    for function, declared, tables in (
+        (PolyRecProcessor.split, SplitSettings(), ("interactions", "past")),
+        (PolyRecProcessor.fit, FitSettings(), ("interactions", "items", "users", "tasks", "columns")),
+    ):
+        arguments = inspect.signature(function).parameters
+        own = {n: p.default for n, p in arguments.items() if n not in ("self", *tables)}
+        assert own == {f.name: getattr(declared, f.name) for f in fields(declared)}

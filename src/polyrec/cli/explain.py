@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polyrec.cli.flags import json_line
 from polyrec.cli.recommend import read_history, read_items, read_user
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.explanation.neighbours import neighbours, plot_items
@@ -30,7 +30,7 @@ def explain_run(
     items = None if item is None else read_items(item, processor, "--item")
     events, attributes = read_history(history, processor), read_user(user, processor)
     found = model.explain(processor, events, items, user=attributes, **options)
-    told = [json.dumps(row, ensure_ascii=False, default=str) if as_json else format_reason(row) for row in found]
+    told = [json_line(row) if as_json else format_reason(row) for row in found]
     print(printable_lines("\n".join(told)) if told else "nothing left to explain")
     return found
 
@@ -50,7 +50,7 @@ def explain_items(run: str, item: str | None, picture: str | None, k: int, as_js
     found = [row for one in near for row in neighbours(model, processor, one, k)]
     for row in found:
         text = f"{row['similarity']:>8.3f}  {_name(row)} ({row['events']} events)"
-        print(printable(json.dumps(row, ensure_ascii=False) if as_json else text))
+        print(printable(json_line(row) if as_json else text))
     return found
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
+from polyrec.core.settings import nearest
 
 Commands = Any  # argparse does not name the type of add_subparsers
 
@@ -55,3 +59,24 @@ def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
         recipe.output += suffix
     recipe.check()
     return recipe
+
+
+def check_run_folders(options: argparse.Namespace) -> None:
+    """Refuse a run that is not there, with the nearest folder beside where it should be.
+
+    A name whose parent is no folder here may be one on the Hub.
+    """
+    given = [getattr(options, "run_folder", None), *getattr(options, "run_folders", [])]
+    for name in filter(None, given):
+        path = Path(name)
+        beside = path.parent
+        if path.exists() or not beside.is_dir() or (beside == Path() and not name.startswith(".")):
+            continue
+        folders = [str(p) for p in sorted(beside.iterdir()) if p.is_dir()]
+        raise ValueError(f"no such run: {name}; {nearest(name, folders)}")
+
+
+def json_line(row: Any) -> str:
+    """A row as JSON that the output can hold: what its encoding lacks is escaped."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return json.dumps(row, ensure_ascii=not encoding.startswith("utf"), default=str)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
 from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
-from polyrec.core.escapes import printable_lines
+from polyrec.core.escapes import printable
 from polyrec.core.secrets import hide_secrets
+from polyrec.cli.flags import check_run_folders
 
 _COMMANDS = (
     training.add_train,
@@ -31,6 +34,7 @@ _COMMANDS = (
     using.add_push,
     using.add_encode_images,
 )
+MISTAKE, UNEXPECTED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141  # exit codes; shells have 128 + the signal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,15 +43,51 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in _COMMANDS:
         add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where an error comes from (or POLYREC_DEBUG=1)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors that a user can mend are one line, not a traceback."""
+    """Run a command; errors are one line, a traceback is shown with --debug alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a title that a terminal cannot write is no reason to stop
     options = build_parser().parse_args(arguments)
     try:
+        check_run_folders(options)
         options.run(options)
-    except ValueError as error:
-        print(f"polyrec {options.command}: {printable_lines(hide_secrets(str(error)))}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output (`| head`) has gone; without this, Python complains once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if options.debug or os.environ.get("POLYREC_DEBUG", "") not in ("", "0"):
+            raise
+        code, message = told(error)
+        print(f"polyrec {options.command}: {message}", file=sys.stderr)
+        return code
     return 0
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """The exit code and the one line that say what went wrong.
+
+    Example:
+        >>> told(ValueError("two\\nlines")), told(PermissionError(13, "Permission denied", "runs/a"))
+        ((2, 'two lines'), (2, 'runs/a: permission denied'))
+        >>> told(KeyError("x"))
+        (1, "unexpected KeyError: 'x' (a fault of polyrec or of a library; --debug shows where)")
+    """
+    text = printable(" ".join(hide_secrets(str(error)).split()))
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError):
+        return MISTAKE, f"not enough memory{f' ({text})' * bool(text)}: a smaller batch, model or table needs less"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return MISTAKE, f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, ValueError | OSError):
+        return MISTAKE, text or type(error).__name__
+    kind = f"unexpected {type(error).__name__}"
+    return UNEXPECTED, f"{kind}: {text} (a fault of polyrec or of a library; --debug shows where)"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from polyrec.cli.recipe import Recipe
+from polyrec.cli.recipe import Recipe, read_recipe_file
+from polyrec.cli.recipe_checks import check_sections
+from polyrec.core.settings import saved_files
 from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.tables import read_table
@@ -23,8 +24,9 @@ def read_run(run: str | Path) -> Recipe:
     path = Path(run) / RECIPE_NAME
     if not path.exists():
         raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
-    recipe = from_dict(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
-    recipe.check()
+    with saved_files():
+        recipe = from_dict(Recipe, read_recipe_file(path))
+        recipe.check()
     return recipe
 
 
@@ -36,6 +38,7 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
 
 def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
     """The processor and the split of a recipe; what its updates brought is part of the data like all the rest."""
+    check_sections(recipe)
     interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
     processor = PolyRecProcessor.fit(
         interactions, items, users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from polyrec.core.ranges import NOT_NEGATIVE
 from polyrec.core.secrets import without_secrets
-from polyrec.registry import nearest
+from polyrec.core.settings import SettingError, conform, nearest, read, section, shown
+from polyrec.core.yaml_text import read_yaml
+from polyrec.data.settings import FitSettings, SplitSettings
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
+
+
+@dataclass
+class RecipeUpdate:
+    """One entry of `Recipe.updates`: tables that came later, and the share of the events that was held out."""
+
+    interactions: str
+    items: str | None = None
+    users: str | None = None
+    holdout: float = 0.1
 
 
 @dataclass
@@ -49,8 +62,11 @@ class Recipe:
     updates: list[dict[str, Any]] = field(default_factory=list)
     slices: list[str] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
-    early_stopping_patience: int = 0
+    early_stopping_patience: Annotated[int, NOT_NEGATIVE] = 0
     output: str = "runs/latest"
+
+    def __post_init__(self) -> None:
+        conform(self)
 
     def check(self) -> None:
         """Refuse what cannot work before anything heavy is imported."""
@@ -60,8 +76,17 @@ class Recipe:
             for path in (getattr(self, name), *(update.get(name) for update in self.updates)):
                 if path and not Path(path).exists():
                     raise ValueError(f"{name}: no such file: {path}")
+        if Path(self.output or ".").is_file():
+            raise SettingError("output", f"is {shown(self.output)}, a file: name a folder for the run")
         parse_tasks(self.tasks)
-        from_dict(Columns, self.columns)
+        from_dict(Columns, self.columns, "columns")
+        for place, (cls, values) in {
+            "processor": (FitSettings, self.processor),
+            "split": (SplitSettings, self.split),
+            **{f"updates[{n}]": (RecipeUpdate, update) for n, update in enumerate(self.updates)},
+        }.items():
+            with section(place):
+                read(cls, values, place)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML; tokens and passwords are left out, so they reach no file."""
@@ -75,18 +100,30 @@ def load_recipe(path: str | None, overrides: Mapping[str, Any]) -> Recipe:
         path: a YAML file, or None.
         overrides: {"model.hidden_size": 64, "output": ...}; see `set_entry`.
     """
-    import yaml
-
-    values: dict[str, Any] = {}
-    if path is not None:
-        if not Path(path).exists():
-            raise ValueError(f"no such recipe: {path}")
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a mapping such as `interactions: events.parquet`")
+    values = {} if path is None else read_recipe_file(Path(path))
     for key, value in overrides.items():
         set_entry(values, key, value)
     return from_dict(Recipe, values)
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The values of a recipe's file; sections without entries are left out.
+
+    Raises:
+        ValueError: there is no such file, or it is not a recipe's.
+    """
+    if not path.is_file():
+        raise ValueError(f"no such recipe: {path}" + " is a folder: name the file in it" * path.is_dir())
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping such as `interactions: events.parquet`")
+    sections = [f.name for f in fields(Recipe) if f.default_factory is not MISSING]
+    return {key: value for key, value in values.items() if not (value is None and key in sections)}
 
 
 def set_entry(values: dict[str, Any], key: str, value: Any) -> None:
@@ -101,14 +138,16 @@ def set_entry(values: dict[str, Any], key: str, value: Any) -> None:
     """
     *sections, entry = key.split(".")
     place: Any = values
-    for depth, section in enumerate(sections):
+    for depth, part in enumerate(sections):
         if isinstance(place, list):  # the tasks
-            names = [task.get("name") for task in place]
-            if section not in names:
-                raise ValueError(f"unknown task {section!r} in {key!r}; {nearest(section, names)}")
-            place = place[names.index(section)]
+            names = [task.get("name") if isinstance(task, Mapping) else None for task in place]
+            if part not in names:
+                raise ValueError(f"unknown task {part!r} in {key!r}; {nearest(part, names)}")
+            place = place[names.index(part)]
         else:
-            place = place.setdefault(section, [] if (depth, section) == (0, "tasks") else {})
+            if place.get(part) is None:
+                place[part] = [] if (depth, part) == (0, "tasks") else {}
+            place = place[part]
         if not isinstance(place, dict | list):
             raise ValueError(
                 f"cannot set {key!r}: {'.'.join(sections[: depth + 1])} is {place!r}, which has no entries"
@@ -143,9 +182,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         >>> parse_override("training.num_train_epochs=3")
         ('training.num_train_epochs', 3)
     """
-    import yaml
-
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"cannot read --set {text!r}: write SECTION.KEY=VALUE, e.g. training.num_train_epochs=3")
-    return key.strip(), yaml.safe_load(value)
+    return key.strip(), read_yaml(value, f"--set {key.strip()}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
 
 from polyrec.core.escapes import printable, printable_lines
+from polyrec.cli.flags import json_line
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 
@@ -18,9 +18,7 @@ def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) ->
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
     found = model.recommend(processor, events, k=k, user=attributes)
-    as_text = (
-        "\n".join(json.dumps(row, ensure_ascii=False) for row in found) if as_json else format_recommendations(found)
-    )
+    as_text = "\n".join(json_line(row) for row in found) if as_json else format_recommendations(found)
     print(printable_lines(as_text))
     return found
 

@@ -15,7 +15,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
+from polyrec.cli.recipe_checks import check_with_data
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.settings import section
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -39,11 +41,11 @@ def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[st
     Args:
         tasks: names of the tasks to learn; None = all.
     """
-    if "tasks" in recipe.model:
-        raise ValueError("model.tasks: tasks belong at the top of a recipe, not into its model section")
     known = {t.name: t for t in parse_tasks(recipe.tasks)}
     learnt = []
-    for task in processor.model_config(**recipe.model).task_configs:
+    with section("model"):
+        whole = processor.model_config(**recipe.model)
+    for task in whole.task_configs:
         if tasks is not None and task.name not in tasks:
             continue
         own = known[task.name]  # a search changes these after the processor was fitted
@@ -160,6 +162,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
     processor, parts = prepare(recipe)
+    check_with_data(recipe, processor)
     trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()], may_push=True)
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
     trainer.save_model(recipe.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -27,13 +27,25 @@ def takes_list(annotation: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, str | bytes | Mapping)
 
 
-def choices(annotation: Any) -> list[str]:
-    """The texts among the values that an annotation lists."""
-    if get_origin(bare(annotation)) is Literal:
-        return [a for a in get_args(bare(annotation)) if isinstance(a, str)]
-    if get_origin(bare(annotation)) in (Union, types.UnionType):
-        return [c for a in get_args(bare(annotation)) for c in choices(a)]
-    return []
+def takes_text(annotation: Any) -> bool:
+    """Whether an annotation wants text, and nothing else that is not null."""
+    annotation = bare(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(a is str or a is type(None) for a in get_args(annotation))
+    return annotation is str
+
+
+def choices_of(annotations: Iterable[Any]) -> list[str]:
+    """The texts among the values that annotations list."""
+    found: list[str] = []
+    for annotation in map(bare, annotations):
+        if get_origin(annotation) is Literal:
+            found += [a for a in get_args(annotation) if isinstance(a, str)]
+        elif get_origin(annotation) in (Union, types.UnionType):
+            found += choices_of(get_args(annotation))
+        elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+            found += [str(member.value) for member in annotation]
+    return found
 
 
 def expected(annotation: Any, limits: Range | None = None) -> str:
@@ -48,7 +60,9 @@ def expected(annotation: Any, limits: Range | None = None) -> str:
         own = next((a for a in annotation.__metadata__ if isinstance(a, Range)), None)
         return expected(annotation.__origin__, own or limits)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(expected(a, limits) for a in get_args(annotation)))
+        listed = any(isinstance(a, type) and issubclass(a, enum.Enum) for a in get_args(annotation))
+        said = [expected(a, limits) for a in get_args(annotation) if not (listed and a is str)]
+        return " or ".join(dict.fromkeys(said))
     if origin is Literal:
         return " or ".join(repr(a) for a in get_args(annotation))
     kind = origin or annotation

@@ -13,21 +13,22 @@ from __future__ import annotations
 import difflib
 import enum
 import functools
+import inspect
 import math
 import numbers
 import os
 import re
+import sys
 import types
-import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from polyrec.core.ranges import Range
-from polyrec.core.setting_words import bare, choices, expected, takes_list
+from polyrec.core.setting_words import bare, choices_of, expected, takes_list, takes_text
 
 _EXPONENT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}", re.ASCII)
 _LARGEST = 2**63 - 1  # of a whole number without a range
@@ -136,30 +137,60 @@ def read(cls: type, values: Any, where: str = "", ranges: Mapping[str, Range] | 
     """
     if isinstance(values, cls):
         return values
-    return cls(**read_arguments(cls, values, where, ranges))
+    arguments = read_arguments(cls, values, where, ranges)
+    for f in fields(cls):
+        if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in arguments:
+            raise SettingError(where or cls.__name__, f"has no {f.name!r}: give {expected(_hints(cls)[f.name])}")
+    return cls(**arguments)
 
 
 def read_arguments(
-    cls: type, values: Any, where: str = "", ranges: Mapping[str, Range] | None = None, only: Collection[str] = ()
+    cls: type,
+    values: Any,
+    where: str = "",
+    ranges: Mapping[str, Range] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The values of [`read`], checked and converted, without building the object.
 
     Args:
-        only: keys that are read; the others are left as they are. Default: all, and unknown ones are refused.
+        only: keys that are read; the others are left as they are. None: all, and unknown ones are refused.
     """
     known = [f.name for f in fields(cls) if f.init]
     if not isinstance(values, Mapping):
         what = f"{where or cls.__name__} is {shown(values)}"
         raise ValueError(f"{what}; it must be a mapping of some of {', '.join(known)}")
-    if not only:
+    if only is None:
         check_keys(values, known, where or cls.__name__)
     hints = _hints(cls)
     return {
         key: read_value(_ranged(hints[key], (ranges or {}).get(key)), value, f"{where}.{key}" if where else key)
-        if not only or key in only
+        if only is None or key in only
         else value
         for key, value in values.items()
     }
+
+
+def reads_arguments(ranges: Mapping[str, Range]) -> Callable[[type], type]:
+    """Class decorator of transformers' configurations: keyword arguments are checked and converted first.
+
+    Args:
+        ranges: {argument: numbers that make sense} of those that the class and its bases in polyrec declare.
+    """
+
+    def wrap(cls: Any) -> Any:
+        original = cls.__init__
+        ours = [base for base in cls.__mro__ if base.__module__.startswith("polyrec.")]
+        own = {name for base in ours for name in inspect.get_annotations(base)}
+
+        @functools.wraps(original)
+        def __init__(self: Any, *args: Any, **values: Any) -> None:
+            original(self, *args, **read_arguments(cls, values, "", ranges, only=own & set(values)))
+
+        cls.__init__ = __init__
+        return cls
+
+    return wrap
 
 
 def conform(instance: Any, ranges: Mapping[str, Range] | None = None, where: str = "") -> None:
@@ -193,8 +224,12 @@ def read_value(annotation: Any, value: Any, name: str) -> Any:
         hint = ""
         if isinstance(value, str) and value and takes_list(annotation):
             hint = f", e.g. [{shown(value)}]"
-        elif isinstance(value, str) and (close := difflib.get_close_matches(value[:_SHOWN], choices(annotation), n=1)):
+        elif isinstance(value, str) and (
+            close := difflib.get_close_matches(value[:_SHOWN], choices_of([annotation]), n=1)
+        ):
             hint = f"; did you mean {close[0]!r}?"
+        elif isinstance(value, bool | int | float) and takes_text(annotation):
+            hint = ", written in quotes"  # YAML reads no, yes, on, off and 1:30 as something else
         raise SettingError(name, f"is {shown(value)}; it must be {expected(annotation)}{hint}")
     return found
 
@@ -218,7 +253,16 @@ _WRONG: Any = object()  # what a value becomes that its annotation does not mean
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+    """Annotations of a class and its bases; one that names what is imported for type checkers only says nothing."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        names = vars(sys.modules[base.__module__])
+        for name, annotation in inspect.get_annotations(base).items():
+            try:
+                found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation
+            except NameError:
+                found[name] = Any
+    return found
 
 
 def _ranged(annotation: Any, limits: Range | None) -> Any:
@@ -247,7 +291,7 @@ def _read(annotation: Any, value: Any, name: str, limits: Range | None = None) -
 
 def _read_plain(kind: type, value: Any, limits: Range | None) -> Any:
     if kind is str:
-        return value if isinstance(value, str) else _WRONG
+        return os.fspath(value) if isinstance(value, os.PathLike) else value if isinstance(value, str) else _WRONG
     if kind is bool:
         return bool(value) if _is_bool(value) else _WRONG
     number = as_number(value)
@@ -291,6 +335,8 @@ def _is_bool(value: Any) -> bool:
 
 
 def _read_union(choices: Sequence[Any], value: Any, name: str, limits: Range | None) -> Any:
+    if isinstance(value, str) and any(_is_enum(choice) for choice in choices):
+        return value if value in choices_of(choices) else _WRONG  # `str` beside it means the texts of its values
     # A value that is of one of the types already is never converted to another one.
     for exact in (True, False):
         for choice in choices:
@@ -300,6 +346,10 @@ def _read_union(choices: Sequence[Any], value: Any, name: str, limits: Range | N
             if found is not _WRONG:
                 return found
     return _WRONG
+
+
+def _is_enum(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
 
 
 def _is_already(annotation: Any, value: Any) -> bool:

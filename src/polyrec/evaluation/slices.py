@@ -12,6 +12,7 @@ A mean over all rows hides that new people, rare items or one category are serve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def slice_groups(
         item_counts: [N], training events of each item.
         columns: attributes of items or people to group by. Default: the first categorical attribute of the items.
     """
+    check_slices(columns, processor)
     log, event = test.log, test.candidates.event
     item, person = log.item[event], log.person[event]
     events_P = np.bincount(train.people()[train.own_view], minlength=len(log.user_ids))
@@ -63,6 +65,22 @@ def slice_groups(
         found[name] = _by_attribute(name, processor, test, item, person)
     held = {by: {n: rows for n, rows in groups.items() if rows.any()} for by, groups in found.items()}
     return {by: groups for by, groups in held.items() if len(groups) > 1}
+
+
+def check_slices(columns: Sequence[str], processor: PolyRecProcessor) -> None:
+    """Refuse attributes that do not group rows, before anything is trained.
+
+    Raises:
+        ValueError: there is no such attribute of items or users, or it is neither a category nor a number.
+    """
+    known = processor.items.encoders | processor.users.encoders
+    for name in columns:
+        if name not in known:
+            raise ValueError(f"slices: no attribute {name!r} of items or people; {nearest(name, list(known))}")
+        if known[name].kind not in ("numeric", "categorical", "multi"):
+            raise ValueError(
+                f"slices: {name!r} is of kind {known[name].kind!r}: only categories and numbers form groups"
+            )
 
 
 def sliced(
@@ -194,19 +212,13 @@ def _by_attribute(
     items, users = processor.items.encoders, processor.users.encoders
     if name in items:
         return _by_value(items[name], processor.items.encoded[name][item])
-    if name in users:
-        return _by_value(users[name], dataset.log.user_features[name][person])
-    raise ValueError(f"slices: no attribute {name!r} of items or people; {nearest(name, [*items, *users])}")
+    return _by_value(users[name], dataset.log.user_features[name][person])
 
 
 def _by_value(encoder: ColumnEncoder, values: np.ndarray) -> dict[str, np.ndarray]:
     if encoder.kind == "numeric":
         numbers = values if values.ndim == 1 else values[:, 0]
         return _named(_thirds(numbers), ("lowest third", "middle third", "highest third"))
-    if encoder.kind not in ("categorical", "multi"):
-        raise ValueError(
-            f"slices: {encoder.name!r} is of kind {encoder.kind!r}: only categories and numbers form groups"
-        )
     codes = values if values.ndim > 1 else values[:, None]
     rows_of = np.bincount(codes[codes >= FIRST])
     most = [int(code) for code in np.argsort(-rows_of, kind="stable")[:_MOST_VALUES] if rows_of[code]]

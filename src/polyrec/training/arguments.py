@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import trainer_log_levels
 
+from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range
+from polyrec.core.settings import SettingError, conform, nearest
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 
 HUB_ARGUMENTS = (
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
 )  # fmt: skip
+_SEED = Range(0, 2**32 - 1)  # what numpy takes
+_ROWS = Range(1, 1_000_000)
+# Numbers that make sense, of the arguments of transformers and of those below.
+RANGES: Mapping[str, Range] = {
+    **dict.fromkeys(("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "save_steps"), POSITIVE),
+    **dict.fromkeys(("backbone_learning_rate", "embedding_learning_rate", "eval_steps"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "warmup_steps", "eval_delay", "max_grad_norm", "task_patience"), NOT_NEGATIVE),
+    **dict.fromkeys(("unfreeze_epochs", "neftune_noise_alpha", "ddp_timeout"), NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "task_factor", "ema_decay"), BELOW_ONE),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "rank_k"), _ROWS),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), _ROWS),
+    **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), AT_LEAST_ONE),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "task_epochs": NOT_NEGATIVE,
+    "max_steps": Range(-1, 10**12),
+    "layer_decay": Range(0, 1, open_low=True),
+    "dataloader_num_workers": Range(0, max(64, 4 * (os.cpu_count() or 1))),
+}
+
 # Arguments of a training from scratch that mean nothing when a trained model goes on for a little while.
 _OF_A_WHOLE_RUN = (
     "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
@@ -66,7 +91,7 @@ class PolyRecTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The scheduler type to use."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "People (windows) per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
@@ -116,6 +141,8 @@ class PolyRecTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        conform(self, RANGES)
+        self.check_names(vars(self))
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers knows names that end with "loss" only: the highest RMSE would be the best.
             lower = ("loss", *(f"_{name}" for name in LOWER_IS_BETTER))
@@ -128,14 +155,19 @@ class PolyRecTrainingArguments(TrainingArguments):
                 "dataloader_persistent_workers=True would draw the same training windows in every epoch: workers that "
                 "live on never hear of a new epoch; leave it False"
             )
-        for name in ("task_factor", "ema_decay"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be in [0, 1)")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be in (0, 1]")
-        if self.unfreeze_epochs < 0:
-            raise ValueError(f"unfreeze_epochs is {self.unfreeze_epochs}; it must be >= 0 (0 = all layers at once)")
-        if self.task_patience < 0:
-            raise ValueError(f"task_patience is {self.task_patience}; it must be >= 0 evaluations (0 = never)")
         if self.task_patience and self.eval_strategy == "no":
             raise ValueError("task_patience needs evaluations during training: pass eval_strategy='epoch' or 'steps'")
+
+    @staticmethod
+    def check_names(given: Mapping[str, Any]) -> None:
+        """Refuse names among arguments that transformers would look up later, when hours may have gone by."""
+        for name in ("log_level", "log_level_replica"):
+            if (level := given.get(name, "passive")) not in trainer_log_levels:
+                raise SettingError(name, f"is {level!r}; {nearest(level, list(trainer_log_levels))}")
+        known, report = ["none", "all", *INTEGRATION_TO_CALLBACK], given.get("report_to")
+        for tracker in [report] if isinstance(report, str) else report or []:
+            if tracker not in known:
+                raise SettingError("report_to", f"names {tracker!r}; {nearest(tracker, sorted(known))}")
+        for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"):
+            if isinstance(value := given.get(name), str) and not value.lstrip().startswith("{"):
+                raise SettingError(name, f"is {value!r}; it must be a mapping or null")
