@@ -363,6 +363,19 @@ def test_times_of_a_history_may_be_of_any_unit(tables):
     windows_equal(first, second)
 
 
+def test_rows_of_the_log_are_a_history(tables, tmp_path):
+    """Prevents columns of the log that nothing reads from being called mistakes, before and after saving."""
+    tables["interactions"]["session"] = np.arange(400)
+    processor, _ = fit(tables)
+    rows = {name: np.asarray(values)[:2] for name, values in tables["interactions"].items()}
+    processor.save_pretrained(tmp_path)
+    for known in (processor, PolyRecProcessor.from_pretrained(tmp_path)):
+        events = [{"item_id": int(i), "session": 3, "user_id": 7} for i in rows["item_id"]]
+        windows_equal(known.request(events, asked), known.request(rows["item_id"], asked))
+        with pytest.raises(ValueError, match="unknown key 'sesion' in the history.*did you mean 'session'"):
+            known.request({"item_id": [3], "sesion": [1]}, asked)
+
+
 @pytest.mark.parametrize(
     ("history", "options", "message"),
     [
@@ -377,8 +390,21 @@ def test_times_of_a_history_may_be_of_any_unit(tables):
         ([{"item_id": 3, "timestamp": 2e6}], {"time": 1.5e6}, "time 1500000 is not after .*would see the future"),
         ([{"item_id": 3, "timestamp": 2e6}], {"time": 2e6}, "time 2000000 is not after .*would see the future"),
         ([{"item_id": 3, "timestamp": 2e6}, 4], {}, r"history: column 'timestamp' \(time\) has no value in row 1"),
-        ([{"item": 3}], {}, "history: no column 'item_id' .needed as item id.; known: item; did you mean 'item'"),
-        ([3, None], {}, r"history: column 'item_id' \(item id\) has no value in row 1"),
+        ([{"item": 3}], {}, "unknown key 'item' in history.0.; known: item_id.*did you mean 'item_id'"),
+        ([3, None], {}, r"history\[1\] is None; it must be an item id: text or a whole number"),
+        ([3, True], {}, r"history\[1\] is True; it must be an item id"),
+        ([3, 4.5], {}, r"history\[1\] is 4.5; it must be an item id"),
+        ([{"item_id": 3, "ratng": 5.0}], {}, r"unknown key 'ratng' in history\[0\]; .*did you mean 'rating'"),
+        ({"item_id": [3], "ratng": [5.0]}, {}, "unknown key 'ratng' in the history; .*did you mean 'rating'"),
+        ([{"rating": 5.0}], {}, r"history\[0\] has no 'item_id': say which item it is about"),
+        ({"item_id": 3, "rating": 5.0}, {}, "history is .*, one event: put it into a list"),
+        ([3], {"user": ["age"]}, r"user is \['age'\]; it must be a mapping of columns to values"),
+        ([3], {"user": {"age": float("inf")}}, "user.age is inf; it must be finite"),
+        ([3], {"context": 3}, "context is 3; it must be a mapping of columns to values"),
+        ([3], {"time": "soon"}, "time is 'soon'; it must be seconds, ISO text"),
+        ([3], {"time": True}, "time is True; it must be seconds"),
+        ([3], {"time": float("nan")}, "time is nan; it must be seconds"),
+        ([3], {"time": 1.6e12}, "time is 1600000000000.0, after the year 3000: give seconds"),
         ([3, "new"], {}, "history: column 'item_id' mixes types"),
         (3, {}, "history: cannot read a int: pass"),
     ],

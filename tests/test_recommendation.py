@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from model_fixtures import PAIR_TASKS, TASKS, fit, synthetic_log, tiny_model
 
-from polyrec import PolyRecCollator
+from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation
+from polyrec.core.settings import saved_files
 from polyrec.encoders.item import FIRST_ITEM
 
 NEW_ITEMS = {22, 23}  # never in the log, see `synthetic_log`
@@ -119,12 +123,48 @@ def test_more_than_there_is_and_nothing_left(world):
     assert model.recommend(processor, list(range(24)), k=5) == []
 
 
-@pytest.mark.parametrize("k", [0, -1])
-def test_k_must_be_positive(world, k):
-    """Prevents an empty or reversed list from being returned for a typing error."""
+@pytest.mark.parametrize("k", [0, -1, None, 1.5, True, "5", float("nan")])
+def test_k_must_be_a_positive_whole_number(world, k):
+    """Prevents an empty or reversed list from being returned for a typing error, and True from meaning 1."""
     processor, _, model = world
-    with pytest.raises(ValueError, match=f"k is {k}; it must be >= 1"):
+    with pytest.raises(ValueError, match=f"k is {k!r}; it must be a whole number >= 1"):
         model.recommend(processor, [3], k=k)
+
+
+def test_numbers_of_numpy_and_times_of_any_kind_are_read(world):
+    """Prevents k=np.int64(5) from being refused, and ISO text from meaning another time than its seconds."""
+    processor, _, model = world
+    expected = model.recommend(processor, [3], k=5, time=2_000_000)
+    for time in (
+        "1970-01-24T03:33:20",
+        "1970-01-24T04:33:20+01:00",
+        np.datetime64(2_000_000, "s"),
+        np.int64(2_000_000),
+    ):
+        assert model.recommend(processor, [3], k=np.int64(5), time=time) == expected
+    assert len(model.recommend(processor, [3], k=10**9)) == 23
+    with pytest.raises(ValueError, match="exclude_seen is 'no'; it must be true or false or null"):
+        model.recommend(processor, [3], exclude_seen="no")
+
+
+def test_ratings_that_training_has_not_seen_are_told(world):
+    """Prevents a rating of 99 on a scale of 1..5 from being read as an unknown one without a word."""
+    processor, _, model = world
+    with pytest.warns(UserWarning, match=r"rating is 99, outside of what training has seen \(1 to 5\)"):
+        model.recommend(processor, [{"item_id": 3, "rating": 99.0}], k=1)
+
+
+def test_a_prediction_never_stands_where_the_id_does(world):
+    """Prevents a task "item" of a run of before names were reserved from overwriting what is recommended."""
+    processor, _, _ = world
+    renamed = copy.copy(processor)
+    with saved_files(), warnings.catch_warnings(action="ignore"):
+        renamed.tasks = [
+            replace(t, name="item", label="rating >= 4") if t.name == "like" else t for t in processor.tasks
+        ]
+        config = processor.model_config().to_dict() | {"tasks": [asdict(t) for t in renamed.tasks]}
+        model = PolyRecForRecommendation(PolyRecConfig.from_dict(config)).eval()
+    assert set(items(model.recommend(renamed, [3], k=24))) == set(range(24)) - {3}
 
 
 # ------------------------------------------------------------------ cold starts
@@ -207,7 +247,7 @@ def test_model_of_retrieval_alone(world):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"task": "clik"}, r"unknown task 'clik'; the model has \['next_item', 'like', 'rating'\]"),
+        ({"task": "clik"}, r"unknown task 'clik'; known: next_item, like, rating; did you mean 'like'"),
         ({"user": {"agee": 3}}, "unknown user column 'agee'; .*did you mean 'age'"),
         ({"context": {"surfase": "home"}}, "unknown context column 'surfase'; .*did you mean 'surface'"),
     ],

@@ -8,10 +8,11 @@ from typing import Any
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from polyrec.core.settings import check_keys, shown
 from polyrec.data.remote_requests import check_history, check_text, check_values
+from polyrec.data.request_reader import read_scalar
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.registry import nearest
 
 TASK = "recommendation"
 _REQUEST = ("history", "user", "context", "time", "query")
@@ -57,16 +58,16 @@ class RecommendationPipeline(Pipeline):
         exclude_seen: bool | None = None,
         reasons: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if reasons is not None:
+            reasons = read_scalar("reasons", reasons)
         given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen, "reasons": reasons}
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, person: Any) -> dict[str, Any]:
         """A person as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
         if not isinstance(person, Mapping):
-            raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {person!r}")
-        for name in person:
-            if name not in _REQUEST:
-                raise ValueError(f"unknown key {name!r} of a person; {nearest(str(name), list(_REQUEST))}")
+            raise ValueError(f"a user is a dict such as {{'history': [item ids]}}, not {shown(person)}")
+        check_keys(person, _REQUEST, "a request")
         check_history(person.get("history"))
         for name in ("user", "context"):
             if person.get(name) is not None:

@@ -30,6 +30,7 @@ from polyrec.data.processor_checks import (
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
 from polyrec.data.release import age_start, first_times, item_times, milliseconds
+from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import request_table, variants
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.settings import FitSettings, SplitSettings
@@ -142,6 +143,7 @@ class PolyRecProcessor:
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.first_event = np.full(len(items), np.inf)  # of each item in the log, in seconds
         self.label_summary: dict[str, dict[str, Any]] = {}
+        self.log_columns: list[str] = []  # of the log that was fitted, also those that nothing reads; [] = unknown
         self.training_rows: TrainingRows | None = None  # None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         check_keys_only(columns, items, users, event_encoders["candidate"])
@@ -203,7 +205,9 @@ class PolyRecProcessor:
             counted = LogStatistics.of(wanted, columns, tasks, item_table, keyed)
         read = None if settings.text is None else resolve(settings.text)
         own = settings.max_history, settings.ties
-        return cls(columns, tasks, item_table, user_table, encoders, *own, counted, read)
+        processor = cls(columns, tasks, item_table, user_table, encoders, *own, counted, read)
+        processor.log_columns = log.column_names
+        return processor
 
     # ---------------------------------------------------------------- split
     def split(
@@ -493,7 +497,7 @@ class PolyRecProcessor:
         *,
         user: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
-        time: float | None = None,
+        time: Any = None,
         query: str | None = None,
     ) -> dict[str, Any]:
         """One window for the collator: a person's history and the items asked about, all labels unknown.
@@ -506,7 +510,8 @@ class PolyRecProcessor:
             items: int64 [C], rows of the catalog's items in the item table, i.e. from 2 on.
             user: attributes of the person, {column: value}; what is absent is missing.
             context: context of the request, {column: value}.
-            time: of the request, seconds; default: one second after the latest event known.
+            time: of the request: seconds, ISO text, a date or a timestamp; default: one second after the latest event
+                known.
             query: what the person typed; needs `columns.query`.
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
@@ -521,33 +526,48 @@ class PolyRecProcessor:
         *,
         user: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
-        time: float | None = None,
+        time: Any = None,
         query: str | None = None,
     ) -> EventLog:
         """The events of a [`request`] and then the items asked about, encoded; its running statistics come later."""
         encoders = self.event_encoders
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
-        derived = derived_names(self.columns)
-        asked_about = {n: (context or {}).get(n) for n in encoders["candidate"] if n not in derived}
+        told = self.request_reader
+        user = told.attributes(user, "user", self.users.encoders)
+        context = told.attributes(context, "context", told.context)
+        history, time = told.history(history), told.time(time)
+        asked_about = {n: context.get(n) for n in told.context}
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
         if unknown is not None:
             raise ValueError(
                 f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{self.num_items - 1}"
             )
         asked_ids = self.items.ids.take(pa.array(items - FIRST))
+        query = None if query is None else read_scalar("query", query)
         if query is not None and self.columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
         table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, self._latest, query)
         log = self.encode_events(table)
-        for source, given, known in (("user", user, self.users.encoders), ("context", context, asked_about)):
-            for name in given or {}:
-                if name not in known:
-                    raise ValueError(f"unknown {source} column {name!r}; {nearest(name, sorted(known))}")
         for name, encoder in self.users.encoders.items():
             if encoder.kind != "text":
-                values = pa.array([(user or {}).get(name)])
+                values = pa.array([user.get(name)])
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
         return log
+
+    @property
+    def request_reader(self) -> RequestReader:
+        """What reads and checks requests."""
+        derived, candidate = derived_names(self.columns), self.event_encoders["candidate"]
+        return RequestReader(
+            self.columns,
+            self.tasks,
+            feedback=self.event_encoders["event"],
+            context={name: encoder for name, encoder in candidate.items() if name not in derived},
+            user=self.users.encoders,
+            measured=() if self.statistics is None else self.statistics.measures,
+            log_columns=self.log_columns,
+            labels=self.label_summary,
+        )
 
     def request_windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
@@ -656,6 +676,7 @@ class PolyRecProcessor:
             max_history=self.max_history,
             ties=self.ties,
             label_summary=self.label_summary,
+            log_columns=self.log_columns,
             training_rows=None if self.training_rows is None else self.training_rows.arrays(),
             include_users=include_users,
         )
@@ -691,11 +712,12 @@ class PolyRecProcessor:
         found = processor_files.load(folder)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
         learnt = found.pop("training_rows")
+        log_columns = found.pop("log_columns")
         first_event = found.pop("first_event")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
         processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
-        processor.first_event = first_event
+        processor.first_event, processor.log_columns = first_event, log_columns
         return processor
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.core.names import ROW_KEYS
+from polyrec.core.settings import nearest
 from polyrec.data.candidates import left_out
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.request_reader import read_scalar
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -26,7 +29,7 @@ def recommend(
     *,
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
-    time: float | None = None,
+    time: Any = None,
     task: str | None = None,
     exclude_seen: bool | None = None,
 ) -> list[dict[str, Any]]:
@@ -38,7 +41,8 @@ def recommend(
         k: number of recommendations.
         user: attributes of the person, {column: value}.
         context: context of the request, {column: value}.
-        time: when the answer is wanted, in seconds; default: right after the latest event that is known.
+        time: when the answer is wanted: seconds, ISO text, a date or a timestamp; default: right after the latest event
+            that is known.
         task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
             retrieval tasks ranks the whole catalog by its first pair task.
         exclude_seen: leave out items of the history; None: as the model was evaluated (`config.exclude_seen`), by
@@ -50,10 +54,9 @@ def recommend(
         attributes alone) and `cold_start` (True: none of the history's items is known, so only the person's attributes
         and overall trends speak).
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be >= 1")
+    k, task, exclude_seen = (read_scalar(n, v) for n, v in (("k", k), ("task", task), ("exclude_seen", exclude_seen)))
     with model.eval_mode() as model:
-        return _recommend(model, processor, history, k, user or {}, context or {}, time, task, exclude_seen)
+        return _recommend(model, processor, history, k, user, context, time, task, exclude_seen)
 
 
 def _recommend(
@@ -61,14 +64,14 @@ def _recommend(
     processor: PolyRecProcessor,
     history: Any,
     k: int,
-    user: Mapping[str, Any],
-    context: Mapping[str, Any],
-    time: float | None,
+    user: Mapping[str, Any] | None,
+    context: Mapping[str, Any] | None,
+    time: Any,
     task: str | None,
     exclude_seen: bool | None,
 ) -> list[dict[str, Any]]:
     if task is not None and task not in model.heads:
-        raise ValueError(f"unknown task {task!r}; the model has {list(model.heads)}")
+        raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
     from_history = [name for name in model.state_tasks if model.heads[name].excludes == "history"]
     if task is None and not (from_history or model.pair_tasks):
         raise ValueError(f"the model can only search ({list(model.heads)}): call model.search(processor, query)")
@@ -96,13 +99,15 @@ def _recommend(
     if not len(best):
         return []
     others = {n: own[best] for n, own in others.items()} or answers(model, processor, history, best, request, items)
+    # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
+    told = [n for n in (*from_history, *model.pair_tasks) if n != ranking_task and n not in ROW_KEYS]
     known_history = bool((processor.item_counts[seen] > 0).any())
     return [
         {
             "rank": n + 1,
             **processor.describe(int(row)),
             "score": float(scores[row]),
-            **{name: float(others[name][n]) for name in (*from_history, *model.pair_tasks) if name != ranking_task},
+            **{name: float(others[name][n]) for name in told},
             "cold_item": bool(processor.item_counts[row] == 0),
             "cold_start": not known_history,
         }

@@ -38,7 +38,7 @@ _LOG1P = re.compile(r"^\s*log1p\s*\((?P<inside>[^()]*)\)\s*$")
 _QUOTIENT = re.compile(rf"^(?P<column>.*\S)\s*/\s*(?P<divisor>{_NUMBER})\s*$")
 
 
-def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+def from_dict(cls: type, values: Any, where: str = "") -> Any:
     """Build the dataclass `cls` from a mapping, see [`polyrec.core.settings.read`].
 
     Args:
@@ -154,10 +154,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", self.name)):
-            quotes = " (YAML reads no, yes, on and off as truth values: write quotes)" * isinstance(self.name, bool)
             raise ValueError(
-                f"task name {shown(self.name)}{quotes} must be letters, digits and '_' (64 at most), "
-                "beginning with a letter"
+                f"task name {shown(self.name)} must be letters, digits and '_' (64 at most), beginning with a letter"
             )
         conform(self, where=f"tasks.{self.name}")
         check_task_name(self.name)

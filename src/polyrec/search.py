@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from polyrec.core.names import ROW_KEYS
+from polyrec.data.request_reader import read_scalar
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -26,7 +28,7 @@ def search(
     *,
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
-    time: float | None = None,
+    time: Any = None,
     task: str | None = None,
     expand: int = 0,
     expand_weight: float = 0.3,
@@ -51,18 +53,25 @@ def search(
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
         that judges items (knowing the query) and `cold_item` (True: never met in training). None for an empty query.
     """
+    k, query, task, expand, expand_weight, exclude_seen = (
+        read_scalar(name, value)
+        for name, value in (
+            ("k", k),
+            ("query", query),
+            ("task", task),
+            ("expand", expand),
+            ("expand_weight", expand_weight),
+            ("exclude_seen", exclude_seen),
+        )
+    )
     searches = [name for name in model.state_tasks if model.heads[name].excludes == "own item"]
     if not searches:
         raise ValueError(f"the model has no search task; its tasks are {list(model.heads)}")
     if task is not None and task not in searches:
         raise ValueError(f"unknown search task {task!r}; {nearest(task, searches)}")
-    if k < 1 or expand < 0 or not 0 <= expand_weight <= 1:
-        raise ValueError(f"k must be >= 1, expand >= 0 and expand_weight in [0, 1], not {k}, {expand}, {expand_weight}")
-    if not isinstance(query, str):
-        raise ValueError(f"a query is a text, not {type(query).__name__}")
     with model.eval_mode() as model:
         name = task or searches[0]
-        request = {"user": user or {}, "context": context or {}, "time": time, "query": query}
+        request = {"user": user, "context": context, "time": time, "query": query}
         items = model.item_encoder.table()
         found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
         if found is None:
@@ -81,7 +90,7 @@ def search(
             "rank": n + 1,
             **processor.describe(int(row)),
             "score": float(found[row]),
-            **{name: float(others[name][n]) for name in model.pair_tasks},
+            **{name: float(others[name][n]) for name in model.pair_tasks if name not in ROW_KEYS},
             "cold_item": bool(processor.item_counts[row] == 0),
         }
         for n, row in enumerate(best)

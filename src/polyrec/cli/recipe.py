@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from polyrec.core.ranges import NOT_NEGATIVE
 from polyrec.core.secrets import without_secrets
-from polyrec.core.settings import SettingError, conform, nearest, read, section, shown
+from polyrec.core.settings import SettingError, conform, nearest, read, shown
 from polyrec.core.yaml_text import read_yaml
 from polyrec.data.settings import FitSettings, SplitSettings
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
@@ -85,8 +85,7 @@ class Recipe:
             "split": (SplitSettings, self.split),
             **{f"updates[{n}]": (RecipeUpdate, update) for n, update in enumerate(self.updates)},
         }.items():
-            with section(place):
-                read(cls, values, place)
+            read(cls, values, place)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML; tokens and passwords are left out, so they reach no file."""

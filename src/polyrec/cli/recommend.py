@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.cli.flags import json_line
+from polyrec.core.names import ROW_KEYS
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 
@@ -47,15 +48,22 @@ def read_user(given: list[str], processor: PolyRecProcessor) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"cannot read --user {text!r}: write COLUMN=VALUE")
         encoder = processor.users.encoders.get(name)
-        attributes[name] = float(value) if encoder is not None and encoder.kind == "numeric" else value
+        attributes[name] = _number(value, name) if encoder is not None and encoder.kind == "numeric" else value
     return attributes
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--user {name}={text}: {name} is a number for this model") from None
 
 
 def format_recommendations(found: list[dict[str, Any]]) -> str:
     """A table: rank, title, score and every task's prediction."""
     if not found:
         return "nothing left to recommend"
-    tasks = [n for n, v in found[0].items() if n not in ("rank", "item", "title", "score", "cold_item", "cold_start")]
+    tasks = [name for name in found[0] if name not in ROW_KEYS]
     lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>12}" for t in tasks)]
     for row in found:
         title = printable(f"{row.get('title') or ''} [{row['item']}]".strip()) + (" (new)" if row["cold_item"] else "")

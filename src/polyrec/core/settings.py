@@ -63,7 +63,7 @@ def section(name: str) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        if error.name.startswith(f"{name}."):
+        if not name or error.name == name or error.name.startswith((f"{name}.", f"{name}[")):
             raise
         raise SettingError(f"{name}.{error.name}", error.problem) from error
 
@@ -83,7 +83,7 @@ def reads_saved() -> bool:
     return _reading_saved.get()
 
 
-def nearest(name: Any, known: Collection[str]) -> str:
+def nearest(name: Any, known: Collection[Any]) -> str:
     """Return the end of an error message: the known names and the nearest one, if any is near.
 
     Example:
@@ -141,7 +141,8 @@ def read(cls: type, values: Any, where: str = "", ranges: Mapping[str, Range] | 
     for f in fields(cls):
         if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in arguments:
             raise SettingError(where or cls.__name__, f"has no {f.name!r}: give {expected(_hints(cls)[f.name])}")
-    return cls(**arguments)
+    with section(where):
+        return cls(**arguments)
 
 
 def read_arguments(

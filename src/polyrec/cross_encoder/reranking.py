@@ -20,6 +20,7 @@ from polyrec.cross_encoder.collator import collate
 from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder, PolyRecCrossEncoderOutput
 from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.cross_encoder.sampling import FIRST_ITEM, only
+from polyrec.data.request_reader import read_ids, read_scalar
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation.evaluator import PairPredictions, Predictions
 from polyrec.evaluation.scored import Ranking
@@ -153,7 +154,7 @@ def rerank(
     blend: float = 0.0,
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
-    time: float | None = None,
+    time: Any = None,
 ) -> list[dict[str, Any]]:
     """Order given items for one person.
 
@@ -168,10 +169,13 @@ def rerank(
         One dict per candidate, best first: `rank`, `item`, `title` (if the catalog has one), `score` and one entry per
         other task.
     """
+    task, blend = read_scalar("task", task), read_scalar("blend", blend)
     ranking_task = task or next(iter(model.state_tasks or model.pair_tasks))
     if ranking_task not in model.heads:
         raise ValueError(f"unknown task {ranking_task!r}; {nearest(ranking_task, list(model.heads))}")
-    ids = [c["item"] if isinstance(c, Mapping) else c for c in candidates]
+    if isinstance(candidates, Sequence) and not isinstance(candidates, str):
+        candidates = [c.get("item") if isinstance(c, Mapping) else c for c in candidates]
+    ids = read_ids(candidates, "candidates")
     if not ids:
         return []
     rows = processor.items.rows(pa.array(ids))

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from polyrec.core.settings import nearest
 from polyrec.data.columns import UNKNOWN
-from polyrec.data.tables import as_table, ids
+from polyrec.data.request_reader import read_ids, read_scalar
+from polyrec.data.tables import ids
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.explanation.attributes import ID, attribute_effects, word_effects
 from polyrec.explanation.events import EventEffects, leave_one_out
@@ -31,7 +33,7 @@ def explain(
     task: str | None = None,
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
-    time: float | None = None,
+    time: Any = None,
     events: int = 3,
     words: bool = False,
     template: ReasonTemplate | None = None,
@@ -59,8 +61,11 @@ def explain(
         without the event), `attributes` (strongest first: `name`, `value`, `effect`; "id" is the item's own vector),
         `words` (`word`, `effect`) and `gates` ({pair task: {source: how much the task takes of it}}).
     """
-    if events < 0:
-        raise ValueError(f"events is {events}; it must be >= 0")
+    k, events, words, task = (
+        read_scalar(name, value) for name, value in (("k", k), ("events", events), ("words", words), ("task", task))
+    )
+    if task is not None and task not in model.heads:
+        raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
     request: dict[str, Any] = {"user": user, "context": context, "time": time}
     task = task or _ranking_task(model)
     if items is None:
@@ -121,9 +126,9 @@ def _ranking_task(model: PolyRecForRecommendation) -> str:
 
 def item_rows(processor: PolyRecProcessor, items: Sequence[Any]) -> np.ndarray:
     """Rows of item ids, which must be in the catalog."""
-    if not len(items):
+    given = read_ids(items, "items")
+    if not given:
         return np.zeros(0, dtype=np.int64)
-    given = list(items)
     if pa.types.is_large_string(processor.items.ids.type) or pa.types.is_string(processor.items.ids.type):
         given = [str(item) for item in given]
     rows = processor.items.rows(pa.array(given))
@@ -156,7 +161,7 @@ class _Events:
 
     def __init__(self, question: Question) -> None:
         processor, log = question.processor, question.log
-        table = as_table(question.history, processor.columns.item)
+        table = processor.request_reader.history(question.history)
         self.ids = [] if table is None else ids(table, processor.columns.item, "history", "item id").to_pylist()
         rows = log.item[: question.events]
         self.known = bool((processor.item_counts[rows] > 0).any())

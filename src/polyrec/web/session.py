@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from polyrec.core.names import ROW_KEYS
 from polyrec.data.columns import FIRST
 from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
 from polyrec.data.tables import ids, times
@@ -20,7 +21,6 @@ from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.recommendation import answers, recommend
 
 Event = dict[str, Any]
-_OF_NO_TASK = ("rank", "item", "title", "score", "cold_item", "cold_start")
 _PAUSE = 60.0  # seconds between the last event of a history and one that is added to it
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
@@ -204,7 +204,7 @@ class DemoSession:
                 _move(before, row["item"], row["rank"]),
                 self.titles[row["item"]],
                 round(row["score"], 3),
-                *(round(value, 3) for name, value in row.items() if name not in _OF_NO_TASK),
+                *(round(value, 3) for name, value in row.items() if name not in ROW_KEYS),
                 reasons[row["item"]],
             ]
             for row in found

@@ -1,0 +1,155 @@
+"""Mistakes in recipes and flags: one line, before any table is read, with the key, the value and what it must be."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+
+from polyrec.cli import main as cli
+from polyrec.cli import prepare as prepared
+from polyrec.cli.main import main
+from polyrec.cli.recipe import load_recipe
+
+TASKS = "[{name: like, head: binary, label: 'rating >= 4'}, {name: stars, head: regression, label: rating}]"
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe whose table must not be read: it is refused before."""
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,rating\n")
+    (tmp_path / "r.yaml").write_text(f"interactions: {tmp_path}/log.csv\ntasks: {TASKS}\noutput: {tmp_path}/run\n")
+
+    def read(*arguments):
+        raise AssertionError("a table was read before the settings were checked")
+
+    monkeypatch.setattr(prepared, "joined_table", read)
+    return tmp_path / "r.yaml"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.lr=1", "unknown key 'lr' in training"),
+        ("training.learning_rat=1", "did you mean 'learning_rate'"),
+        ("training.learning_rate=abc", "training.learning_rate is 'abc'; it must be a number > 0"),
+        ("training.weight_decay=-1", "training.weight_decay is -1; it must be a number >= 0"),
+        ("training.dataloader_num_workers=1" + "0" * 30, "training.dataloader_num_workers is 1"),
+        ("training.exclude_seen=maybe", "training.exclude_seen is 'maybe'; it must be true or false"),
+        ("training.eval_strategy=epok", "did you mean 'epoch'"),
+        ("training.report_to=[tensorbord]", "did you mean 'tensorboard'"),
+        ("training.metric_for_best_model=like_aux", "did you mean 'like_auc'"),
+        ("training.task_epochs={lik: 1}", "training.task_epochs names the task 'lik'; known: like, stars"),
+        ("split.fraction=[1, 0, 0]", "unknown key 'fraction' in split.*did you mean 'fractions'"),
+        ("split.fractions=[0.5, 0.1, 0.1]", "split.fractions are .*must sum to 1"),
+        ("split.max_delay=.inf", "max_delay.*inf"),
+        ("split=-1", "split is -1; it must be a mapping"),
+        ("processor.maxhist=3", "unknown key 'maxhist' in processor.*did you mean 'max_history'"),
+        ("processor=[]", r"processor is \[\]; it must be a mapping"),
+        ("processor.statistics=3", "processor.statistics is 3; it must be true or false or a mapping of log"),
+        ("processor.statistics={log: 3}", "processor.statistics.log is 3; it must be a list"),
+        ("model=1.5", "model is 1.5; it must be a mapping"),
+        ("model.experts=0", "model.experts is 0; it must be text, written in quotes"),
+        ("model.hidden_siz=8", "unknown key 'hidden_siz' in model.*did you mean 'hidden_size'"),
+        ("model.intermediate_size=1000000000", "model.intermediate_size is 1000000000; it must be a whole number in"),
+        ("model.auto_map=x", "unknown key 'auto_map' in model"),
+        ("model.tasks=[]", "model.tasks: tasks belong at the top"),
+        ("tasks=3", "tasks is 3; it must be a list"),
+        ("tasks=[3]", r"tasks\[0\] is 3; it must be a mapping"),
+        ("tasks=[{name: like}]", r"tasks\[0\] has no head"),
+        ("tasks=[{name: no, head: binary}]", r"tasks\[0\].name is False; it must be text, written in quotes"),
+        ("tasks.like.weight=heavy", "tasks.like.weight is 'heavy'; it must be a number >= 0"),
+        ("columns.weight={lik: w}", "columns.weight names the task 'lik'; known: like, stars; did you mean 'like'"),
+        ("card.licence=mit", "unknown key 'licence' in card.*did you mean 'license'"),
+        ("early_stopping_patience=1.5", "early_stopping_patience is 1.5; it must be a whole number >= 0"),
+        ("updates=[{interaction: x}]", r"unknown key 'interaction' in updates\[0\].*did you mean 'interactions'"),
+        ("training={lr: 1, lr: 2}", "the key 'lr' stands twice in one mapping"),
+        ("training=[&a x, *a]", r"has an alias \(\*name\)"),
+        ("training={lr: ", "--set training: cannot read it as YAML"),
+    ],
+)
+def test_settings_are_refused_before_tables_are_read(recipe, setting, message, capsys):
+    """Prevents a traceback, a hang, or a refusal after an hour of training for a typing mistake."""
+
+    assert main(["train", str(recipe), "--set", setting]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(recipe):
+    """Prevents `learning_rate: 1e-3` from ending in a comparison of text with a number."""
+    from polyrec.cli.recipe_checks import check_sections
+
+    found = load_recipe(str(recipe), {"training": {"learning_rate": "1e-3"}, "split": {"max_delay": "1e2"}})
+    check_sections(found)  # accepted; what reads them converts them
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path):
+    """Prevents a billion laughs from filling the memory, and keys written twice from being dropped."""
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    for text, message in (
+        (laughs, "line 2 has an alias"),
+        ("output: a\noutput: b\n", "'output' stands twice in one mapping .line 2"),
+        ("output: [\n", "cannot read it as YAML"),
+        ("[" * 5000, "too deep"),
+        ("- 1\n", "must hold a mapping"),
+        ("output: !!binary aGk=\n", "output is b'hi'; it must be text"),
+        ("x: " + "y" * 1_000_001, "it is no recipe"),
+        ("output: \x00\n", "cannot read it as YAML"),
+    ):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            load_recipe(str(tmp_path / "r.yaml"), {})
+        assert "\n" not in str(error.value)
+    (tmp_path / "r.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        load_recipe(str(tmp_path / "r.yaml"), {})
+
+
+def test_places_that_cannot_be_written_are_refused(recipe, tmp_path, capsys):
+    """Prevents an output that is a file, or lies in one, from being found out when the model is saved."""
+    for output in (recipe, recipe / "run"):
+        assert main(["train", str(recipe), "--output", str(output)]) == 2
+        assert "a file: name a folder for the run" in capsys.readouterr().err
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for command in ("recommend", "evaluate", "report"):
+        assert main([command, str(tmp_path / "runs" / "dmo")]) == 2
+        assert "did you mean" in (said := capsys.readouterr().err)
+        assert "demo" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "runs/a"), 2, "runs/a: permission denied"),
+        (MemoryError(), 2, "not enough memory"),
+        (UnicodeEncodeError("charmap", "x", 0, 1, "no"), 2, "charmap"),
+        (TypeError("a\nb"), 1, "unexpected TypeError: a b"),
+    ],
+)
+def test_every_error_is_one_line(monkeypatch, capsys, error, code, message):
+    """Prevents tracebacks where nobody debugs; --debug shows them."""
+
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(cli.using, "_evaluate", fail)
+    assert main(["evaluate", "nowhere"]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["evaluate", "nowhere", "--debug"])
+
+
+def test_titles_that_a_terminal_cannot_write_are_replaced(monkeypatch):
+    """Prevents a Japanese title from ending a list on a terminal of Western Europe."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(cli.using, "_evaluate", lambda options: print("映画 é"))
+    assert main(["evaluate", "nowhere"]) == 0
+    assert out.buffer.getvalue().decode("cp1252").strip() == "?? é"
