@@ -43,7 +43,7 @@ def recipe(tmp_path, monkeypatch):
         ("training.metric_for_best_model=like_aux", "did you mean 'like_auc'"),
         ("training.task_epochs={lik: 1}", "training.task_epochs names the task 'lik'; known: like, stars"),
         ("split.fraction=[1, 0, 0]", "unknown key 'fraction' in split.*did you mean 'fractions'"),
-        ("split.fractions=[0.5, 0.1, 0.1]", "split.fractions are .*must sum to 1"),
+        ("split.fractions=[0.5, 0.1, 0.1]", "split.fractions are .*sum to 1"),
         ("split.max_delay=.inf", "max_delay.*inf"),
         ("split=-1", "split is -1; it must be a mapping"),
         ("processor.maxhist=3", "unknown key 'maxhist' in processor.*did you mean 'max_history'"),

@@ -130,7 +130,7 @@ def test_leave_one_out_of_a_log_is_the_naive_loop(tables):
         ({"delayed_share": 0.5}, "delayed_share is 0.5 and max_delay 0"),
         ({"shuffle_ties": "no"}, "shuffle_ties is 'no'; it must be true or false"),
         ({"keep_negatives": {"like": 0}}, r"keep_negatives.like is 0; it must be a number in \(0, 1\]"),
-        ({"cuts": ["soon", "later"]}, r"cuts\[0\] is 'soon'; it must be seconds, ISO text"),
+        ({"cuts": ["soon", "later"]}, r"cuts\[0\] cannot be read as a time: soon; use ISO 8601"),
         ({"cuts": [3, 2]}, "the first must not be later"),
         ({"cuts": [1, 2], "by": "leave_one_out"}, "cuts are times, but the split is by"),
     ],

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
+from polyrec.cli.flags import check_run_folders
 from polyrec.core.escapes import printable
 from polyrec.core.secrets import hide_secrets
-from polyrec.cli.flags import check_run_folders
 
 _COMMANDS = (
     training.add_train,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyrec.core.escapes import printable, printable_lines
 from polyrec.cli.flags import json_line
+from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor

@@ -17,8 +17,8 @@ import pyarrow as pa
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.settings import SettingError, as_number, check_keys, nearest, read_value, shown
 from polyrec.data.columns import ColumnEncoder
-from polyrec.data.moments import as_seconds
 from polyrec.data.tables import as_table, column, label_values
+from polyrec.data.times import read_time
 from polyrec.schema import Columns, TaskConfig
 
 # Scalars of requests, by the names that functions give them.
@@ -181,7 +181,7 @@ class RequestReader:
 
     def time(self, given: Any) -> float | None:
         """When the request is made, in seconds; None = right after the latest event known."""
-        return None if given is None else as_seconds(given, "time")
+        return None if given is None else read_time(given)
 
 
 def _is_column(values: Any) -> bool:

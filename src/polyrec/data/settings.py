@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from polyrec.backbones import TextConfig
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.settings import SettingError, conform, shown
-from polyrec.data.moments import as_seconds
 from polyrec.data.statistic_config import StatisticsConfig
+from polyrec.data.times import read_time
 
 MAX_HISTORY = Range(1, 1_000_000)
 _Share = Annotated[float, SHARE]
@@ -67,7 +67,7 @@ class SplitSettings:
         """`cuts` in seconds since the epoch."""
         if self.cuts is None:
             return None
-        first, second = (as_seconds(time, f"cuts[{n}]") for n, time in enumerate(self.cuts))
+        first, second = (read_time(time, what=f"cuts[{n}]") for n, time in enumerate(self.cuts))
         if first > second:
             raise SettingError("cuts", f"are {shown(self.cuts)}: the first must not be later than the second")
         return first, second
