@@ -66,7 +66,7 @@ class RecommendationPipeline(Pipeline):
     def preprocess(self, person: Any) -> dict[str, Any]:
         """A person as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
         if not isinstance(person, Mapping):
-            raise ValueError(f"a user is a dict such as {{'history': [item ids]}}, not {shown(person)}")
+            raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {shown(person)}")
         check_keys(person, _REQUEST, "a request")
         check_history(person.get("history"))
         for name in ("user", "context"):
