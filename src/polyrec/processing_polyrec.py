@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+from safetensors import SafetensorError
 
 from polyrec.backbones import TextConfig, resolve
 from polyrec.data import processor_files, splits
@@ -705,7 +706,13 @@ class PolyRecProcessor:
         """
         place = fetch(folder, PROCESSOR_FILES, **hub_options)
         check_processor(place)
-        return cls._read(place)
+        try:
+            return cls._read(place)
+        except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, SafetensorError) as error:
+            raise ValueError(
+                f"{place}: the processor's files do not fit each other ({type(error).__name__}: {error}): they are "
+                "damaged or of different runs; restore the folder from a copy"
+            ) from error
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

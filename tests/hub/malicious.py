@@ -295,6 +295,28 @@ def vectors_that_fill_the_memory(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"(1, 1), }" + b" " * (len(claimed) - 9), claimed))
 
 
+@spoiler("processor", "padding has Fixed 1,000,000,000")
+def texts_padded_to_a_billion_tokens(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({"padding": {"strategy": {"Fixed": 10**9}, "pad_id": 0}}))
+
+
+@spoiler("model", "has adapter_config.json")
+def a_model_of_another_place(folder: Path) -> None:
+    other = folder.parent / "other"
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(other), "peft_type": "LORA"})
+    )
+
+
+@spoiler("processor", "cannot be read")
+def a_footer_that_ends_the_reader(folder: Path) -> None:
+    path = folder / "statistics" / "log" / "state-000.parquet"
+    raw = bytearray(path.read_bytes())
+    begin = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    raw[begin : begin + 40] = bytes(255 for _ in range(40))
+    path.write_bytes(raw)
+
+
 @spoiler("processor", "only names columns")
 def a_template_that_fills_the_memory(folder: Path) -> None:
     _change(folder / "processor_config.json", text={"model": "x", "template": "{title:>9999999999}"})

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.hub.isolated import isolated
 from polyrec.hub.parquet import check_table
 
 ROWS = 5000
@@ -63,6 +65,49 @@ def test_damaged_tables_are_refused_by_name(table, tmp_path):
             refused.append(str(error))
     assert len(refused) > 50
     assert all("items.parquet" in said for said in refused)
+
+
+def test_no_changed_footer_ends_the_process(table, tmp_path):
+    """pyarrow itself does not survive every change of a footer, which took the process along."""
+    path, rng = tmp_path / "items.parquet", random.Random(1)
+    write_saved(table.select(["item_id", "title", "tags"]).slice(0, 50), path)
+    raw = path.read_bytes()
+    begin = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    refused, wrong, whole = 0, 0, read_saved(path, "items")
+
+    def read() -> bool:
+        check_table(path, "items.parquet", ids=True)
+        return read_saved(path, "items").equals(whole)
+
+    for _ in range(30):
+        changed = bytearray(raw)
+        for _ in range(3):
+            changed[rng.randrange(begin, len(raw) - 8)] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            wrong += not isolated(read, "items.parquet", 1 << 32)
+        except ValueError:
+            refused += 1
+    assert refused > 15
+    assert wrong < 10  # names and types have no checksum of their own; the manifest has
+
+
+def test_values_of_saved_tables_have_checksums(table, tmp_path):
+    """A changed value in a run of an earlier version, or in a file that is read by itself, passed without a word."""
+    path, rng = tmp_path / "items.parquet", random.Random(2)
+    write_saved(table.select(["item_id", "price"]).slice(0, 500), path)
+    raw, whole = path.read_bytes(), read_saved(path, "items")
+    end, refused = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little"), 0
+    for _ in range(100):
+        changed = bytearray(raw)
+        changed[rng.randrange(4, end)] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            check_table(path, "items.parquet", ids=True)
+            assert read_saved(path, "items").equals(whole)
+        except ValueError:
+            refused += 1
+    assert refused > 50
 
 
 def test_values_that_grow_from_their_neighbours_are_refused(tmp_path):

@@ -123,7 +123,9 @@ def load_tokenizer(config: TextConfig, folder: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             where, revision=None if folder else config.revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except BaseException as error:  # a damaged file may end in a panic of Rust, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"{where!r} has no tokenizer that transformers can read ({error})") from error
     size = config.architecture.get("vocab_size") or config.architecture.get("text_config", {}).get("vocab_size")
     if size is not None and len(tokenizer) > size:

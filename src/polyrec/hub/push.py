@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from polyrec.core.manifest import MANIFEST_NAME, excerpt
@@ -172,7 +173,11 @@ def check_loads(folder: Path) -> None:
         processor = cls.from_pretrained(folder)
     if config is not None:
         model = (polyrec.PolyRecCrossEncoder if reranks else polyrec.PolyRecForRecommendation).from_pretrained(folder)
-    if model is not None and processor is not None and not reranks:
+    if model is None or processor is None:
+        return
+    if model.item_counts.any() and model.item_counts.tolist() != processor.item_counts.astype(np.float32).tolist():
+        raise ValueError(f"{folder}: model and processor are of different runs: they count other events of items")
+    if not reranks and (model.pair_tasks or any(model.heads[t].excludes == "history" for t in model.state_tasks)):
         model.recommend(processor, [processor.items.ids[0].as_py()], k=1)
 
 

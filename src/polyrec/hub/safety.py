@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -37,10 +38,12 @@ _MIB = 1 << 20
 _LARGEST_JSON = 64 * _MIB  # of a vocabulary of some million categories
 _LARGEST_CONFIG = 4 * _MIB
 _LARGEST_FILE = 1 << 40
+_LONGEST_PADDING = 1 << 15  # tokens
 _MAY_LACK = 64 * _MIB
 _MAY_RESERVE = 4 << 30  # address space that allocators take at once
 _written_here: set[str] = set()  # SHA-256 of files
 _ENCODED = {ITEMS_NAME: "item_encoders", USERS_NAME: "user_encoders"}
+_ADAPTER = "adapter_config.json"
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 
@@ -57,6 +60,18 @@ def check_sizes(sizes: Mapping[str, int], where: str) -> None:
             )
 
 
+@contextmanager
+def permitted() -> Iterator[None]:
+    """Inside, a file that may not be read says so, and how its owner lets others read it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(
+            f"no permission to read {error.filename}: ask its owner for it (chmod a+r; folders a+rx)"
+        ) from error
+
+
+@permitted()
 def check_model(folder: Path) -> dict[str, tuple[Path, Stored]]:
     """Refuse a model whose files are not what polyrec writes; returns the tensors they hold, by name.
 
@@ -64,6 +79,8 @@ def check_model(folder: Path) -> dict[str, tuple[Path, Stored]]:
         ValueError: with the file and what is wrong with it.
     """
     _check_links(folder, MODEL_FILES)
+    if (folder / _ADAPTER).exists():  # transformers would load the model that it names, wherever that is
+        raise ValueError(f"{folder} has {_ADAPTER}: polyrec keeps adapters in {WEIGHTS_NAME}; delete it")
     check_sizes({p: (folder / p).stat().st_size for p in _present(folder, MODEL_FILES)}, str(folder))
     _check_saved(folder, MODEL_FILES, MODEL_RECORDED)
     _check_config(folder)
@@ -128,6 +145,7 @@ def check_made(made: Mapping[str, int], stored: int) -> None:
         )
 
 
+@permitted()
 def check_processor(folder: Path) -> None:
     """Refuse a processor whose files are not what polyrec writes.
 
@@ -144,6 +162,8 @@ def check_processor(folder: Path) -> None:
             _refuse_code(values, path)
             if path == "tokenizer_config.json":
                 _check_tokenizer(values, path)
+            elif path == "tokenizer.json":
+                _check_padding(values, path)
             elif path.endswith("/statistics.json"):
                 _check_names(values.get("files"), path)
             elif path == CONFIG_NAME:
@@ -287,6 +307,15 @@ def _check_tokenizer(values: dict[str, Any], where: str) -> None:
         if name.endswith("_file") and value is not None and not matches(str(value), ["*"]):
             raise ValueError(
                 f"{where} names the file {value!r} as {name}, which is none of its folder: it is not loaded"
+            )
+
+
+def _check_padding(values: dict[str, Any], where: str) -> None:
+    """Every text is padded to a fixed length that the file names, however short it is."""
+    for name, number in walk(values.get("padding")):
+        if isinstance(number, int) and number > _LONGEST_PADDING:
+            raise ValueError(
+                f"{where}: padding has {name} {number:,}, at most {_LONGEST_PADDING:,} is loaded: it fills the memory"
             )
 
 
