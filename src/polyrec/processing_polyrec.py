@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import derived_names, fit_derived, with_derived
 from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_event_columns
 from polyrec.data.label_summary import summarise
+from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.past import check_marks, read_past
 from polyrec.data.processor_checks import (
     check_keys_only,
-    check_known,
     check_queries,
     check_searches,
     check_text_changes,
@@ -31,6 +32,8 @@ from polyrec.data.processor_checks import (
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
 from polyrec.data.release import age_start, first_times, item_times, milliseconds
+from polyrec.data.report import DataReport, DataWarning, main_process
+from polyrec.data.report_facts import TableIds, fit_report, match_log, order_warning, split_facts, table_matches
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import request_table, variants
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
@@ -41,7 +44,6 @@ from polyrec.data.tables import (
     check_words,
     column,
     first_bad_row,
-    ids,
     labels,
     numbers,
     read_table,
@@ -101,6 +103,9 @@ class PolyRecProcessor:
         text: how items (and queries) are read as text, or None.
         tokenizer: of the text encoder; default: the one of its model.
 
+    Attributes:
+        data_report: [`DataReport`], what `fit` and `split` found in the tables; None of a folder saved without one.
+
     Example:
         >>> interactions = {"user_id": [1, 1, 1, 2], "item_id": ["a", "b", "a", "b"], "rating": [5, 2, 4, 1],
         ...                 "timestamp": [10, 20, 30, 15]}
@@ -146,6 +151,7 @@ class PolyRecProcessor:
         self.label_summary: dict[str, dict[str, Any]] = {}
         self.log_columns: list[str] = []  # of the log that was fitted, also those that nothing reads; [] = unknown
         self.training_rows: TrainingRows | None = None  # None = unknown
+        self.data_report: DataReport | None = None
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
@@ -163,6 +169,7 @@ class PolyRecProcessor:
         ties: str = "strict",
         statistics: bool | StatisticsConfig | Mapping[str, Any] = True,
         text: TextConfig | Mapping[str, Any] | None = None,
+        verbose: bool = True,
     ) -> PolyRecProcessor:
         """Learn vocabularies and scales.
 
@@ -179,6 +186,7 @@ class PolyRecProcessor:
             text: a pretrained encoder of item texts as a [`TextConfig`] or a dict of its arguments, e.g.
                 {"model": "sentence-transformers/all-MiniLM-L6-v2", "template": "{title}. {genres}"}. How it is tuned
                 is up to the model: `model_config(text={"tuning": "lora"})`.
+            verbose: print the [`DataReport`] to stderr; False: only what it warns of, as Python warnings.
 
         Raises:
             ValueError: names the table, the column, the first bad row and the fix.
@@ -186,14 +194,17 @@ class PolyRecProcessor:
         settings = FitSettings(max_history, ties, statistics, text)  # type: ignore[arg-type]
         tasks = parse_tasks(tasks)
         known: Columns = from_dict(Columns, {} if columns is None else columns)
+        refuse_labels_as_inputs(known, tasks)
         columns = known if known.feedback else replace(known, feedback=_label_columns(tasks))
         log = read_table(interactions, "interactions")
-        times(log, columns, "interactions")
-        labels(log, tasks, "interactions")
+        seconds, known_labels = times(log, columns, "interactions"), labels(log, tasks, "interactions")
         check_words(log, tasks, "interactions")
         item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
-        check_known(item_table, ids(log, columns.item, "interactions", "item id"), columns.item)
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
+        found = TableIds.of(log, columns.item, "item", item_table), TableIds.of(log, columns.user, "user", user_table)
+        matches = table_matches(found)
+        for match in matches:
+            match.check(columns.max_unmatched)
         check_marks(columns, columns.feedback)
         encoders = {
             "event": fit_event_columns(log, columns.feedback),
@@ -208,6 +219,9 @@ class PolyRecProcessor:
         own = settings.max_history, settings.ties
         processor = cls(columns, tasks, item_table, user_table, encoders, *own, counted, read)
         processor.log_columns = log.column_names
+        report = fit_report(log, columns, tasks, seconds, known_labels, found, matches, encoders, settings.ties)
+        processor.data_report = report
+        report.show(verbose)
         return processor
 
     # ---------------------------------------------------------------- split
@@ -250,6 +264,9 @@ class PolyRecProcessor:
         table = read_table(interactions, "interactions")
         log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
+        if self.data_report is not None:
+            self.data_report.split, texts = split_facts(log, part, self.tasks)
+            self.data_report.warn([*order_warning(log, table, self.columns), *texts])
         self._weigh(log, table)
         check_learnable(log.labels[train], self.tasks)
         self._summarise(log, train)
@@ -309,8 +326,26 @@ class PolyRecProcessor:
 
     def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
+        table = read_table(interactions, "interactions")
+        log = self._encode(table, past)
+        self._check_ids(table, log)
+        return log
+
+    def _check_ids(self, table: pa.Table, log: EventLog) -> None:
+        """Refuse a log of which next to nothing is known, and warn of one of which much is not."""
+        matches = match_log(table, log, self.columns, self.items, self.users)
+        for match in matches:
+            match.check(self.columns.max_unmatched, later=True)
+        texts = [match.text() for match in matches if match.suspicious(later=True)]
+        known = () if self.data_report is None else self.data_report.warnings
+        for text in texts:
+            if text not in known and main_process():
+                warnings.warn(text, DataWarning, stacklevel=3)
+
+    def _encode(self, table: pa.Table, past: Any = None) -> EventLog:
+        """[`encode_events`] of a table, whatever of it is known: requests are of new users and items, too."""
         columns, what = self.columns, "interactions"
-        table = with_derived(read_table(interactions, what), columns, self.items)
+        table = with_derived(table, columns, self.items)
         log = encode_log(table, columns, self.tasks, self.items, self.users, self.event_encoders)
         if self.statistics is not None:
             for name in self.statistics.measures:
@@ -548,7 +583,7 @@ class PolyRecProcessor:
         if query is not None and self.columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
         table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, self._latest, query)
-        log = self.encode_events(table)
+        log = self._encode(table)
         for name, encoder in self.users.encoders.items():
             if encoder.kind != "text":
                 values = pa.array([user.get(name)])
@@ -679,6 +714,7 @@ class PolyRecProcessor:
             label_summary=self.label_summary,
             log_columns=self.log_columns,
             training_rows=None if self.training_rows is None else self.training_rows.arrays(),
+            data_report=None if self.data_report is None else self.data_report.to_dict(),
             include_users=include_users,
         )
 
@@ -720,11 +756,12 @@ class PolyRecProcessor:
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
         learnt = found.pop("training_rows")
         log_columns = found.pop("log_columns")
-        first_event = found.pop("first_event")
+        first_event, report = found.pop("first_event"), found.pop("data_report")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
         processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
         processor.first_event, processor.log_columns = first_event, log_columns
+        processor.data_report = None if report is None else DataReport.from_dict(report)
         return processor
 
 

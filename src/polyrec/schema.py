@@ -246,6 +246,8 @@ class Columns:
             encoder (`PolyRecProcessor.fit(text=...)`).
         query_item: the item that the query is the text of (the question that a duplicate is searched for), if any; it
             is never a result.
+        max_unmatched: share of the distinct users (or items) of the interactions that may be missing in the users (or
+            items) table; beyond it, ids are most likely written in two ways. 1 allows any.
     """
 
     user: str = "user_id"
@@ -268,6 +270,7 @@ class Columns:
     past_length: Annotated[int, NOT_NEGATIVE] = 50
     query: str | None = None
     query_item: str | None = None
+    max_unmatched: Annotated[float, SHARE] = 0.95
 
     def __post_init__(self) -> None:
         conform(self, where="columns")

@@ -48,6 +48,7 @@ def test_train_writes_all_that_is_needed(run):
     report = json.loads((run / "metrics.json").read_text())
     assert {n for n in report if n[0] != "_"} == {"next_item", "rating", "like"}  # flags win over the file
     assert report["_evaluation"]["tasks"]["next_item"]["rows"] > 0
+    assert report["_data"]["split"]["test"]["rows"] > 0
     assert {"polyrec", "popularity", "item_knn", "ease"} == set(report["next_item"])
     assert {"polyrec", "bias", "constant"} == set(report["like"])
     low, high = report["next_item"]["polyrec"]["interval"]["ndcg@10"]

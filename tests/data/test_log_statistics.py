@@ -366,7 +366,7 @@ def test_a_measure_that_is_no_number_is_named():
 # ------------------------------------------------------------------ serving and disk
 def test_saved_statistics_answer_the_same_and_say_nothing_about_people(tmp_path):
     """Prevents a scale, mark or state from being lost, and what is kept per person from leaving with the model."""
-    tables, processor = world()
+    tables, processor = world(max_unmatched=1.0)
     for name in ("interactions", "users", "past"):
         tables[name]["user_id"] = [f"secret{u}" for u in tables[name]["user_id"]]
     split_of(tables, processor)

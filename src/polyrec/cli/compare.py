@@ -53,7 +53,7 @@ def compare_recipe(
     about = about_recipe(recipe, _NO_RESULT)
     claim_folder(folder, about)
     transformers.utils.logging.disable_progress_bar()  # one bar for all runs instead of one per checkpoint
-    processor, parts = prepare(recipe)
+    processor, parts = prepare(recipe, verbose=True)
     parts.require("test")
     first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     jobs = [(v, first.seed + i) for i in range(seeds) for v in variants]

@@ -146,7 +146,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     with arguments.main_process_first(local=False):
         claim_folder(Path(recipe.output), about)
     transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
-    processor, parts = prepare(recipe)
+    processor, parts = prepare(recipe, verbose=True)
     recipe = planned(recipe, settings)
     members = build_members(recipe, processor, parts, settings)
     start = _start(members, settings)

@@ -41,9 +41,12 @@ def report_run(
         slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
     """
     facts: dict[str, Any] = {"part": part, "tasks": {}}
+    known = {EVALUATION: facts}
+    if processor.data_report is not None:
+        known["_data"] = processor.data_report.to_dict()
     if not test.num_candidates:
         print(f"the split leaves no {part} rows: there are no figures")
-        return _written({EVALUATION: facts}, output)
+        return _written(known, output)
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
     facts["tasks"] = evaluation_facts(model, test, predictions, arguments.exclude_seen)
     print(format_report(report) + format_facts(facts["tasks"]))
@@ -59,7 +62,7 @@ def report_run(
         for task, ranking in predictions.rankings.items():
             if task in report:
                 report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
-    return _written({**report, EVALUATION: facts}, output)
+    return _written(report | known, output)
 
 
 def _written(report: dict, output: Path | None) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from polyrec.cli.recipe_checks import check_sections
 from polyrec.core.settings import saved_files
 from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
+from polyrec.data.report import DataWarning
 from polyrec.data.tables import read_table
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.schema import Columns, from_dict
@@ -36,14 +38,23 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
     return [path for path in given if path]
 
 
-def prepare(recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
-    """The processor and the split of a recipe; what its updates brought is part of the data like all the rest."""
+def prepare(recipe: Recipe, verbose: bool = False) -> tuple[PolyRecProcessor, Splits]:
+    """The processor and the split of a recipe; what its updates brought is part of the data like all the rest.
+
+    Args:
+        verbose: print the `DataReport`, which commands that begin with a recipe do once.
+    """
     check_sections(recipe)
     interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
-    processor = PolyRecProcessor.fit(
-        interactions, items, users, tasks=recipe.tasks, columns=recipe.columns, **recipe.processor
-    )
-    return processor, processor.split(interactions, past=recipe.past, **recipe.split)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # they stand in the report
+        processor = PolyRecProcessor.fit(
+            *(interactions, items, users), tasks=recipe.tasks, columns=recipe.columns, verbose=False, **recipe.processor
+        )
+        parts = processor.split(interactions, past=recipe.past, **recipe.split)
+    if verbose and processor.data_report is not None:
+        processor.data_report.show()
+    return processor, parts
 
 
 def joined_table(recipe: Recipe, name: str) -> Any:

@@ -161,7 +161,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
     Returns:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
     """
-    processor, parts = prepare(recipe)
+    processor, parts = prepare(recipe, verbose=True)
     check_with_data(recipe, processor)
     trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()], may_push=True)
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)

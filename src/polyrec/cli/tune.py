@@ -51,7 +51,7 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
         raise ValueError(f"--trials is {trials}: at least one is needed, 30 are a start")
     space, folder = SearchSpace.of(recipe), Path(recipe.output)
     claim_folder(folder, about_recipe(recipe, ignore=["output"]))
-    processor, parts = prepare(recipe)
+    processor, parts = prepare(recipe, verbose=True)
     parts.require("valid")
     train, valid, _ = parts  # the test part is dropped here and not known to anything below
     for dimension in space.dimensions:

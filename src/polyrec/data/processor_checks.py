@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from polyrec.backbones import TextConfig
 from polyrec.data.catalog import EntityTable
@@ -63,12 +62,3 @@ def check_keys_only(
     for name in columns.keys_only:
         if name not in known:
             raise ValueError(f"columns.keys_only: unknown {name!r}; {nearest(name, known)}")
-
-
-def check_known(items: EntityTable, taken: pa.Array, name: str) -> None:
-    """Refuse a catalog without any item of the log: every event would be one of an unknown item."""
-    if (items.rows(taken) < FIRST).all():
-        raise ValueError(
-            f"none of the interactions' items is in the items table: column {name!r} begins {taken[0]} there and "
-            f"{items.ids[0]} here; use the same ids in both"
-        )

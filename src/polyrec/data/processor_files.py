@@ -138,6 +138,7 @@ def load(folder: Path) -> dict[str, Any]:
         "tokenizer": None if text is None else load_tokenizer(text, str(folder)),
         "training_rows": load_file(folder / ROWS_NAME) if (folder / ROWS_NAME).exists() else None,
         "log_columns": config.get("log_columns", []),  # not in folders of before they were known
+        "data_report": config.get("data_report"),  # not in folders of before there were reports
         **{name: config[name] for name in ("max_history", "ties", "label_summary")},
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from polyrec.data.report import DataReport
 from polyrec.evaluation.metric_names import MODEL, by_task
 from polyrec.evaluation.page import Section, Table, html_page
 from polyrec.evaluation.plotting import to_png
@@ -25,7 +27,7 @@ def report_page(runs: Sequence[RunFiles], examples: Mapping[str, Sequence[Exampl
     """
     named = run_names(runs)
     plots: dict[str, bytes] = {}
-    found = [_about(named)]
+    found = [_about(named), *_data(named)]
     for task in dict.fromkeys(task for run in runs for task in run.tasks):
         found += _task(task, {name: run for name, run in named.items() if task in run.tasks}, plots)
     found += _sharing(named, plots)
@@ -67,6 +69,23 @@ def _about(runs: Runs) -> Section:
         points.append("**These runs do not all have the same data: their figures cannot be compared.**")
     header = ["run", "events", "people", "items", "parameters", "epochs", "seconds", "data"]
     return Section("Runs", points, Table(header, rows))
+
+
+def _data(runs: Runs) -> list[Section]:
+    """What the processors found in the tables, once for runs that found the same."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, run in runs.items():
+        facts = run.facts.get("_data")
+        if facts and facts not in found.values():
+            found[name] = facts
+    sections = []
+    for name, facts in found.items():
+        report = DataReport.from_dict(facts)
+        points = [f"**{safe(text)}**" for text in report.warnings]
+        points += [f"{line}: {safe(text)}" for line, text in report.lines()]
+        table = Table(*report.split_table()) if report.split else None
+        sections.append(Section("Data" if len(found) == 1 else f"Data ({name})", points, table))
+    return sections
 
 
 def _task(task: str, runs: Runs, plots: dict[str, bytes]) -> list[Section]:

@@ -1,0 +1,351 @@
+"""Counts a [`DataReport`] from arrays that `fit` and `split` have anyway; no table is read for it.
+
+Letters: R events, T tasks.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyrec.data import splits
+from polyrec.data.catalog import EntityTable
+from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder
+from polyrec.data.id_match import FEW, IdMatch, match_ids
+from polyrec.data.leaks import aggregated_labels, separating_columns
+from polyrec.data.report import DataReport, SplitFacts
+from polyrec.data.sequences import EventLog
+from polyrec.data.tables import column, ids, is_null
+from polyrec.schema import Columns, TaskConfig
+
+_SPARSE = 0.05  # share of rows with a value under which a column is nearly empty
+_LARGE_USER, _LEAST_USERS, _LEAST_ROWS = 0.1, 20, 1_000  # a user with so many of so many rows looks like a bot
+_TIED, _DUPLICATED = 0.5, 0.01
+_FUTURE = 2 * 86_400.0  # seconds ahead of this machine's clock that time zones do not explain
+_FINE = "below a second"
+_RESOLUTIONS = (("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0), ("second", 1.0))
+
+
+@dataclass(frozen=True)
+class TableIds:
+    """Ids of the interactions, each once, and which row has which.
+
+    Args:
+        name: "item" or "user".
+        ids: distinct ones [U].
+        code: int64 [R], index in `ids`.
+        entity: the table they are looked up in.
+    """
+
+    name: str
+    ids: pa.Array
+    code: np.ndarray
+    entity: EntityTable
+
+    @classmethod
+    def of(cls, table: pa.Table, key: str, name: str, entity: EntityTable) -> TableIds:
+        """Read an id column."""
+        coded = ids(table, key, "interactions", f"{name} id").dictionary_encode()
+        return cls(name, coded.dictionary, np.asarray(coded.indices).astype(np.int64), entity)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row of the entity table of each event, int64 [R]."""
+        return self.entity.rows(self.ids)[self.code]
+
+    def match(self) -> IdMatch:
+        """The distinct ids looked up in the entity table."""
+        count = np.bincount(self.code, minlength=len(self.ids))
+        return match_ids(self.ids, count, self.entity.ids, *_names(self.name), self.name == "user")
+
+
+def table_matches(entities: Sequence[TableIds]) -> list[IdMatch]:
+    """Ids of the interactions looked up in the items table, and in the users table if it has attributes."""
+    return [own.match() for own in entities if own.name == "item" or own.entity.encoders]
+
+
+def fit_report(
+    table: pa.Table,
+    columns: Columns,
+    tasks: Sequence[TaskConfig],
+    seconds: np.ndarray,
+    labels: np.ndarray,
+    entities: Sequence[TableIds],
+    matches: Sequence[IdMatch],
+    encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+    ties: str,
+) -> DataReport:
+    """Facts about the tables that `fit` was given.
+
+    Args:
+        seconds: float64 [R], time of each row.
+        labels: float32 [R, T].
+        entities: items and users, in this order.
+        matches: of them, see [`table_matches`].
+        encoders: of feedback ("event") and context ("candidate") columns.
+    """
+    item, user = entities
+    per_user = np.bincount(user.code, minlength=len(user.ids))
+    times = _distinct(seconds)
+    tied = _in_group(_stamps(user.code, seconds, times))
+    pairs = len(_distinct(user.code * len(item.ids) + item.code))
+    placed = {own.name: (own.entity, own.rows) for own in entities}
+    report = DataReport(
+        rows=len(seconds),
+        users=len(user.ids),
+        items=len(item.ids),
+        events_per_user={
+            "min": float(per_user.min()),
+            "median": float(np.median(per_user)),
+            "p90": float(np.quantile(per_user, 0.9)),
+            "max": float(per_user.max()),
+        },
+        largest_user=float(per_user.max() / len(seconds)),
+        time={
+            "first": iso(times[0]),
+            "last": iso(times[-1]),
+            "resolution": resolution(times),
+            "distinct": len(times),
+        },
+        ties=float(tied.mean()),
+        repeats=1 - pairs / len(seconds),
+        duplicates=_duplicates(table, np.flatnonzero(tied)),
+        matches=list(matches),
+        labels={task.name: _label(labels[:, j]) for j, task in enumerate(tasks)},
+    )
+    report.separations = separating_columns(table, labels, columns, tasks, placed, encoders["candidate"])
+    report.separations += aggregated_labels(labels, tasks, placed)
+    for name, values in _used_columns(table, columns, entities, encoders):
+        _column_facts(report, name, values)
+    report.warnings += _fit_warnings(report, seconds, ties)
+    return report
+
+
+def _fit_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterator[str]:
+    yield from (match.text() for match in report.matches if match.suspicious())
+    yield from (separation.text() for separation in report.separations)
+    yield from _time_warnings(report, seconds, ties)
+    if report.users == 1 < report.rows:
+        yield "all events are of one user: check which column holds users (columns.user)"
+    elif report.largest_user > _LARGE_USER and report.users >= _LEAST_USERS and report.rows >= _LEAST_ROWS:
+        yield f"one user has {100 * report.largest_user:.1f}% of all rows: a bot, or a default id such as 0?"
+    if report.duplicates > _DUPLICATED * report.rows:
+        yield f"{report.duplicates:,} rows equal another row in every column: drop them, or they count twice"
+
+
+def _time_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterator[str]:
+    strict = ties == "strict"
+    if report.time["distinct"] == 1 and report.rows > 1:
+        seen = "no event sees another: every history is empty" if strict else "a split by time follows the file's order"
+        yield f"every event has the same time ({report.time['first']}), so {seen}"
+    elif strict and report.ties > _TIED:
+        yield (
+            f"{100 * report.ties:.1f}% of rows share their time with another event of their user and do not see each "
+            f"other (resolution: {report.time['resolution']}): if the file's order is meant, fit with ties='order'"
+        )
+    late = seconds > clock.time() + _FUTURE
+    if late.any():
+        yield f"{int(late.sum()):,} rows lie in the future, up to {report.time['last']}: check columns.time_unit"
+
+
+def match_log(
+    table: pa.Table, log: EventLog, columns: Columns, items: EntityTable, users: EntityTable
+) -> list[IdMatch]:
+    """Ids of a later log looked up in the tables of `fit`; only those of which something is missing."""
+    found = []
+    if (log.item == UNKNOWN).any():
+        found.append(TableIds.of(table, columns.item, "item", items).match())
+    if users.encoders and len(users.ids):
+        rows = np.diff(log.offsets)
+        found.append(match_ids(log.user_ids, rows, users.ids, *_names("user"), private=True))
+    return [match for match in found if match.unmatched]
+
+
+def split_facts(
+    log: EventLog, part: np.ndarray, tasks: Sequence[TaskConfig]
+) -> tuple[dict[str, SplitFacts], list[str]]:
+    """Facts about each part of a split, and warnings of what makes their metrics mean less.
+
+    Args:
+        part: int8 [R], see `polyrec.data.splits`.
+    """
+    train = part == splits.TRAIN
+    seen_item = np.bincount(log.item[train], minlength=int(log.item.max()) + 1) > 0
+    seen_item[UNKNOWN] = False
+    seen_user = np.bincount(log.person[train], minlength=len(log.user_ids)) > 0
+    found = {}
+    for name, number in (("train", splits.TRAIN), ("validation", splits.VALIDATION), ("test", splits.TEST)):
+        rows = np.flatnonzero(part == number)
+        known = ~np.isnan(log.labels[rows])
+        found[name] = SplitFacts(
+            rows=len(rows),
+            users=int(np.count_nonzero(np.diff(log.person[rows], prepend=-1))),  # rows are sorted by user
+            first=iso(log.time[rows].min()) if len(rows) else "",
+            last=iso(log.time[rows].max()) if len(rows) else "",
+            labels={
+                task.name: float(log.labels[rows[known[:, j]], j].mean()) if known[:, j].any() else None
+                for j, task in enumerate(tasks)
+            },
+            unseen_items=float((~seen_item[log.item[rows]]).mean()) if len(rows) else 0.0,
+            unseen_users=float((~seen_user[log.person[rows]]).mean()) if len(rows) else 0.0,
+            unranked={
+                task.name: int(((log.labels[rows, j] > 0) & (log.item[rows] < FIRST)).sum())
+                for j, task in enumerate(tasks)
+                if task.ranks_catalog
+            },
+        )
+    return found, [*_split_warnings(found, log, part, tasks)]
+
+
+def _split_warnings(
+    parts: Mapping[str, SplitFacts], log: EventLog, part: np.ndarray, tasks: Sequence[TaskConfig]
+) -> Iterator[str]:
+    for name, number in (("validation", splits.VALIDATION), ("test", splits.TEST)):
+        facts, rows = parts[name], part == number
+        if not facts.rows:
+            continue
+        for j, task in enumerate(tasks):
+            known = log.labels[rows, j]
+            known = known[~np.isnan(known)]
+            if not len(known):
+                yield f"task {task.name!r} has no {'positive' if task.ranks_catalog else 'label'} in the {name} set"
+            elif not task.ranks_catalog and known.min() == known.max():
+                yield (
+                    f"every label of task {task.name!r} in the {name} set is {known[0]:g}: metrics of it say nothing "
+                    "there; split otherwise"
+                )
+            if (lost := facts.unranked.get(task.name, 0)) > FEW * max(len(known), 1):
+                yield (
+                    f"{lost:,} of {len(known):,} positives of task {task.name!r} in the {name} set are items that are "
+                    "not in the catalog, which no list can hold: add them to the items table"
+                )
+        if facts.unseen_items > 0.5:
+            yield f"{100 * facts.unseen_items:.1f}% of the {name} rows are items without a training event"
+
+
+def order_warning(log: EventLog, table: pa.Table, columns: Columns) -> Iterator[str]:
+    """Say if the order column runs against time within users."""
+    if columns.order is None:
+        return
+    values = column(table, columns.order, "interactions", "order")
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return
+    order = np.asarray(values)[log.row].astype(np.float64)
+    later = (np.diff(log.person) == 0) & (np.diff(log.time) > 0)
+    back = float((np.diff(order)[later] < 0).mean()) if later.any() else 0.0
+    if back > FEW:
+        yield (
+            f"columns.order {columns.order!r} falls in {100 * back:.1f}% of the steps from one time of a user to the "
+            "next: it breaks ties of equal times only; check that it counts as time does"
+        )
+
+
+def _names(entity: str) -> tuple[str, str]:
+    return f"{entity}s of the interactions", f"{entity}s table"
+
+
+def iso(seconds: float) -> str:
+    """A time as ISO writes it, to the second.
+
+    Example:
+        >>> iso(86_400.0)
+        '1970-01-02T00:00:00'
+    """
+    return str(np.datetime64(int(np.floor(seconds)), "s"))
+
+
+def resolution(times: np.ndarray) -> str:
+    """The coarsest of day, hour, minute and second of which all times are multiples.
+
+    Example:
+        >>> resolution(np.array([0.0, 120.0])), resolution(np.array([0.5]))
+        ('minute', 'below a second')
+    """
+    return next((name for name, size in _RESOLUTIONS if _whole(times[:100], size) and _whole(times, size)), _FINE)
+
+
+def _whole(times: np.ndarray, size: float) -> bool:
+    count = times / size  # of a multiple nothing is lost
+    return bool((count == np.floor(count)).all())
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """As `np.unique`; of numbers that are nearly all different, sorting is several times faster than its hashing."""
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
+def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """One number for each pair of user and time, int64 [R].
+
+    Args:
+        times: the distinct times, ascending.
+    """
+    span = times[-1] - times[0] + 1
+    if span * (user.max() + 1) < 2**53 and _whole(times, 1.0):
+        return user * int(span) + (seconds - times[0]).astype(np.int64)
+    return user * len(times) + np.searchsorted(times, seconds)
+
+
+def _in_group(keys: np.ndarray) -> np.ndarray:
+    """Whether another row has the same key, bool [R]."""
+    ordered = np.sort(keys)
+    shared = _distinct(ordered[1:][ordered[1:] == ordered[:-1]])
+    return np.isin(keys, shared) if len(shared) else np.zeros(len(keys), dtype=bool)
+
+
+def _duplicates(table: pa.Table, rows: np.ndarray) -> int:
+    """Rows that equal an earlier one in every column, among some rows."""
+    if len(rows) < 2:
+        return 0
+    part = table.take(pa.array(rows)).combine_chunks()
+    for n, kind in enumerate(part.schema.types):
+        if pa.types.is_nested(kind):
+            texts = pa.array([str(value) for value in part.column(n).to_pylist()], pa.string())
+            part = part.set_column(n, part.column_names[n], texts)
+        elif pa.types.is_dictionary(kind):
+            part = part.set_column(n, part.column_names[n], part.column(n).cast(kind.value_type))
+    return len(rows) - part.group_by(part.column_names).aggregate([]).num_rows
+
+
+def _label(values: np.ndarray) -> dict[str, float]:
+    known = values[~np.isnan(values)].astype(np.float64)
+    if not len(known):
+        return {"rows": 0}
+    return {
+        "rows": len(known),
+        "mean": float(known.mean()),
+        "min": float(known.min()),
+        "max": float(known.max()),
+    }
+
+
+def _used_columns(
+    table: pa.Table,
+    columns: Columns,
+    entities: Sequence[TableIds],
+    encoders: Mapping[str, Mapping[str, ColumnEncoder]],
+) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    for source, name in (("event", "feedback"), ("candidate", "context")):
+        yield from ((f"{name}.{c}", table[c]) for c in encoders[source] if c in table.column_names)
+    for own in entities:
+        held = own.entity.table
+        yield from ((f"{own.name}.{c}", held[c]) for c in own.entity.encoders if c in held.column_names)
+
+
+def _column_facts(report: DataReport, name: str, values: pa.ChunkedArray) -> None:
+    """Note a column that is constant or nearly empty."""
+    missing = is_null(values)
+    known = 1 - float(missing.mean())
+    if known < _SPARSE:
+        report.sparse[name] = known
+    elif len(values) > 1 and not pa.types.is_nested(values.type):
+        present = values.drop_null()
+        few = pc.unique(present[:1000])
+        if len(few) < 2 and len(pc.unique(present)) < 2:
+            report.constant.append(name)
