@@ -11,15 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from model_fixtures import arguments, fit, tiny_model
+from model_fixtures import TASKS, arguments, fit, tiny_model
 from safetensors.torch import load_file, save_file
 
 from polyrec import PolyRecTrainer
-from polyrec.cli.recipe import load_recipe
+from polyrec.cli.recipe import Recipe, load_recipe
+from polyrec.cli.train import build_trainer
 from polyrec.core.manifest import write_manifest
 from polyrec.hub.push import check_loads, push_folder
 from polyrec.hub.scan import scan
 from polyrec.tracking.training_file import write_training
+from polyrec.training.arguments import for_going_on
 
 HF = "hf_" + "aB3d" * 8 + "xY"
 AWS = "AKIAIOSFODNN7EXAMPLE"
@@ -141,6 +143,20 @@ def test_a_folder_is_loaded_before_it_leaves(folder):
     (folder / "statistics" / "scales.json").write_text('{"scaler": null')
     with pytest.raises(ValueError, match="scales.json"):
         check_loads(folder)
+
+
+def test_trainings_inside_a_search_do_not_push(monkeypatch, tmp_path):
+    """Candidates of `tune` and students of `distill` would be published under the run's name."""
+    processor, splits = fit()
+    given = {"push_to_hub": True, "hub_model_id": "ann/shop", "hub_token": HF, "use_cpu": True, "seed": 3}
+    recipe = Recipe(tasks=TASKS, training=given, output=str(tmp_path), model={"hidden_size": 16})
+    asked = []
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_, **__: asked.append("repository"))
+    inner = build_trainer(recipe, processor, splits.train, splits.valid, quiet=True).args
+    assert (inner.push_to_hub, inner.hub_token, asked) == (False, None, [])
+    assert not {"push_to_hub", "hub_model_id", "hub_token"} & set(for_going_on(given))  # update, finetune
+    assert build_trainer(recipe, processor, splits.train, splits.valid, may_push=True).args.hub_token == HF
+    assert asked == ["repository"]
 
 
 def test_no_file_of_a_training_holds_its_token(saved, tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from polyrec.core.escapes import sentence
+
 LIBRARY = "polyrec"
 TAGS = ("polyrec", "recommendation")
 PIPELINE = "recommendation"
@@ -42,10 +44,14 @@ def minimal_card(folder: Path, repo_id: str, tags: Sequence[str] = ()) -> str:
     lines += ["A [polyrec](https://pypi.org/project/polyrec) model.", ""]
     if tasks:
         lines += ["| task | head | label |", "|---|---|---|"]
-        lines += [f"| {t['name']} | {t['head']} | {t.get('label') or ''} |" for t in tasks] + [""]
+        lines += [f"| {_cell(t['name'])} | {_cell(t['head'])} | {_cell(t.get('label') or '')} |" for t in tasks] + [""]
     code = (_CROSS_ENCODER if reranks else _RECOMMENDER).format(repo=repo_id)
     lines += ["```bash", "pip install polyrec", "```", "", "```python", code.rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return sentence(str(value)).replace("|", "\\|")
 
 
 def tagged(card: str, tags: Sequence[str]) -> str:

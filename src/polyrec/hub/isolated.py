@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-_SECONDS = 600  # for files of any size that is loaded; a loop without end takes longer
+_SECONDS, _BYTES_PER_SECOND = 30, 20 << 20  # that reading takes on a slow disk
 
 
 def isolated(work: Callable[[], Any], what: str, memory: int) -> Any:
@@ -35,21 +35,10 @@ def isolated(work: Callable[[], Any], what: str, memory: int) -> Any:
     """
     if sys.platform != "linux":
         return work()
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        # Threads of this process are not in the fork, which reads files and nothing else.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        os.close(read)
-        _answer(work, write, memory)
-    os.close(write)
-    try:
-        with os.fdopen(read, "rb") as pipe:
-            said = pipe.read()
-    finally:
-        _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code, said = _forked(work, memory)
+    if code == -signal.SIGALRM:
+        # A lock that another thread held when the process forked is never free there; a second fork meets it seldom.
+        code, said = _forked(work, memory)
     if code < 0 or not said:
         died = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         raise ValueError(
@@ -62,7 +51,26 @@ def isolated(work: Callable[[], Any], what: str, memory: int) -> Any:
     return found["result"]
 
 
-def _answer(work: Callable[[], Any], write: int, memory: int) -> None:
+def _forked(work: Callable[[], Any], memory: int) -> tuple[int, bytes]:
+    """The exit code of a fork, and what it wrote."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        # Threads of this process are not in the fork, which reads files and nothing else.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        os.close(read)
+        _answer(work, write, memory, _SECONDS + memory // _BYTES_PER_SECOND)
+    os.close(write)
+    try:
+        with os.fdopen(read, "rb") as pipe:
+            said = pipe.read()
+    finally:
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), said
+
+
+def _answer(work: Callable[[], Any], write: int, memory: int, seconds: int) -> None:
     """Run in the fork, write the result and end, without the clean-up of a process that goes on elsewhere."""
     code = 1
     try:
@@ -72,7 +80,7 @@ def _answer(work: Callable[[], Any], write: int, memory: int) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)  # libraries tell of their end
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_SECONDS)
+        signal.alarm(seconds)
         with open("/proc/self/statm", "rb") as file:
             own = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         _, hard = resource.getrlimit(resource.RLIMIT_AS)

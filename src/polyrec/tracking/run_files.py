@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.yaml_text import read_yaml
 from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
@@ -110,6 +109,9 @@ def _read(path: Path) -> Any:
 
 def _recipe(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}): the file is damaged") from error
+        found = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}): the file is damaged") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no mapping: the file is damaged")
+    return found
