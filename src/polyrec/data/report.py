@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from polyrec.core.escapes import printable
 from polyrec.data.id_match import IdMatch
 from polyrec.data.leaks import Separation
 
@@ -169,7 +170,7 @@ class DataReport:
             widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
             for row in [header, *rows]:
                 lines.append("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-        return "\n".join([*lines, *(f"! {text}" for text in self.warnings)])
+        return "\n".join(map(printable, [*lines, *(f"! {text}" for text in self.warnings)]))
 
     def __repr__(self) -> str:
         return f"DataReport(rows={self.rows}, users={self.users}, items={self.items}, warnings={len(self.warnings)})"
