@@ -80,5 +80,5 @@ def exact(values: Tensor) -> Tensor:
 
 
 def in_double(values: Tensor) -> Tensor:
-    """Values in double precision; on the CPU, where linear algebra is at home, if their device has no such (MPS)."""
-    return values.cpu().double() if values.device.type == "mps" else values.double()
+    """Values in double precision; on the CPU if their device may have no such (MPS)."""
+    return values.double() if values.device.type in ("cpu", "cuda") else values.cpu().double()
