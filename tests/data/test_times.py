@@ -52,6 +52,8 @@ def test_every_compact_date_is_the_one_of_the_calendar():
         (pa.array([float(NOON)] * 2, pa.float32()), "s", "has type float, which rounds times"),
         (["2023-01-31T10:00Z", "2023-01-31T10:00"], "s", "a time zone in row 0 .* and none in row 1"),
         (["2023-01-31 10:00 Europe/Berlin"], "s", "row 0: .*a zone's offset, not its name"),
+        (["1675166400", "soon", "1675166400"], "s", "row 1: soon; use ISO 8601"),
+        (["x" * 1000], "s", "row 0: x{60}[.]{3}; use"),
         (["31.01.2023"], "s", "row 0: 31.01.2023; use ISO 8601"),
         (["2023-01-31", "9999-12-31"], "s", "beyond the year 3000 in row 1: make it null"),
         (["2023-01-31", " "], "s", "no value in row 1"),

@@ -33,10 +33,10 @@ def read_items(text: str, processor: PolyRecProcessor, flag: str) -> list[Any]:
     """Item ids, separated by commas, of the catalog's type."""
     found: list[Any] = [i.strip() for i in text.split(",") if i.strip()]
     if pa.types.is_integer(processor.items.ids.type):
-        try:
-            return [int(i) for i in found]
-        except ValueError:
-            raise ValueError(f"the item ids of this model are integers; cannot read {flag} {text!r}") from None
+        for item in found:
+            if not item.removeprefix("-").isdecimal() or str(int(item)) != item:  # 007 is not the item 7
+                raise ValueError(f"the item ids of this model are integers; cannot read {flag} {item!r}")
+        return [int(item) for item in found]
     return found
 
 

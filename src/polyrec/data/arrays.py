@@ -61,11 +61,17 @@ def is_number(kind: pa.DataType) -> bool:
 
 def example(values: pa.Array) -> Any:
     """The first known value, for a message; None if there is none."""
-    known = values.drop_null()
+    known = values.filter(pa.array(~is_null(values)))
     try:
         return known[0].as_py() if len(known) else None
     except (ValueError, OverflowError, pa.ArrowException):  # times beyond what Python's can hold
         return str(known[0])
+
+
+def shown(value: Any) -> str:
+    """A cell as a message shows it: one line of at most 60 characters."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= 60 else f"{line[:60]}..."
 
 
 def numbers(values: pa.Array, what: str) -> np.ndarray:
@@ -114,7 +120,7 @@ def _refuse_text(values: pa.Array, what: str) -> NoReturn:
     known = pc.utf8_trim_whitespace(values)
     bad = np.asarray(pc.invert(pc.match_substring_regex(known, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^$")))
     row = first_bad_row(bad & ~is_null(values)) or 0
-    found = values[row].as_py()
+    found = shown(values[row])
     if np.asarray(pc.match_substring_regex(known, r"^[+-]?\d+,\d+$"))[row]:
         fix = "write decimals with a point, e.g. 4.5"
     else:

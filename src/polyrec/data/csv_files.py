@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_csv(path: Path, name: str) -> pa.Table:
         encoding = _other_encoding(path, name)
     try:
         return _parse(path, name, head, encoding)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeError) as error:
         if encoding != "utf-8" or not any(not _is_utf8(part) for part in _parts(path)):
             raise ValueError(f"{name}: cannot read {path} ({_short(error)}): it may be of another format") from error
     return _parse(path, name, head, _other_encoding(path, name))
@@ -58,6 +59,7 @@ def _parse(path: Path, name: str, head: bytes, encoding: str) -> pa.Table:
     if not text.strip():
         raise ValueError(f"{name}: {path} is empty")
     separator, header = sniff(text)
+    quoted = encoding != "utf-8" or any(b'"' in part for part in _parts(path))  # only then may a row be several lines
     bad: list[Any] = []
 
     def of_other_length(row: Any) -> str:
@@ -73,7 +75,7 @@ def _parse(path: Path, name: str, head: bytes, encoding: str) -> pa.Table:
             # Numbered names: the header is a row like others, so that no type is guessed for a column.
             read_options=pv.ReadOptions(autogenerate_column_names=True, encoding=encoding, block_size=_BLOCK),
             parse_options=pv.ParseOptions(
-                delimiter=separator, newlines_in_values=True, invalid_row_handler=of_other_length
+                delimiter=separator, newlines_in_values=quoted, invalid_row_handler=of_other_length
             ),
             convert_options=pv.ConvertOptions(
                 column_types=kinds, null_values=MISSING_TEXTS, strings_can_be_null=True, quoted_strings_can_be_null=True
@@ -131,12 +133,13 @@ def sniff(text: str) -> tuple[str, list[str]]:
     widths: dict[str, tuple[bool, int, list[str]]] = {}
     for separator in SEPARATORS:
         try:
-            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row)]
+            read = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            rows = list(islice((row for row in read if any(row)), 100))
         except csv.Error:
             rows = []
         if rows:
             compared = rows[:-1] if len(rows) > 2 else rows  # the last one may be cut
-            alike = len({len(row) for row in compared[:100]}) == 1
+            alike = len({len(row) for row in compared}) == 1
             widths[separator] = (alike and len(rows[0]) > 1, len(rows[0]), rows[0])
     if not widths:
         return ",", [text.strip()]

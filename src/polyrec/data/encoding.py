@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.data.arrays import decoded
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.past import PastEvents
@@ -112,8 +113,11 @@ def time_gap(log: EventLog) -> np.ndarray:
 
 def _ranks(table: pa.Table, name: str, what: str) -> np.ndarray:
     """Rank of each row by the order column, ties by row, int64 [R]."""
-    values = column(table, name, what, "order")
+    values = decoded(column(table, name, what, "order"))
     row = first_bad_row(is_null(values))
     if row is not None:
         raise ValueError(f"{what}: column {name!r} (order) has no value in row {row}: fill it in or remove the row")
-    return np.asarray(pc.rank(values, tiebreaker="first")).astype(np.int64)
+    try:
+        return np.asarray(pc.rank(values, tiebreaker="first")).astype(np.int64)
+    except pa.ArrowNotImplementedError:
+        raise ValueError(f"{what}: column {name!r} (order) has type {values.type}: give numbers or texts") from None

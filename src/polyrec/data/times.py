@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polyrec.data.arrays import column, decoded, first_bad_row, is_null, is_text, numbers_of_text
+from polyrec.data.arrays import column, decoded, first_bad_row, is_null, is_text, numbers_of_text, shown
 from polyrec.schema import Columns
 
 # A plain number of seconds beyond this (year 3268) is almost surely milliseconds or finer.
@@ -21,6 +21,7 @@ _TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _OF_OUR_DAYS = (9e8, 4.2e9)  # seconds, 1998 .. 2103: where the times of a log lie
 _SURELY = (1.2e9, 1.9e9)  # 2008 .. 2030: a log of times like these, all of them, counts from 1970
 _ZONE = r"\d\s*([Zz]|UTC|[+-]\d\d(:?\d\d)?)$"
+_PLAIN = r"^[+-]?\d+(\.\d*)?$"
 _CLOCK = r"\d[T ]\d"  # the date is followed by a time of day
 # Dates written as one number: (the earliest, the latest, digits of the time of day).
 _COMPACT = ((19000101, 21001231, 0), (190001010000, 210012312359, 4), (19000101000000, 21001231235959, 6))
@@ -41,7 +42,7 @@ def times(table: pa.Table, columns: Columns, name: str) -> np.ndarray:
     if len(found) and found.min() <= 0 and np.median(found) > _OF_OUR_DAYS[0]:
         row = int((found <= 0).argmax())
         raise ValueError(
-            f"{what} is {values[row]} in row {row}, which means {_date(found[row])}, while most rows are after "
+            f"{what} is {shown(values[row])} in row {row}, which means {_date(found[row])}, while most rows are after "
             f"{_date(_OF_OUR_DAYS[0])}: it seems to stand for a missing time; fill it in or remove the row"
         )
     return found
@@ -113,7 +114,7 @@ def _of_numbers(values: pa.Array, null: np.ndarray, unit: str, what: str) -> np.
     plain = np.asarray(values.cast(pa.float64(), safe=False).fill_null(np.nan))
     row = first_bad_row(~np.isfinite(plain) & ~null)
     if row is not None:
-        raise ValueError(f"{what} is {values[row]} in row {row}: times must be finite")
+        raise ValueError(f"{what} is {shown(values[row])} in row {row}: times must be finite")
     if (dates := _compact_dates(plain, what)) is not None:
         return dates
     found = plain * _TO_SECONDS[unit]
@@ -121,7 +122,7 @@ def _of_numbers(values: pa.Array, null: np.ndarray, unit: str, what: str) -> np.
     if row is not None:
         fits = [u for u, factor in _TO_SECONDS.items() if _of_our_days(plain[row] * factor)] or ["ms"]
         raise ValueError(
-            f"{what} is {values[row]} in row {row}, which is after the year 3000 if it counts {unit!r}: "
+            f"{what} is {shown(values[row])} in row {row}, which is after the year 3000 if it counts {unit!r}: "
             f'say what it counts, e.g. Columns(time_unit="{fits[0]}")'
         )
     if pa.types.is_float16(values.type) or (pa.types.is_float32(values.type) and (np.abs(plain) > 1 << 24).any()):
@@ -139,14 +140,15 @@ def _check_unit(plain: np.ndarray, unit: str, what: str, values: pa.Array) -> No
             continue
         low = _of_our_days(plain * factor)
         if low.any() and (_of_our_days(plain * factor, *_SURELY) | np.isnan(plain)).all():
+            row = int(low.argmax())
             raise ValueError(
-                f"{what} is {values[int(low.argmax())]} in row {int(low.argmax())}, which is in 1970 if it counts "
-                f'{unit!r} but of our days if it counts {coarser!r}: say so, Columns(time_unit="{coarser}")'
+                f"{what} is {shown(values[row])} in row {row}, which is in 1970 if it counts {unit!r} but of our days if "
+                f'it counts {coarser!r}: say so, Columns(time_unit="{coarser}")'
             )
         if low.any() and _of_our_days(plain * _TO_SECONDS[unit]).any():
             row = int(low.argmax())
             raise ValueError(
-                f"{what} counts {coarser!r} in row {row} ({values[row]}) and {unit!r} elsewhere: give all times "
+                f"{what} counts {coarser!r} in row {row} ({shown(values[row])}) and {unit!r} elsewhere: give all times "
                 "one unit"
             )
 
@@ -196,22 +198,24 @@ def _of_text(values: pa.Array, what: str) -> pa.Array:
 
     texts = values.to_pandas()
     parsed = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
-    row = first_bad_row(parsed.isna().to_numpy() & ~is_null(values))
-    if row is not None:
+    unread = parsed.isna().to_numpy() & ~is_null(values)
+    if unread.any():
         plain = numbers_of_text(values)
         if plain is not None:
             return pa.array(plain, from_pandas=True)
+        no_number = ~np.asarray(pc.match_substring_regex(values, _PLAIN).fill_null(False))
+        row = int((unread & no_number if (unread & no_number).any() else unread).argmax())
         fix = "use ISO 8601, e.g. 2026-11-24T10:00:00"
         if re.search(r"\d [A-Za-z]+(/[A-Za-z_]+)?$", str(values[row])):
             fix += "+01:00 (a zone's offset, not its name)"
-        raise ValueError(f"{what} cannot be read as a time in row {row}: {values[row]}; {fix}")
+        raise ValueError(f"{what} cannot be read as a time in row {row}: {shown(values[row])}; {fix}")
     clock = np.asarray(pc.match_substring_regex(values, _CLOCK).fill_null(False))
     zoned = np.asarray(pc.match_substring_regex(values, _ZONE).fill_null(False)) & clock
     if zoned.any() and (clock & ~zoned).any():
         with_zone, without = int(zoned.argmax()), int((clock & ~zoned).argmax())
         raise ValueError(
-            f"{what} has a time zone in row {with_zone} ({values[with_zone]}) and none in row {without} "
-            f"({values[without]}): give all of them one"
+            f"{what} has a time zone in row {with_zone} ({shown(values[with_zone])}) and none in row {without} "
+            f"({shown(values[without])}): give all of them one"
         )
     return pa.array(parsed)
 

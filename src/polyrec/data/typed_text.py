@@ -63,19 +63,25 @@ def _booleans(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _integers(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    try:
-        found = values.cast(pa.int64())
-    except pa.ArrowInvalid:
+    found = _cast(values, pa.int64())
+    if found is None:
         return None
     same = pc.all(pc.equal(found.cast(values.type), values)).as_py()
     return found if same else values
 
 
+def _cast(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """The texts as numbers; None if one is none, which the first ones mostly show (Arrow tells of each, slowly)."""
+    try:
+        for part in (values[:1000], values):
+            found = part.cast(kind)
+    except pa.ArrowInvalid:
+        return None
+    return found
+
+
 def _floats(values: pa.ChunkedArray, decimal_comma: bool) -> pa.ChunkedArray | None:
     if decimal_comma and all_match(values, _DECIMAL_COMMA) and not all_match(values, _THOUSANDS):
         values = pc.replace_substring(values, ",", ".")
-    try:
-        found = pc.utf8_trim_whitespace(values).cast(pa.float64())
-    except pa.ArrowInvalid:
-        return None
-    return None if any_matches(values, _CODE) or all_match(values, _WHOLE) else found
+    found = _cast(pc.utf8_trim_whitespace(values), pa.float64())
+    return None if found is None or any_matches(values, _CODE) or all_match(values, _WHOLE) else found
