@@ -142,8 +142,8 @@ def _check_unit(plain: np.ndarray, unit: str, what: str, values: pa.Array) -> No
         if low.any() and (_of_our_days(plain * factor, *_SURELY) | np.isnan(plain)).all():
             row = int(low.argmax())
             raise ValueError(
-                f"{what} is {shown(values[row])} in row {row}, which is in 1970 if it counts {unit!r} but of our days if "
-                f'it counts {coarser!r}: say so, Columns(time_unit="{coarser}")'
+                f"{what} is {shown(values[row])} in row {row}, which is in 1970 if it counts {unit!r} but of our days "
+                f'if it counts {coarser!r}: say so, Columns(time_unit="{coarser}")'
             )
         if low.any() and _of_our_days(plain * _TO_SECONDS[unit]).any():
             row = int(low.argmax())
