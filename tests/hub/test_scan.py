@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from polyrec import PolyRecTrainer
 from polyrec.cli.recipe import Recipe, load_recipe
 from polyrec.cli.train import build_trainer
-from polyrec.core.manifest import write_manifest
+from polyrec.core.manifest import check_manifest, excerpt, read_manifest, write_manifest
 from polyrec.hub.push import check_loads, push_folder
 from polyrec.hub.scan import scan
 from polyrec.tracking.training_file import write_training
@@ -105,6 +105,21 @@ def test_what_was_planted_is_found(folder, name):
     assert [line for line in found.refusals if message in line], found.refusals
     with pytest.raises(ValueError, match="this must not leave"):
         push_folder(folder, "ann/shop")
+
+
+def test_a_manifest_leaves_without_settings(folder):
+    """Facts of a run are its settings, with paths of its owner's machine, and files that stay have digests."""
+    files = [*read_manifest(folder).files]
+    write_manifest(folder, {"recipe": {"teacher": "/home/jo@example.org/run"}, "data": {"items": "5e1f"}}, files)
+    assert scan(folder).refusals == []
+    shared = excerpt(folder, [file.path for file in scan(folder).leaving])
+    assert "home" not in shared
+    assert json.loads(shared)["facts"] == {"data": {"items": "5e1f"}}
+    assert "training_rows.safetensors" not in shared
+    (folder / "training_rows.safetensors").unlink()
+    (folder / "training_args.json").unlink()
+    (folder / "manifest.json").write_text(shared)
+    assert check_manifest(folder) is not None  # as whoever downloads it finds it
 
 
 def test_a_name_for_rows_that_stay_does_not_leave(folder):

@@ -32,6 +32,7 @@ READ_FILES = (
     "sentencepiece.bpe.model", "chat_template.jinja", "recipe.yaml",
 )  # fmt: skip
 EDITED_BY_HAND = ("README.md", "LICENSE")  # no answer depends on them, so their content may change
+_SHARED_FACTS = ("data", "polyrec")
 _LARGEST = 64 << 20  # bytes of a manifest
 _SHOWN = 4  # problems named in one message
 
@@ -171,7 +172,9 @@ def check_manifest(folder: str | Path, files: Iterable[str] | None = None, links
 
 
 def excerpt(folder: str | Path, files: Iterable[str]) -> str:
-    """The text of a manifest of some files of a folder, e.g. of those that are shared; facts are those of the folder's.
+    """The text of a manifest of some files of a folder that are shared.
+
+    Of the facts it has the digests of the data; settings, with paths of this machine among them, stay here.
 
     Args:
         files: relative paths with `/`; the digest of one that the folder's manifest does not name is computed.
@@ -181,7 +184,8 @@ def excerpt(folder: str | Path, files: Iterable[str]) -> str:
     names = sorted({*files} - {MANIFEST_NAME, *EDITED_BY_HAND})
     new = [name for name in names if name not in known]
     found = {**known, **dict(zip(new, _digests(folder, new), strict=True))}
-    return _to_json(Manifest({name: found[name] for name in names}, {} if held is None else held.facts))
+    facts = {} if held is None else {name: held.facts[name] for name in _SHARED_FACTS if name in held.facts}
+    return _to_json(Manifest({name: found[name] for name in names}, facts))
 
 
 def fits(path: str, patterns: Iterable[str]) -> bool:
