@@ -114,6 +114,7 @@ def test_an_interrupted_distillation_goes_on(world, tmp_path, interrupt):
     interrupt(8)
     with pytest.raises(AssertionError, match="130"):
         distilled(world, tmp_path / "s", *flags)
+    assert not (tmp_path / "s").exists()  # half a distillation is no run
     interrupt(None)
     found = distilled(world, tmp_path / "s", *flags)
     assert list(found["plan"]["tasks"]) == ["next_item"]  # all that it answers
@@ -191,6 +192,9 @@ def test_names_of_several_teachers_are_those_of_their_folders(world, tmp_path):
     assert found["systems"]["teacher"]["parameters"] == model.num_parameters()
     assert found["systems"]["teacher"]["bytes"] == (copied / "model.safetensors").stat().st_size
     (copied / "model.safetensors").touch()
+    distilled(world, tmp_path / "s", *flags)  # the same weights
+    next(model.parameters()).data += 1
+    model.save_pretrained(copied)
     with pytest.raises(AssertionError):  # another teacher: refused
         distilled(world, tmp_path / "s", *flags)
 

@@ -44,6 +44,8 @@ def test_interrupted_trial_is_done_again(recipe_file, tmp_path, interrupt):
     assert main([*command[:-1], "1"]) == 0
     interrupt(len(steps) // 4)  # in the first epoch
     assert main(command) == 130
+    with (tmp_path / "t" / "study.journal").open("a") as journal:
+        journal.write('{"op_code"')  # a kill inside a write
     interrupt(None)
     assert main(command) == 0
     found = trials(tmp_path / "t")

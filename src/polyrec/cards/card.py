@@ -13,6 +13,7 @@ from polyrec.cards.about import About
 from polyrec.cards.limits import limits, slice_sections
 from polyrec.cards.metadata import base_models, card_data, teacher_names
 from polyrec.core.escapes import sentence
+from polyrec.core.files import write_atomically
 from polyrec.core.secrets import hide_secrets, without_secrets
 from polyrec.evaluation.metric_names import day
 from polyrec.evaluation.page import Section, Table, markdown
@@ -63,8 +64,8 @@ def write_card(run: RunFiles, output: Path | None = None, about: About | None = 
     if run.history:
         picture = CURVES_NAME if path.name == CARD_NAME else f"{path.stem}_{CURVES_NAME}"
         figure = task_curves({"": run.history}, {task: run.primary(task) for task in run.tasks})
-        (path.parent / picture).write_bytes(to_png(figure))
-    path.write_text(str(make_card(run, about, picture)), encoding="utf-8")
+        write_atomically(path.parent / picture, to_png(figure))
+    write_atomically(path, str(make_card(run, about, picture)))
     return path
 
 

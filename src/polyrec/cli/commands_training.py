@@ -132,6 +132,7 @@ def add_update(commands: Commands) -> None:
         "--max-drop", type=float, metavar="SHARE", help="by which a metric may fall on any slice (default: 0.05)"
     )
     update.add_argument("--seed", type=int, help="(default: 0)")
+    update.add_argument("--again", action="store_true", help="learn events that the run has learnt already once more")
     update.set_defaults(run=_update)
 
 
@@ -142,4 +143,4 @@ def _update(options: argparse.Namespace) -> None:
     names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")
     given = chosen_flags(options, names)
     settings = UpdateSettings(**given)
-    update_run(options.run_folder, options.new, options.items, options.users, options.output, settings)
+    update_run(options.run_folder, options.new, options.items, options.users, options.output, settings, options.again)

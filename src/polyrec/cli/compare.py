@@ -5,21 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tqdm.auto import tqdm
 
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
-from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
-from polyrec.cli.train import build_trainer, last_checkpoint
+from polyrec.cli.train import build_trainer
+from polyrec.core.lock import locked
+from polyrec.core.swap import finish
 from polyrec.evaluation import comparison_report, evaluator
 from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
 from polyrec.evaluation.comparison_runs import ComparisonRun, run_name
 from polyrec.extras import check_extra
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import about_recipe, claim_folder, fingerprint
+from polyrec.runs.stopping import train_safely
+from polyrec.runs.transaction import changes, place_of
 from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.cost import CostMeter, cost_of
 
 _NO_RESULT = ("output", "tune")  # what of a recipe changes no result
@@ -46,12 +52,27 @@ def compare_recipe(
     """
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}: at least one training of each variant is needed, three are usual")
-    tasks, folder = parse_tasks(recipe.tasks), Path(recipe.output)
-    variants = plan([t.name for t in tasks], kinds)
+    folder, about = place_of(recipe.output), about_recipe(recipe.to_dict(), _NO_RESULT)
+    variants = plan([t["name"] for t in recipe.tasks], kinds)
     if html:
         check_extra("matplotlib", "report", "plots", ", or pass --no-html")  # before hours of training, not after
-    about = about_recipe(recipe, _NO_RESULT)
-    claim_folder(folder, about)
+    with locked(folder):
+        finish(folder)
+        claim_folder(folder, about)
+        result = _compare(recipe, folder, about, seeds, variants, resamples)
+        with changes(folder) as draft:
+            comparison_report.write(result, draft, html=html)
+    print(comparison_report.to_markdown(result))
+    written = "comparison.json, comparison.md" + (", comparison.html and PNG plots" if html else "")
+    print(f"written to {recipe.output}: {written}")
+    return result
+
+
+def _compare(
+    recipe: Recipe, folder: Path, about: dict[str, Any], seeds: int, variants: Sequence[Variant], resamples: int
+) -> Comparison:
+    """Train what is not there yet, and compare."""
+    tasks = parse_tasks(recipe.tasks)
     transformers.utils.logging.disable_progress_bar()  # one bar for all runs instead of one per checkpoint
     processor, parts = prepare(recipe, verbose=True)
     parts.require("test")
@@ -61,8 +82,8 @@ def compare_recipe(
     for number, (variant, seed) in enumerate(tqdm(jobs, desc="Comparison", disable=first.disable_tqdm), start=1):
         home = folder / "runs" / run_name(variant.name, seed)
         expected = fingerprint({**about, "tasks": variant.tasks, "seed": seed})
-        if home.exists():
-            run = ComparisonRun.load(home)
+        run = ComparisonRun.load_whole(home)
+        if run is not None:
             if run.fingerprint != expected:
                 raise ValueError(
                     f"{home} does not belong to this recipe and data: delete it, or choose another --output"
@@ -83,9 +104,6 @@ def compare_recipe(
         progress=lambda task: print(f"resampling people: {task}"),
     )
     result.notes += _lost_couplings(tasks, variants)
-    comparison_report.write(result, folder, html=html)
-    print(comparison_report.to_markdown(result))
-    print(f"written to {folder}: comparison.json, comparison.md" + (", comparison.html and PNG plots" if html else ""))
     return result
 
 
@@ -112,7 +130,7 @@ def _run(
         output_dir=str(work),
         restore_callback_states_from_checkpoint=True,
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    train_safely(trainer, newest_checkpoint(work), "the same command")
     predictions = trainer.predict(parts.test)
     cost = cost_of(trainer)
     metrics = evaluator.evaluate(trainer.model, parts.test, predictions, trainer.args.rank_k)

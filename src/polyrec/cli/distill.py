@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import transformers
 import yaml
 from tqdm.auto import tqdm
 
-from polyrec.cli.distill_report import WITHOUT, Study, System, write_report
+from polyrec.cli.distill_report import REPORT_NAME, WITHOUT, Study, System, write_report
 from polyrec.cli.distill_settings import DistillSettings
 from polyrec.cli.distill_teacher import (
     Judge,
@@ -29,9 +30,13 @@ from polyrec.cli.distill_teacher import (
 from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
-from polyrec.cli.run_folder import about_recipe, claim_folder, fingerprint
 from polyrec.cli.student_size import sized, width_for_latency, width_for_parameters
-from polyrec.cli.train import build_config, build_trainer, last_checkpoint, save_training
+from polyrec.cli.train import build_config, build_trainer, name_place, save_training
+from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
+from polyrec.core.swap import beside, publish, recover
+from polyrec.distillation.fingerprint import fingerprint as processor_digest
+from polyrec.distillation.fingerprint import item_digest
 from polyrec.distillation.gating import Belief, believe, gated
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
@@ -42,7 +47,11 @@ from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.throughput import one_question_each, people_per_second
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import about_recipe, about_run, fingerprint, revision_of
+from polyrec.runs.stopping import train_safely
+from polyrec.runs.transaction import complete, distillation_draft, place_of
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.memory import forget_peak_memory, peak_memory
 from polyrec.training.shrink import start_from_teacher
@@ -78,8 +87,7 @@ class _Workshop:
     ) -> ComparisonRun:
         """Train a model, answer the test part and put both away; one that is there already is kept."""
         home, expected = self.folder / "runs" / name, fingerprint({**self.about, "name": name, "model": recipe.model})
-        if home.exists():
-            found = ComparisonRun.load(home)
+        if (found := ComparisonRun.load_whole(home)) is not None:
             if found.fingerprint != expected:
                 raise ValueError(f"{home} does not belong to this recipe and these teachers: delete it")
             return found
@@ -99,7 +107,7 @@ class _Workshop:
         if start is not None:
             taken = start_from_teacher(trainer.model, self.processor, start.model, start.processor)
             self._write(trainer, self.folder / _START_NAME, json.dumps(asdict(taken), indent=2) + "\n")
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        train_safely(trainer, newest_checkpoint(work), "the same command")
         cost = cost_of(trainer)
         metrics = {"peak_memory": float(peak_memory() or "nan")}
         k = trainer.args.rank_k
@@ -109,6 +117,11 @@ class _Workshop:
         metrics |= evaluator.evaluate(trainer.model, self.parts.test, predictions, k)
         tasks = tuple(sorted(t["name"] for t in recipe.tasks))
         run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
+        if trainer.is_world_process_zero():
+            shutil.rmtree(
+                self.model_folder(name), ignore_errors=True
+            )  # its files may be those of the run that is there
+        trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(self.model_folder(name)))
         if trainer.is_world_process_zero():
             save_training(trainer, self.processor, self.parts, self.model_folder(name))
@@ -125,7 +138,7 @@ class _Workshop:
     @staticmethod
     def _write(trainer: PolyRecTrainer, path: Path, text: str) -> None:
         if trainer.is_world_process_zero():
-            path.write_text(text, encoding="utf-8")
+            write_atomically(path, text)
 
 
 def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
@@ -141,10 +154,38 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         raise ValueError("training.teacher is of `polyrec train`: leave it out, and pass --teacher or --logits")
     own_plan = recipe.model.get("distillation") is not None
     asked = {name: value for name, value in _plain(asdict(settings)).items() if name not in _MORE}
-    about = about_recipe(recipe, _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
-    arguments = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
-    with arguments.main_process_first(local=False):
-        claim_folder(Path(recipe.output), about)
+    about = about_recipe(recipe.to_dict(), _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
+    place = place_of(recipe.output)
+    draft = beside(place, "draft")
+    facts = about_run(recipe.to_dict())
+    arguments = PolyRecTrainingArguments(output_dir=str(draft), **recipe.training)
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                stack.enter_context(locked(place))
+                distillation_draft(place, about)
+        study, runs, shop = _distill(replace(recipe, output=str(draft)), settings, own_plan, about, arguments)
+        if arguments.process_index != 0:
+            return study
+        student = next(run for run in runs if run.variant == STUDENT)
+        _finish(shop, student, place)
+        rank_k, seed = arguments.rank_k, arguments.seed
+        write_report(study, runs, shop.processor.tasks, shop.parts.test, rank_k, seed, draft)
+        items, processor = item_digest(shop.processor), processor_digest(shop.processor)
+        complete(draft, facts | {"items": items, "processor": processor})
+        publish(draft, place)
+    print(f"the student is in {place}, beside {REPORT_NAME}.json and {REPORT_NAME}.md")
+    return study
+
+
+def _distill(
+    recipe: Recipe,
+    settings: DistillSettings,
+    own_plan: bool,
+    about: Mapping[str, Any],
+    arguments: PolyRecTrainingArguments,
+) -> tuple[Study, list[ComparisonRun], _Workshop]:
+    """Train what is not there yet, in the recipe's output folder."""
     transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
     processor, parts = prepare(recipe, verbose=True)
     recipe = planned(recipe, settings)
@@ -182,10 +223,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         start=_read(shop.folder / _START_NAME),
         notes=shop.notes,
     )
-    if arguments.process_index == 0:
-        _finish(shop, student)
-        write_report(study, runs, processor.tasks, parts.test, arguments.rank_k, arguments.seed, shop.folder)
-    return study
+    return study, runs, shop
 
 
 def _start(members: Sequence[Teacher], settings: DistillSettings) -> LiveTeacher | None:
@@ -211,7 +249,7 @@ def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings
             width = width_for_parameters(plain, processor, settings.target_parameters)
         else:
             width = width_for_latency(plain, processor, parts.valid, float(settings.target_latency or 0))
-        place.write_text(json.dumps({"hidden_size": width}) + "\n", encoding="utf-8")
+        write_atomically(place, json.dumps({"hidden_size": width}) + "\n")
     return sized(recipe, _read(place)["hidden_size"])
 
 
@@ -298,11 +336,12 @@ def _systems(
     return found
 
 
-def _finish(shop: _Workshop, student: ComparisonRun) -> None:
-    """Make the output folder a run: the student, its recipe and its metrics."""
+def _finish(shop: _Workshop, student: ComparisonRun, place: Path) -> None:
+    """Make the draft a run: the student, its recipe and its metrics."""
     shutil.copytree(shop.model_folder(STUDENT), shop.folder, dirs_exist_ok=True)
-    text = yaml.safe_dump(shop.recipe.to_dict(), sort_keys=False)
-    (shop.folder / RECIPE_NAME).write_text(text, encoding="utf-8")
+    text = yaml.safe_dump(replace(shop.recipe, output=str(place)).to_dict(), sort_keys=False)
+    write_atomically(shop.folder / RECIPE_NAME, text)
+    name_place(shop.folder / "training_args.json", place)
     metrics = shop.folder / "metrics.json"
     parts = shop.parts
     model, slices = shop.model(STUDENT), shop.recipe.slices
@@ -310,12 +349,11 @@ def _finish(shop: _Workshop, student: ComparisonRun) -> None:
 
 
 def _revisions(settings: DistillSettings) -> dict[str, str]:
-    """What changes when a run that teaches is trained anew: size and time of its files."""
+    """What changes when a run that teaches is trained anew."""
     stored = [Path(settings.logits)] if settings.logits else []
     found = {}
     for folder in (f for f in [*run_folders(settings.teachers), *stored] if f.is_dir()):
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        found[str(folder)] = fingerprint({p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files})
+        found[str(folder)] = revision_of(recover(folder))
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyrec.core.files import write_atomically
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.gating import Belief
 from polyrec.distillation.student import GATES, STATES
@@ -92,10 +93,9 @@ def write_report(
                 effect = found.effect(found.comparison.primary, "student", run.variant, _LEVEL)
                 study.brought.setdefault(left_out, {})[task.name] = effect
     text = markdown("Distillation", _sections(study))
-    (folder / f"{REPORT_NAME}.json").write_text(json.dumps(plain(asdict(study)), indent=2) + "\n", encoding="utf-8")
-    (folder / f"{REPORT_NAME}.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / f"{REPORT_NAME}.json", json.dumps(plain(asdict(study)), indent=2) + "\n")
+    write_atomically(folder / f"{REPORT_NAME}.md", text)
     print(text)
-    print(f"the student is in {folder}, beside {REPORT_NAME}.json and {REPORT_NAME}.md")
 
 
 def _with_seed(run: ComparisonRun, seed: int) -> ComparisonRun:

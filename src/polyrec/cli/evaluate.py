@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyrec.cli.prepare import prepare, read_run
+from polyrec.cli.prepare import read_run, split_of_run
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.update import continue_run
+from polyrec.core.files import write_atomically
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.cold_start import cold_start, format_cold_start
@@ -19,6 +20,8 @@ from polyrec.evaluation.report import MODEL, compare_with_baselines, format_repo
 from polyrec.evaluation.slices import popularity_bias, slice_groups, sliced
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.facts import check_data
+from polyrec.runs.transaction import put_file
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.update import NEW
 
@@ -33,11 +36,13 @@ def report_run(
     processor: PolyRecProcessor,
     slices: Sequence[str] = (),
     part: str = "test",
+    write: Callable[[Path, str], None] = write_atomically,
 ) -> dict:
     """Print the table of one part, and write it as JSON, with what the answers are in groups of rows.
 
     Args:
         part: which one it is, "test" or "valid".
+        write: how; of a run that is there, its manifest changes, too.
         slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
     """
     facts: dict[str, Any] = {"part": part, "tasks": {}}
@@ -46,7 +51,7 @@ def report_run(
         known["_data"] = processor.data_report.to_dict()
     if not test.num_candidates:
         print(f"the split leaves no {part} rows: there are no figures")
-        return _written(known, output)
+        return _written(known, output, write)
     report = compare_with_baselines(model, train, test, predictions, arguments.rank_k, arguments.exclude_seen)
     facts["tasks"] = evaluation_facts(model, test, predictions, arguments.exclude_seen)
     print(format_report(report) + format_facts(facts["tasks"]))
@@ -62,13 +67,13 @@ def report_run(
         for task, ranking in predictions.rankings.items():
             if task in report:
                 report[task][MODEL]["popularity"] = popularity_bias(test, ranking, counts)
-    return _written(report | known, output)
+    return _written(report | known, output, write)
 
 
-def _written(report: dict, output: Path | None) -> dict:
+def _written(report: dict, output: Path | None, write: Callable[[Path, str], None]) -> dict:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
+        write(output, json.dumps(plain(report), indent=2) + "\n")
     return report
 
 
@@ -90,22 +95,22 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         progress=True,
     )
     path, processor = Path(output) if output else None, PolyRecProcessor.from_pretrained(run)
-    return report_run(model, train, dataset, predictions, arguments, path, processor, recipe.slices, part)
+    shown = processor, recipe.slices, part, put_file
+    return report_run(model, train, dataset, predictions, arguments, path, *shown)
 
 
 def parts_of_run(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
     """The training rows of a run and the part of its split that is asked for, "valid" or "test"."""
-    return _updated_parts(run, recipe, part) if recipe.updates else _parts(recipe, part)
-
-
-def _parts(recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
-    _, parts = prepare(recipe)
+    if recipe.updates:
+        return _updated_parts(run, recipe, part)
+    _, parts = split_of_run(run, recipe)
     return parts.train, parts.valid if part == "valid" else parts.test
 
 
 def _updated_parts(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, SequenceDataset]:
     if part == "valid":
         raise ValueError(f"{run} has been updated, which no validation part is left out of: evaluate its test part")
+    check_data(run, recipe.to_dict())
     processor = PolyRecProcessor.from_pretrained(run)
     log, statistics, parts = continue_run(recipe, processor)
     train = processor.training_set(log, parts.learnt | parts.new, statistics)

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from polyrec.cli.evaluate import report_run
-from polyrec.cli.prepare import RECIPE_NAME, prepare, read_run
+from polyrec.cli.prepare import RECIPE_NAME, read_run, split_of_run
 from polyrec.cli.recipe import Recipe
+from polyrec.core.files import write_atomically
+from polyrec.distillation.fingerprint import fingerprint, item_digest
 from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import about_run
+from polyrec.runs.transaction import new_run, place_of
 from polyrec.tracking.run_files import METRICS_NAME
+from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.finetune import FinetuneSettings, finetune
 
@@ -35,20 +40,24 @@ def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None
     if recipe.updates:
         raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
     place = Path(output or (run if settings.scope == "task" else f"{run.rstrip('/')}-{settings.task}"))
-    _, parts = prepare(recipe)
+    place_of(place)
+    _, parts = split_of_run(run, recipe)
     parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     report = {"settings": asdict(settings), **finetune(model, processor, parts, settings, recipe.training)}
-    place.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(place)
-    processor.save_pretrained(place)
-    if place.resolve() != Path(run).resolve():
-        shutil.copy(Path(run) / RECIPE_NAME, place / RECIPE_NAME)
-    history = json.loads((place / REPORT_NAME).read_text("utf-8")) if (place / REPORT_NAME).exists() else []
-    (place / REPORT_NAME).write_text(json.dumps([*history, report], indent=2) + "\n", encoding="utf-8")
-    _show(report, place)
-    _write_metrics(model, processor, parts, recipe, place)
+    facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
+    with new_run(place, facts) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        for name in (RECIPE_NAME, TRAINING_NAME):
+            if (Path(run) / name).exists():
+                shutil.copy(Path(run) / name, draft / name)
+        before = place / REPORT_NAME
+        history = json.loads(before.read_text("utf-8")) if before.exists() else []
+        write_atomically(draft / REPORT_NAME, json.dumps([*history, report], indent=2) + "\n")
+        _show(report, place)
+        _write_metrics(model, processor, parts, recipe, draft)
     return report
 
 

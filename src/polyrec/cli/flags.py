@@ -11,6 +11,7 @@ from typing import Any
 
 from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
 from polyrec.core.settings import nearest
+from polyrec.core.swap import recover
 
 Commands = Any  # argparse does not name the type of add_subparsers
 
@@ -70,9 +71,9 @@ def check_run_folders(options: argparse.Namespace) -> None:
     for name in filter(None, given):
         path = Path(name)
         beside = path.parent
-        if path.exists() or not beside.is_dir() or (beside == Path() and not name.startswith(".")):
+        if recover(path).exists() or not beside.is_dir() or (beside == Path() and not name.startswith(".")):
             continue
-        folders = [str(p) for p in sorted(beside.iterdir()) if p.is_dir()]
+        folders = [str(p) for p in sorted(beside.iterdir()) if p.is_dir() and not p.name.startswith(".")]
         raise ValueError(f"no such run: {name}; {nearest(name, folders)}")
 
 

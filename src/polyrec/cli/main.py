@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from polyrec.cli import commands_using as using
 from polyrec.cli.flags import check_run_folders
 from polyrec.core.escapes import printable
 from polyrec.core.secrets import hide_secrets
+from polyrec.core.signals import Interrupted, handled, interrupt
 
 _COMMANDS = (
     training.add_train,
@@ -34,7 +36,7 @@ _COMMANDS = (
     using.add_push,
     using.add_encode_images,
 )
-MISTAKE, UNEXPECTED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141  # exit codes; shells have 128 + the signal
+MISTAKE, UNEXPECTED, BROKEN_PIPE = 2, 1, 141  # exit codes; shells have 128 + the signal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a title that a terminal cannot write is no reason to stop
     options = build_parser().parse_args(arguments)
     try:
-        check_run_folders(options)
-        options.run(options)
+        with handled(interrupt):
+            check_run_folders(options)
+            options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output (`| head`) has gone; without this, Python complains once more when it ends.
@@ -82,7 +85,8 @@ def told(error: BaseException) -> tuple[int, str]:
     """
     text = printable(" ".join(hide_secrets(str(error)).split()))
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        return 128 + number, text or "interrupted"
     if isinstance(error, MemoryError):
         return MISTAKE, f"not enough memory{f' ({text})' * bool(text)}: a smaller batch, model or table needs less"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,26 @@ import pyarrow as pa
 
 from polyrec.cli.recipe import Recipe, read_recipe_file
 from polyrec.cli.recipe_checks import check_sections
+from polyrec.core.manifest import check_manifest, read_manifest
 from polyrec.core.settings import saved_files
+from polyrec.core.swap import recover
 from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.report import DataWarning
 from polyrec.data.tables import read_table
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import check_data
 from polyrec.schema import Columns, from_dict
+from polyrec.tracking.facts import fingerprints
+from polyrec.tracking.training_file import TRAINING_NAME
 
 RECIPE_NAME = "recipe.yaml"
 
 
 def read_run(run: str | Path) -> Recipe:
     """The recipe of a run folder."""
-    path = Path(run) / RECIPE_NAME
+    path = recover(run) / RECIPE_NAME
+    check_manifest(run, [RECIPE_NAME])
     if not path.exists():
         raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
     with saved_files():
@@ -55,6 +62,32 @@ def prepare(recipe: Recipe, verbose: bool = False) -> tuple[PolyRecProcessor, Sp
     if verbose and processor.data_report is not None:
         processor.data_report.show()
     return processor, parts
+
+
+def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
+    """The saved processor of a run, and the split that the run was trained on.
+
+    Raises:
+        ValueError: the tables have changed since, so it would be another split; says how to judge new rows.
+    """
+    check_data(run, recipe.to_dict())
+    processor = PolyRecProcessor.from_pretrained(run)
+    for users in tables_of(recipe, "users"):
+        processor.extend(users=read_table(users, "users"))  # they are not saved with it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
+        parts = processor.split(joined_table(recipe, "interactions"), past=recipe.past, **recipe.split)
+    if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
+        _check_events(Path(run), fingerprints(processor, parts.train)["data"])
+    return processor, parts
+
+
+def _check_events(run: Path, found: str) -> None:
+    path = run / TRAINING_NAME
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    held = facts.get("data", {}).get("fingerprints", {}).get("data")
+    if held is not None and held != found:
+        raise ValueError(f"the interactions changed since {run} was trained: put the earlier content back")
 
 
 def joined_table(recipe: Recipe, name: str) -> Any:

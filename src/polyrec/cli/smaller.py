@@ -10,6 +10,8 @@ from typing import Any
 
 from polyrec.cli.evaluate import parts_of_run
 from polyrec.cli.prepare import RECIPE_NAME, read_run
+from polyrec.core.files import write_atomically
+from polyrec.core.manifest import read_manifest
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.live import LiveTeacher
 from polyrec.evaluation import evaluator
@@ -17,6 +19,7 @@ from polyrec.evaluation.page import Section, Table, markdown, plain
 from polyrec.evaluation.throughput import one_question_each, people_per_second
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.transaction import new_run, place_of
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 METRICS_POINT = (
@@ -41,32 +44,41 @@ def write_smaller(
         {"before", "after": {"bytes", "parameters", "people_per_second", "metrics" of the test part}, "points"}.
     """
     recipe = read_run(run)
-    if place.resolve() == Path(run).resolve():
+    if place_of(place) == Path(run).resolve():
         raise ValueError("the run itself stays, to go back to: choose another --output")
     arguments = PolyRecTrainingArguments(output_dir=str(place), **recipe.training)
     model, processor = PolyRecForRecommendation.from_pretrained(run), PolyRecProcessor.from_pretrained(run)
     points = change(model)
     _, test = parts_of_run(run, recipe, "test")
-    model.save_pretrained(place)
-    processor.save_pretrained(place)
-    shutil.copy(Path(run) / RECIPE_NAME, place / RECIPE_NAME)
+    manifest = read_manifest(run)
+    with new_run(place, None if manifest is None else manifest.facts) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        shutil.copy(Path(run) / RECIPE_NAME, draft / RECIPE_NAME)
+        report = _compared(run, draft, processor, test, arguments) | {"points": points}
+        text = markdown(title, [_section(report)])
+        write_atomically(draft / f"{name}.json", json.dumps(plain(report), indent=2) + "\n")
+        write_atomically(draft / f"{name}.md", text)
+    print(text)
+    print(f"written to {place}")
+    return report
+
+
+def _compared(
+    run: str, place: Path, processor: PolyRecProcessor, test: SequenceDataset, arguments: PolyRecTrainingArguments
+) -> dict[str, Any]:
+    """What both runs' files hold."""
     before, after = (
         PolyRecForRecommendation.from_pretrained(folder).to(arguments.device).eval() for folder in (run, place)
     )
     report: dict[str, Any] = {
         "before": _measured(before, Path(run), test, arguments),
         "after": _measured(after, place, test, arguments),
-        "points": points,
     }
     lists = [t.name for t in processor.tasks if t.ranks_catalog]
     systems = {"before": LiveTeacher(before, processor), "after": LiveTeacher(after, processor)}
     for system, speed in people_per_second(systems, one_question_each(test, lists)).items():
         report[system]["people_per_second"] = speed
-    text = markdown(title, [_section(report)])
-    (place / f"{name}.json").write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
-    (place / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text)
-    print(f"written to {place}")
     return report
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +12,30 @@ from typing import Any
 import torch
 import yaml
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.recipe_checks import check_with_data
 from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
 from polyrec.core.settings import section
+from polyrec.core.swap import beside, publish
 from polyrec.data.sequences import SequenceDataset
+from polyrec.distillation.fingerprint import fingerprint, item_digest
 from polyrec.distillation.teacher import Teacher
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import about_run
+from polyrec.runs.stopping import train_safely
+from polyrec.runs.transaction import complete, place_of, training_draft
 from polyrec.schema import parse_tasks
 from polyrec.tracking.facts import data_facts
+from polyrec.tracking.run_files import METRICS_NAME
 from polyrec.tracking.training_file import training_facts, write_training
 from polyrec.training.arguments import HUB_ARGUMENTS, PolyRecTrainingArguments
+from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.trainer import PolyRecTrainer
 
@@ -84,36 +94,22 @@ def build_trainer(
         may_push: obey the recipe's arguments about the Hub; a training inside a comparison or search never pushes.
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
-    given = {name: value for name, value in recipe.training.items() if may_push or name not in HUB_ARGUMENTS}
-    training = {
-        "output_dir": recipe.output,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping goes on where it stood
-        **given,
-        **overrides,
-    }
-    if quiet:
-        training["disable_tqdm"] = True
     if not valid.num_candidates:
-        patient = [n for n in ("task_patience", "early_stopping_patience") if training.get(n, getattr(recipe, n, 0))]
+        asked = {"early_stopping_patience": recipe.early_stopping_patience, **recipe.training, **overrides}
+        patient = [name for name in ("task_patience", "early_stopping_patience") if asked.get(name)]
         if patient:
             raise ValueError(
                 f"{patient[0]} needs validation rows and the split leaves none: give it a share of the log"
             )
         print("the split leaves no validation rows: nothing is evaluated in training, and its last weights are kept")
-        training |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    if "no" not in (training["eval_strategy"], training["save_strategy"]):
-        training.setdefault("load_best_model_at_end", True)
-    if recipe.model.get("distillation") and teacher is None and training.get("teacher") is None:
+        overrides |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    arguments = _arguments(recipe, quiet, may_push, **overrides)
+    if recipe.model.get("distillation") and teacher is None and arguments.teacher is None:
         raise ValueError(
             "the recipe says what to learn of a teacher (model.distillation) and names none: run `polyrec distill "
             "RECIPE --teacher RUN`, give the folder of a run or of stored answers as training.teacher, or leave "
             "model.distillation out"
         )
-    arguments = PolyRecTrainingArguments(**training)
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(build_config(recipe, processor, tasks))
     trainer = PolyRecTrainer(
@@ -132,9 +128,26 @@ def build_trainer(
     return trainer
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a folder that may not exist."""
-    return get_last_checkpoint(str(folder)) if Path(folder).exists() else None
+def _arguments(
+    recipe: Recipe, quiet: bool = False, may_push: bool = False, **overrides: Any
+) -> PolyRecTrainingArguments:
+    """The training arguments of a recipe, see [`build_trainer`]."""
+    given = {name: value for name, value in recipe.training.items() if may_push or name not in HUB_ARGUMENTS}
+    training = {
+        "output_dir": recipe.output,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping goes on where it stood
+        **given,
+        **overrides,
+    }
+    if quiet:
+        training["disable_tqdm"] = True
+    if "no" not in (training["eval_strategy"], training["save_strategy"]):
+        training.setdefault("load_best_model_at_end", True)
+    return PolyRecTrainingArguments(**training)
 
 
 def save_training(trainer: PolyRecTrainer, processor: PolyRecProcessor, parts: Splits, folder: str | Path) -> None:
@@ -156,28 +169,65 @@ def save_training(trainer: PolyRecTrainer, processor: PolyRecProcessor, parts: S
 def train(recipe: Recipe, resume: bool = False) -> dict:
     """Train, keep the best weights, evaluate on the test part, and save all of it.
 
-    The run folder holds the model, the processor, recipe.yaml, metrics.json and training.json.
+    The run folder holds the model, the processor, recipe.yaml, metrics.json and training.json. It is drafted beside its
+    place and replaces what is there at the end, as a whole; checkpoints of a training lie in the draft.
+
+    Args:
+        resume: go on from the newest complete checkpoint, which must be of this recipe and this data.
 
     Returns:
         the report of `polyrec.evaluation.report.compare_with_baselines`.
+
+    Raises:
+        ValueError: another process writes the run, or the training to resume is another one.
+        Interrupted: a signal came; the run that was there is as it was.
     """
-    processor, parts = prepare(recipe, verbose=True)
-    check_with_data(recipe, processor)
-    trainer = build_trainer(recipe, processor, parts.train, parts.valid, callbacks=[CostMeter()], may_push=True)
-    trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output) if resume else None)
-    trainer.save_model(recipe.output)
-    part = "test" if parts.test.num_candidates else "valid"
-    judged = getattr(parts, part)
-    predictions = trainer.predict(judged)
-    if not trainer.is_world_process_zero():
-        return {}
-    (Path(recipe.output) / RECIPE_NAME).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
-    metrics = Path(recipe.output) / "metrics.json"
-    save_training(trainer, processor, parts, recipe.output)
-    if part == "valid":
-        print("the split leaves no test rows: figures are those of the validation rows, which chose the weights, too")
-    report = report_run(
-        *(trainer.model, parts.train, judged, predictions, trainer.args, metrics, processor, recipe.slices, part)
-    )
+    place, about = place_of(recipe.output), about_run(recipe.to_dict())
+    draft = beside(place, "draft")
+    arguments = _arguments(recipe, output_dir=str(draft))
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                stack.enter_context(locked(place))
+                training_draft(place, "train", about, resume)
+        processor, parts = prepare(recipe, verbose=True)
+        check_with_data(recipe, processor)
+        own = _own_places(recipe, place, draft)
+        trainer = build_trainer(
+            *(recipe, processor, parts.train, parts.valid), callbacks=[CostMeter()], may_push=True, **own
+        )
+        trainer.facts = about
+        train_safely(trainer, newest_checkpoint(draft) if resume else None)
+        trainer.save_model(str(draft))
+        part = "test" if parts.test.num_candidates else "valid"
+        judged = getattr(parts, part)
+        predictions = trainer.predict(judged)
+        if not trainer.is_world_process_zero():
+            return {}
+        write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        save_training(trainer, processor, parts, draft)
+        if part == "valid":
+            print("the split leaves no test rows: figures are those of the validation rows, which chose the weights")
+        report = report_run(
+            *(trainer.model, parts.train, judged, predictions, trainer.args, draft / METRICS_NAME),
+            *(processor, recipe.slices, part),
+        )
+        name_place(draft / "training_args.json", place)
+        complete(draft, about | {"items": item_digest(processor), "processor": fingerprint(processor)})
+        publish(draft, place)
     print(f"saved to {recipe.output}; try: polyrec recommend {recipe.output} --history ID,ID,...")
     return report
+
+
+def _own_places(recipe: Recipe, place: Path, draft: Path) -> dict[str, Any]:
+    """Training arguments of a training that is drafted: its folder, and the name on the Hub of the run's folder."""
+    found: dict[str, Any] = {"output_dir": str(draft)}
+    if recipe.training.get("push_to_hub") and recipe.training.get("hub_model_id") is None:
+        found["hub_model_id"] = place.name
+    return found
+
+
+def name_place(path: Path, place: Path) -> None:
+    """Let training_args.json name the run's folder, not the one in which it was drafted."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    write_atomically(path, json.dumps({**values, "output_dir": str(place)}, indent=2) + "\n")

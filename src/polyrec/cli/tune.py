@@ -10,19 +10,23 @@ from typing import Any
 import optuna
 import yaml
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
-from polyrec.cli.run_folder import about_recipe, claim_folder
 from polyrec.cli.train import SELECTION_METRIC, build_config, build_trainer
 from polyrec.cli.tuning_report import write_trials
 from polyrec.cli.tuning_space import SearchSpace
+from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
+from polyrec.core.swap import finish
 from polyrec.data.sequences import SequenceDataset
 from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.facts import about_recipe, claim_folder
+from polyrec.runs.transaction import changes, place_of
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 STUDY_NAME, BEST_NAME = "study.journal", "best.yaml"
@@ -38,8 +42,7 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
 
     A trial is judged by the best `mean_improvement` of the validation part over its epochs, the same figure by which
     `polyrec train` keeps weights. Trials that fall behind the median of the earlier ones in an epoch are stopped there.
-    Trials are recorded as they end; one that was interrupted is done again with the same values. Do not run two
-    searches in one folder at a time.
+    Trials are recorded as they end; one that was interrupted is done again with the same values.
 
     Args:
         trials: in all, those of earlier calls counted.
@@ -49,8 +52,14 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
     """
     if trials < 1:
         raise ValueError(f"--trials is {trials}: at least one is needed, 30 are a start")
-    space, folder = SearchSpace.of(recipe), Path(recipe.output)
-    claim_folder(folder, about_recipe(recipe, ignore=["output"]))
+    space, folder = SearchSpace.of(recipe), place_of(recipe.output)
+    with locked(folder):
+        finish(folder)
+        claim_folder(folder, about_recipe(recipe.to_dict(), ignore=["output"]))
+        return _search(recipe, space, folder, trials)
+
+
+def _search(recipe: Recipe, space: SearchSpace, folder: Path, trials: int) -> Recipe:
     processor, parts = prepare(recipe, verbose=True)
     parts.require("valid")
     train, valid, _ = parts  # the test part is dropped here and not known to anything below
@@ -79,11 +88,12 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
     if not study.get_trials(states=[TrialState.COMPLETE]):
         raise ValueError(f"no trial of {folder} came to its end: widen the search space or lower the learning rate")
     best = space.apply(recipe, study.best_params)
-    best.output = str(folder / "best")
-    (folder / BEST_NAME).write_text(yaml.safe_dump(best.to_dict(), sort_keys=False), encoding="utf-8")
-    write_trials(study.get_trials(), SELECTION_METRIC, folder)
+    best.output = str(Path(recipe.output) / "best")
+    with changes(folder) as draft:
+        write_atomically(draft / BEST_NAME, yaml.safe_dump(best.to_dict(), sort_keys=False))
+        write_trials(study.get_trials(), SELECTION_METRIC, draft)
     print(f"best of {_finished(study)} trials: {SELECTION_METRIC} {study.best_value:.5f} of the validation part")
-    print(f"next: polyrec train {folder / BEST_NAME}")
+    print(f"next: polyrec train {Path(recipe.output) / BEST_NAME}")
     return best
 
 
@@ -149,9 +159,10 @@ def _check(recipe: Recipe, processor: PolyRecProcessor, key: str, value: Any) ->
 def _open_study(folder: Path, space: SearchSpace, seed: int) -> optuna.Study:
     """The folder's study; what was interrupted stands in line again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _cut_half_line(folder / STUDY_NAME)
     study = optuna.create_study(
         study_name="polyrec",
-        storage=JournalStorage(JournalFileBackend(str(folder / STUDY_NAME))),
+        storage=JournalStorage(JournalFileBackend(str(folder / STUDY_NAME), _Held(str(folder / STUDY_NAME)))),
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=max(space.startup_trials // 2, 1), n_warmup_steps=2),
@@ -165,6 +176,24 @@ def _open_study(folder: Path, space: SearchSpace, seed: int) -> optuna.Study:
         if len(trial.params) == len(space.dimensions):
             study.enqueue_trial(trial.params, user_attrs={_REPEATS: trial.number})
     return study
+
+
+class _Held(JournalFileOpenLock):
+    """No lock of its own: that of the folder is held, and ends with the process, which optuna's would not."""
+
+    def acquire(self) -> bool:
+        """Nobody else writes."""
+        return True
+
+    def release(self) -> None:
+        """Nothing to release."""
+
+
+def _cut_half_line(journal: Path) -> None:
+    """Take away what an interrupted write has left: optuna reads no further than that for good."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if content and not content.endswith(b"\n"):
+        write_atomically(journal, content[: content.rfind(b"\n") + 1])
 
 
 def _finished(study: optuna.Study) -> int:

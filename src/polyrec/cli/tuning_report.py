@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polyrec.core.files import write_atomically
 from polyrec.evaluation.plotting import new_figure, to_png
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def write_trials(trials: Sequence[FrozenTrial], metric: str, folder: Path) -> No
         metric: what the trials were judged by.
     """
     rows = [_row(trial) for trial in trials]
-    (folder / TRIALS_NAME).write_text(json.dumps({"metric": metric, "trials": rows}, indent=2) + "\n", encoding="utf-8")
-    (folder / TABLE_NAME).write_text(to_markdown(rows, metric), encoding="utf-8")
+    write_atomically(folder / TRIALS_NAME, json.dumps({"metric": metric, "trials": rows}, indent=2) + "\n")
+    write_atomically(folder / TABLE_NAME, to_markdown(rows, metric))
     if importlib.util.find_spec("matplotlib") is not None:
-        (folder / PLOT_NAME).write_bytes(to_png(_plot(rows, metric)))
+        write_atomically(folder / PLOT_NAME, to_png(_plot(rows, metric)))
 
 
 def to_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:

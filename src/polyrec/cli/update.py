@@ -16,11 +16,16 @@ import yaml
 
 from polyrec.cli.prepare import RECIPE_NAME, read_run, tables_of
 from polyrec.cli.recipe import Recipe
+from polyrec.core.files import write_atomically
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.sequences import EventLog
 from polyrec.data.tables import ids, lookup, read_table
+from polyrec.distillation.fingerprint import fingerprint, item_digest
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.facts import about_run, check_data, table_digest
+from polyrec.runs.transaction import new_run, place_of
+from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure
 from polyrec.training.update import Parts, UpdateSettings, learn, parts_of, update_data
@@ -39,8 +44,12 @@ def update_run(
     users: str | None = None,
     output: str | None = None,
     settings: UpdateSettings | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Let a saved run learn newer events.
+
+    The updated run is drafted beside its place and replaces what is there as a whole. It holds no checkpoints and no
+    metrics.json, which are those of the model before.
 
     Args:
         run: folder written by `polyrec train` or by an update; its recipe says where the earlier data lie.
@@ -48,20 +57,30 @@ def update_run(
         items, users: attributes of new items and people.
         output: folder for the updated run; None: `run` itself, which is replaced if no metric fell too much, else
             `<run>-refused`.
+        again: learn events once more that the run has learnt already.
 
     Returns:
         the report, which is also written as update.json.
 
     Raises:
+        ValueError: the run has learnt these events already, or its earlier tables have changed.
         UpdateRefused: a metric fell by more than `settings.max_drop` and the run would have been overwritten.
     """
     settings = UpdateSettings() if settings is None else settings
     recipe = read_run(run)
+    place_of(output or run)
+    check_data(run, recipe.to_dict())
+    known = {table_digest(path): path for path in tables_of(recipe, "interactions")}
     recipe.updates = [
         *recipe.updates,
         {"interactions": new, "items": items, "users": users, "holdout": settings.holdout},
     ]
     recipe.check()
+    if not again and (found := known.get(table_digest(new))) is not None:
+        raise ValueError(
+            f"{run} has already learnt the events of {new} (they are those of {found}), so there is nothing to do; "
+            "--again learns them once more, and they count twice then"
+        )
     begin = time.process_time()
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
@@ -91,7 +110,7 @@ def update_run(
     refused = bool(lost) and (output is None or Path(output).resolve() == Path(run).resolve())
     place = Path(f"{run.rstrip('/')}-refused" if refused else output or run)
     recipe.output = str(place)
-    _save(place, model, processor, recipe, report)
+    _save(place, Path(run), model, processor, recipe, report)
     _show(report, place)
     if refused:
         worst = lost[0]
@@ -139,21 +158,22 @@ def _add_items(processor: PolyRecProcessor, events: pa.Table, items: str | None)
 
 
 def _save(
-    place: Path, model: PolyRecForRecommendation, processor: PolyRecProcessor, recipe: Recipe, report: dict[str, Any]
+    place: Path,
+    run: Path,
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    recipe: Recipe,
+    report: dict[str, Any],
 ) -> None:
-    """Write a run whole beside its place, then put it there: an interruption leaves what was."""
-    draft = place.with_name(f"{place.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
-    processor.save_pretrained(draft)
-    (draft / RECIPE_NAME).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
-    (draft / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    place.mkdir(parents=True, exist_ok=True)
-    for new in draft.iterdir():
-        if new.is_dir():
-            shutil.rmtree(place / new.name, ignore_errors=True)
-        new.replace(place / new.name)
-    draft.rmdir()
+    """Replace a run as a whole: an interruption leaves what was."""
+    facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
+    with new_run(place, facts) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        write_atomically(draft / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+        if (run / TRAINING_NAME).exists():
+            shutil.copy(run / TRAINING_NAME, draft / TRAINING_NAME)
 
 
 def _show(report: dict[str, Any], place: Path) -> None:

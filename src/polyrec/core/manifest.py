@@ -188,6 +188,12 @@ def excerpt(folder: str | Path, files: Iterable[str]) -> str:
     return _to_json(Manifest({name: found[name] for name in names}, facts))
 
 
+def edited(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that people may edit (README.md, LICENSE) and have edited."""
+    there = [name for name in EDITED_BY_HAND if name in manifest.files and (folder / name).is_file()]
+    return [n for n, own in zip(there, _digests(folder, there), strict=True) if own != manifest.files[n]]
+
+
 def fits(path: str, patterns: Iterable[str]) -> bool:
     """Whether a relative path fits a pattern, folder by folder.
 

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from polyrec.backbones import TextConfig, resolve
+from polyrec.core.files import write_atomically
 from polyrec.cross_encoder.configuration_cross_encoder import UNREAD, PolyRecCrossEncoderConfig
 from polyrec.cross_encoder.prompt_config import LAYOUTS, PromptConfig
 from polyrec.cross_encoder.prompts import PromptBuilder, Prompts
@@ -182,7 +183,7 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
     def _write(self, folder: Path, include_users: bool) -> None:
         super()._write(folder, include_users)
         written = json.dumps(asdict(self.prompt), indent=2, ensure_ascii=False)
-        (folder / PROMPT_NAME).write_text(written + "\n", encoding="utf-8")
+        write_atomically(folder / PROMPT_NAME, written + "\n")
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +23,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
+from polyrec.core.files import replacing, write_atomically
+from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.table import AnswerSource, AnswerTable, ListAnswers, TableTeacher, ask
@@ -88,6 +89,7 @@ def write_answers(
 
     Raises:
         StoredError: the folder holds answers of another teacher or about other data.
+        Locked: another process writes the folder.
         ValueError: the teacher's answers are no numbers.
     """
     folder, dataset = Path(folder), dataset.fixed()
@@ -97,9 +99,10 @@ def write_answers(
     source = AnswerSource.of(teacher, dataset, processor)
     counts = {"windows": len(dataset), "candidates": dataset.num_candidates, "unlabelled": unlabelled}
     about = _about(source) | {"shards": len(groups)} | counts
-    done = _claim(folder, about, source.training_rows)
     half = [task for task in teacher.pair_tasks if source.tasks[task]["head"] not in _NUMBERS]
-    with tqdm(total=len(dataset), desc="Scoring", unit="window", disable=not progress) as bar:
+    bar = tqdm(total=len(dataset), desc="Scoring", unit="window", disable=not progress)
+    with locked(folder.resolve()), bar:
+        done = _claim(folder, about, source.training_rows)
         for number, windows in enumerate(groups):
             name = f"shard-{number:05d}.safetensors"
             if name in done and _whole(folder, done[name]):
@@ -217,7 +220,8 @@ def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingRows | 
         folder.mkdir(parents=True, exist_ok=True)
         for number, rows in enumerate(learnt):
             if rows is not None:
-                save_file(rows.arrays(), folder / ROWS.format(number))
+                with replacing(folder / ROWS.format(number)) as draft:
+                    save_file(rows.arrays(), draft)
         _write_manifest(folder, {**about, "written": []})
         return {}
     held = _read_manifest(folder)
@@ -240,13 +244,11 @@ def _write(folder: Path, name: str, table: AnswerTable, half: list[str]) -> Shar
         arrays |= {f"drawn/{t}": _halved(v) if t in half else v for t, v in table.drawn_numbers.items()}
     for task, lists in table.lists.items():
         arrays |= {f"at/{task}": lists.at, f"items/{task}": lists.items, f"scores/{task}": _halved(lists.scores)}
-    draft = folder / f"{name}.part"
-    save_file({key: np.ascontiguousarray(values) for key, values in arrays.items()}, draft)
-    with open(draft, "rb+") as file:
-        os.fsync(file.fileno())
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = draft.stat().st_size
-    draft.replace(folder / name)
+    with replacing(folder / name) as draft:
+        save_file({key: np.ascontiguousarray(values) for key, values in arrays.items()}, draft)
+        with open(draft, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = draft.stat().st_size
     unanswered = {
         task: int(np.isnan(values.reshape(len(table), -1)).any(1).sum()) for task, values in table.numbers.items()
     }
@@ -315,10 +317,4 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file whole beside its place, then put it there."""
-    draft = path.with_name(f"{path.name}.part")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-    draft.replace(path)
+    write_atomically(path, json.dumps(values, indent=2) + "\n")

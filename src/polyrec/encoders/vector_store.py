@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from polyrec.core.files import replacing
+
 
 class VectorStore:
     """A safetensors file of vectors by the hash of what they stand for; only what is new is encoded.
@@ -61,9 +63,8 @@ class VectorStore:
 
     def _write(self, held: dict[str, np.ndarray]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")  # another process may read or write the file, too
-        save_file({name: np.ascontiguousarray(values) for name, values in held.items()}, part)
-        part.replace(self.path)
+        with replacing(self.path) as draft:  # another process may read or write the file, too
+            save_file({name: np.ascontiguousarray(values) for name, values in held.items()}, draft)
 
 
 def store_folder() -> Path:

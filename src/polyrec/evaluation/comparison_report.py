@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyrec.core.files import write_atomically
 from polyrec.evaluation.comparison import Comparison, Effect, TaskComparison
 from polyrec.evaluation.comparison_plots import AFFINITY_NAME, ALL_SINGLE, COSTS_NAME, GAINS_NAME, comparison_plots
 from polyrec.evaluation.comparison_runs import Cost
@@ -165,10 +166,10 @@ def to_html(result: Comparison, plots: dict[str, bytes]) -> str:
 
 def write(result: Comparison, folder: Path, html: bool = True) -> None:
     """Write comparison.json and comparison.md, and with `html` the page and its plots as PNG files."""
-    (folder / "comparison.json").write_text(to_json(result), encoding="utf-8")
-    (folder / "comparison.md").write_text(to_markdown(result), encoding="utf-8")
+    write_atomically(folder / "comparison.json", to_json(result))
+    write_atomically(folder / "comparison.md", to_markdown(result))
     if html:
         plots = comparison_plots(result)
         for name, png in plots.items():
-            (folder / name).write_bytes(png)
-        (folder / "comparison.html").write_text(to_html(result, plots), encoding="utf-8")
+            write_atomically(folder / name, png)
+        write_atomically(folder / "comparison.html", to_html(result, plots))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+from zipfile import BadZipFile
 
 import numpy as np
 
+from polyrec.core.files import sync_folder, sync_tree
+from polyrec.core.manifest import check_manifest, write_manifest
 from polyrec.evaluation.evaluator import Predictions
 from polyrec.evaluation.scored import Ranking
 
@@ -92,11 +96,27 @@ class ComparisonRun:
             "metrics": {name: value if np.isfinite(value) else None for name, value in self.metrics.items()},
         }
         (unfinished / RUN_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_manifest(unfinished, files=[RUN_NAME, PREDICTIONS_NAME])
+        sync_tree(unfinished)
         os.replace(unfinished, folder)
+        sync_folder(folder.parent)
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> Self | None:
+        """The run of a folder; None if there is none, or a damaged one, which is deleted to be made anew."""
+        if not folder.exists():
+            return None
+        try:
+            return cls.load(folder)
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            warnings.warn(f"{folder} is made anew: {error}", stacklevel=2)
+            shutil.rmtree(folder)
+            return None
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what [`save`] wrote."""
+        check_manifest(folder)
         about = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
         predictions = Predictions()
         fields: dict[str, dict[str, np.ndarray]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
 from polyrec.core.manifest import MANIFEST_NAME
+from polyrec.core.swap import recover
 from polyrec.hub.errors import NO_CONNECTION, explained
 from polyrec.hub.files import matches
 from polyrec.hub.push import hub_api
@@ -38,7 +39,7 @@ def fetch(name: str | Path, patterns: Sequence[str], **options: Any) -> Path:
         ValueError: a file's name or size is not one that polyrec writes.
         OSError: what the Hub refused, with what mends it.
     """
-    if Path(name).is_dir():
+    if recover(name).is_dir():
         return Path(name)
     repo_id, revision = str(name), options.pop("revision", None)
     if repo_id.count("/") > 1 or repo_id.startswith((".", "/", "~")):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.files import readable_by_umask
 from polyrec.core.manifest import Manifest, check_manifest, fits, refresh_manifest
 from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, USERS_NAME, VECTORS_NAME
 from polyrec.data.saved_tables import read_saved
@@ -182,7 +183,9 @@ def check_processor(folder: Path) -> None:
 
 
 def record_saved(folder: str | Path, patterns: Sequence[str]) -> None:
-    """Put what was just written into the manifest of its folder."""
+    """Put what was just written into the manifest of its folder; files have the mode that the umask allows."""
+    for name in _present(Path(folder), tuple(patterns)):
+        readable_by_umask(Path(folder) / name)
     held = refresh_manifest(folder, patterns)
     _written_here.update(entry["sha256"] for name, entry in held.files.items() if fits(name, patterns))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyrec import __version__
+from polyrec.core.files import write_atomically
 from polyrec.core.secrets import without_secrets
 from polyrec.evaluation.page import plain
 
@@ -41,4 +42,4 @@ def write_training(folder: str | Path, facts: dict[str, Any]) -> None:
     """Write training.json."""
     path = Path(folder) / TRAINING_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(without_secrets(plain(facts)), indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(without_secrets(plain(facts)), indent=1) + "\n")

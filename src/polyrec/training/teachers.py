@@ -29,9 +29,10 @@ def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
         ValueError: the folder holds neither; says which teachers are objects of Python alone.
     """
     place = Path(folder)
-    if (place / MANIFEST).exists() and not (place / "config.json").exists():  # models have a manifest of their own
+    is_run = (place / "config.json").exists()
+    if not is_run and (place / MANIFEST).exists():  # runs have a manifest of that name, too
         return StoredTeacher(place)
-    if not (place / "config.json").exists():
+    if not is_run:
         raise ValueError(
             f"teacher={str(folder)!r} holds neither a saved model (config.json) nor answers ({MANIFEST}): give the "
             "folder of a trained run or of `polyrec score`, or pass PolyRecTrainer(..., teacher=...) an object, e.g. "

@@ -34,9 +34,9 @@ from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
-from polyrec.training.hub import PushesToHub
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
+from polyrec.training.resuming import ResumesSafely
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
@@ -45,7 +45,7 @@ from polyrec.weighting.base import LossWeighting
 CALLBACK_STATES = "callbacks.safetensors"
 
 
-class PolyRecTrainer(PushesToHub):
+class PolyRecTrainer(ResumesSafely):
     """Trains a [`PolyRecForRecommendation`] on [`SequenceDataset`]s.
 
     What it adds to [`~transformers.Trainer`]:
@@ -66,6 +66,8 @@ class PolyRecTrainer(PushesToHub):
     * **Several processes** (`scripts/accelerate/*.yaml`) do what one does: each window is learnt by one of them. Under
       FSDP, evaluation takes a whole copy of the weights to each rank; it has not been run on GPUs yet, see
       `scripts/accelerate/fsdp.yaml`.
+    * **Checkpoints are whole or not there**, and a training resumes only with the data and processor that it was begun
+      with, see [`~polyrec.training.resuming.ResumesSafely`].
     * The processor's catalog goes into the model before training, and the processor is saved with it.
 
     Args:
