@@ -87,7 +87,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_same_model_comes(world, tmp
     shutil.copytree(world / "straight", tmp_path / "run")
     before = (tmp_path / "run" / MANIFEST_NAME).read_bytes()
     with monkeypatch.context() as patch:
-        stop_at(patch, 2, lambda: os.kill(os.getpid(), number))
+        stop_at(patch, 2, lambda: signal.raise_signal(number))
         assert train(world, tmp_path / "run") == 128 + number
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("polyrec")]
     assert error == ["polyrec train: interrupted at step 2; checkpoint-2 is complete: go on with --resume"]
