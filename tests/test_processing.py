@@ -416,25 +416,27 @@ def test_impossible_requests_are_refused(fitted, history, options, message):
 
 
 # ----------------------------------------------------------------------- updates
-def test_updates_advance_statistics_and_keep_people_apart(tables):
-    """Prevents the state of one person from being continued by another whose number in a later table is the same."""
+def test_updates_are_counted_once(tables):
+    """Prevents events that are given again, all or those of the latest time alone, from being counted twice."""
     processor, _ = fit(tables)
-    before = processor.statistics.person_codes(processor.encode_events(tables["interactions"]).user_ids)
     new = change(tables["interactions"], 0, timestamp=[9e6], user_id=[777])
     processor.update(new)
     assert processor.statistics.last_time == 9e6
-    assert processor.statistics.person_codes(processor.encode_events(new).user_ids)[0] not in before
-    with pytest.raises(ValueError, match="already counted"):
-        processor.update(tables["interactions"])
+    before = processor.request(None, asked, user_id=777)
+    for again in (new, tables["interactions"]):
+        with pytest.raises(ValueError, match="already counted"):
+            processor.update(again)
+    windows_equal(processor.request(None, asked, user_id=777), before)
+    assert len(before["item_ids"]) == 1
 
 
-def test_a_person_is_the_same_as_number_and_as_string(tables):
-    """Prevents a table that stores ids as text from making new people of all known ones."""
+def test_a_user_is_the_same_as_number_and_as_text(tables, tmp_path):
+    """Prevents a request that has the id as text, as the command line does, from being that of somebody new."""
     processor, _ = fit(tables)
-    codes = [processor.statistics.person_codes(pa.array(ids)) for ids in ([5, 6], ["5", "6"], ["6", "x"])]
-    assert codes[0].tolist() == codes[1].tolist()
-    assert codes[2][0] == codes[0][1]
-    assert codes[2][1] > codes[0].max()
+    for one in (processor, reloaded(processor, tmp_path)):
+        number, text, nobody = (one.request(None, asked, user_id=user) for user in (5, "5", "x"))
+        windows_equal(number, text)
+        assert (len(number["item_ids"]), len(nobody["item_ids"])) == (8, 0)
 
 
 def test_a_late_update_names_the_row_of_its_table(tables):

@@ -18,7 +18,7 @@ from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.derived import derived_names, fit_derived, with_derived
-from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_event_columns
+from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_event_columns, time_gap
 from polyrec.data.label_summary import summarise
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
@@ -35,16 +35,19 @@ from polyrec.data.release import age_start, first_times, item_times, millisecond
 from polyrec.data.report import DataReport, DataWarning, main_process
 from polyrec.data.report_facts import TableIds, fit_report, match_log, order_warning, split_facts, table_matches
 from polyrec.data.request_reader import RequestReader, read_scalar
-from polyrec.data.requests import request_table, variants
+from polyrec.data.requests import continued, request_table, variants, without_times
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.settings import FitSettings, SplitSettings
 from polyrec.data.statistic_config import StatisticsConfig
+from polyrec.data.statistics import check_later, shown_time
+from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import (
     check_learnable,
     check_words,
     column,
     first_bad_row,
     labels,
+    normalise_ids,
     numbers,
     read_table,
     times,
@@ -152,6 +155,7 @@ class PolyRecProcessor:
         self.log_columns: list[str] = []  # of the log that was fitted, also those that nothing reads; [] = unknown
         self.training_rows: TrainingRows | None = None  # None = unknown
         self.data_report: DataReport | None = None
+        self.stored_events: StoredEvents | None = None  # what users did; None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
@@ -222,6 +226,7 @@ class PolyRecProcessor:
         report = fit_report(log, columns, tasks, seconds, known_labels, found, matches, encoders, settings.ties)
         processor.data_report = report
         report.show(verbose)
+        processor.stored_events = StoredEvents()
         return processor
 
     # ---------------------------------------------------------------- split
@@ -283,6 +288,7 @@ class PolyRecProcessor:
             learnt = tested = self.statistics.fit(log, train, source=source)
             if held_out:
                 tested = self.statistics.compute(log, source=known)
+        self._store(log, train)
         return Splits(
             self.training_set(
                 log,
@@ -377,7 +383,13 @@ class PolyRecProcessor:
         log = self.encode_events(table, past)
         self._meet(log)
         self._weigh(log, table)
-        return log, None if self.statistics is None else self.statistics.resume(log)
+        counted = None if self.statistics is None else self.statistics.resume(log)
+        self._store(log)
+        return log, counted
+
+    def _store(self, log: EventLog, rows: np.ndarray | None = None) -> None:
+        self.stored_events = StoredEvents()
+        self.stored_events.add(log, rows)
 
     def _weigh(self, log: EventLog, table: pa.Table) -> None:
         weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
@@ -531,6 +543,7 @@ class PolyRecProcessor:
         history: Any,
         items: np.ndarray,
         *,
+        user_id: Any = None,
         user: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         time: Any = None,
@@ -541,10 +554,19 @@ class PolyRecProcessor:
         Beside the window's inputs it holds `history_items`, int64: the whole history, of which the window may hold
         the last `max_history` events only.
 
+        Features are those that [`resume`] computes for a row of that user and time after all events known so far:
+
+        * With `user_id` the user's stored events are the history, and `history` holds later events.
+        * Without it `history` is all that is known of the user. Of its events those that are not later than the latest
+          one counted ([`split`], [`resume`], [`update`]) belong to what was counted: they count for the user alone,
+          which is also what becomes of an event that comes late. Later ones count for items and attributes, too.
+        * If a history has no times, the time since its events is unknown (NaN), and they count for the user alone.
+
         Args:
             history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
             items: int64 [C], rows of the catalog's items in the item table, i.e. from 2 on.
-            user: attributes of the person, {column: value}; what is absent is missing.
+            user_id: who asks; an id without stored events is somebody new.
+            user: attributes of the user, {column: value}; what is absent is missing, or as stored for the `user_id`.
             context: context of the request, {column: value}.
             time: of the request: seconds, ISO text, a date or a timestamp; default: one second after the latest event
                 known.
@@ -552,14 +574,17 @@ class PolyRecProcessor:
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
-        log = self.request_log(history, items, user=user, context=context, time=time, query=query)
-        return self.request_windows(log, len(items))[0] | {"history_items": log.item[: len(log) - len(items)]}
+        log = self.request_log(history, items, user_id=user_id, user=user, context=context, time=time, query=query)
+        known = log.item[: len(log) - len(items)]
+        known = known if log.past is None else np.concatenate([log.past.item, known])
+        return self.request_windows(log, len(items))[0] | {"history_items": known}
 
     def request_log(
         self,
         history: Any,
         items: np.ndarray,
         *,
+        user_id: Any = None,
         user: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         time: Any = None,
@@ -571,7 +596,7 @@ class PolyRecProcessor:
         told = self.request_reader
         user = told.attributes(user, "user", self.users.encoders)
         context = told.attributes(context, "context", told.context)
-        history, time = told.history(history), told.time(time)
+        history, time, user_id = told.history(history), told.time(time), told.user_id(user_id)
         asked_about = {n: context.get(n) for n in told.context}
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
         if unknown is not None:
@@ -582,13 +607,47 @@ class PolyRecProcessor:
         query = None if query is None else read_scalar("query", query)
         if query is not None and self.columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
-        table = request_table(history, asked_ids, self.columns, feedback, asked_about, time, self._latest, query)
+        stored = self._events_of(user_id, time)
+        after = stored.time.max(initial=-np.inf) if stored is not None else -np.inf
+        table, seconds, timed = request_table(
+            history, asked_ids, self.columns, feedback, asked_about, time, self._latest, query, after
+        )
         log = self._encode(table)
+        log.time = seconds  # a unit and back may round
+        log.event_features[TIME_GAP] = time_gap(log)
+        if not timed:
+            derived = {name: encoders["candidate"][name] for name in derived_names(self.columns)}
+            without_times(log, len(log) - len(items), derived)
+        row = None if user_id is None else self.users.rows(pa.array([user_id]))
         for name, encoder in self.users.encoders.items():
-            if encoder.kind != "text":
+            if encoder.kind == "text":
+                continue
+            if row is not None and name not in user:
+                log.user_features[name] = self.users.encoded[name][row]
+            else:
                 values = pa.array([user.get(name)])
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
-        return log
+        return log if stored is None else continued(stored, log)
+
+    def _events_of(self, user_id: Any, time: float | None) -> EventLog | None:
+        """Stored events of a user, None if there are none; refuses what could not be answered as of its time."""
+        if time is not None and time <= self._counted:
+            what = f"time {shown_time(time)} is not after {shown_time(self._counted)}, the latest event counted"
+            if user_id is not None:
+                raise ValueError(
+                    f"{what}, and statistics know only now: ask for a later time, or `resume` the log up to then"
+                )
+            warnings.warn(f"{what}: running statistics are those of now", stacklevel=4)
+        if user_id is None:
+            return None
+        if self.stored_events is None:
+            raise ValueError(
+                "user_id is given, but this processor has no stored events (they never leave with a shared model): "
+                "`resume` the log first, or give the user's whole history without user_id"
+            )
+        if self.stored_events.is_empty:
+            return None
+        return self.stored_events.of(normalise_ids(pa.array([user_id]), "user_id"))
 
     @property
     def request_reader(self) -> RequestReader:
@@ -608,8 +667,8 @@ class PolyRecProcessor:
     def request_windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
 
-        What did not happen is in no history and in no running statistic; all else happened when it did, and the
-        question is asked at the same time.
+        What did not happen is in no history and in no running statistic of the user (and of others, if it was not
+        counted before the request); all else happened when it did, and the question is asked at the same time.
 
         Args:
             log: of a request, see [`request_log`].
@@ -622,7 +681,7 @@ class PolyRecProcessor:
         events = len(log) - asked
         if keep_VL is not None:
             log = variants(log, np.pad(keep_VL, ((0, 0), (0, asked)), constant_values=True))
-        counted = None if self.statistics is None else self.statistics.request(log)
+        counted = None if self.statistics is None else self.statistics.request(log, self.stored_events)
         happened_V = np.array([events]) if keep_VL is None else keep_VL.sum(axis=1)
         candidates = Candidates(
             (log.offsets[:-1, None] + happened_V[:, None] + np.arange(asked)).ravel(), np.repeat(happened_V, asked)
@@ -633,11 +692,16 @@ class PolyRecProcessor:
         return [windows[v] for v in range(len(happened_V))]
 
     @property
+    def _counted(self) -> float:
+        """The latest event counted or stored, seconds; -inf = none."""
+        stored = -np.inf if self.stored_events is None else self.stored_events.last_time
+        return stored if self.statistics is None else max(stored, self.statistics.last_time)
+
+    @property
     def _latest(self) -> float:
         """The latest event counted, or, where nothing is, the latest first event of an item; seconds, 0 = none."""
-        counted = -np.inf if self.statistics is None else self.statistics.last_time
         known = self.first_event[np.isfinite(self.first_event)]
-        return counted if np.isfinite(counted) else float(known.max(initial=0.0))
+        return self._counted if np.isfinite(self._counted) else float(known.max(initial=0.0))
 
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""
@@ -674,21 +738,34 @@ class PolyRecProcessor:
             self.users.extend(read_table(users, "users"), "users", self.columns.user)
 
     def update(self, interactions: Any) -> None:
-        """Advance the running statistics by new events, which must be later than all counted so far.
+        """Advance the running statistics and the stored events by new ones, later than all known so far.
 
-        Items that occur for the first time have been seen then: `model.load_times` tells a model that reads their ages.
+        Events of one time belong in one call. Late ones are refused: give them to [`resume`] with all others, or as the
+        history of a request. Items that occur for the first time have been seen then (`model.load_times` tells a model
+        that reads their ages); [`extend`] the catalog first, or events of new items stay those of the unknown item.
+        What was learnt (`item_counts`, scales, label summaries) stays as it is.
+
+        Raises:
+            ValueError: an event is not later than all known so far; nothing is counted then.
         """
         log = self.encode_events(interactions)
-        self._meet(log)
+        check_later(log.time[np.argsort(log.row)], self._counted)
+        before = None if self.stored_events is None or self.stored_events.is_empty else self.stored_events
         if self.statistics is not None:
-            self.statistics.update(log)
+            whole = log if before is None else continued(before.of(log.user_ids), log)
+            self.statistics.update(whole, whole.time <= self._counted, before)
+        self._meet(log)
+        if self.stored_events is not None:
+            self.stored_events.add(log)
 
     # -------------------------------------------------------------- on disk
     def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
-        """Write processor_config.json, items.parquet, statistics/, item_vectors/ and training_rows.safetensors.
+        """Write processor_config.json, items.parquet, statistics/, item_vectors/ and two files that never leave:
+        training_rows.safetensors, see [`TrainingRows`], and stored_events.parquet.
 
-        Nothing about people is in them but salted hashes of training events, see [`TrainingRows`]. The folder's
-        manifest.json gets their digests, which [`from_pretrained`] checks.
+        Those two are all that is about users, who are in them as salted hashes. stored_events.parquet holds what each
+        of them did, so that requests may give a `user_id`; set `stored_events` to None to leave it out. The
+        folder's manifest.json gets the digests of all files, which [`from_pretrained`] checks.
 
         Args:
             include_users: write the attributes of people, too (users.parquet), row by row.
@@ -715,6 +792,7 @@ class PolyRecProcessor:
             log_columns=self.log_columns,
             training_rows=None if self.training_rows is None else self.training_rows.arrays(),
             data_report=None if self.data_report is None else self.data_report.to_dict(),
+            stored_events=self.stored_events,
             include_users=include_users,
         )
 
@@ -757,11 +835,13 @@ class PolyRecProcessor:
         learnt = found.pop("training_rows")
         log_columns = found.pop("log_columns")
         first_event, report = found.pop("first_event"), found.pop("data_report")
+        stored = found.pop("stored_events")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
         processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
         processor.first_event, processor.log_columns = first_event, log_columns
         processor.data_report = None if report is None else DataReport.from_dict(report)
+        processor.stored_events = stored
         return processor
 
 

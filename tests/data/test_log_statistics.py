@@ -422,13 +422,3 @@ def test_a_request_knows_the_items_past_and_its_own_history_alone():
     counts = names.index("past.user-none.log_count")
     scaler = processor.statistics.scaler
     assert features[counts] * scaler.std[first + counts] + scaler.mean[first + counts] == pytest.approx(0, abs=1e-5)
-
-
-def test_people_keep_their_codes_whatever_the_type_of_their_ids():
-    """Prevents a person from becoming somebody else in the next table, or when ids are read as text."""
-    _, processor = world()
-    statistics = processor.statistics
-    first = statistics.person_codes(pa.array([5, 7, 9]))
-    assert statistics.person_codes(pa.array(["9", "1", "5"])).tolist() == [first[2], 4, first[0]]
-    assert statistics.person_codes(pa.array([1, 7])).tolist() == [4, first[1]]
-    assert min(first) == 1  # 0 is nobody

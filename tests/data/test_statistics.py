@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import QuantileTransformer
 
 from polyrec.data.event_table import MultiValued
+from polyrec.data.level_history import LevelHistory
 from polyrec.data.scaling import StatisticsScaler, quantile_knots, rank_gaussian
 from polyrec.data.statistics import EventTable, RunningStatistics, StatisticConfig
 from polyrec.schema import from_dict
@@ -269,20 +270,64 @@ def test_update_then_transform_continues_compute(table, cuts):
     running = stats()
     part = np.searchsorted(cuts, table.time, side="right")
     expected = stats().compute(table)
+    history = LevelHistory()
     for number in range(len(cuts) + 1):
-        rows = part == number
-        close(running.transform(table.take(rows)), expected[rows])
-        running.update(table.take(rows))
+        so_far = np.flatnonzero(part <= number)  # with the users' earlier events, which are held
+        new = part[so_far] == number
+        now = table.take(so_far)
+        close(running.transform(now, history=history)[new], expected[so_far[new]])
+        running.update(now, ~new, history)
 
 
 def test_many_small_updates_continue_compute():
     """Serving advances event by event; errors of in-place inserts show only after many of them."""
     table = log(rows=120, span=60)
     running, expected = stats(), stats().compute(table)
+    history = LevelHistory()
     for moment in np.unique(table.time):
-        rows = table.time == moment
-        close(running.transform(table.take(rows)), expected[rows])
-        running.update(table.take(rows))
+        so_far = np.flatnonzero(table.time <= moment)
+        new = table.time[so_far] == moment
+        now = table.take(so_far)
+        close(running.transform(now, history=history)[new], expected[so_far[new]])
+        running.update(now, ~new, history)
+
+
+def test_baselines_of_earlier_times_are_those_of_then():
+    """Held rows measured against today's baselines would say something else of a user in serving than in training."""
+    table = log(rows=200, span=60)
+    running, targets = stats(), len(TARGETS)
+    expected = stats().compute(table)[:, :targets]
+    running.update(table)
+    found = running.transform(table, history=running.recorded(table))
+    close(found[:, :targets], expected)
+    assert np.abs(running.transform(table)[:, :targets] - expected).max() > 0.05  # today's are others
+
+
+def test_held_rows_count_for_nobody_else():
+    """A history sent along that the log holds already would count its items and attributes twice."""
+    table = log(rows=200, span=60)
+    running = stats()
+    running.update(table)
+    asked = replace(table.take(np.arange(5)), time=np.full(5, 99.0))
+    alone = running.transform(asked)
+    with_history = running.transform(table.take(np.arange(50, 100)).followed_by(asked))[50:]
+    mine = np.isin([n.split("-")[0].split(".")[0] for n in running.names], list(PERSONAL))
+    close(with_history[:, ~mine], alone[:, ~mine])
+    assert not np.array_equal(with_history[:, mine], alone[:, mine], equal_nan=True)
+
+
+def test_unknown_times_leave_times_unknown_and_nothing_else():
+    """A history without times would tell a model gaps that nobody has measured."""
+    running, table = stats(), log(rows=60)
+    past, asked = replace(table.take(np.arange(40)), time=np.arange(40.0)), table.take(np.arange(40, 60))
+    both = past.followed_by(replace(asked, time=np.full(20, 50.0)))
+    old = np.arange(60) < 40
+    running.update(past)
+    timed, untimed = running.transform(both)[40:], running.transform(both, untimed=old)[40:]
+    gap = np.array([n.startswith(("user", "user*")) and n.endswith("log_seconds_since") for n in running.names])
+    close(untimed[:, ~gap], timed[:, ~gap])
+    assert not np.isnan(timed[:, gap]).all()
+    assert np.isnan(untimed[:, gap]).all()
 
 
 def test_transform_and_failed_update_leave_the_state_alone():
@@ -314,7 +359,7 @@ def test_save_and_load_are_bit_equal(tmp_path):
     table = log()
     running = stats()
     running.update(table.take(table.time < 150))
-    running.save(tmp_path, include_users=True)
+    running.save(tmp_path)
     loaded, later = RunningStatistics.load(tmp_path), table.take(table.time >= 150)
     assert loaded.statistics == running.statistics
     assert loaded.names == running.names
@@ -326,21 +371,17 @@ def test_save_and_load_are_bit_equal(tmp_path):
 
 
 @settings(max_examples=15, deadline=None)
-@given(tables(max_rows=30), st.integers(0, 40), st.booleans())
-def test_a_restart_in_between_changes_nothing(table, cut, include_users):
+@given(tables(max_rows=30), st.integers(0, 40))
+def test_a_restart_in_between_changes_nothing(table, cut):
     """A server that restarts must go on as if it had not, or its answers depend on when it was deployed."""
-    before = table.time < cut
     running = stats()
-    running.update(table.take(before))
+    running.update(table.take(table.time < cut))
     with tempfile.TemporaryDirectory() as folder:
-        running.save(folder, include_users)
+        running.save(folder)
         loaded = RunningStatistics.load(folder)
-    last = table.take(~before)
-    last = replace(last, time=np.full(len(last), 50.0))  # rows of one moment see the saved state alone
-    kept = [include_users or name.split("-")[0].split(".")[0] not in PERSONAL for name in running.names]
-    expected = running.transform(last)[:, kept]
-    assert np.array_equal(loaded.transform(last)[:, kept], expected, equal_nan=True)
-    assert include_users == all(kept)
+    assert loaded.last_time == running.last_time
+    last = replace(table, time=np.where(table.time < cut, table.time, 50.0))
+    assert np.array_equal(loaded.transform(last), running.transform(last), equal_nan=True)
 
 
 def test_rules_without_labels_count_all_the_same(tmp_path):
@@ -350,7 +391,7 @@ def test_rules_without_labels_count_all_the_same(tmp_path):
     labelled = stats()
     close(running.compute(table), labelled.compute(log())[:, [labelled.names.index(n) for n in running.names]])
     running.update(table.take(table.time < 100))
-    running.save(tmp_path, include_users=True)
+    running.save(tmp_path)
     later = table.take(table.time >= 100)
     assert np.array_equal(RunningStatistics.load(tmp_path).transform(later), running.transform(later), equal_nan=True)
 
@@ -376,21 +417,28 @@ def test_damaged_states_are_named(tmp_path, name, content, message):
         RunningStatistics.load(tmp_path)
 
 
-def test_people_are_not_written_unless_asked(tmp_path):
-    """Per-person rows in a folder that is pushed to the Hub are a privacy breach that nobody sees."""
+def test_nothing_is_kept_by_user(tmp_path):
+    """Per-user rows in a folder that is pushed would be a breach that nobody sees, and were most of the memory."""
     running = stats()
+    (tmp_path / "state-099.parquet").write_bytes(b"of an earlier version")
     running.update(log())
-    running.save(tmp_path, include_users=True)
-    with_people = {p.name for p in tmp_path.iterdir()}
-    running.save(tmp_path)  # the files of the first save must not stay behind
+    running.save(tmp_path)
     files = json.loads((tmp_path / "statistics.json").read_text())["files"]
     assert {p.name for p in tmp_path.iterdir()} == {*files.values(), "statistics.json"}
-    assert len(with_people) > len(files) + 1
     assert not any("user" in name.split("-")[0].split("*") for name in files)
-    later = replace(log(seed=1), time=log().time + 1000)
-    loaded = RunningStatistics.load(tmp_path).transform(later)
-    item = running.names.index("item-none.like")
-    assert np.array_equal(loaded[:, item], running.transform(later)[:, item], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("time", "message"), [(198.0, "earlier than 199, the latest"), (199.0, "the time of the latest")]
+)
+def test_what_is_not_later_is_not_counted(time, message):
+    """Events of the latest time counted, given again, passed the guard and counted twice."""
+    running, later = stats(), replace(log(rows=3), time=np.array([300.0, time, 300.0]))
+    running.update(log())
+    before = running.transform(replace(log(), time=np.full(300, 400.0)))
+    with pytest.raises(ValueError, match=f"row 1 has time {time:.0f}, {message} event already counted: update"):
+        running.update(later)
+    assert np.array_equal(running.transform(replace(log(), time=np.full(300, 400.0))), before, equal_nan=True)
 
 
 def test_config_round_trip():

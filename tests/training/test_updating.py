@@ -96,6 +96,10 @@ def test_events_of_the_past_are_refused(world):
     log = processor.encode_events(joined(first, first))
     with pytest.raises(ValueError, match=r"the new events: row 0 has time .* as \d+ rows do"):
         parts_of(log, [400, 400], [0.1])
+    latest = {name: values[np.argsort(first["timestamp"])[-1:]] for name, values in first.items()}
+    log = processor.encode_events(joined(first, latest))
+    with pytest.raises(ValueError, match=r"the new events: row 0 has time 1008273, the time of the latest event known"):
+        parts_of(log, [400, 1], [0.5])
 
 
 def update(world, settings, new=None):

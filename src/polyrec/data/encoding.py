@@ -105,9 +105,12 @@ def encode_past(past: PastEvents, encoders: Encoders) -> None:
 
 
 def time_gap(log: EventLog) -> np.ndarray:
-    """log(1 + seconds since the person's previous event), an hour about 0; NaN for the first event."""
+    """log(1 + seconds since the user's previous event), an hour about 0; NaN for the first event, or if unknown."""
     gap = np.diff(log.time, prepend=np.nan)
     gap[log.offsets[:-1]] = np.nan
+    if log.untimed is not None:
+        gap[log.untimed] = np.nan
+        gap[1:][log.untimed[:-1]] = np.nan
     return ((np.log1p(gap) - 8) / 4).astype(np.float32)
 
 

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_table import Codes, EventTable
+from polyrec.data.level_history import LevelHistory
 from polyrec.data.past import PastEvents
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.sequences import EventLog
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
+from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import label_values, read_json
 from polyrec.registry import nearest
 from polyrec.schema import RESIDUALS, Columns, Label, TaskConfig
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
-NOBODY = 2**31 - 1  # the largest code of a statistic's key
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
 
 
@@ -61,7 +61,8 @@ class LogStatistics:
         self._label_columns = [j for j, t in enumerate(tasks) if not t.ranks_catalog]
         self.scaler: StatisticsScaler | None = None
         self.spread: dict[str, float] = {}
-        self._people: pa.Array | None = None
+        self.past_spread: dict[str, float] = {}  # of marks of the past
+        self._history: LevelHistory | None = None  # built when it is first needed, never saved
 
     @classmethod
     def of(
@@ -131,10 +132,11 @@ class LogStatistics:
         if self.past is not None:
             known = [np.zeros(0) if log.past is None else log.past.marks[mark] for mark in self.past.targets]
             self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
+            self.past_spread = {m: float(v.std()) for m, v in zip(self.past.targets, known, strict=True) if len(v)}
             self._recount_past(log)
         counted = self._count(log, source=source)
         self.scaler = StatisticsScaler.fit(counted[train])
-        self.log.reset()
+        self._reset()
         self.log.update(self._table(log).take(np.flatnonzero(train)))
         self._add_residuals(log, counted)
         return self.scaler.transform(counted)
@@ -148,10 +150,14 @@ class LogStatistics:
         if self.past is not None:
             self._recount_past(log)
         counted = self._count(log)
-        self.log.reset()
-        self.update(log)
+        self._reset()
+        self.log.update(self._table(log))
         self._add_residuals(log, counted)
         return self.scaler.transform(counted)
+
+    def _reset(self) -> None:
+        self.log.reset()
+        self._history = None
 
     def _recount_past(self, log: EventLog) -> None:
         assert self.past is not None
@@ -171,25 +177,42 @@ class LogStatistics:
         assert self.scaler is not None, "fit first"
         return self.scaler.transform(self._count(log, visible_until, source))
 
-    def request(self, log: EventLog) -> np.ndarray | None:
-        """Features of a request, [R, F]: the saved state continued by the person's own events; None before `fit`.
+    def request(self, log: EventLog, stored: StoredEvents | None = None) -> np.ndarray | None:
+        """Features of a request, [R, F]: the state continued by a user's own events; None before `fit`.
 
-        Several people of the log are as many requests, which know nothing of each other.
+        Events that are not later than `last_time`, or whose times are not known, are part of what was counted: they
+        speak for their user's keys and for nobody else's. Several users of the log are as many requests, which know
+        nothing of each other.
+
+        Args:
+            stored: all events that the state has counted, which tell the baselines of earlier times. None: residuals
+                of earlier events are those against the baselines of now.
         """
         if self.scaler is None:
             return None
-        # The person of a request is nobody of the state, so that their own history alone speaks for them.
-        nobody = np.full(len(log), NOBODY)
-        parts = [self.log.transform(self._table(log, nobody), log.person)]
+        old = log.time <= self.last_time
+        history = self._levels(stored) if old.any() else None
+        parts = [self.log.transform(self._table(log), log.person, log.untimed, history)]
         if self.past is not None:
-            parts.append(self.past.transform(self._table(log, nobody, self.past)))
+            parts.append(self._past_features(log))
         counted = np.concatenate(parts, axis=1)
         self._add_residuals(log, counted)
         return self.scaler.transform(counted)
 
-    def update(self, log: EventLog) -> None:
-        """Advance the state by new events, which must be later than all counted so far."""
-        self.log.update(self._table(log).take(np.argsort(log.row)))  # messages count the table's rows
+    def update(self, log: EventLog, held: np.ndarray | None = None, stored: StoredEvents | None = None) -> None:
+        """Advance the state by new events, which must be later than all counted so far.
+
+        Args:
+            held: bool [R], earlier events of the same users, counted before.
+            stored: all events counted so far; None: unknown.
+        """
+        history = self._history if held is None or not held.any() else self._levels(stored)
+        self.log.update(self._table(log), held, history)
+
+    def _levels(self, stored: StoredEvents | None) -> LevelHistory | None:
+        if self._history is None and stored is not None and self.targets:
+            self._history = self.log.recorded(self._table(stored.log()))
+        return self._history
 
     def _count(
         self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
@@ -197,7 +220,17 @@ class LogStatistics:
         counted = self.log.compute(self._table(log), visible_until, source)
         if self.past is None:
             return counted
-        return np.concatenate([counted, self.past.transform(self._table(log, statistics=self.past))], axis=1)
+        return np.concatenate([counted, self._past_features(log)], axis=1)
+
+    def _past_features(self, log: EventLog) -> np.ndarray:
+        """Features of every event of a log that come of the events before it, [R, F]."""
+        assert self.past is not None
+        table, before = self._table(log, self.past), 0
+        if log.past is not None:
+            before = len(log.past.item)
+            table = self._past_table(log).followed_by(table)
+        # All of the past happened at one time, before which nothing was known: an empty history.
+        return self.past.transform(table, history=LevelHistory())[before:]
 
     def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
         """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
@@ -210,7 +243,7 @@ class LogStatistics:
             found = np.full((len(log.past.item), len(self.targets)), np.nan, dtype=np.float32)
             prior = dict(zip(self.past.targets, self.past.prior, strict=True))
             for target, mark in self.marked.items():
-                spread = max(log.past.marks[mark].std(), 1e-6) if len(found) else 1.0
+                spread = max(self.past_spread.get(mark, 1.0), 1e-6)
                 found[:, self.targets.index(target)] = (log.past.marks[mark] - prior[mark]) / spread
             log.past.event_features[RESIDUALS] = found
 
@@ -220,41 +253,36 @@ class LogStatistics:
         columns = [log.labels[:, self._label_columns], *(log.measures[n][:, None] for n in self.measures)]
         return np.concatenate(columns, axis=1).astype(np.float64)
 
-    def _table(
-        self, log: EventLog, user: np.ndarray | None = None, statistics: RunningStatistics | None = None
-    ) -> EventTable:
-        """What statistics (default: those of the log) read of a log; `user` [R] replaces the codes of its people."""
-        user = self.person_codes(log.user_ids)[log.person] if user is None else user
+    def _table(self, log: EventLog, statistics: RunningStatistics | None = None) -> EventTable:
+        """What statistics (default: those of the log) read of a log."""
         time = log.time
         if statistics is None:
             statistics, targets = self.log, self._targets(log)
         else:
             # One moment for all rows, after the past: what was known then is known to each, and none counts another.
             time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
-        keys = self._keys(statistics, log.item, user, log.person, log.user_features, log.candidate_features)
+        keys = self._keys(statistics, log.item, log.person, log.user_features, log.candidate_features)
         return EventTable(time=time, keys=keys, targets=targets)
 
     def _past_table(self, log: EventLog) -> EventTable:
         past: PastEvents | None = log.past
         assert past is not None
         assert self.past is not None
-        user = self.person_codes(log.user_ids)[past.person]
         unknown = {n: e.missing(len(past.item)) for n, e in self.encoders["candidate"].items()}
-        keys = self._keys(self.past, past.item, user, past.person, log.user_features, unknown)
+        keys = self._keys(self.past, past.item, past.person, log.user_features, unknown)
         targets = np.column_stack([past.marks[mark] for mark in self.past.targets])
-        return EventTable(time=np.zeros(len(user)), keys=keys, targets=targets)
+        return EventTable(time=np.zeros(len(past.item)), keys=keys, targets=targets)
 
     def _keys(
         self,
         statistics: RunningStatistics,
         item: np.ndarray,
-        user: np.ndarray,
         person: np.ndarray,
         user_features: Mapping[str, np.ndarray],
         context: Mapping[str, np.ndarray],
     ) -> dict[str, Codes]:
         """The keys that the statistics need."""
-        keys: dict[str, Codes] = {"item": item, "user": user}
+        keys: dict[str, Codes] = {"item": item, "user": person + 1}  # 0 would be a missing one
         wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
         for name, values in self.items.encoded.items():
             if f"item.{name}" in wanted:
@@ -267,26 +295,16 @@ class LogStatistics:
                 keys[f"context.{name}"] = encoder.keys(context[name])
         return keys
 
-    def person_codes(self, user_ids: pa.Array) -> np.ndarray:
-        """Codes from 1 that stay with a person from table to table; kept in memory only, never saved."""
-        user_ids = user_ids.cast(pa.large_string())  # ids of one table may be numbers and those of another strings
-        if self._people is None:
-            self._people = user_ids
-        found = pc.index_in(user_ids, value_set=self._people)
-        if found.null_count:
-            self._people = pa.concat_arrays([self._people, user_ids.filter(pc.is_null(found))])
-            found = pc.index_in(user_ids, value_set=self._people)
-        return np.asarray(found).astype(np.int64) + 1
-
     # -------------------------------------------------------------- on disk
     def save(self, folder: Path) -> None:
-        """Write log/, past/ and scales.json; nothing that is kept per person."""
+        """Write log/, past/ and scales.json; nothing in them is about a user."""
         self.log.save(folder / _LOG)
         if self.past is not None:
             self.past.save(folder / _PAST)
         scales: dict[str, Any] = {
             "scaler": None if self.scaler is None else self.scaler.to_dict(),
             "spread": self.spread,
+            "past_spread": self.past_spread,
             "marked": self.marked,
             "past": self.past is not None,
         }
@@ -304,7 +322,7 @@ class LogStatistics:
         scales = read_json(folder / _SCALES)
         past = RunningStatistics.load(folder / _PAST) if scales["past"] else None
         found = cls(RunningStatistics.load(folder / _LOG), past, items, encoders, scales["marked"], tasks)
-        found.spread = scales["spread"]
+        found.spread, found.past_spread = scales["spread"], scales.get("past_spread", {})
         if scales["scaler"] is not None:
             found.scaler = StatisticsScaler.from_dict(scales["scaler"])
         return found

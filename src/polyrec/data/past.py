@@ -40,6 +40,21 @@ class PastEvents:
         """int64 [E], index of each event's person."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def repeated(self, count: int) -> PastEvents:
+        """The past of one person as that of several."""
+        events = len(self.item)
+
+        def tiled(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: np.concatenate([values] * count) for name, values in columns.items()}
+
+        return PastEvents(
+            np.arange(count + 1) * events,
+            np.tile(self.item, count),
+            tiled(self.marks),
+            tiled(self.event_features),
+            self.length,
+        )
+
     def read(self, person: int, room: int) -> slice:
         """The events of a person that a window with place for `room` of them reads: the latest."""
         stop = self.offsets[person + 1]

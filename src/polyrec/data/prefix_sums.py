@@ -123,6 +123,13 @@ class Occurrences:
         result[some] = time[self.row[self.source[self.end[some] - 1]]]
         return result
 
+    def last_is(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the latest earlier occurrence of the same key lies in one of some rows (bool [R]), bool [M]."""
+        result = np.zeros(len(self.row), dtype=bool)
+        some = self.end > self.begin
+        result[some] = rows[self.row[self.source[self.end[some] - 1]]]
+        return result
+
     def _running(self, values: np.ndarray) -> np.ndarray:
         gathered = values[self.row[self.source]]
         return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(gathered, axis=0)])

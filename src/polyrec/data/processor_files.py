@@ -18,13 +18,15 @@ from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, EntityTable,
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import column, ids, read_json
 from polyrec.data.texts import load_tokenizer
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
-CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME = (
-    "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors", "users.parquet"
+CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME, EVENTS_NAME = (
+    "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors",
+    "users.parquet", "stored_events.parquet",
 )  # fmt: skip
 _CONFIG_KEYS = (
     "format_version", "columns", "tasks", "item_encoders", "user_encoders", "event_encoders", "max_history", "ties",
@@ -46,15 +48,17 @@ def save(
     text: TextConfig | None,
     tokenizer: Any,
     training_rows: Mapping[str, np.ndarray] | None,
+    stored_events: StoredEvents | None,
     include_users: bool,
     **plain: Any,
 ) -> None:
-    """Write what a processor knows, but nothing about people.
+    """Write what a processor knows; of users only what never leaves the machine.
 
     Args:
         users: its encoders are kept, its rows are not.
         include_users: keep its rows, too, in users.parquet.
         training_rows: what `TrainingRows.arrays` gives; None: unknown.
+        stored_events: what users did; None: unknown.
         plain: further values of JSON's types.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +84,10 @@ def save(
         (folder / ROWS_NAME).unlink(missing_ok=True)
     else:
         save_file(dict(training_rows), folder / ROWS_NAME)
+    if stored_events is None or stored_events.is_empty:
+        (folder / EVENTS_NAME).unlink(missing_ok=True)
+    else:
+        stored_events.save(folder / EVENTS_NAME)
     if include_users:
         write_saved(users.table, folder / USERS_NAME)
     else:
@@ -139,6 +147,7 @@ def load(folder: Path) -> dict[str, Any]:
         "training_rows": load_file(folder / ROWS_NAME) if (folder / ROWS_NAME).exists() else None,
         "log_columns": config.get("log_columns", []),  # not in folders of before they were known
         "data_report": config.get("data_report"),  # not in folders of before there were reports
+        "stored_events": StoredEvents.load(folder / EVENTS_NAME) if (folder / EVENTS_NAME).exists() else None,
         **{name: config[name] for name in ("max_history", "ties", "label_summary")},
     }
 

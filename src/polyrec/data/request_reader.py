@@ -67,10 +67,10 @@ def read_ids(given: Any, name: str) -> list[Any]:
     return found
 
 
-def _check_id(value: Any, name: str) -> None:
+def _check_id(value: Any, name: str, of: str = "an item id") -> None:
     number = as_number(value)
     if not isinstance(value, str) and (number is None or number != int(number)):
-        raise SettingError(name, f"is {shown(value)}; it must be an item id: text or a whole number")
+        raise SettingError(name, f"is {shown(value)}; it must be {of}: text or a whole number")
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,12 @@ class RequestReader:
             if isinstance(value, Mapping | set | bytes):
                 raise SettingError(f"{name}.{key}", f"is {shown(value)}; it must be one value or a list of values")
         return dict(given)
+
+    def user_id(self, given: Any) -> Any:
+        """Whose stored events are the history; None = nobody's."""
+        if given is not None:
+            _check_id(given, "user_id", "a user id")
+        return given
 
     def time(self, given: Any) -> float | None:
         """When the request is made, in seconds; None = right after the latest event known."""

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.data.columns import ColumnEncoder
 from polyrec.data.encoding import time_gap
 from polyrec.data.sequences import EventLog
-from polyrec.data.tables import as_table, column, first_bad_row, ids, times
+from polyrec.data.statistics import shown_time
+from polyrec.data.stored_events import merge
+from polyrec.data.tables import as_table, column, first_bad_row, ids, is_null, times
 from polyrec.schema import TIME_GAP, Columns
 
 
@@ -26,8 +29,13 @@ def request_table(
     time: float | None,
     latest: float,
     query: str | None = None,
-) -> pa.Table:
+    after: float = -np.inf,
+) -> tuple[pa.Table, np.ndarray, bool]:
     """The history followed by one row per item asked about, with every column that `encode_log` reads.
+
+    Returns:
+        the table, the time of each row in seconds, and whether those of the history are known. If they are not, they
+        are made up, in order and before the request.
 
     Args:
         history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
@@ -37,23 +45,33 @@ def request_table(
         time: of the request, seconds; None: one second after the latest event known.
         latest: seconds, before which nothing can be asked.
         query: what the person typed, if the columns say where queries are.
+        after: seconds, the latest stored event of the user, which the history goes on from.
 
     Raises:
-        ValueError: the history is not in order of time, or the request is not after it.
+        ValueError: the history is not in order of time or not after the stored events, or the request is not after it.
     """
     table = as_table(history, columns.item)
     events = 0 if table is None else table.num_rows
-    if table is not None and columns.time in table.column_names:
+    timed = table is not None and _has_times(table, columns)
+    seconds = np.zeros(0)
+    if table is not None and timed:
         seconds = times(table, columns, "history")
         row = first_bad_row(np.diff(seconds) < 0)
         if row is not None:
             raise ValueError(f"history: column {columns.time!r} goes back in time in row {row + 1}: oldest first")
-    else:
-        seconds = latest + np.arange(events) - events + 1.0
-    now = max([latest, *seconds[-1:]]) + 1.0 if time is None else time
-    if events and now <= seconds[-1]:
+        if seconds[0] <= after:
+            raise ValueError(
+                f"history: row 0 has time {shown_time(seconds[0])}, not after {shown_time(after)}, the latest stored "
+                "event of this user: beside a user_id give later events only, or leave user_id out and give them all"
+            )
+    now = max([latest, after, *seconds[-1:]]) + 1.0 if time is None else time
+    if events and not timed:
+        begin = max(after, now - events - 1.0)
+        seconds = begin + (now - begin) * np.arange(1, events + 1) / (events + 1)
+    if now <= max([after, *seconds[-1:]]):
         raise ValueError(
-            f"time {now:.0f} is not after the history's last event ({seconds[-1]:.0f}): it would see the future"
+            f"time {now:.0f} is not after the history's last event ({max([after, *seconds[-1:]]):.0f}): it would see "
+            "the future"
         )
     asked = len(asked_ids)
     known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
@@ -63,7 +81,8 @@ def request_table(
         past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
     found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
     unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
-    found[columns.time] = pa.array(np.concatenate([seconds, np.full(asked, now)]) * unit)
+    seconds = np.concatenate([seconds, np.full(asked, now)])
+    found[columns.time] = pa.array(seconds * unit)
     if columns.order is not None:
         found[columns.order] = pa.array(np.arange(events + asked))
     for name in sorted({*feedback, *context}):
@@ -73,7 +92,37 @@ def request_table(
         found[columns.query] = pa.array([None] * events + [query] * asked, pa.large_string())
     if columns.query_item is not None:
         found[columns.query_item] = pa.nulls(events + asked)
-    return pa.table(found)
+    return pa.table(found), seconds, timed or not events
+
+
+def _has_times(table: pa.Table, columns: Columns) -> bool:
+    """Whether a history says when anything happened; if so, it must say it of every event."""
+    if columns.time not in table.column_names:
+        return False
+    return not is_null(column(table, columns.time, "history", "time")).all()
+
+
+def without_times(log: EventLog, events: int, derived: Mapping[str, ColumnEncoder]) -> None:
+    """Leave unknown what follows from the times of a request's history, its first `events` rows, if it has none.
+
+    Args:
+        derived: context columns that are computed of times.
+    """
+    log.untimed = np.arange(len(log)) < events
+    log.event_features[TIME_GAP] = time_gap(log)
+    for name, encoder in derived.items():
+        values = log.candidate_features[name].copy()
+        values[:events] = encoder.missing(events)
+        log.candidate_features[name] = values
+
+
+def continued(stored: EventLog, log: EventLog) -> EventLog:
+    """Stored events of users, then later events (and questions) of the same users, who are numbered alike."""
+    people = np.arange(len(log.user_ids))
+    found = merge([(part, people, (np.arange(len(part)), part.person)) for part in (stored, log)], log.user_ids)
+    if log.queries is not None:
+        found.queries = log.queries.after(len(stored))
+    return found
 
 
 def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
@@ -110,6 +159,8 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         user_features={name: np.repeat(values, len(keep_VR), axis=0) for name, values in log.user_features.items()},
         measures=of_rows(log.measures),
         queries=None if log.queries is None else log.queries.of_rows(row),
+        untimed=None if log.untimed is None else log.untimed[row],
+        past=None if log.past is None else log.past.repeated(len(keep_VR)),
     )
     found.event_features[TIME_GAP] = time_gap(found)
     return found

@@ -6,10 +6,12 @@ what it would have drawn.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.registry import nearest
 
@@ -41,6 +43,17 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def id_hashes(ids: pa.Array, salt: bytes) -> np.ndarray:
+    """A 64-bit hash of each id, uint64; numbers and the same numbers as text are alike.
+
+    Args:
+        salt: up to 64 bytes.
+    """
+    texts = ids.cast(pa.large_string()).to_pylist()  # ids of one table may be numbers and those of another strings
+    digests = (hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def check_keep_negatives(keep: Mapping[str, float], task_names: list[str], labels: np.ndarray) -> None:

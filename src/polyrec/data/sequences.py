@@ -46,6 +46,7 @@ class EventLog:
         sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
             count every label once.
         queries: what people typed before the event, if the log says so.
+        untimed: bool [R], events of a request whose times are made up: only their order is known. None: no such events.
     """
 
     person: np.ndarray
@@ -62,6 +63,7 @@ class EventLog:
     past: PastEvents | None = None
     sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
     queries: Queries | None = None
+    untimed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         people = int(self.person[-1]) + 1 if len(self.person) else 0

@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from polyrec.data.event_table import EventTable, MultiValued
+from polyrec.data.level_history import LevelHistory
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig
 from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
@@ -62,6 +63,11 @@ class RunningStatistics:
     `compute` treats its table as the whole log; `update` advances the state by a table, after which `transform` treats
     a table as the continuation of what was seen: updates with the parts of a log cut at any times, then `transform`
     of the rest, give the rows that `compute` gives for the whole.
+
+    **Nothing is kept per user.** What is counted by user comes from the user's own earlier events, which tables of
+    `update` and `transform` bring along as rows that are *held*: rows that the state has counted. Those are counted
+    again for nobody else, and what their labels said is measured against the baselines of their own time, of which a
+    [`LevelHistory`] knows (without one: against those of now).
 
     Example:
         >>> stats = RunningStatistics([StatisticConfig(("item",), "none", shrinkage=0, count=True)], ["like"])
@@ -158,50 +164,64 @@ class RunningStatistics:
         """
         return self._over(table, {}, visible_until, source).features()
 
-    def transform(self, table: EventTable, world: np.ndarray | None = None) -> np.ndarray:
+    def transform(
+        self,
+        table: EventTable,
+        world: np.ndarray | None = None,
+        untimed: np.ndarray | None = None,
+        history: LevelHistory | None = None,
+    ) -> np.ndarray:
         """Features of rows that continue what [`update`] has seen, float32 [R, F]; the state does not change.
 
-        The state knows only now. A row not later than `last_time` gets today's view, which holds its own future: for
-        features of the past (training, evaluation) call [`compute`] with the whole log.
+        Rows that are not later than `last_time` are held. The state knows only now, so that the features of such a row
+        are not those of its time, apart from the first T, its baseline: for features of the past (training,
+        evaluation) call [`compute`] with the whole log.
 
         Args:
             world: int64 [R], from 0: continuations that know nothing of each other. None: the table is one.
+            untimed: bool [R], rows whose times are made up and say no more than their order; they are held.
+            history: baselines of earlier times.
         """
-        return self._over(table, self._states, world=world).features()
+        held = table.time <= self.last_time
+        held = held if untimed is None else held | untimed
+        return self._over(table, self._states, None, None, world, held, untimed, history).features()
 
-    def update(self, table: EventTable) -> None:
-        """Advance the state by later events. Events of one second belong in one call, or they see each other's label.
-
-        Raises:
-            ValueError: an event is earlier than the latest one seen: counts would not be those of any moment.
-        """
-        if not len(table):
-            return
-        early = table.time < self.last_time
-        if early.any():
-            row = int(early.argmax())
-            raise ValueError(
-                f"row {row} has time {table.time[row]:.0f}, earlier than {self.last_time:.0f}, the latest event "
-                "already counted: update with events in time order, each once"
-            )
-        advanced = self._over(table, self._states).advanced()  # read every state before writing any
-        for name, state in advanced.items():
-            self._states[name] = self._states[name].put(state) if name in self._states else state
-        self.last_time = float(table.time.max())
-
-    # -------------------------------------------------------------- on disk
-    def save(self, folder: str | Path, include_users: bool = False) -> None:
-        """Write statistics.json and one parquet file per statistic.
+    def update(self, table: EventTable, held: np.ndarray | None = None, history: LevelHistory | None = None) -> None:
+        """Advance the state by later events. Events of one time belong in one call, or they see each other's label.
 
         Args:
-            include_users: also write what is kept per person (off by default: nothing about people leaves).
+            held: bool [R], earlier events of the same users, counted before. None: the table has none.
+            history: baselines of earlier times, which get to know those of these events, too.
+
+        Raises:
+            ValueError: an event is not later than the latest one seen: counts would not be those of any moment.
         """
+        new = np.ones(len(table), dtype=bool) if held is None else ~held
+        if not new.any():
+            return
+        check_later(np.where(new, table.time, np.inf), self.last_time)
+        over = self._over(table, self._states, held=held, history=history)
+        advanced = over.advanced()  # read every state before writing any
+        if history is not None:
+            history.add(over.level_rows())
+        for name, state in advanced.items():
+            self._states[name] = self._states[name].put(state) if name in self._states else state
+        self.last_time = float(table.time[new].max())
+
+    def recorded(self, table: EventTable) -> LevelHistory:
+        """The baselines of all times of a whole log."""
+        history = LevelHistory()
+        history.add(self._over(table, {}).level_rows())
+        return history
+
+    # -------------------------------------------------------------- on disk
+    def save(self, folder: str | Path) -> None:
+        """Write statistics.json and one parquet file per statistic; nothing in them is about a user."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("state-*.parquet"):
-            stale.unlink()  # an earlier save may have included people
-        counted = [c for c in stateful(self.statistics, self.context) if c.name in self._states]
-        kept = [c for c in counted if include_users or not c.personal]
+            stale.unlink()  # files of an earlier version may be about users
+        kept = [c for c in stateful(self.statistics, self.context) if c.name in self._states]
         files = {config.name: f"state-{number:03d}.parquet" for number, config in enumerate(kept)}
         for name, file in files.items():
             write_saved(self._states[name].to_table(), folder / file)
@@ -217,15 +237,17 @@ class RunningStatistics:
 
     @classmethod
     def load(cls, folder: str | Path) -> RunningStatistics:
-        """Rebuild from [`save`]. People whose state was not written begin anew."""
+        """Rebuild from [`save`]."""
         folder = Path(folder)
         config = read_json(folder / _CONFIG_NAME)
         counted = [from_dict(StatisticConfig, s) for s in config["statistics"]]
         stats = cls(counted, config["targets"], config["prior"], config["context"])
         stats.last_time = -np.inf if config["last_time"] is None else config["last_time"]
+        kept = {c.name for c in stateful(counted, stats.context)}  # earlier versions could keep statistics of users
         stats._states = {
             name: KeyStates.from_table(read_saved(folder / file, "statistics"))
             for name, file in config["files"].items()
+            if name in kept
         }
         return stats
 
@@ -236,7 +258,60 @@ class RunningStatistics:
         visible_until: np.ndarray | None = None,
         source: np.ndarray | None = None,
         world: np.ndarray | None = None,
+        held: np.ndarray | None = None,
+        untimed: np.ndarray | None = None,
+        history: LevelHistory | None = None,
     ) -> StatisticsPass:
         return StatisticsPass(
-            self.statistics, self.targets, self.prior, table, states, visible_until, source, self.context, world
+            self.statistics,
+            self.targets,
+            self.prior,
+            table,
+            states,
+            visible_until,
+            source,
+            self.context,
+            world,
+            held,
+            untimed,
+            history,
         )
+
+
+def check_later(time: np.ndarray, latest: float, known: str = "the latest event already counted") -> None:
+    """Refuse events that are not later than what is known: they would be counted twice, or out of order.
+
+    Args:
+        time: [R], seconds, in the order of the table's rows.
+        latest: seconds.
+        known: what happened then, for the message.
+
+    Raises:
+        ValueError: names the first such row, how many there are, and the fix.
+
+    Example:
+        >>> check_later(np.array([3.0, 2.0]), latest=2.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: row 1 has time 2, the time of the latest event already counted: update with events in time order...
+    """
+    late = time <= latest
+    if not late.any():
+        return
+    row = int(late.argmax())
+    when = f"earlier than {shown_time(latest)}," if time[row] < latest else "the time of"
+    several = "" if late.sum() == 1 else f" ({int(late.sum())} rows come too late)"
+    raise ValueError(
+        f"row {row} has time {shown_time(time[row])}, {when} {known}: update with events in time order, each "
+        f"once and those of one time together, or give all events at once to `resume`{several}"
+    )
+
+
+def shown_time(seconds: float) -> str:
+    """Seconds for a message, no digit more than needed.
+
+    Example:
+        >>> shown_time(199.0), shown_time(0.25)
+        ('199', '0.25')
+    """
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")

@@ -14,13 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.data.event_table import EventTable, MultiValued, cross
+from polyrec.data.level_history import LevelHistory, LevelRows
 from polyrec.data.prefix_sums import Occurrences
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
 
 
 def stateful(statistics: Sequence[StatisticConfig], context: Sequence[tuple[str, ...]]) -> list[StatisticConfig]:
-    """Every statistic with a state of its own, the levels included; one that equals a level shares that level's."""
-    return list({config.name: config for config in [*statistics, *levels(context).values()]}.values())
+    """Every statistic with a state of its own, the levels included; one that equals a level shares that level's.
+
+    Nothing is kept per user: a user's own events say it, and come with each table.
+    """
+    found = {config.name: config for config in [*statistics, *levels(context).values()]}
+    return [config for config in found.values() if not config.personal]
 
 
 @dataclass
@@ -89,7 +94,15 @@ class KeyStates:
 
 @dataclass
 class StatisticsPass:
-    """One pass over one table: sorts each key once, for all statistics of it, one key at a time to bound memory."""
+    """One pass over one table: sorts each key once, for all statistics of it, one key at a time to bound memory.
+
+    Args:
+        states: what was counted before.
+        visible_until, source, world: see `RunningStatistics`.
+        held: bool [R], rows that the states hold already: they speak for the keys of their users alone.
+        untimed: bool [R], held rows of which only the order is known, not the times.
+        history: baselines of earlier times, at which the labels of held rows are measured; None: those of now.
+    """
 
     statistics: Sequence[StatisticConfig]
     targets: Sequence[str]
@@ -100,6 +113,9 @@ class StatisticsPass:
     source: np.ndarray | None
     context: Sequence[tuple[str, ...]] = ()
     world: np.ndarray | None = None
+    held: np.ndarray | None = None
+    untimed: np.ndarray | None = None
+    history: LevelHistory | None = None
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -123,6 +139,9 @@ class StatisticsPass:
                 f"source has dtype {self.source.dtype}: give a boolean mask of the rows that may be counted"
             )
         self.counted = np.ones(rows, dtype=bool) if self.source is None else self.source
+        nothing = np.zeros(rows, dtype=bool)
+        self.old = nothing if self.held is None else self.held
+        self.hidden = nothing if self.untimed is None else self.untimed
         moments, self.rank = np.unique(table.time, return_inverse=True)
         self.until = self.rank
         if self.visible_until is not None:
@@ -143,7 +162,8 @@ class StatisticsPass:
     def _occurrences(self, keys: tuple[str, ...]) -> Occurrences:
         columns = [self.table.codes(key) for key in keys]
         row, packed = cross(columns, self.table.missing, len(self.table))
-        return Occurrences.find(row, packed, self.rank, self.counted, self.world)
+        counted = self.counted if "user" in keys else self.counted & ~self.old
+        return Occurrences.find(row, packed, self.rank, counted, self.world)
 
     def _by_keys(self, configs: Sequence[StatisticConfig]) -> Iterator[tuple[Occurrences, list[StatisticConfig]]]:
         """The statistics of each key with its occurrences, one key after the other."""
@@ -153,6 +173,11 @@ class StatisticsPass:
     def _level(self, config: StatisticConfig, found: Occurrences) -> np.ndarray:
         """One level of the bias model at every row, [R, T]; 0 where the key is missing."""
         sums, counts = self._before(config, found, self._state(config, found))
+        if self.history is not None and not config.personal:
+            at = np.flatnonzero((self.old & ~self.hidden)[found.row])
+            row, width = found.row[at], len(self.targets)
+            then = self.history.before(config.name, found.keys[found.group[at]], self.table.time[row], width)
+            sums[at], counts[at] = then[:, :width], then[:, width:]
         if not config.keys:
             sums = sums + config.shrinkage * self.prior
         level = np.zeros(self.table.targets.shape)
@@ -192,7 +217,28 @@ class StatisticsPass:
             kept = np.exp2(-np.maximum(np.nan_to_num(elapsed), 0.0) / config.fade)[:, None]
             old_sums, old_counts = kept * old_sums, kept * old_counts
         width = len(self.targets)
-        return new[:, :width] + old_sums, new[:, width:] + old_counts
+        sums, counts = new[:, :width] + old_sums, new[:, width:] + old_counts
+        if config.half_life is not None and self.hidden.any():
+            unknown = found.sums(self.hidden[:, None])[:, 0] > 0  # nobody knows how far those have faded
+            sums[unknown], counts[unknown] = np.nan, np.nan
+        return sums, counts
+
+    def level_rows(self) -> dict[str, LevelRows]:
+        """What each level that is no user's counts of the table's new rows, for [`LevelHistory.add`]."""
+        rows = {}
+        for config in levels(self.context).values():
+            if config.personal:
+                continue
+            found = self._occurrences(config.keys)
+            values = self._values(config.baseline)
+            width = len(self.targets)
+            values = np.concatenate(
+                [values[:, :width], np.broadcast_to(values[:, width:], (len(values), width))], axis=1
+            )
+            source = found.source
+            row = found.row[source]
+            rows[config.name] = LevelRows(found.keys[found.group[source]], self.table.time[row], values[row])
+        return rows
 
     def features(self) -> np.ndarray:
         """Every feature of every row, float32 [R, F]."""
@@ -227,6 +273,7 @@ class StatisticsPass:
             yield _reduce(np.log1p(earlier)[:, None], found.row, rows, "mean")
         if config.gap:
             last = np.fmax(found.last_before(self.table.time), state.last[found.group])
+            last[found.last_is(self.hidden)] = np.nan
             gap = np.log1p(np.maximum(self.table.time[found.row] - last, 0))
             yield _reduce(gap[:, None], found.row, rows, "min")
 

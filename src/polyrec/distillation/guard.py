@@ -5,7 +5,6 @@ Letters: R events of a log, P people, N items, S kept hashes.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.data.columns import FIRST
-from polyrec.data.sampling import splitmix64
+from polyrec.data.sampling import id_hashes, splitmix64
 from polyrec.data.sequences import EventLog, SequenceDataset
 from polyrec.data.splits import LeakageError
 
@@ -177,20 +176,13 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
         items: ids [N - 2] of the catalog.
         salt: up to 64 bytes.
     """
-    person = _id_hashes(log.user_ids, salt)[log.person]
+    person = id_hashes(log.user_ids, salt)[log.person]
     known = np.maximum(log.item - FIRST, 0)
-    item = np.where(log.item >= FIRST, np.append(_id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
+    item = np.where(log.item >= FIRST, np.append(id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
     moment = np.round(log.time * 1e3).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):
         found = splitmix64(person + splitmix64(item + splitmix64(moment + splitmix64(_repetition(log)))))
     return found
-
-
-def _id_hashes(ids: pa.Array, salt: bytes) -> np.ndarray:
-    """uint64, one per id."""
-    texts = ids.cast(pa.large_string()).to_pylist()  # ids of one table may be numbers and those of another strings
-    digests = (hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def _repetition(log: EventLog) -> np.ndarray:

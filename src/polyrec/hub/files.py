@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from polyrec.core.manifest import MANIFEST_NAME
-from polyrec.data.processor_files import CONFIG_NAME, ITEMS_NAME, ROWS_NAME, STATISTICS_NAME, USERS_NAME, VECTORS_NAME
+from polyrec.data.processor_files import (
+    CONFIG_NAME,
+    EVENTS_NAME,
+    ITEMS_NAME,
+    ROWS_NAME,
+    STATISTICS_NAME,
+    USERS_NAME,
+    VECTORS_NAME,
+)
 
 CARD_NAME = "README.md"
 MODEL_CONFIG = "config.json"
@@ -28,8 +36,8 @@ KINDS = {
     "card": (CARD_NAME, "training_curves.png", "LICENSE", "metrics.json", "training.json"),
 }
 PEOPLE = (USERS_NAME,)
-# Salted hashes of what a model has learnt, for the leakage guard of its owner.
-NEVER = (ROWS_NAME,)
+# Salted hashes of what a model has learnt, for the leakage guard of its owner, and what users did, for serving them.
+NEVER = (ROWS_NAME, EVENTS_NAME)
 
 MODEL_FILES = KINDS["model"]
 PROCESSOR_FILES = (

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, set_seed
 from polyrec.data import splits
 from polyrec.data.replay import with_replay
 from polyrec.data.sequences import EventLog, SequenceDataset
+from polyrec.data.statistics import shown_time
 from polyrec.data.tables import first_bad_row
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -104,7 +105,7 @@ def parts_of(
         split: of the first chunk, arguments of `PolyRecProcessor.split`.
 
     Raises:
-        ValueError: a chunk begins before an earlier one ends.
+        ValueError: an event of a chunk is not later than all of the earlier ones.
     """
     chunk = np.searchsorted(np.cumsum(rows), log.row, side="right")
     cut = {name: (split or {})[name] for name in ("by", "fractions", "cuts") if name in (split or {})}
@@ -129,11 +130,13 @@ def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str,
     """Refuse events from before what the model has seen: they would be learnt twice, or from the future."""
     latest = log.time[earlier].max()
     early = np.zeros(len(log), dtype=bool)
-    early[log.row] = own & (log.time < latest)
+    early[log.row] = own & (log.time <= latest)
     if (row := first_bad_row(early)) is not None:
+        time = log.time[log.row == row][0]
+        when = f"earlier than {shown_time(latest)}, the" if time < latest else "the time of the"
         raise ValueError(
-            f"{what}: row {row - first_row} has time {log.time[log.row == row][0]:.0f}, earlier than {latest:.0f}, the "
-            f"latest event known so far, as {int(early.sum())} rows do: give only events that came later"
+            f"{what}: row {row - first_row} has time {shown_time(time)}, {when} latest event known so far, as "
+            f"{int(early.sum())} rows do: give only events that came later, those of one time together"
         )
 
 

@@ -1,0 +1,315 @@
+"""What users did, encoded as it was read: their histories for requests that give a user id alone.
+
+A run folder keeps it in one file that is never pushed; user ids are in it as salted hashes.
+
+Letters: R events, P users, E events of the past.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.data.augmentation import missing_rows
+from polyrec.data.encoding import time_gap
+from polyrec.data.past import PastEvents
+from polyrec.data.sampling import id_hashes
+from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.data.sequences import EventLog
+from polyrec.schema import RESIDUALS, TIME_GAP
+
+_MOST = 16  # tables that are looked through; more are merged
+_DERIVED = (RESIDUALS, TIME_GAP)  # of an event and those before it, so that they are computed with the history
+_SALT_BYTES = 16
+
+
+@dataclass(eq=False)
+class _Part:
+    """Events of one log, and the hashes of its users, uint64 [P]."""
+
+    log: EventLog
+    salt: bytes
+    rows: np.ndarray | None = None  # bool [R], events that count; None: all
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        return id_hashes(self.log.user_ids, self.salt)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.users)
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """The user of the log for each hash, int64, -1 = none."""
+        place = np.searchsorted(self.users, wanted, sorter=self._order)
+        found = self._order[np.minimum(place, len(self.users) - 1)]
+        return np.where(self.users[found] == wanted, found, -1) if len(self.users) else np.full(len(wanted), -1)
+
+    def events(self, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the log that are events of some of its users (-1 = none), and the place of each in `people`."""
+        bounds = np.append(_bounds(self.log), len(self.log))  # of -1: no events
+        begin, count = bounds[people], np.diff(bounds)[people]
+        place = np.repeat(np.arange(len(people)), count)
+        rows = np.arange(len(place)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        if self.rows is not None:
+            place, rows = place[self.rows[rows]], rows[self.rows[rows]]
+        return rows, place
+
+
+class StoredEvents:
+    """Events of all users that were counted, without copies of the logs they came in.
+
+    Args:
+        salt: of the hashes of user ids; None: a new one.
+
+    Example:
+        >>> three = np.arange(3)
+        >>> log = EventLog(three // 2, three + 2, three * 1.0, three, three, pa.array(["a", "b"]), np.ones((3, 1)))
+        >>> stored = StoredEvents()
+        >>> stored.add(log)
+        >>> stored.of(pa.array(["b", "new", "a"])).item.tolist()
+        [4, 2, 3]
+        >>> stored.of(pa.array(["b", "new", "a"])).person.tolist()
+        [0, 2, 2]
+    """
+
+    def __init__(self, salt: bytes | None = None) -> None:
+        self.salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
+        self._parts: list[_Part] = []
+        self.last_time = -np.inf  # seconds, of the latest event
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was stored yet."""
+        return not self._parts
+
+    def add(self, log: EventLog, rows: np.ndarray | None = None) -> None:
+        """Remember events of a log (bool [R]; None: all), which stays as it is from now on."""
+        time = log.time if rows is None else log.time[rows]
+        self.last_time = max(self.last_time, float(time.max(initial=-np.inf)))
+        self._parts.append(_Part(log, self.salt, rows))
+        if len(self._parts) > _MOST:
+            self._parts = [_Merged(self.log(), self.salt, None, self._all())]
+
+    def of(self, user_ids: pa.Array) -> EventLog:
+        """Events of some users, who are numbered as they are given; without labels' weights and queries."""
+        return self._of(id_hashes(user_ids, self.salt), user_ids)
+
+    def log(self) -> EventLog:
+        """Events of all users, who are known by their hashes alone."""
+        users = self._all()
+        return self._of(users, pa.array(users))
+
+    def _all(self) -> np.ndarray:
+        return np.unique(np.concatenate([part.users for part in self._parts]))
+
+    def _of(self, users: np.ndarray, user_ids: pa.Array) -> EventLog:
+        return merge([(part.log, part.find(users), part.events(part.find(users))) for part in self._parts], user_ids)
+
+    # -------------------------------------------------------------- on disk
+    def save(self, path: Path) -> None:
+        """Write one row per user: hash, attributes, and lists of events and of events before the log."""
+        log, users = self.log(), self._all()
+        offsets = _bounds(log)
+        columns: dict[str, Any] = {"user": pa.array(users)}
+        wide = _widths(log.user_features, "user:") | _widths(_event_columns(log))
+        for name, values in log.user_features.items():
+            columns[f"user:{name}"] = _lists(values, np.arange(len(users) + 1))
+        for name, values in _event_columns(log).items():
+            columns[name] = _lists(values, offsets)
+        if log.past is not None:
+            past = {"item": log.past.item}
+            past |= {f"mark:{name}": values for name, values in log.past.marks.items()}
+            past |= {f"event:{name}": values for name, values in log.past.event_features.items() if name != RESIDUALS}
+            columns |= {f"past:{name}": _lists(values, log.past.offsets) for name, values in past.items()}
+            wide |= _widths(past, "past:")
+        length = None if log.past is None else log.past.length
+        facts = json.dumps({"salt": self.salt.hex(), "past_length": length, "widths": wide})
+        columns["facts"] = pa.array([facts] + [None] * (len(users) - 1), pa.string())  # of the whole file
+        write_saved(pa.table(columns), path)
+
+    @classmethod
+    def load(cls, path: Path) -> StoredEvents:
+        """Rebuild from [`save`].
+
+        Raises:
+            ValueError: the file is damaged or none that polyrec writes.
+        """
+        table = read_saved(path, "stored events")
+        if not {"facts", "time", "user"} <= set(table.column_names):
+            raise ValueError(f"{path} holds no events of users: delete it, or save the processor again")
+        facts = json.loads(table["facts"][0].as_py())
+        stored = cls(bytes.fromhex(facts["salt"]))
+        users = np.asarray(table["user"].combine_chunks())
+        read = {name: _flat(table[name]) for name in table.column_names if name not in ("facts", "user")}
+        offsets = read["time"][1]
+        values = {name: found for name, (found, _) in read.items()}
+        values |= {name: values[name].reshape(-1, *width) for name, width in facts["widths"].items()}
+        rows = len(values["time"])
+        log = EventLog(
+            person=np.repeat(np.arange(len(users)), np.diff(offsets)),
+            item=values["item"],
+            time=values["time"],
+            order=values["order"],
+            row=np.arange(rows),
+            user_ids=pa.array(users),
+            labels=values["labels"],
+            event_features=_named(values, "event:"),
+            candidate_features=_named(values, "candidate:"),
+            user_features=_named(values, "user:"),
+            measures=_named(values, "measure:"),
+        )
+        if facts["past_length"] is not None:
+            log.past = PastEvents(
+                read["past:item"][1],
+                values["past:item"],
+                _named(values, "past:mark:"),
+                _named(values, "past:event:"),
+                facts["past_length"],
+            )
+        stored._parts = [_Merged(log, stored.salt, None, users)]
+        stored.last_time = float(log.time.max(initial=-np.inf))
+        return stored
+
+
+@dataclass(eq=False)
+class _Merged(_Part):
+    """A part whose users are known by hash already."""
+
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        return self.hashes
+
+
+def _bounds(log: EventLog) -> np.ndarray:
+    """Where the events of each user begin, int64 [P + 1], also of the last users, who may have none."""
+    return np.append(log.offsets, np.full(len(log.user_ids) + 1 - len(log.offsets), len(log)))
+
+
+def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarray]]], user_ids: pa.Array) -> EventLog:
+    """One log of events of several, sorted by (user, time, log, order).
+
+    Args:
+        parts: of each log: the log, which of its users are meant (int64 [P], -1 = none), and as [`_Part.events`] gives
+            them the rows to take and the user, 0..P-1, of each.
+        user_ids: [P], of the users of the new log.
+    """
+    person = np.concatenate([place for *_, (_, place) in parts])
+    part = np.repeat(np.arange(len(parts)), [len(rows) for *_, (rows, _) in parts])
+
+    def gathered(of: Any) -> np.ndarray:
+        return np.concatenate([of(log)[rows] for log, _, (rows, _) in parts])
+
+    time, order = gathered(lambda log: log.time), gathered(lambda log: log.order)
+    sort = np.lexsort((order, part, time, person))
+    first = parts[0][0]
+
+    def columns(of: Any, skip: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        return {name: gathered(lambda log, name=name: of(log)[name])[sort] for name in of(first) if name not in skip}
+
+    rank = np.empty(len(sort), dtype=np.int64)
+    rank[np.lexsort((order, part, time))] = np.arange(len(sort))
+    untimed = gathered(lambda log: np.zeros(len(log), dtype=bool) if log.untimed is None else log.untimed)[sort]
+    found = EventLog(
+        person=person[sort],
+        item=gathered(lambda log: log.item)[sort],
+        time=time[sort],
+        order=rank[sort],
+        row=np.arange(len(sort)),
+        user_ids=user_ids,
+        labels=gathered(lambda log: log.labels)[sort],
+        event_features=columns(lambda log: log.event_features, _DERIVED),
+        candidate_features=columns(lambda log: log.candidate_features),
+        user_features=_attributes([(log, people) for log, people, _ in parts]),
+        measures=columns(lambda log: log.measures),
+        past=_past([(log, people) for log, people, _ in parts]),
+        untimed=untimed if untimed.any() else None,
+    )
+    found.event_features[TIME_GAP] = time_gap(found)
+    return found
+
+
+def _attributes(parts: Sequence[tuple[EventLog, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Attributes of users, [P] or [P, K]: what the latest log knows of them that is not missing."""
+    found: dict[str, np.ndarray] = {}
+    for log, people in parts:
+        for name, values in log.user_features.items():
+            now = values[np.maximum(people, 0)] if len(values) else missing_rows(values, len(people))
+            unknown = np.isnan(now) if now.dtype.kind == "f" else now == 0
+            known = (people >= 0) & ~unknown.reshape(len(now), -1).all(axis=1)
+            before = found.get(name, missing_rows(values, len(people)))
+            found[name] = np.where(known.reshape(-1, *[1] * (now.ndim - 1)), now, before)
+    return found
+
+
+def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PastEvents | None:
+    """Events before the log: those of the first log that has any of the user."""
+    given = [(log.past, people) for log, people in parts if log.past is not None]
+    if not given:
+        return None
+    chosen = np.full(len(given[0][1]), -1)
+    for number, (past, people) in reversed(list(enumerate(given))):
+        lengths = np.append(np.diff(past.offsets), 0)[people]  # of -1: none
+        chosen = np.where(lengths > 0, number, chosen)
+    rows, place = [], []
+    for number, (past, people) in enumerate(given):
+        own = np.where(chosen == number, people, -1)
+        count = np.where(own >= 0, np.append(np.diff(past.offsets), 0)[own], 0)
+        begin = past.offsets[np.maximum(own, 0)]
+        rows.append(np.arange(count.sum()) + np.repeat(begin - (np.cumsum(count) - count), count))
+        place.append(np.repeat(np.arange(len(own)), count))
+    sort = np.argsort(np.concatenate(place), kind="stable")
+
+    def gathered(of: Any) -> np.ndarray:
+        return np.concatenate([of(past)[at] for (past, _), at in zip(given, rows, strict=True)])[sort]
+
+    first = given[0][0]
+    return PastEvents(
+        np.searchsorted(np.concatenate(place)[sort], np.arange(len(chosen) + 1)),
+        gathered(lambda past: past.item),
+        {name: gathered(lambda past, name=name: past.marks[name]) for name in first.marks},
+        {
+            name: gathered(lambda past, name=name: past.event_features[name])
+            for name in first.event_features
+            if name != RESIDUALS
+        },
+        first.length,
+    )
+
+
+# ------------------------------------------------------------------------ columns of the file
+def _event_columns(log: EventLog) -> dict[str, np.ndarray]:
+    found = {"item": log.item, "time": log.time, "order": log.order, "labels": log.labels}
+    found |= {f"event:{name}": values for name, values in log.event_features.items() if name not in _DERIVED}
+    found |= {f"candidate:{name}": values for name, values in log.candidate_features.items()}
+    return found | {f"measure:{name}": values for name, values in log.measures.items()}
+
+
+def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
+    """Rows of each user as one list; rows of several values lie in it one after the other."""
+    width = int(np.prod(values.shape[1:])) if values.ndim > 1 else 1
+    return pa.LargeListArray.from_arrays(pa.array(offsets * width), pa.array(values.reshape(-1)))
+
+
+def _widths(columns: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, list[int]]:
+    """Shapes of what is held for one row, where it is not one value."""
+    return {f"{prefix}{name}": list(values.shape[1:]) for name, values in columns.items() if values.ndim > 1}
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    lists = column.combine_chunks()
+    return lists.flatten().to_numpy(zero_copy_only=False), np.asarray(lists.offsets) - lists.offsets[0].as_py()
+
+
+def _named(values: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): found for name, found in values.items() if name.startswith(prefix)}
