@@ -76,7 +76,8 @@ def __getattr__(name: str) -> Any:
 # Importing polyrec registers its Auto classes and its pipeline, which needs torch; only the command line, whose
 # `--help` must be quick, is spared (it imports what a command needs when the command runs).
 if Path(sys.argv[0]).name != "polyrec":
-    for _module in ("modeling_polyrec", "cross_encoder.modeling_cross_encoder", "pipeline"):
+    _cross_encoder = "cross_encoder.modeling_cross_encoder", "cross_encoder.processing_cross_encoder"
+    for _module in ("modeling_polyrec", *_cross_encoder, "pipeline"):
         importlib.import_module(f"polyrec.{_module}")
 
 

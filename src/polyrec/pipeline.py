@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Pipeline
+from transformers import AutoProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.core.settings import check_keys, shown
 from polyrec.data.remote_requests import check_history, check_text, check_values
 from polyrec.data.request_reader import read_scalar
@@ -99,5 +100,6 @@ class RecommendationPipeline(Pipeline):
         return outputs["found"]
 
 
+AutoProcessor.register(PolyRecConfig, PolyRecProcessor, exist_ok=True)
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=PolyRecForRecommendation, type="text")

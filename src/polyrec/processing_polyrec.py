@@ -75,6 +75,11 @@ class Splits(NamedTuple):
     valid: SequenceDataset
     test: SequenceDataset
 
+    @property
+    def validation(self) -> SequenceDataset:
+        """The same as `valid`, by the name that `datasets` has for it."""
+        return self.valid
+
     def require(self, *names: str) -> None:
         """Refuse a split without rows in a set that is needed, before hours of training and not after.
 
@@ -759,6 +764,10 @@ class PolyRecProcessor:
             self.stored_events.add(log)
 
     # -------------------------------------------------------------- on disk
+    def __repr__(self) -> str:
+        tasks = [task.name for task in self.tasks]
+        return f"{type(self).__name__}(tasks={tasks}, {len(self.items.ids):,} items, max_history={self.max_history})"
+
     def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
         """Write processor_config.json, items.parquet, statistics/, item_vectors/ and two files that never leave:
         training_rows.safetensors, see [`TrainingRows`], and stored_events.parquet.
@@ -818,6 +827,8 @@ class PolyRecProcessor:
                 name and the fix.
             OSError: the Hub refused, with what mends it.
         """
+        for name in ("_from_auto", "trust_remote_code"):  # of AutoProcessor; code of a repository is never run
+            hub_options.pop(name, None)
         place = fetch(folder, PROCESSOR_FILES, **hub_options)
         check_processor(place)
         try:

@@ -111,9 +111,9 @@ class _Workshop:
         cost = cost_of(trainer)
         metrics = {"peak_memory": float(peak_memory() or "nan")}
         k = trainer.args.rank_k
-        valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.predict(self.parts.valid), k)
+        valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.answers(self.parts.valid), k)
         metrics |= {f"valid/{task}": value for task, value in valid.items()}
-        predictions = trainer.predict(self.parts.test)
+        predictions = trainer.answers(self.parts.test)
         metrics |= evaluator.evaluate(trainer.model, self.parts.test, predictions, k)
         tasks = tuple(sorted(t["name"] for t in recipe.tasks))
         run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)

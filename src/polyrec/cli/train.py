@@ -201,7 +201,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         trainer.save_model(str(draft))
         part = "test" if parts.test.num_candidates else "valid"
         judged = getattr(parts, part)
-        predictions = trainer.predict(judged)
+        predictions = trainer.answers(judged)
         if not trainer.is_world_process_zero():
             return {}
         write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from transformers import AutoProcessor
 
 from polyrec.backbones import TextConfig, resolve
 from polyrec.core.files import write_atomically
@@ -208,3 +209,6 @@ def _check_read(text: Any) -> None:
 
 def _array(values: Any) -> np.ndarray:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+AutoProcessor.register(PolyRecCrossEncoderConfig, PolyRecCrossEncoderProcessor, exist_ok=True)

@@ -22,7 +22,7 @@ from polyrec.schema import VECTOR_FILE, Columns
 COUNTS_COLUMN, FIRST_EVENT_COLUMN = OWN_COLUMNS = "__training_events__", "__first_event__"  # of saved items tables
 
 
-@dataclass
+@dataclass(repr=False)
 class EntityTable:
     """Ids of items or people with their encoded attributes.
 
@@ -39,6 +39,9 @@ class EntityTable:
     encoders: dict[str, ColumnEncoder]
     encoded: dict[str, Any] = field(default_factory=dict)
     _shortened: pa.Array | None = field(default=None, init=False, repr=False, compare=False)  # see `_canonical`
+
+    def __repr__(self) -> str:
+        return f"EntityTable({len(self.ids):,} ids, attributes={list(self.encoders)})"
 
     def __post_init__(self) -> None:
         for name, encoder in self.encoders.items():

@@ -26,7 +26,7 @@ from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives,
 from polyrec.schema import STATISTICS, TIME_GAP
 
 
-@dataclass
+@dataclass(repr=False)
 class EventLog:
     """All events, sorted by (person, time, order).
 
@@ -69,6 +69,9 @@ class EventLog:
         people = int(self.person[-1]) + 1 if len(self.person) else 0
         self.offsets = np.searchsorted(self.person, np.arange(people + 1))
 
+    def __repr__(self) -> str:
+        return f"EventLog({len(self):,} events, {len(self.offsets) - 1:,} users, {len(np.unique(self.item)):,} items)"
+
     def __len__(self) -> int:
         return len(self.person)
 
@@ -97,7 +100,7 @@ class EventLog:
         return np.searchsorted(stamp, self.person * span + np.searchsorted(moments, cutoff)) - self.offsets[self.person]
 
 
-@dataclass
+@dataclass(repr=False)
 class Candidates:
     """Questions about a log, in any order.
 
@@ -114,6 +117,9 @@ class Candidates:
     def __post_init__(self) -> None:
         if self.statistic is None:
             self.statistic = self.event
+
+    def __repr__(self) -> str:
+        return f"Candidates({len(self.event):,})"
 
     @staticmethod
     def concatenate(parts: list[Candidates]) -> Candidates:
@@ -154,7 +160,7 @@ class WindowDataset(ABC):
         self.epoch = epoch
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SequenceDataset(WindowDataset):
     """Windows of one log: what a `DataLoader` iterates and the collator turns into batches.
 
@@ -250,9 +256,23 @@ class SequenceDataset(WindowDataset):
         """Candidates of all windows."""
         return len(self.candidates.event)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One window of this epoch."""
-        return self.window(index, self.epoch)
+    def labels_by_task(self) -> dict[str, np.ndarray]:
+        """{task: float32 [C]}, what [`labels`] says of each task, NaN = unknown."""
+        return dict(zip(self.task_names, self.labels().T, strict=True))
+
+    def __repr__(self) -> str:
+        return (
+            f"SequenceDataset({len(self):,} windows, {self.num_candidates:,} candidates, tasks={self.task_names}, "
+            f"max_history={self.max_history})"
+        )
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One window of this epoch, or a list of those of a slice."""
+        if isinstance(index, slice):
+            return [self.window(n, self.epoch) for n in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return self.window(index % len(self), self.epoch)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]] | WindowBatch:
         """What a data loader asks for: windows that the collator reads at once, where nothing changes them one by one.

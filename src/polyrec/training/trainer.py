@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import EvalPrediction, speed_metrics
 
 from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
@@ -30,12 +30,14 @@ from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.reduction import known_weight, mean_loss
+from polyrec.registry import nearest
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
+from polyrec.training.predictions import TaskPredictions
 from polyrec.training.resuming import ResumesSafely
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
@@ -71,7 +73,7 @@ class PolyRecTrainer(ResumesSafely):
     * The processor's catalog goes into the model before training, and the processor is saved with it.
 
     Args:
-        model: the model.
+        model: the model; None with `model_init` (a function that makes one, see [`~transformers.Trainer`]).
         args: training arguments.
         train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them; training also takes a `MixedDataset`.
         processing_class: the processor.
@@ -84,7 +86,7 @@ class PolyRecTrainer(ResumesSafely):
 
     def __init__(
         self,
-        model: PolyRecForRecommendation,
+        model: PolyRecForRecommendation | None,
         args: PolyRecTrainingArguments,
         train_dataset: WindowDataset | None = None,
         eval_dataset: SequenceDataset | dict[str, SequenceDataset] | None = None,
@@ -97,14 +99,13 @@ class PolyRecTrainer(ResumesSafely):
             raise TypeError(
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
-        teacher = chosen_teacher(args, model, teacher)
         _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
-        if args.exclude_seen is not None:  # what is measured is served
-            model.config.exclude_seen = args.exclude_seen
-        if processing_class is not None:
-            self.load_processor(model, processing_class)
-            if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
-                args.fingerprints = fingerprints(processing_class, train_dataset)
+        if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
+            args.fingerprints = fingerprints(processing_class, train_dataset)
+        self.processing_class, self.args = processing_class, args  # `call_model_init` reads them
+        if model is not None:
+            teacher = chosen_teacher(args, model, teacher)
+            self._prepare_model(model)
         super().__init__(
             model=model,
             args=args,
@@ -114,6 +115,9 @@ class PolyRecTrainer(ResumesSafely):
             processing_class=processing_class,
             **kwargs,
         )
+        if model is None:
+            model = self._unwrapped_at_start()
+            teacher = chosen_teacher(args, model, teacher)
         if args.n_gpu > 1:
             raise ValueError(
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would weigh their labels wrongly: start "
@@ -147,6 +151,53 @@ class PolyRecTrainer(ResumesSafely):
             self.add_callback(GradualUnfreezing(args.unfreeze_epochs))
         if self._checkpointed_callbacks and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("task_patience and ema_decay need whole parameters: turn them off with FSDP or DeepSpeed")
+
+    def _prepare_model(self, model: PolyRecForRecommendation) -> None:
+        """Give a model what the arguments and the processor say of it."""
+        if self.args.exclude_seen is not None:  # what is measured is served
+            model.config.exclude_seen = self.args.exclude_seen
+        if self.processing_class is not None:
+            self.load_processor(model, self.processing_class)
+
+    def _unwrapped_at_start(self) -> PolyRecForRecommendation:
+        """The model that `model_init` made."""
+        assert isinstance(self.model, nn.Module)  # transformers made it, or has refused
+        return self.model
+
+    def call_model_init(self, trial: Any = None) -> PolyRecForRecommendation:
+        """A new model of `model_init`, with the processor's catalog; each training, and each trial, begins with one."""
+        model = super().call_model_init(trial)
+        self._prepare_model(model)
+        return model
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As [`~transformers.Trainer`]'s, of which the objective is the metric that chooses the best model.
+
+        Args:
+            compute_objective: default: `args.metric_for_best_model`, e.g. the mean improvement over tasks. transformers
+                would add up all metrics, losses and AUCs alike.
+            direction: default: whether more of that metric is better, by its name.
+        """
+        if compute_objective is None and self.args.metric_for_best_model is not None:
+            metric = self.args.metric_for_best_model
+            name = metric if metric.startswith("eval_") else f"eval_{metric}"
+
+            def compute_objective(metrics: dict[str, float]) -> float:
+                if name not in metrics:
+                    raise ValueError(
+                        f"metric_for_best_model={metric!r} was not measured; {nearest(name, list(metrics))}"
+                    )
+                return metrics[name]
+
+            direction = direction or ("maximize" if self.args.greater_is_better else "minimize")
+        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction or "minimize", **options)
 
     @staticmethod
     def load_processor(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
@@ -371,9 +422,7 @@ class PolyRecTrainer(ResumesSafely):
             return found
         start = time.time()
         with self._averaged():  # also for callbacks, which may keep the weights that were judged
-            predictions = self._predict(dataset)
-            found = evaluator.evaluate(self._unwrapped, dataset, predictions, self.args.rank_k)
-            result = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            result = self._measured(dataset, self._predict(dataset), metric_key_prefix)
             result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
             self._step_log.skip(time.time() - start)
             self.log(result)
@@ -382,10 +431,28 @@ class PolyRecTrainer(ResumesSafely):
             )
         return result
 
-    def predict(self, test_dataset: SequenceDataset, *unused: Any, **also_unused: Any) -> evaluator.Predictions:
+    def _measured(self, dataset: SequenceDataset, predictions: evaluator.Predictions, prefix: str) -> dict[str, float]:
+        """Metrics of a data set's answers, those of `compute_metrics` included."""
+        found = evaluator.evaluate(self._unwrapped, dataset, predictions, self.args.rank_k)
+        result = {f"{prefix}_{name}": value for name, value in found.items()}
+        if self.compute_metrics is not None:
+            own = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=dataset.labels_by_task()))
+            result |= {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in own.items()}
+        return result
+
+    def answers(self, dataset: SequenceDataset) -> evaluator.Predictions:
         """Answers to every candidate of a data set, on every rank."""
         with self._averaged():
-            return self._predict(test_dataset)
+            return self._predict(dataset)
+
+    def predict(
+        self, test_dataset: SequenceDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> TaskPredictions:
+        """Answers, labels and metrics, as [`~transformers.Trainer`] gives them, see [`TaskPredictions`]."""
+        with self._averaged():
+            found = self._predict(test_dataset)
+            metrics = self._measured(test_dataset, found, metric_key_prefix)
+        return TaskPredictions(found, test_dataset.labels_by_task(), metrics)
 
     def _predict(self, test_dataset: SequenceDataset) -> evaluator.Predictions:
         found = evaluator.predict(
