@@ -300,7 +300,6 @@ def test_statistics_of_new_items_come_from_their_attributes():
         ({"item_id": [900, 900, 901]}, "900 occurs in rows 0 and 1"),
         ({"genre": None}, "no column 'genre'"),
         ({"title": None}, "no column 'title'"),
-        ({"item_id": ["a", "b", "c"]}, "'item_id' has type .* but was int64"),
         ({"price": ["dear", "cheap", "free"]}, "'price' has type string but was double"),
         ({"item_id": [900, None, 901]}, "no value in row 1"),
     ],

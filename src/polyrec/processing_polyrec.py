@@ -311,7 +311,8 @@ class PolyRecProcessor:
 
     def _cut(self, table: pa.Table, past: Any, asked: SplitSettings) -> tuple[EventLog, np.ndarray]:
         """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
-        log = self.encode_events(table, past)
+        log = self._encode(table, past)
+        self._check_ids(table, log, self.data_report)
         part = splits.cut(log, asked.by, asked.fractions, asked.cut_times)
         train = part == splits.TRAIN
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
@@ -342,15 +343,21 @@ class PolyRecProcessor:
         self._check_ids(table, log)
         return log
 
-    def _check_ids(self, table: pa.Table, log: EventLog) -> None:
-        """Refuse a log of which next to nothing is known, and warn of one of which much is not."""
+    def _check_ids(self, table: pa.Table, log: EventLog, report: DataReport | None = None) -> None:
+        """Refuse a log of which next to nothing is known, and warn of one of which much is not.
+
+        Args:
+            report: where the warnings are to stand, too.
+        """
         matches = match_log(table, log, self.columns, self.items, self.users)
         for match in matches:
             match.check(self.columns.max_unmatched, later=True)
         texts = [match.text() for match in matches if match.suspicious(later=True)]
-        known = () if self.data_report is None else self.data_report.warnings
-        for text in texts:
-            if text not in known and main_process():
+        if report is not None:
+            report.matches += [match for match in matches if match not in report.matches]
+            report.warn(texts)
+        elif main_process():
+            for text in texts:
                 warnings.warn(text, DataWarning, stacklevel=3)
 
     def _encode(self, table: pa.Table, past: Any = None) -> EventLog:

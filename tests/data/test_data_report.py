@@ -5,9 +5,12 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from polyrec import Columns, PolyRecProcessor, TaskConfig
+from polyrec.backbones import TextConfig
+from polyrec.data.queries import Queries
 from polyrec.data.report import DataReport, DataWarning
 
 NEXT, LIKE = TaskConfig("next_item", "retrieval"), TaskConfig("like", "binary", label="rating >= 4")
@@ -231,6 +234,10 @@ def test_propensities_that_tell_the_label_are_warned_of():
     log["p"] = np.where(log.rating >= 4, 0.9, 0.1)
     found = report_of(log, columns=Columns(propensity={"like": "p"}))
     assert [(s.task, s.column) for s in found.separations] == [("like", "propensity.p")]
+    log["w"] = np.where(log.rating >= 4, log.rating, 0)  # no negative counts
+    assert [s.column for s in report_of(log, columns=Columns(weight={"like": "w"})).separations] == ["weight.w"]
+    log["w"] = np.where(log.rating >= 4, log.rating, 1)
+    assert report_of(log, columns=Columns(weight={"like": "w"})).separations == []
 
 
 # ------------------------------------------------------------------ ids that match nothing
@@ -283,6 +290,37 @@ def test_later_logs_of_other_ids_are_refused():
         warnings.simplefilter("error")
         processor.update({"user_id": [777], "item_id": [999], "timestamp": [10**6], "rating": [5]})  # one new event
         processor.request([999, 1], np.array([2]))
+
+
+def test_past_tables_and_new_rows_of_other_ids_are_named():
+    """Prevents pasts of nobody or of unknown items, and items that are added a second time in another spelling."""
+    log = events()
+    past = {"user_id": np.arange(24), "watched": [[n % 20, (n + 1) % 20] for n in range(24)]}
+    processor = fit(log, columns={"past": {"watched": []}})
+    processor.split(log, past=past)
+    with pytest.raises(ValueError, match="20 of 20 items of the past table are not in the items table"):
+        processor.split(log, past=past | {"watched": [[f"i{n}" for n in taken] for taken in past["watched"]]})
+    with pytest.raises(ValueError, match="24 of 24 users of the interactions are not in the past table .* 0 and 'u0'"):
+        processor.split(log, past=past | {"user_id": [f"u{n}" for n in range(24)]})
+    with pytest.warns(DataWarning, match="3 of 23 items of the past table"):
+        processor.split(log, past=past | {"watched": [*past["watched"][:-1], [700, 701, 702]]})
+    assert processor.data_report.matches[-1].unmatched == 3
+    with pytest.warns(DataWarning, match="items: item_id: most of the new ids are known ones .* without the letters"):
+        processor.extend({"item_id": [f"item{n}" for n in range(20)]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor.extend({"item_id": [500, 501]})
+
+
+def test_the_items_that_queries_are_of_are_looked_up():
+    """Prevents queries from finding the very item they are the text of, because its id is written otherwise."""
+    table, items = pa.table({"q": ["a b", "c", None], "of": ["x1", "x2", None]}), {"item_id": [1, 2, 3]}
+    catalog = fit({"user_id": [1], "item_id": [1], "timestamp": [1]}, [NEXT], items=items).items
+    columns = Columns(query="q", query_item="of")
+    tokens = lambda *_, **__: {"input_ids": [[1], [2]]}  # noqa: E731  # what a tokenizer gives for two texts
+    found = Queries.read(table, columns, catalog, tokens, TextConfig("any", "{title}", max_length=8)).match
+    assert (found.unmatched, found.used) == (2, 2)
+    assert "without the letters in front: 'x1' and 1" in found.text()
 
 
 # ------------------------------------------------------------------ where it goes

@@ -58,6 +58,10 @@ def test_the_command_writes_one_page_that_asks_for_nothing(folder, run):
     assert all(place.startswith("data:") for place in page.asked)
     assert not re.search(r"@import|url\(|<script|https?://", text)
     assert 'name="viewport"' in text
+    data = run.facts["_data"]  # what was found in the tables is shown, too
+    assert f"{data['rows']:,} of {data['users']:,} users and {data['items']:,} items" in page.text
+    assert all(text in page.text for text in data["warnings"])
+    assert f"{data['split']['test']['rows']:,}" in page.text
     assert len(text.encode()) < 3e6
     assert page.images >= 3 * len(run.tasks)  # curves and groups of each, calibration of two, weights
     for told in ("calibration", "where it errs", "Gates", "Example 1", "Because you"):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from polyrec.data.arrays import column, first_bad_row, is_list, is_text
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
+from polyrec.data.id_match import warn_of_respelled
 from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
 from polyrec.schema import VECTOR_FILE, Columns
@@ -141,6 +142,8 @@ class EntityTable:
                 f"{name}: {key} {new[row]} in row {row} is known already, as {int(known.sum())} of the {len(new)} new "
                 "rows are: give new ones only"
             )
+        if len(self.ids):
+            warn_of_respelled(new, self.ids, f"{name}: {key}")
         for c in dict.fromkeys([*self.encoders, *needed]):
             column(table, c, name, f"attribute of the {name} known so far")
         files = {

@@ -7,6 +7,7 @@ would only make a model worse. Every table that is joined by ids is measured her
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,12 @@ from polyrec.data.ids import lookup
 FEW = 0.03  # share of rows or ids without a match that is worth a warning
 _RESPELLED = "ids match"
 _SAMPLE, _KNOWN, _NEAR, _EXAMPLES = 1000, 500_000, 200, 3
+_KNOWN_LATER = 50_000  # known ids that new ones are compared with, which may come one by one
 _REFUSABLE = 10  # distinct ids of a LATER table from which on it may be refused; a few new ones are daily bread
+
+
+class DataWarning(UserWarning):
+    """Something in the data that would mislead whoever reads a metric."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,20 @@ class IdMatch:
         """
         return max(self.share, self.rows) > FEW and not (later and self.used < _REFUSABLE)
 
+    def summary(self) -> str:
+        """How many are found, without any id."""
+        if not self.unmatched:
+            return f"all {self.used:,} {self.name} are in the {self.table}"
+        share = f"{100 * self.rows:.1f}% of rows"
+        return f"{self.unmatched:,} of {self.used:,} {self.name} are not in the {self.table} ({share})"
+
     def text(self, show_ids: bool = True) -> str:
-        """One sentence.
+        """One sentence with examples.
 
         Args:
             show_ids: False leaves the ids of users out.
         """
-        if not self.unmatched:
-            return f"all {self.used:,} {self.name} are in the {self.table}"
-        share = f"{100 * self.rows:.1f}% of rows"
-        found = f"{self.unmatched:,} of {self.used:,} {self.name} are not in the {self.table} ({share})"
+        found = self.summary()
         if self.examples and (show_ids or not self.private):
             found += f", e.g. {', '.join(self.examples)}, where it has {', '.join(self.known_examples)}"
         return f"{found}; {self.difference}" if self.difference and (show_ids or not self.private) else found
@@ -140,6 +150,24 @@ def match_ids(
     )
 
 
+def warn_of_respelled(new: pa.Array, known: pa.Array, what: str) -> None:
+    """Warn if most ids that are to be added are known ones in another spelling.
+
+    Args:
+        new: ids [M] that are not among `known`.
+        known: ids [N].
+        what: names the table and the column.
+    """
+    text = spelling(new, known[:_KNOWN_LATER])
+    if text.startswith(_RESPELLED):
+        warnings.warn(
+            f"{what}: most of the new ids are known ones in another spelling ({text}): nothing of what is learnt about "
+            "those holds for the new ones",
+            DataWarning,
+            stacklevel=4,  # the caller of `PolyRecProcessor.extend`
+        )
+
+
 def spelling(lost: pa.Array, known: pa.Array) -> str:
     """How two tables spell an id, if that explains most ids that are not found, else the nearest pair or "".
 
@@ -162,6 +190,8 @@ def spelling(lost: pa.Array, known: pa.Array) -> str:
         if len(matched) >= enough:
             at = int(matched[0])
             return f"{_RESPELLED} {words}: {_text(lost[at])} and {_text(known[places[at].as_py()])}"
+    if pa.types.is_integer(lost.type) and pa.types.is_integer(known.type):
+        return ""  # that 28 looks like 8 says nothing
     one = mine[0].as_py()
     near = difflib.get_close_matches(one, theirs[:_NEAR].to_pylist(), n=1)
     if near:

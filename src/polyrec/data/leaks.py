@@ -104,11 +104,13 @@ def separating_columns(
     inputs = [*_context(part, context), *_attributes(rows, entities), *_order(part, columns)]
     for name, values in inputs:
         found += [(j, name, values) for j in pair]
-    for role, declared in (("propensity", columns.propensity),):
-        own = {task.name: j for j, task in enumerate(tasks)}
+    own = {task.name: j for j, task in enumerate(tasks)}
+    for role, declared in (("propensity", columns.propensity), ("weight", columns.weight)):
         for task_name, key in declared.items():
-            if own.get(task_name) in pair:
+            if own.get(task_name) in pair and key in part.column_names:
                 values = numbers(column(part, key, "interactions", role), f"interactions: column {key!r}")
+                # Weights may well follow the label, but rows without a weight are no rows.
+                values = values if role == "propensity" else (values > 0).astype(np.int64)
                 found.append((own[task_name], f"{role}.{key}", values))
     result = []
     for j, name, values in found:

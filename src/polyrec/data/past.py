@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.catalog import EntityTable
+from polyrec.data.id_match import IdMatch, match_ids
 from polyrec.data.tables import column, ids, is_null, lookup, normalise_ids
 from polyrec.schema import Columns
 
@@ -27,6 +28,7 @@ class PastEvents:
         marks: {feedback column: float64 [E]}, 1 or 0.
         event_features: {name: [E] or [E, K]}, as of the log's events.
         length: events of a person, the latest, that are read as history.
+        matches: its ids looked up in other tables, as far as they say something.
     """
 
     offsets: np.ndarray
@@ -34,6 +36,7 @@ class PastEvents:
     marks: dict[str, np.ndarray]
     event_features: dict[str, np.ndarray] = field(default_factory=dict)
     length: int = 50
+    matches: tuple[IdMatch, ...] = ()
 
     @property
     def person(self) -> np.ndarray:
@@ -105,7 +108,12 @@ def read_past(table: pa.Table, columns: Columns, items: EntityTable, people: pa.
         held = np.isin(key, keys[name]).astype(np.float64)
         marks |= {feedback: np.maximum(marks.get(feedback, 0.0), held) for feedback in meant}
     offsets = np.searchsorted(person[key // span], np.arange(len(people) + 1))
-    return PastEvents(offsets, item_rows[key % span], marks, length=columns.past_length)
+    taken = np.bincount(codes, minlength=len(pool.dictionary))
+    matches = [match_ids(pool.dictionary, taken, items.ids, "items of the past table", "items table")]
+    if (person < 0).all():  # that many of the log's people have no past is nothing strange
+        rows = np.ones(len(people), dtype=np.int64)
+        matches.append(match_ids(people, rows, owners, "users of the interactions", "past table", private=True))
+    return PastEvents(offsets, item_rows[key % span], marks, length=columns.past_length, matches=tuple(matches))
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from polyrec.backbones import TextConfig
 from polyrec.data.catalog import EntityTable
+from polyrec.data.id_match import IdMatch, match_ids
 from polyrec.data.tables import column, is_null, normalise_ids
 from polyrec.data.texts import TokenTable, tokenize
 from polyrec.schema import Columns
@@ -30,11 +31,13 @@ class Queries:
         index: int64 [R], text of each event, -1 = no search.
         tokens: of the Q texts.
         own_item: int64 [R], row of the item that the query is the text of, which is never a result; 0 = none.
+        match: the items that queries are the text of, looked up in the catalog.
     """
 
     index: np.ndarray
     tokens: TokenTable
     own_item: np.ndarray
+    match: IdMatch | None = None
 
     @classmethod
     def read(cls, table: pa.Table, columns: Columns, items: EntityTable, tokenizer: Any, text: TextConfig) -> Queries:
@@ -44,12 +47,18 @@ class Queries:
         index, tokens = read_queries(
             table, columns.query, what, lambda texts: tokenize(tokenizer, texts, text, prompt, "queries")
         )
-        own = np.zeros(len(index), dtype=np.int64)
+        own, match = np.zeros(len(index), dtype=np.int64), None
         if columns.query_item is not None:
             values = column(table, columns.query_item, what, "query item")
             known = ~is_null(values)
-            own[known] = items.rows(normalise_ids(values.filter(pa.array(known)), f"{what}: {columns.query_item!r}"))
-        return cls(index, tokens, own)
+            found = normalise_ids(values.filter(pa.array(known)), f"{what}: {columns.query_item!r}").dictionary_encode()
+            codes = np.asarray(found.indices).astype(np.int64)
+            own[known] = items.rows(found.dictionary)[codes]
+            rows = np.bincount(codes, minlength=len(found.dictionary))
+            match = match_ids(
+                found.dictionary, rows, items.ids, f"items in column {columns.query_item!r}", "items table"
+            )
+        return cls(index, tokens, own, match)
 
     def of_rows(self, row: np.ndarray) -> Queries:
         """Those of some events, in their order."""

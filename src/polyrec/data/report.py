@@ -10,14 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from polyrec.core.escapes import printable
-from polyrec.data.id_match import IdMatch
+from polyrec.data.id_match import DataWarning, IdMatch
 from polyrec.data.leaks import Separation
 
 _WIDTH = 12  # of a line's name
-
-
-class DataWarning(UserWarning):
-    """Something in the data that would mislead whoever reads a metric."""
 
 
 @dataclass
@@ -131,14 +127,16 @@ class DataReport:
             found.append(("repeats", f"{repeats}; {self.duplicates:,} exact duplicates"))
         for m in self.matches:
             unused = f"; {m.unused:,} of its {m.known:,} ids are in no row"
-            found.append(("ids", m.text(show_ids=not m.private) + unused))
+            found.append(("ids", m.summary() + unused))
         if self.constant:
             found.append(("constant", ", ".join(self.constant)))
         if self.sparse:
             found.append(("sparse", ", ".join(f"{n} ({_percent(share)} known)" for n, share in self.sparse.items())))
         for task, label in self.labels.items():
             known = f"{label['rows']:,} known"
-            if label["rows"]:
+            if label["rows"] and label["min"] == label["max"]:
+                known += f", all {label['min']:g}"
+            elif label["rows"]:
                 known += f", mean {label['mean']:.4g} ({label['min']:g} to {label['max']:g})"
             found.append(("label", f"{task}: {known}"))
         return found

@@ -163,6 +163,8 @@ def match_log(
     if users.encoders and len(users.ids):
         rows = np.diff(log.offsets)
         found.append(match_ids(log.user_ids, rows, users.ids, *_names("user"), private=True))
+    found += [] if log.past is None else log.past.matches
+    found += [] if log.queries is None or log.queries.match is None else [log.queries.match]
     return [match for match in found if match.unmatched]
 
 
