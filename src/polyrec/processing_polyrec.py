@@ -42,6 +42,7 @@ from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.statistics import check_later, shown_time
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import (
+    as_array,
     check_learnable,
     check_words,
     column,
@@ -637,7 +638,7 @@ class PolyRecProcessor:
             if row is not None and name not in user:
                 log.user_features[name] = self.users.encoded[name][row]
             else:
-                values = pa.array([user.get(name)])
+                values = as_array([user.get(name)], f"user attribute {name!r}")
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
         return log if stored is None else continued(stored, log)
 

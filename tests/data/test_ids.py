@@ -69,6 +69,19 @@ def test_whole_numbers_of_every_type_are_one_id(tmp_path):
     assert read_table({"item_id": [10**30, 5]}, "x")["item_id"].to_pylist() == ["1" + "0" * 30, "5"]
 
 
+def test_values_of_a_request_that_no_column_holds_are_one_line():
+    """Prevents 10**30, or a number beside texts, from ending a request in Arrow's own error."""
+    log = {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [1, 2], "place": ["home", "away"]}
+    processor = PolyRecProcessor.fit(
+        log, users={"user_id": ["a", "b"], "age": [3, 4]}, tasks=NEXT, columns={"context": ["place"]}
+    )
+    asked = np.array([2])
+    assert processor.request(["x"], asked, user={"age": 10**30})["user_features"]["age"] > 1  # a number, if a large one
+    for options in ({"user": {"age": 1j}}, {"context": {"place": 5}}):
+        with pytest.raises(ValueError, match="(user attribute 'age'|context 'place').* mixes types"):
+            processor.request([{"item_id": "x", "place": "home"}], asked, **options)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -118,10 +118,10 @@ def numbers_of_text(values: pa.Array) -> np.ndarray | None:
 
 def _refuse_text(values: pa.Array, what: str) -> NoReturn:
     known = pc.utf8_trim_whitespace(values)
-    bad = np.asarray(pc.invert(pc.match_substring_regex(known, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^$")))
-    row = first_bad_row(bad & ~is_null(values)) or 0
+    fine = pc.match_substring_regex(known, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^$")
+    row = first_bad_row(~np.asarray(fine.fill_null(True))) or 0
     found = shown(values[row])
-    if np.asarray(pc.match_substring_regex(known, r"^[+-]?\d+,\d+$"))[row]:
+    if pc.match_substring_regex(known, r"^[+-]?\d+,\d+$")[row].as_py():
         fix = "write decimals with a point, e.g. 4.5"
     else:
         fix = "convert it, or declare it 'categorical', 'multi' or 'text'"

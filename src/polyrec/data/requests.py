@@ -16,7 +16,7 @@ from polyrec.data.encoding import time_gap
 from polyrec.data.sequences import EventLog
 from polyrec.data.statistics import shown_time
 from polyrec.data.stored_events import merge
-from polyrec.data.tables import as_table, column, first_bad_row, ids, is_null, times
+from polyrec.data.tables import as_array, as_table, column, first_bad_row, ids, is_null, times
 from polyrec.schema import TIME_GAP, Columns
 
 
@@ -87,7 +87,7 @@ def request_table(
         found[columns.order] = pa.array(np.arange(events + asked))
     for name in sorted({*feedback, *context}):
         past = known[name].to_pylist() if name in known else [None] * events
-        found[name] = pa.array(past + [context.get(name)] * asked)
+        found[name] = as_array(past + [context.get(name)] * asked, f"context {name!r}, beside that of the history,")
     if columns.query is not None:
         found[columns.query] = pa.array([None] * events + [query] * asked, pa.large_string())
     if columns.query_item is not None:

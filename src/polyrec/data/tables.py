@@ -23,8 +23,9 @@ from polyrec.data.times import read_time, seconds, times
 from polyrec.data.typed_text import typed
 
 __all__ = [
-    "as_table", "check_learnable", "check_words", "column", "first_bad_row", "ids", "is_null", "label_values", "labels",
-    "lookup", "normalise_ids", "numbers", "read_file", "read_json", "read_table", "read_time", "seconds", "times",
+    "as_array", "as_table", "check_learnable", "check_words", "column", "first_bad_row", "ids", "is_null",
+    "label_values", "labels", "lookup", "normalise_ids", "numbers", "read_file", "read_json", "read_table", "read_time",
+    "seconds", "times",
 ]  # fmt: skip
 
 _SOURCES = (
@@ -106,11 +107,15 @@ def _of_columns(source: Mapping[str, Any], name: str) -> pa.Table:
     lengths = {key: len(values) for key, values in source.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name}: columns differ in length ({lengths}): give one value per row")
-    return pa.table({key: _array(values, f"{name}: column {key!r}") for key, values in source.items()})
+    return pa.table({key: as_array(values, f"{name}: column {key!r}") for key, values in source.items()})
 
 
-def _array(values: Any, what: str) -> pa.Array | pa.ChunkedArray:
-    """One column of a mapping or a data frame."""
+def as_array(values: Any, what: str) -> pa.Array | pa.ChunkedArray:
+    """One column of a mapping, a data frame or a request.
+
+    Raises:
+        ValueError: its values are of several types, or of one that no column can hold.
+    """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if isinstance(values, np.ndarray) and values.ndim > 1:

@@ -115,7 +115,9 @@ def _of_numbers(values: pa.Array, null: np.ndarray, unit: str, what: str) -> np.
     row = first_bad_row(~np.isfinite(plain) & ~null)
     if row is not None:
         raise ValueError(f"{what} is {shown(values[row])} in row {row}: times must be finite")
-    if (dates := _compact_dates(plain, what)) is not None:
+    # A request's times are floats, and one of them alone may happen to be a date.
+    several = not pa.types.is_floating(values.type) or len(np.unique(plain[~null])) > 1
+    if several and (dates := _compact_dates(plain, what)) is not None:
         return dates
     found = plain * _TO_SECONDS[unit]
     row = first_bad_row(np.abs(found) > _LATEST_SECOND)
