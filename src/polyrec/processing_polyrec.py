@@ -247,6 +247,7 @@ class PolyRecProcessor:
         past: Any = None,
         delayed_share: float | None = None,
         keep_negatives: Mapping[str, float] | None = None,
+        seed: int = 0,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -264,6 +265,7 @@ class PolyRecProcessor:
                 with this chance. None: in both, which takes about twice the time.
             keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
                 [`model_config`] tells the head (`sampling_rate`), so that probabilities are those of all rows.
+            seed: of the delays; commands give that of the training. All else that is drawn has the trainer's seed.
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -271,7 +273,7 @@ class PolyRecProcessor:
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
-        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, keep_negatives)  # type: ignore[arg-type]
+        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, keep_negatives, seed)  # type: ignore[arg-type]
         table = read_table(interactions, "interactions")
         log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
@@ -305,6 +307,7 @@ class PolyRecProcessor:
                 max_delay=asked.max_delay,
                 delayed_share=asked.delayed_share,
                 keep_negatives=asked.keep_negatives,
+                seed=asked.seed,
             ),
             self.evaluation_set(log, part == splits.VALIDATION, learnt, source),
             self.evaluation_set(log, part == splits.TEST, tested, known),
@@ -490,7 +493,7 @@ class PolyRecProcessor:
         Args:
             statistics: of the log, [R, F].
             options: `source` (bool [R], events that statistics may count) and, as in [`split`], `shuffle_ties`,
-                `max_delay`, `delayed_share` and `keep_negatives`.
+                `max_delay`, `delayed_share`, `keep_negatives` and `seed`.
         """
         return self._questions.training(log, rows, statistics, **options)
 

@@ -257,6 +257,22 @@ def test_a_mixture_reads_the_same_windows(world):
     assert_same(next(iter(batches)), PolyRecCollator()([mixed[i] for i in range(4)]))
 
 
+# ------------------------------------------------------------------ memory and processes
+def test_the_log_is_looked_into_and_not_copied(world):
+    """Prevents each worker from holding a copy of the log, as a reader of its own or in what it is sent."""
+    data = dataclasses.replace(world[1].train)
+    expected = PolyRecCollator()(data.__getitems__([0, 1]))
+    log, reader = data.log, data._reader
+    for name, values in {**log.event_features, **log.candidate_features}.items():
+        assert reader._events[name].values.data_ptr() == values.__array_interface__["data"][0], name
+    assert reader._items.values.data_ptr() == log.item.__array_interface__["data"][0]
+    sent = pickle.loads(pickle.dumps(data))  # as to a worker that is spawned
+    assert "_reader" not in vars(sent)
+    assert_same(PolyRecCollator()(sent.__getitems__([0, 1])), expected)
+    forked = DataLoader(data, 2, collate_fn=PolyRecCollator(), num_workers=1, multiprocessing_context="fork")
+    assert_same(next(iter(forked)), expected)
+
+
 # ------------------------------------------------------------------ what it does not support
 def test_windows_that_are_changed_one_by_one_are_read_one_by_one(world, used):
     """Prevents shuffled ties and augmentation from being skipped in silence."""

@@ -10,10 +10,10 @@ import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, fit, model_inputs, synthetic_log, tiny_model
+from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, arguments, fit, model_inputs, synthetic_log, tiny_model
 from window_fixtures import gaps, make_log, people
 
-from polyrec import PolyRecCollator, PolyRecProcessor
+from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.sequences import Candidates, SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator
@@ -415,3 +415,27 @@ def test_seen_labels_equal_a_loop(view, people, gaps, delay, data):
         for earlier in np.flatnonzero(log.person == log.person[event])[:n]
     }
     assert evaluator.sees_evaluated_labels(found) == any(earlier in asked for _, earlier in visible)
+
+
+def test_workers_and_precision_of_an_evaluation(world, tmp_path, monkeypatch):
+    """Prevents the trainer's workers and precision from being ignored, and its weights from being rounded for good."""
+    processor, splits, _ = world
+    model = tiny_model(processor)
+    expected = evaluator.predict(model, splits.test)
+    loaders, found = [], []
+
+    def loader(*args, **kwargs):
+        loaders.append(kwargs["num_workers"])
+        return torch.utils.data.DataLoader(*args, **{**kwargs, "num_workers": 0})
+
+    monkeypatch.setattr(evaluator, "DataLoader", loader)
+    weight = next(model.parameters()).detach().clone()
+    for options in ({"dataloader_num_workers": 2}, {"bf16": True}, {"bf16_full_eval": True}):
+        trainer = PolyRecTrainer(model, arguments(tmp_path, **options), processing_class=processor)
+        found.append(trainer.predict(splits.test).values["like"])
+    assert loaders == [2, 0, 0]
+    np.testing.assert_array_equal(found[0], expected.values["like"])
+    for half in found[1:]:
+        assert half.dtype == np.float32
+        assert 1e-6 < np.abs(half - found[0]).max() < 0.05
+    assert torch.equal(next(model.parameters()), weight)

@@ -40,10 +40,11 @@ def compare_recipe(
 ) -> Comparison:
     """Train what is not trained yet, compare, and write the report into the recipe's output folder.
 
-    Each variant has the split, the inputs, the epochs and the selection by validation of the recipe; seeds are
-    `training.seed`, + 1, + 2, ... A finished run is kept in `runs/` and never repeated; one that was interrupted goes
-    on from its last checkpoint. More seeds or variants may be asked for later. A folder that belongs to another recipe
-    or other data is refused.
+    Each variant has the split, the inputs, the epochs and the selection by validation of the recipe. Seeds are
+    `training.seed`, + 1, + 2, ... and vary all that is drawn (first weights, dropout, order of windows and ties, views,
+    delays, negatives, augmentation), but not the split. A finished run is kept in `runs/` and never repeated; one that
+    was interrupted goes on from its last checkpoint. More seeds or variants may be asked for later. A folder that
+    belongs to another recipe or other data is refused.
 
     Args:
         kinds: variants to train, see `polyrec.evaluation.comparison.plan`.
@@ -78,7 +79,7 @@ def _compare(
     parts.require("test")
     first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     jobs = [(v, first.seed + i) for i in range(seeds) for v in variants]
-    runs = []
+    runs, drawn_by = [], None
     for number, (variant, seed) in enumerate(tqdm(jobs, desc="Comparison", disable=first.disable_tqdm), start=1):
         home = folder / "runs" / run_name(variant.name, seed)
         expected = fingerprint({**about, "tasks": variant.tasks, "seed": seed})
@@ -90,6 +91,8 @@ def _compare(
                 )
             said = "kept"
         else:
+            if drawn_by != seed and recipe.split.get("max_delay"):  # delays are drawn with the split
+                parts, drawn_by = prepare(recipe, seed)[1], seed
             run = _run(recipe, processor, parts, variant, seed, expected, home)
             said = f"{run.cost.wall_seconds:.0f} s"
         tqdm.write(f"[{number}/{len(jobs)}] {run.name}: learnt {', '.join(variant.tasks)} ({said})")
@@ -127,6 +130,7 @@ def _run(
         [CostMeter()],
         quiet=True,
         seed=seed,
+        data_seed=None,  # or all seeds would read the data in one order, with the same draws
         output_dir=str(work),
         restore_callback_states_from_checkpoint=True,
     )

@@ -93,6 +93,7 @@ def evaluate_run(run: str, part: str = "test", output: str | None = None) -> dic
         arguments.rank_k,
         arguments.exclude_seen,
         progress=True,
+        workers=arguments.dataloader_num_workers,
     )
     path, processor = Path(output) if output else None, PolyRecProcessor.from_pretrained(run)
     shown = processor, recipe.slices, part, put_file

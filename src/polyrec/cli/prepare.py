@@ -45,11 +45,12 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
     return [path for path in given if path]
 
 
-def prepare(recipe: Recipe, verbose: bool = False) -> tuple[PolyRecProcessor, Splits]:
+def prepare(recipe: Recipe, verbose: bool = False, seed: int | None = None) -> tuple[PolyRecProcessor, Splits]:
     """The processor and the split of a recipe; what its updates brought is part of the data like all the rest.
 
     Args:
         verbose: print the `DataReport`, which commands that begin with a recipe do once.
+        seed: of what is drawn for the split (`max_delay`); default: that of the recipe's training.
     """
     check_sections(recipe)
     interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
@@ -58,7 +59,7 @@ def prepare(recipe: Recipe, verbose: bool = False) -> tuple[PolyRecProcessor, Sp
         processor = PolyRecProcessor.fit(
             *(interactions, items, users), tasks=recipe.tasks, columns=recipe.columns, verbose=False, **recipe.processor
         )
-        parts = processor.split(interactions, past=recipe.past, **recipe.split)
+        parts = processor.split(interactions, past=recipe.past, **{**recipe.split, "seed": _seed(recipe, seed)})
     if verbose and processor.data_report is not None:
         processor.data_report.show()
     return processor, parts
@@ -76,7 +77,7 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
         processor.extend(users=read_table(users, "users"))  # they are not saved with it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
-        parts = processor.split(joined_table(recipe, "interactions"), past=recipe.past, **recipe.split)
+        parts = processor.split(joined_table(recipe, "interactions"), past=recipe.past, **{**recipe.split, "seed": _seed(recipe)})
     if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
         _check_events(Path(run), fingerprints(processor, parts.train)["data"])
     return processor, parts
@@ -88,6 +89,12 @@ def _check_events(run: Path, found: str) -> None:
     held = facts.get("data", {}).get("fingerprints", {}).get("data")
     if held is not None and held != found:
         raise ValueError(f"the interactions changed since {run} was trained: put the earlier content back")
+
+
+def _seed(recipe: Recipe, given: int | None = None) -> int:
+    """The one that is given, or else that of the split, of the training's data or of the training."""
+    named = (given, recipe.split.get("seed"), recipe.training.get("data_seed"), recipe.training.get("seed"))
+    return int(next((seed for seed in named if seed is not None), 0))
 
 
 def joined_table(recipe: Recipe, name: str) -> Any:

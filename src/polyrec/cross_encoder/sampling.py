@@ -81,6 +81,11 @@ class CandidateSample(WindowDataset):
         super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
+    def set_seed(self, seed: int) -> None:
+        """Draw by another seed."""
+        super().set_seed(seed)
+        self.dataset.set_seed(seed)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One window of this epoch."""
         window = self.dataset[index]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyrec.data.augmentation import missing_rows
 from polyrec.data.release import milliseconds
 from polyrec.schema import STATISTICS
 
@@ -41,18 +40,11 @@ class BatchReader:
             raise ValueError("windows with shuffle_ties or a transform are read one by one: use the collator")
         self.dataset = dataset
         log, past = dataset.log, dataset.log.past
-        # Rows of a table: the log's events, those of the past, and one that stands for padding.
         known = {} if past is None else past.event_features
-        held = 0 if past is None else len(past.item)
-        self._padding = len(log) + held
-
-        def table(values: np.ndarray, before: np.ndarray | None) -> Tensor:
-            before = missing_rows(values, held) if before is None else before
-            return torch.from_numpy(np.concatenate([values, before, missing_rows(values, 1)]))
-
-        self._items = table(log.item, None if past is None else past.item)
+        self._padding = len(log) + (0 if past is None else len(past.item))
+        self._items = _Table(log.item, None if past is None else past.item)
         features = {**log.event_features, **log.candidate_features}
-        self._events = {name: table(values, known.get(name)) for name, values in features.items()}
+        self._events = {name: _Table(values, known.get(name)) for name, values in features.items()}
         self._statistics = None if dataset.statistics is None else torch.from_numpy(dataset.statistics)
         self._people = {name: torch.from_numpy(values) for name, values in log.user_features.items()}
 
@@ -80,7 +72,8 @@ class BatchReader:
         events_BL = self._event_rows(windows.person, start, stop, before, multiple)
         rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
         candidate_index = np.where(real_BC, rows_BC, self._padding)
-        features = {name: _take(self._events[name], candidate_index) for name in log.candidate_features}
+        asked_rows, event_rows = (_Rows(rows, len(log), self._padding) for rows in (candidate_index, events_BL))
+        features = {name: self._events[name].take(asked_rows) for name in log.candidate_features}
         if self._statistics is not None:
             view_BC = torch.from_numpy(data.candidates.statistic[np.where(real_BC, asked_BC, 0)])
             features[STATISTICS] = _take(self._statistics, view_BC.numpy())
@@ -88,8 +81,8 @@ class BatchReader:
         labels_BCT = data.asked_labels(np.where(real_BC, asked_BC, 0).ravel(), data.epoch).reshape(*real_BC.shape, -1)
         labels_BCT[~real_BC] = np.nan
         batch = {
-            "item_ids": _take(self._items, events_BL),
-            "event_features": {name: _take(table, events_BL) for name, table in self._events.items()},
+            "item_ids": self._items.take(event_rows),
+            "event_features": {name: table.take(event_rows) for name, table in self._events.items()},
             "user_features": {name: table[torch.from_numpy(windows.person)] for name, table in self._people.items()},
             "candidate_ids": torch.from_numpy(np.where(real_BC, log.item[rows_BC], 0)),
             "candidate_positions": torch.from_numpy(
@@ -130,6 +123,44 @@ class BatchReader:
         if past is not None:
             rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[person + 1])[:, None] + place_BL, rows_BL)
         return np.where(place_BL < (stop - start)[:, None], rows_BL, self._padding)
+
+
+class _Rows:
+    """Rows of the log's events, of those of the past (from `events` on) and of padding, [B, X], for `_Table.take`."""
+
+    def __init__(self, rows: np.ndarray, events: int, padding: int) -> None:
+        self.shape, flat = rows.shape, rows.reshape(-1)
+        self.of_log = torch.from_numpy(np.minimum(flat, max(events - 1, 0)))
+        self.padded = torch.from_numpy(np.flatnonzero(flat >= padding))
+        self.before = torch.from_numpy(np.flatnonzero((flat >= events) & (flat < padding)))
+        self.of_past = torch.from_numpy(flat[self.before.numpy()] - events)
+
+
+class _Table:
+    """A column of the log and of the past, which are looked into and not copied: each worker has a reader.
+
+    Args:
+        values: of the log's events, [R(, K)].
+        before: of those of the past, [E(, K)]; None: missing.
+    """
+
+    def __init__(self, values: np.ndarray, before: np.ndarray | None) -> None:
+        self.values, self.before = _view(values), None if before is None else _view(before.astype(values.dtype))
+        self.missing = float("nan") if values.dtype.kind == "f" else 0
+
+    def take(self, rows: _Rows) -> Tensor:
+        """Values of rows, [B, X(, K)]; `index_select` is faster than indexing on CPU."""
+        found = self.values.index_select(0, rows.of_log).index_fill_(0, rows.padded, self.missing)
+        if len(rows.before):
+            if self.before is None:
+                found.index_fill_(0, rows.before, self.missing)
+            else:
+                found.index_copy_(0, rows.before, self.before.index_select(0, rows.of_past))
+        return found.view(*rows.shape, *found.shape[1:])
+
+
+def _view(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def _rounded(lengths: np.ndarray, multiple: int) -> int:

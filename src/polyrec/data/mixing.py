@@ -117,7 +117,7 @@ class MixedDataset(WindowDataset):
         temperature: \tau >= 1.
         shares: {name: share of an epoch}, in place of a temperature; positive, summing to 1.
         size: windows of an epoch; default: as many as the sets have together.
-        seed: of the orders.
+        seed: of the orders; in training the trainer's takes its place, here and in the data sets.
 
     Example:
         >>> MixedDataset({}, temperature=2.0)
@@ -170,6 +170,13 @@ class MixedDataset(WindowDataset):
         drawn = [self._draw(i, epoch) for i in range(len(self._parts))]
         self._windows, self._passes = [w for w, _ in drawn], [p for _, p in drawn]
         self._ends = np.cumsum(self._quota)
+
+    def set_seed(self, seed: int) -> None:
+        """Draw by another seed, the data sets' windows, too."""
+        super().set_seed(seed)
+        for dataset in self._parts:
+            dataset.set_seed(seed)
+        self.set_epoch(self.epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One window; `candidate_rows` count through the data sets one after the other."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.sampling import DELAY, uniform
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.schema import TaskConfig
 
@@ -55,6 +56,7 @@ class Questions:
         max_delay: float = 0.0,
         delayed_share: float | None = None,
         keep_negatives: Mapping[str, float] | None = None,
+        seed: int = 0,
     ) -> SequenceDataset:
         """Questions to learn from, see `PolyRecProcessor.split`.
 
@@ -67,7 +69,7 @@ class Questions:
             raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
         candidates = self._asked(log, rows)
         if max_delay > 0:
-            until = log.time - np.random.default_rng(0).uniform(0, max_delay, len(log))
+            until = log.time - max_delay * uniform(log.row, seed, 0, DELAY)
             asked = candidates.event
             position = np.minimum(candidates.position, log.visible_before(until)[asked])
             index = np.arange(len(asked)) + len(log)
@@ -85,6 +87,7 @@ class Questions:
             shuffle_ties=shuffle_ties,
             own_view_tasks=retrieval if max_delay > 0 else (),
             delayed_share=delayed_share,
+            seed=seed,
             keep_negatives=dict(keep_negatives or {}),
             source=source,
         )

@@ -16,6 +16,8 @@ import pyarrow as pa
 from polyrec.registry import nearest
 
 VIEW = "the view of an event"  # keys of draws; those of negatives are names of tasks
+DELAY = "the delay of an event"
+ORDER = "the order of windows"
 
 
 def uniform(event: np.ndarray, seed: int, epoch: int, key: str) -> np.ndarray:
@@ -36,6 +38,17 @@ def uniform(event: np.ndarray, seed: int, epoch: int, key: str) -> np.ndarray:
     start = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
     x = splitmix64(start + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))  # wraps, as it should
     return (x >> np.uint64(11)) * 2.0**-53
+
+
+def stream(seed: int, epoch: int, key: str) -> int:
+    """A seed for one purpose in one epoch, hashed: sums such as seed + epoch give two seeds the same epochs.
+
+    Example:
+        >>> stream(0, 1, "order") == stream(1, 0, "order")
+        False
+    """
+    words = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

@@ -141,6 +141,7 @@ class WindowDataset(ABC):
     """What training reads: windows whose content may be drawn anew in every epoch."""
 
     epoch: int = 0
+    seed: int = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -158,6 +159,10 @@ class WindowDataset(ABC):
     def set_epoch(self, epoch: int) -> None:
         """Draw for another epoch (trainer and data loader call this)."""
         self.epoch = epoch
+
+    def set_seed(self, seed: int) -> None:
+        """Draw by another seed (the trainer calls this with its own before each epoch)."""
+        self.seed = seed
 
 
 @dataclass(eq=False, repr=False)
@@ -182,7 +187,7 @@ class SequenceDataset(WindowDataset):
         shuffle_ties: draw the order of events of one time anew in every epoch: their order in a file is mostly chance,
             and a model that sees one order only learns it by heart. Candidates are asked where their event comes to
             stand.
-        seed: of all draws.
+        seed: of all draws; in training the trainer's (`args.data_seed`, or `args.seed`) takes its place.
         own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
             next is no question to somebody whose latest events are hidden.
         delayed_share: of an event that is asked in two views, its own and a delayed one, an epoch asks the delayed one
@@ -282,6 +287,10 @@ class SequenceDataset(WindowDataset):
         if not BatchReader.supports(self):
             return [self[index] for index in indices]
         return WindowBatch(self._reader, indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process: its reader looks into its own log."""
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     @cached_property
     def _reader(self) -> BatchReader:

@@ -47,6 +47,7 @@ class SplitSettings:
     max_delay: Annotated[float, NOT_NEGATIVE] = 0.0
     delayed_share: _Share | None = None
     keep_negatives: dict[str, Annotated[float, Range(0, 1, open_low=True)]] | None = None
+    seed: Annotated[int, NOT_NEGATIVE] = 0
 
     def __post_init__(self) -> None:
         conform(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -90,9 +91,9 @@ class PairPredictions:
         real = rows_BC.flatten() >= 0
         at = rows_BC.flatten()[real].numpy()
         for name, found in self.values.items():
-            found[at] = self.heads[name].predict(logits[name]).flatten().cpu()[real].numpy()
+            found[at] = self.heads[name].predict(logits[name].float()).flatten().cpu()[real].numpy()
         for name, found in self.details.items():
-            found[at] = self.heads[name].details(logits[name]).flatten(0, 1).cpu()[real].numpy()
+            found[at] = self.heads[name].details(logits[name].float()).flatten(0, 1).cpu()[real].numpy()
 
 
 @torch.no_grad()
@@ -104,6 +105,8 @@ def predict(
     exclude_seen: bool | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: bool = False,
+    workers: int = 0,
+    autocast: AbstractContextManager[Any] | None = None,
 ) -> Predictions:
     """Answer every candidate; each window of the data set is read once.
 
@@ -114,6 +117,9 @@ def predict(
             finds them, too; it leaves out the item that the query is the text of.
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
         progress: show a progress bar.
+        workers: processes that read windows; 0: this one does.
+        autocast: in which the model answers, e.g. `torch.autocast("cuda", torch.bfloat16)`; scores are ranked and
+            predictions made in single precision.
     """
     dataset = dataset.fixed()
     k = min(k, model.config.num_items - FIRST_ITEM)
@@ -122,11 +128,12 @@ def predict(
         Subset(dataset, order.tolist()),
         batch_size=batch_size,
         collate_fn=PolyRecCollator(),
+        num_workers=workers,
         generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
     )
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
-    with model.eval_mode() as model:
+    with model.eval_mode() as model, autocast or nullcontext():
         items = model.item_encoder.table()
         for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
             rows, labels = batch.pop("candidate_rows"), batch.pop("labels")

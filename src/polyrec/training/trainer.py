@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import warnings
@@ -19,6 +20,7 @@ from transformers.trainer_utils import EvalPrediction, speed_metrics
 
 from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.sampling import ORDER, stream
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
@@ -395,10 +397,15 @@ class PolyRecTrainer(ResumesSafely):
 
     def _get_train_sampler(self, train_dataset: WindowDataset | None = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, WindowDataset):
+            return super()._get_train_sampler(dataset)
+        dataset.set_seed(_data_seed(self.args))
+        if self.args.train_sampling_strategy == "random":
+            return _RandomSampler(dataset)
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
         window = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return _LengthGroupedSampler(window, dataset, self.args.seed)
+        return _LengthGroupedSampler(window, dataset)
 
     # ----------------------------------------------------------- evaluation
     def evaluate(
@@ -454,15 +461,27 @@ class PolyRecTrainer(ResumesSafely):
             metrics = self._measured(test_dataset, found, metric_key_prefix)
         return TaskPredictions(found, test_dataset.labels_by_task(), metrics)
 
+    def _evaluated(self) -> PolyRecForRecommendation:
+        """What answers an evaluation; outside of training in the precision that `bf16_full_eval` names, as a copy."""
+        if self.is_fsdp_enabled:
+            return whole_copy(self._unwrapped)
+        half = {"bf16_full_eval": torch.bfloat16, "fp16_full_eval": torch.float16}
+        wanted = [kind for name, kind in half.items() if getattr(self.args, name)]
+        if not wanted or self.is_in_train:
+            return self._unwrapped
+        return copy.deepcopy(self._unwrapped).to(wanted[0])
+
     def _predict(self, test_dataset: SequenceDataset) -> evaluator.Predictions:
         found = evaluator.predict(
-            whole_copy(self._unwrapped) if self.is_fsdp_enabled else self._unwrapped,
+            self._evaluated(),
             test_dataset,
             batch_size=self.args.per_device_eval_batch_size,
             k=self.args.rank_k,
             exclude_seen=self.args.exclude_seen,
             shard=(self.args.process_index, self.args.world_size),
             progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+            workers=self.args.dataloader_num_workers,
+            autocast=self.accelerator.autocast(),
         )
         return evaluator.gather(found) if self.args.world_size > 1 else found
 
@@ -517,23 +536,46 @@ class _Window:
 class _LengthGroupedSampler(LengthGroupedSampler):
     """An order that depends on seed and epoch alone, so that ranks agree and a resumed run goes on."""
 
-    def __init__(self, window: int, dataset: WindowDataset, seed: int) -> None:
+    def __init__(self, window: int, dataset: WindowDataset) -> None:
         super().__init__(window, lengths=dataset.lengths)
-        self.dataset, self.seed = dataset, seed
+        self.dataset = dataset
 
     def __iter__(self) -> Iterator[int]:
         self.lengths = self.dataset.lengths  # of this epoch's windows
-        self.generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
+        self.generator = _order(self.dataset)
         return super().__iter__()
 
 
+class _RandomSampler(torch.utils.data.Sampler):
+    """The same without regard to lengths. (accelerate would draw torch's own sampler by seed + epoch.)"""
+
+    def __init__(self, dataset: WindowDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(self.dataset), generator=_order(self.dataset)).tolist())
+
+
+def _order(dataset: WindowDataset) -> torch.Generator:
+    return torch.Generator().manual_seed(stream(dataset.seed, dataset.epoch, ORDER))
+
+
+def _data_seed(args: Any) -> int:
+    """The seed of all that is drawn of the data: order, ties, views, negatives, augmentation."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 class _EpochCallback(TrainerCallback):
-    """Tells the training data which epoch it is; accelerate's data loader does so only for some samplers."""
+    """Tells the training data seed and epoch; accelerate's data loader tells the epoch only for some samplers."""
 
     def on_epoch_begin(
         self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **unused: Any
     ) -> None:
         if train_dataloader is not None and isinstance(train_dataloader.dataset, WindowDataset):
+            train_dataloader.dataset.set_seed(_data_seed(args))
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
