@@ -15,7 +15,7 @@ from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import ranking
 
 _ROWS = 1024  # more gain nothing
-_BYTES = 1 << 26  # of scores that are ranked at a time; a few copies of as much are made on the way
+_BYTES = 1 << 25  # of scores that are ranked at a time; a few copies of as much are made on the way
 
 
 @dataclass
