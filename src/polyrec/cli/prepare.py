@@ -77,7 +77,9 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
         processor.extend(users=read_table(users, "users"))  # they are not saved with it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
-        parts = processor.split(joined_table(recipe, "interactions"), past=recipe.past, **{**recipe.split, "seed": _seed(recipe)})
+        parts = processor.split(
+            joined_table(recipe, "interactions"), past=recipe.past, **{**recipe.split, "seed": _seed(recipe)}
+        )
     if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
         _check_events(Path(run), fingerprints(processor, parts.train)["data"])
     return processor, parts
