@@ -229,6 +229,7 @@ def test_vocabularies_of_before_keep_their_blanks():
     """Prevents a saved model from meeting its own categories as unknown ones."""
     encoder = ColumnEncoder("c", "multi", vocabulary=["", " Drama", "Action"], width=2, separator=",")
     assert encoded(encoder, ["Action, Drama", ""]) == [[4, 3], [2, 0]]
+    assert encoded(fitted([" tv", "", "radio"], "categorical"), ["", " tv"]) == [MISSING, FIRST]
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,15 @@ class ColumnEncoder:
     separator: str = ""
 
     @classmethod
-    def fit(cls, name: str, values: pa.Array, kind: str, what: str) -> ColumnEncoder:
+    def fit(cls, name: str, values: pa.Array, kind: str, what: str, checked: bool = False) -> ColumnEncoder:
         """Learn the vocabulary or the distribution of a column. `what` names table and column in messages.
 
         Args:
             kind: a [`FeatureKind`], or "multi:" and the separator of values that are written as one text.
+            checked: the kind fits, as it did before.
+
+        Raises:
+            ValueError: the values are of another kind, or categories that are lists of others.
         """
         plain, _, separator = kind.partition(":")
         encoder = cls(name, plain, separator=separator)  # type: ignore[arg-type]
@@ -90,7 +94,8 @@ class ColumnEncoder:
             encoder.width = int(min(max(lengths.max(initial=1), 1), _MAX_CODES))
             encoder.vocabulary = _vocabulary(flat)
         elif kind == "categorical":
-            _refuse_lists(values, what)
+            if not checked:
+                _refuse_lists(values, what)
             encoder.vocabulary = _vocabulary(_scalars(values, what))
         elif kind == "numeric":
             encoder.knots = quantile_knots(numbers(values, what)).tolist()
@@ -103,15 +108,16 @@ class ColumnEncoder:
         if self.kind == "embedding":
             return self  # nothing but its width, which must stay what it is
         kind = f"{self.kind}:{self.separator}" if self.separator else self.kind
-        return ColumnEncoder.fit(self.name, values, kind, what)
+        return ColumnEncoder.fit(self.name, values, kind, what, checked=True)
 
     def encode(self, values: pa.Array, what: str) -> np.ndarray:
         """Return model inputs, shapes as in the class description."""
         if self.kind == "multi":
-            flat, lengths = _ragged(values, what, self.separator, self._verbatim)
+            blanks = bool(self.separator) and any(isinstance(v, str) and v != v.strip() for v in self.vocabulary)
+            flat, lengths = _ragged(values, what, self.separator, blanks, "" in self.vocabulary)
             return _pad(self._codes(flat), lengths, self.width)
         if self.kind == "categorical":
-            return self._codes(_scalars(values, what, self._verbatim))
+            return self._codes(_scalars(values, what, "" in self.vocabulary))
         if self.kind == "embedding":
             return vector_column(values, what, self.width)
         return rank_gaussian(numbers(values, what), np.asarray(self.knots))
@@ -143,11 +149,6 @@ class ColumnEncoder:
         if self.kind in ("numeric", "embedding"):
             return np.full(rows if self.kind == "numeric" else (rows, self.width), np.nan, dtype=np.float32)
         return np.zeros((rows, self.width) if self.kind == "multi" else rows, dtype=np.int64)
-
-    @property
-    def _verbatim(self) -> bool:
-        """Whether the vocabulary was learnt before blanks were taken off, and holds some."""
-        return any(isinstance(v, str) and (v != v.strip() or not v) for v in self.vocabulary)
 
     def _codes(self, values: pa.Array) -> np.ndarray:
         if not self.vocabulary:
@@ -184,11 +185,11 @@ def _as_numbers(values: pa.Array, known: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_in(found, value_set=alone), pc.index_in(found, value_set=short), None)
 
 
-def _scalars(values: pa.Array, what: str, verbatim: bool = False) -> pa.Array:
+def _scalars(values: pa.Array, what: str, empty: bool = False) -> pa.Array:
     """Categories as strings or int64; booleans and floats by their text; blank texts are missing.
 
     Args:
-        verbatim: blank texts are a category like others.
+        empty: they are a category like others, as in processors that were saved before.
     """
     if is_list(values.type):
         raise ValueError(f"{what} holds lists: declare it 'multi'")
@@ -197,7 +198,7 @@ def _scalars(values: pa.Array, what: str, verbatim: bool = False) -> pa.Array:
     if pa.types.is_decimal(values.type):
         return values.cast(pa.large_string())
     found = normalise_ids(values, what)
-    if verbatim or not is_text(found.type):
+    if empty or not is_text(found.type):
         return found
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(found), ""), None, found)
 
@@ -206,12 +207,14 @@ def _vocabulary(values: pa.Array) -> list[Any]:
     return sorted(pc.unique(values.drop_null()).to_pylist())
 
 
-def _ragged(values: pa.Array, what: str, separator: str = "", verbatim: bool = False) -> tuple[pa.Array, np.ndarray]:
+def _ragged(
+    values: pa.Array, what: str, separator: str = "", blanks: bool = False, empty: bool = False
+) -> tuple[pa.Array, np.ndarray]:
     """Flat values and row lengths of a list column; missing lists are empty, missing and blank entries are dropped.
 
     Args:
         separator: of lists that are written as text, between whose parts there may be blanks.
-        verbatim: keep blanks and blank entries of such lists.
+        blanks, empty: keep blanks beside the values of such lists, and empty values, as processors did before.
     """
     values = decoded(values)
     written = is_text(values.type)
@@ -230,9 +233,9 @@ def _ragged(values: pa.Array, what: str, separator: str = "", verbatim: bool = F
     if pa.types.is_fixed_size_list(values.type):
         lists = lists.cast(pa.list_(values.type.value_type))
     flat = lists.flatten()
-    if written and not verbatim:
+    if written and not blanks:
         flat = pc.utf8_trim_whitespace(flat)
-    parent, flat = np.asarray(pc.list_parent_indices(lists)), _scalars(flat, what, verbatim)
+    parent, flat = np.asarray(pc.list_parent_indices(lists)), _scalars(flat, what, empty)
     keep = ~is_null(flat)
     rows = np.flatnonzero(~is_null(values))[parent[keep]]
     return flat.filter(pa.array(keep)), np.bincount(rows, minlength=len(values))
