@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from model_fixtures import TASKS, fit, random_config, tiny_model
+from model_fixtures import TASKS, arguments, fit, random_config, tiny_model
 from text_fixtures import tiny_bert
 
-from polyrec import PolyRecCollator, PolyRecForRecommendation
+from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecTrainer
 from polyrec.evaluation import evaluator
 from polyrec.heads._draw import draw, draw_by_sums
 from polyrec.registry import WEIGHTINGS
@@ -119,3 +119,32 @@ def test_items_of_a_catalog_beyond_the_limit_of_multinomial_are_drawn_in_proport
     torch.manual_seed(0)
     shares = torch.bincount(draw(weight, 20_000), minlength=5) / 20_000
     torch.testing.assert_close(shares, weight / 4, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"activation_checkpointing": True}], ids=["bf16", "checkpointing"])
+def test_mixed_precision_and_checkpointing_train_alike(options, tmp_path):
+    """Prevents a Trainer's usual switches from failing on nested batches, or from changing what is learnt."""
+    processor, splits = fit()
+    losses, metrics = [], []
+    for own in ({}, options):
+        settings = {"max_steps": 3, "logging_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
+        trainer = PolyRecTrainer(
+            tiny_model(processor),
+            arguments(tmp_path, **settings, **own),
+            splits.train,
+            splits.valid,
+            processing_class=processor,
+        )
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+        metrics.append(trainer.evaluate()["eval_rating_rmse"])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert metrics[1] == pytest.approx(metrics[0], rel=5e-3)
+    assert losses[1] != losses[0] or "bf16" not in options  # it did something
+
+
+def test_types_are_asked_for_by_both_names(saved):
+    """Prevents `torch_dtype`, the older name, from being ignored."""
+    loaded = PolyRecForRecommendation.from_pretrained(saved[-1], torch_dtype=torch.bfloat16)
+    assert loaded.dtype == loaded.heads["like"].output.weight.dtype == torch.bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,3 +89,19 @@ def test_outliers_are_clipped():
     """Prevents one absurd count at serving time from saturating every expert."""
     scaler = StatisticsScaler.fit(np.array([[0.0], [1.0]]))
     assert scaler.transform(np.array([[1e9], [-1e9]])).tolist() == [[4.0], [-4.0]]
+
+
+def test_statistics_are_scaled_in_blocks_of_rows():
+    """Prevents copies in double precision of the whole matrix, and rows of the last block from being left out."""
+    matrix = np.random.default_rng(0).normal(3, 2, (50_000, 7)).astype(np.float32)
+    matrix[::3, 2] = np.nan
+    tracemalloc.start()
+    scaler = StatisticsScaler.fit(matrix)
+    scaled = scaler.transform(matrix)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3 * matrix.nbytes  # the answer itself is 1 of them
+    np.testing.assert_allclose(scaler.mean, np.nanmean(matrix.astype(np.float64), 0), rtol=1e-12)
+    np.testing.assert_allclose(scaler.std, np.nanstd(matrix.astype(np.float64), 0), rtol=1e-12)
+    expected = np.clip((matrix - scaler.mean) / scaler.std, -4, 4)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6, atol=1e-6)

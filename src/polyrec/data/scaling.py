@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy.special import ndtr, ndtri
 KNOTS = 100
 GROUPS = 10  # of durations, see `grouped_quantiles`
 _LIMIT = 4.0
+_BLOCK = 1 << 16  # numbers of a matrix that are worked on at once, half a MiB in double precision
 _TAIL = 1e-3  # ranks are kept this far from 0 and 1, i.e. values within +-3.1
 
 
@@ -54,6 +56,13 @@ def grouped_quantiles(values: np.ndarray, scaled: np.ndarray) -> np.ndarray:
     return np.stack([quantile_knots(values[m] if m.any() else values) for m in members]).astype(np.float32)
 
 
+def _blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of a matrix, some at a time: what is computed of them in double precision takes little memory."""
+    rows = max(_BLOCK // max(matrix.shape[1], 1), 1)
+    for begin in range(0, len(matrix), rows):
+        yield matrix[begin : begin + rows]
+
+
 @dataclass(frozen=True)
 class StatisticsScaler:
     """Standardises every column of a matrix, clipped to +-4; NaN = unknown stays NaN, a constant column gives 0.
@@ -71,15 +80,23 @@ class StatisticsScaler:
     @classmethod
     def fit(cls, matrix: np.ndarray) -> StatisticsScaler:
         """Learn mean and spread of each column of [R, F]; a column without any value gets 0 and 1."""
-        known = ~np.isnan(matrix)
-        counts = np.maximum(known.sum(0), 1)
-        mean = np.nansum(matrix, 0, dtype=np.float64) / counts
-        variance = np.nansum(np.square(matrix - mean), 0, dtype=np.float64) / counts
+        known, total, squares = (np.zeros(matrix.shape[1]) for _ in range(3))
+        for block in _blocks(matrix):
+            known += (~np.isnan(block)).sum(0)
+            total += np.nansum(block, 0, dtype=np.float64)
+        counts = np.maximum(known, 1)
+        mean = total / counts
+        for block in _blocks(matrix):
+            squares += np.nansum(np.square(block - mean), 0, dtype=np.float64)
+        variance = squares / counts
         return cls(mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0))
 
     def transform(self, matrix: np.ndarray) -> np.ndarray:
         """Scale [R, F] to float32 [R, F]."""
-        return np.clip((matrix - self.mean) / self.std, -_LIMIT, _LIMIT).astype(np.float32)
+        scaled = np.empty(matrix.shape, dtype=np.float32)
+        for block, place in zip(_blocks(matrix), _blocks(scaled), strict=True):
+            np.clip((block - self.mean) / self.std, -_LIMIT, _LIMIT, out=place, casting="same_kind")
+        return scaled
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
