@@ -69,7 +69,8 @@ class AnotherDevice(TorchDispatchMode):
     """Inside, `ELSEWHERE` is a device like a GPU: tensors are made there, moved there, and not mixed with others."""
 
     def __enter__(self) -> Any:
-        self.autocast = autocast = torch.autocast
+        self.autocast, self.enabled = autocast, enabled = torch.autocast, torch.is_autocast_enabled
+        torch.is_autocast_enabled = lambda kind="cpu": kind != "meta" and enabled(kind)
         torch.autocast = lambda kind, **options: autocast("cpu" if kind == "meta" else kind, **options)
         self.python = _Python()
         self.python.__enter__()
@@ -78,7 +79,7 @@ class AnotherDevice(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.python.__exit__(*error)
-        torch.autocast = self.autocast
+        torch.autocast, torch.is_autocast_enabled = self.autocast, self.enabled
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
