@@ -1,10 +1,13 @@
 """Answers that were stored: the same as live ones, whole or refused, and a run that goes on where it stopped."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from flip_bytes import FAULTS, campaign, draw
+from flip_bytes import table as outcomes
 from model_fixtures import TASKS, fit, synthetic_log
 from teacher_fixtures import batch_of, live, world
 
@@ -30,8 +33,6 @@ def case(tmp_path_factory):
 
 def copied(folder, tmp_path):
     """A copy of a folder of answers that a test may damage."""
-    import shutil
-
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -185,6 +186,25 @@ def test_damaged_shards_are_refused_and_written_anew(case, tmp_path):
         StoredTeacher(folder)
     with pytest.raises(StoredError, match="not a folder written by"):
         StoredTeacher(tmp_path)
+
+
+def test_a_changed_byte_is_noticed(case, tmp_path):
+    """Shards had a checksum, but what the teacher has learnt, and the manifest itself, had none."""
+    folder = copied(case[3], tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other")
+    batch = batch_of(case[2].train.fixed())
+
+    def answers(place) -> bytes:
+        teacher = StoredTeacher(place)
+        teacher.prepare(case[2].train, case[1])
+        found = teacher.score(batch)
+        rows = [r.arrays() for r in teacher.training_rows if r is not None]
+        parts = [values for kind in found.values() if kind for values in kind.values()]
+        return b"".join(np.asarray(v).tobytes() for v in [*parts, *(a for r in rows for a in r.values())])
+
+    found = campaign(folder, other, answers, draw(folder, 60, seed=3))
+    assert not [entry for entry in found if entry[1] in FAULTS], outcomes(found)
+    assert sum(entry[1] == "refused" for entry in found) > 40
 
 
 def test_other_teachers_and_other_data_are_refused(case, tmp_path):

@@ -157,6 +157,9 @@ class StoredTeacher(TableTeacher):
             )
         for shard in written.values():
             _check_whole(self.folder, shard, verify)
+        for name, sha256 in manifest.get("rows", {}).items():  # folders of earlier versions do not say
+            if not (self.folder / name).is_file() or _sha256(self.folder / name) != sha256:
+                raise StoredError(f"{self.folder / name} is missing or damaged: delete the folder and score again")
         rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
         source = AnswerSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
         self._maps = [_Mapped(self.folder / name) for name in sorted(written)]
@@ -308,8 +311,16 @@ def _read_rows(path: Path) -> TrainingRows | None:
 
 
 def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(values))
+    """Write what is in the folder, with digests of what the teacher has learnt: by these a leak is found."""
+    held = _read_manifest(folder).get("rows") if (folder / MANIFEST).exists() else None
+    rows = {p.name: _sha256(p) for p in sorted(folder.glob(ROWS.format("*")))} if held is None else held
+    plain = json.loads(json.dumps({**values, "rows": rows}))
     _write_json(folder / MANIFEST, {**plain, "digest": _digest(plain)})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(values: Mapping[str, Any]) -> str:
