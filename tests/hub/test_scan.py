@@ -115,9 +115,10 @@ def test_a_manifest_leaves_without_settings(folder):
     shared = excerpt(folder, [file.path for file in scan(folder).leaving])
     assert "home" not in shared
     assert json.loads(shared)["facts"] == {"data": {"items": "5e1f"}}
-    assert "training_rows.safetensors" not in shared
-    (folder / "training_rows.safetensors").unlink()
-    (folder / "training_args.json").unlink()
+    assert "training_rows" not in shared
+    assert "stored_events" not in shared
+    for kept in ("training_rows.safetensors", "stored_events.parquet", "training_args.json"):
+        (folder / kept).unlink()
     (folder / "manifest.json").write_text(shared)
     assert check_manifest(folder) is not None  # as whoever downloads it finds it
 

@@ -158,8 +158,8 @@ class StoredTeacher(TableTeacher):
         for shard in written.values():
             _check_whole(self.folder, shard, verify)
         for name, sha256 in manifest.get("rows", {}).items():  # folders of earlier versions do not say
-            if not (self.folder / name).is_file() or _sha256(self.folder / name) != sha256:
-                raise StoredError(f"{self.folder / name} is missing or damaged: delete the folder and score again")
+            if (self.folder / name).exists() and _sha256(self.folder / name) != sha256:  # without it, the guard refuses
+                raise StoredError(f"{self.folder / name} is damaged: delete the folder and score again")
         rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
         source = AnswerSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
         self._maps = [_Mapped(self.folder / name) for name in sorted(written)]

@@ -153,23 +153,15 @@ def check_processor(folder: Path) -> None:
     Raises:
         ValueError: with the file and what is wrong with it.
     """
-    _check_links(folder, PROCESSOR_FILES)
-    sizes = {p: (folder / p).stat().st_size for p in _present(folder, PROCESSOR_FILES)}
+    _check_links(folder, PROCESSOR_RECORDED)
+    sizes = {p: (folder / p).stat().st_size for p in _present(folder, PROCESSOR_RECORDED)}
     check_sizes(sizes, str(folder))
     saved = _check_saved(folder, PROCESSOR_FILES, PROCESSOR_RECORDED)
     for path in sizes:
         if path.endswith(".json"):
-            values = _read_json(folder / path)
-            _refuse_code(values, path)
-            if path == "tokenizer_config.json":
-                _check_tokenizer(values, path)
-            elif path == "tokenizer.json":
-                _check_padding(values, path)
-            elif path.endswith("/statistics.json"):
-                _check_names(values.get("files"), path)
-            elif path == CONFIG_NAME:
-                check_numbers(values, path)
-                _check_template(values.get("text"), path)
+            _check_values(_read_json(folder / path), path)
+        elif path.endswith(".safetensors"):
+            read_header(folder / path)
     tables = _check_tables(folder, [path for path in sizes if path.endswith(".parquet")], saved)
     for path in _ENCODED:
         if path in tables:
@@ -180,6 +172,20 @@ def check_processor(folder: Path) -> None:
             _check_vectors(folder / path, path, rows)
     if rows is not None and (folder / MODEL_CONFIG).exists():
         _check_config(folder)
+
+
+def _check_values(values: dict[str, Any], path: str) -> None:
+    """Refuse a JSON file of a processor that names code, other files, or sizes that fill the memory."""
+    _refuse_code(values, path)
+    if path == "tokenizer_config.json":
+        _check_tokenizer(values, path)
+    elif path == "tokenizer.json":
+        _check_padding(values, path)
+    elif path.endswith("/statistics.json"):
+        _check_names(values.get("files"), path)
+    elif path == CONFIG_NAME:
+        check_numbers(values, path)
+        _check_template(values.get("text"), path)
 
 
 def record_saved(folder: str | Path, patterns: Sequence[str]) -> None:
