@@ -211,6 +211,22 @@ def test_what_was_felt_about_the_history_matters(world):
 
 
 # ------------------------------------------------------------------ tasks and mistakes
+def test_a_stored_user_is_answered_by_id(world):
+    """Prevents a user id from being ignored, by any way of asking, and one that is no id from being somebody new."""
+    processor, _, model = world
+    window = processor.request(None, np.array([FIRST_ITEM]), user_id=3)
+    seen = set((window["history_items"] - FIRST_ITEM).tolist())
+    found = model.recommend(processor, user_id=3, k=24)
+    assert len(seen) > 2
+    assert not seen & set(items(found))
+    assert model.recommend(processor, user_id="3", k=24) == found
+    assert model.recommend(processor, k=24) != found
+    told = model.explain(processor, None, items(found)[:2], user_id=3)
+    assert {event["item"] for row in told for event in row["events"]} <= seen
+    with pytest.raises(ValueError, match="user_id is 1.5; it must be a user id: text or a whole number"):
+        model.recommend(processor, user_id=1.5)
+
+
 def test_any_task_may_rank(world):
     """Prevents `task` from being ignored, and the ranking task's own prediction from being reported twice."""
     processor, _, model = world

@@ -16,13 +16,13 @@ from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 
 TASK = "recommendation"
-_REQUEST = ("history", "user", "context", "time", "query")
+_REQUEST = ("history", "user_id", "user", "context", "time", "query")
 
 
 class RecommendationPipeline(Pipeline):
     """Recommends items, or finds them by a query, for one person or several.
 
-    A person is a dict with any of `history`, `user`, `context`, `time` and `query`, see
+    A person is a dict with any of `history`, `user_id`, `user`, `context`, `time` and `query`, see
     [`~polyrec.recommendation.recommend`]; a list of them gives a list of answers. Requests may come from strangers: a
     history is a list of item ids or of events, never the name of a file, and sizes are bounded.
 

@@ -54,6 +54,7 @@ from polyrec.data.tables import (
     times,
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
+from polyrec.data.untimed import UNTIMED_SHARE
 from polyrec.data.weights import row_weights
 from polyrec.distillation.guard import TrainingRows
 from polyrec.hub.fetch import fetch
@@ -248,6 +249,7 @@ class PolyRecProcessor:
         delayed_share: float | None = None,
         keep_negatives: Mapping[str, float] | None = None,
         seed: int = 0,
+        untimed_share: float = UNTIMED_SHARE,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -266,6 +268,8 @@ class PolyRecProcessor:
             keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
                 [`model_config`] tells the head (`sampling_rate`), so that probabilities are those of all rows.
             seed: of the delays; commands give that of the training. All else that is drawn has the trainer's seed.
+            untimed_share: share of the training windows that are shown as if nobody knew when their events happened,
+                drawn anew in every epoch, so that the model can answer about histories without times.
 
         Validation and test are *prequential*: every event strictly before a row is visible as history and in the
         running statistics. [`frozen`] hides what happened after a time.
@@ -273,7 +277,8 @@ class PolyRecProcessor:
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
-        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, keep_negatives, seed)  # type: ignore[arg-type]
+        drawn: dict[str, Any] = {"keep_negatives": keep_negatives, "untimed_share": untimed_share, "seed": seed}
+        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
         table = read_table(interactions, "interactions")
         log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
@@ -306,6 +311,7 @@ class PolyRecProcessor:
                 shuffle_ties=asked.shuffle_ties,
                 max_delay=asked.max_delay,
                 delayed_share=asked.delayed_share,
+                untimed_share=asked.untimed_share,
                 keep_negatives=asked.keep_negatives,
                 seed=asked.seed,
             ),
@@ -473,7 +479,7 @@ class PolyRecProcessor:
 
     @property
     def _questions(self) -> Questions:
-        return Questions(self.tasks, self.max_history, self.ties, self.statistics)
+        return Questions(self.tasks, self.max_history, self.ties, self.statistics, derived_names(self.columns))
 
     def evaluation_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, source: np.ndarray | None = None
@@ -493,7 +499,7 @@ class PolyRecProcessor:
         Args:
             statistics: of the log, [R, F].
             options: `source` (bool [R], events that statistics may count) and, as in [`split`], `shuffle_ties`,
-                `max_delay`, `delayed_share`, `keep_negatives` and `seed`.
+                `max_delay`, `delayed_share`, `keep_negatives`, `untimed_share` and `seed`.
         """
         return self._questions.training(log, rows, statistics, **options)
 

@@ -30,6 +30,7 @@ def recommend(
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
     time: Any = None,
+    user_id: Any = None,
     task: str | None = None,
     exclude_seen: bool | None = None,
 ) -> list[dict[str, Any]]:
@@ -43,6 +44,7 @@ def recommend(
         context: context of the request, {column: value}.
         time: when the answer is wanted: seconds, ISO text, a date or a timestamp; default: right after the latest event
             that is known.
+        user_id: whose stored events are the history (see `PolyRecProcessor.request`); `history` then holds later ones.
         task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
             retrieval tasks ranks the whole catalog by its first pair task.
         exclude_seen: leave out items of the history; None: as the model was evaluated (`config.exclude_seen`), by
@@ -56,7 +58,7 @@ def recommend(
     """
     k, task, exclude_seen = (read_scalar(n, v) for n, v in (("k", k), ("task", task), ("exclude_seen", exclude_seen)))
     with model.eval_mode() as model:
-        return _recommend(model, processor, history, k, user, context, time, task, exclude_seen)
+        return _recommend(model, processor, history, k, user, context, time, user_id, task, exclude_seen)
 
 
 def _recommend(
@@ -67,6 +69,7 @@ def _recommend(
     user: Mapping[str, Any] | None,
     context: Mapping[str, Any] | None,
     time: Any,
+    user_id: Any,
     task: str | None,
     exclude_seen: bool | None,
 ) -> list[dict[str, Any]]:
@@ -78,7 +81,7 @@ def _recommend(
     ranking_task = task or next(iter(from_history or model.pair_tasks))
     if ranking_task in model.state_tasks and ranking_task not in from_history:
         raise ValueError(f"task {ranking_task!r} needs a query: call model.search(processor, query)")
-    request: dict[str, Any] = {"user": user, "context": context, "time": time}
+    request: dict[str, Any] = {"user": user, "context": context, "time": time, "user_id": user_id}
     window = processor.request(history, np.array([FIRST_ITEM]), **request)
     seen = window["history_items"]
     items = model.item_encoder.table()

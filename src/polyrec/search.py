@@ -29,6 +29,7 @@ def search(
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
     time: Any = None,
+    user_id: Any = None,
     task: str | None = None,
     expand: int = 0,
     expand_weight: float = 0.3,
@@ -39,8 +40,8 @@ def search(
 
     Args:
         query: in any language the text encoder knows; longer ones than it reads are cut.
-        history, user, context, time: who asks, and when, as for `recommend`; a personal search reads them, and so do
-            the other tasks' answers.
+        history, user, context, time, user_id: who asks, and when, as for `recommend`; a personal search reads them, and
+            so do the other tasks' answers.
         k: number of results.
         task: the search task that ranks; default: the model's first one.
         expand: widen the query by so many of the items that it finds first; 0 = not.
@@ -71,7 +72,7 @@ def search(
         raise ValueError(f"unknown search task {task!r}; {nearest(task, searches)}")
     with model.eval_mode() as model:
         name = task or searches[0]
-        request = {"user": user, "context": context, "time": time, "query": query}
+        request = {"user": user, "context": context, "time": time, "query": query, "user_id": user_id}
         items = model.item_encoder.table()
         found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
         if found is None:

@@ -13,6 +13,7 @@ from polyrec.data.augmentation import Mask
 from polyrec.data.encoding import time_gap
 from polyrec.data.past import PastEvents
 from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.untimed import Untimed
 
 
 @settings(max_examples=40, deadline=None)
@@ -298,6 +299,42 @@ def test_views_that_cannot_be_chosen_from_are_refused():
         SequenceDataset(log, views, ["y"], delayed_share=0.5)
     with pytest.raises(ValueError, match=r"delayed_share is 2; it must be in \[0, 1\]"):
         two_views(log, 1.0, delayed_share=2)
+
+
+# ------------------------------------------------------------------ windows without times
+@pytest.mark.parametrize("shuffle_ties", [False, True])
+def test_a_share_of_windows_has_no_times(shuffle_ties):
+    """Prevents a model from meeting unknown gaps for the first time in a request, and from losing more than those."""
+    log = make_log([20] * 60, [1])
+    log.event_features["time_gap"] = time_gap(log)
+    statistics = np.random.default_rng(0).random((len(log), 3)).astype(np.float32)
+    options = {"statistics": statistics, "max_history": 5, "shuffle_ties": shuffle_ties}
+    plain = dataset(log, **options)
+    hidden = dataset(log, **options, untimed=Untimed(0.3, ("time_gap", "hour"), np.array([0, 2])))
+    drawn = []
+    for epoch in range(2):
+        whole, found = windows(plain, epoch), windows(hidden, epoch)
+        drawn.append([bool((w["event_features"]["hour"] == 0).all()) and len(w["item_ids"]) > 1 for w in found])
+        for without, one, other in zip(drawn[-1], whole, found, strict=True):
+            if without:
+                assert np.isnan(other["event_features"].pop("time_gap")).all()
+                values = one["candidate_features"]["statistics"].copy()
+                values[:, [0, 2]] = np.nan
+                one["candidate_features"]["statistics"] = values
+                del one["event_features"]["time_gap"], one["event_features"]["hour"], other["event_features"]["hour"]
+            assert same_windows(one, other)
+    assert all(abs(np.mean(d) - 0.3) < 0.08 for d in drawn)
+    assert drawn[0] != drawn[1]
+    assert all(same_windows(a, b) for a, b in zip(windows(hidden.fixed()), windows(plain.fixed()), strict=True))
+    if not shuffle_ties:  # the same when windows are read at once
+        from polyrec import PolyRecCollator
+
+        one, other = (
+            PolyRecCollator()(w) for w in (hidden.__getitems__([3, 0, 7, 8]), [hidden[i] for i in (3, 0, 7, 8)])
+        )
+        for key in ("event_features", "candidate_features"):
+            for name, value in other[key].items():
+                assert np.array_equal(one[key][name], value, equal_nan=value.is_floating_point()), name
 
 
 # ------------------------------------------------------------------ copies

@@ -38,6 +38,11 @@ def add_recommend(commands: Commands) -> None:
     recommend.add_argument(
         "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
     )
+    recommend.add_argument(
+        "--user-id",
+        metavar="ID",
+        help="a user of the log, whose stored events come first; --history is what came later",
+    )
     recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     recommend.set_defaults(run=_recommend)
@@ -46,7 +51,7 @@ def add_recommend(commands: Commands) -> None:
 def _recommend(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import recommend
 
-    recommend(options.run_folder, options.history, options.user, options.k, options.json)
+    recommend(options.run_folder, options.history, options.user, options.k, options.json, options.user_id)
 
 
 def add_explain(commands: Commands) -> None:

@@ -13,12 +13,14 @@ from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 
 
-def recommend(run: str, history: str, user: list[str], k: int, as_json: bool) -> list[dict[str, Any]]:
+def recommend(
+    run: str, history: str, user: list[str], k: int, as_json: bool, user_id: str | None = None
+) -> list[dict[str, Any]]:
     """Print recommendations for one person."""
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
-    found = model.recommend(processor, events, k=k, user=attributes)
+    found = model.recommend(processor, events, k=k, user=attributes, user_id=user_id)
     as_text = "\n".join(json_line(row) for row in found) if as_json else format_recommendations(found)
     print(printable_lines(as_text))
     return found

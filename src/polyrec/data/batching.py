@@ -93,6 +93,8 @@ class BatchReader:
             "labels": {t: torch.from_numpy(labels_BCT[..., j].copy()) for j, t in enumerate(data.task_names)},
             "candidate_rows": torch.from_numpy(asked_BC),
         }
+        if data.untimed is not None:
+            data.untimed.hide(data.untimed.drawn(np.asarray(indices), data.seed, data.epoch), batch)
         if log.sample_weight:
             weights = {n: np.where(real_BC, v[rows_BC], np.nan) for n, v in log.sample_weight.items()}
             batch["sample_weight"] = {n: torch.from_numpy(v.astype(np.float32)) for n, v in weights.items()}

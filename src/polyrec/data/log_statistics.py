@@ -116,6 +116,20 @@ class LogStatistics:
         return [*self.log.names, *([] if self.past is None else [f"past.{n}" for n in self.past.names])]
 
     @property
+    def timed_columns(self) -> np.ndarray:
+        """Columns that follow from the times of the user's own events, int64."""
+        found: list[int] = []
+        at = len(self.targets)
+        for config in self.log.statistics:
+            names = config.feature_names(self.targets)
+            if config.personal and config.half_life is not None:
+                found += range(at, at + len(names))
+            elif config.personal and config.gap:
+                found.append(at + len(names) - 1)  # the gap comes last
+            at += len(names)
+        return np.array(found, dtype=np.int64)
+
+    @property
     def last_time(self) -> float:
         """Seconds; the latest event counted into the state, -inf if there is none."""
         return self.log.last_time

@@ -10,7 +10,8 @@ import numpy as np
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.sampling import DELAY, uniform
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-from polyrec.schema import TaskConfig
+from polyrec.data.untimed import UNTIMED_SHARE, Untimed
+from polyrec.schema import TIME_GAP, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Questions:
         max_history: events per window.
         ties: "strict" (a candidate sees earlier times only) or "order" (it sees the rows before it).
         statistics: running statistics, or None.
+        timed_context: context columns that are computed of times.
     """
 
     tasks: Sequence[TaskConfig]
     max_history: int
     ties: str
     statistics: LogStatistics | None
+    timed_context: Sequence[str] = ()
 
     @property
     def task_names(self) -> list[str]:
@@ -57,6 +60,7 @@ class Questions:
         delayed_share: float | None = None,
         keep_negatives: Mapping[str, float] | None = None,
         seed: int = 0,
+        untimed_share: float = UNTIMED_SHARE,
     ) -> SequenceDataset:
         """Questions to learn from, see `PolyRecProcessor.split`.
 
@@ -90,7 +94,12 @@ class Questions:
             seed=seed,
             keep_negatives=dict(keep_negatives or {}),
             source=source,
+            untimed=self._untimed(untimed_share),
         )
+
+    def _untimed(self, share: float) -> Untimed | None:
+        columns = np.zeros(0, dtype=np.int64) if self.statistics is None else self.statistics.timed_columns
+        return Untimed(share, (TIME_GAP, *self.timed_context), columns) if share else None
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""

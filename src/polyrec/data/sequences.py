@@ -23,6 +23,7 @@ from polyrec.data.past import PastEvents
 from polyrec.data.queries import Queries
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
+from polyrec.data.untimed import Untimed
 from polyrec.schema import STATISTICS, TIME_GAP
 
 
@@ -197,6 +198,7 @@ class SequenceDataset(WindowDataset):
         transform: changes what a window shows of the history, see `polyrec.data.augmentation`.
         source: bool [R], events that the statistics of this set may count; None: all. Whoever computes them again for
             another view (`Questions.frozen`) keeps to it.
+        untimed: shows a share of the windows as if nobody knew when their events happened; None: none.
     """
 
     log: EventLog
@@ -212,6 +214,7 @@ class SequenceDataset(WindowDataset):
     keep_negatives: dict[str, float] = field(default_factory=dict)
     transform: Transform | None = None
     source: np.ndarray | None = None
+    untimed: Untimed | None = None
 
     def __post_init__(self) -> None:
         log, candidates = self.log, self.candidates
@@ -326,6 +329,9 @@ class SequenceDataset(WindowDataset):
         candidate_features = {k: v[rows] for k, v in log.candidate_features.items()}
         if self.statistics is not None:
             candidate_features[STATISTICS] = self.statistics[statistic]
+        if self.untimed is not None and self.untimed.drawn(np.array([index]), self.seed, epoch)[0]:
+            event_features = self.untimed.events_of(event_features)
+            candidate_features = self.untimed.candidates_of(candidate_features)
         labels = self.asked_labels(asked, epoch)
         found = {
             "item_ids": log.item[events],
@@ -439,4 +445,4 @@ class SequenceDataset(WindowDataset):
 
     def fixed(self) -> SequenceDataset:
         """The same questions without anything drawn, as an evaluation asks them: each candidate, every label."""
-        return replace(self, shuffle_ties=False, delayed_share=None, keep_negatives={}, transform=None)
+        return replace(self, shuffle_ties=False, delayed_share=None, keep_negatives={}, transform=None, untimed=None)

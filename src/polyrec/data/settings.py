@@ -11,6 +11,7 @@ from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.settings import SettingError, conform, shown
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.times import read_time
+from polyrec.data.untimed import UNTIMED_SHARE
 
 MAX_HISTORY = Range(1, 1_000_000)
 _Share = Annotated[float, SHARE]
@@ -48,6 +49,7 @@ class SplitSettings:
     delayed_share: _Share | None = None
     keep_negatives: dict[str, Annotated[float, Range(0, 1, open_low=True)]] | None = None
     seed: Annotated[int, NOT_NEGATIVE] = 0
+    untimed_share: _Share = UNTIMED_SHARE
 
     def __post_init__(self) -> None:
         conform(self)

@@ -34,6 +34,7 @@ def explain(
     user: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
     time: Any = None,
+    user_id: Any = None,
     events: int = 3,
     words: bool = False,
     template: ReasonTemplate | None = None,
@@ -46,7 +47,7 @@ def explain(
     `max_history`) are judged.
 
     Args:
-        history, user, context, time: as for `recommend`.
+        history, user, context, time, user_id: as for `recommend`.
         items: ids of the items to explain, seen ones too. None: the `k` that `recommend` gives.
         task: whose answer is explained. Default: the one that ranks.
         events: of each item, the strongest are listed and the strongest that speak for it are told; the others' effects
@@ -66,7 +67,7 @@ def explain(
     )
     if task is not None and task not in model.heads:
         raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
-    request: dict[str, Any] = {"user": user, "context": context, "time": time}
+    request: dict[str, Any] = {"user": user, "context": context, "time": time, "user_id": user_id}
     task = task or _ranking_task(model)
     if items is None:
         by = task if model.heads[task].reads == "state" or not _lists(model) else None
@@ -162,12 +163,13 @@ class _Events:
     def __init__(self, question: Question) -> None:
         processor, log = question.processor, question.log
         table = processor.request_reader.history(question.history)
-        self.ids = [] if table is None else ids(table, processor.columns.item, "history", "item id").to_pylist()
+        given = [] if table is None else ids(table, processor.columns.item, "history", "item id").to_pylist()
+        self.ids = [None] * (question.events - len(given)) + given  # stored events know items of the catalog alone
         rows = log.item[: question.events]
         self.known = bool((processor.item_counts[rows] > 0).any())
         self.described = [
-            processor.describe(int(row)) if row >= FIRST_ITEM else {"item": given}
-            for row, given in zip(rows, self.ids, strict=True)
+            processor.describe(int(row)) if row >= FIRST_ITEM else {"item": name}
+            for row, name in zip(rows, self.ids, strict=True)
         ]
         binary = [(j, t.name) for j, t in enumerate(processor.tasks) if t.head == "binary"]
         self.brought = [[name for j, name in binary if log.labels[e, j] == 1] for e in range(question.events)]

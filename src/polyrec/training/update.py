@@ -181,7 +181,7 @@ def update_data(
         log, statistics: of all events, as `processor.resume` (or a data set of `processor.split`) has them.
         split: arguments of `PolyRecProcessor.split`, of which those that shape training questions are read.
     """
-    shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives")
+    shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives", "untimed_share")
     options = {name: (split or {})[name] for name in shaped if name in (split or {})}
     questions = processor.training_set(log, parts.learnt | parts.new, statistics, **options)
     held = {name: processor.evaluation_set(log, rows, statistics) for name, rows in parts.held.items()}
