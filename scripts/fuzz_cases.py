@@ -309,7 +309,7 @@ def recipe_case(world: World, number: int) -> Case:
     elif isinstance(place, dict):
         place[f"{key}x"] = place.pop(key)
     # A user's own names: columns, and free text of a card.
-    free = place is values["columns"].get("item_features") or what != "misspelt" or isinstance(place, list)
+    free = place is values.get("columns", {}).get("item_features") or what != "misspelt" or isinstance(place, list)
 
     def check() -> None:
         path = world.folder / "fuzzed.yaml"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polyrec.core.settings import conform
 from polyrec.registry import nearest
 
 FUSIONS = ("sum", "fallback")
@@ -51,6 +52,7 @@ class BackboneConfig:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
+        conform(self)
         if not self.model or not isinstance(self.model, str):
             raise ValueError(f"a backbone's model is {self.model!r}: give a name on the Hub or a folder")
         if self.tuning not in TUNINGS and not re.fullmatch(r"top:[1-9]\d*", self.tuning):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from polyrec.core.settings import SettingError, shown
+from polyrec.core.settings import SettingError, conform, shown
 from polyrec.registry import nearest
 from polyrec.schema import from_dict
 
@@ -51,6 +51,7 @@ class TaskDistillation:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        conform(self)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be a number > 0")
         if self.schedule not in SCHEDULES:
@@ -103,6 +104,7 @@ class StateDistillation:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        conform(self, where="states")
         if self.loss not in self.LOSSES:
             raise ValueError(f"unknown loss of states {self.loss!r}; {nearest(self.loss, list(self.LOSSES))}")
         if self.teacher_width < 1 or not 0 < self.weight < math.inf:
@@ -143,6 +145,7 @@ class DistillationConfig:
     teacher: str | None = None
 
     def __post_init__(self) -> None:
+        conform(self, where="distillation")
         if not 0 <= self.gates < math.inf:
             raise ValueError(f"distillation: gates is {self.gates}; it must be a weight >= 0")
         if self.unlabelled < 0:

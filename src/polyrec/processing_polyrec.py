@@ -619,7 +619,9 @@ class PolyRecProcessor:
         user = told.attributes(user, "user", self.users.encoders)
         context = told.attributes(context, "context", told.context)
         history, time, user_id = told.history(history), told.time(time), told.user_id(user_id)
+        told.check_alike(history, context)
         asked_about = {n: context.get(n) for n in told.context}
+        items = np.asarray(items)
         unknown = first_bad_row((items < FIRST) | (items >= self.num_items))
         if unknown is not None:
             raise ValueError(

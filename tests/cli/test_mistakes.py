@@ -113,7 +113,7 @@ def test_places_that_cannot_be_written_are_refused(recipe, tmp_path, capsys):
     """Prevents an output that is a file, or lies in one, from being found out when the model is saved."""
     for output in (recipe, recipe / "run"):
         assert main(["train", str(recipe), "--output", str(output)]) == 2
-        assert "a file: name a folder for the run" in capsys.readouterr().err
+        assert re.search("a file: name a folder for the run|no permission to write", capsys.readouterr().err)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     for command in ("recommend", "evaluate", "report"):
         assert main([command, str(tmp_path / "runs" / "dmo")]) == 2

@@ -165,7 +165,7 @@ def test_recipes_know_every_argument_of_a_split():
     """Prevents an argument of `split` or `fit` from being unknown to recipes, or a default from differing."""
     for function, declared, tables in (
         (PolyRecProcessor.split, SplitSettings(), ("interactions", "past")),
-        (PolyRecProcessor.fit, FitSettings(), ("interactions", "items", "users", "tasks", "columns")),
+        (PolyRecProcessor.fit, FitSettings(), ("interactions", "items", "users", "tasks", "columns", "verbose")),
     ):
         arguments = inspect.signature(function).parameters
         own = {n: p.default for n, p in arguments.items() if n not in ("self", *tables)}

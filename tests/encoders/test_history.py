@@ -142,9 +142,26 @@ def test_attention_without_residuals():
     assert evidence.shape == (1, 2, 0)
 
 
-def test_missing_residuals_are_named_and_too_many_refused():
+def test_missing_residuals_are_named():
     """Prevents a bare error far from its cause."""
     with pytest.raises(KeyError, match="'residuals' is missing from the batch"):
         attention_of()(torch.randn(1, 2, 8), torch.randn(1, 4, 8), torch.tensor([[0, 3]]))
-    with pytest.raises(ValueError, match="raise hidden_size or lower candidate_attention_heads"):
-        attention_of([FeatureConfig(RESIDUALS, "event", "vector", size=4)])
+
+
+@pytest.mark.parametrize("targets", [4, 16])
+def test_residuals_of_any_number_of_tasks_stand_beside_what_is_learnt(targets):
+    """Prevents 16 tasks from being refused by heads of size 4; the evidence is their mean by attention, as ever."""
+    attention = attention_of([FeatureConfig(RESIDUALS, "event", "vector", size=targets)])
+    residuals = torch.randn(1, 3, targets)
+    candidate, inputs, position = torch.randn(1, 2, 8), torch.randn(1, 4, 8), torch.tensor([[0, 3]])
+    attended, evidence = attention(candidate, inputs, position, residuals)
+    assert attended.shape == (1, 2, 8)
+    query, key, value = (
+        part(x).view(-1, 2, 4)
+        for part, x in zip((attention.query, attention.key, attention.value), (candidate, inputs, inputs), strict=True)
+    )
+    for head in range(2):
+        share = torch.softmax(key[:, head] @ query[1, head] / 2, dim=0)
+        torch.testing.assert_close(attended[0, 1].view(2, 4)[head], share @ value[:, head])
+        torch.testing.assert_close(evidence[0, 1].view(2, targets)[head], share[1:] @ residuals[0])
+    assert not evidence[0, 0].any()  # no event is visible

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, dataclass, field, fields
 
+from polyrec.core.settings import conform
+
 _ONE_LINE = ("name", "license", "datasets", "language", "tags", "repository")
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029<>`\"]{1,300}")
 
@@ -43,11 +45,10 @@ class About:
     repository: str | None = None
 
     def __post_init__(self) -> None:
+        conform(self, where="card")
         for known in fields(self):
             value, many = getattr(self, known.name), known.default is MISSING
             texts = value if many else [] if value is None else [value]
-            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"card: {known.name} is {value!r}; it must be a {'list of texts' if many else 'text'}")
             if known.name in _ONE_LINE and not all(_PLAIN.fullmatch(text) for text in texts):
                 raise ValueError(
                     f"card: {known.name} is {value!r}; it must be one line without quotes, backticks and angle brackets"

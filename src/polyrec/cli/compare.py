@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import transformers
 from tqdm.auto import tqdm
@@ -14,6 +14,8 @@ from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
 from polyrec.cli.train import build_trainer
 from polyrec.core.lock import locked
+from polyrec.core.ranges import Range
+from polyrec.core.settings import read_value
 from polyrec.core.swap import finish
 from polyrec.evaluation import comparison_report, evaluator
 from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
@@ -51,8 +53,8 @@ def compare_recipe(
         resamples: of the bootstrap over people.
         html: write the page with plots, too; it needs matplotlib.
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds is {seeds}: at least one training of each variant is needed, three are usual")
+    read_value(Annotated[int, Range(1, 1_000)], seeds, "--seeds")
+    read_value(Annotated[int, Range(1, 1_000_000)], resamples, "--resamples")
     folder, about = place_of(recipe.output), about_recipe(recipe.to_dict(), _NO_RESULT)
     variants = plan([t["name"] for t in recipe.tasks], kinds)
     if html:

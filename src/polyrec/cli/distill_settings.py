@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from polyrec.core.ranges import Range
+from polyrec.core.settings import conform
 
 STARTS = ("random", "teacher")
 
@@ -35,10 +39,11 @@ class DistillSettings:
     start: str = "random"
     alone: bool = True
     ablations: bool = False
-    resamples: int = 1000
+    resamples: Annotated[int, Range(1, 1_000_000)] = 1000
     trust: bool = False
 
     def __post_init__(self) -> None:
+        conform(self, where="distill")
         if not (self.teachers or self.classical or self.logits):
             raise ValueError("no teacher given: pass --teacher RUN, --classical NAME (e.g. ease) or --logits FOLDER")
         if self.target_parameters is not None and self.target_latency is not None:

@@ -25,6 +25,13 @@ class RecipeUpdate:
     holdout: float = 0.1
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
+
+
 @dataclass
 class Recipe:
     """What `polyrec train` does.
@@ -74,10 +81,12 @@ class Recipe:
             raise ValueError("no interactions given: set `interactions:` in the YAML file or pass --interactions PATH")
         for name in ("interactions", "items", "users", "past"):
             for path in (getattr(self, name), *(update.get(name) for update in self.updates)):
-                if path and not Path(path).exists():
-                    raise ValueError(f"{name}: no such file: {path}")
-        if Path(self.output or ".").is_file():
-            raise SettingError("output", f"is {shown(self.output)}, a file: name a folder for the run")
+                if path and not _exists(path):
+                    raise ValueError(f"{name}: no such file: {shown(path)}")
+        if not self.output or (_exists(self.output) and Path(self.output).is_file()):
+            raise SettingError(
+                "output", f"is {shown(self.output)}, {'a file' if self.output else 'empty'}: name a folder for the run"
+            )
         parse_tasks(self.tasks)
         from_dict(Columns, self.columns, "columns")
         for place, (cls, values) in {

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from transformers import AutoConfig
 
 from polyrec.cli.prepare import prepare
 from polyrec.cli.recipe import Recipe
+from polyrec.core.ranges import POSITIVE, Range
+from polyrec.core.settings import conform
 from polyrec.cross_encoder.configuration_cross_encoder import PolyRecCrossEncoderConfig
 from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
 from polyrec.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
@@ -44,21 +46,16 @@ class ScoreSettings:
         trust: take a teacher that does not say what it has learnt.
     """
 
-    part: str = "train"
-    top_k: int | None = None
-    temperature: float | None = None
-    shard_rows: int = 100_000
-    batch_size: int = 64
-    unlabelled: int = 0
+    part: Literal["train", "valid", "test"] = "train"
+    top_k: Annotated[int, Range(1, 1_000_000)] | None = None
+    temperature: Annotated[float, POSITIVE] | None = None
+    shard_rows: Annotated[int, Range(1, 10**9)] = 100_000
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 64
+    unlabelled: Annotated[int, Range(0, 1_000_000)] = 0
     trust: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "temperature", "shard_rows", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name.replace('_', '-')} is {value}; it must be > 0")
-        if self.unlabelled < 0:
-            raise ValueError(f"unlabelled is {self.unlabelled}; it must be >= 0 items per candidate")
+        conform(self, where="score")
 
 
 def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> Path:

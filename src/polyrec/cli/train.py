@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, prepare
 from polyrec.cli.recipe import Recipe
-from polyrec.cli.recipe_checks import check_with_data
+from polyrec.cli.recipe_checks import check_sections, check_with_data
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
@@ -182,6 +182,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         ValueError: another process writes the run, or the training to resume is another one.
         Interrupted: a signal came; the run that was there is as it was.
     """
+    check_sections(recipe)
     place, about = place_of(recipe.output), about_run(recipe.to_dict())
     draft = beside(place, "draft")
     arguments = _arguments(recipe, output_dir=str(draft))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 import yaml
@@ -22,6 +22,8 @@ from polyrec.cli.tuning_report import write_trials
 from polyrec.cli.tuning_space import SearchSpace
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
+from polyrec.core.ranges import Range
+from polyrec.core.settings import read_value
 from polyrec.core.swap import finish
 from polyrec.data.sequences import SequenceDataset
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -50,8 +52,7 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
     Returns:
         the recipe with the best values.
     """
-    if trials < 1:
-        raise ValueError(f"--trials is {trials}: at least one is needed, 30 are a start")
+    read_value(Annotated[int, Range(1, 1_000_000)], trials, "--trials")
     space, folder = SearchSpace.of(recipe), place_of(recipe.output)
     with locked(folder):
         finish(folder)

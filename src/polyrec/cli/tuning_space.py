@@ -18,9 +18,11 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from polyrec.cli.recipe import Recipe, set_entry
+from polyrec.core.ranges import NOT_NEGATIVE
+from polyrec.core.settings import read_value
 from polyrec.registry import checked_options, nearest
 from polyrec.schema import from_dict
 
@@ -124,6 +126,7 @@ class SearchSpace:
     def of(cls, recipe: Recipe) -> SearchSpace:
         """The space that a recipe asks for."""
         given = checked_options(recipe.tune, {"space": None, "startup_trials": 10}, "tune")
+        read_value(Annotated[int, NOT_NEGATIVE], given["startup_trials"], "tune.startup_trials")
         space = default_space(recipe) if given["space"] is None else given["space"]
         if not isinstance(space, Mapping) or not space:
             raise ValueError(f"tune.space must be a mapping of what to search, not {space!r}")

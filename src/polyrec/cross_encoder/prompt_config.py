@@ -6,6 +6,7 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from polyrec.core.settings import conform
 from polyrec.registry import nearest
 
 LAYOUTS = {"encoder": "{candidate}{sep}{history}", "decoder": "{history}{sep}{candidate}"}
@@ -47,6 +48,7 @@ class PromptConfig:
     untitled: str = "unknown"
 
     def __post_init__(self) -> None:
+        conform(self, where="prompt")
         if (self.max_length is not None and self.max_length < 8) or self.item_tokens < 1:
             raise ValueError(
                 f"prompt: max_length must be >= 8 and item_tokens >= 1, not {self.max_length} and {self.item_tokens}"

@@ -64,7 +64,7 @@ def read_ids(given: Any, name: str) -> list[Any]:
     found = given.tolist() if isinstance(given, np.ndarray) else list(given)
     for n, entry in enumerate(found):
         _check_id(entry, f"{name}[{n}]")
-    return found
+    return [str(entry) for entry in found] if len({isinstance(entry, str) for entry in found}) > 1 else found
 
 
 def _check_id(value: Any, name: str, of: str = "an item id") -> None:
@@ -112,6 +112,8 @@ class RequestReader:
             return None
         if isinstance(given, np.ndarray | pa.Array | pa.ChunkedArray):
             given = given.tolist() if isinstance(given, np.ndarray) else given.to_pylist()
+        elif type(given).__name__ == "Series":  # of pandas or polars
+            given = list(given)
         if isinstance(given, Mapping) and not all(_is_column(values) for values in given.values()):
             raise SettingError("history", f"is {shown(given)}, one event: put it into a list")
         if isinstance(given, Sequence) and not isinstance(given, str | bytes):
@@ -122,8 +124,20 @@ class RequestReader:
             return None
         if self.log_columns:  # processors of before do not know what else the log had
             check_keys(dict.fromkeys(table.column_names), self.event_columns, "the history")
+        self._check_numbers(table)
         self._check_feedback(table)
         return table
+
+    def check_alike(self, history: pa.Table | None, context: Mapping[str, Any]) -> None:
+        """Refuse context of another kind (a number, a text, a list) than the history's."""
+        for name, value in context.items():
+            if history is None or value is None or name not in history.column_names:
+                continue
+            known = [v for v in column(history, name, "history", "context").to_pylist() if v is not None]
+            if known and _kind(known[0]) != _kind(value):
+                raise SettingError(
+                    f"context.{name}", f"is {shown(value)}, but the history has {shown(known[0])}: give both alike"
+                )
 
     def _check_event(self, event: Any, name: str) -> None:
         if not isinstance(event, Mapping):
@@ -133,6 +147,24 @@ class RequestReader:
         if self.columns.item not in event:
             raise SettingError(name, f"has no {self.columns.item!r}: say which item it is about")
         _check_id(event[self.columns.item], f"{name}.{self.columns.item}")
+        for key, value in event.items():
+            if isinstance(value, Mapping | set | bytes):
+                raise SettingError(f"{name}.{key}", f"is {shown(value)}; it must be one value or a list of values")
+
+    def _check_numbers(self, table: pa.Table) -> None:
+        """Refuse what is no number in a column that is read as numbers."""
+        rules = [task.parsed_label for task in self.tasks]
+        numeric = {rule.column for rule in rules if rule is not None and not rule.words}
+        numeric |= {n for n, e in (*self.feedback.items(), *self.context.items()) if e.kind == "numeric"}
+        for name in sorted({*numeric, *self.measured} & set(table.column_names)):
+            values = column(table, name, "history", "feedback")
+            known = self.feedback[name].vocabulary if name in self.feedback else []
+            switch = pa.types.is_boolean(values.type) and {*known} <= {"true", "false"}
+            if switch or pa.types.is_integer(values.type) or pa.types.is_null(values.type):
+                continue
+            for n, value in enumerate(values.to_pylist()):
+                if not _is_number(value):
+                    raise SettingError(f"history[{n}].{name}", f"is {shown(value)}; it must be a finite number or null")
 
     def _check_feedback(self, table: pa.Table) -> None:
         """Refuse a label that its head cannot mean; say where feedback lies outside of what training has seen."""
@@ -159,25 +191,28 @@ class RequestReader:
                     )
                     break
 
-    def attributes(self, given: Any, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    def attributes(self, given: Any, name: str, known: Mapping[str, ColumnEncoder]) -> dict[str, Any]:
         """Attributes of the user, or context of the request, {column: value}.
 
         Args:
             name: "user" or "context".
-            known: columns by name.
+            known: encoders of the columns.
         """
         if given is None:
             return {}
         if not isinstance(given, Mapping):
             raise SettingError(name, f"is {shown(given)}; it must be a mapping of columns to values")
+        found = {}
         for key, value in given.items():
             if key not in known:
                 raise ValueError(f"unknown {name} column {shown(key)}; {nearest(key, sorted(known))}")
-            if isinstance(value, float) and math.isinf(value):
-                raise SettingError(f"{name}.{key}", f"is {value}; it must be finite, or null where it is unknown")
-            if isinstance(value, Mapping | set | bytes):
+            if known[key].kind == "numeric" and not _is_number(value):
+                raise SettingError(f"{name}.{key}", f"is {shown(value)}; it must be a finite number or null")
+            if isinstance(value, Mapping | set | bytes) or (isinstance(value, float) and math.isinf(value)):
                 raise SettingError(f"{name}.{key}", f"is {shown(value)}; it must be one value or a list of values")
-        return dict(given)
+            large = isinstance(value, int) and abs(value) >= 2**63  # more than Arrow's whole numbers hold
+            found[key] = value if not large else float(value) if known[key].kind == "numeric" else str(value)
+        return found
 
     def user_id(self, given: Any) -> Any:
         """Whose stored events are the history; None = nobody's."""
@@ -192,6 +227,20 @@ class RequestReader:
 
 def _is_column(values: Any) -> bool:
     return isinstance(values, Sequence | np.ndarray | pa.Array | pa.ChunkedArray) and not isinstance(values, str)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, or says that there is none; a text with an exponent is none in a table."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    number = None if isinstance(value, str) else as_number(value)
+    return number is not None and abs(number) < 1e300
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    return "number" if as_number(value) is not None or isinstance(value, bool) else type(value).__name__
 
 
 def _limits(encoder: ColumnEncoder) -> tuple[float, float] | None:

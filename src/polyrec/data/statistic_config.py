@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyrec.core.settings import conform
 from polyrec.registry import nearest
 from polyrec.schema import from_dict
 
@@ -52,8 +53,7 @@ class StatisticConfig:
     def __post_init__(self) -> None:
         if isinstance(self.keys, str):
             raise ValueError(f"keys must be a tuple of names, not the string {self.keys!r}: write ({self.keys!r},)")
-        object.__setattr__(self, "keys", tuple(self.keys))
-        object.__setattr__(self, "reduce", tuple(self.reduce))
+        conform(self, where="statistic")
         if len(self.keys) > 2:
             raise ValueError(f"keys {self.keys} are {len(self.keys)}: a statistic takes at most two")
         if self.baseline not in BASELINES and not _PART_OF_CONTEXT.fullmatch(self.baseline):
@@ -117,6 +117,7 @@ class StatisticsConfig:
     targets: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        conform(self)
         for name in ("log", "past"):
             given = getattr(self, name)
             if given is not None:

@@ -163,14 +163,11 @@ class CandidateAttention(nn.Module):
         self.heads = config.candidate_attention_heads
         self.targets = sum(f.size for f in config.feature_configs if (f.source, f.name) == ("event", RESIDUALS))
         self.head_size = config.hidden_size // self.heads
-        if self.targets >= self.head_size:
-            raise ValueError(
-                f"{self.targets} residuals do not fit into candidate attention heads of size {self.head_size}: "
-                "raise hidden_size or lower candidate_attention_heads"
-            )
+        # Residuals are part of a head's value where they leave room for what is learnt, and stand beside it elsewhere.
+        self.own_size = self.head_size - self.targets if self.targets < self.head_size else self.head_size
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, self.heads * (self.head_size - self.targets))
+        self.value = nn.Linear(config.hidden_size, self.heads * self.own_size)
 
     def forward(
         self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor, residuals_BLT: Tensor | None = None
@@ -195,5 +192,5 @@ class CandidateAttention(nn.Module):
             value_BHLV,
             attn_mask=visible_BCL.unsqueeze(1),
         )
-        evidence_BCE = attended_BHCV[..., self.head_size - self.targets :].transpose(1, 2).flatten(2)
-        return attended_BHCV.transpose(1, 2).reshape(batch, asked, width), evidence_BCE
+        evidence_BCE = attended_BHCV[..., self.own_size :].transpose(1, 2).flatten(2)
+        return attended_BHCV[..., : self.head_size].transpose(1, 2).reshape(batch, asked, width), evidence_BCE

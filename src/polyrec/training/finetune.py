@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from polyrec.core.ranges import POSITIVE, Range
+from polyrec.core.settings import conform
 from polyrec.data.collator import PolyRecCollator
 from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -41,12 +43,13 @@ class FinetuneSettings:
 
     task: str
     scope: str = "task"
-    rank: int = 8
-    epochs: int = 3
-    learning_rate: float = 1e-3
-    seed: int = 0
+    rank: Annotated[int, Range(0, 65_536)] = 8
+    epochs: Annotated[int, Range(1, 100_000)] = 3
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
+        conform(self, where="finetune")
         if self.scope not in SCOPES:
             raise ValueError(f"unknown scope {self.scope!r}; {nearest(self.scope, list(SCOPES))}")
         if self.rank < 0 or self.epochs < 1 or self.learning_rate <= 0:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, set_seed
 
+from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE, SHARE, Range
+from polyrec.core.settings import conform
 from polyrec.data import splits
 from polyrec.data.replay import with_replay
 from polyrec.data.sequences import EventLog, SequenceDataset
@@ -53,17 +55,18 @@ class UpdateSettings:
         seed: of the draw of replayed windows and of training.
     """
 
-    epochs: int = 1
-    learning_rate: float | None = None
-    rate_share: float = 0.3
-    replay: float = 0.2
-    members: int = 3
+    epochs: Annotated[int, Range(1, 100_000)] = 1
+    learning_rate: Annotated[float, POSITIVE] | None = None
+    rate_share: Annotated[float, POSITIVE] = 0.3
+    replay: Annotated[float, SHARE] = 0.2
+    members: Annotated[int, Range(1, 1_000)] = 3
     freeze_skip: bool = True
     holdout: float = 0.1
-    max_drop: float = 0.05
-    seed: int = 0
+    max_drop: Annotated[float, NOT_NEGATIVE] = 0.05
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
+        conform(self, where="update")
         for name, low, high in (("replay", 0, 1), ("max_drop", 0, np.inf)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [{low}, {high}]")
