@@ -143,7 +143,7 @@ logs = st.tuples(st.integers(1, 40), st.sampled_from([4, 40]), st.integers(0, 2*
 moments = st.sampled_from([0.5, 7.25, 1e5])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(logs, st.integers(0, 6), moments, st.booleans())
 def test_stored_users_are_served_as_trained(log, user, later, restart):
     """Prevents statistics, residuals or gaps of a user with stored events from being others than in training."""
@@ -157,7 +157,7 @@ def test_stored_users_are_served_as_trained(log, user, later, restart):
     assert_equal(serve(processor, None, user_id=user, user=attributes, time=now), expected)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(logs, st.sampled_from([1, 3, 4, 5, 6]), moments, st.booleans())
 def test_histories_that_the_log_knows_are_served_as_trained(log, user, later, restart):
     """Prevents a history sent along from counting a second time in what the log has counted, or against today's rates."""
@@ -169,7 +169,7 @@ def test_histories_that_the_log_knows_are_served_as_trained(log, user, later, re
     assert_equal(serve(processor, history_of(events, user), user=attributes_of(user), time=now), expected)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(logs, st.integers(0, 6), moments, st.integers(0, 40), st.integers(1, 4), st.booleans())
 def test_updates_are_served_as_trained(log, user, later, cut, batches, restart):
     """Prevents events that came by `update`, in one call or several, from being counted otherwise than by `resume`."""
@@ -190,7 +190,7 @@ def test_updates_are_served_as_trained(log, user, later, cut, batches, restart):
     assert_equal(serve(processor, None, user_id=user, user=attributes_of(user), time=now), expected)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(logs, st.integers(0, 6), moments, st.integers(0, 40), st.booleans())
 def test_later_events_of_a_user_are_served_as_trained(log, user, later, cut, with_id):
     """Prevents what a user has done since the last update from counting twice, or not for its items."""
