@@ -273,7 +273,12 @@ def test_run_survives_the_disk(tmp_path, result):
     unfinished.mkdir()
     (unfinished / "rubbish").write_text("of an interrupted save")
     run.save(tmp_path / run.name)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["all-seed0", "predictions.npz", "run.json"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        "all-seed0",
+        "manifest.json",
+        "predictions.npz",
+        "run.json",
+    ]
     again = ComparisonRun.load(tmp_path / run.name)
     assert again.metrics["like_auc"] == 0.5
     assert np.isnan(again.metrics["like_gauc"])
