@@ -11,8 +11,8 @@ in half then. Afterwards
 * the same command, run again, must succeed (else it is `stuck`) and end in what an uninterrupted one writes (else it
   `differs`).
 
-Prints a table and exits with 1 if any of these counts is not 0. Files that hold times or durations are left out of the
-comparison; they are those that two uninterrupted runs of a command write differently, and must be among `TIMED`.
+Prints a table and exits with 1 if any of these counts is not 0. Files that hold durations or a random salt are left out
+of the comparison; they are those that two uninterrupted runs of a command write differently, and must be among `TIMED`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ import yaml
 KILLED, CRASHED = 137, 99
 TIMED = {
     "manifest.json", "training.json", "training_args.json", "update.json", "finetune.json", "quantize.json",
-    "quantize.md", "distill.json", "distill.md", "comparison.json", "comparison.md", "README.md", "training_curves.png",
+    "quantize.md", "distill.json", "distill.md", "comparison.json", "comparison.md", "run.json",
+    "training_rows.safetensors",  # its hashes have a random salt
 }  # fmt: skip
 _RENAMES = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")
 
@@ -431,6 +432,8 @@ def main_(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from transformers.utils import logging
+
     import polyrec.cli.compare
     import polyrec.cli.distill
     import polyrec.cli.finetune
@@ -439,4 +442,5 @@ if __name__ == "__main__":
     import polyrec.cli.train
     import polyrec.cli.update  # noqa: F401
 
+    logging.disable_progress_bar()
     sys.exit(main_())
