@@ -275,6 +275,7 @@ def _run(
                 output = os.open(printed.name, os.O_WRONLY)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
+                sys.stdout = sys.stderr = os.fdopen(output, "w")
                 if injector is not None:
                     injector.install()
                 if first is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from polyrec import PolyRecTrainer
 from polyrec.cli.main import main
+from polyrec.core.lock import locked
 from polyrec.core.manifest import MANIFEST_NAME, check_manifest
 from polyrec.runs.facts import about_run, training_differences
 from polyrec.training import checkpoints, resuming
@@ -270,3 +271,12 @@ def test_all_files_of_a_run_are_readable_as_the_umask_says(world):
     """Other users of the machine were told that there is no such file."""
     modes = {stat.S_IMODE(p.stat().st_mode) for p in (world / "straight").rglob("*") if p.is_file()}
     assert modes == {0o666 & ~np.uint16(os.umask(os.umask(0o022)))} or modes == {0o644}
+
+
+@pytest.mark.parametrize("command", [["update", "--new", "new.parquet"], ["finetune", "--task", "next_item"]])
+def test_a_run_is_locked_from_the_first_look_at_it(world, tmp_path, capsys, command):
+    """Of two updates that begin with the same run, the first to end would be lost."""
+    shutil.copytree(world / "straight", tmp_path / "run")
+    with locked(tmp_path / "run"):
+        assert main([command[0], str(tmp_path / "run"), command[1], str(world / command[2])]) == 2
+    assert "is being written by process" in capsys.readouterr().err

@@ -12,12 +12,14 @@ from polyrec.cli.evaluate import report_run
 from polyrec.cli.prepare import RECIPE_NAME, read_run, split_of_run
 from polyrec.cli.recipe import Recipe
 from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
+from polyrec.core.swap import finish
 from polyrec.distillation.fingerprint import fingerprint, item_digest
 from polyrec.evaluation import evaluator
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.runs.facts import about_run
-from polyrec.runs.transaction import new_run, place_of
+from polyrec.runs.transaction import drafted, place_of
 from polyrec.tracking.run_files import METRICS_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
@@ -36,18 +38,24 @@ def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None
     Returns:
         the report of `polyrec.training.finetune.finetune`, which is appended to finetune.json.
     """
+    place = Path(output or (run if settings.scope == "task" else f"{run.rstrip('/')}-{settings.task}"))
+    target = place_of(place)
+    with locked(target):  # from the first look at the run: of two at a time one would be lost
+        finish(target)
+        return _finetune(run, settings, place, target)
+
+
+def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path) -> dict[str, Any]:
     recipe = read_run(run)
     if recipe.updates:
         raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
-    place = Path(output or (run if settings.scope == "task" else f"{run.rstrip('/')}-{settings.task}"))
-    place_of(place)
     _, parts = split_of_run(run, recipe)
     parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     report = {"settings": asdict(settings), **finetune(model, processor, parts, settings, recipe.training)}
     facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
-    with new_run(place, facts) as draft:
+    with drafted(target, facts) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
         for name in (RECIPE_NAME, TRAINING_NAME):

@@ -17,6 +17,8 @@ import yaml
 from polyrec.cli.prepare import RECIPE_NAME, read_run, tables_of
 from polyrec.cli.recipe import Recipe
 from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
+from polyrec.core.swap import finish
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.sequences import EventLog
 from polyrec.data.tables import ids, lookup, read_table
@@ -24,7 +26,7 @@ from polyrec.distillation.fingerprint import fingerprint, item_digest
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.facts import about_run, check_data, table_digest
-from polyrec.runs.transaction import new_run, place_of
+from polyrec.runs.transaction import drafted, new_run, place_of
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure
@@ -66,9 +68,22 @@ def update_run(
         ValueError: the run has learnt these events already, or its earlier tables have changed.
         UpdateRefused: a metric fell by more than `settings.max_drop` and the run would have been overwritten.
     """
-    settings = UpdateSettings() if settings is None else settings
+    target = place_of(output or run)
+    with locked(target):  # from the first look at the run: of two updates at a time one would be lost
+        finish(target)
+        return _update(run, new, items, users, output, UpdateSettings() if settings is None else settings, again)
+
+
+def _update(
+    run: str,
+    new: str,
+    items: str | None,
+    users: str | None,
+    output: str | None,
+    settings: UpdateSettings,
+    again: bool,
+) -> dict[str, Any]:
     recipe = read_run(run)
-    place_of(output or run)
     check_data(run, recipe.to_dict())
     known = {table_digest(path): path for path in tables_of(recipe, "interactions")}
     recipe.updates = [
@@ -110,7 +125,9 @@ def update_run(
     refused = bool(lost) and (output is None or Path(output).resolve() == Path(run).resolve())
     place = Path(f"{run.rstrip('/')}-refused" if refused else output or run)
     recipe.output = str(place)
-    _save(place, Path(run), model, processor, recipe, report)
+    facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
+    with new_run(place, facts) if refused else drafted(place.resolve(), facts) as draft:
+        _save(draft, Path(run), model, processor, recipe, report)
     _show(report, place)
     if refused:
         worst = lost[0]
@@ -158,22 +175,20 @@ def _add_items(processor: PolyRecProcessor, events: pa.Table, items: str | None)
 
 
 def _save(
-    place: Path,
+    draft: Path,
     run: Path,
     model: PolyRecForRecommendation,
     processor: PolyRecProcessor,
     recipe: Recipe,
     report: dict[str, Any],
 ) -> None:
-    """Replace a run as a whole: an interruption leaves what was."""
-    facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
-    with new_run(place, facts) as draft:
-        model.save_pretrained(draft)
-        processor.save_pretrained(draft)
-        write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-        write_atomically(draft / REPORT_NAME, json.dumps(report, indent=2) + "\n")
-        if (run / TRAINING_NAME).exists():
-            shutil.copy(run / TRAINING_NAME, draft / TRAINING_NAME)
+    """Fill a draft."""
+    model.save_pretrained(draft)
+    processor.save_pretrained(draft)
+    write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    write_atomically(draft / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+    if (run / TRAINING_NAME).exists():
+        shutil.copy(run / TRAINING_NAME, draft / TRAINING_NAME)
 
 
 def _show(report: dict[str, Any], place: Path) -> None:

@@ -59,6 +59,9 @@ def about_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in recipe.items() if name not in left_out}
     settings["training"] = {name: value for name, value in recipe["training"].items() if name not in _NEUTRAL}
     about = {"recipe": settings, "data": data_of(recipe), "polyrec": __version__}
+    teacher = recipe["training"].get("teacher")
+    if isinstance(teacher, str) and Path(teacher).is_dir():
+        about["teacher"] = revision_of(Path(teacher))
     return json.loads(json.dumps(about, default=str))
 
 

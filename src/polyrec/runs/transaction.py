@@ -27,6 +27,7 @@ from polyrec.runs.facts import ABOUT_NAME, claim_folder, training_differences
 from polyrec.training.checkpoints import complete_checkpoints
 
 _DISTILLED = ("runs", "models", "start.json", "width.json")  # what a distillation may go on with
+_OTHERS = (".", "events.out.")  # what is worked on, and logs that others may still write to
 DRAFT_NAME = ".draft.json"  # of a draft that may be gone on with: whose it is
 
 
@@ -65,14 +66,21 @@ def new_run(output: str | Path, facts: Mapping[str, Any] | None = None) -> Itera
     place = place_of(output)
     with locked(place):
         finish(place)
-        draft = _empty(beside(place, "new"))
-        try:
+        with drafted(place, facts) as draft:
             yield draft
-            complete(draft, facts)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        publish(draft, place)
+
+
+@contextmanager
+def drafted(place: Path, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """As `new_run`, for who holds the lock of the place already."""
+    draft = _empty(beside(place, "new"))
+    try:
+        yield draft
+        complete(draft, facts)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    publish(draft, place)
 
 
 @contextmanager
@@ -126,7 +134,7 @@ def complete(draft: Path, facts: Mapping[str, Any] | None) -> None:
     (draft / DRAFT_NAME).unlink(missing_ok=True)
     readable_by_umask(draft)
     names = [path.relative_to(draft).as_posix() for path in sorted(draft.rglob("*")) if path.is_file()]
-    own = [n for n in names if not n.startswith("checkpoint-") and not any(p.startswith(".") for p in n.split("/"))]
+    own = [n for n in names if not n.startswith("checkpoint-") and not any(p.startswith(_OTHERS) for p in n.split("/"))]
     write_manifest(draft, facts, own)
     if (draft / MODEL_CONFIG).exists():
         check_model(draft)
