@@ -46,7 +46,8 @@ KILLED, CRASHED = 137, 99
 TIMED = {
     "manifest.json", "training.json", "training_args.json", "update.json", "finetune.json", "quantize.json",
     "quantize.md", "distill.json", "distill.md", "comparison.json", "comparison.md", "run.json",
-    "training_rows.safetensors",  # its hashes have a random salt
+    "training_rows.safetensors",  # hashes with a random salt
+    "stored_events.parquet",  # likewise
 }  # fmt: skip
 _RENAMES = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")
 
