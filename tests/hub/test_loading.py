@@ -17,7 +17,7 @@ print(sum(p.double().sum().item() for p in model.parameters()))
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """{name: content} of two trainings."""
-    processor, _ = fit(statistics=None)
+    processor, _ = fit(statistics=False)
     found = []
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp("saved")

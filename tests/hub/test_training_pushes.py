@@ -10,7 +10,7 @@ PATHS = [str(Path(__file__).parents[1])]
 TRAIN = """
 from model_fixtures import arguments, fit, tiny_model
 from polyrec import PolyRecTrainer
-processor, splits = fit(statistics=None)
+processor, splits = fit(statistics=False)
 args = arguments("run", push_to_hub=True, hub_model_id="ann/shop", hub_strategy={strategy!r}, hub_always_push=True,
                  save_strategy="steps", save_steps=2, max_steps=4, save_total_limit=1, hub_private_repo=True)
 trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, processing_class=processor)
