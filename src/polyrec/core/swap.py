@@ -24,6 +24,7 @@ from polyrec.core.lock import Locked, locked
 from polyrec.core.manifest import MANIFEST_NAME, READ_FILES, edited, fits, read_manifest
 
 READY = ".ready"
+DRAFT_NAME = ".draft.json"  # of a draft that may be gone on with: whose it is; it stays until the draft is in its place
 # Of folders of before there were manifests.
 _REPORTS = ("metrics.json", "training.json", "training_args.json", "update.json", "finetune.json", "distill.json")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -74,6 +75,7 @@ def finish(place: Path) -> None:
         os.rename(old, trash)
     if trash.exists():
         shutil.rmtree(trash)
+    (place / DRAFT_NAME).unlink(missing_ok=True)
     (place / READY).unlink(missing_ok=True)
     sync_folder(place.parent)
 
@@ -139,5 +141,5 @@ def _written_files(folder: Path) -> set[str]:
     except ValueError:
         manifest = None
     if manifest is None:
-        return {MANIFEST_NAME, READY, *_REPORTS}
-    return {MANIFEST_NAME, READY, *manifest.files} - {*edited(folder, manifest)}
+        return {MANIFEST_NAME, READY, DRAFT_NAME, *_REPORTS}
+    return {MANIFEST_NAME, READY, DRAFT_NAME, *manifest.files} - {*edited(folder, manifest)}

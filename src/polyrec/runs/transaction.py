@@ -19,7 +19,7 @@ from polyrec.core.manifest import (
     refresh_manifest,
     write_manifest,
 )
-from polyrec.core.swap import beside, finish, publish
+from polyrec.core.swap import DRAFT_NAME, beside, finish, publish
 from polyrec.data.processor_files import CONFIG_NAME
 from polyrec.hub.files import MODEL_CONFIG
 from polyrec.hub.safety import check_model, check_processor
@@ -28,7 +28,6 @@ from polyrec.training.checkpoints import complete_checkpoints
 
 _DISTILLED = ("runs", "models", "start.json", "width.json")  # what a distillation may go on with
 _OTHERS = (".", "events.out.")  # what is worked on, and logs that others may still write to
-DRAFT_NAME = ".draft.json"  # of a draft that may be gone on with: whose it is
 
 
 def place_of(output: str | Path) -> Path:
@@ -131,7 +130,6 @@ def complete(draft: Path, facts: Mapping[str, Any] | None) -> None:
     Raises:
         ValueError: a file of the model or the processor is not what is read.
     """
-    (draft / DRAFT_NAME).unlink(missing_ok=True)
     readable_by_umask(draft)
     names = [path.relative_to(draft).as_posix() for path in sorted(draft.rglob("*")) if path.is_file()]
     own = [n for n in names if not n.startswith("checkpoint-") and not any(p.startswith(_OTHERS) for p in n.split("/"))]
