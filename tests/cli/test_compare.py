@@ -127,7 +127,7 @@ def test_dropped_coupling_is_noted(recipe_file, tmp_path):
     [
         (["--variants", "multi,singel"], "did you mean 'single'"),
         (["--variants", "single"], "lack 'multi'"),
-        (["--seeds", "0"], "at least one training"),
+        (["--seeds", "0"], "--seeds is 0; it must be a whole number in"),
         (["--task", "like=binary:rating >= 4"], "at least two tasks"),
         (["--set", "tasks.raiting.weight=2"], "did you mean 'rating'"),
     ],
