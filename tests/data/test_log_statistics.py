@@ -346,7 +346,7 @@ def test_marks_are_needed_to_count_the_past():
         ),
         ({"past": [{"keys": ["user"], "baseline": "none", "recent": 3}]}, "'user-none.recent3' fades .* have no times"),
         ({"past": [{"keys": ["user"], "baseline": "none", "gap": True}]}, "'user-none' fades or asks for a gap"),
-        ({"logs": []}, "unknown key 'logs' in StatisticsConfig; .*did you mean 'log'"),
+        ({"logs": []}, "unknown key 'logs' in statistics; .*did you mean 'log'"),
     ],
 )
 def test_statistics_that_cannot_be_counted_are_refused_before_anything_is_read(statistics, message):

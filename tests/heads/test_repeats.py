@@ -227,7 +227,7 @@ def worlds(tmp_path_factory):
     for repeats in (False, True):
         options = {"repeats": repeats, "bias_rate": 10.0}
         tasks = [{"name": "next_item", "head": "retrieval", "options": options}]
-        processor = PolyRecProcessor.fit(habits(), tasks=tasks, statistics=False, max_history=12)
+        processor = PolyRecProcessor.fit(habits(), tasks=tasks, statistics=False, max_history=24)
         splits = processor.split(habits(), by="leave_one_out")
         model = tiny_model(processor)
         training = arguments(tmp_path_factory.mktemp("run"), num_train_epochs=10, learning_rate=0.02)
@@ -261,15 +261,19 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
     person = splits.test.log.user_ids[int(splits.test.log.person[splits.test.candidates.event[0]])].as_py()
     log = habits()
     last = max(t for u, t in zip(log["user_id"], log["timestamp"], strict=True) if u == person)
-    history = [i for u, i, t in zip(*log.values(), strict=True) if u == person and t < last]
+    # With their times: how long ago an item was taken is unknown without.
+    history = [
+        {"item_id": i, "timestamp": t} for u, i, t in zip(*log.values(), strict=True) if u == person and t < last
+    ]
+    known = {event["item_id"] for event in history}
     ids = processor.items.ids.to_pylist()
     expected = [ids[row - FIRST_ITEM] for row in best.tolist()]
     model.save_pretrained(tmp_path)
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path).eval()
     for one in (model, loaded):
-        served = one.recommend(processor, history, k=5)
+        served = one.recommend(processor, history, k=5, time=last)
         assert [row["item"] for row in served] == expected
-        assert not {row["item"] for row in one.recommend(processor, history, k=5, exclude_seen=True)} & set(history)
+        assert not {row["item"] for row in one.recommend(processor, history, k=5, exclude_seen=True)} & known
     answers = LiveTeacher(model, processor, top_k=5).score(PolyRecCollator()([window]))
     assert answers["teacher_items"]["next_item"][0, -1].tolist() == best.tolist()
     asked = batch["candidate_ids"][0, -1]
