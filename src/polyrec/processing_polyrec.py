@@ -37,7 +37,7 @@ from polyrec.data.report_facts import TableIds, fit_report, match_log, order_war
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import continued, request_table, variants, without_times
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-from polyrec.data.settings import FitSettings, SplitSettings
+from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.statistics import check_later, shown_time
 from polyrec.data.stored_events import StoredEvents
@@ -54,7 +54,6 @@ from polyrec.data.tables import (
     times,
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
-from polyrec.data.untimed import UNTIMED_SHARE
 from polyrec.data.weights import row_weights
 from polyrec.distillation.guard import TrainingRows
 from polyrec.hub.fetch import fetch

@@ -217,11 +217,11 @@ def test_logged_propensities_that_are_zero_or_missing_are_refused(value, shown):
     [
         ({"method": "dm"}, "unknown method 'dm' of coupling 'escm2' of task 'buy'; known: dr, ips"),
         ({"propensity": "loged"}, "unknown propensity 'loged' .*did you mean 'logged'"),
-        ({"clip": 0}, "option 'clip' .* is 0; it must lie in \\(0, 1\\]"),
+        ({"clip": 0}, "option 'clip' .* is 0.0; it must lie in \\(0, 1\\]"),
         ({"clip": 1.5}, "must lie in"),
-        ({"clip": NAN}, "must lie in"),
-        ({"counterfactual_weight": -1}, "option 'counterfactual_weight' .* is -1; it must be a finite number >= 0"),
-        ({"counterfactual_weight": NAN}, "must be a finite number"),
+        ({"clip": NAN}, "option 'clip' .* is nan; it must be a number"),
+        ({"counterfactual_weight": -1}, "option 'counterfactual_weight' .* is -1.0; it must be a finite number >= 0"),
+        ({"counterfactual_weight": NAN}, "is nan; it must be a number"),
     ],
     ids=str,
 )

@@ -104,7 +104,7 @@ def test_the_default_is_the_width_of_events():
 @pytest.mark.parametrize(("name", "value"), [("pair_size", 0), ("pair_size", -4), ("num_hidden_layers", -1)])
 def test_impossible_sizes_are_refused(name, value):
     """Prevents a width of nothing from failing in a matrix product."""
-    with pytest.raises(ValueError, match="num_hidden_layers must be >= 0 and pair_size >= 1"):
+    with pytest.raises(ValueError, match=rf"{name} is {value}; it must be a whole number in \["):
         random_config(**{name: value})
 
 

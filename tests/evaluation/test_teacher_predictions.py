@@ -133,7 +133,7 @@ def test_speed_asks_each_person_once(world):
         (0.1, 0.1, 0.2, 0.0),
         (-0.4, 0.0, -0.1, 0.0),
         (0.05, 0.0, -0.1, 0.6),
-        (float("nan"), 0.0, 0.1, 0.0),
+        (float("nan"), 0.0, 0.1, 0.6),  # labels of one value judge nobody
         (0.15, 0.1, None, 0.6),
         (None, 0.1, 0.2, 0.6),
     ],

@@ -316,6 +316,7 @@ def test_folders_of_before_there_were_ages_load(tmp_path):
     assert not [name for name in model.state_dict() if ".age." in name]
     table = pq.read_table(tmp_path / "items.parquet")
     pq.write_table(table.drop_columns(["__first_event__"]), tmp_path / "items.parquet")
+    (tmp_path / "manifest.json").unlink()  # nor had they manifests
     known = PolyRecProcessor.from_pretrained(tmp_path)
     assert (known.item_times("first_event") == NO_TIME).all()
     assert PolyRecForRecommendation.from_pretrained(tmp_path).eval().recommend(known, [103], k=3)

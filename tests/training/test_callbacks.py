@@ -247,7 +247,7 @@ def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="task_patience is -1"):
         arguments(tmp_path, task_patience=-1, eval_strategy="epoch")
     for name in ("task_factor", "ema_decay"):
-        with pytest.raises(ValueError, match=rf"{name} is 1.5; it must be in \[0, 1\)"):
+        with pytest.raises(ValueError, match=rf"{name} is 1.5; it must be a number in \[0, 1\)"):
             arguments(tmp_path, **{name: 1.5})
 
 
@@ -375,7 +375,8 @@ def test_resumed_training_is_bit_identical(world, tmp_path):
         resumed = trainer_of(world, folder, **settings)
         resumed.train(resume_from_checkpoint=True)
         (callback,) = (c for c in resumed.callback_handler.callbacks if isinstance(c, TaskEarlyStopping))
-        assert (callback.best, callback.waited, callback.frozen) == (expected.best, expected.waited, expected.frozen)
+        assert (callback.best, callback.waited) == (expected.best, expected.waited)
+        assert sorted(callback.frozen) == sorted(expected.frozen)
         assert resumed.state.global_step == whole.state.global_step
         assert_same_weights(weights(resumed.model), weights(whole.model))
 

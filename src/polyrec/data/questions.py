@@ -10,7 +10,8 @@ import numpy as np
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.sampling import DELAY, uniform
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
-from polyrec.data.untimed import UNTIMED_SHARE, Untimed
+from polyrec.data.settings import UNTIMED_SHARE
+from polyrec.data.untimed import Untimed
 from polyrec.schema import TIME_GAP, TaskConfig
 
 

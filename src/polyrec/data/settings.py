@@ -11,8 +11,8 @@ from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.settings import SettingError, conform, shown
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.times import read_time
-from polyrec.data.untimed import UNTIMED_SHARE
 
+UNTIMED_SHARE = 0.05  # of the training windows
 MAX_HISTORY = Range(1, 1_000_000)
 _Share = Annotated[float, SHARE]
 

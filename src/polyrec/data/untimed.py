@@ -14,7 +14,6 @@ import torch
 from polyrec.data.sampling import uniform
 from polyrec.schema import STATISTICS
 
-UNTIMED_SHARE = 0.05  # of the training windows
 _KEY = "a history without times"
 
 
