@@ -314,12 +314,13 @@ def recipe_case(world: World, number: int) -> Case:
     def check() -> None:
         path = world.folder / "fuzzed.yaml"
         path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        recipe = load_recipe(str(path), {})
-        recipe.check()
-        processor, parts = prepare(recipe)
-        trainer = build_trainer(recipe, processor, parts.train, parts.valid, quiet=True)
-        if trainer.args.max_steps == 1:
-            trainer.train()
+        with contextlib.chdir(_own(world.folder)):  # a folder that is not the project's, for an output of any name
+            recipe = load_recipe(str(path), {})
+            recipe.check()
+            processor, parts = prepare(recipe)
+            trainer = build_trainer(recipe, processor, parts.train, parts.valid, quiet=True)
+            if trainer.args.max_steps == 1:
+                trainer.train()
         if not free:
             raise Silent(f"the unknown key {key}x is ignored")
 
