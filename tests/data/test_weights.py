@@ -61,8 +61,8 @@ def test_wrong_values_are_named(role, value, message):
     [
         ({"weight": {"lik": "w"}}, "columns.weight: unknown task 'lik'; .*did you mean 'like'"),
         ({"weight": {"like": "v"}}, r"no column 'v' \(needed as weight of task 'like'\)"),
-        ({"propensity": "p"}, "columns.propensity must say the column of each task"),
-        ({"propensity_clip": -0.1}, r"propensity_clip is -0.1; it must be in \[0, 1\]"),
+        ({"propensity": "p"}, "columns.propensity is 'p'; it must be a mapping"),
+        ({"propensity_clip": -0.1}, r"propensity_clip is -0.1; it must be a number in \[0, 1\]"),
     ],
 )
 def test_wrong_columns_are_named(columns, message):

@@ -237,9 +237,9 @@ def test_wrong_searches_are_refused(tmp_path):
     assert model.search(processor, "   ") == []
     with pytest.raises(ValueError, match=r"unknown search task 'serch'.*did you mean 'search'"):
         model.search(processor, "drama", task="serch")
-    with pytest.raises(ValueError, match="a query is a text, not int"):
+    with pytest.raises(ValueError, match="query is 3; it must be text"):
         model.search(processor, 3)
-    with pytest.raises(ValueError, match="k must be >= 1"):
+    with pytest.raises(ValueError, match="k is 0; it must be a whole number >= 1"):
         model.search(processor, "drama", k=0)
     with pytest.raises(ValueError, match=r"needs a query: call model.search"):
         model.recommend(processor, [1], task="search")

@@ -130,8 +130,9 @@ def test_no_permission_is_called_that(folder):
             return str(error)
         return "loaded"
 
-    for parent in [folder, *folder.parents][:4]:
-        parent.chmod(0o755)
+    for parent in [folder, *folder.parents]:
+        if "pytest" in parent.as_posix():  # those that pytest made, however deep
+            parent.chmod(0o755)
     (folder / "model.safetensors").chmod(0o600)
     assert "no permission to read" in isolated(as_nobody, "a model", 8 << 30)
     assert "model.safetensors" in isolated(as_nobody, "a model", 8 << 30)

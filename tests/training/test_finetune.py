@@ -100,7 +100,7 @@ def test_a_parent_is_refused_alone_and_reported_with_all(world):
     [
         ({"task": "likes"}, "unknown task 'likes'; .* did you mean 'like'"),
         ({"task": "like", "scope": "tasks"}, "unknown scope 'tasks'"),
-        ({"task": "like", "rank": -1}, "rank must be >= 0"),
+        ({"task": "like", "rank": -1}, "rank is -1; it must be a whole number in"),
     ],
 )
 def test_impossible_settings_are_refused(world, options, message):
