@@ -22,7 +22,7 @@ _FILES = {"metrics": "metrics.json", "training": "training.json", "cost": COST_N
 def write_card(name: str, run: Path, cards: Path) -> Path:
     """NAME.md, with its picture, and NAME.json with the figures that it quotes."""
     source = SOURCES[name]
-    about = About(name=f"Recipe `{name}`", datasets=[source.folder], data=[f"{source.about}."])
+    about = About(name=f"Recipe {name}", datasets=[source.folder], data=[f"{source.about}."])
     path = write_run_card(RunFiles.read(run), cards / f"{name}.md", about)
     found = {key: json.loads((run / file).read_text()) for key, file in _FILES.items() if (run / file).exists()}
     (cards / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

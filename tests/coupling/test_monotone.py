@@ -32,5 +32,7 @@ def test_loss_equals_the_naive_one(kind, penalty):
 @pytest.mark.parametrize("penalty", [-0.1, NAN, float("inf")])
 def test_penalty_must_be_a_number_that_penalises(kind, penalty):
     """Prevents a reward for the wrong order, and NaN losses."""
-    with pytest.raises(ValueError, match=f"option 'penalty' of coupling '{kind}' of task 'buy' is {penalty}; it must be a"):
+    with pytest.raises(
+        ValueError, match=f"option 'penalty' of coupling '{kind}' of task 'buy' is {penalty}; it must be a"
+    ):
         coupling_of(kind, penalty=penalty)

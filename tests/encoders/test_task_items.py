@@ -8,6 +8,7 @@ from model_fixtures import random_batch, random_config
 from safetensors.torch import load_file, save_file
 
 from polyrec import PolyRecForRecommendation
+from polyrec.core.manifest import write_manifest
 from polyrec.encoders.item import PADDING_ITEM, UNKNOWN_ITEM
 
 NAMES = ["click", "like"]
@@ -97,6 +98,7 @@ def test_tables_start_small_and_survive_the_way_to_disk(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["task_items.table.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(tmp_path)
     for fresh in (model, PolyRecForRecommendation.from_pretrained(tmp_path)):
         table = fresh.task_items.table.weight
         assert table[PADDING_ITEM].count_nonzero() == 0
