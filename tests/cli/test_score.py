@@ -74,8 +74,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "polyrec.cli", "score", str(run), "--output", str(killed), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def begun():
+        path = killed / "manifest.json"
+        return path.exists() and json.loads(path.read_text())["written"]
+
     try:
-        while not (killed / "shard-00000.safetensors").exists():
+        while not begun():
             assert process.poll() is None
             time.sleep(0.005)
     finally:

@@ -45,7 +45,8 @@ def test_stored_answers_teach_what_a_live_teacher_teaches(tmp_path):
     """Prevents a student that learns from files from becoming another one, and a teacher from learning along."""
     tables = synthetic_log(people=30)
     processor, _ = fit(tables, TASKS)
-    parts = processor.split(tables["interactions"], shuffle_ties=False)  # files hold answers to the log's own order
+    # Files hold answers to the log's own order and times; a live teacher is asked about what the student sees.
+    parts = processor.split(tables["interactions"], shuffle_ties=False, untimed_share=0.0)
     teacher = live(processor, seed=7, top_k=8, temperature=2.0)
     before = {name: p.clone() for name, p in teacher.model.named_parameters()}
     teacher.prepare(parts.train, processor)

@@ -88,8 +88,8 @@ def test_without_the_data(run, recipe_file, capsys):
     assert "no users to choose from" in capsys.readouterr().out
 
 
-def test_the_extra_is_named(monkeypatch, capsys):
+def test_the_extra_is_named(monkeypatch, capsys, tmp_path):
     """A traceback for whoever has not installed gradio."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["demo", "runs/none"]) == 2
+    assert main(["demo", str(tmp_path)]) == 2
     assert "pip install 'polyrec[web]'" in capsys.readouterr().err
