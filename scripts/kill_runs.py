@@ -189,6 +189,7 @@ _DISTILL = ["distill", "{world}/recipe.yaml", "--teacher", "{root}/run", "--resa
 _COMPARE = ["compare", "{world}/recipe.yaml", "--seeds", "1", "--variants", "multi,single", "--resamples", "5"]
 _SCORE = ["score", "{root}/run", "{world}/recipe.yaml", "--shard-rows", "60"]
 _EVALUATE = ["evaluate", "{root}/run", "--part", "valid", "--output", "{root}/run/valid.json"]
+_FINETUNE = ["finetune", "{root}/run", "--task", "rating", "--epochs", "1"]
 COMMANDS = [
     Command("train over a run", "trained", "run", _TRAIN),
     Command("train --resume", "interrupted", "run", [*_TRAIN, "--resume"]),
@@ -197,7 +198,7 @@ COMMANDS = [
     Command("compare", "nothing", "compared", [*_COMPARE, "--no-html"]),
     Command("score", "trained", "answers", _SCORE),
     Command("evaluate --output", "trained", "run", _EVALUATE),
-    Command("finetune", "trained", "run", ["finetune", "{root}/run", "--task", "rating", "--epochs", "1"]),
+    Command("finetune", "trained", "run", _FINETUNE, "already been fine-tuned"),
     Command("quantize", "trained", "run-int8", ["quantize", "{root}/run"]),
 ]
 

@@ -123,6 +123,17 @@ def test_one_file_more_keeps_what_vouches_for_the_others(tmp_path):
     assert read(place).items() >= {**MINE, "checkpoint-3/config.json": "old"}.items()
 
 
+def test_copies_on_a_file_system_without_links_are_not_taken_for_changes(tmp_path, monkeypatch):
+    """Prevents damage from being blessed, and users' files from being listed, where files cannot be shared."""
+
+    def refused(*_, **__):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_one_file_more_keeps_what_vouches_for_the_others(tmp_path)
+    assert not {*MINE} & check_manifest(tmp_path / "run").files.keys()
+
+
 def test_an_error_inside_leaves_the_old_run(tmp_path):
     place = tmp_path / "run"
     old_run(place)

@@ -94,6 +94,7 @@ def add_finetune(commands: Commands) -> None:
     finetune.add_argument("--learning-rate", type=float, help="its highest value (default: 0.001)")
     finetune.add_argument("--seed", type=int, help="(default: 0)")
     finetune.add_argument("--output", metavar="DIR", help="(default: RUN; with --scope all RUN-NAME)")
+    finetune.add_argument("--again", action="store_true", help="once more, with the settings of the last time")
     finetune.set_defaults(run=_finetune)
 
 
@@ -103,7 +104,7 @@ def _finetune(options: argparse.Namespace) -> None:
 
     names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
     given = chosen_flags(options, names)
-    finetune_run(options.run_folder, FinetuneSettings(**given), options.output)
+    finetune_run(options.run_folder, FinetuneSettings(**given), options.output, options.again)
 
 
 def add_update(commands: Commands) -> None:

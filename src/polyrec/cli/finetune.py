@@ -28,12 +28,15 @@ from polyrec.training.finetune import FinetuneSettings, finetune
 REPORT_NAME = "finetune.json"
 
 
-def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None) -> dict[str, Any]:
+def finetune_run(
+    run: str, settings: FinetuneSettings, output: str | None = None, again: bool = False
+) -> dict[str, Any]:
     """Train one task of a saved run further.
 
     Args:
         run: folder written by `polyrec train`.
         output: folder of the result; None: the run itself if other tasks stay as they are, else `<run>-<task>`.
+        again: train once more what was trained last, with the same settings.
 
     Returns:
         the report of `polyrec.training.finetune.finetune`, which is appended to finetune.json.
@@ -42,11 +45,17 @@ def finetune_run(run: str, settings: FinetuneSettings, output: str | None = None
     target = place_of(place)
     with locked(target):  # from the first look at the run: of two at a time one would be lost
         finish(target)
-        return _finetune(run, settings, place, target)
+        return _finetune(run, settings, place, target, again)
 
 
-def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path) -> dict[str, Any]:
+def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path, again: bool) -> dict[str, Any]:
     recipe = read_run(run)
+    before = target / REPORT_NAME
+    history = json.loads(before.read_text("utf-8")) if before.exists() else []
+    if not again and target == Path(run).resolve() and history and history[-1]["settings"] == asdict(settings):
+        raise ValueError(
+            f"{run} has already been fine-tuned just so, so there is nothing to do; --again trains it once more"
+        )
     if recipe.updates:
         raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
     _, parts = split_of_run(run, recipe)
@@ -61,8 +70,6 @@ def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path) -
         for name in (RECIPE_NAME, TRAINING_NAME):
             if (Path(run) / name).exists():
                 shutil.copy(Path(run) / name, draft / name)
-        before = place / REPORT_NAME
-        history = json.loads(before.read_text("utf-8")) if before.exists() else []
         write_atomically(draft / REPORT_NAME, json.dumps([*history, report], indent=2) + "\n")
         _show(report, place)
         _write_metrics(model, processor, parts, recipe, draft)

@@ -233,11 +233,15 @@ def _record_changes(place: Path, draft: Path, replaced: Sequence[str]) -> None:
     """Digests of the new files; those of the others stay, so that damage is not taken for a change."""
     new = [p for p in draft.rglob("*") if p.is_file() and not p.is_symlink() and p.name != MANIFEST_NAME]
     names = {path.relative_to(draft).as_posix(): path for path in new}
-    changed = [
-        name for name, path in names.items() if not (place / name).exists() or not os.path.samefile(path, place / name)
-    ]
+    changed = [name for name, path in names.items() if not (place / name).exists() or not _same(path, place / name)]
     refresh_manifest(draft, [*changed, *replaced])
     readable_by_umask(draft)
+
+
+def _same(copy: Path, original: Path) -> bool:
+    """Whether a file of a copy is that of the original: shared, or copied where files cannot be shared."""
+    one, two = copy.stat(), original.stat()
+    return os.path.samestat(one, two) or (one.st_size, one.st_mtime_ns) == (two.st_size, two.st_mtime_ns)
 
 
 def _link(source: Path, target: Path) -> None:
