@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from polyrec import PolyRecTrainer
 from polyrec.cli.main import main
 from polyrec.core.lock import locked
-from polyrec.core.manifest import MANIFEST_NAME, check_manifest
+from polyrec.core.manifest import MANIFEST_NAME, check_manifest, refresh_manifest
 from polyrec.runs.facts import about_run, training_differences
 from polyrec.training import checkpoints, resuming
 from polyrec.training.checkpoints import complete_checkpoints, newest_checkpoint
@@ -135,14 +135,13 @@ def test_a_half_written_checkpoint_of_an_earlier_version_is_ignored(world, tmp_p
 def test_a_damaged_best_checkpoint_is_an_error(world, tmp_path, capsys):
     """`load_best_model_at_end` kept the last weights without a word."""
     shutil.copytree(world / "straight", tmp_path / "run")
-    state = json.loads((complete_checkpoints(tmp_path / "run")[-1] / "trainer_state.json").read_text())
-    best = os.path.basename(state["best_model_checkpoint"])
-    newest = complete_checkpoints(tmp_path / "run")[-1].name
-    if best == newest:
-        pytest.skip("the last epoch was the best one")
-    shutil.rmtree(tmp_path / "run" / best)
+    first, last = complete_checkpoints(tmp_path / "run")
+    state = json.loads((last / "trainer_state.json").read_text())
+    (last / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": f"elsewhere/{first.name}"}))
+    refresh_manifest(last, ["trainer_state.json"])
+    os.truncate(first / "model.safetensors", 1000)
     assert train(world, tmp_path / "run", "--resume") == 2
-    assert f"{best}, cannot be used" in capsys.readouterr().err
+    assert f"{first.name}, cannot be used: " in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_the_old_run_stays(world, tmp_path, monkeypatch, capsys):
@@ -235,8 +234,6 @@ def test_changed_tables_are_refused_by_who_reads_a_run(world, tmp_path, capsys):
     changed = pd.concat([log, log.tail(1).assign(timestamp=9e9)])
     changed.to_parquet(tmp_path / "log.parquet")
     recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    from polyrec.core.manifest import refresh_manifest
-
     (tmp_path / "run" / "recipe.yaml").write_text(
         yaml.safe_dump(recipe | {"interactions": str(tmp_path / "log.parquet")})
     )
