@@ -140,7 +140,9 @@ def attempt(world: World, kind: str, number: int) -> dict[str, Any]:
     except MemoryError as error:
         result |= {"outcome": "memory", "message": f"MemoryError: {error}"}
     except Exception as error:
-        own = isinstance(error, Refused) or (isinstance(error, ValueError) and _is_own(error))
+        own = isinstance(error, Refused | OSError) or (
+            isinstance(error, ValueError) and _is_own(error)
+        )  # as main() has it
         result |= {"outcome": "refused" if own else "raw", "message": f"{type(error).__name__}: {error}"}
         if not own:
             result["message"] += f" at {_place(error)}"

@@ -299,6 +299,7 @@ def recipe_case(world: World, number: int) -> Case:
     """A recipe with one key changed, removed or misspelt."""
     random = of(2, number)
     values = copy.deepcopy(world.recipe) | {"output": str(world.folder / f"out-{number}")}
+    own_names = values["columns"]["item_features"]
     place, key = pick(random, [*_places(values)])
     what = pick(random, ["odd", "odd", "odd", "misspelt", "removed"])
     value = pick(random, ODD)
@@ -308,8 +309,8 @@ def recipe_case(world: World, number: int) -> Case:
         place.pop(key)
     elif isinstance(place, dict):
         place[f"{key}x"] = place.pop(key)
-    # A user's own names: columns, and free text of a card.
-    free = place is values.get("columns", {}).get("item_features") or what != "misspelt" or isinstance(place, list)
+
+    free = place is own_names or what != "misspelt" or isinstance(place, list)
 
     def check() -> None:
         path = world.folder / "fuzzed.yaml"
