@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 
-from polyrec.core.manifest import MANIFEST_NAME
+from polyrec.core.manifest import MANIFEST_NAME, fits
 from polyrec.data.processor_files import (
     CONFIG_NAME,
     EVENTS_NAME,
@@ -61,13 +60,8 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
         >>> matches("item_vectors/../../x.npy", ["item_vectors/*.npy"])
         False
     """
-    parts = path.split("/")
-    return any(_fits(parts, pattern.split("/")) for pattern in patterns)
-
-
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    plain = all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)
-    return plain and len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+    plain = all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in path.split("/"))
+    return plain and fits(path, patterns)
 
 
 def kind_of(path: str) -> str | None:
