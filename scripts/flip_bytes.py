@@ -16,24 +16,23 @@ import hashlib
 import json
 import os
 import random
-import select
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked; threads of the parent would not be in them
 
 import numpy as np
+from forked import Hang, limits, outcomes
 
 KINDS = ("flip", "flip", "flip", "flip", "truncate", "zeros", "swap", "delete")
-SECONDS = 60  # a trial may take
+SECONDS, MEMORY = 60, 8 << 30  # a trial may take
 FAULTS = ("SILENT", "abort", "hang", "memory", "traceback")
 # No answer and no figure is read from them.
 IGNORED = ("README.md", "LICENSE", "training_args.json", "*.png", "report.html", "emissions.csv")
@@ -94,16 +93,11 @@ def campaign(run: Path, other: Path, answers: Answers, trials: Sequence[Trial]) 
     """
     whole = hashlib.sha256(answers(run)).hexdigest()
     found: list[tuple[Trial, str, str]] = []
-    while len(found) < len(trials):
-        left = trials[len(found) :]
-        came = 0
-        for outcome, message in _forked(run, other, answers, left, whole):
-            found.append((left[came], outcome, message))
-            came += 1
-        if came < len(left):  # the child died in the next one
-            trial = left[came]
-            found.append((trial, "abort", "the process died or hung"))
+    for outcome in outcomes(trials, lambda trial: _attempt(run, other, answers, trial, whole), 2 * SECONDS):
+        trial = trials[len(found)]
+        if outcome is None:
             _restore(run, trial)
+        found.append((trial, *(outcome or ("abort", "the process died or hung"))))
     return found
 
 
@@ -118,56 +112,19 @@ def _restore(run: Path, trial: Trial) -> None:
         kept.unlink()
 
 
-def _forked(run: Path, other: Path, answers: Answers, trials: Sequence[Trial], whole: str) -> Iterator[tuple[str, str]]:
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            with os.fdopen(writing, "w", encoding="utf-8") as lines:
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, 1)
-                os.dup2(nothing, 2)
-                for trial in trials:
-                    lines.write(json.dumps(_attempt(run, other, answers, trial, whole)) + "\n")
-                    lines.flush()
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as lines:
-        while select.select([lines], [], [], 2 * SECONDS)[0] and (line := lines.readline()):
-            yield tuple(json.loads(line))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-class _Hang(BaseException):
-    pass
-
-
 def _attempt(run: Path, other: Path, answers: Answers, trial: Trial, whole: str) -> tuple[str, str]:
-    import resource
-
-    def stop(signum: int, frame: object) -> None:
-        raise _Hang
-
     kept = _keep(run, trial)
     kept.parent.mkdir(exist_ok=True)
     shutil.copy2(run / trial.path, kept)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]))
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
     try:
         if not spoil(run, other, trial):
             return "same file", ""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), limits(SECONDS, MEMORY), open(os.devnull, "w") as nothing:
             warnings.simplefilter("ignore")
-            same = hashlib.sha256(answers(run)).hexdigest() == whole
+            with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+                same = hashlib.sha256(answers(run)).hexdigest() == whole
         return ("same answer" if same else "SILENT"), ""
-    except _Hang:
+    except Hang:
         return "hang", f"more than {SECONDS} s"
     except MemoryError as error:
         return "memory", str(error)
@@ -175,7 +132,6 @@ def _attempt(run: Path, other: Path, answers: Answers, trial: Trial, whole: str)
         message = f"{type(error).__name__}: {error}"
         return ("refused" if isinstance(error, ValueError) else "traceback"), message
     finally:
-        signal.alarm(0)
         _restore(run, trial)
 
 

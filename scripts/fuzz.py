@@ -13,29 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import select
-import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked; threads of the parent would not be in them
 
+from forked import Hang, limits, outcomes
 from fuzz_cases import CASES, Refused, Silent, World
 
 SECONDS, MEMORY = 30, 1 << 30  # a case may take
 FAULTS = ("raw", "silent", "abort", "hang", "memory")
-
-
-class Hang(BaseException):
-    """A case took too long."""
 
 
 def main() -> int:
@@ -64,64 +58,21 @@ def main() -> int:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Outcomes by kind of input."""
-    outcomes = ("accepted", "refused", *FAULTS)
+    columns = ("accepted", "refused", *FAULTS)
     counts = {kind: Counter(c["outcome"] for c in found if c["kind"] == kind) for kind in CASES}
-    lines = [f"{'':<10}" + "".join(f"{name:>10}" for name in outcomes)]
+    lines = [f"{'':<10}" + "".join(f"{name:>10}" for name in columns)]
     lines += [
-        f"{kind:<10}" + "".join(f"{count[name]:>10}" for name in outcomes) for kind, count in counts.items() if count
+        f"{kind:<10}" + "".join(f"{count[name]:>10}" for name in columns) for kind, count in counts.items() if count
     ]
     return "\n".join(lines)
 
 
-def run(world: World, plan: list[tuple[str, int]], recycle: int = 200) -> Iterator[dict[str, Any]]:
-    """What happened to each case, in forked children, so that one that dies takes no other with it.
-
-    Args:
-        plan: (kind, number) of each case.
-        recycle: cases of one child.
-    """
-    done = 0
-    while done < len(plan):
-        part = plan[done : done + recycle]
-        came = 0
-        for outcome in _forked(world, part):
-            came += 1
-            yield outcome
-        done += came
-        if came < len(part):  # the child died in the next one
-            kind, number = part[came]
-            yield {
-                "kind": kind,
-                "number": number,
-                "outcome": "abort",
-                "about": "",
-                "message": "the process died or hung",
-            }
-            done += 1
-
-
-def _forked(world: World, part: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            with os.fdopen(writing, "w", encoding="utf-8") as lines:
-                for kind, number in part:
-                    lines.write(json.dumps(attempt(world, kind, number)) + "\n")
-                    lines.flush()
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as lines:
-        while select.select([lines], [], [], 4 * SECONDS)[0]:
-            line = lines.readline()
-            if not line:
-                break
-            yield json.loads(line)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+def run(world: World, plan: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """What happened to each (kind, number) of a plan."""
+    found = outcomes(plan, lambda case: attempt(world, *case), 4 * SECONDS)
+    for (kind, number), outcome in zip(plan, found, strict=True):
+        died = {"outcome": "abort", "about": "", "message": "the process died or hung"}
+        yield outcome or {"kind": kind, "number": number} | died
 
 
 def attempt(world: World, kind: str, number: int) -> dict[str, Any]:
@@ -132,7 +83,8 @@ def attempt(world: World, kind: str, number: int) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _within(SECONDS, case)
+            with limits(SECONDS, 4 * MEMORY):
+                case()
     except Silent as error:
         result |= {"outcome": "silent", "message": str(error)}
     except Hang:
@@ -149,22 +101,6 @@ def attempt(world: World, kind: str, number: int) -> dict[str, Any]:
     if _peak() - before > MEMORY and result["outcome"] in ("accepted", "refused"):
         result |= {"outcome": "memory", "message": f"{(_peak() - before) >> 20} MiB"}
     return result
-
-
-def _within(seconds: int, case: Callable[[], None]) -> None:
-    def stop(signum: int, frame: Any) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY, limits[1]))
-    try:
-        case()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.alarm(0)
 
 
 def _is_own(error: BaseException) -> bool:

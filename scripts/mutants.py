@@ -1,6 +1,6 @@
 """Do the tests notice a wrong line? Changes one comparison, operator or number at a time and runs the tests of it.
 
-    pytest -n 2 --dist loadfile --cov --cov-context=test     # which test runs which line, once: .coverage
+    pytest -n 2 --dist loadfile --cov --cov-context=test --junitxml=.coverage.xml   # once: who runs what, how long
     python scripts/mutants.py --mutants 200
 
 A mutant that no test fails on is printed with its line: a check that is missing, or a change that changes nothing.
@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import importlib
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from coverage import CoverageData
+from forked import limits, outcomes
+
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "polyrec"
-SECONDS = 300  # a mutant that loops for ever counts as noticed
+SECONDS, MEMORY = 300, 1 << 40  # a mutant that loops for ever counts as noticed
+IMPORTED = ("torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow.parquet", "hypothesis", "peft")
 _COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -65,29 +72,36 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once (default: 2)")
     parser.add_argument(
-        "--tests", type=int, default=60, help="tests per mutant, of those that run its line (default: 60)"
+        "--budget", type=float, default=60, help="seconds of tests per mutant, the shortest first (default: 60)"
     )
     parser.add_argument("--only", default="", help="files whose path contains this text")
     options = parser.parse_args()
     covered = CoverageData(str(ROOT / ".coverage"))
     covered.read()
+    seconds = durations(ROOT / ".coverage.xml")
     files = [path for path in sorted(SOURCE.rglob("*.py")) if options.only in str(path)]
-    chosen = random.Random(options.seed)
     places = [mutant for path in files for mutant in mutants_of(path)]
-    sample = chosen.sample(places, min(options.mutants, len(places)))
+    sample = random.Random(options.seed).sample(places, min(options.mutants, len(places)))
+    plan = [(mutant, tests_of(covered, seconds, mutant, options.budget)) for mutant in sample]
+    compileall.compile_dir(SOURCE, quiet=1)
+    for name in IMPORTED:  # once, not for every mutant
+        importlib.import_module(name)
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+        parts = pool.map(try_all, [plan[first :: options.jobs] for first in range(options.jobs)], chunksize=1)
+    survivors = sum(parts)
+    print(f"{len(plan) - survivors} of {len(plan)} mutants noticed ({1 - survivors / max(len(plan), 1):.1%})")
+    return int(survivors > 0.05 * len(plan))
 
-    def attempt(mutant: Mutant) -> bool:
-        tests = tests_of(covered, mutant)
-        chosen_tests = random.Random(options.seed).sample(tests, min(options.tests, len(tests)))
-        return bool(tests) and noticed(mutant, chosen_tests)
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(attempt, sample))
-    for mutant in (m for m, killed in zip(sample, outcomes, strict=True) if not killed):
-        old = (SOURCE.parent / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
-        print(f"survives: {mutant.path}:{mutant.line}: {old}    ->    {mutant.text}")
-    print(f"{sum(outcomes)} of {len(outcomes)} mutants noticed ({sum(outcomes) / max(len(outcomes), 1):.1%})")
-    return int(sum(outcomes) < 0.95 * len(outcomes))
+def try_all(plan: list[tuple[Mutant, list[str]]]) -> int:
+    """Print the mutants that no test notices; how many they are."""
+    survivors = 0
+    for (mutant, tests), seen in zip(plan, outcomes(plan, noticed, 2 * SECONDS, recycle=1), strict=True):
+        if seen is False:  # None: the process died, which no run of the tests would overlook
+            survivors += 1
+            old = (SOURCE.parent / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
+            print(f"survives {len(tests)} tests: {mutant.path}:{mutant.line}: {old}    ->    {mutant.text}", flush=True)
+    return survivors
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
@@ -131,27 +145,47 @@ def _changed(node: ast.AST) -> ast.expr | None:
     return None
 
 
-def tests_of(covered: CoverageData, mutant: Mutant) -> list[str]:
-    """Names of the tests that run a mutant's line."""
+def durations(path: Path) -> dict[str, float]:
+    """Seconds of each test of a report in JUnit's format, by `file.class.name`."""
+    cases = xml.etree.ElementTree.parse(path).iter("testcase")
+    return {f"{case.get('classname')}.{case.get('name')}": float(case.get("time", 0)) for case in cases}
+
+
+def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, budget: float) -> list[str]:
+    """Names of the tests that run a mutant's line, the shortest first, as many as the budget allows."""
     lines = covered.contexts_by_lineno(str(SOURCE.parent / mutant.path))
     found = {context.partition("|")[0] for context in lines.get(mutant.line, [])}
-    return sorted(name for name in found if name.startswith("tests/"))  # doctests import the tree that is not changed
+    chosen, spent = [], 0.0
+
+    def length(test: str) -> float:
+        file, _, name = test.partition("::")
+        return seconds.get(f"{file.removesuffix('.py').replace('/', '.')}.{name.replace('::', '.')}", 1.0)
+
+    for test in sorted((name for name in found if name.startswith("tests/")), key=length):
+        if chosen and spent + length(test) > budget:
+            break
+        chosen.append(test)
+        spent += length(test)
+    return chosen
 
 
-def noticed(mutant: Mutant, tests: list[str]) -> bool:
-    """Whether one of the tests fails with the mutant."""
+def noticed(case: tuple[Mutant, list[str]]) -> bool:
+    """Whether one of the tests fails with the mutant; for a child of a process that has not imported polyrec."""
+    mutant, tests = case
+    if not tests:
+        return False
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(SOURCE, Path(folder) / "polyrec", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(SOURCE, Path(folder) / "polyrec")  # with the compiled files
         path = Path(folder) / mutant.path
         source = path.read_bytes()
         path.write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
-        environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-cov", *tests]
-        try:
-            found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return True
-    return found.returncode != 0
+        os.environ["PYTHONPATH"] = folder
+        sys.path.insert(0, folder)
+        os.chdir(ROOT)
+        with open(os.devnull, "w") as nothing, limits(SECONDS, MEMORY):
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+            return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-cov", "--assert=plain", *tests]) != 0
 
 
 if __name__ == "__main__":

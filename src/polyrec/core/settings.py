@@ -231,6 +231,8 @@ def read_value(annotation: Any, value: Any, name: str) -> Any:
             hint = f"; did you mean {close[0]!r}?"
         elif isinstance(value, bool | int | float) and takes_text(annotation):
             hint = ", written in quotes"  # YAML reads no, yes, on, off and 1:30 as something else
+        elif isinstance(value, float) and not math.isfinite(value):
+            hint = ", and finite"
         raise SettingError(name, f"is {shown(value)}; it must be {expected(annotation)}{hint}")
     return found
 

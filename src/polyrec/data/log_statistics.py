@@ -63,6 +63,7 @@ class LogStatistics:
         self.spread: dict[str, float] = {}
         self.past_spread: dict[str, float] = {}  # of marks of the past
         self._history: LevelHistory | None = None  # built when it is first needed, never saved
+        self._of_past: tuple[PastEvents, RunningStatistics] | None = None  # of the last log, likewise
 
     @classmethod
     def of(
@@ -176,6 +177,7 @@ class LogStatistics:
     def _recount_past(self, log: EventLog) -> None:
         assert self.past is not None
         self.past.reset()
+        self._of_past = None
         if log.past is not None:
             self.past.update(self._past_table(log))
 
@@ -239,12 +241,12 @@ class LogStatistics:
     def _past_features(self, log: EventLog) -> np.ndarray:
         """Features of every event of a log that come of the events before it, [R, F]."""
         assert self.past is not None
-        table, before = self._table(log, self.past), 0
-        if log.past is not None:
-            before = len(log.past.item)
-            table = self._past_table(log).followed_by(table)
-        # All of the past happened at one time, before which nothing was known: an empty history.
-        return self.past.transform(table, history=LevelHistory())[before:]
+        if log.past is None:
+            return self.past.transform(self._table(log, self.past))
+        known = self._of_past
+        if known is None or known[0] is not log.past:
+            self._of_past = known = log.past, self.past.with_users(self._past_table(log))
+        return known[1].transform(self._table(log, self.past))
 
     def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
         """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""

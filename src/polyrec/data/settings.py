@@ -38,7 +38,7 @@ class SplitSettings:
         >>> SplitSettings(max_delay=float("inf"))
         Traceback (most recent call last):
             ...
-        polyrec.core.settings.SettingError: max_delay is inf; it must be a number >= 0
+        polyrec.core.settings.SettingError: max_delay is inf; it must be a number >= 0, and finite
     """
 
     by: Literal["time", "leave_one_out"] = "time"

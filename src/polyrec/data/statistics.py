@@ -27,6 +27,7 @@ Letters: R rows, F features, T targets, M occurrences of a key in a row, G disti
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -207,6 +208,17 @@ class RunningStatistics:
         for name, state in advanced.items():
             self._states[name] = self._states[name].put(state) if name in self._states else state
         self.last_time = float(table.time[new].max())
+
+    def with_users(self, table: EventTable) -> RunningStatistics:
+        """These statistics, knowing also what earlier events say of their users, for [`transform`]; never saved.
+
+        All of `table` happened at one time, before which nothing was known, and is part of what [`update`] has seen.
+        """
+        known = copy.copy(self)
+        held = np.ones(len(table), dtype=bool)
+        over = self._over(table, self._states, held=held, history=LevelHistory())
+        known._states = self._states | over.advanced(personal=True)
+        return known
 
     def recorded(self, table: EventTable) -> LevelHistory:
         """The baselines of all times of a whole log."""

@@ -19,13 +19,18 @@ from polyrec.data.prefix_sums import Occurrences
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
 
 
-def stateful(statistics: Sequence[StatisticConfig], context: Sequence[tuple[str, ...]]) -> list[StatisticConfig]:
+def stateful(
+    statistics: Sequence[StatisticConfig], context: Sequence[tuple[str, ...]], personal: bool = False
+) -> list[StatisticConfig]:
     """Every statistic with a state of its own, the levels included; one that equals a level shares that level's.
 
     Nothing is kept per user: a user's own events say it, and come with each table.
+
+    Args:
+        personal: those per user instead.
     """
     found = {config.name: config for config in [*statistics, *levels(context).values()]}
-    return [config for config in found.values() if not config.personal]
+    return [config for config in found.values() if config.personal == personal]
 
 
 @dataclass
@@ -277,10 +282,10 @@ class StatisticsPass:
             gap = np.log1p(np.maximum(self.table.time[found.row] - last, 0))
             yield _reduce(gap[:, None], found.row, rows, "min")
 
-    def advanced(self) -> dict[str, KeyStates]:
-        """The states, after all rows of the table, of the keys that occur in it."""
+    def advanced(self, personal: bool = False) -> dict[str, KeyStates]:
+        """The states, after all rows of the table, of the keys that occur in it; of those per user if `personal`."""
         states, width = {}, len(self.targets)
-        for found, configs in self._by_keys(stateful(self.statistics, self.context)):
+        for found, configs in self._by_keys(stateful(self.statistics, self.context, personal)):
             bounds = found.bounds
             arrivals = np.diff(bounds)
             last = np.full(len(found.keys), np.nan)
