@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +36,7 @@ def uniform(event: np.ndarray, seed: int, epoch: int, key: str) -> np.ndarray:
         >>> bool((one == two[::-1]).all())
         True
     """
-    start = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
-    x = splitmix64(start + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))  # wraps, as it should
+    x = splitmix64(_word(seed, epoch, key) + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))  # wraps, as it should
     return (x >> np.uint64(11)) * 2.0**-53
 
 
@@ -47,8 +47,14 @@ def stream(seed: int, epoch: int, key: str) -> int:
         >>> stream(0, 1, "order") == stream(1, 0, "order")
         False
     """
-    words = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
+    return int(_word(seed, epoch, key)[0] >> np.uint64(1))
+
+
+@lru_cache(maxsize=128)  # windows that are read one by one ask for the same one
+def _word(seed: int, epoch: int, key: str) -> np.ndarray:
+    word = np.random.SeedSequence((seed, epoch, zlib.crc32(key.encode()))).generate_state(1, np.uint64)
+    word.flags.writeable = False
+    return word
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
