@@ -56,6 +56,7 @@ class Mutant:
         line: where it begins, from 1.
         start, end: offsets of the replaced expression in the file's bytes.
         text: what stands there instead.
+        scopes: first and last lines of the place, of the functions and classes around it from the inside, of the file.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Mutant:
     start: int
     end: int
     text: str
+    scopes: tuple[tuple[int, int], ...]
 
 
 def main() -> int:
@@ -117,12 +119,16 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         for a in ("annotation", "returns")
         for n in ast.walk(getattr(f, a, None) or ast.Pass())
     }
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     for node in ast.walk(tree):
         changed = None if id(node) in annotations else _changed(node)
         if changed is not None:
             begin = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
-            yield Mutant(path.relative_to(SOURCE.parent), node.lineno, begin, end, f"({ast.unparse(changed)})")
+            around = [(b.lineno, b.end_lineno) for b in blocks if b.lineno <= node.lineno <= b.end_lineno]
+            around.sort(key=lambda lines: lines[1] - lines[0])
+            scopes = ((node.lineno, node.lineno), *around, (1, len(starts)))
+            yield Mutant(path.relative_to(SOURCE.parent), node.lineno, begin, end, f"({ast.unparse(changed)})", scopes)
 
 
 def _changed(node: ast.AST) -> ast.expr | None:
@@ -154,14 +160,18 @@ def durations(path: Path) -> dict[str, float]:
 def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, budget: float) -> list[str]:
     """Names of the tests that run a mutant's line, the shortest first, as many as the budget allows."""
     lines = covered.contexts_by_lineno(str(SOURCE.parent / mutant.path))
-    found = {context.partition("|")[0] for context in lines.get(mutant.line, [])}
-    chosen, spent = [], 0.0
+    found: set[str] = set()
+    for first, last in mutant.scopes:  # a default is read when its module is imported, by no test
+        contexts = {context for line in range(first, last + 1) for context in lines.get(line, [])}
+        found = found or {name for name in (c.partition("|")[0] for c in contexts) if name.startswith("tests/")}
+    chosen: list[str] = []
+    spent = 0.0
 
     def length(test: str) -> float:
         file, _, name = test.partition("::")
         return seconds.get(f"{file.removesuffix('.py').replace('/', '.')}.{name.replace('::', '.')}", 1.0)
 
-    for test in sorted((name for name in found if name.startswith("tests/")), key=length):
+    for test in sorted(found, key=length):
         if chosen and spent + length(test) > budget:
             break
         chosen.append(test)
