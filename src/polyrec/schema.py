@@ -7,6 +7,7 @@ import re
 import zoneinfo
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from polyrec.core.names import check_task_name, check_task_names
@@ -217,6 +218,8 @@ class Columns:
     Args:
         user, item, time: columns of the interactions. Times are seconds since the epoch, Arrow/pandas timestamps or
             ISO strings; `time_unit` says what plain numbers count.
+        time_format: how times are written that are texts but not ISO 8601, as for `datetime.strptime` ("%d.%m.%Y
+            %H:%M"); times of requests may be written so, too.
         order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
         feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
         context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
@@ -254,6 +257,7 @@ class Columns:
     item: str = "item_id"
     time: str = "timestamp"
     time_unit: TimeUnit = "s"
+    time_format: str | None = None
     order: str | None = None
     feedback: tuple[str, ...] | dict[str, str] = ()
     context: tuple[str, ...] | dict[str, str] = ()
@@ -285,6 +289,8 @@ class Columns:
         if self.query_item is not None and self.query is None:
             raise ValueError("columns.query_item says what a query is the text of: name the column of queries, too")
         _check_clock(self.clock)
+        if self.time_format is not None:
+            _check_format(self.time_format)
         if self.past is not None and not self.past:
             raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
 
@@ -318,6 +324,19 @@ def _check_clock(clock: float | str | None) -> None:
             raise SettingError("columns.clock", f"is {clock!r}, which is no time zone; {hint}")
     elif clock is not None and not -24 <= clock <= 24:
         raise SettingError("columns.clock", f"is {clock}; hours from UTC are -24 to 24, or name a zone")
+
+
+def _check_format(written: str) -> None:
+    """Refuse a format that does not say which day it was."""
+    day = datetime(2026, 11, 24)
+    try:
+        found = datetime.strptime(day.strftime(written), written)
+    except ValueError:
+        found = None
+    if found is None or found.date() != day.date():
+        raise SettingError(
+            "columns.time_format", f"is {written!r}, which says no day: write e.g. '%d.%m.%Y' or '%m/%d/%Y %H:%M'"
+        )
 
 
 def _check_kinds(declared: Mapping[str, str], known: list[str], files: bool = False) -> None:

@@ -143,3 +143,22 @@ def test_a_missing_id_is_refused_and_a_missing_category_is_missing(tmp_path):
     assert processor.event_encoders["candidate"]["device"].vocabulary == ["tv"]
     with pytest.raises(ValueError, match="row 1"):
         PolyRecProcessor.fit({"user_id": ["a", " "], "item_id": [1, 2], "timestamp": [1, 2]}, tasks=tasks)
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_sample_has_whole_rows_from_several_places(tmp_path, quoted):
+    """Prevents cut rows, rows that count twice, and a sample of a file's beginning alone."""
+    frame = pd.DataFrame({"n": range(30_000), "text": ['x, "y"\nz' if quoted else "word"] * 30_000})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    for table in (read_table(tmp_path / "x.csv", "x", rows=1_000), read_table(tmp_path / "x.csv", "x", rows=90_000)):
+        found = table.to_pandas()
+        assert found["n"].is_unique
+        assert found.equals(frame.iloc[found["n"]].reset_index(drop=True))
+    assert len(found) == 30_000
+    few = read_table(tmp_path / "x.csv", "x", rows=1_000)["n"].to_numpy()
+    assert 400 < len(few) < 2_000
+    assert few[0] == 0
+    assert quoted or few[-1] == 29_999
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=1_000)
+    rows = read_table(tmp_path / "x.parquet", "x", rows=800)["n"].to_numpy()
+    assert (len(rows), rows[0], rows[-1]) == (800, 0, 29_099)

@@ -114,3 +114,17 @@ def test_item_times_that_are_years_are_refused():
         PolyRecProcessor.fit(
             log, items, tasks=[{"name": "rating", "head": "regression"}], columns={"item_time": "year"}
         )
+
+
+def test_times_of_a_format_are_those_of_strptime():
+    """Prevents the first of December from being the twelfth of January."""
+    written = ["01.12.2023 08:30", "2023-12-02", None, "13.01.2024 00:00"]
+    found = seconds(pa.array(written), "s", "x", "%d.%m.%Y %H:%M")
+    utc = datetime.UTC
+    assert found[0] == datetime.datetime.strptime(written[0], "%d.%m.%Y %H:%M").replace(tzinfo=utc).timestamp()
+    assert found[1] == datetime.datetime(2023, 12, 2, tzinfo=utc).timestamp()  # ISO stays ISO, as requests write it
+    assert np.isnan(found[2])
+    with pytest.raises(ValueError, match=r"row 0: 13/01/2024; use ISO 8601.*, or columns.time_format \('%m/%d/%Y'\)"):
+        times(pa.table({"timestamp": ["13/01/2024"]}), Columns(time_format="%m/%d/%Y"), "log")
+    with pytest.raises(ValueError, match=r"columns.time_format is '%H:%M', which says no day"):
+        Columns(time_format="%H:%M")

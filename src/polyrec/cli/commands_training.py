@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import argparse
 
-from polyrec.cli.flags import Commands, add_recipe, chosen_flags, read_recipe
+from polyrec.cli.flags import COLUMN_FLAGS, Commands, add_columns, add_recipe, chosen_flags, read_recipe
 from polyrec.extras import check_extra
+
+
+def add_init(commands: Commands) -> None:
+    """`polyrec init`."""
+    init = commands.add_parser(
+        "init",
+        help="write the recipe of an event log: columns found by name and content, tasks proposed",
+        description="Reads a sample of a table of events, finds user, item and time by names and values, proposes "
+        "tasks from the feedback columns, prints each choice with its reason and writes a commented recipe for "
+        "`polyrec train`. Where two columns would do alike, it asks (in a terminal) or names the flag that decides.",
+    )
+    init.add_argument("table", metavar="EVENTS", help="event log, .parquet or .csv")
+    init.add_argument("items", nargs="?", metavar="ITEMS", help="item attributes; the same as --items")
+    init.add_argument("--items", dest="items_flag", metavar="PATH", help="item attributes")
+    init.add_argument("--users", metavar="PATH", help="attributes of users")
+    add_columns(init)
+    init.add_argument("--output", default="recipe.yaml", metavar="FILE", help="a new file (default: recipe.yaml)")
+    init.set_defaults(run=_init)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from polyrec.cli.init import init
+
+    given = chosen_flags(options, COLUMN_FLAGS)
+    init(options.table, options.items_flag or options.items, options.users, given, options.output)
 
 
 def add_train(commands: Commands) -> None:
     """`polyrec train`."""
-    train = commands.add_parser("train", help="train a model from a YAML recipe, from flags, or from both (flags win)")
+    train = commands.add_parser(
+        "train", help="train a model from a YAML recipe, from an event log, from flags, or both (flags win)"
+    )
     add_recipe(train, "folder of the run (default: runs/latest)")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     train.set_defaults(run=_train)

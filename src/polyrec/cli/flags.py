@@ -13,6 +13,7 @@ from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
 from polyrec.core.settings import nearest
 from polyrec.core.swap import recover
 
+COLUMN_FLAGS = ("user", "item", "time", "time_format")
 Commands = Any  # argparse does not name the type of add_subparsers
 
 
@@ -21,11 +22,13 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "recipe",
         nargs="?",
-        help="YAML file; its keys are the flags below plus columns, split, processor, model, training, tune",
+        help="YAML file; its keys are the flags below plus columns, split, processor, model, training, tune. Or the "
+        "event log itself: columns are found and tasks proposed as `polyrec init` does",
     )
     parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
     parser.add_argument("--items", metavar="PATH", help="item attributes")
     parser.add_argument("--users", metavar="PATH", help="attributes of people")
+    add_columns(parser)
     parser.add_argument("--past", metavar="PATH", help="what people did before the log, lists of item ids")
     parser.add_argument(
         "--task",
@@ -43,6 +46,13 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which column is what."""
+    for role in ("user", "item", "time"):
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the event log that is the {role}")
+    parser.add_argument("--time-format", metavar="FORMAT", help="of times that are no ISO 8601, e.g. %%d.%%m.%%Y")
+
+
 def chosen_flags(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """The flags among some that were given; the others keep the defaults of what reads them."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -54,12 +64,29 @@ def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
     overrides |= chosen_flags(options, ("interactions", "items", "users", "past", "output"))
+    given = chosen_flags(options, COLUMN_FLAGS)
+    values = _of_table(options, given) if options.recipe is not None else None
+    if values is None:
+        overrides |= {f"columns.{name}": value for name, value in given.items()}
     overrides |= dict(parse_override(text) for text in options.set)
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = load_recipe(options.recipe if values is None else values, overrides)
     if options.output is None:
         recipe.output += suffix
     recipe.check()
     return recipe
+
+
+def _of_table(options: argparse.Namespace, given: dict[str, str]) -> dict[str, Any] | None:
+    """The values of a recipe if a command was given a table of events in its place."""
+    from polyrec.data.tables import is_table
+
+    if not is_table(options.recipe):
+        return None
+    if options.interactions is not None:
+        raise ValueError(f"the event log is given twice, as {options.recipe} and as --interactions: leave one out")
+    from polyrec.cli.init import recipe_of
+
+    return recipe_of(options.recipe, options.items, options.users, given)
 
 
 def check_run_folders(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from polyrec.core.secrets import hide_secrets
 from polyrec.core.signals import Interrupted, handled, interrupt
 
 _COMMANDS = (
+    training.add_init,
     training.add_train,
     training.add_compare,
     training.add_tune,

@@ -101,14 +101,14 @@ class Recipe:
         return without_secrets(asdict(self))
 
 
-def load_recipe(path: str | None, overrides: Mapping[str, Any]) -> Recipe:
+def load_recipe(source: str | dict[str, Any] | None, overrides: Mapping[str, Any]) -> Recipe:
     """Read a recipe; flags win over the file.
 
     Args:
-        path: a YAML file, or None.
+        source: a YAML file, the values themselves, or None.
         overrides: {"model.hidden_size": 64, "output": ...}; see `set_entry`.
     """
-    values = {} if path is None else read_recipe_file(Path(path))
+    values = read_recipe_file(Path(source)) if isinstance(source, str) else source or {}
     for key, value in overrides.items():
         set_entry(values, key, value)
     return from_dict(Recipe, values)

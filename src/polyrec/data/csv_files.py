@@ -22,11 +22,12 @@ from polyrec.data.typed_text import MISSING_TEXTS, typed
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _HEAD = 1 << 18  # bytes by which separator and names are found
 _BLOCK = 1 << 24  # bytes; no row may be longer
+_LONG_LINE, _MOST_BYTES = 400, 1 << 26  # bytes of a line and of all lines that a sample reads
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _WESTERN = "cp1252"  # Latin-1 with printable characters where that has none
 
 
-def read_csv(path: Path, name: str) -> pa.Table:
+def read_csv(path: Path, name: str, rows: int | None = None) -> pa.Table:
     """Read a csv file as `pandas.read_csv` does (missing cells, quotes, line breaks in quotes), with typed columns.
 
     The separator is the one of comma, semicolon, tab and bar that divides the first rows alike. Text that is not UTF-8
@@ -35,6 +36,7 @@ def read_csv(path: Path, name: str) -> pa.Table:
 
     Args:
         name: what the table is, for messages.
+        rows: read about so many of them, the first ones and some from further places, instead of all.
 
     Raises:
         ValueError: names the file and the row that has too many or too few cells, or what to do about the encoding.
@@ -44,22 +46,25 @@ def read_csv(path: Path, name: str) -> pa.Table:
     encoding = next((e for mark, e in _MARKS.items() if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and head.count(0) > len(head) / 4:  # UTF-16 without a mark
         encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+    source: Path | pa.Buffer = path
+    if rows is not None and encoding == "utf-8":  # of UTF-16, lines end in two bytes
+        source = pa.py_buffer(_some_lines(path, rows))
     if encoding == "utf-8" and not _is_utf8(head, cut=True):
-        encoding = _other_encoding(path, name)
+        encoding = _other_encoding(source, path, name)
     try:
-        return _parse(path, name, head, encoding)
+        return _parse(source, path, name, head, encoding)
     except (pa.ArrowInvalid, UnicodeError) as error:
-        if encoding != "utf-8" or not any(not _is_utf8(part) for part in _parts(path)):
+        if encoding != "utf-8" or not any(not _is_utf8(part) for part in _parts(source)):
             raise ValueError(f"{name}: cannot read {path} ({_short(error)}): it may be of another format") from error
-    return _parse(path, name, head, _other_encoding(path, name))
+    return _parse(source, path, name, head, _other_encoding(source, path, name))
 
 
-def _parse(path: Path, name: str, head: bytes, encoding: str) -> pa.Table:
+def _parse(source: Path | pa.Buffer, path: Path, name: str, head: bytes, encoding: str) -> pa.Table:
     text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).removeprefix("\ufeff")
     if not text.strip():
         raise ValueError(f"{name}: {path} is empty")
     separator, header = sniff(text)
-    quoted = encoding != "utf-8" or any(b'"' in part for part in _parts(path))  # only then may a row be several lines
+    quoted = encoding != "utf-8" or any(b'"' in part for part in _parts(source))  # only then may a row be several lines
     bad: list[Any] = []
 
     def of_other_length(row: Any) -> str:
@@ -71,7 +76,7 @@ def _parse(path: Path, name: str, head: bytes, encoding: str) -> pa.Table:
     kinds = {f"f{n}": pa.string() for n in range(len(header))}
     try:
         table = pv.read_csv(
-            path,
+            source if isinstance(source, Path) else pa.BufferReader(source),
             # Numbered names: the header is a row like others, so that no type is guessed for a column.
             read_options=pv.ReadOptions(autogenerate_column_names=True, encoding=encoding, block_size=_BLOCK),
             parse_options=pv.ParseOptions(
@@ -147,9 +152,46 @@ def sniff(text: str) -> tuple[str, list[str]]:
     return best, widths[best][2]
 
 
-def _parts(path: Path) -> Iterator[bytes]:
-    """A file in pieces that end between lines, so that no character is cut."""
+def _some_lines(path: Path, rows: int) -> bytes:
+    """The first lines of a file and, unless texts are quoted or it is compressed, some of eight places further on."""
+    most = min(rows * _LONG_LINE, _MOST_BYTES)
     with pa.input_stream(str(path)) as file:
+        head = file.read(most)
+        whole = len(head) < most
+    last = _end_of_line(head, rows)
+    found = head if whole and last is None else head[: last or head.rfind(b"\n") + 1]
+    end, odd = len(found), found.count(b'"') % 2
+    while odd and end > 0:  # it ends in the middle of a quoted text
+        cut = found.rfind(b"\n", 0, end - 1) + 1
+        odd ^= found.count(b'"', cut, end) % 2
+        end = cut
+    found = found[: end or len(found)]
+    size, length = path.stat().st_size, len(found)
+    if b'"' in found or (whole and last is None) or path.suffix == ".gz":
+        return found
+    parts, width = [found], max(length // 16, 1)
+    if size - length > 9 * width:  # else they would hold lines twice
+        with path.open("rb") as file:
+            for place in range(1, 9):
+                file.seek(length + (size - length - width) * place // 8)
+                lines = file.read(width)
+                parts.append(lines[lines.find(b"\n") + 1 : lines.rfind(b"\n") + 1])
+    return b"".join(parts)
+
+
+def _end_of_line(text: bytes, number: int) -> int | None:
+    """Where the line of a number ends (the header is line 0); None if there are not so many."""
+    at = -1
+    for _ in range(number + 1):
+        at = text.find(b"\n", at + 1)
+        if at < 0:
+            return None
+    return at + 1
+
+
+def _parts(source: Path | pa.Buffer) -> Iterator[bytes]:
+    """A file in pieces that end between lines, so that no character is cut."""
+    with pa.input_stream(str(source) if isinstance(source, Path) else source) as file:
         rest = b""
         while part := file.read(_BLOCK):
             lines, newline, rest_ = (rest + part).rpartition(b"\n")
@@ -167,11 +209,11 @@ def _is_utf8(part: bytes, cut: bool = False) -> bool:
     return True
 
 
-def _other_encoding(path: Path, name: str) -> str:
+def _other_encoding(source: Path | pa.Buffer, path: Path, name: str) -> str:
     """Windows-1252 for a file that is not UTF-8 and looks like a western text; anything else is refused."""
     accents = strange = utf8 = 0
     sample = ""
-    for part in _parts(path):
+    for part in _parts(source):
         accents += len(re.findall(rb"[\x80-\xff]", part))
         # Accents stand alone among letters, and few signs of Windows-1252 are ever written.
         strange += len(re.findall(rb"[\x80-\xff](?=[\x80-\xff])|[\x81-\x84\x86-\x8d\x8f\x90\x98\x9b\x9d]", part))

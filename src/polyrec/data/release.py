@@ -36,7 +36,7 @@ def item_times(columns: Columns, items: EntityTable) -> np.ndarray:
     assert columns.item_time is not None
     values = column(items.table, columns.item_time, "items", "item time")
     what = f"items: column {columns.item_time!r} (item time)"
-    return np.concatenate([np.full(FIRST, np.nan), seconds(values, columns.time_unit, what)])
+    return np.concatenate([np.full(FIRST, np.nan), seconds(values, columns.time_unit, what, columns.time_format)])
 
 
 def first_times(items: np.ndarray, times: np.ndarray, num_items: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -36,7 +37,7 @@ _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError, NotImplementedError)
 
 
-def read_table(source: Any, name: str) -> pa.Table:
+def read_table(source: Any, name: str, rows: int | None = None) -> pa.Table:
     """Return `source` as an Arrow table.
 
     Args:
@@ -44,6 +45,7 @@ def read_table(source: Any, name: str) -> pa.Table:
             files, a pandas DataFrame, a `datasets.Dataset`, an Arrow table, reader or data set, any object with
             `__arrow_c_stream__` (polars, DuckDB), or a mapping of column names to sequences.
         name: what the table is ("interactions"), for messages.
+        rows: of a file, read about so many rows from several places instead of all.
 
     Raises:
         ValueError: a path that cannot be read, an empty table, values that no column can hold, or a column name used
@@ -53,18 +55,18 @@ def read_table(source: Any, name: str) -> pa.Table:
         >>> read_table({"user_id": [1, 2], "item_id": ["007", "7"]}, "interactions").num_rows
         2
     """
-    table = _convert(source, name)
+    table = _convert(source, name, rows)
     if table.num_rows == 0:
         hint = " (a stream of Arrow can be read once: pass a table)" if isinstance(source, pa.RecordBatchReader) else ""
         raise ValueError(f"{name}: the table has no rows; check the path or the filter that produced it{hint}")
     return table
 
 
-def _convert(source: Any, name: str) -> pa.Table:
+def _convert(source: Any, name: str, rows: int | None = None) -> pa.Table:
     """[`read_table`] of a table that may have no rows."""
     library, kind = type(source).__module__.split(".")[0], type(source).__name__
     if isinstance(source, str | Path):
-        table = read_file(Path(source), name)
+        table = read_file(Path(source), name, rows)
     elif isinstance(source, pa.Table):
         table = source
     elif kind in ("DatasetDict", "IterableDatasetDict"):
@@ -170,17 +172,27 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def read_file(path: Path, name: str) -> pa.Table:
-    """Read a .parquet or .csv file, or a folder of parquet files; it may have no rows."""
+def is_table(path: str) -> bool:
+    """Whether a path ends as those of tables do.
+
+    Example:
+        >>> is_table("events.csv.gz"), is_table("recipe.yaml")
+        (True, False)
+    """
+    return path.rstrip("/").endswith((*_CSV, ".parquet"))
+
+
+def read_file(path: Path, name: str, rows: int | None = None) -> pa.Table:
+    """Read a .parquet or .csv file, or a folder of parquet files; it may have no rows. `rows`: see [`read_table`]."""
     try:
         if not path.exists():
             raise ValueError(f"{name}: no such file: {path}")
         if path.is_dir():
-            return _read_folder(path, name)
+            return _read_folder(path, name, rows)
         if path.suffix == ".parquet":
-            return _read_parquet(path)
+            return _read_parquet(path, rows)
         if path.name.endswith(_CSV):
-            return read_csv(path, name)
+            return read_csv(path, name, rows)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{name}: cannot read {path} ({_short(error)}): the file may be truncated or of another format"
@@ -188,13 +200,19 @@ def read_file(path: Path, name: str) -> pa.Table:
     raise ValueError(f"{name}: cannot read {path.name}: files must end in .parquet or .csv")
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, rows: int | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, memory_map=True, partitioning=None)
+    if rows is None:
+        return pq.read_table(path, memory_map=True, partitioning=None)
+    file = pq.ParquetFile(path, memory_map=True)
+    if file.num_row_groups < 2:
+        return pa.Table.from_batches(islice(file.iter_batches(batch_size=rows), 1), file.schema_arrow)
+    kept = np.unique(np.linspace(0, file.num_row_groups - 1, 8).astype(int)).tolist()
+    return pa.concat_tables([file.read_row_group(n)[: max(rows // len(kept), 1)] for n in kept])
 
 
-def _read_folder(folder: Path, name: str) -> pa.Table:
+def _read_folder(folder: Path, name: str, rows: int | None = None) -> pa.Table:
     """The parquet files of a folder under one another, in the order of their names.
 
     Folders named `key=value` become columns, as in Hive; values that are codes keep their digits.
@@ -204,7 +222,7 @@ def _read_folder(folder: Path, name: str) -> pa.Table:
         raise ValueError(f"{name}: {folder} is a folder without .parquet files: name the file that is meant")
     parts, keys = [], dict[str, None]()
     for file in files:
-        part = _read_parquet(file)
+        part = _read_parquet(file, None if rows is None else max(rows // len(files), 1))
         for step in file.relative_to(folder).parts[:-1]:
             key, equals, value = step.partition("=")
             if equals and key not in part.column_names:

@@ -35,7 +35,7 @@ def times(table: pa.Table, columns: Columns, name: str) -> np.ndarray:
     """
     values = column(table, columns.time, name, "time")
     what = f"{name}: column {columns.time!r} (time)"
-    found = seconds(values, columns.time_unit, what)
+    found = seconds(values, columns.time_unit, what, columns.time_format)
     row = first_bad_row(np.isnan(found))
     if row is not None:
         raise ValueError(f"{what} has no value in row {row}: fill it in or remove the row")
@@ -78,13 +78,14 @@ def read_time(value: Any, unit: str = "s", what: str = "time") -> float:
     return found
 
 
-def seconds(values: pa.Array, unit: str, what: str) -> np.ndarray:
+def seconds(values: pa.Array, unit: str, what: str, time_format: str | None = None) -> np.ndarray:
     """Dates, timestamps, ISO strings or plain numbers of `unit` as float64 seconds since the epoch, [R], NaN = null.
 
     Whole numbers that are all dates (20230131, 202301311200, 20230131120000) are read as such.
 
     Args:
         what: names table and column in messages.
+        time_format: of texts that are not ISO 8601, see `Columns.time_format`.
 
     Raises:
         ValueError: names the first row that is no time, or that means another century than it should.
@@ -93,7 +94,7 @@ def seconds(values: pa.Array, unit: str, what: str) -> np.ndarray:
     if pa.types.is_null(values.type):
         return np.full(len(values), np.nan)
     if is_text(values.type):
-        values = _of_text(values, what)
+        values = _of_text(values, what, time_format)
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
     null = is_null(values)
@@ -187,7 +188,7 @@ def _compact_dates(plain: np.ndarray, what: str) -> np.ndarray | None:
     return None
 
 
-def _of_text(values: pa.Array, what: str) -> pa.Array:
+def _of_text(values: pa.Array, what: str, time_format: str | None) -> pa.Array:
     """Texts as timestamps of UTC; as numbers if all of them are numbers and no dates."""
     values = pc.utf8_trim_whitespace(values)
     values = pc.if_else(pc.equal(values, ""), None, values)
@@ -200,6 +201,8 @@ def _of_text(values: pa.Array, what: str) -> pa.Array:
 
     texts = values.to_pandas()
     parsed = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
+    if time_format is not None:
+        parsed = parsed.fillna(pd.to_datetime(texts, utc=True, errors="coerce", format=time_format))
     unread = parsed.isna().to_numpy() & ~is_null(values)
     if unread.any():
         plain = numbers_of_text(values)
@@ -208,6 +211,10 @@ def _of_text(values: pa.Array, what: str) -> pa.Array:
         no_number = ~np.asarray(pc.match_substring_regex(values, _PLAIN).fill_null(False))
         row = int((unread & no_number if (unread & no_number).any() else unread).argmax())
         fix = "use ISO 8601, e.g. 2026-11-24T10:00:00"
+        if time_format is not None:
+            fix += f", or columns.time_format ({time_format!r})"
+        elif re.match(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b", str(values[row])):
+            fix += ', or say how a column is written, Columns(time_format="%d.%m.%Y")'
         if re.search(r"\d [A-Za-z]+(/[A-Za-z_]+)?$", str(values[row])):
             fix += "+01:00 (a zone's offset, not its name)"
         raise ValueError(f"{what} cannot be read as a time in row {row}: {shown(values[row])}; {fix}")

@@ -1,0 +1,271 @@
+"""Which columns of somebody else's log are the user, the item and the time; two that would do alike are never guessed.
+
+A name counts first (`column_words`), then what the column holds (`column_facts`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
+from polyrec.data.column_words import NOT_FEEDBACK, is_about, strength, tokens
+from polyrec.registry import nearest
+
+ROLES = ("user", "item", "time")
+_UNIQUE = 0.9  # share of distinct values from which on a column without a telling name numbers rows
+_DAY = 86_400.0
+
+
+class Ambiguous(ValueError):
+    """Several readings would do alike.
+
+    Args:
+        what: the file, for the message.
+        role: "user", "item", "time" or "time format".
+        candidates: columns, or formats.
+        column: whose format it is.
+    """
+
+    def __init__(self, what: str, role: str, candidates: Sequence[str], column: str = "") -> None:
+        self.what, self.role, self.candidates, self.column = what, role, tuple(candidates), column
+        names = ", ".join(map(repr, candidates[:-1])) + f" and {candidates[-1]!r}"
+        if role == "time format":
+            text = f"{what}: the times of {column!r} could be written as {names}"
+        else:
+            text = f"{what}: {names} could {'both' if len(candidates) == 2 else 'all'} be the {role}"
+        super().__init__(f"{text}: say {' or '.join(f'{self.flag} {c}' for c in self.candidates[:6])}")
+
+    @property
+    def flag(self) -> str:
+        """The flag that decides."""
+        return f"--{self.role.replace(' ', '-')}"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The columns of a log.
+
+    Args:
+        user, item, time: their names.
+        reasons: {role: why}.
+        reading: how the times are read.
+        facts: of all columns, by name.
+    """
+
+    user: str
+    item: str
+    time: str
+    reasons: dict[str, str]
+    reading: TimeReading
+    facts: dict[str, ColumnFacts]
+
+
+def find_columns(
+    table: pa.Table,
+    what: str = "the log",
+    given: Mapping[str, str] | None = None,
+    keys: Mapping[str, Sequence[str]] | None = None,
+    time_format: str | None = None,
+) -> Found:
+    """Find user, item and time among the columns of a log.
+
+    Args:
+        table: a sample of its rows.
+        what: the file, for messages.
+        given: {role: column} that are known.
+        keys: {"item": columns of an items table that number its rows, "user": ...}: one that the log has, too, is it.
+        time_format: how the times are written, see `Columns.time_format`.
+
+    Raises:
+        Ambiguous: two columns would do alike.
+        ValueError: a column is missing, or the first line of a csv is no header.
+
+    Example:
+        >>> days = ["2024-01-01", "2024-01-02", "2024-01-03"]
+        >>> found = find_columns(pa.table({"visitorid": [1, 1, 2], "itemid": [7, 8, 7], "ts": days}))
+        >>> found.user, found.item, found.time
+        ('visitorid', 'itemid', 'ts')
+    """
+    _check_header(table, what)
+    roles, reasons = _given(table, what, given or {}, keys or {})
+    found = {name: facts(table, name) for name in table.column_names}
+    clocks = _times(table, found, roles, time_format)
+    if "time" not in roles and clocks:
+        roles["time"], reasons["time"] = _time(what, clocks)
+    for choose in (_by_name, _by_content):
+        for role in ("user", "item"):
+            if role not in roles and (name := choose(what, role, found, roles, clocks)) is not None:
+                roles[role] = name
+                reasons[role] = "its name" if choose is _by_name else "its values; no other column fits"
+    if "time" not in roles:
+        _refuse_without_time(what, roles, found)
+    reading = _reading(what, roles["time"], clocks.get(roles["time"], []))
+    return Found(roles["user"], roles["item"], roles["time"], reasons, reading, found)
+
+
+def _given(
+    table: pa.Table, what: str, given: Mapping[str, str], keys: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Roles that flags or the keys of other tables decide, and the reasons."""
+    for role, name in given.items():
+        if name not in table.column_names:
+            raise ValueError(f"{what}: no column {name!r} (--{role}); {nearest(name, table.column_names)}")
+    roles, reasons = dict(given), {role: f"as --{role} says" for role in given}
+    for role, names in keys.items():
+        shared = [n for n in names if n in table.column_names]
+        if role not in roles and len(shared) == 1:
+            roles[role], reasons[role] = shared[0], f"the key of the {role}s table"
+    return roles, reasons
+
+
+def _reading(what: str, name: str, readings: list[TimeReading]) -> TimeReading:
+    if not readings:
+        raise ValueError(
+            f"{what}: column {name!r} (--time) holds no times that can be read: say how they are written, "
+            "--time-format '%d.%m.%Y', or name another column"
+        )
+    if len(readings) > 1:
+        raise Ambiguous(what, "time format", [str(r.format) for r in readings], name)
+    return readings[0]
+
+
+def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> None:
+    """The one place where a log without times is decided on: the order of its lines is not taken for time unasked."""
+    rising = [n for n, f in found.items() if n not in roles.values() and _rises(found[roles["user"]], f)]
+    fix = "if the lines are in order of time, number them, e.g. pandas: df.reset_index(names='timestamp')"
+    if rising:
+        fix = f"{rising[0]!r} grows from row to row of a {roles['user']!r}: say --time {rising[0]} if it is the order"
+    raise ValueError(
+        f"{what}: no column of times beside {roles['user']!r} (user) and {roles['item']!r} (item): name it with "
+        f"--time; {fix}"
+    )
+
+
+def _rises(user: ColumnFacts, f: ColumnFacts) -> bool:
+    """Whether whole numbers grow within each user, in the order of the file."""
+    if f.kind != "whole" or f.plain is None or f.known < 1 or user.repeated < 1.5:
+        return False
+    order = np.argsort(user.codes, kind="stable")
+    inside = np.diff(user.codes[order]) == 0
+    return bool(inside.any() and (np.diff(f.plain[order])[inside] > 0).mean() > 0.99)
+
+
+def _check_header(table: pa.Table, what: str) -> None:
+    values = [n for n in table.column_names if re.fullmatch(r"\s*[+-]?\d+([.,:/-]\d+)*([ T]\d+:\d+.*)?\s*", n)]
+    if len(values) > 1 or (values and len(table.column_names) < 3):
+        raise ValueError(
+            f"{what}: the first line is no header but a row ({', '.join(map(repr, table.column_names[:4]))}): put a "
+            "line of names before it, e.g. user,item,rating,timestamp"
+        )
+
+
+# ------------------------------------------------------------------ times
+def _times(
+    table: pa.Table, found: Mapping[str, ColumnFacts], roles: Mapping[str, str], time_format: str | None
+) -> dict[str, list[TimeReading]]:
+    """Columns that can be read as times, and how."""
+    clocks = {}
+    for name in table.column_names:
+        if name in (roles.get("user"), roles.get("item")) or found[name].distinct < 2:
+            continue
+        named = strength("time", name) > 1 or roles.get("time") == name
+        own = time_format if named or roles.get("time") is None else None
+        if not named and max(strength(role, name) for role in ("user", "item")) > 1 and found[name].kind != "time":
+            continue
+        if readings := time_readings(table, name, named, own):
+            clocks[name] = readings
+    return clocks
+
+
+def _time(what: str, clocks: Mapping[str, list[TimeReading]]) -> tuple[str, str]:
+    dated = {name: readings for name, readings in clocks.items() if not readings[0].counts} or dict(clocks)
+    best = max(strength("time", name) for name in dated)
+    names = [name for name in dated if strength("time", name) == best]
+    names = _finest(names, dated)
+    if len(names) > 1:
+        raise Ambiguous(what, "time", names)
+    return names[0], "its name" if best else "its values are dates"
+
+
+def _finest(names: list[str], clocks: Mapping[str, list[TimeReading]]) -> list[str]:
+    """Names without those that say the same times, to the day or as well."""
+    kept: list[str] = []
+    for name in sorted(names, key=lambda n: -len(np.unique(clocks[n][0].seconds))):  # a stable order
+        own = clocks[name][0].seconds
+        near = [np.abs(clocks[k][0].seconds - own) < 1.6 * _DAY for k in kept]
+        if not any(float(n.mean()) > 0.99 for n in near):
+            kept.append(name)
+    return kept
+
+
+# ------------------------------------------------------------------ users and items
+def _by_name(
+    what: str, role: str, found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks: Mapping[str, object]
+) -> str | None:
+    """The column whose name says the role; None if no name does."""
+    fits = {n: strength(role, n) for n, f in found.items() if n not in roles.values() and n not in clocks and f.is_id}
+    fits = {n: s for n, s in fits.items() if s and s >= _other_role(role, n)}
+    lone = {n for n, s in fits.items() if found[n].known < 0.5 or _numbers_rows(found[n], 1.0)}
+    fits = {n: s for n, s in fits.items() if n not in lone} or fits
+    if not fits:
+        return None
+    best = max(fits.values())
+    names = _without_aliases([n for n, s in fits.items() if s == best], found)
+    if best <= 1:  # a category or an order stands for it only if nothing else may
+        names += [n for n in _unnamed(found, roles, clocks) if n not in names]
+    if len(names) > 1:
+        raise Ambiguous(what, role, names)
+    return names[0]
+
+
+def _other_role(role: str, name: str) -> float:
+    return strength("item" if role == "user" else "user", name)
+
+
+def _without_aliases(names: list[str], found: Mapping[str, ColumnFacts]) -> list[str]:
+    """Of columns that divide the rows alike (an id and a name), the one that is written as an id, else the first."""
+    kept: list[str] = []
+    for name in sorted(names, key=lambda n: (found[n].kind == "text", "id" not in "".join(tokens(n)[1:]))):
+        if not any(same(found[name], found[k]) for k in kept):
+            kept.append(name)
+    return [name for name in names if name in kept]
+
+
+def _by_content(
+    what: str, role: str, found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks: Mapping[str, object]
+) -> str:
+    """The only column whose values are ids and whose name says nothing else."""
+    pool = _without_aliases(_unnamed(found, roles, clocks), found)
+    finer = [n for n in pool if not any(tells(found[o], found[n]) and not tells(found[n], found[o]) for o in pool)]
+    names = finer or pool
+    if len(names) == 1 and len({"user", "item"} & roles.keys()) == 1:
+        return names[0]
+    if len(names) < 2:
+        known = ", ".join(map(repr, found))
+        raise ValueError(f"{what}: no column is surely the {role} (there are {known}): name it with --{role}")
+    raise Ambiguous(what, role, names)
+
+
+def _unnamed(found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks: Mapping[str, object]) -> list[str]:
+    """Columns of ids whose names say nothing: no row numbers, feedback, prices, few numbers or attributes."""
+    known = [found[name] for role, name in roles.items() if role != "time" and name in found]
+    names = []
+    for name, f in found.items():
+        named = max(strength(role, name) for role in ("user", "item", "rating", "event", "count", "duration")) > 1
+        numbers = f.kind == "whole" and (f.distinct <= 10 and f.high <= 10)
+        if name in roles.values() or name in clocks or not f.is_id or named or numbers or f.known < 0.9:
+            continue
+        if is_about(name) or set(tokens(name)) & NOT_FEEDBACK or _numbers_rows(f, _UNIQUE):
+            continue
+        if not any(tells(k, f) for k in known):
+            names.append(name)
+    return names
+
+
+def _numbers_rows(f: ColumnFacts, share: float) -> bool:
+    return f.rows >= 20 and f.distinct >= share * f.rows
