@@ -36,7 +36,8 @@ def uniform(event: np.ndarray, seed: int, epoch: int, key: str) -> np.ndarray:
         >>> bool((one == two[::-1]).all())
         True
     """
-    x = splitmix64(_word(seed, epoch, key) + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))  # wraps, as it should
+    # The product wraps, as it should.
+    x = splitmix64(_word(seed, epoch, key) + np.asarray(event).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return (x >> np.uint64(11)) * 2.0**-53
 
 
