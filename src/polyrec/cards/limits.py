@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from polyrec.cards.about import About
 from polyrec.core.escapes import sentence
-from polyrec.evaluation.metric_names import MODEL
+from polyrec.evaluation.metric_names import MODEL, best_system
 from polyrec.evaluation.page import Section, Table
 from polyrec.tracking.run_files import RunFiles
-from polyrec.tracking.tables import best_system, group_rows, told
+from polyrec.tracking.tables import group_rows, told
 
 _FEW_PEOPLE = 30  # under which an interval over people is rough
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from polyrec.cli.flags import Commands, chosen_flags
+from polyrec.cli.flags import Commands, chosen_flags, cutoffs
 from polyrec.extras import check_extra
 
 
@@ -15,6 +15,12 @@ def add_evaluate(commands: Commands) -> None:
     evaluate.add_argument(
         "--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)"
     )
+    evaluate.add_argument(
+        "--k",
+        type=cutoffs,
+        metavar="K,K,...",
+        help="cut-offs of lists, e.g. 3,5,10; the first decides (default: the recipe's rank_k)",
+    )
     evaluate.add_argument("--output", metavar="FILE", help="also write the metrics as JSON")
     evaluate.set_defaults(run=_evaluate)
 
@@ -22,7 +28,7 @@ def add_evaluate(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from polyrec.cli.evaluate import evaluate_run
 
-    evaluate_run(options.run_folder, options.part, options.output)
+    evaluate_run(options.run_folder, options.part, options.output, options.k)
 
 
 def add_recommend(commands: Commands) -> None:

@@ -345,7 +345,8 @@ def _finish(shop: _Workshop, student: ComparisonRun, place: Path) -> None:
     metrics = shop.folder / "metrics.json"
     parts = shop.parts
     model, slices = shop.model(STUDENT), shop.recipe.slices
-    report_run(model, parts.train, parts.test, student.predictions, shop.arguments, metrics, shop.processor, slices)
+    own = student.predictions, shop.arguments, metrics, shop.processor, slices
+    report_run(model, parts.train, parts.test, *own, valid=parts.valid)
 
 
 def _revisions(settings: DistillSettings) -> dict[str, str]:

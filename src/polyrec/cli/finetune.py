@@ -85,7 +85,8 @@ def _write_metrics(
         model, parts.test, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
     )
     report_run(
-        *(model, parts.train, parts.test, predictions, arguments, place / METRICS_NAME, processor, recipe.slices)
+        *(model, parts.train, parts.test, predictions, arguments, place / METRICS_NAME, processor, recipe.slices),
+        valid=parts.valid,
     )
 
 

@@ -53,6 +53,22 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-format", metavar="FORMAT", help="of times that are no ISO 8601, e.g. %%d.%%m.%%Y")
 
 
+def cutoffs(text: str) -> list[int]:
+    """Cut-offs of lists, of text.
+
+    Example:
+        >>> cutoffs("3,5,10")
+        [3, 5, 10]
+    """
+    try:
+        found = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of cut-offs of at least 1: give e.g. 3,5,10")
+    return found
+
+
 def chosen_flags(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """The flags among some that were given; the others keep the defaults of what reads them."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

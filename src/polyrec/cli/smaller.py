@@ -49,7 +49,7 @@ def write_smaller(
     arguments = PolyRecTrainingArguments(output_dir=str(place), **recipe.training)
     model, processor = PolyRecForRecommendation.from_pretrained(run), PolyRecProcessor.from_pretrained(run)
     points = change(model)
-    _, test = parts_of_run(run, recipe, "test")
+    *_, test = parts_of_run(run, recipe, "test")
     manifest = read_manifest(run)
     with new_run(place, None if manifest is None else manifest.facts) as draft:
         model.save_pretrained(draft)

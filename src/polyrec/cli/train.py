@@ -212,6 +212,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         report = report_run(
             *(trainer.model, parts.train, judged, predictions, trainer.args, draft / METRICS_NAME),
             *(processor, recipe.slices, part),
+            valid=parts.valid,
         )
         name_place(draft / "training_args.json", place)
         complete(draft, about | {"items": item_digest(processor), "processor": fingerprint(processor)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,6 +104,7 @@ class Questions:
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
+        dataset = replace(dataset, known_until=min(cutoff, dataset.known_until))
         log, asked, values = dataset.log, dataset.candidates, dataset.statistics
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
         if values is None or self.statistics is None:

@@ -199,6 +199,7 @@ class SequenceDataset(WindowDataset):
         source: bool [R], events that the statistics of this set may count; None: all. Whoever computes them again for
             another view (`Questions.frozen`) keeps to it.
         untimed: shows a share of the windows as if nobody knew when their events happened; None: none.
+        known_until: seconds; no candidate sees an event at or after it, nor do its statistics (`Questions.frozen`).
     """
 
     log: EventLog
@@ -215,6 +216,7 @@ class SequenceDataset(WindowDataset):
     transform: Transform | None = None
     source: np.ndarray | None = None
     untimed: Untimed | None = None
+    known_until: float = np.inf
 
     def __post_init__(self) -> None:
         log, candidates = self.log, self.candidates

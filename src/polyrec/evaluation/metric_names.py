@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.evaluation.metrics import LOWER_IS_BETTER
+
 MODEL = "polyrec"  # among the systems of a report
+# Facts about lists, and what a constant is best at: no system is better by them.
+_NO_ACCURACY = ("coverage", "novelty", "diversity", "calibration_error", "interval_coverage")
 
 
 def of_tasks(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +32,38 @@ def figures(values: Mapping[str, Any]) -> dict[str, float]:
         {'auc': 0.8}
     """
     return {name: value for name, value in values.items() if isinstance(value, float | int)}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Of a metric by its name, the length of lists left out.
+
+    Example:
+        >>> lower_is_better("rmse"), lower_is_better("ndcg@10")
+        (True, False)
+    """
+    return metric.partition("@")[0] in LOWER_IS_BETTER
+
+
+def best_system(systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    """The system that is best by a metric, of equal ones the first."""
+    found = {n: v[metric] for n, v in systems.items() if metric in figures(v) and np.isfinite(v[metric])}
+    return (min if lower_is_better(metric) else max)(found or systems, key=lambda name: found.get(name, 0.0))
+
+
+def better_baselines(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """{metric: the best baseline}, of each metric of accuracy by which some baseline is better than the model.
+
+    Example:
+        >>> better_baselines({"polyrec": {"auc": 0.7, "logloss": 0.5}, "bias": {"auc": 0.8, "logloss": 0.6}})
+        {'auc': 'bias'}
+    """
+    found = {}
+    for metric, value in figures(systems.get(MODEL, {})).items():
+        if metric.partition("@")[0] not in _NO_ACCURACY and np.isfinite(value):
+            best = best_system(systems, metric)
+            if best != MODEL:
+                found[metric] = best
+    return found
 
 
 def day(seconds: float) -> str:

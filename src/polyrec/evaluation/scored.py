@@ -62,7 +62,7 @@ def rank_scores(scores_RN: Tensor, dataset: SequenceDataset, rows: np.ndarray, w
         scores_RN: [R, N - 2], without padding and the unknown item, on any device; what is no candidate is set to -inf.
         rows: int64 [R], candidates of the data set.
         what: is left out of the lists, see `polyrec.data.candidates`.
-        k: length of the lists.
+        k: length of the lists; 0: ranks of the targets alone, which is quicker.
     """
     device = scores_RN.device
     targets_R = torch.from_numpy(dataset.log.item[dataset.candidates.event[rows]] - FIRST_ITEM).to(device)
@@ -73,7 +73,7 @@ def rank_scores(scores_RN: Tensor, dataset: SequenceDataset, rows: np.ndarray, w
         scores_RN[at] = float("-inf")
     excluded_R = _of_targets(scores_RN, targets_R) != before_R
     greater, ties = ranking.rank_targets(scores_RN, targets_R)
-    top = ranking.top_k(scores_RN, min(k, scores_RN.shape[1]))
+    top = ranking.top_k(scores_RN, min(k, scores_RN.shape[1])) if k else targets_R.new_zeros(len(rows), 0)
     return Ranking(rows, *(values.cpu().numpy() for values in (greater, ties, top, excluded_R)))
 
 
@@ -96,6 +96,7 @@ def rank_rows(
         score: candidates of the data set, int64 [R] -> scores of the catalog without padding and the unknown item,
             float [R, N - 2].
         rows: int64 [R], candidates of the data set.
+        k: length of the lists; 0: ranks alone.
         what: is left out of the lists, see `polyrec.data.candidates`.
     """
     parts: list[Ranking] = []

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyrec.core.escapes import printable
-from polyrec.evaluation.metric_names import figures
-from polyrec.evaluation.metrics import LOWER_IS_BETTER
+from polyrec.evaluation.metric_names import best_system, figures, lower_is_better
 from polyrec.evaluation.page import Table
 
 _HARMLESS = {"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "]": ")"}
@@ -27,17 +26,6 @@ def told(values: SystemMetrics, metric: str) -> str:
     interval = values.get("interval", {}).get(metric)
     ends = "" if interval is None or None in interval else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
     return f"{values[metric]:.4f}{ends}"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Of a metric by its name, the length of lists left out."""
-    return metric.partition("@")[0] in LOWER_IS_BETTER
-
-
-def best_system(systems: Mapping[str, SystemMetrics], metric: str) -> str:
-    """The system that is best by a metric."""
-    found = {name: values[metric] for name, values in systems.items() if metric in figures(values)}
-    return (min if lower_is_better(metric) else max)(found, key=lambda name: found[name])
 
 
 def figure_table(systems: Mapping[str, SystemMetrics]) -> Table:

@@ -1,0 +1,131 @@
+"""What a baseline of a retrieval task may read, and what all of them are.
+
+**Strictly before.** Whatever is fitted is fitted on training rows. A baseline that counts events up to a question sees
+those of an earlier time that polyrec's running statistics may count for that data set (`SequenceDataset.source` and
+`known_until`), and the user's history is the candidate's own.
+
+Letters: R rows (candidates), E events, N items of the catalog (padding and the unknown item left out).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from polyrec.data.candidates import LeftOut
+from polyrec.data.columns import FIRST
+from polyrec.data.histories import Histories, visible_history
+from polyrec.data.sequences import SequenceDataset
+
+Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of a data set, int64 [R] -> scores of the catalog, [R, N]
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CatalogTask:
+    """A retrieval task and its training rows.
+
+    Args:
+        train: its own-view candidates with a positive label are what users took.
+        task: name of the task.
+        num_items: N.
+        what: is left out of lists, see `polyrec.data.candidates`.
+        released: float64 seconds [N], when items appeared by the catalog, NaN = not known. None: it does not say.
+    """
+
+    train: SequenceDataset
+    task: str
+    num_items: int
+    what: LeftOut = "history"
+    released: np.ndarray | None = None
+
+    def labels(self, dataset: SequenceDataset) -> np.ndarray:
+        """Labels of all events of the log, float32 [E]."""
+        return dataset.log.labels[:, dataset.task_names.index(self.task)]
+
+    def training_rows(self) -> np.ndarray:
+        """Candidates of `train` whose item was taken and is in the catalog, int64."""
+        log, event = self.train.log, self.train.candidates.event
+        taken = self.train.own_view & (self.labels(self.train)[event] > 0) & (log.item[event] >= FIRST)
+        return np.flatnonzero(taken)
+
+    def training_events(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of the training rows, int64 each."""
+        event = self.train.candidates.event[self.training_rows()]
+        return self.train.log.person[event], self.train.log.item[event] - FIRST
+
+    def popularity(self) -> np.ndarray:
+        """How often each item was taken in training, float64 [N]."""
+        return np.bincount(self.training_events()[1], minlength=self.num_items).astype(np.float64)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the log has other events beside those in which an item was taken: impressions, views."""
+        return not (self.labels(self.train) > 0).all()
+
+    def histories(
+        self, dataset: SequenceDataset, rows: np.ndarray, last: int | None = None, history: str = "taken"
+    ) -> Histories:
+        """The last visible events of candidates, as items of the catalog.
+
+        Args:
+            history: "taken" (events with a positive label) or "all".
+        """
+        found = visible_history(dataset, rows, None if history == "all" else self.labels(dataset) > 0)
+        begin = found.begin if last is None else np.maximum(found.begin, found.end - last)
+        return Histories(begin, found.end, found.items - FIRST)
+
+    def countable(self, dataset: SequenceDataset, taken: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Times, ascending, and items of the events that questions of a data set may count, once they are over.
+
+        Args:
+            taken: only those with a positive label.
+        """
+        log = dataset.log
+        counts = log.item >= FIRST
+        if taken:
+            counts &= self.labels(dataset) > 0
+        if dataset.source is not None:
+            counts &= dataset.source
+        event = np.flatnonzero(counts)
+        event = event[np.argsort(log.time[event], kind="stable")]
+        return log.time[event], log.item[event] - FIRST
+
+    @staticmethod
+    def asked_at(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
+        """The time strictly before which a question's counts end, float64 seconds [R]."""
+        return np.minimum(dataset.log.time[dataset.candidates.event[rows]], dataset.known_until)
+
+
+class CatalogBaseline(ABC):
+    """A recommender with settings to be chosen.
+
+    Attributes:
+        name: in tables.
+        defaults: the settings without validation rows.
+        stages: grids {setting: values}, searched one after the other, each from the best settings before it.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    stages: ClassVar[Sequence[Mapping[str, Sequence[Any]]]] = ()
+
+    def __init__(self, task: CatalogTask) -> None:
+        self.task = task
+
+    @classmethod
+    def misfit(cls, task: CatalogTask) -> str | None:
+        """Why it cannot be fitted to a task, in one line; None: it can."""
+        return None
+
+    def grids(self) -> Sequence[Mapping[str, Sequence[Any]]]:
+        """The stages for this task."""
+        return self.stages
+
+    @abstractmethod
+    def scorer(self, dataset: SequenceDataset, **settings: Any) -> Scorer:
+        """Scores of the catalog for candidates of a data set, with some settings."""
