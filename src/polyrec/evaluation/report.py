@@ -19,7 +19,7 @@ from polyrec.evaluation.baselines.base import CatalogTask
 from polyrec.evaluation.baselines.pairs import PairBaselines
 from polyrec.evaluation.baselines.table import Systems, misfits, ranked_baselines
 from polyrec.evaluation.figures import list_figures, pair_figures
-from polyrec.evaluation.metric_names import MODEL, better_baselines, figures, lower_is_better, of_tasks
+from polyrec.evaluation.metric_names import MODEL, better_baselines, chosen_text, figures, lower_is_better, of_tasks
 from polyrec.evaluation.reliability import predicts_means, reliability
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
@@ -131,26 +131,11 @@ def _notes(systems: Systems, better: Mapping[str, str]) -> Iterator[str]:
         yield f"! {MODEL} is not first: " + ", ".join(
             f"{metric} ({system} {systems[system][metric]:.4f})" for metric, system in better.items()
         )
-    chosen = [text for name, values in systems.items() if (text := chosen_text(values)) and (text := f"{name} {text}")]
+    chosen = [f"{name} {text}" for name, values in systems.items() if (text := chosen_text(values))]
     if chosen:
         yield f"chosen on validation: {'; '.join(chosen)}"
     for name, reason in systems.get(MODEL, {}).get(LEFT_OUT, {}).items():
         yield f"without {name}: {reason}"
-
-
-def chosen_text(values: Mapping[str, Any]) -> str:
-    """The settings of a baseline for people to read; empty if it has none.
-
-    Example:
-        >>> chosen_text({"chosen": {"settings": {"last": None, "decay": 0.9}, "rows": 10}})
-        'last=all decay=0.9'
-        >>> chosen_text({"chosen": {"settings": {"last": 10}, "rows": 0}})
-        'last=10 (default)'
-    """
-    chosen = values.get("chosen", {})
-    settings = chosen.get("settings", {})
-    text = " ".join(f"{name}={'all' if value is None else value}" for name, value in settings.items())
-    return text + " (default)" * bool(text and chosen.get("rows") == 0)
 
 
 def _is_known(name: str, systems: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -89,6 +89,7 @@ def rank_rows(
     rows: np.ndarray,
     k: int = 10,
     what: LeftOut = "history",
+    num_items: int | None = None,
 ) -> Ranking:
     """Rank the catalog for candidates whose item was taken, as `polyrec.evaluation.evaluator.predict` ranks a model.
 
@@ -98,9 +99,10 @@ def rank_rows(
         rows: int64 [R], candidates of the data set.
         k: length of the lists; 0: ranks alone.
         what: is left out of the lists, see `polyrec.data.candidates`.
+        num_items: N - 2; None: the first row, ranked alone, tells.
     """
     parts: list[Ranking] = []
-    first, size = 0, 1  # one row tells how large the catalog is
+    first, size = 0, 1 if num_items is None else rows_at_once(num_items)
     while first < len(rows):
         chosen = rows[first : first + size]
         scores_RN = torch.from_numpy(np.array(score(chosen), order="C"))

@@ -13,7 +13,7 @@ from polyrec.reporting.people import Example, example_sections
 from polyrec.reporting.plots import affinity_plot, calibration_plot, lines_plot, slice_names, slice_plot
 from polyrec.tracking.curves import task_curves
 from polyrec.tracking.run_files import RunFiles
-from polyrec.tracking.tables import figure_table, safe, told
+from polyrec.tracking.tables import baseline_points, figure_table, safe, told
 
 Runs = Mapping[str, RunFiles]
 
@@ -94,7 +94,8 @@ def _task(task: str, runs: Runs, plots: dict[str, bytes]) -> list[Section]:
     # Baselines are those of the first run: they depend on the data alone.
     systems = {name: run.metrics[task][MODEL] for name, run in runs.items()}
     systems |= {name: values for name, values in first.metrics[task].items() if name != MODEL}
-    found = [Section(f"Task `{task}`", [f"Test part; `{metric}` decides; best in bold."], figure_table(systems))]
+    points = [f"Test part; `{metric}` decides; best in bold.", *baseline_points(first.metrics[task])]
+    found = [Section(f"Task `{task}`", points, figure_table(systems))]
     histories = {name: run.history for name, run in runs.items() if run.history}
     if histories:
         name = f"curves {task}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyrec.core.escapes import printable
-from polyrec.evaluation.metric_names import best_system, figures, lower_is_better
+from polyrec.evaluation.metric_names import best_system, better_baselines, chosen_text, figures, lower_is_better
 from polyrec.evaluation.page import Table
 
 _HARMLESS = {"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "]": ")"}
@@ -39,6 +39,21 @@ def figure_table(systems: Mapping[str, SystemMetrics]) -> Table:
             [safe(system), *(f"**{c}**" if best[n] == system else c for n, c in zip(names, cells, strict=True))]
         )
     return Table(["", *(f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in names)], rows)
+
+
+def baseline_points(systems: Mapping[str, SystemMetrics]) -> list[str]:
+    """Where a baseline is better than the model, and what validation chose for the baselines.
+
+    Example:
+        >>> chosen = {"chosen": {"settings": {"last": 10}, "rows": 7}}
+        >>> baseline_points({"polyrec": {"ndcg@10": 0.1}, "ease": {"ndcg@10": 0.2, **chosen}})
+        ['**Not first**: `ndcg@10` (`ease` 0.2000).', 'Chosen on validation: `ease` last=10.']
+    """
+    better = better_baselines(systems)
+    first = [f"`{metric}` (`{safe(name)}` {systems[name][metric]:.4f})" for metric, name in better.items()]
+    chosen = [f"`{safe(name)}` {text}" for name, values in systems.items() if (text := chosen_text(values))]
+    said = ("**Not first**", first, ", "), ("Chosen on validation", chosen, "; ")
+    return [f"{what}: {between.join(points)}." for what, points, between in said if points]
 
 
 def group_rows(groups: Mapping[str, Mapping[str, SystemMetrics]], metric: str) -> list[list[str]]:

@@ -51,7 +51,8 @@ def ranked_baselines(
         if kind.misfit(task) is None:
             baseline = kind(task)
             choice = choose(baseline, valid, k)
-            found = rank_rows(baseline.scorer(test, **choice.settings), test, by_time(test, rows), k, task.what)
+            score, asked = baseline.scorer(test, **choice.settings), by_time(test, rows)
+            found = rank_rows(score, test, asked, k, task.what, task.num_items)
             yield kind.name, found.of(order), choice
 
 

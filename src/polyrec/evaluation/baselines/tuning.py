@@ -15,7 +15,7 @@ from polyrec.evaluation.baselines.base import CatalogBaseline, Settings
 from polyrec.evaluation.baselines.histories import events_that_count
 from polyrec.evaluation.scored import rank_rows, ranked_rows
 
-_SCORES = 1 << 24  # of one setting, about: more rows of a small catalog, fewer of a large one
+_SCORES = 12_000_000  # of one setting, about: more rows of a small catalog, fewer of a large one
 _FEWEST, _MOST = 500, 4000
 
 
@@ -74,7 +74,7 @@ def choose(baseline: CatalogBaseline, valid: SequenceDataset | None, k: int = 10
             if str(settings) in known:
                 continue
             known.add(str(settings))
-            found = rank_rows(baseline.scorer(valid, **settings), valid, rows, 0, task.what)
+            found = rank_rows(baseline.scorer(valid, **settings), valid, rows, 0, task.what, task.num_items)
             mean = float(ranking.single_target_metrics(found.greater, found.ties, ks=[k])[metric].mean())
             if mean > value:
                 best, value = settings, mean
