@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 
 import pytest
@@ -7,6 +8,85 @@ import pytest
 # Two test processes on two cores: one thread each. Must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A small training waits for the disk 180 times (0.7 s), which only those need whose machine may lose power.
+os.fsync = lambda descriptor: None
+
+
+# What takes most of the time: trainings of whole runs, processes of their own, pages in browsers. The dearest come first,
+# so that no test process is left alone with one of them at the end. `make test-fast` leaves them out.
+SLOW = [
+    "tests/distributed/",
+    "tests/hub/",
+    "tests/cli/test_distill.py",
+    "tests/test_fuzz.py",
+    "tests/benchmarks/",
+    "tests/docs/",
+    "tests/web/",
+    "tests/reporting/",
+    "tests/runs/",
+    "tests/training/",
+    "tests/cli/",
+    "tests/test_extension.py",
+    "tests/test_devices.py",
+    "tests/cross_encoder/test_cross_encoder.py",
+    "tests/cross_encoder/test_reranking.py",
+    "tests/distillation/test_stored_training.py",
+    "tests/encoders/test_backbone.py",
+    "tests/explanation/test_events.py",
+    "tests/heads/test_item_age.py",
+    "tests/invariant/",
+    "tests/recipes/",
+    "tests/tracking/",
+    "tests/data/test_mixing.py",
+    "tests/contract/test_distillation.py",
+]
+QUICK = [  # of those folders
+    "tests/cli/test_mistakes.py",
+    "tests/hub/test_parquet.py",
+    "tests/invariant/test_causality.py",
+    "tests/reporting/test_report.py::test_titles_cannot_write_into_the_page",
+    "tests/runs/test_swap.py",
+    "tests/tracking/test_step_log.py::test_tensorboard_gets_it",
+    "tests/training/test_arguments.py",
+    "tests/training/test_optim.py",
+    "tests/training/test_shrink.py",
+    "tests/web/test_session.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow, and put it first."""
+    places = {}
+    for item in items:
+        place = next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
+        if item.nodeid.startswith(tuple(QUICK)):
+            place = len(SLOW)
+        places[item] = place
+        if place < len(SLOW):
+            item.add_marker("slow")
+    items.sort(key=places.__getitem__)  # stable: tests of one file stay together
+
+
+def pytest_collection_finish():
+    """Every training collects garbage; it need not look through all modules and tests (0.2 s) to find it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Like `--dist loadfile`, which puts files of few tests last; and tests that share two processes go to one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            together = "tests/distributed/"
+            return together if nodeid.startswith(together) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -80,3 +160,16 @@ def interrupt(monkeypatch):
         return done
 
     return arm
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Two processes whose forks are one rank each.
+
+    Two, so that hashes of strings (the order of sets) differ between ranks, as they do for users.
+    """
+    from forks import Forks
+    from launching import ENVIRONMENT  # of the folder whose tests run
+
+    with Forks(os.environ | ENVIRONMENT) as first, Forks(os.environ | ENVIRONMENT) as second:
+        yield [first, second]

@@ -1,9 +1,8 @@
-"""What `test_distilling_two_processes.py` runs under torchrun: one of two processes that teach one student, on CPU."""
+"""What `test_distilling_two_processes.py` runs: one of two processes that teach one student, on CPU."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,3 @@ def main(folder: Path) -> None:
     if trained.is_world_process_zero():
         save_file(dict(trained.model.named_parameters()), folder / "whole.safetensors")
     (folder / f"findings{trained.args.process_index}.json").write_text(json.dumps(findings))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

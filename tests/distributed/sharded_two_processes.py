@@ -1,9 +1,8 @@
-"""What `test_sharded.py` runs under torchrun: one process of two, on CPU, with parameters in shards."""
+"""What `test_sharded.py` runs: one process of two, on CPU, with parameters in shards."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -69,7 +68,3 @@ def main(folder: Path) -> None:
     }
     (folder / f"findings{rank}.json").write_text(json.dumps(findings))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

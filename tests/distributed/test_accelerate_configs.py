@@ -16,17 +16,19 @@ from model_fixtures import PAIR_TASKS, TASKS, synthetic_log
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from polyrec.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "scripts" / "accelerate").glob("*.yaml"))
 
 
-def launched(config: str, folder: Path, batch_size: int) -> Path:
-    """The run folder of a small training without any chance in it, launched as a user does."""
+def recipe(folder: Path, batch_size: int) -> Path:
+    """Of a small training without any chance in it, whose run folder is `run` beside it."""
     folder.mkdir()
     log = synthetic_log(people=30, keep=0.6)
     for name, table in log.items():
         pq.write_table(pa.table(dict(table)), folder / f"{name}.parquet")
-    recipe = {name: str(folder / f"{name}.parquet") for name in log} | {
+    wanted = {name: str(folder / f"{name}.parquet") for name in log} | {
         "tasks": [TASKS[0], PAIR_TASKS[0]],
         "processor": {"max_history": 8},
         "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2}
@@ -35,16 +37,17 @@ def launched(config: str, folder: Path, batch_size: int) -> Path:
         | {"optim": "sgd", "learning_rate": 0.1, "disable_tqdm": True},
         "output": str(folder / "run"),
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launcher += [str(ROOT / "scripts" / "accelerate" / config), "--num_cpu_threads_per_process=1"]
-    run([*launcher, "--main_process_port=0", str(ROOT / "scripts" / "train.py"), str(folder / "recipe.yaml")])
-    return folder / "run"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(wanted))
+    return folder / "recipe.yaml"
 
 
 def test_two_processes_train_what_one_does(tmp_path):
     """Prevents ranks from writing files over each other, and a launch from training something else than one process."""
-    one, two = launched("cpu1.yaml", tmp_path / "one", 8), launched("cpu2.yaml", tmp_path / "two", 4)
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    assert main(["train", str(recipe(tmp_path / "one", 8))]) == 0
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process=1"]
+    launcher += ["--config_file", str(ROOT / "scripts" / "accelerate" / "cpu2.yaml"), "--main_process_port=0"]
+    run([*launcher, str(ROOT / "scripts" / "train.py"), str(recipe(tmp_path / "two", 4))])
     files = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) for folder in (one, two)]
     # A checkpoint has the random state of each rank.
     assert [name for name in files[1] if "rng_state" not in name] == [n for n in files[0] if "rng_state" not in n]

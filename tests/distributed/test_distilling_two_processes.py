@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(ranks, tmp_path_factory):
     """Folder and findings of both processes."""
     folder = tmp_path_factory.mktemp("taught")
-    return folder, on_two_processes("distilling_two_processes.py", folder)
+    return folder, on_two_processes(ranks, "distilling_two_processes", folder)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -8,9 +8,9 @@ from sharded_two_processes import WEIGHTINGS
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory):
+def findings(ranks, tmp_path_factory):
     """What each rank found."""
-    return on_two_processes("sharded_two_processes.py", tmp_path_factory.mktemp("sharded"))
+    return on_two_processes(ranks, "sharded_two_processes", tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)

@@ -1,4 +1,4 @@
-"""Two processes on CPU (gloo), launched like a user does it, do what one process does."""
+"""Two processes on CPU (gloo) do what one process does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from polyrec import PolyRecForRecommendation, PolyRecTrainer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(ranks, tmp_path_factory):
     """Folder and findings of both processes."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, on_two_processes("two_processes.py", folder)
+    return folder, on_two_processes(ranks, "two_processes", folder)
 
 
 def measured(evaluation):

@@ -11,10 +11,10 @@ from weightings_two_processes import RUNS, STEPS
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(ranks, tmp_path_factory):
     """Folder and findings of both processes."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, on_two_processes("weightings_two_processes.py", folder)
+    return folder, on_two_processes(ranks, "weightings_two_processes", folder)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -1,9 +1,8 @@
-"""What `test_two_processes.py` runs under torchrun: one process of two, on CPU. Writes its findings to a folder."""
+"""What `test_two_processes.py` runs: one process of two, on CPU. Writes its findings to a folder."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -113,7 +112,3 @@ def main(folder: Path) -> None:
         "log_history": trainer.state.log_history,
     }
     (folder / f"findings{trainer.args.process_index}.json").write_text(json.dumps(findings))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

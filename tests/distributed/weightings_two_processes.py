@@ -1,9 +1,8 @@
-"""What `test_weightings_two_processes.py` runs under torchrun: one process of two, on CPU."""
+"""What `test_weightings_two_processes.py` runs: one process of two, on CPU."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -65,7 +64,3 @@ def main(folder: Path) -> None:
         }
     rank = torch.distributed.get_rank()
     (folder / f"findings{rank}.json").write_text(json.dumps(findings))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

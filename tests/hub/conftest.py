@@ -1,15 +1,11 @@
 """A Hub of the tests' own, and clients in processes of their own whose environment says where it is."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from hub_server import HubServer
-
-HERE = Path(__file__).parent
 
 
 def environment(hub, folder: Path) -> dict[str, str]:
@@ -30,20 +26,8 @@ def environment(hub, folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def running_hub(tmp_path_factory):
     """The server, and the process whose forks are its clients."""
-    with HubServer() as server:
-        own = environment(server, tmp_path_factory.mktemp("clients"))
-        with subprocess.Popen(
-            [sys.executable, str(HERE / "forks.py")],
-            env=own,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as clients:
-            assert clients.stdin is not None
-            assert clients.stdout is not None
-            assert clients.stdout.readline() == "ready\n"
-            yield server, clients
-            clients.stdin.close()
+    with HubServer() as server, Forks(environment(server, tmp_path_factory.mktemp("clients"))) as clients:
+        yield server, clients
 
 
 @pytest.fixture
@@ -63,10 +47,16 @@ def client(running_hub, tmp_path):
 
     def run(code: str, token: str = "token-of-ann", home: str = "home", offline: bool = False) -> tuple[int, str]:
         log = tmp_path / "log"
-        asked = {"code": code, "cwd": str(tmp_path), "log": str(log), "cache": str(tmp_path / home), "offline": offline}
-        clients.stdin.write(json.dumps({**asked, "env": {"HF_TOKEN": token}}) + "\n")
-        clients.stdin.flush()
-        return int(clients.stdout.readline()), log.read_text()
+        clients.start(
+            code,
+            tmp_path,
+            log,
+            env={"HF_TOKEN": token},
+            cache=str(tmp_path / home),
+            offline=offline,
+            longest_sleep=0.05,  # a server of one's own needs no rest before the next try
+        )
+        return int(clients.answers.readline()), log.read_text()
 
     return run
 

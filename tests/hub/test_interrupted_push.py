@@ -11,7 +11,7 @@ from model_fixtures import fit, tiny_model
 
 PUSH = """
 from polyrec.hub.push import push_folder
-push_folder({folder!r}, "ann/shop")
+push_folder({folder!r}, "ann/shop", load=False)
 """
 DONE = ["initial commit", "Upload polyrec model"]
 

@@ -1,7 +1,5 @@
 """A sample of `scripts/kill_runs.py`: commands that die, or find the disk full, at one of their file operations."""
 
-import gc
-
 import kill_runs
 import pytest
 
@@ -15,7 +13,6 @@ def world(tmp_path_factory):
     kill_runs.build_world(folder)
     yield folder
     bootstrap.draws = draws
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize(
