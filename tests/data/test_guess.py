@@ -81,6 +81,17 @@ CASES = [
     ("order_id:basket product_id:item order_date:day", "order_id product_id order_date"),  # baskets without a customer
     ("user_id:user user_location:zip poi:item created_at:iso birth_date:compact", "user_id poi created_at"),
     ("k1:user item:item t:iso price:price zip:zip", "k1 item t"),  # the only column of ids that is left
+    ("sessionId:user userId:rare itemId:item timeframe:quantity eventdate:day", "sessionId itemId eventdate"),  # Diginetica
+    ("t_dat:day customer_id:user_text article_id:sku price:price sales_channel_id:flag", "customer_id article_id t_dat"),
+    ("session:user aid:item ts:ms type:action", "session aid ts"),  # Otto
+    ("userId:user venueId:item venueCategoryId:brand latitude:price timezoneOffset:zip utcTimestamp:twitter",
+     "userId venueId utcTimestamp"),  # Foursquare
+    ("user_id:user gmap_id:sku name:user_text time:ms rating:stars text:text", "user_id gmap_id time"),  # Google Local
+    ("author:user_text subreddit:item_name created_utc:seconds", "author subreddit created_utc"),  # Reddit
+    ("user:user time_stamp:seconds adgroup_id:item pid:flag_word clk:flag", "user adgroup_id time_stamp"),  # Alibaba
+    ("id_usuario:user id_producto:sku fecha:dotted importe:price", "id_usuario id_producto fecha"),
+    ("member_id:user content_id:item date:day date_time:iso", "member_id content_id date_time"),  # the finer of two
+    ("reader:user book:item author:item_writer added:iso", "reader book added"),
     ("user:user content_ref:item watch_time:seconds started_at:iso", "user content_ref started_at"),
 ]  # fmt: skip
 UNDECIDED = [
@@ -89,8 +100,14 @@ UNDECIDED = [
     ("user:user item:item order_date:iso ship_date:month_later", "time", "--time order_date or --time ship_date"),
     ("user:user item:item date:twisted", "time format", "--time-format %d/%m/%Y or --time-format %m/%d/%Y"),
     ("a:user_text b:item_name c:iso", "user", "--user a or --user b"),
+    ("user:user item:item started_at:iso finished_at:hours_later", "time", "--time started_at or --time finished_at"),
     ("user:user traid:item x9:item2 ts:iso", "item", "--item traid or --item x9"),
 ]
+HOLDS["hours_later"] = (_day + pd.Timedelta(hours=5)).strftime("%Y-%m-%dT%H:%M:%S")
+HOLDS["twitter"] = _day.strftime("%a %b %d %H:%M:%S +0000 %Y")
+HOLDS["flag_word"] = np.array(["a_1", "b_2"])[_item % 2]
+HOLDS["item_writer"] = np.array(["ann", "ben", "cy", "di"])[_item % 4]
+HOLDS["user_born"] = (pd.Timestamp("1980-01-01") + pd.to_timedelta(_user * 99, unit="D")).strftime("%Y-%m-%d")
 HOLDS["month_later"] = (_day + pd.Timedelta(days=40)).strftime("%Y-%m-%d")
 
 
@@ -135,6 +152,8 @@ def test_two_equal_readings_are_never_guessed(columns, role, fix, tmp_path):
         ),
         ("uid:user song:item seq:row", "'seq' grows from row to row of a 'uid': say --time seq if it is the order"),
         ("ts:iso price:price stars:stars", "no column is surely the user .*--user"),
+        ("user:user item:item birth_date:user_born", "no column of times beside 'user'"),
+        ("customer_id:row item:item date:day", "'customer_id' seems to be the user but is another one in every row"),
         ("196:user 242:item 3:stars 881250949:seconds", "the first line is no header but a row .'196', '242'"),
     ],
 )

@@ -72,6 +72,7 @@ def test_labels_of_all_proposals_can_be_read():
         ({"bought": np.arange(N) % 200 == 0}, "bought", "0.50% of rows"),
         ({"clicked": np.ones(N)}, "clicked", "one value only"),
         ({"quantity": _random.integers(-3, 9, N)}, "quantity", "negative values"),
+        ({"type": np.array(["mobile", "desktop"])[mixed(0.5, 0.5)]}, "type", "no known kind"),
         ({"a >= b": mixed(0.5, 0.5)}, "a >= b", "its name cannot stand in a label"),
     ],
 )

@@ -124,6 +124,8 @@ def test_times_of_a_format_are_those_of_strptime():
     assert found[0] == datetime.datetime.strptime(written[0], "%d.%m.%Y %H:%M").replace(tzinfo=utc).timestamp()
     assert found[1] == datetime.datetime(2023, 12, 2, tzinfo=utc).timestamp()  # ISO stays ISO, as requests write it
     assert np.isnan(found[2])
+    swapped = seconds(pa.array(["2023-12-01"]), "s", "x", "%Y-%d-%m")  # the format goes before ISO
+    assert swapped[0] == datetime.datetime(2023, 1, 12, tzinfo=utc).timestamp()
     with pytest.raises(ValueError, match=r"row 0: 13/01/2024; use ISO 8601.*, or columns.time_format \('%m/%d/%Y'\)"):
         times(pa.table({"timestamp": ["13/01/2024"]}), Columns(time_format="%m/%d/%Y"), "log")
     with pytest.raises(ValueError, match=r"columns.time_format is '%H:%M', which says no day"):

@@ -152,6 +152,8 @@ def _notes(found: Found) -> dict[str, str]:
     for role in ("user", "item"):
         f = found.facts[getattr(found, role)]
         notes[role] = f"{found.reasons[role]}; {f.distinct:,} {role}s, {f.repeated:.1f} rows each"
+        if f.known < 1:
+            notes[role] += f"; missing in {1 - f.known:.1%} of rows, which training refuses: remove them"
     notes["time"] = f"{found.reasons['time']}; {_written(found)}{found.reading.span}"
     return notes
 

@@ -200,7 +200,9 @@ def time_readings(table: pa.Table, name: str, named: bool, time_format: str | No
         return []
     plain = numbers_of_text(values) if is_text(values.type) else np.asarray(values.cast(pa.float64(), safe=False))
     assert plain is not None
-    return _of_numbers(pa.array(plain, from_pandas=True), plain, name, named)
+    if time_format is not None and is_text(values.type):
+        return _of_text(values, name, time_format)
+    return _of_numbers(values, plain, name, named)
 
 
 def _of_numbers(values: pa.Array, plain: np.ndarray, name: str, named: bool) -> list[TimeReading]:
@@ -212,7 +214,9 @@ def _of_numbers(values: pa.Array, plain: np.ndarray, name: str, named: bool) -> 
         if known.min() * factor > begin and known.max() * factor < _ENDS:
             return [TimeReading(plain * factor, unit)]
     found = _tried(values, name)
-    if found is not None and not np.array_equal(found, plain, equal_nan=True):
+    if found is None:  # texts such as 0829, which would be years
+        return []
+    if not np.array_equal(found, plain, equal_nan=True):
         return [TimeReading(found)]  # dates written as one number
     if named and known.min() >= 0 and known.max() < _LOG_BEGINS and not (known % 1).any():
         return [TimeReading(plain, counts=True)]

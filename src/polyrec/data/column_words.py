@@ -15,7 +15,7 @@ _WORDS = {
         "user usr uid customer cust client visitor member person people reader listener viewer player reviewer rater "
         "buyer shopper consumer subscriber learner student patient guest passenger profile fullvisitor msno "
         "kunde kunden nutzer benutzer leser utilisateur usager usuario cliente utente",
-        "account household session sess sid sitzung device cookie browser",
+        "account author household session sess sid sitzung device cookie browser",
         "order basket invoice transaction purchase cart bestellung warenkorb rechnung commande facture panier",
     ),
     "item": (
@@ -24,7 +24,7 @@ _WORDS = {
         "anime joke photo question course offer coupon goods good document doc clip place skill exercise problem "
         "artikel produkt buch spiel filme ware produit livre chanson producto articulo prodotto articolo",
         "artist album seller author brand shop store channel publisher playlist parent_asin location page url post "
-        "thread story paper tag target object entity",
+        "thread story paper art",
         "category cat genre topic theme department kategorie categorie",
     ),
     "time": (
@@ -74,7 +74,7 @@ _SUFFIX = re.compile(r"(?<=[a-z]{3})(ids?|nr|nummer|number|no|num|code|key|hash|
 _TIME_END = re.compile(r"(timestamp|datetime|time|date|datum|zeit|zeitpunkt)$")
 _SETS = {role: [words_of(words) for words in tiers] for role, tiers in _WORDS.items()}
 
-POSITIVE_FLAGS = words_of("click clicked clicks view viewed watch watched play played read opened open")
+POSITIVE_FLAGS = words_of("click clicked clicks clk view viewed watch watched play played read opened open")
 EXPOSURES = words_of("impression impressions show shown exposure exposed display displayed served delivered")
 VIEWS = words_of(
     "view pv click clicks detail details play listen read visit pageview product_view detail_product_view watch open"
@@ -83,6 +83,11 @@ AGAINST = words_of(
     "return returned refund refunded dislike unlike hate skip skipped remove removed remove_from_cart cancel cancelled "
     "canceled unfavorite unfollow block report hide ask create upload negative retoure storno"
 )
+ACTIONS = words_of(
+    "buy purchase purchased cart addtocart add_to_cart add transaction checkout order ordered like favorite fav "
+    "bookmark wishlist share follow comment download install subscribe rate complete start stop finish"
+)
+GENERIC = words_of("type kind name act activity id user")  # words of names that may be of events, or of anything
 # Numbers of few values that are no feedback.
 NOT_FEEDBACK = words_of(
     "rank ranking position pos slot age price preis prix hour month weekday week year day zip zipcode postal plz index "

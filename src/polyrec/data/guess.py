@@ -102,8 +102,16 @@ def find_columns(
             if role not in roles and (name := choose(what, role, found, roles, clocks)) is not None:
                 roles[role] = name
                 reasons[role] = "its name" if choose is _by_name else "its values; no other column fits"
+    if "time" in roles and "time" not in (given or {}) and _is_attribute(roles, found):
+        del roles["time"]
     if "time" not in roles:
         _refuse_without_time(what, roles, found)
+    for role in ("user", "item"):
+        if role not in (given or {}) and _numbers_rows(found[roles[role]], 1.0):
+            raise ValueError(
+                f"{what}: {roles[role]!r} seems to be the {role} but is another one in every row, so that no {role} "
+                f"has two events: name the column with --{role}"
+            )
     reading = _reading(what, roles["time"], clocks.get(roles["time"], []))
     return Found(roles["user"], roles["item"], roles["time"], reasons, reading, found)
 
@@ -144,6 +152,13 @@ def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str
         f"{what}: no column of times beside {roles['user']!r} (user) and {roles['item']!r} (item): name it with "
         f"--time; {fix}"
     )
+
+
+def _is_attribute(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> bool:
+    """Whether a time is of users or items (`birth_date`), not of events; a session has one date."""
+    clock = found[roles["time"]]
+    owners = [role for role in ("user", "item") if tells(found[roles[role]], clock)]
+    return "item" in owners or ("user" in owners and strength("time", clock.name) < 3)
 
 
 def _rises(user: ColumnFacts, f: ColumnFacts) -> bool:
@@ -193,12 +208,13 @@ def _time(what: str, clocks: Mapping[str, list[TimeReading]]) -> tuple[str, str]
 
 
 def _finest(names: list[str], clocks: Mapping[str, list[TimeReading]]) -> list[str]:
-    """Names without those that say the same times, to the day or as well."""
+    """Names without those that say the same times, as well or rounded to seconds, hours or days."""
     kept: list[str] = []
     for name in sorted(names, key=lambda n: -len(np.unique(clocks[n][0].seconds))):  # a stable order
         own = clocks[name][0].seconds
-        near = [np.abs(clocks[k][0].seconds - own) < 1.6 * _DAY for k in kept]
-        if not any(float(n.mean()) > 0.99 for n in near):
+        unit = next((u for u in (_DAY, 3600.0) if not (own % u).any()), 1.0)
+        near = 1.6 * unit if unit > 1 else unit  # a day of another time zone may be the next one
+        if not any(float((np.abs(clocks[k][0].seconds - own) <= near).mean()) > 0.99 for k in kept):
             kept.append(name)
     return kept
 
@@ -212,6 +228,9 @@ def _by_name(
     fits = {n: s for n, s in fits.items() if s and s >= _other_role(role, n)}
     lone = {n for n, s in fits.items() if found[n].known < 0.5 or _numbers_rows(found[n], 1.0)}
     fits = {n: s for n, s in fits.items() if n not in lone} or fits
+    if role == "user":  # the author of a book, the seller of a product
+        items = [f for n, f in found.items() if strength("item", n) == 3 and f.is_id]
+        fits = {n: s for n, s in fits.items() if s > 2 or not any(tells(item, found[n]) for item in items)}
     if not fits:
         return None
     best = max(fits.values())
@@ -241,8 +260,8 @@ def _by_content(
 ) -> str:
     """The only column whose values are ids and whose name says nothing else."""
     pool = _without_aliases(_unnamed(found, roles, clocks), found)
-    finer = [n for n in pool if not any(tells(found[o], found[n]) and not tells(found[n], found[o]) for o in pool)]
-    names = finer or pool
+    most = max((found[n].distinct for n in pool), default=0)
+    names = [n for n in pool if found[n].distinct * 10 > most]  # others are kinds of things
     if len(names) == 1 and len({"user", "item"} & roles.keys()) == 1:
         return names[0]
     if len(names) < 2:
@@ -257,7 +276,7 @@ def _unnamed(found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks:
     names = []
     for name, f in found.items():
         named = max(strength(role, name) for role in ("user", "item", "rating", "event", "count", "duration")) > 1
-        numbers = f.kind == "whole" and (f.distinct <= 10 and f.high <= 10)
+        numbers = f.distinct < 3 or (f.kind == "whole" and f.distinct <= 10 and f.high <= 10)
         if name in roles.values() or name in clocks or not f.is_id or named or numbers or f.known < 0.9:
             continue
         if is_about(name) or set(tokens(name)) & NOT_FEEDBACK or _numbers_rows(f, _UNIQUE):

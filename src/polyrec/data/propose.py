@@ -12,8 +12,10 @@ import pyarrow as pa
 from polyrec.core.names import check_task_name, check_task_names
 from polyrec.data.column_facts import ColumnFacts, tells
 from polyrec.data.column_words import (
+    ACTIONS,
     AGAINST,
     EXPOSURES,
+    GENERIC,
     NOT_FEEDBACK,
     POSITIVE_FLAGS,
     VIEWS,
@@ -124,11 +126,10 @@ def _number_or_flag(f: ColumnFacts) -> str:
 def _is_event(f: ColumnFacts) -> bool:
     if not 2 <= len(f.values) <= _WORDS or f.kind not in ("text", "whole") or _flag_values(f) is not None:
         return False
+    known = [_word(v) for v in f.values if _word(v) in VIEWS | EXPOSURES | AGAINST | ACTIONS]
     if strength("event", f.name):
-        return True
-    words = [_word(v) for v in f.values]
-    known = VIEWS | EXPOSURES | AGAINST | {"buy", "purchase", "cart", "addtocart", "add_to_cart", "fav", "like"}
-    return f.kind == "text" and sum(w in known for w in words) >= max(2, len(words) / 2)
+        return bool(known) or not set(tokens(f.name)) <= GENERIC  # the type of a device is no event
+    return f.kind == "text" and len(known) >= max(2, len(f.values) / 2)
 
 
 def _is_scale(f: ColumnFacts) -> bool:
@@ -158,7 +159,7 @@ def _next_item(columns: dict[str, ColumnFacts], kinds: dict[str, str]) -> tuple[
     """Which rows are events that a list should predict."""
     for name, f in columns.items():
         if kinds[name] == "event":
-            out = [v for v in f.values if _word(v) in AGAINST | EXPOSURES]
+            out = [v for v, _ in f.ranked if _word(v) in AGAINST | EXPOSURES]
             if out and len(out) < len(f.values) and (label := _compared(name, "not in", out)):
                 return label, f"always; {', '.join(map(str, out))} of {name} chose no item"
     flags = [f for n, f in columns.items() if kinds[n] == "flag" and set(tokens(n)) & POSITIVE_FLAGS]
@@ -187,6 +188,9 @@ def _rating(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts])
     proposal.add(f.name, "regression", f.name, f"a rating from {scale}" + f", {f.distinct} values" * bool(f.values))
     if not f.values:
         return
+    zeros = dict(zip(f.values, f.counts, strict=True)).get(0, 0) / f.rows
+    if f.low == 0 and zeros > 0.2:
+        proposal.unused.append((f"{f.name} 0", f"{zeros:.1%} of rows: make them null if they mean that none was given"))
     numbers = {float(str(v)): n for v, n in zip(f.values, f.counts, strict=True)}
     above = {v: sum(n for w, n in numbers.items() if w >= v) / f.rows for v in sorted(numbers)[1:]}
     four = next(v for v in above if v >= f.low + 0.75 * (f.high - f.low))  # 4 of 1 to 5

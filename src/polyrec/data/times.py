@@ -192,17 +192,18 @@ def _of_text(values: pa.Array, what: str, time_format: str | None) -> pa.Array:
     """Texts as timestamps of UTC; as numbers if all of them are numbers and no dates."""
     values = pc.utf8_trim_whitespace(values)
     values = pc.if_else(pc.equal(values, ""), None, values)
-    for unit in ("s", "us"):  # fast, and without zones
-        try:
-            return values.cast(pa.timestamp(unit))
-        except pa.ArrowInvalid:
-            pass
+    if time_format is None:
+        for unit in ("s", "us"):  # fast, and without zones
+            try:
+                return values.cast(pa.timestamp(unit))
+            except pa.ArrowInvalid:
+                pass
     import pandas as pd
 
     texts = values.to_pandas()
     parsed = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
-    if time_format is not None:
-        parsed = parsed.fillna(pd.to_datetime(texts, utc=True, errors="coerce", format=time_format))
+    if time_format is not None:  # first, since 2024-12-01 may be written %Y-%d-%m
+        parsed = pd.to_datetime(texts, utc=True, errors="coerce", format=time_format).fillna(parsed)
     unread = parsed.isna().to_numpy() & ~is_null(values)
     if unread.any():
         plain = numbers_of_text(values)
