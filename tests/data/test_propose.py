@@ -1,11 +1,14 @@
 """Tasks that feedback columns offer, compared with what pandas counts."""
 
+import datetime
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from polyrec.data.guess import find_columns
-from polyrec.data.labels import labels
+from polyrec.data.labels import check_learnable, labels
 from polyrec.data.propose import propose_tasks
 from polyrec.schema import parse_tasks
 
@@ -128,3 +131,28 @@ def test_counts_and_names():
         "like": ("binary", "score >= 2"),
         "like_2": ("binary", "like"),
     }
+
+
+# What real files hold beside numbers and words.
+ODD = {
+    "infinite": lambda r: np.where(r.random(N) < 0.1, np.inf, r.random(N)),
+    "codes": lambda r: [f"0{v}" for v in r.integers(100, 108, N)],
+    "blanks": lambda r: ["" if v < 2 else f"w{v}" for v in r.integers(0, 8, N)],
+    "yes": lambda r: pa.array(np.array(["y", "n"])[r.integers(0, 2, N)]).dictionary_encode(),
+    "gaps": lambda r: [None if v < 3 else int(v) for v in r.integers(0, 9, N)],
+    "large": lambda r: 1_600_000_000 + 3600 * r.integers(0, 9, N),
+    "fractions": lambda r: [Decimal(int(v)) / 4 for v in r.integers(0, 12, N)],
+    "quotes": lambda r: np.array(["it's", "a \"b\" 'c'", "d"])[r.integers(0, 3, N)],
+    "lists": lambda r: [[1, 2]] * N,
+    "nothing": lambda r: [None] * N,
+    "times": lambda r: [datetime.time(int(v)) for v in r.integers(0, 23, N)],
+}
+
+
+@pytest.mark.parametrize("name", ["rating", "event", "action_type", "bought", "plays", "watch_ms", "x"])
+@pytest.mark.parametrize("kind", ODD)
+def test_every_proposal_can_be_trained(name, kind):
+    """Prevents `polyrec train events.csv` from stopping at a label that it proposed itself."""
+    _, proposal, table = proposed(**{name: ODD[kind](np.random.default_rng(7))})
+    tasks = parse_tasks([task for task, _ in proposal.tasks])
+    check_learnable(labels(table, tasks, "log"), tasks)

@@ -115,6 +115,8 @@ def facts(table: pa.Table, name: str) -> ColumnFacts:
     """
     values = decoded(column(table, name, "sample", "column"))
     missing = is_null(values)
+    if is_text(values.type):
+        missing |= np.asarray(pc.equal(pc.utf8_trim_whitespace(values), "").fill_null(False))
     known = 1 - float(missing.mean())
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         return ColumnFacts(name, "other", known, 0, np.full(len(values), -1))

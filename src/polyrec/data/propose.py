@@ -94,6 +94,8 @@ def _kind(f: ColumnFacts, found: Found) -> str:
         return {"other": "of a nested type", "empty": "empty"}.get(f.kind, "one value only")
     if not _reads(f.name, f.name):
         return _ODD_NAME
+    if f.plain is not None and np.isinf(f.plain).any():
+        return "infinite values: make them null if it is feedback"
     for role in ("user", "item"):
         owner = found.facts[getattr(found, role)]
         if tells(owner, f):
@@ -125,6 +127,8 @@ def _number_or_flag(f: ColumnFacts) -> str:
 
 def _is_event(f: ColumnFacts) -> bool:
     if not 2 <= len(f.values) <= _WORDS or f.kind not in ("text", "whole") or _flag_values(f) is not None:
+        return False
+    if f.plain is not None and not (abs(f.low) < 1000 and abs(f.high) < 1000):
         return False
     known = [_word(v) for v in f.values if _word(v) in VIEWS | EXPOSURES | AGAINST | ACTIONS]
     if strength("event", f.name):
@@ -179,7 +183,7 @@ def _events(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts])
         if share < LEAST_SHARE:
             proposal.unused.append((f"{f.name} {value}", f"{share:.2%} of rows; a task needs {LEAST_SHARE:.0%}"))
         elif label := _compared(f.name, "==", [value]):
-            name = str(value) if f.kind == "text" else f"{f.name}_{value:g}"
+            name = str(value) if f.kind == "text" else f"{f.name}_{_written(value)}"
             proposal.add(name, "binary", label, f"{share:.1%} of rows; most common is {base}")
 
 
@@ -198,7 +202,7 @@ def _rating(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts])
     if not 0.05 <= above[four] <= 0.95:
         best = min(above, key=lambda v: abs(above[v] - 0.5))
         why = f"nearest to half of the rows; {above[four]:.1%} are >= {four:g}"
-    proposal.add("like", "binary", f"{f.name} >= {best:g}", f"{above[best]:.1%} of rows; {why}")
+    proposal.add("like", "binary", f"{f.name} >= {_written(best)}", f"{above[best]:.1%} of rows; {why}")
 
 
 def _flag(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts]) -> None:
@@ -267,6 +271,12 @@ def _yes(f: ColumnFacts) -> str:
     return f.name if f.low == 0 or f.kind == "bool" else f"{f.name} > 0"
 
 
+def _written(value: object) -> str:
+    """A number with all its digits, whole ones without a point."""
+    number = float(str(value))
+    return str(int(number)) if number.is_integer() else str(value)
+
+
 def _reads(label: str, name: str) -> bool:
     """Whether a label means a column of this name, which signs in it could prevent."""
     try:
@@ -283,7 +293,7 @@ def _compared(name: str, op: str, values: list[Any]) -> str:
             if "'" in value and '"' in value:
                 return ""
             value = f'"{value}"' if "'" in value else f"'{value}'"
-        texts.append(value if isinstance(value, str) else f"{value:g}")
+        texts.append(value if isinstance(value, str) else _written(value))
     if len(texts) == 1:
         return f"{name} {'!=' if op == 'not in' else '=='} {texts[0]}"
     return f"{name} {op} ({', '.join(texts)})"
