@@ -76,6 +76,7 @@ CASES = [
     ("id:row uid:user song:item played_at:iso", "uid song played_at"),  # a row number called id
     ("user_id:user item_count:quantity movie:item rank:rank zip_code:zip ts:seconds", "user_id movie ts"),
     ("member:user member_name:user_text item:item item_name:item_name when:iso", "member item when"),  # ids and names
+    ("user:user movie:item_shared movieId:item ts:iso", "user movieId ts"),  # two films of one title
     ("user:user item:item date:compact hour:clock", "user item date"),
     ("user:user item:item day:day time:clock", "user item day"),  # a time of day alone is no time
     ("order_id:basket product_id:item order_date:day", "order_id product_id order_date"),  # baskets without a customer
@@ -104,6 +105,7 @@ UNDECIDED = [
     ("user:user traid:item x9:item2 ts:iso", "item", "--item traid or --item x9"),
 ]
 HOLDS["hours_later"] = (_day + pd.Timedelta(hours=5)).strftime("%Y-%m-%dT%H:%M:%S")
+HOLDS["item_shared"] = [f"thing {max(i, 3)}" for i in _item]
 HOLDS["twitter"] = _day.strftime("%a %b %d %H:%M:%S +0000 %Y")
 HOLDS["flag_word"] = np.array(["a_1", "b_2"])[_item % 2]
 HOLDS["item_writer"] = np.array(["ann", "ben", "cy", "di"])[_item % 4]
@@ -152,7 +154,10 @@ def test_two_equal_readings_are_never_guessed(columns, role, fix, tmp_path):
         ),
         ("uid:user song:item seq:row", "'seq' grows from row to row of a 'uid': say --time seq if it is the order"),
         ("ts:iso price:price stars:stars", "no column is surely the user .*--user"),
-        ("user:user item:item birth_date:user_born", "no column of times beside 'user'"),
+        (
+            "user:user item:item birth_date:user_born",
+            "no column of times beside 'user'.*each user has one 'birth_date'",
+        ),
         ("customer_id:row item:item date:day", "'customer_id' seems to be the user but is another one in every row"),
         ("196:user 242:item 3:stars 881250949:seconds", "the first line is no header but a row .'196', '242'"),
     ],

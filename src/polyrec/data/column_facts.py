@@ -20,6 +20,7 @@ _SAMPLE = 200  # texts that are looked at before all of them are read as times
 _TO_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _LOG_BEGINS, _SURELY_BEGINS, _ENDS = 3e8, 9e8, 4.2e9  # seconds: 1979, 1998 and 2103
 _DAY_MONTH = re.compile(r"^\d{1,2}(?P<sign>[./-])\d{1,2}(?P=sign)(?P<year>\d{4}|\d{2})(?!\d)")
+_SOME_DATE = re.compile(r"\d.*\d.*\d|\d.*[A-Za-z]{3}.*\d")  # what every other format writes
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", ", %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 _OTHER_FORMATS = (
     *(day + clock for day in ("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y") for clock in _CLOCKS),
@@ -172,11 +173,15 @@ def tells(one: ColumnFacts, other: ColumnFacts) -> bool:
     return bool(others >= 3 and len(first) - most.sum() <= 0.02 * others)
 
 
-def same(one: ColumnFacts, other: ColumnFacts) -> bool:
-    """Whether two columns divide the rows alike, as an id and a name do."""
-    if one.distinct != other.distinct:
-        return False
-    return len(np.unique(np.stack([one.codes, other.codes]), axis=1).T) <= one.distinct + 1
+def same(one: ColumnFacts, other: ColumnFacts, shared: bool = False) -> bool:
+    """Whether two columns divide the rows alike, as an id and a name do, up to a few.
+
+    Args:
+        shared: several values of the first may share one of the second.
+    """
+    pairs = len(np.unique(np.stack([one.codes, other.codes]), axis=1).T)
+    least = one.distinct if shared else min(one.distinct, other.distinct)
+    return pairs <= 1.02 * least + (one.known < 1 or other.known < 1)
 
 
 def time_readings(table: pa.Table, name: str, named: bool, time_format: str | None = None) -> list[TimeReading]:
@@ -245,7 +250,7 @@ def _of_text(values: pa.Array, name: str, time_format: str | None) -> list[TimeR
 def _formats(example: str) -> list[str]:
     """Formats that a text may have, day before month first."""
     if not (begin := _DAY_MONTH.match(example.strip())):
-        return list(_OTHER_FORMATS)
+        return list(_OTHER_FORMATS) if _SOME_DATE.search(example) else []
     sign, year = begin["sign"], "%Y" if len(begin["year"]) == 4 else "%y"
     days = [f"%d{sign}%m{sign}{year}"]
     if sign != ".":  # with points, no country writes the month first

@@ -144,6 +144,16 @@ def strength(role: str, name: str) -> float:
     return found / 2 if named else found
 
 
+def stem(name: str) -> str:
+    """A name without the words that make an id of it.
+
+    Example:
+        >>> stem("movieId"), stem("movie")
+        ('movie', 'movie')
+    """
+    return "".join(word for word in tokens(name) if word not in _AFFIXES)
+
+
 def is_about(name: str) -> bool:
     """Whether a name says that its values are of something, such as a price or a count, and no ids."""
     return any(word in _ABOUT for word in tokens(name))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
-from polyrec.data.column_words import NOT_FEEDBACK, is_about, strength, tokens
+from polyrec.data.column_words import NOT_FEEDBACK, is_about, stem, strength, tokens
 from polyrec.registry import nearest
 
 ROLES = ("user", "item", "time")
@@ -102,9 +102,7 @@ def find_columns(
             if role not in roles and (name := choose(what, role, found, roles, clocks)) is not None:
                 roles[role] = name
                 reasons[role] = "its name" if choose is _by_name else "its values; no other column fits"
-    if "time" in roles and "time" not in (given or {}) and _is_attribute(roles, found):
-        del roles["time"]
-    if "time" not in roles:
+    if "time" not in roles or ("time" not in (given or {}) and _owner(roles, found)):
         _refuse_without_time(what, roles, found)
     for role in ("user", "item"):
         if role not in (given or {}) and _numbers_rows(found[roles[role]], 1.0):
@@ -144,9 +142,13 @@ def _reading(what: str, name: str, readings: list[TimeReading]) -> TimeReading:
 
 def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> None:
     """The one place where a log without times is decided on: the order of its lines is not taken for time unasked."""
-    rising = [n for n, f in found.items() if n not in roles.values() and _rises(found[roles["user"]], f)]
     fix = "if the lines are in order of time, number them, e.g. pandas: df.reset_index(names='timestamp')"
-    if rising:
+    rising = [n for n, f in found.items() if n not in roles.values() and _rises(found[roles["user"]], f)]
+    if "time" in roles:
+        fix = (
+            f"each {_owner(roles, found)} has one {roles['time']!r}: say --time {roles['time']} if it is that of events"
+        )
+    elif rising:
         fix = f"{rising[0]!r} grows from row to row of a {roles['user']!r}: say --time {rising[0]} if it is the order"
     raise ValueError(
         f"{what}: no column of times beside {roles['user']!r} (user) and {roles['item']!r} (item): name it with "
@@ -154,11 +156,12 @@ def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str
     )
 
 
-def _is_attribute(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> bool:
-    """Whether a time is of users or items (`birth_date`), not of events; a session has one date."""
+def _owner(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:
+    """Whose time it is ("user", "item") if it is none of events, such as a `birth_date`; a session has one date."""
     clock = found[roles["time"]]
-    owners = [role for role in ("user", "item") if tells(found[roles[role]], clock)]
-    return "item" in owners or ("user" in owners and strength("time", clock.name) < 3)
+    if tells(found[roles["item"]], clock):
+        return "item"
+    return "user" * (strength("time", clock.name) < 3 and tells(found[roles["user"]], clock))
 
 
 def _rises(user: ColumnFacts, f: ColumnFacts) -> bool:
@@ -247,10 +250,13 @@ def _other_role(role: str, name: str) -> float:
 
 
 def _without_aliases(names: list[str], found: Mapping[str, ColumnFacts]) -> list[str]:
-    """Of columns that divide the rows alike (an id and a name), the one that is written as an id, else the first."""
+    """Of columns that divide the rows alike (an id and a name), the one that is written as an id, else the first.
+
+    Of `movieId` and `movie`, two ids may share a name.
+    """
     kept: list[str] = []
     for name in sorted(names, key=lambda n: (found[n].kind == "text", "id" not in "".join(tokens(n)[1:]))):
-        if not any(same(found[name], found[k]) for k in kept):
+        if not any(same(found[k], found[name], stem(k) == stem(name)) for k in kept):
             kept.append(name)
     return [name for name in names if name in kept]
 
