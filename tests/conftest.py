@@ -38,9 +38,24 @@ SLOW = [
     "tests/recipes/",
     "tests/tracking/",
     "tests/data/test_mixing.py",
+    "tests/contract/test_couplings.py",
     "tests/contract/test_distillation.py",
+    "tests/contract/test_experts.py",
+    "tests/cards/",
+    "tests/coupling/test_from_a_log.py",
+    "tests/data/test_cooccurrence.py",
+    "tests/data/test_csv_files.py",
+    "tests/data/test_statistics.py",
+    "tests/encoders/test_pair_size.py",
+    "tests/evaluation/test_comparison.py",
+    "tests/evaluation/test_evaluator.py",
+    "tests/objectives/test_training.py",
+    "tests/test_half_precision.py",
+    "tests/test_modeling.py::test_reload_gives_identical_logits_here_and_in_another_process",
+    "tests/test_transfer.py",
 ]
 QUICK = [  # of those folders
+    "tests/cards/test_cards.py::test_a_changed_figure_is_found",
     "tests/cli/test_mistakes.py",
     "tests/hub/test_parquet.py",
     "tests/invariant/test_causality.py",
@@ -54,14 +69,26 @@ QUICK = [  # of those folders
 ]
 
 
+def _place(test: str) -> int:
+    """Where a file or a test stands in `SLOW`; its length: it is not slow."""
+    if test.startswith(tuple(QUICK)):
+        return len(SLOW)
+    return next((place for place, start in enumerate(SLOW) if test.startswith(start)), len(SLOW))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import slow files where they are left out, which takes as long as many tests."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    name = collection_path.relative_to(config.rootpath).as_posix()
+    quick = any(test.startswith(name) for test in QUICK)
+    return True if _place(name) < len(SLOW) and not quick else None
+
+
 def pytest_collection_modifyitems(items):
     """Mark what is slow, and put it first."""
-    places = {}
-    for item in items:
-        place = next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
-        if item.nodeid.startswith(tuple(QUICK)):
-            place = len(SLOW)
-        places[item] = place
+    places = {item: _place(item.nodeid) for item in items}
+    for item, place in places.items():
         if place < len(SLOW):
             item.add_marker("slow")
     items.sort(key=places.__getitem__)  # stable: tests of one file stay together
