@@ -15,14 +15,7 @@ from polyrec.cli.recipe import load_recipe
 from polyrec.cli.train import build_config
 from polyrec.evaluation.comparison_runs import ComparisonRun
 
-RUNS = [
-    "all-seed5",
-    "all-seed6",
-    "only_next_item-seed5",
-    "only_next_item-seed6",
-    "only_rating-seed5",
-    "only_rating-seed6",
-]
+RUNS = ["all-seed5", "only_next_item-seed5", "only_rating-seed5"]
 
 
 def without_cost(folder):
@@ -35,7 +28,7 @@ def without_cost(folder):
 def test_interrupted_comparison_goes_on_and_ends_the_same(recipe_file, tmp_path, interrupt, capsys):
     """Prevents finished runs from being repeated, and a resumed training from ending elsewhere than an uninterrupted one."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    command = ["compare", str(recipe_file), "--seeds", "2", "--resamples", "50", "--no-html", "--output"]
+    command = ["compare", str(recipe_file), "--seeds", "1", "--resamples", "50", "--no-html", "--output"]
     every = interrupt(None)
     assert main([*command, str(straight)]) == 0
     assert sorted(p.name for p in (straight / "runs").iterdir()) == RUNS

@@ -1,5 +1,7 @@
 """`polyrec update`: new events are learnt, old ones remembered, and a worse model replaces nothing."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -50,16 +52,23 @@ def update(world, *more, run="run", new="new.parquet"):
     return main(["update", str(world / run), "--new", str(world / new), *map(str, more)])
 
 
+@pytest.fixture(scope="module")
+def fresh(world, tmp_path_factory):
+    """The run after an update with new items, in another folder, what the update printed, and the run before it."""
+    folder, printed, before = tmp_path_factory.mktemp("updated") / "fresh", io.StringIO(), contents(world / "run")
+    with contextlib.redirect_stdout(printed):
+        assert update(world, "--items", world / "new_items.parquet", "--output", folder, "--replay", 0.5) == 0
+    return folder, printed.getvalue(), before
+
+
 def contents(folder):
     return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.is_file()}
 
 
-def test_an_update_reports_what_it_did(world, tmp_path, capsys):
+def test_an_update_reports_what_it_did(world, fresh):
     """Prevents an update whose gain, loss and price nobody sees, and new items that it forgets to add."""
-    before = contents(world / "run")
-    options = ("--items", world / "new_items.parquet", "--output", tmp_path / "fresh", "--replay", 0.5)
-    assert update(world, *options) == 0
-    report = json.loads((tmp_path / "fresh" / "update.json").read_text())
+    folder, out, before = fresh
+    report = json.loads((folder / "update.json").read_text())
     assert set(report["before"]) == set(report["after"]) == {"test", "new"}
     assert set(report["forgetting"]) == {"next_item", "rating"}
     assert all(found["slice"] == "test" for found in report["forgetting"].values())  # never the new events
@@ -70,12 +79,11 @@ def test_an_update_reports_what_it_did(world, tmp_path, capsys):
     assert 0 < rows["replayed"] < 360
     assert report["new_items"] == 2
     assert report["cost"]["cpu_seconds"] > 0
-    out = capsys.readouterr().out
     assert "better by" in out
     assert "cpu-seconds of training" in out
     assert contents(world / "run") == before  # --output leaves the old run alone
-    processor = PolyRecProcessor.from_pretrained(tmp_path / "fresh")
-    model = PolyRecForRecommendation.from_pretrained(tmp_path / "fresh")
+    processor = PolyRecProcessor.from_pretrained(folder)
+    model = PolyRecForRecommendation.from_pretrained(folder)
     assert processor.num_items == model.config.num_items == 28
     assert processor.item_counts[-2:].min() > 0
     assert model.item_encoder.known[-2:].all()
@@ -83,9 +91,9 @@ def test_an_update_reports_what_it_did(world, tmp_path, capsys):
     assert len(model.recommend(processor, [100, 3], k=3)) == 3
 
 
-def test_updates_follow_each_other(world, tmp_path, capsys):
+def test_updates_follow_each_other(world, fresh, tmp_path, capsys):
     """Prevents a second update from forgetting where the data of the first lie, or from counting its events twice."""
-    assert update(world, "--items", world / "new_items.parquet", "--output", tmp_path / "one") == 0
+    shutil.copytree(fresh[0], tmp_path / "one")
     assert main(["update", str(tmp_path / "one"), "--new", str(world / "newer.parquet"), "--max-drop", "9"]) == 0
     report = json.loads((tmp_path / "one" / "update.json").read_text())
     assert set(report["before"]) == {"test", "update 1", "new"}
@@ -166,12 +174,11 @@ def test_unknown_items_are_said(world, tmp_path, capsys):
     assert command.REPORT_NAME in {p.name for p in (tmp_path / "run").iterdir()}
 
 
-def test_an_updated_run_does_not_teach_what_would_be_judged(world, tmp_path, capsys):
+def test_an_updated_run_does_not_teach_what_would_be_judged(world, fresh, tmp_path, capsys):
     """Prevents a student of the old split from hearing of what came after it, and one of all events from being judged
     by rows that its teacher has learnt."""
-    assert update(world, "--items", world / "new_items.parquet", "--output", tmp_path / "fresh") == 0
     for recipe in ([], [str(world / "recipe.yaml")]):
         capsys.readouterr()
-        assert main(["score", str(tmp_path / "fresh"), *recipe, "--output", str(tmp_path / "answers")]) == 2
+        assert main(["score", str(fresh[0]), *recipe, "--output", str(tmp_path / "answers")]) == 2
         assert "A run that was updated knows the rows of its updates, too" in capsys.readouterr().err
     assert not (tmp_path / "answers").exists()

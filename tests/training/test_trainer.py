@@ -129,7 +129,7 @@ def learnt(tmp_path_factory):
     world = fit(synthetic_log(people=120, items=20, events=12), max_history=12)
     keep = Constants()
     model = tiny_model(world[0], hidden_size=16, initializer_range=0.06)
-    options = {"num_train_epochs": 40, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "logging_steps": 8}
+    options = {"num_train_epochs": 24, "per_device_train_batch_size": 16, "learning_rate": 1.5e-2, "logging_steps": 8}
     trainer = trainer_of(world, folder, model=model, callbacks=[keep], **options)
     trainer.train()
     return world, trainer, keep.lines
@@ -155,7 +155,7 @@ def test_saved_folder_gives_everything_needed_and_no_pickle(learnt, tmp_path):
     trainer.save_model(str(tmp_path))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".safetensors", ".parquet"}
-    assert json.loads((tmp_path / "training_args.json").read_text())["num_train_epochs"] == 40
+    assert json.loads((tmp_path / "training_args.json").read_text())["num_train_epochs"] == 24
     for path in files:
         if path.suffix == ".safetensors":
             assert path.read_bytes()[8:9] == b"{", path  # after the length of the header, which may be any byte

@@ -132,7 +132,7 @@ def test_learnt_weights_do_not_decay(world, tmp_path):
 @pytest.mark.parametrize("kind", WEIGHTINGS.names())
 def test_every_weighting_learns(world, tmp_path, kind):
     """Prevents a weighting that runs without learning anything."""
-    trainer = trainer_of(world, tmp_path, kind, num_train_epochs=12, learning_rate=1e-2)
+    trainer = trainer_of(world, tmp_path, kind, num_train_epochs=7, learning_rate=2e-2)
     trainer.train()
     found = lines(trainer)
     for name in NAMES:
