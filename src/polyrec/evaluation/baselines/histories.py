@@ -102,8 +102,8 @@ class EASE(ItemToItem):
     """S of [`polyrec.baselines.EASE`]; the ridge is chosen after `last` and `decay`."""
 
     name = "ease"
-    defaults = {**ItemToItem.defaults, "ridge": 100.0}
-    stages = (*ItemToItem.stages, {"ridge": (100.0, 20.0, 500.0)})
+    defaults = {**ItemToItem.defaults, "ridge": 200.0}
+    stages = (*ItemToItem.stages, {"ridge": (200.0, 50.0, 800.0)})
     once = True  # as in fitting
 
     def __init__(self, task: CatalogTask) -> None:
@@ -116,7 +116,7 @@ class EASE(ItemToItem):
         most = baselines.EASE().max_items
         return f"a catalog of {task.num_items:,} items is too large: at most {most:,}" * (task.num_items > most) or None
 
-    def similarity(self, ridge: float = 100.0, **settings: Any) -> np.ndarray:
+    def similarity(self, ridge: float = 200.0, **settings: Any) -> np.ndarray:
         """Weights, of one ridge at a time."""
         if ridge != self._ridge:
             self._weights_NN = np.zeros((0, 0), dtype=np.float32)  # two of them would be twice the memory

