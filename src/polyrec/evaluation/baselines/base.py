@@ -64,8 +64,8 @@ class CatalogTask:
 
     @property
     def mixed(self) -> bool:
-        """Whether the log has other events beside those in which an item was taken: impressions, views."""
-        return not (self.labels(self.train) > 0).all()
+        """Whether training has other events beside those in which an item was taken: impressions, views."""
+        return not (self.labels(self.train)[self.train.candidates.event] > 0).all()
 
     def histories(
         self, dataset: SequenceDataset, rows: np.ndarray, last: int | None = None, history: str = "taken"
