@@ -150,12 +150,12 @@ def test_a_sample_has_whole_rows_from_several_places(tmp_path, quoted):
     """Prevents cut rows, rows that count twice, and a sample of a file's beginning alone."""
     frame = pd.DataFrame({"n": range(30_000), "text": ['x, "y"\nz' if quoted else "word"] * 30_000})
     frame.to_csv(tmp_path / "x.csv", index=False)
-    for table in (read_table(tmp_path / "x.csv", "x", rows=1_000), read_table(tmp_path / "x.csv", "x", rows=90_000)):
+    for table in (read_table(tmp_path / "x.csv", "x", rows=1_001), read_table(tmp_path / "x.csv", "x", rows=90_000)):
         found = table.to_pandas()
         assert found["n"].is_unique
         assert found.equals(frame.iloc[found["n"]].reset_index(drop=True))
     assert len(found) == 30_000
-    few = read_table(tmp_path / "x.csv", "x", rows=1_000)["n"].to_numpy()
+    few = read_table(tmp_path / "x.csv", "x", rows=1_001)["n"].to_numpy()
     assert 400 < len(few) < 2_000
     assert few[0] == 0
     assert quoted or few[-1] == 29_999
