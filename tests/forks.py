@@ -2,7 +2,7 @@
 
 A fork has imported polyrec and done nothing else. What `huggingface_hub` reads from the environment when it is
 imported (its cache, whether it is offline) is set in `huggingface_hub.constants`, which it looks at when it is used.
-Reads lines of JSON, {"code", "cwd", "env", "cache", "offline", "log", "longest_sleep"} of which the last three may be
+Reads lines of JSON, {"code", "cwd", "log", "env", "cache", "offline", "longest_sleep"} of which the last four may be
 left out, and answers each with its exit status. [`Forks`] is the other side.
 """
 
@@ -84,7 +84,7 @@ def main() -> None:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             os.chdir(asked["cwd"])
-            os.environ.update(asked["env"])
+            os.environ.update(asked.get("env", {}))
             constants.HF_HUB_CACHE = asked.get("cache", constants.HF_HUB_CACHE)
             constants.HF_HUB_OFFLINE = asked.get("offline", constants.HF_HUB_OFFLINE)
             if "longest_sleep" in asked:

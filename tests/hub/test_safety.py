@@ -74,11 +74,9 @@ def outcomes(running_hub, good, tmp_path_factory):
         (place / name / "manifest.json").unlink()  # nobody has to write one, and a stranger's says nothing
     shutil.copytree(good, place / "good")
     (place / "kinds.json").write_text(json.dumps({name: kind for name, (kind, _, _) in SPOILERS.items()}))
-    asked = {"code": LOAD, "cwd": str(place), "log": str(place / "log"), "cache": str(place / "cache")}
     clients = running_hub[1]
-    clients.stdin.write(json.dumps({**asked, "offline": False, "env": {}}) + "\n")
-    clients.stdin.flush()
-    assert clients.stdout.readline() == "0\n", (place / "log").read_text()
+    clients.start(LOAD, place, place / "log", cache=str(place / "cache"), offline=False)
+    assert clients.answers.readline() == "0\n", (place / "log").read_text()
     return json.loads((place / "found.json").read_text()), place
 
 
