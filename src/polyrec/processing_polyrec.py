@@ -432,7 +432,7 @@ class PolyRecProcessor:
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
             options = {**HEADS.get(task.head).default_options, **task.options}
             if options.get("item_age") is not None:
-                taken = train & (log.labels[:, j] > 0) & (log.item >= FIRST)
+                taken = train & (log.labels[:, j] == 1) & (log.item >= FIRST)
                 self.label_summary[task.name]["age_start"] = age_start(
                     self.item_times(options["item_age"]),
                     log.item[taken],

@@ -108,6 +108,10 @@ def test_no_path_of_the_machine_is_in_a_card(folder, run):
     assert str(folder.parent) not in text
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
     assert recipe["interactions"] == "interactions.parquet"
+    own = run.recipe | {"interactions": "interactions.parquet", "items": "items.parquet", "users": "users.parquet"}
+    said = {name: value for name, value in own.items() if value is not None and value != {} and value != []}
+    del said["card"]
+    assert recipe == said | {"output": "run"}
 
 
 def test_weaknesses_are_told(run):

@@ -94,6 +94,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
         (laughs, "line 2 has an alias"),
         ("output: a\noutput: b\n", "'output' stands twice in one mapping .line 2"),
         ("output: [\n", "cannot read it as YAML"),
+        ("# a\noutput: a: b\n", r"mapping values are not allowed here \(line 2, column 10\)"),
         ("[" * 5000, "too deep"),
         ("- 1\n", "must hold a mapping"),
         ("output: !!binary aGk=\n", "output is b'hi'; it must be text"),

@@ -84,6 +84,8 @@ def test_loss_of_lists_is_the_cross_entropy_of_a_list():
         count += 1
     assert count == output.counts["next_item"]
     assert output.losses["next_item"].item() == pytest.approx(total, rel=1e-5)
+    own = {name for name, _ in model.heads["next_item"].named_parameters()}
+    assert own == {"inner.weight", "inner.bias", "output.weight", "popularity"}  # no constant: softmax ignores it
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_perfect_student_loses_nothing(kind):
 def test_plackett_luce_has_no_minimum_but_the_right_order_is_best():
     """Prevents the loss from preferring another order than the teacher's."""
     teacher = torch.tensor([[3.0, 2.0, 1.0]])
-    found = {o: plackett_luce(torch.tensor([o]), teacher)[0].item() for o in itertools.permutations((3.0, 2.0, 1.0))}
+    found = {o: plackett_luce(torch.tensor([o]), teacher, 3)[0].item() for o in itertools.permutations((3.0, 2.0, 1.0))}
     assert min(found, key=found.get) == (3.0, 2.0, 1.0)
     assert max(found, key=found.get) == (1.0, 2.0, 3.0)
 
@@ -304,5 +304,7 @@ def test_a_plan_is_refused_where_a_loss_would_not_read_it():
         ValueError, match="'pairs' of distillation loss 'margin_mse' of task 'next' is 'some'; known: first, all"
     ):
         chosen(TaskDistillation("margin_mse", options={"pairs": "some"}), LIST_LOSSES, "task 'next'")
+    assert chosen(TaskDistillation("rank_distil"), LIST_LOSSES, "task 'next'").options == {"depth": 10}
+    assert chosen(TaskDistillation("plackett_luce"), LIST_LOSSES, "task 'next'").options == {"interesting": 30}
     plan = chosen(TaskDistillation(options={}), {"a": SoftLoss(options={"x": 1}), "b": SoftLoss()}, "task")
     assert (plan.loss, plan.options) == ("a", {"x": 1})

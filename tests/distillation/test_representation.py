@@ -168,6 +168,8 @@ def test_relations_equal_loops(seed, angle):
     total, count = made("relation", angle=angle)(student, teacher)
     expected = naive_relations(student.flatten(0, 1).numpy(), teacher.flatten(0, 1).numpy(), angle)
     np.testing.assert_allclose((total / count).item(), expected, rtol=1e-6)
+    if angle == 2:  # as in the paper, where angles weigh twice as much as distances
+        assert made("relation")(student, teacher)[0] == total
 
 
 def test_relations_know_neither_scale_nor_rotation():

@@ -234,6 +234,10 @@ def test_rows_without_an_answer_are_refused_or_skipped(case):
     _, processor, parts, folder = case
     with pytest.raises(ValueError, match="candidates of the student's data have no stored answer, e.g. that of row"):
         StoredTeacher(folder).prepare(parts.valid, processor, judged=[])
+    absent, both = len(parts.valid.candidates.event), sum(len(p.candidates.event) for p in parts[:2])
+    first = parts.valid.log.row[parts.valid.candidates.event[0]]
+    with pytest.raises(ValueError, match=f"^{absent} of the {both} candidates .*e.g. that of row {first} of"):
+        StoredTeacher(folder).bind([parts.train, parts.valid], processor)
     table = StoredTeacher(folder, missing="skip")
     table.prepare(parts.valid, processor, judged=[])
     found = table.score(batch_of(parts.valid))

@@ -82,6 +82,7 @@ def test_mmoe_equals_its_formula():
         for e in range(4):
             hidden[task] += gates[task][..., e : e + 1] * network(layer.experts, e, read)
     assert layer.experts.up.weight.shape == (4, WIDTH, 2 * WIDTH)
+    assert layer.gate_names == {task: ["expert 1", "expert 2", "expert 3", "expert 4"] for task in NAMES}
     output = layer(x)
     assert_answers(output.hidden, hidden)
     assert_answers(output.gates, gates)
@@ -94,6 +95,8 @@ def test_cgc_and_ple_equal_their_formula(kind, levels, own, shared):
     options = {"num_layers": levels} if kind == "ple" else {}
     layer, x = layer_of(kind, task_experts=own, shared_experts=shared, **options), pairs()
     assert len(layer.levels) == levels
+    names = {(1, 1): ["own 1", "shared 1"], (2, 3): ["own 1", "own 2", "shared 1", "shared 2", "shared 3"]}
+    assert layer.gate_names == {task: names[own, shared] for task in NAMES}
     states, common = dict.fromkeys(NAMES, x), x
     for number, level in enumerate(layer.levels):
         answers = {

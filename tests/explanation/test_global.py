@@ -11,7 +11,7 @@ from model_fixtures import fit, model_inputs, tiny_model
 
 from polyrec import PolyRecCollator
 from polyrec.cli.main import main
-from polyrec.explanation.importance import permutation_importance
+from polyrec.explanation.importance import _inputs, permutation_importance
 from polyrec.explanation.neighbours import item_map, neighbours, plot_items
 
 
@@ -37,6 +37,23 @@ def test_importance_is_a_rise_of_the_loss_of_each_task(world):
         assert own["context.statistics"] == 0 if task == "next_item" else own["context.statistics"] != 0
         assert own["item.id"] != 0
     assert permutation_importance(model, splits.train, batch_size=16) == found
+
+
+def test_a_context_is_shuffled_before_and_after_and_a_user_alone():
+    """Prevents a context's figure from including the user feature of the same name, or only half of its places."""
+    batch = {
+        "candidate_features": {"age": 0, "surface": 0, "hour": 0},
+        "event_features": {"surface": 0, "rating": 0},
+        "user_features": {"age": 0},
+    }
+    both = ("event_features", "candidate_features")
+    assert _inputs(batch) == {
+        "context.age": (("candidate_features",), "age"),
+        "context.surface": (both, "surface"),
+        "context.hour": (("candidate_features",), "hour"),
+        "event.rating": (("event_features",), "rating"),
+        "user.age": (("user_features",), "age"),
+    }
 
 
 def test_what_is_not_read_has_no_importance(world):

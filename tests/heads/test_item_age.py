@@ -270,6 +270,34 @@ def test_what_comes_next_is_new(worlds):
     assert min(found[source] for source in SOURCES) > found[None] + 0.3
 
 
+def test_only_what_was_taken_says_at_which_age():
+    """Prevents impressions without a click, unknown labels and test rows from being counted as chosen."""
+    log, items = young_log(people=6)
+    begin = items["item_id"].tolist().index(log["item_id"][0])  # a catalog whose first item is chosen
+    items = {name: np.roll(values, -begin) for name, values in items.items()}
+    clicked = np.tile([1.0, 0.0, np.nan, 1.0], 15)
+    tasks = [{"name": "next", "head": "retrieval", "label": "clicked",
+              "options": {"item_age": "release", "age_buckets": 16}}]  # fmt: skip
+    processor = PolyRecProcessor.fit(
+        log | {"clicked": clicked},
+        items,
+        tasks=tasks,
+        columns={"item_features": {}, "item_time": "born"},
+        statistics=False,
+    )
+    train = processor.split(log | {"clicked": clicked}).train
+    rows = [row for row in np.unique(train.log.row[train.candidates.event]) if clicked[row] == 1]
+    place = {name: FIRST_ITEM + n for n, name in enumerate(processor.items.ids.to_pylist())}
+    expected = age_start(
+        processor.item_times("release"),
+        np.array([place[log["item_id"][row]] for row in rows]),
+        np.array([round(1000 * log["timestamp"][row]) for row in rows]),
+        16,
+        unseen_now=False,
+    )
+    assert processor.label_summary["next"]["age_start"] == pytest.approx(expected)
+
+
 def test_a_list_holds_nothing_that_is_not_there(worlds):
     """Prevents an evaluation and a serving that recommend what is released tomorrow."""
     processor, splits, model = worlds("release")

@@ -47,6 +47,37 @@ def test_honest_tables_pass(table, tmp_path, version, compression, dictionary):
     assert check_table(path, "items", ids=True) == 0
 
 
+def test_a_table_may_fill_its_room_and_no_byte_more(tmp_path, monkeypatch):
+    """Prevents a limit that is off by one value, and a sum of texts that ends before the last row group."""
+    path = tmp_path / "items.parquet"
+
+    def check(room: int, ids: bool = False) -> int:
+        monkeypatch.setattr("polyrec.hub.parquet.room", lambda _: room)
+        return check_table(path, "items.parquet", ids=ids)
+
+    pq.write_table(pa.table({"title": ["a" * 100] * 1000}), path, row_group_size=400)
+    assert check(100_000) == 1000
+    for limit in (99_999, 80_000, 40_000):  # 1,000 texts; two groups; one group
+        with pytest.raises(ValueError, match=f"texts repeat to more than {limit:,} bytes"):
+            check(limit)
+    pq.write_table(pa.table({"price": np.random.default_rng(0).random(1000)}), path, use_dictionary=False)
+    size = pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    assert check(size) == 1000
+    with pytest.raises(ValueError, match=f"would become 1,000 rows and {size:,} bytes"):
+        check(size - 1)
+    pq.write_table(pa.table({"new": [True] * 8000}), path)  # packed on disk, a byte each in memory
+    assert check(8000) == 8000
+    with pytest.raises(ValueError, match="8,000 rows and 8,000 bytes"):
+        check(7999)
+    monkeypatch.setattr("polyrec.hub.parquet._ROWS_PER_BYTE", 0)
+    pq.write_table(pa.table({"new": [True] * (1 << 16)}), path)
+    assert check(1 << 20, ids=True) == 1 << 16
+    pq.write_table(pa.table({"new": [True] * ((1 << 16) + 1)}), path)
+    assert check(1 << 20) == (1 << 16) + 1
+    with pytest.raises(ValueError, match="65,537 rows"):
+        check(1 << 20, ids=True)
+
+
 def test_damaged_tables_are_refused_by_name(table, tmp_path):
     """Prevents errors of pyarrow and numpy that tell nobody which file to download again."""
     path = tmp_path / "items.parquet"

@@ -11,6 +11,7 @@ from malicious import RAN, SPOILERS
 from model_fixtures import fit, tiny_model
 from text_fixtures import tiny_bert
 
+from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.backbones import TextConfig, resolve
 from polyrec.encoders.backbone import Backbone
 from polyrec.hub.safety import check_model, check_weights, named_as
@@ -90,6 +91,8 @@ def test_a_malicious_repository_is_refused(outcomes, name):
     assert found["control"]["peak"] > 250, "the measurement does not see memory"
     assert peak < 200, f"{peak:.0f} MiB"
     assert not (place / RAN).exists()
+    with pytest.raises(ValueError, match=SPOILERS[name][1]):  # of this process, once a child has shown that it is safe
+        (PolyRecForRecommendation if SPOILERS[name][0] == "model" else PolyRecProcessor).from_pretrained(place / name)
 
 
 def test_names_and_sizes_are_refused_before_anything_is_downloaded(hub, client, good):

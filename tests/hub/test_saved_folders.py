@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,18 @@ def test_a_reader_may_not_fill_the_memory():
     with pytest.raises(ValueError, match="fill the memory"):
         isolated(lambda: len(bytearray(8 << 30)), "a table", 1 << 30)
     assert isolated(lambda: len(bytearray(1 << 20)), "a table", 1 << 30) == 1 << 20
+
+
+def test_the_end_of_a_reader_is_waited_for():
+    """A reader that closes what it writes to and dies later was taken for one that ended well."""
+
+    def dies_later() -> None:
+        os.closerange(3, 256)
+        time.sleep(0.05)
+        os.abort()
+
+    with pytest.raises(ValueError, match="the reader died of SIGABRT"):
+        isolated(dies_later, "a table", 1 << 30)
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="only root can become somebody else")

@@ -129,6 +129,17 @@ def test_a_name_for_rows_that_stay_does_not_leave(folder):
     assert "training_curves.png is the same file as training_rows.safetensors" in " ".join(scan(folder).refusals)
 
 
+def test_statistics_that_nobody_can_read_stay(folder):
+    """Rows of users left in a table whose configuration is damaged, so that nothing says whose it is."""
+    tables = sorted(p.relative_to(folder).as_posix() for p in folder.glob("statistics/log/*.parquet"))
+    before = {file.path for file in scan(folder).leaving}
+    assert before & set(tables)
+    (folder / "statistics" / "log" / "statistics.json").write_text("{")
+    found = scan(folder)
+    assert {file.path for file in found.leaving} == before - set(tables)
+    assert set(tables) <= set(found.staying)
+
+
 def test_an_address_may_be_meant_to_be_public(folder):
     """A card with a contact could not be pushed at all; a token in it never may."""
     (folder / "README.md").write_text("write to jo@example.org")

@@ -109,7 +109,7 @@ def test_impossible_settings_are_refused(world, options, message):
         finetune(learnt(world), *world, FinetuneSettings(**options), OPTIONS)
 
 
-def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys):
+def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):
     """Prevents a command that replaces a run by one that answers other tasks differently, or that says nothing."""
     tables = synthetic_log()
     for name, table in tables.items():
@@ -137,3 +137,18 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys):
     assert told["next_item"]["polyrec"]["ndcg@10"] == first["next_item"]["polyrec"]["ndcg@10"]
     assert told["rating"]["polyrec"]["rmse"] != first["rating"]["polyrec"]["rmse"]  # not what the model was before
     assert main(["finetune", run, "--task", "ratings"]) == 2
+    capsys.readouterr()
+
+    def reached(*_):
+        raise ValueError("it trains")
+
+    monkeypatch.setattr("polyrec.cli.finetune.finetune", reached)
+    same = ["finetune", run, "--task", "rating", "--learning-rate", "0.02", "--epochs"]
+    for options, said in (
+        (["2"], "already been fine-tuned just so"),
+        (["2", "--again"], "it trains"),
+        (["2", "--output", str(tmp_path / "other")], "it trains"),
+        (["3"], "it trains"),
+    ):
+        assert main([*same, *options]) == 2
+        assert said in capsys.readouterr().err

@@ -119,7 +119,7 @@ def list_net(
 def plackett_luce(
     student_MK: Tensor,
     teacher_MK: Tensor,
-    interesting: int = 30,
+    interesting: int,
     rest_M: Tensor | None = None,
     weight_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def rank_distil(
     student_MK: Tensor,
     rest_M: Tensor,
     teacher_MK1: Tensor,
-    depth: int = 10,
+    depth: int,
     temperature: float = 1.0,
     weight_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
