@@ -46,6 +46,7 @@ def test_a_manifest_holds_what_sha256sum_says(folder):
         n: hashlib.sha256(c).hexdigest() for n, c in CONTENT.items()
     }
     assert {n: e["bytes"] for n, e in written["files"].items()} == {n: len(c) for n, c in CONTENT.items()}
+    assert written["format_version"] == 1  # which versions before this one read
     assert check_manifest(folder).facts == {"recipe": "a1", "data": {"interactions": "b2"}}
 
 
@@ -75,6 +76,7 @@ def test_no_flipped_byte_passes_in_any_file_and_in_the_manifest(folder):
         (lambda f: (f / "config.json").write_bytes(b'{"hidden_size": 9}'), "SHA-256 differs"),
         (lambda f: (f / "users.parquet").write_bytes(b""), "users.parquet was not saved with it"),
         (lambda f: (f / MANIFEST_NAME).write_text('{"format_version": 1, "files'), "cannot be trusted"),
+        (lambda f: (f / MANIFEST_NAME).write_text('{"format_version": 2}'), "format 2, this version reads 1: update"),
         (lambda f: (f / MANIFEST_NAME).write_text(""), "cannot be trusted"),
         (lambda f: (f / MANIFEST_NAME).write_text("[" * 100_000), "cannot be trusted"),
         (lambda f: ((f / "config.json").rename(f / "c"), (f / "config.json").symlink_to("c")), "symbolic link"),

@@ -5,6 +5,7 @@ import pytest
 from model_fixtures import COLUMNS, TASKS, synthetic_log
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
+from polyrec.web.guard import HostCheck, known_names
 from polyrec.web.session import DemoSession
 
 
@@ -19,6 +20,24 @@ def session():
     processor.split(log["interactions"])
     model = PolyRecForRecommendation(processor.model_config(hidden_size=16))
     return DemoSession(model, processor, pa.table(log["interactions"]), pa.table(log["users"]), k=5)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("localhost:7860", None, True),  # a name of this machine
+        ("192.168.0.7:7860", None, True),  # an address, which no name can be bound to anew
+        ("[::1]:7860", None, True),
+        ("evil.example:7860", None, False),
+        ("", None, False),
+        ("localhost:7860", "http://localhost:7860", True),
+        ("localhost:7860", "http://localhost:7861", False),
+    ],
+)
+def test_only_pages_of_this_machine_are_answered(host, origin, allowed):
+    """Prevents a name that was bound to this machine (DNS rebinding), or another page, from reading the answers."""
+    headers = {b"host": host.encode()} | ({} if origin is None else {b"origin": origin.encode()})
+    assert HostCheck(None, known_names("127.0.0.1")).allows(headers) is allowed
 
 
 def test_answers_are_those_of_recommend(session):
