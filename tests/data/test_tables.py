@@ -161,6 +161,15 @@ def test_missing_and_duplicate_columns():
         read_table({"a": []}, "interactions")
 
 
+def test_only_folders_named_key_value_become_columns(tmp_path):
+    """Prevents a plain folder's name from becoming a column, and a column of the file from being written over."""
+    place = tmp_path / "log" / "old" / "day=07" / "shop=b"
+    place.mkdir(parents=True)
+    pd.DataFrame({"user_id": [1, 2], "shop": ["a", "c"]}).to_parquet(place / "part.parquet")
+    found = read_table(tmp_path / "log", "interactions").to_pydict()
+    assert found == {"user_id": [1, 2], "shop": ["a", "c"], "day": ["07", "07"]}
+
+
 def test_unreadable_files(tmp_path):
     """Prevents a truncated file from passing for a small one."""
     path = tmp_path / "x.parquet"

@@ -51,7 +51,10 @@ def test_evaluation_is_not_counted_as_training(world, tmp_path):
     log.add({"item_ids": torch.ones(2, 2), "candidate_ids": torch.ones(2, 2)}, None)
     log.began -= 100.0
     log.skip(99.0)
-    assert log.line(steps=1)["steps_per_second"] == pytest.approx(1.0, rel=0.05)
+    log.begin()  # of a further step, which is not the start
+    line = log.line(steps=1)
+    assert line["steps_per_second"] == pytest.approx(1.0, rel=0.05)
+    assert line["events_per_second"] == pytest.approx(4.0, rel=0.05)
 
 
 def test_the_trainer_logs_all_of_it(world, tmp_path):
