@@ -16,7 +16,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.student import Answered, Sums
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
-from polyrec.encoders.moment import NOT_TOLD, Moment, visible_items
+from polyrec.encoders.moment import NOT_TOLD, Moment, latest_items, visible_items
 from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
@@ -145,6 +145,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         teacher: dict[str, Any] | None = None,
         progress: float = 0.0,
         inputs_embeds: Tensor | None = None,
+        user_fold: Tensor | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -171,6 +172,8 @@ class PolyRecForRecommendation(MultiTaskModel):
             teacher: what a teacher answered, see [`~polyrec.distillation.teacher.Teacher`]; a student learns from it.
             progress: share of the training that is done.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
+            user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items that
+                the window reads were counted. 0 or None: the neighbours of all users.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -194,7 +197,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         shared = SharedRepresentation(state_BCD, items)
         queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
         query_BCD = None if queries is None else queries.vectors_BCD
-        moment = self.moment(item_ids, candidate_positions, candidate_times, event_features)
+        moment = self.moment(item_ids, candidate_positions, candidate_times, event_features, user_fold)
         logits = {
             name: self.heads[name].pair_logits(
                 self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
@@ -378,18 +381,27 @@ class PolyRecForRecommendation(MultiTaskModel):
         candidate_positions: Tensor,
         candidate_times: Tensor | None = None,
         event_features: Mapping[str, Tensor] | None = None,
+        user_fold: Tensor | None = None,
         **unread: Any,
     ) -> Moment:
         """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
-        repeats = [name for name in self.state_tasks if self.heads[name].repeats is not None]
-        if not repeats:
-            return Moment(candidate_times)
-        known = {name: (event_features or {}).get(REFUSED + name) for name in repeats}
-        shape = (*candidate_positions.shape, item_ids.shape[1])
-        refused = {
-            name: (values > 0).unsqueeze(1).expand(shape) for name, values in known.items() if values is not None
+        heads = {name: self.heads[name] for name in self.state_tasks}
+        refused = {name: (event_features or {}).get(REFUSED + name) for name in heads}
+        refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
+        moment = Moment(candidate_times)
+        if any(head.repeats is not None for head in heads.values()):
+            shape = (*candidate_positions.shape, item_ids.shape[1])
+            every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
+            moment = moment._replace(history=visible_items(item_ids, candidate_positions), refused=every)
+        latest = {
+            name: latest_items(item_ids, candidate_positions, refused_BL.get(name))
+            for name, head in heads.items()
+            if head.neighbours is not None
         }
-        return Moment(candidate_times, visible_items(item_ids, candidate_positions), refused)
+        if latest:
+            fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)
+            moment = moment._replace(latest=latest, fold=fold)
+        return moment
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
@@ -466,6 +478,11 @@ class PolyRecForRecommendation(MultiTaskModel):
         """
         for head in self.heads.values():
             head.load_times(processor)
+
+    def load_neighbours(self, processor: Any) -> None:
+        """Tell the heads which items go with which in the training rows of a split; the trainer does."""
+        for head in self.heads.values():
+            head.load_neighbours(processor)
 
     def search(
         self, processor: Any, query: str, history: Any = None, k: int = 10, **request: Any

@@ -22,6 +22,7 @@ from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_e
 from polyrec.data.label_summary import summarise
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.neighbours import FOLDS, Neighbours, fold_of, neighbours, worthwhile
 from polyrec.data.past import check_marks, read_past
 from polyrec.data.processor_checks import (
     check_keys_only,
@@ -61,7 +62,17 @@ from polyrec.hub.files import PROCESSOR_FILES, PROCESSOR_RECORDED
 from polyrec.hub.push import push
 from polyrec.hub.safety import check_processor, record_saved
 from polyrec.registry import HEADS, nearest
-from polyrec.schema import RESIDUALS, STATISTICS, TIME_GAP, Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
+from polyrec.schema import (
+    REFUSED,
+    RESIDUALS,
+    STATISTICS,
+    TIME_GAP,
+    Columns,
+    FeatureConfig,
+    TaskConfig,
+    from_dict,
+    parse_tasks,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -163,6 +174,7 @@ class PolyRecProcessor:
         self.data_report: DataReport | None = None
         self.stored_events: StoredEvents | None = None  # what users did; None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
+        self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
     # ------------------------------------------------------------------ fit
@@ -419,11 +431,15 @@ class PolyRecProcessor:
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
         self._taken = log.person[train], log.item[train]
+        refused = {n: v[train] > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
         if log.past is not None:
             # What people did before the log comes before their training events.
             person = np.concatenate([log.past.person, self._taken[0]])
             order = np.argsort(person, kind="stable")
             self._taken = person[order], np.concatenate([log.past.item, self._taken[1]])[order]
+            unknown = np.zeros(len(log.past.item), dtype=bool)
+            refused = {name: np.concatenate([unknown, values])[order] for name, values in refused.items()}
+        self._refused = {name.removeprefix(REFUSED): values for name, values in refused.items()}
         self.item_counts = np.bincount(self._taken[1], minlength=len(self.items))
         self.first_event = np.full(len(self.items), np.inf)
         self._meet(log)
@@ -431,6 +447,8 @@ class PolyRecProcessor:
         for j, task in enumerate(self.tasks):
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
             options = {**HEADS.get(task.head).default_options, **task.options}
+            if task.head == "retrieval":
+                self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items))
             if options.get("item_age") is not None:
                 taken = train & (log.labels[:, j] == 1) & (log.item >= FIRST)
                 self.label_summary[task.name]["age_start"] = age_start(
@@ -469,6 +487,29 @@ class PolyRecProcessor:
         if self._taken is None:
             raise ValueError("item vectors are those of a split's training rows: call split() first")
         return cooccurrence_vectors(*self._taken, num_items=len(self.items), size=size)
+
+    @property
+    def has_training_rows(self) -> bool:
+        """Whether a log was split: training rows are not saved with a processor."""
+        return self._taken is not None
+
+    def item_neighbours(self, task: str, size: int) -> list[Neighbours]:
+        """What goes with what in the training rows of the last split: of all users, and without those of each fold.
+
+        Args:
+            task: events whose label of it is known to be 0 do not count.
+            size: neighbours kept of each item.
+
+        Raises:
+            ValueError: nothing was split yet; the training rows are not saved with a processor.
+        """
+        if self._taken is None:
+            raise ValueError("neighbours are those of a split's training rows: call split() first")
+        user, item = self._taken
+        counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
+        user, item, fold = user[counts], item[counts], fold_of(user[counts])
+        parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
+        return [neighbours(user[part], item[part], len(self.items), size) for part in parts]
 
     def _task(self, name: str) -> TaskConfig:
         found = {t.name: t for t in self.tasks}

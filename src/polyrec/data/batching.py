@@ -93,6 +93,8 @@ class BatchReader:
             "labels": {t: torch.from_numpy(labels_BCT[..., j].copy()) for j, t in enumerate(data.task_names)},
             "candidate_rows": torch.from_numpy(asked_BC),
         }
+        if data.folds is not None:
+            batch["user_fold"] = torch.from_numpy(data.folds[windows.person])
         if data.untimed is not None:
             data.untimed.hide(data.untimed.drawn(np.asarray(indices), data.seed, data.epoch), batch)
         if log.sample_weight:

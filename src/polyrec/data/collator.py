@@ -23,9 +23,9 @@ class PolyRecCollator:
     {name: [B(, K)]}, `candidate_ids` [B, C] (0 = padding), `candidate_positions` [B, C], `candidate_features`
     {name: [B, C(, K)]}, `labels` {task: [B, C]} (NaN = missing or padding) and `candidate_rows` [B, C] (-1 = padding;
     which candidate of the data set this is). Where the windows have them, also `candidate_times` [B, C] int64
-    (milliseconds since the epoch, 0 = padding), `sample_weight` {task: [B, C]} (NaN = padding), and `query_tokens`
-    [Q, S], `query_mask` [Q, S], `candidate_query` [B, C] (row of the query, -1 = none) and `query_items` [B, C] (the
-    item that the query is the text of, 0 = none).
+    (milliseconds since the epoch, 0 = padding), `user_fold` [B] int64, `sample_weight` {task: [B, C]} (NaN = padding),
+    and `query_tokens` [Q, S], `query_mask` [Q, S], `candidate_query` [B, C] (row of the query, -1 = none) and
+    `query_items` [B, C] (the item that the query is the text of, 0 = none).
 
     Args:
         pad_to_multiple_of: round L and C up, so that compiled kernels meet fewer shapes.
@@ -64,6 +64,8 @@ class PolyRecCollator:
             "labels": padded("labels", asked),
             "candidate_rows": asked([w["candidate_rows"] for w in windows], fill=-1),
         }
+        if "user_fold" in windows[0]:
+            batch["user_fold"] = torch.tensor([w["user_fold"] for w in windows])
         if "candidate_times" in windows[0]:
             batch["candidate_times"] = asked([w["candidate_times"] for w in windows])
         if "sample_weight" in windows[0]:

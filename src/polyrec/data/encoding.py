@@ -66,17 +66,15 @@ def encode_log(
     )
     log.event_features[TIME_GAP] = time_gap(log)
     for task in tasks:
-        if task.ranks_catalog and task.options.get("repeats"):
+        if task.ranks_catalog and task.parsed_label is not None:
             log.event_features[REFUSED + task.name] = _refused(table, task, what)[sort]
     return log
 
 
 def _refused(table: pa.Table, task: TaskConfig, what: str) -> np.ndarray:
     """1 where the label is known and says that the item was not taken, else 0, float32 [R]."""
-    rule = task.parsed_label
-    if rule is None:
-        return np.zeros(table.num_rows, dtype=np.float32)
-    return (label_values(table, rule, f"{what}: label of task {task.name!r}") <= 0).astype(np.float32)
+    assert task.parsed_label is not None
+    return (label_values(table, task.parsed_label, f"{what}: label of task {task.name!r}") <= 0).astype(np.float32)
 
 
 def encode_columns(table: pa.Table, encoders: Encoders, row: np.ndarray) -> dict[str, dict[str, np.ndarray]]:

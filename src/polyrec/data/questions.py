@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.neighbours import fold_of
 from polyrec.data.sampling import DELAY, uniform
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE
@@ -96,6 +97,7 @@ class Questions:
             keep_negatives=dict(keep_negatives or {}),
             source=source,
             untimed=self._untimed(untimed_share),
+            folds=fold_of(np.arange(len(log.user_ids))) if retrieval else None,
         )
 
     def _untimed(self, share: float) -> Untimed | None:

@@ -200,6 +200,7 @@ class SequenceDataset(WindowDataset):
             another view (`Questions.frozen`) keeps to it.
         untimed: shows a share of the windows as if nobody knew when their events happened; None: none.
         known_until: seconds; no candidate sees an event at or after it, nor do its statistics (`Questions.frozen`).
+        folds: int64 [U], from 1, the fold of each user of the log, see `polyrec.data.neighbours`; None: in none.
     """
 
     log: EventLog
@@ -217,6 +218,7 @@ class SequenceDataset(WindowDataset):
     source: np.ndarray | None = None
     untimed: Untimed | None = None
     known_until: float = np.inf
+    folds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         log, candidates = self.log, self.candidates
@@ -346,6 +348,8 @@ class SequenceDataset(WindowDataset):
             "labels": {task: labels[:, j] for j, task in enumerate(self.task_names)},
             "candidate_rows": asked,
         }
+        if self.folds is not None:
+            found["user_fold"] = self.folds[person]
         if log.sample_weight:
             found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
         if log.queries is not None:

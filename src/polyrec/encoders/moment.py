@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from polyrec.encoders.item import FIRST_ITEM
 
 
 class Moment(NamedTuple):
@@ -19,11 +22,15 @@ class Moment(NamedTuple):
         times: int64 [...], milliseconds since the epoch; None: nobody said.
         history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
         refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
+        latest: {task: int64 [..., LATEST]}, the latest visible items that were not refused, the latest first, 0 = none.
+        fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
     """
 
     times: Tensor | None = None
     history: Tensor | None = None
     refused: Mapping[str, Tensor] | None = None
+    latest: Mapping[str, Tensor] | None = None
+    fold: Tensor | None = None
 
     def rows(self, chosen_M: Tensor) -> Moment:
         """Some questions of a batch, [B, C] -> [M].
@@ -38,12 +45,18 @@ class Moment(NamedTuple):
         return self._each(lambda part: part[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Moment:
-        times, history = (None if part is None else change(part) for part in (self.times, self.history))
-        refused = None if self.refused is None else {task: change(part) for task, part in self.refused.items()}
-        return Moment(times, history, refused)
+        times, history, fold = (
+            None if part is None else change(part) for part in (self.times, self.history, self.fold)
+        )
+        refused, latest = (
+            None if parts is None else {task: change(part) for task, part in parts.items()}
+            for parts in (self.refused, self.latest)
+        )
+        return Moment(times, history, refused, latest, fold)
 
 
 NOT_TOLD = Moment()
+LATEST = 10  # items that item-to-item evidence is read for
 
 
 def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
@@ -55,3 +68,24 @@ def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
     """
     index_L = torch.arange(item_ids.shape[1], device=item_ids.device)
     return torch.where(index_L < positions.unsqueeze(-1), item_ids.unsqueeze(1), 0)
+
+
+def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = None) -> Tensor:
+    """The latest known items that each candidate sees, [B, L] and [B, C] -> [B, C, LATEST], 0 where there are no more.
+
+    Args:
+        refused: bool [B, L], events that are left out.
+
+    Example:
+        >>> latest_items(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2]]))[..., :3].tolist()
+        [[[0, 0, 0], [6, 5, 0]]]
+    """
+    counts = item_ids >= FIRST_ITEM
+    if refused is not None:
+        counts = counts & ~refused
+    number_BL = F.pad(counts.cumsum(1), (1, 0))  # of counted events before each position
+    wanted = number_BL.gather(1, positions).unsqueeze(-1) - torch.arange(LATEST, device=positions.device)
+    # The n-th counted event is where the number first reaches n.
+    place = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
+    found = item_ids.gather(1, place.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)
+    return torch.where(wanted > 0, found, 0)

@@ -105,6 +105,10 @@ class ItemAge(nn.Module):
             return torch.where(unknown_N, self.buckets, groups_MN)
         return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
 
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        return of_groups.gather(-1, self.own_groups(moment, ids))
+
     def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The same for items of each question's own, [...] and [..., K] -> [..., K]; who asks says they are there."""
         released = self.released[ids]

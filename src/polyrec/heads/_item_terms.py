@@ -1,4 +1,4 @@
-"""Terms of a retrieval logit by the group of an item: of its age, of how often a person took it before.
+"""Terms of a retrieval logit: of the age of an item, of how often it was taken before, of what it goes with.
 
 Letters: M questions, N items, K items asked about, G groups, D width.
 """
@@ -13,32 +13,29 @@ from torch import Tensor
 
 from polyrec.encoders.growth import BLOCK
 from polyrec.encoders.moment import Moment
-from polyrec.linear_loss import Groups, Placed
+from polyrec.linear_loss import Groups, Placed, PlacedNumbers
 
 
 class ItemTerm(Protocol):
-    """One term: what a state says of each group, and which item is in which group."""
+    """One term: what a state says of each group, and which item is in which group, or how much of each."""
 
     size: int
 
     def logits(self, state: Tensor) -> Tensor:
         """What a state says of each group, [..., D] -> [..., G]."""
 
-    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+    def placed(self, moment: Moment, ids: Tensor) -> Placed | PlacedNumbers:
         """Which group is added to which item for each question, [M] and [N] -> [M, ...].
 
         Args:
             ids: ascending, each once.
         """
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed | PlacedNumbers:
         """The same where items were taken, and so were there: of `targets_M`, places in `ids`."""
 
-    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The group of each of any items for each question, int64, [M] and [N] -> [M, N]."""
-
-    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The same for items of each question's own, [...] and [..., K] -> [..., K]."""
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
 
 
 class ItemTerms:
@@ -54,7 +51,7 @@ class ItemTerms:
         """What a state says of each group, [..., D] -> [..., G]."""
         return torch.cat([term.logits(state) for term in self.terms], dim=-1)
 
-    def placed(self, moment: Moment, ids: Tensor) -> list[Placed]:
+    def placed(self, moment: Moment, ids: Tensor) -> list[Placed | PlacedNumbers]:
         """Which groups are added to which items for each question; ids as of a term's."""
         return self._numbered([term.placed(moment, ids) for term in self.terms])
 
@@ -75,23 +72,19 @@ class ItemTerms:
         of_groups_MG, found = self.logits(state_MD), []
         for at in torch.arange(len(logits_MN), device=ids.device).split(max(BLOCK * BLOCK // max(len(ids), 1), 1)):
             some = moment.at(at)
-            every = self.placed(some, ids) if distinct else self._dense(some, ids)
-            logits = logits_MN[at]
-            for term in every:
+            known, place = (ids, None) if distinct else ids.unique(return_inverse=True)
+            logits = logits_MN[at] if place is None else logits_MN.new_zeros(len(at), len(known))
+            for term in self.placed(some, known):
                 logits = term.add(logits, of_groups_MG[at])
-            found.append(logits)
+            found.append(logits if place is None else logits_MN[at] + logits[:, place])
         return torch.cat(found)
 
     def of_pairs(self, state: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The terms of items of each question's own, [..., D], [...] and [..., K] -> [..., K]."""
-        said = [term.logits(state).gather(-1, term.own_groups(moment, ids)) for term in self.terms]
-        return torch.stack(said).sum(0)
+        return torch.stack([term.of_items(term.logits(state), moment, ids) for term in self.terms]).sum(0)
 
-    def _dense(self, moment: Moment, ids: Tensor) -> list[Placed]:
-        return self._numbered([Placed(term.groups(moment, ids)) for term in self.terms])
-
-    def _numbered(self, placed: Sequence[Placed]) -> list[Placed]:
+    def _numbered(self, placed: Sequence[Placed | PlacedNumbers]) -> list[Placed | PlacedNumbers]:
         begins = [0]
         for term in self.terms:
             begins.append(begins[-1] + term.size)
-        return [Placed(p.group + begin, p.columns) for p, begin in zip(placed, begins[:-1], strict=True)]
+        return [p.beyond(begin) for p, begin in zip(placed, begins[:-1], strict=True)]

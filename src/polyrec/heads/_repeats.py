@@ -89,6 +89,10 @@ class Repeats(nn.Module):
         groups_MU = torch.zeros(len(group_ML), len(known_U), dtype=torch.int64, device=ids.device)
         return groups_MU.scatter_add_(1, column_ML, group_ML)[:, place_N]
 
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        return of_groups.gather(-1, self.own_groups(moment, ids))
+
     def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
         """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
         if ids.shape[-1] <= _FEW:

@@ -87,6 +87,9 @@ class TaskHead(KeepsPrecision):
     def load_times(self, processor: Any) -> None:
         """Take when items appeared (`processor.item_times`), if the head reads it."""
 
+    def load_neighbours(self, processor: Any) -> None:
+        """Take what goes with what (`processor.item_neighbours`), if the head reads it."""
+
     @property
     def own_width(self) -> int | None:
         """Numbers per pair that `forward` gives, if `finish` changes that; None = one, without an axis."""

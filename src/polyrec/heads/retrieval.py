@@ -23,6 +23,7 @@ from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.heads._draw import draw
 from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerms
+from polyrec.heads._neighbours import ItemNeighbours
 from polyrec.heads._repeats import Repeats
 from polyrec.heads.base import Summary, TaskHead
 from polyrec.losses import linear_cross_entropy
@@ -55,6 +56,8 @@ class RetrievalHead(TaskHead):
             `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
             the same again (baskets, songs); lists, served and measured, then hold it, too.
             Events whose label is known to be 0 (seen, and not taken) do not count.
+            `neighbours`: add what goes with the user's latest items, see `ItemNeighbours`; so many neighbours are kept
+            of each item. 0: no such term. `processor.model_config()` sets it.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -79,6 +82,7 @@ class RetrievalHead(TaskHead):
         "age_buckets": 128,
         "age_start": None,
         "repeats": False,
+        "neighbours": 0,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -93,6 +97,14 @@ class RetrievalHead(TaskHead):
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
+        size = self.options["neighbours"]
+        if size < 0:
+            raise self.refuse("neighbours", "it must be >= 0")
+        self.neighbours = (
+            ItemNeighbours(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name)
+            if size
+            else None
+        )
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -100,8 +112,8 @@ class RetrievalHead(TaskHead):
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
-        """What is taken at each age, if ages are read."""
-        return {name: summary[name] for name in ("age_start",) if name in summary}
+        """What is taken at each age, if ages are read; how many neighbours of an item are worth their memory."""
+        return {name: summary[name] for name in ("age_start", "neighbours") if name in summary}
 
     def _item_age(self, config: PolyRecConfig) -> ItemAge | None:
         source, buckets = self.options["item_age"], self.options["age_buckets"]
@@ -121,10 +133,12 @@ class RetrievalHead(TaskHead):
     @property
     def terms(self) -> ItemTerms:
         """What is added to logits beside s . v + b."""
-        return ItemTerms([term for term in (self.age, self.repeats) if term is not None])
+        return ItemTerms([term for term in (self.age, self.repeats, self.neighbours) if term is not None])
 
     def initialise(self) -> None:
         """Ages start with what everybody prefers, which a projection at random would only blur."""
+        if self.neighbours is not None:
+            self.neighbours.initialise()
         if self.repeats is not None:
             self.repeats.initialise()
         if self.age is not None:
@@ -136,10 +150,18 @@ class RetrievalHead(TaskHead):
         if self.age is not None:
             self.age.load(torch.from_numpy(processor.item_times(self.age.source)))
 
+    def load_neighbours(self, processor: Any) -> None:
+        """Take what goes with what in the training rows."""
+        if self.neighbours is not None:
+            whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
+            self.neighbours.load(whole, folds)
+
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:
         """Add biases, which start as the mean of the items that have been taken: neither popular nor shunned."""
         self.sampled = num_items > self.options["sampled_above"]
+        if self.neighbours is not None:
+            self.neighbours.extend(num_items)
         if self.bias is not None:
             start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))

@@ -610,5 +610,7 @@ def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) 
     model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float(), vectors)
     model.load_texts(processor)
     model.load_times(processor)
+    if processor.has_training_rows:
+        model.load_neighbours(processor)
     if is_new:
         model.item_encoder.start_from_text(model.config)

@@ -1,0 +1,167 @@
+"""Which items go with which, counted in a log: the evidence that item-to-item recommenders rank by.
+
+Letters: R events, N items, K neighbours, T kinds of evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from polyrec.data.sampling import uniform
+
+FIRST = 2  # rows 0 and 1 of an item table are padding and the unknown item
+KINDS = ("together", "similar", "next")
+WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
+POWER = 0.4  # by which frequent items are damped on both sides of "together"
+STEPS, STEP_FADE = 5, 0.7  # of "next"
+SHRINKAGE = 5.0  # events that are added to those of an item: few say little about what follows it
+LONGEST = 500  # latest items of one user that "similar" compares: bounds its memory
+FOLDS = 4
+_BLOCK = 1 << 22  # pairs of items compared at a time
+
+
+def fold_of(user: np.ndarray) -> np.ndarray:
+    """The fold of each user (int64, numbers of a log), 1..FOLDS."""
+    return 1 + (uniform(user, 0, 0, "neighbours") * FOLDS).astype(np.int64)
+
+
+def worthwhile(num_items: int, hidden_size: int = 64) -> int:
+    """How many neighbours to keep: 128, or as many as take no more than twice the memory of the item table.
+
+    Tables are 1 + FOLDS while a model is trained; below 50,000 items they are small whatever they hold.
+    """
+    if num_items <= 50_000:
+        return 128
+    return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
+
+
+class Neighbours(NamedTuple):
+    """The strongest neighbours of each item.
+
+    Args:
+        items: int32 [N, K], ascending, 0 = none.
+        values: float16 [N, T, K], how strongly each kind of evidence speaks for the neighbour; 0 where it says nothing.
+    """
+
+    items: np.ndarray
+    values: np.ndarray
+
+
+def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours:
+    r"""Count the evidence of a log.
+
+    Three kinds, each divided by the mean of the largest value of each item; logits read the square roots, whose spread
+    is more even:
+
+    * together: c_ij / (d_i d_j)^{0.4}, c_ij = sum over pairs of events within 10 steps of one user of 0.9^{steps - 1},
+      d_i = sum_j c_ij (between counts, power 0, and cosine-like lifts, power 1);
+    * similar: cosine of the items' columns of the user x item matrix, rows weighted by log((1 + N) / (1 + items)) (the
+      tf-idf item-kNN of the library `implicit`; Sarwar et al., 2001);
+    * next: n_ij / (n_i + 5), n_ij = sum over pairs of events where j follows i within 5 steps of 0.7^{steps - 1} (a
+      Markov chain with skips; He and McAuley, 2016).
+
+    Args:
+        user, item: int64 [R], events in order within each user, users one after the other; item rows below 2 are
+            skipped.
+        num_items: N, rows of the item table.
+        size: K; of each item, those neighbours are kept whose kinds of evidence have the largest sum.
+
+    Example:
+        >>> item = np.array([2, 3, 2, 4])
+        >>> found = neighbours(np.array([0, 0, 1, 1]), item, num_items=5, size=2)
+        >>> found.items[2].tolist(), found.values[3, :, 1].tolist()
+        ([3, 4], [1.0, 1.0, 0.0])
+    """
+    known = item >= FIRST
+    user, item = user[known], item[known]
+    kinds = [_scaled(kind) for kind in (_together(user, item, num_items), _similar(user, item, num_items))]
+    kinds.append(_scaled(_next(user, item, num_items)))
+    row, column = _strongest(sum(kinds[1:], kinds[0]).tocsr(), size)
+    order = np.lexsort((column, row))
+    row, column = row[order], column[order]
+    # Ascending, and on the right: what is missing is item 0.
+    place = size - np.bincount(row, minlength=num_items)[row] + np.arange(len(row)) - np.searchsorted(row, row)
+    items = np.zeros((num_items, size), dtype=np.int32)
+    values = np.zeros((num_items, len(KINDS), size), dtype=np.float16)
+    items[row, place] = column
+    for at, kind in enumerate(kinds):
+        values[row, at, place] = np.sqrt(np.asarray(kind[row, column]).ravel())
+    return Neighbours(items, values)
+
+
+def _pairs(user: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float) -> sparse.csr_matrix:
+    """Weighted counts of j after i within some steps of one user, [N, N]; an item is not its own neighbour."""
+    total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
+    for step in range(1, steps + 1):
+        same = (user[step:] == user[:-step]) & (item[step:] != item[:-step])
+        weight = np.full(int(same.sum()), fade ** (step - 1), dtype=np.float32)
+        total = total + sparse.csr_matrix((weight, (item[:-step][same], item[step:][same])), shape=total.shape)
+    return total
+
+
+def _together(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    counts = _pairs(user, item, num_items, WINDOW, FADE)
+    counts = (counts + counts.T).tocsr()
+    damp = sparse.diags(np.maximum(np.asarray(counts.sum(1)).ravel(), 1e-9) ** -POWER)
+    return (damp @ counts @ damp).tocsr()
+
+
+def _next(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    counts = _pairs(user, item, num_items, STEPS, STEP_FADE)
+    return (sparse.diags(1 / (np.asarray(counts.sum(1)).ravel() + SHRINKAGE)) @ counts).tocsr()
+
+
+def _similar(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    pair = np.unique(user[::-1] * num_items + item[::-1], return_index=True)[1]  # of each pair, the latest event
+    kept = np.sort(len(user) - 1 - pair)
+    user, item = user[kept], item[kept]
+    ends = np.searchsorted(user, user, side="right")
+    late = ends - np.arange(len(user)) <= LONGEST
+    user, item = np.unique(user[late], return_inverse=True)[1], item[late]
+    per_user = np.bincount(user)
+    weight = np.log((1 + num_items) / (1 + per_user))[user]
+    length = np.sqrt(np.bincount(item, weight**2, num_items))
+    matrix = sparse.csr_matrix(
+        ((weight / length[item]).astype(np.float32), (user, item)), shape=(len(per_user), num_items)
+    )
+    columns, blocks = matrix.T.tocsr(), []
+    work = np.asarray(columns.astype(bool) @ per_user).ravel()  # pairs that each item's row of the product takes
+    for rows in _blocks(work):
+        block = (columns[rows] @ matrix).tocoo()
+        other = block.col != rows[block.row]
+        blocks.append(
+            sparse.csr_matrix((block.data[other], (block.row[other], block.col[other])), shape=(len(rows), num_items))
+        )
+    return sparse.vstack(blocks).tocsr()
+
+
+def _blocks(work: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows one after the other, as many at a time as make _BLOCK pairs."""
+    block = np.cumsum(work) // _BLOCK
+    yield from np.split(np.arange(len(work)), np.flatnonzero(np.diff(block)) + 1)
+
+
+def _scaled(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """So that the strongest neighbour of an item has 1 in the mean."""
+    if not matrix.nnz:
+        return matrix
+    largest = matrix.max(axis=1).toarray().ravel()
+    matrix.data /= largest[largest > 0].mean()
+    return matrix
+
+
+def _strongest(matrix: sparse.csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(row, column) of the `size` largest entries of each row."""
+    begins, kept = matrix.indptr, [np.zeros(0, dtype=np.int64)]
+    for begin, end in pairwise(begins):  # many times faster than to sort all of them
+        if end - begin <= size:
+            kept.append(np.arange(begin, end))
+        else:
+            kept.append(begin + np.argpartition(-matrix.data[begin:end], size)[:size])
+    row = np.repeat(np.arange(len(begins) - 1), np.minimum(np.diff(begins), size))
+    return row, matrix.indices[np.concatenate(kept)]

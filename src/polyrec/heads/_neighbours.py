@@ -1,0 +1,145 @@
+"""What goes with the latest items of a user: the evidence that item-to-item recommenders rank by, weighed by the state.
+
+Letters: M questions, H latest items, N items, K neighbours, T kinds of evidence, G = T * H groups, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from polyrec.data.neighbours import KINDS, Neighbours
+from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.moment import LATEST, Moment
+from polyrec.linear_loss import PlacedNumbers
+
+# Where the weights start, by kind: of the latest item, and what one item further back counts. Means of what linear
+# models of this term alone learnt on five public logs.
+_START = {"together": (0.7, 0.7), "similar": (1.0, 0.9), "next": (1.5, 0.65)}
+
+
+class ItemNeighbours(nn.Module):
+    r"""The neighbour term of a retrieval logit, e(s_i, j) = sum_{h, t} (A s_i + c)_{th} S_t[i_h, j].
+
+    i_1, i_2, ... are the latest items of the question's user (events whose label is known to be 0 do not count), S_t
+    the kinds of evidence of [`~polyrec.data.neighbours.neighbours`], counted in the training log. c starts at what
+    item-to-item recommenders do, with less and less weight of earlier items, and A at 0, so that an untrained model
+    ranks as they do (Sarwar et al., 2001; He and McAuley, 2016; in the spirit of Steck, 2019, weights learnt by a
+    softmax).
+
+    **Cross-fitted**: a training question must not find its own answer counted in S, or training would trust evidence
+    that nobody else's questions have. So the users are in folds, and a question reads tables that were counted without
+    its user's fold. These tables are there while a model is trained; what is saved, and read by users who are in no
+    fold, is the table of all.
+
+    Args:
+        size: K.
+        rate: how many times faster than other parameters c learns.
+        task: whose label says which events count.
+
+    Shapes: states [M, D] -> logits of groups [M, G]; latest items [M, H] -> numbers of items [M, N].
+    """
+
+    items: Tensor
+    values: Tensor
+    fold_items: Tensor
+    fold_values: Tensor
+
+    def __init__(self, size: int, num_items: int, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
+        super().__init__()
+        self.rate, self.task = rate, task
+        self.size = len(KINDS) * LATEST
+        self.by_state = nn.Linear(hidden_size, self.size, bias=False)
+        self.prior = nn.Embedding(self.size, 1)
+        self.register_buffer("items", torch.zeros(num_items, size, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(num_items, len(KINDS), size, dtype=torch.float16))
+        # The table of all and, below, those without the users of each fold; [0, ...] where nobody trains.
+        self.register_buffer("fold_items", torch.zeros(0, size, dtype=torch.int32), persistent=False)
+        self.register_buffer("fold_values", torch.zeros(0, len(KINDS), size, dtype=torch.float16), persistent=False)
+
+    def initialise(self) -> None:
+        """Start as an item-to-item recommender."""
+        init.zeros_(self.by_state.weight)
+        start = torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
+        init.copy_(self.prior.weight, start.view(-1, 1) / self.rate)
+        init.zeros_(self.items)
+        init.zeros_(self.values)
+
+    @torch.no_grad()
+    def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
+        """Take the table of all users, and those without the users of each fold."""
+        self.items, self.values = self._tensors([whole])
+        self.fold_items, self.fold_values = self._tensors([whole, *folds] if folds else [])
+
+    def _tensors(self, tables: Sequence[Neighbours]) -> tuple[Tensor, Tensor]:
+        if not tables:
+            return self.fold_items[:0], self.fold_values[:0]
+        items = torch.cat([torch.from_numpy(table.items) for table in tables])
+        values = torch.cat([torch.from_numpy(table.values) for table in tables])
+        return items.to(self.items), values.to(self.values)
+
+    @torch.no_grad()
+    def extend(self, num_items: int) -> None:
+        """Add rows of items without neighbours."""
+        more = num_items - len(self.items)
+        self.items = F.pad(self.items, (0, 0, 0, more))
+        self.values = F.pad(self.values, (0, 0, 0, 0, 0, more))
+        self.fold_items, self.fold_values = self.fold_items[:0], self.fold_values[:0]
+
+    def logits(self, state: Tensor) -> Tensor:
+        """The weights of a state, [..., D] -> [..., G]."""
+        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
+
+    def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
+        """The neighbours' columns and numbers for the logits of some items.
+
+        Args:
+            ids: ascending, each once.
+        """
+        items, values, rows_MH = self._rows(moment)
+        found_MHK = items[rows_MH].long()
+        if int(ids[-1] - ids[0]) + 1 == len(ids):
+            column_MHK = found_MHK - ids[0]
+            there_MHK = (column_MHK >= 0) & (column_MHK < len(ids))
+        else:
+            column_of = torch.full((len(self.items),), -1, device=ids.device)
+            column_MHK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_MHK]
+            there_MHK = column_MHK >= 0
+        values_MHTK = values[rows_MH].float() * there_MHK.unsqueeze(-2)
+        return PlacedNumbers(column_MHK.clamp(0, len(ids) - 1), values_MHTK)
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
+        """The same, whatever came then."""
+        return self.placed(moment, ids)
+
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
+        items, values, rows = self._rows(moment)
+        rows, ids = rows.unsqueeze(-2).expand(*ids.shape, LATEST), ids.unsqueeze(-1)
+        place = torch.zeros_like(rows)
+        step = 1 << (items.shape[1].bit_length() - 1)
+        while step:  # rows are sorted: a binary search for all at once, as the rows are too many to be copied
+            further = place + step
+            fits = further < items.shape[1]
+            place = torch.where(fits & (items[rows, further.clamp(max=items.shape[1] - 1)] <= ids), further, place)
+            step //= 2
+        is_neighbour = (items[rows, place] == ids) & (ids >= FIRST_ITEM)
+        weights = of_groups.unflatten(-1, (len(KINDS), LATEST)).transpose(-1, -2)  # [..., H, T]
+        numbers = (values[rows, :, place].to(weights.dtype) * weights.unsqueeze(-3)).sum(-1)
+        return (numbers * is_neighbour).sum(-1)
+
+    def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """The tables of items and values, and which rows of them the latest items [..., H] have."""
+        latest = (moment.latest or {}).get(self.task)
+        if latest is None:
+            raise ValueError(
+                "a task with `neighbours` must be told what came before: pass the moments of `model.moment(...)` "
+                "where it scores the catalog"
+            )
+        if moment.fold is None or not len(self.fold_items):
+            return self.items, self.values, latest
+        return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(self.items) + latest
