@@ -360,7 +360,8 @@ def test_new_items_have_an_age_and_old_answers_stay(worlds, source, tmp_path):
     def scores():
         with torch.no_grad():
             states = model(**inputs).states.flatten(0, 1)
-            return model.score_items(states, "next_item", moment=Moment(batch["candidate_times"].flatten()))
+            moment = model.moment(**inputs).rows(torch.arange(len(states)))
+            return model.score_items(states, "next_item", moment=moment)
 
     before, old = scores(), processor.num_items
     processor.extend({"item_id": [900], "title": ["new"], "born": [50 * 86_400]})
