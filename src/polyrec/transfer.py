@@ -43,10 +43,13 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
     rows = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors", ".age.released")
+    rows += (".neighbours.items", ".neighbours.values")
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
     other.load_state_dict(learnt)
     counts = torch.from_numpy(processor.item_counts).float()
     other.load_catalog(processor.items.encoded, counts)
     other.load_texts(processor)
     other.load_times(processor)
+    if processor.has_training_rows:
+        other.load_neighbours(processor)
     return other.eval()

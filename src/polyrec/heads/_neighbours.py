@@ -101,16 +101,14 @@ class ItemNeighbours(nn.Module):
             ids: ascending, each once.
         """
         items, values, rows_MH = self._rows(moment)
-        found_MHK = items[rows_MH].long()
-        if int(ids[-1] - ids[0]) + 1 == len(ids):
-            column_MHK = found_MHK - ids[0]
-            there_MHK = (column_MHK >= 0) & (column_MHK < len(ids))
-        else:
-            column_of = torch.full((len(self.items),), -1, device=ids.device)
-            column_MHK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_MHK]
-            there_MHK = column_MHK >= 0
-        values_MHTK = values[rows_MH].float() * there_MHK.unsqueeze(-2)
-        return PlacedNumbers(column_MHK.clamp(0, len(ids) - 1), values_MHTK)
+        found_MHK, values_MHTK = items[rows_MH].long(), values[rows_MH].float()
+        first = int(ids[0])
+        if first <= FIRST_ITEM and len(ids) == len(self.items) - first:  # all items; item 0 means none, with values of 0
+            return PlacedNumbers((found_MHK - first).clamp(min=0), values_MHTK)
+        column_of = torch.full((len(self.items),), -1, device=ids.device)
+        column_MHK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_MHK]
+        values_MHTK *= (column_MHK >= 0).unsqueeze(-2)
+        return PlacedNumbers(column_MHK.clamp(min=0), values_MHTK)
 
     def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
         """The same, whatever came then."""
