@@ -37,9 +37,11 @@ def answers(model, dataset):
     """Logits of all tasks about a data set's windows, and the scores of the whole catalog."""
     batch = PolyRecCollator()([dataset[i] for i in range(6)])
     with torch.no_grad():
-        output = model(**{k: v for k, v in model_inputs(batch).items() if k != "labels"})
+        inputs = {k: v for k, v in model_inputs(batch).items() if k != "labels"}
+        output = model(**inputs)
         states = output.states.flatten(0, 1)
-        scores = {task: model.score_items(states, task) for task in model.state_tasks}
+        moment = model.moment(**inputs).rows(torch.arange(len(states)))
+        scores = {task: model.score_items(states, task, moment=moment) for task in model.state_tasks}
     return output.logits, scores
 
 
@@ -145,7 +147,9 @@ def test_new_items_get_their_share(fallback):
     histories = [processor.items.ids.take(pa.array(history - 2)).to_pylist() for history in drawn]
     with torch.no_grad():
         windows = [processor.request(history, np.array([2])) for history in histories]
-        scores = model.score_items(model(**as_batch(windows, model)).states[:, 0], "next_item").double()
+        asked = as_batch(windows, model)
+        moment = model.moment(**asked).at((slice(None), 0))
+        scores = model.score_items(model(**asked).states[:, 0], "next_item", moment=moment).double()
     told, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
     assert told == pytest.approx(taken, abs=0.1)  # other people were drawn for the level
 

@@ -119,6 +119,7 @@ def test_gradient_reaches_every_parameter(world):
     processor, _, batch = world
     model = tiny_model(processor, expert_options={"members": 2})
     model.item_encoder.known[5] = False  # so that the vector of the unknown item is read, too
+    model.load_neighbours(processor)
     for name, gradient in gradients(model, batch).items():
         assert gradient is not None, name
         assert gradient.count_nonzero() > 0, name
@@ -152,7 +153,9 @@ def test_scores_of_the_catalog_equal_scores_of_candidates(world):
     model = tiny_model(processor)
     model.heads["next_item"].bias.weight.data.normal_()
     output = model(**batch)
-    scores = model.score_items(output.states.flatten(0, 1), "next_item").view(*batch["candidate_ids"].shape, -1)
+    states, count = output.states.flatten(0, 1), batch["candidate_ids"].numel()
+    scores = model.score_items(states, "next_item", moment=model.moment(**batch).rows(torch.arange(count)))
+    scores = scores.view(*batch["candidate_ids"].shape, -1)
     assert scores[..., :2].eq(float("-inf")).all()
     real = batch["candidate_ids"] >= 2
     picked = scores.gather(-1, batch["candidate_ids"].unsqueeze(-1)).squeeze(-1)

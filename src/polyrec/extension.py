@@ -32,6 +32,7 @@ def level_new_items(model: PolyRecForRecommendation, processor: PolyRecProcessor
     with model.eval_mode() as model:
         windows = [processor.request(history, np.array([FIRST_ITEM])) for history in histories]
         items = model.item_encoder.table()
-        states = model(**as_batch(windows, model), items=items).states[:, 0]
+        batch = as_batch(windows, model)
+        states, moment = model(**batch, items=items).states[:, 0], model.moment(**batch).at((slice(None), 0))
         for head in heads:
-            head.level(states, items, model.item_encoder.counts > 0, new_N)
+            head.level(states, items, model.item_encoder.counts > 0, new_N, moment)

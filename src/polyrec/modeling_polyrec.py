@@ -172,8 +172,8 @@ class PolyRecForRecommendation(MultiTaskModel):
             teacher: what a teacher answered, see [`~polyrec.distillation.teacher.Teacher`]; a student learns from it.
             progress: share of the training that is done.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
-            user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items that
-                the window reads were counted. 0 or None: the neighbours of all users.
+            user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items were
+                counted that the window reads in training mode. 0 or None: the neighbours of all users.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(

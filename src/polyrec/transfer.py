@@ -42,8 +42,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     config.num_items = processor.num_items
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
-    rows = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors", ".age.released")
-    rows += (".neighbours.items", ".neighbours.values")
+    of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
+    rows = (*of_items, ".age.released", ".neighbours.items", ".neighbours.values")
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
     other.load_state_dict(learnt)
     counts = torch.from_numpy(processor.item_counts).float()

@@ -88,6 +88,8 @@ def taught_cross_entropy(
     teacher_MK1: Tensor,
     soft_share: Tensor,
     excluded_M: Tensor | None = None,
+    of_groups_MG: Tensor | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Cross entropy of labels and a loss of lists from ONE pass over the catalog, whose costly parts they share.
 
@@ -99,7 +101,7 @@ def taught_cross_entropy(
         targets_M: int64 [M], rows of the item table; any candidate where the weight is 0.
         weight_M: of the labels.
         soft_share: s; the two are going to be added as c (labels + s lists), with any c.
-        query_MD, items_ND, bias_N, listed_MK, teacher_MK1, excluded_M: as of `catalog_loss`.
+        query_MD, items_ND, bias_N, listed_MK, teacher_MK1, excluded_M, of_groups_MG, groups: as of `catalog_loss`.
 
     Returns:
         Both sums.
@@ -136,7 +138,7 @@ def taught_cross_entropy(
         return torch.stack([hard, soft])
 
     shares = torch.stack([torch.ones_like(soft_share), soft_share])
-    hard, soft = linear_loss(query_MD, items_ND, bias_N, judge, shares_J=shares).unbind()
+    hard, soft = linear_loss(query_MD, items_ND, bias_N, judge, of_groups_MG, groups, shares).unbind()
     return hard, soft
 
 

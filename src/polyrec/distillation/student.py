@@ -137,6 +137,7 @@ class SoftLosses(nn.Module):
                 each[1] / each[0],
                 None if weight_BC is None else weight_BC.flatten()[rows_M],
                 asked.own_M,
+                asked.moment,
             )
         return hard, soft
 

@@ -32,9 +32,8 @@ class ItemNeighbours(nn.Module):
     softmax).
 
     **Cross-fitted**: a training question must not find its own answer counted in S, or training would trust evidence
-    that nobody else's questions have. So the users are in folds, and a question reads tables that were counted without
-    its user's fold. These tables are there while a model is trained; what is saved, and read by users who are in no
-    fold, is the table of all.
+    that nobody else's questions have. So the users are in folds, and in training mode a question reads tables that were
+    counted without its user's fold. What is saved, and read in evaluation mode, is the table of all.
 
     Args:
         size: K.
@@ -103,7 +102,9 @@ class ItemNeighbours(nn.Module):
         items, values, rows_MH = self._rows(moment)
         found_MHK, values_MHTK = items[rows_MH].long(), values[rows_MH].float()
         first = int(ids[0])
-        if first <= FIRST_ITEM and len(ids) == len(self.items) - first:  # all items; item 0 means none, with values of 0
+        if (
+            first <= FIRST_ITEM and len(ids) == len(self.items) - first
+        ):  # all items; item 0 means none, with values of 0
             return PlacedNumbers((found_MHK - first).clamp(min=0), values_MHTK)
         column_of = torch.full((len(self.items),), -1, device=ids.device)
         column_MHK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_MHK]
@@ -138,6 +139,6 @@ class ItemNeighbours(nn.Module):
                 "a task with `neighbours` must be told what came before: pass the moments of `model.moment(...)` "
                 "where it scores the catalog"
             )
-        if moment.fold is None or not len(self.fold_items):
+        if not self.training or moment.fold is None or not len(self.fold_items):
             return self.items, self.values, latest
         return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(self.items) + latest

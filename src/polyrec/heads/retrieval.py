@@ -167,7 +167,9 @@ class RetrievalHead(TaskHead):
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
 
     @torch.no_grad()
-    def level(self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor) -> None:
+    def level(
+        self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor, moment: Moment = NOT_TOLD
+    ) -> None:
         """Raise the biases of new items until each gets as much of the softmax as one that was taken, in the mean.
 
         What is told of an item lies near the mean of all, and so do its logits: without this, hardly any list of 10
@@ -177,13 +179,17 @@ class RetrievalHead(TaskHead):
             state_MD: of people.
             items: the encoded table.
             taken_N, new_N: bool [N].
+            moment: of the same people.
         """
         if self.bias is None:
             return
-        bias_N = self._bias(torch.arange(len(new_N), device=new_N.device), items)
-        lifts = []
-        for some_MD in state_MD.split(32):  # a large catalog has many logits
-            logits_MN = in_double(F.linear(self.project(some_MD), items.vectors_MD, bias_N))
+        ids_N, lifts = torch.arange(len(new_N), device=new_N.device), []
+        bias_N = self._bias(ids_N, items)
+        for at in torch.arange(len(state_MD), device=ids_N.device).split(32):  # a large catalog has many logits
+            logits_MN = F.linear(self.project(state_MD[at]), items.vectors_MD, bias_N)
+            if self.neighbours is not None:  # of which new items have none
+                logits_MN = ItemTerms([self.neighbours]).add_to(logits_MN, state_MD[at], moment.at(at), ids_N)
+            logits_MN = in_double(logits_MN)
             both = (n.to(logits_MN.device) for n in (taken_N, new_N))
             share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in both)
             lifts.append(share_M - new_M)
@@ -381,7 +387,7 @@ class RetrievalHead(TaskHead):
     def teaches_beside_labels(self, plan: TaskDistillation) -> bool:
         """Whether labels and a teacher's lists are judged by the same logits, so that one pass can serve both."""
         options = self.options
-        same = options["cold_negatives"] and not options["label_smoothing"] and not self.terms
+        same = options["cold_negatives"] and not options["label_smoothing"] and self.age is None
         return plan.temperature == 1 and same and not self.sampled
 
     def taught_loss(
@@ -395,6 +401,7 @@ class RetrievalHead(TaskHead):
         soft_share: Tensor,
         weight_M: Tensor | None = None,
         excluded_M: Tensor | None = None,
+        moment: Moment = NOT_TOLD,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`retrieval_loss` and `distill_lists` at once, where `teaches_beside_labels`: (sum, count) of each.
 
@@ -405,10 +412,12 @@ class RetrievalHead(TaskHead):
             soft_share: the two sums are going to be added in the proportion 1 : soft_share.
         """
         assert items.rows_M is None
-        _, bias_N = self._all_biases(items)
+        rows_N, bias_N = self._all_biases(items)
         weight_M = known_weight(targets_M >= FIRST_ITEM, weight_M)
+        of_groups_MG = self.terms.logits(state_MD) if self.terms else None
+        groups = self.terms.groups(moment, rows_N) if self.terms else None
         targets_M, query_MD = targets_M.clamp(min=FIRST_ITEM), self.project(state_MD)
-        lists = (listed_MK, teacher_MK1, soft_share, excluded_M)
+        lists = (listed_MK, teacher_MK1, soft_share, excluded_M, of_groups_MG, groups)
         hard, soft = taught_cross_entropy(plan, query_MD, items.vectors_MD, bias_N, targets_M, weight_M, *lists)
         return (hard, weight_M.sum()), (soft, (~torch.isnan(teacher_MK1).any(1)).sum().to(soft))
 
