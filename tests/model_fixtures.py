@@ -92,6 +92,8 @@ def tiny_model(processor: PolyRecProcessor, seed: int = 0, **overrides: Any) -> 
     torch.manual_seed(seed)
     model = PolyRecForRecommendation(tiny_config(processor, **overrides))
     model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float())
+    if processor.has_training_rows:
+        model.load_neighbours(processor)
     return model.eval()
 
 

@@ -119,7 +119,6 @@ def test_gradient_reaches_every_parameter(world):
     processor, _, batch = world
     model = tiny_model(processor, expert_options={"members": 2})
     model.item_encoder.known[5] = False  # so that the vector of the unknown item is read, too
-    model.load_neighbours(processor)
     for name, gradient in gradients(model, batch).items():
         assert gradient is not None, name
         assert gradient.count_nonzero() > 0, name
