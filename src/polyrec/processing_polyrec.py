@@ -175,6 +175,7 @@ class PolyRecProcessor:
         self.stored_events: StoredEvents | None = None  # what users did; None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
+        self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
     # ------------------------------------------------------------------ fit
@@ -430,7 +431,7 @@ class PolyRecProcessor:
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
-        self._taken = log.person[train], log.item[train]
+        self._taken, self._neighbours = (log.person[train], log.item[train]), {}
         refused = {n: v[train] > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
         if log.past is not None:
             # What people did before the log comes before their training events.
@@ -506,10 +507,13 @@ class PolyRecProcessor:
         if self._taken is None:
             raise ValueError("neighbours are those of a split's training rows: call split() first")
         user, item = self._taken
-        counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
-        user, item, fold = user[counts], item[counts], fold_of(user[counts])
-        parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
-        return [neighbours(user[part], item[part], len(self.items), size) for part in parts]
+        key = task, size, len(self.items)
+        if key not in self._neighbours:
+            counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
+            user, item, fold = user[counts], item[counts], fold_of(user[counts])
+            parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
+            self._neighbours[key] = [neighbours(user[part], item[part], len(self.items), size) for part in parts]
+        return self._neighbours[key]
 
     def _task(self, name: str) -> TaskConfig:
         found = {t.name: t for t in self.tasks}

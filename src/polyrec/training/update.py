@@ -222,7 +222,7 @@ def learn(
     if processor.training_rows is not None:
         processor.training_rows = processor.training_rows.extended(log, data.asked, processor.items.ids)
     meter = CostMeter()
-    with frozen(_skip(model) if settings.freeze_skip else []), tempfile.TemporaryDirectory() as folder:
+    with frozen([*_neighbours(model), *(_skip(model) if settings.freeze_skip else [])]), tempfile.TemporaryDirectory() as folder:
         soup = Soup(model)
         for seed, drawn in zip(_member_seeds(settings), data.draws, strict=True):
             arguments = PolyRecTrainingArguments(output_dir=folder, **_options(settings, training or {}), seed=seed)
@@ -236,6 +236,12 @@ def learn(
     model.eval()
     cpu, wall = meter.seconds
     return {"cpu_seconds": cpu, "wall_seconds": wall}
+
+
+def _neighbours(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
+    """Weights of item-to-item evidence: replayed rows would teach them to trust it, as it has counted these rows."""
+    terms = (model.heads[name].neighbours for name in model.state_tasks)
+    return [parameter for term in terms if term is not None for parameter in term.parameters()]
 
 
 def _skip(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
