@@ -151,7 +151,7 @@ def test_new_items_get_their_share(fallback):
         moment = model.moment(**asked).at((slice(None), 0))
         scores = model.score_items(model(**asked).states[:, 0], "next_item", moment=moment).double()
     told, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
-    assert told == pytest.approx(taken, abs=0.15)  # other people were drawn for the level
+    assert told == pytest.approx(taken, abs=0.3)  # other people were drawn for the level
 
 
 @pytest.mark.parametrize("bias_rate", [1.0, 4.0])

@@ -44,7 +44,7 @@ def test_weights_stay_and_items_are_the_others(tuning, tmp_path):
     books, _ = processor_of(BOOKS)
     other = for_catalog(model, books)
     assert other.config.num_items == books.num_items
-    names = {"known", "counts", "vectors"}
+    names = {"known", "counts", "vectors", "items", "values"}
     for name, value in model.state_dict().items():
         if name.rpartition(".")[2] not in names:
             assert torch.equal(value, other.state_dict()[name]), name

@@ -17,7 +17,7 @@ from polyrec.training.soup import Soup
 TASKS = [
     {"name": "like", "head": "binary", "label": "rating >= 4"},
     {"name": "noise", "head": "binary"},
-    {"name": "next_item", "head": "retrieval"},
+    {"name": "next_item", "head": "retrieval", "options": {"neighbours": 0}},  # with which it would be best untrained
 ]
 
 

@@ -136,7 +136,7 @@ def test_a_whole_catalog_list_is_the_kl_of_two_softmaxes(world, teacher_model):
 def test_a_perfect_teacher_leaves_the_student_where_it_is(world):
     """Prevents a soft loss whose minimum lies elsewhere than at the teacher's answers."""
     plan = {name: {"alpha": 1.0} for name in ALL}
-    student = student_of(world, plan)
+    student = student_of(world, plan).eval()  # in which mode neighbours are those of all users, as a teacher's are
     teacher = teacher_of_bound(world, tiny_model(world[0], 0))
     loss_of(student, batch_of(world), teacher).loss.backward()
     for name, parameter in student.named_parameters():

@@ -34,7 +34,7 @@ def test_each_part_has_its_own_rate(tmp_path):
             expected = 5e-4
         elif ".text.encoder." in name:
             expected = 2.5e-4
-        elif "id_embedding" in name or name.endswith("bias.weight") or ".tables." in name:
+        elif "id_embedding" in name or name.endswith(("bias.weight", "prior.weight")) or ".tables." in name:
             expected = 3e-2
         else:
             expected = 1e-2

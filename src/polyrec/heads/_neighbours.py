@@ -68,6 +68,16 @@ class ItemNeighbours(nn.Module):
         init.zeros_(self.items)
         init.zeros_(self.values)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no table was taken yet."""
+        return not self.values.any()
+
+    def holds(self, table: Neighbours) -> bool:
+        """Whether a table is the one of all users that is here."""
+        items, values = self._tensors([table])
+        return torch.equal(items, self.items) and torch.equal(values, self.values)
+
     @torch.no_grad()
     def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
         """Take the table of all users, and those without the users of each fold."""

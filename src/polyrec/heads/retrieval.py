@@ -151,10 +151,11 @@ class RetrievalHead(TaskHead):
             self.age.load(torch.from_numpy(processor.item_times(self.age.source)))
 
     def load_neighbours(self, processor: Any) -> None:
-        """Take what goes with what in the training rows."""
+        """Take what goes with what in the training rows, unless the head knows it of other rows already."""
         if self.neighbours is not None:
             whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
-            self.neighbours.load(whole, folds)
+            if self.neighbours.is_new or self.neighbours.holds(whole):
+                self.neighbours.load(whole, folds)
 
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:

@@ -222,7 +222,10 @@ def learn(
     if processor.training_rows is not None:
         processor.training_rows = processor.training_rows.extended(log, data.asked, processor.items.ids)
     meter = CostMeter()
-    with frozen([*_neighbours(model), *(_skip(model) if settings.freeze_skip else [])]), tempfile.TemporaryDirectory() as folder:
+    with (
+        frozen([*_neighbours(model), *(_skip(model) if settings.freeze_skip else [])]),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         soup = Soup(model)
         for seed, drawn in zip(_member_seeds(settings), data.draws, strict=True):
             arguments = PolyRecTrainingArguments(output_dir=folder, **_options(settings, training or {}), seed=seed)
