@@ -37,6 +37,13 @@ def naive_group(history, item):
     return 1 + often * len(AGO) + latest
 
 
+def groups_of(repeats, moment, ids):
+    """The group of each of some items, [M, N], as the logits of a catalog are told of it."""
+    known, place = ids.unique(return_inverse=True)
+    group, columns = repeats.placed(moment, known)
+    return torch.zeros(len(group), len(known), dtype=torch.int64).scatter_add_(1, columns, group)[:, place]
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_groups_equal_their_definition(data):
@@ -49,7 +56,7 @@ def test_groups_equal_their_definition(data):
     ids = torch.tensor(random.integers(0, FIRST_ITEM + catalog, 7))  # unsorted, some of them twice
     expected = [[naive_group(e.tolist(), i) for i in ids.tolist()] for e in events]
     repeats = Repeats(hidden_size=2)
-    assert repeats.groups(Moment(history=history), ids).tolist() == expected
+    assert groups_of(repeats, Moment(history=history), ids).tolist() == expected
     for some in (slice(None), slice(_FEW), slice(_FEW, None)):
         own = repeats.own_groups(Moment(history=history), ids.expand(len(events), -1)[:, some])
         assert own.tolist() == [row[some] for row in expected]
@@ -60,9 +67,9 @@ def test_what_was_refused_is_no_repeat():
     history = torch.tensor([[5, 3, 5, 4, 0]])
     refused = torch.tensor([[False, True, True, False, True]])  # nothing is known of what is not there
     ids = torch.arange(FIRST_ITEM, 6)
-    taken = Repeats(2, task="click").groups(Moment(history=history, refused={"click": refused}), ids)
+    taken = groups_of(Repeats(2, task="click"), Moment(history=history, refused={"click": refused}), ids)
     assert taken.tolist() == [[0, 0, naive_group([4], 4), naive_group([5, 1, 1, 4], 5)]]
-    every = Repeats(2, task="view").groups(Moment(history=history, refused={"click": refused}), ids)
+    every = groups_of(Repeats(2, task="view"), Moment(history=history, refused={"click": refused}), ids)
     assert every.tolist() == [[naive_group([5, 3, 5, 4], item) for item in ids.tolist()]]
 
 

@@ -34,12 +34,12 @@ class Repeats(nn.Module):
         rate: how many times faster than other parameters c learns.
         task: whose label says which events count: those where it is known to be 0 (seen, and not taken) do not.
 
-    Shapes: states [M, D] -> logits of groups [M, G]; histories [M, L] -> groups of items [M, N].
+    Shapes: states [M, D] -> logits of groups [M, G]; histories [M, L] -> groups of their items [M, L].
 
     Example:
         >>> repeats = Repeats(hidden_size=4)
         >>> moment = Moment(history=torch.tensor([[3, 4, 3, 0]]))
-        >>> repeats.groups(moment, torch.arange(2, 6)).tolist()  # 3: twice, 1 event ago; 4: once, 2 events ago
+        >>> repeats.own_groups(moment, torch.arange(2, 6)[None]).tolist()  # 3: twice, the latest
         [[0, 9, 2, 0]]
     """
 
@@ -81,13 +81,6 @@ class Repeats(nn.Module):
     def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
         """The same, whatever was taken then."""
         return self.placed(moment, ids)
-
-    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
-        """The group of each item for each question, int64, histories [M, L] and ids [N] -> [M, N]."""
-        known_U, place_N = ids.unique(return_inverse=True)
-        group_ML, column_ML = self.placed(moment, known_U)
-        groups_MU = torch.zeros(len(group_ML), len(known_U), dtype=torch.int64, device=ids.device)
-        return groups_MU.scatter_add_(1, column_ML, group_ML)[:, place_N]
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
