@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
@@ -148,6 +149,8 @@ class PolyRecTrainingArguments(TrainingArguments):
             lower = ("loss", *(f"_{name}" for name in LOWER_IS_BETTER))
             self.greater_is_better = not self.metric_for_best_model.endswith(lower)
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would warn in every epoch that there is nothing to pin it for
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the nested inputs of polyrec: leave it False")
         if self.dataloader_persistent_workers:
