@@ -303,6 +303,13 @@ def test_baselines_of_earlier_times_are_those_of_then():
     assert np.abs(running.transform(table)[:, :targets] - expected).max() > 0.05  # today's are others
 
 
+def joined(one, other):
+    """The rows of two tables, none of whose keys is ragged."""
+    keys = {name: np.concatenate([codes, other.keys[name]]) for name, codes in one.keys.items()}
+    time, targets = np.concatenate([one.time, other.time]), np.concatenate([one.targets, other.targets])
+    return EventTable(time, keys, targets, one.missing)
+
+
 def test_held_rows_count_for_nobody_else():
     """A history sent along that the log holds already would count its items and attributes twice."""
     table = log(rows=200, span=60)
@@ -310,7 +317,7 @@ def test_held_rows_count_for_nobody_else():
     running.update(table)
     asked = replace(table.take(np.arange(5)), time=np.full(5, 99.0))
     alone = running.transform(asked)
-    with_history = running.transform(table.take(np.arange(50, 100)).followed_by(asked))[50:]
+    with_history = running.transform(joined(table.take(np.arange(50, 100)), asked))[50:]
     mine = np.isin([n.split("-")[0].split(".")[0] for n in running.names], list(PERSONAL))
     close(with_history[:, ~mine], alone[:, ~mine])
     assert not np.array_equal(with_history[:, mine], alone[:, mine], equal_nan=True)
@@ -320,7 +327,7 @@ def test_unknown_times_leave_times_unknown_and_nothing_else():
     """A history without times would tell a model gaps that nobody has measured."""
     running, table = stats(), log(rows=60)
     past, asked = replace(table.take(np.arange(40)), time=np.arange(40.0)), table.take(np.arange(40, 60))
-    both = past.followed_by(replace(asked, time=np.full(20, 50.0)))
+    both = joined(past, replace(asked, time=np.full(20, 50.0)))
     old = np.arange(60) < 40
     running.update(past)
     timed, untimed = running.transform(both)[40:], running.transform(both, untimed=old)[40:]

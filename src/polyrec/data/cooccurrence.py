@@ -39,13 +39,7 @@ def cooccurrence_vectors(
     """
     known = item >= FIRST
     person, item = person[known], item[known]
-    pairs = sparse.csr_matrix((num_items, num_items))
-    for step in range(1, window + 1):
-        same = person[step:] == person[:-step]
-        left, right = item[:-step][same], item[step:][same]
-        other = left != right
-        ones = np.ones(int(other.sum()))
-        pairs = pairs + sparse.csr_matrix((ones, (left[other], right[other])), shape=pairs.shape)
+    pairs = pair_counts(person, item, num_items, window)
     counts = (pairs + pairs.T).tocoo()
     vectors = np.zeros((num_items, size), dtype=np.float32)
     if not counts.nnz:
@@ -62,6 +56,28 @@ def cooccurrence_vectors(
     found = left_vectors * np.where(largest < 0, -1.0, 1.0) * np.sqrt(strength)
     vectors[met, : len(strength)] = found / np.sqrt(np.square(found).mean())
     return vectors
+
+
+def pair_counts(
+    person: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float = 1.0, dtype: type = np.float64
+) -> sparse.csr_matrix:
+    """How often j came after i within some steps of one person, [N, N]; an item is not its own neighbour.
+
+    Args:
+        person, item: int64 [R], events in order within each person.
+        fade: what a pair counts less for each further step.
+        dtype: of the counts.
+
+    Example:
+        >>> pair_counts(np.zeros(3, int), np.array([2, 3, 4]), num_items=5, steps=2, fade=0.5).toarray()[2].tolist()
+        [0.0, 0.0, 0.0, 1.0, 0.5]
+    """
+    total = sparse.csr_matrix((num_items, num_items), dtype=dtype)
+    for step in range(1, steps + 1):
+        same = (person[step:] == person[:-step]) & (item[step:] != item[:-step])
+        weight: np.ndarray = np.full(int(same.sum()), fade ** (step - 1), dtype=dtype)
+        total = total + sparse.csr_matrix((weight, (item[:-step][same], item[step:][same])), shape=total.shape)
+    return total
 
 
 def _leading(matrix: sparse.csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray]:

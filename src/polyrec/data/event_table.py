@@ -103,12 +103,6 @@ class EventTable:
         keys = {name: codes[rows] for name, codes in self.keys.items()}
         return EventTable(self.time[rows], keys, self.targets[rows], self.missing)
 
-    def followed_by(self, other: EventTable) -> EventTable:
-        """The rows of both tables, which have the same keys, none of them ragged."""
-        keys: dict[str, Codes] = {name: np.concatenate([codes, other.keys[name]]) for name, codes in self.keys.items()}
-        time, targets = (np.concatenate([getattr(t, n) for t in (self, other)]) for n in ("time", "targets"))
-        return EventTable(time, keys, targets, self.missing)
-
 
 def _check_codes(name: str, codes: np.ndarray) -> None:
     if not np.issubdtype(codes.dtype, np.integer):

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
+from polyrec.data.cooccurrence import FIRST, pair_counts
 from polyrec.data.sampling import uniform
 
-FIRST = 2  # rows 0 and 1 of an item table are padding and the unknown item
 KINDS = ("together", "similar", "next")
 WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
 POWER = 0.4  # by which frequent items are damped on both sides of "together"
@@ -79,8 +79,7 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) ->
     """
     known = item >= FIRST
     user, item = user[known], item[known]
-    kinds = [_scaled(kind) for kind in (_together(user, item, num_items), _similar(user, item, num_items))]
-    kinds.append(_scaled(_next(user, item, num_items)))
+    kinds = [_scaled(count(user, item, num_items)) for count in (_together, _similar, _next)]  # as KINDS says
     row, column = _strongest(sum(kinds[1:], kinds[0]).tocsr(), size)
     order = np.lexsort((column, row))
     row, column = row[order], column[order]
@@ -94,25 +93,15 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) ->
     return Neighbours(items, values)
 
 
-def _pairs(user: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float) -> sparse.csr_matrix:
-    """Weighted counts of j after i within some steps of one user, [N, N]; an item is not its own neighbour."""
-    total = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
-    for step in range(1, steps + 1):
-        same = (user[step:] == user[:-step]) & (item[step:] != item[:-step])
-        weight = np.full(int(same.sum()), fade ** (step - 1), dtype=np.float32)
-        total = total + sparse.csr_matrix((weight, (item[:-step][same], item[step:][same])), shape=total.shape)
-    return total
-
-
 def _together(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
-    counts = _pairs(user, item, num_items, WINDOW, FADE)
+    counts = pair_counts(user, item, num_items, WINDOW, FADE, np.float32)
     counts = (counts + counts.T).tocsr()
     damp = sparse.diags(np.maximum(np.asarray(counts.sum(1)).ravel(), 1e-9) ** -POWER)
     return (damp @ counts @ damp).tocsr()
 
 
 def _next(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
-    counts = _pairs(user, item, num_items, STEPS, STEP_FADE)
+    counts = pair_counts(user, item, num_items, STEPS, STEP_FADE, np.float32)
     return (sparse.diags(1 / (np.asarray(counts.sum(1)).ravel() + SHRINKAGE)) @ counts).tocsr()
 
 
