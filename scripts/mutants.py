@@ -15,11 +15,12 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
 import xml.etree.ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,11 @@ def main() -> int:
 def try_all(plan: list[tuple[Mutant, list[str]]]) -> int:
     """Print the mutants that no test notices; how many they are."""
     survivors = 0
-    for (mutant, tests), seen in zip(plan, outcomes(plan, noticed, 2 * SECONDS, recycle=1), strict=True):
+    outcome = outcomes(plan, noticed, 2 * SECONDS, recycle=1)
+    for number, ((mutant, tests), seen) in enumerate(zip(plan, outcome, strict=True), 1):
+        print(
+            f"{number} of {len(plan)}, {survivors} survived: {mutant.path}:{mutant.line}", file=sys.stderr, flush=True
+        )
         if seen is False:  # None: the process died, which no run of the tests would overlook
             survivors += 1
             old = (SOURCE.parent / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
@@ -158,12 +163,19 @@ def durations(path: Path) -> dict[str, float]:
 
 
 def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, budget: float) -> list[str]:
-    """Names of the tests that run a mutant's line, the shortest first, as many as the budget allows."""
+    """Names of the tests that run a mutant's line, the shortest first, as many as the budget allows; its own file's before others.
+
+    Code that runs in children which nothing traces (the Hub's tests fork) has none by its line: then those of its
+    folder, `tests/hub` for `polyrec/hub`, and of its file, `test_fetch.py` for `fetch.py`.
+    """
     lines = covered.contexts_by_lineno(str(SOURCE.parent / mutant.path))
+    mirrored = re.compile(rf"tests/{mutant.path.parent.name}/|tests/(.*/)?test_{mutant.path.stem}(_.*)?\.py::")
     found: set[str] = set()
-    for first, last in mutant.scopes:  # a default is read when its module is imported, by no test
-        contexts = {context for line in range(first, last + 1) for context in lines.get(line, [])}
-        found = found or {name for name in (c.partition("|")[0] for c in contexts) if name.startswith("tests/")}
+    for first, last in mutant.scopes[:-1]:
+        found = found or _tests(context for line in range(first, last + 1) for context in lines.get(line, []))
+    if not found:  # a default is read when its module is imported, by no test
+        found = {test for test in _tests(covered.measured_contexts()) if mirrored.match(test)}
+        found |= _tests(context for contexts in lines.values() for context in contexts)
     chosen: list[str] = []
     spent = 0.0
 
@@ -171,12 +183,17 @@ def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, b
         file, _, name = test.partition("::")
         return seconds.get(f"{file.removesuffix('.py').replace('/', '.')}.{name.replace('::', '.')}", 1.0)
 
-    for test in sorted(found, key=length):
+    for test in sorted(found, key=lambda test: length(test) / (10 if mirrored.match(test) else 1)):
         if chosen and spent + length(test) > budget:
             break
         chosen.append(test)
         spent += length(test)
     return chosen
+
+
+def _tests(contexts: Iterable[str]) -> set[str]:
+    """The tests among contexts such as `tests/test_x.py::test_y|run`."""
+    return {name for name in (context.partition("|")[0] for context in contexts) if name.startswith("tests/")}
 
 
 def noticed(case: tuple[Mutant, list[str]]) -> bool:
