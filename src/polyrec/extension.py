@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -28,11 +30,25 @@ def level_new_items(model: PolyRecForRecommendation, processor: PolyRecProcessor
     if not heads or not new_N.any() or not counts.any():
         return
     drawn = np.random.default_rng(0).choice(len(counts), (_PEOPLE, _EVENTS), p=counts / counts.sum())
-    histories = [processor.items.ids.take(pa.array(rows - FIRST_ITEM)).to_pylist() for rows in drawn]
     with model.eval_mode() as model:
-        windows = [processor.request(history, np.array([FIRST_ITEM])) for history in histories]
+        windows = windows_of(processor, drawn)
         items = model.item_encoder.table()
         batch = as_batch(windows, model)
         states, moment = model(**batch, items=items).states[:, 0], model.moment(**batch).at((slice(None), 0))
         for head in heads:
             head.level(states, items, model.item_encoder.counts > 0, new_N, moment)
+
+
+def windows_of(processor: PolyRecProcessor, histories_VL: np.ndarray) -> list[dict[str, Any]]:
+    """Requests of new users, each about the catalog's first item.
+
+    Each is what `processor.request` makes of its history. All are variants of one request, in which only the events of
+    one user happened: that reads and counts once, not once per user.
+
+    Args:
+        histories_VL: int64 [V, L], rows of items, oldest first, without times.
+    """
+    users, events = histories_VL.shape
+    history = processor.items.ids.take(pa.array(histories_VL.ravel() - FIRST_ITEM)).to_pylist()
+    log = processor.request_log(history, np.array([FIRST_ITEM]))
+    return processor.request_windows(log, 1, np.repeat(np.eye(users, dtype=bool), events, axis=1))
