@@ -54,6 +54,9 @@ def test_unreadable_labels_name_the_form(text):
         ("play_ms / 1000 >= 30", Label("play_ms", ">=", 30.0, 1000.0)),
         ("log1p(x) < 2", Label("x", "<", 2.0, log1p=True)),
         ("log1p", Label("log1p")),
+        ("event == 'buy'", Label("event", "==", words=("buy",))),
+        ("event not in ('buy', 'cart')", Label("event", "not in", words=("buy", "cart"))),
+        ("stars in (4, 5)", Label("stars", "in", (4.0, 5.0))),
     ],
 )
 def test_label_expressions_are_read(text, expected):

@@ -214,6 +214,8 @@ def test_a_target_of_milliseconds(world, monkeypatch):
     assert set(asked) == {(1, 1)}
     with pytest.raises(ValueError, match="the smallest takes 0.40 ms"):
         student_size.width_for_latency(recipe, processor, parts.valid, 0.3)
+    monkeypatch.setattr(student_size, "_LARGEST", 50)
+    assert student_size.width_for_latency(recipe, processor, parts.valid, 1e9) == 48
 
 
 @pytest.mark.parametrize(

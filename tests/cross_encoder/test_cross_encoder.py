@@ -235,3 +235,7 @@ def test_samples_ask_labelled_candidates_and_draw_anew_in_each_epoch():
     assert any(not np.array_equal(chosen[0], other) for other in chosen[1:])
     with pytest.raises(ValueError, match="make it of this data set"):
         CandidateSample(splits.train, processor.num_items, ["next_item"], hard=hard[:-1])
+    least = CandidateSample(splits.train, processor.num_items, ["next_item"], 1, 1)[0]
+    assert (least["candidate_ids"].shape, least["list_items"].shape) == ((1,), (1, 1))
+    with pytest.raises(ValueError, match="must be >= 1, not 0 and 1"):
+        CandidateSample(splits.train, processor.num_items, ["next_item"], 0, 1)

@@ -267,6 +267,10 @@ def test_a_teacher_of_other_data_is_refused():
     other, _ = fit_prompts(tasks=tasks)
     with pytest.raises(ValueError, match="task 'like': label"):
         CrossEncoderTeacher(tiny_cross_encoder(other), other, trust=True).prepare(splits.train, plain)
+    processor = PolyRecCrossEncoderProcessor.of(plain, {"model": str(tiny_bert()), "template": "{title}"}, PROMPT)
+    short = LiveTeacher(tiny_model(plain, max_history=2), plain, top_k=5, trust=True)
+    with pytest.raises(ValueError, match="the teacher reads at most 2"):
+        CrossEncoderTeacher(tiny_cross_encoder(processor), processor, short, trust=True).prepare(splits.train, plain)
 
 
 def test_lists_that_were_not_asked_for_stay_unknown():

@@ -104,6 +104,26 @@ def test_the_split_is_counted_as_pandas_counts_it():
     assert found.labels["like"] == pytest.approx((test.rating >= 4).mean())
 
 
+@pytest.mark.parametrize("unseen", [10, 11])
+def test_a_test_set_of_mostly_unseen_items_is_warned_of(unseen):
+    """Prevents figures of items without a training event from being read as those of the catalog."""
+    log = events(users=25).sort_values("timestamp", ignore_index=True)
+    log["item_id"] %= 10
+    log.loc[200 - unseen :, "item_id"] = 19
+    processor = fit(log, items={"item_id": np.arange(20), "year": np.arange(20)})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        processor.split(log)
+    said = [str(w.message) for w in told if "items without a training event" in str(w.message)]
+    assert said == (["55.0% of the test rows are items without a training event"] if unseen == 11 else [])
+
+
+def test_a_column_that_changes_late_is_not_constant():
+    """Prevents a column from being called constant by its first thousand rows."""
+    items = pd.DataFrame({"item_id": np.arange(1002), "late": ["a"] * 1001 + ["b"], "same": "a"})
+    assert report_of(events(), items=items).constant == ["item.same"]
+
+
 def test_a_part_with_one_label_is_named():
     """Prevents a metric of a test set without positives from being read as one."""
     log = events().sort_values("timestamp", ignore_index=True)

@@ -1,6 +1,7 @@
 """Templates, tokens, and texts as people write them."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_fixtures import tiny_bert
+from transformers import AutoTokenizer
 
 from polyrec import PolyRecProcessor
 from polyrec.backbones import TextConfig, resolve
@@ -47,6 +49,32 @@ def test_long_texts_are_cut_and_counted(caplog):
     assert table.lengths.tolist() == [8, 3, 0, 0]
     assert "1 of 2 item texts are longer than max_length=8 tokens" in caplog.text
     assert table.flat[7] == TOKENIZER.sep_token_id
+
+
+def test_cuts_at_the_tokenizers_own_length_are_counted_too(caplog):
+    """Prevents texts from being cut without a word where no max_length is set."""
+    tokenizer = load_tokenizer(CONFIG)
+    tokenizer.model_max_length = 6
+    with caplog.at_level(logging.WARNING, logger="polyrec"):
+        table = tokenize(tokenizer, ["title " * 7, "title"], replace(CONFIG, max_length=None))
+    assert table.lengths.tolist() == [6, 3]
+    assert "1 of 2 texts are longer than max_length=6 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("revision", "folder", "read"), [("abc", None, "abc"), (None, None, "main"), ("abc", "x", None)]
+)
+def test_a_tokenizer_is_of_the_backbones_revision(monkeypatch, revision, folder, read):
+    """Prevents the tokenizer of another commit, whose ids are other words, from being loaded beside a model."""
+    asked = []
+
+    def loading(where, **options):
+        asked.append((where, options["revision"]))
+        return TOKENIZER
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", loading)
+    load_tokenizer(replace(CONFIG, revision=revision), folder)
+    assert asked == [(folder or CONFIG.model, read)]
 
 
 def test_values_of_all_kinds_are_written_out():

@@ -78,6 +78,17 @@ def test_training_moves_the_texts_and_evaluation_reads_all_anew(live_items, cata
     assert (now - before).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("tuning", "catalog", "made"), [("full", True, True), ("full", False, False), ("frozen", False, True)]
+)
+def test_the_table_is_made_where_training_reads_it(tuning, catalog, made):
+    """Prevents a softmax over the catalog from beginning with texts of zeros, and one in batches from waiting for it."""
+    processor, _ = fit(text={"model": str(tiny_bert()), "template": "{title}"})
+    model = tiny_model(processor, text={"tuning": tuning, "catalog_negatives": catalog})
+    model.load_texts(processor)
+    assert model.item_encoder.text.vectors[2:].any().item() is made
+
+
 def test_in_batch_softmax_knows_the_chance_of_each_item():
     """Prevents popular items, which are in every batch, from being punished as negatives of all others."""
     processor, _ = fit(text={"model": str(tiny_bert()), "template": "{title}"})

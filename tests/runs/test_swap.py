@@ -99,11 +99,12 @@ def test_users_files_stay_and_stale_ones_of_polyrec_go(tmp_path):
     place = tmp_path / "run"
     write(place, {**OLD, "README.md": "written by polyrec"})
     write_manifest(place, {}, [*OLD, "README.md"])
-    write(place, {**MINE, "config.json.orig": "mine"})
+    mine = {**MINE, "config.json.orig": "mine", "statistics/log/notes.txt": "mine"}  # the new run has no such folder
+    write(place, mine)
     os.symlink("notes.txt", place / "link")
     with new_run(place) as draft:
         write(draft, NEW)
-    assert read(place) == {**NEW, **MINE, "config.json.orig": "mine", "link": "mine"}
+    assert read(place) == {**NEW, **mine, "link": "mine"}
     write(place, {"README.md": "edited by hand"})  # and not in the manifest
     with new_run(place) as draft:
         write(draft, NEW)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_fixtures import fit, synthetic_log, tiny_model
 
-from polyrec import PolyRecProcessor
+from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
@@ -199,6 +199,19 @@ def test_wrong_settings_are_refused(options, message):
     """Prevents hours of training towards a report that cannot be made."""
     with pytest.raises(ValueError, match=message):
         UpdateSettings(**options)
+
+
+def test_an_update_goes_at_a_share_of_the_runs_rate(world, monkeypatch):
+    """Prevents the rate of a whole training, at which a few events undo what many have taught."""
+    processor, rates = loaded(world), []
+    log, statistics = processor.resume(joined(synthetic_log()["interactions"], later_log()))
+    data = update_data(processor, log, statistics, parts_of(log, [400, 400], [0.1]), UpdateSettings(members=1))
+    monkeypatch.setattr(PolyRecTrainer, "train", lambda trainer: rates.append(trainer.args.learning_rate))
+    for given in ({}, {"rate_share": 0.5}, {"learning_rate": 0.5}):
+        learn(
+            tiny_model(world[1]), processor, data, UpdateSettings(members=1, **given), QUIET | {"learning_rate": 0.02}
+        )
+    assert rates == pytest.approx([0.006, 0.01, 0.5])
 
 
 def test_training_of_a_whole_run_is_not_asked_for(world):

@@ -75,6 +75,7 @@ def _largest(recipe: Recipe, processor: PolyRecProcessor, fits: Callable[[int], 
     high = 2 * low
     while high * step <= _LARGEST and fits(high * step):
         low, high = high, 2 * high
+    high = min(high, _LARGEST // step + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * step) else (low, middle)
