@@ -101,13 +101,12 @@ def try_all(plan: list[tuple[Mutant, list[str]]]) -> int:
     survivors = 0
     outcome = outcomes(plan, noticed, 2 * SECONDS, recycle=1)
     for number, ((mutant, tests), seen) in enumerate(zip(plan, outcome, strict=True), 1):
-        print(
-            f"{number} of {len(plan)}, {survivors} survived: {mutant.path}:{mutant.line}", file=sys.stderr, flush=True
-        )
+        where = f"{mutant.path}:{mutant.line}"
+        print(f"{number} of {len(plan)}, {survivors} survived before: {where}", file=sys.stderr, flush=True)
         if seen is False:  # None: the process died, which no run of the tests would overlook
             survivors += 1
             old = (SOURCE.parent / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
-            print(f"survives {len(tests)} tests: {mutant.path}:{mutant.line}: {old}    ->    {mutant.text}", flush=True)
+            print(f"survives {len(tests)} tests: {where}: {old}    ->    {mutant.text}", flush=True)
     return survivors
 
 
@@ -163,10 +162,11 @@ def durations(path: Path) -> dict[str, float]:
 
 
 def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, budget: float) -> list[str]:
-    """Names of the tests that run a mutant's line, the shortest first, as many as the budget allows; its own file's before others.
+    """Names of the tests that run a mutant's line, as many as the budget allows.
 
-    Code that runs in children which nothing traces (the Hub's tests fork) has none by its line: then those of its
-    folder, `tests/hub` for `polyrec/hub`, and of its file, `test_fetch.py` for `fetch.py`.
+    Short ones come first, with those of its own folder or file counted as ten times shorter. Code that runs in children
+    which nothing traces (the Hub's tests fork) has none by its line: then those of its folder, `tests/hub` for
+    `polyrec/hub`, and of its file, `test_fetch.py` for `fetch.py`.
     """
     lines = covered.contexts_by_lineno(str(SOURCE.parent / mutant.path))
     mirrored = re.compile(rf"tests/{mutant.path.parent.name}/|tests/(.*/)?test_{mutant.path.stem}(_.*)?\.py::")
