@@ -28,7 +28,10 @@ from polyrec.data.processor_checks import (
     check_keys_only,
     check_queries,
     check_searches,
+    check_split,
     check_text_changes,
+    check_untimed,
+    refuse_continuation,
 )
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
@@ -38,6 +41,7 @@ from polyrec.data.report_facts import TableIds, fit_report, match_log, order_war
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import continued, request_table, variants, without_times
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.sets import as_sets, held_out_last
 from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.statistics import check_later, shown_time
@@ -166,6 +170,7 @@ class PolyRecProcessor:
             check_template(text.template, items.table.column_names)
             self.tokenizer = load_tokenizer(text) if tokenizer is None else tokenizer
         check_queries(columns, self.tasks, text)
+        check_untimed(columns, self.tasks)
         self.item_counts = np.zeros(len(items), dtype=np.int64)
         self.first_event = np.full(len(items), np.inf)  # of each item in the log, in seconds
         self.label_summary: dict[str, dict[str, Any]] = {}
@@ -252,7 +257,7 @@ class PolyRecProcessor:
     def split(
         self,
         interactions: Any,
-        by: str = "time",
+        by: str | None = None,
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         cuts: Sequence[Any] | None = None,
         shuffle_ties: bool = True,
@@ -268,8 +273,9 @@ class PolyRecProcessor:
         Args:
             interactions: the event log, see [`fit`].
             by: "time" (shares of all events in time order, or `cuts`: times at which validation and test begin, as
-                seconds, ISO text, dates or timestamps) or "leave_one_out" (each person's last event tests, the one
-                before validates).
+                seconds, ISO text, dates or timestamps), "leave_one_out" (each person's last event tests, the one
+                before validates) or "random" (shares of each user's events, for a log without times). None: "time", or
+                "random" if `columns.time` is None.
             shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
             max_delay: seconds. Each training row is also asked as it looks when what happened in the last
                 U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
@@ -279,18 +285,26 @@ class PolyRecProcessor:
                 with this chance. None: in both, which takes about twice the time.
             keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
                 [`model_config`] tells the head (`sampling_rate`), so that probabilities are those of all rows.
-            seed: of the delays; commands give that of the training. All else that is drawn has the trainer's seed.
+            seed: of the delays, and of what "random" holds out; commands give that of the training. All else that is
+                drawn has the trainer's seed.
             untimed_share: share of the training windows that are shown as if nobody knew when their events happened,
                 drawn anew in every epoch, so that the model can answer about histories without times.
 
-        Validation and test are *prequential*: every event strictly before a row is visible as history and in the
-        running statistics. [`frozen`] hides what happened after a time.
+        In a log without times (`columns.time` None) a user's events are a set. What is held out sees all of the user's
+        training events, and statistics of all training events; nothing that is held out is seen. A training row sees a
+        random part of its user's other training events, drawn anew in every epoch, and never itself; its statistics
+        count the training events before it in an order drawn once (`polyrec.data.sets` says why not all others).
+
+        Otherwise validation and test are *prequential*: every event strictly before a row is visible as history and in
+        the running statistics. [`frozen`] hides what happened after a time.
 
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
         drawn: dict[str, Any] = {"keep_negatives": keep_negatives, "untimed_share": untimed_share, "seed": seed}
+        by = ("random" if self.columns.time is None else "time") if by is None else by
         asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
+        check_split(self.columns, by)
         table = read_table(interactions, "interactions")
         log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
@@ -305,13 +319,15 @@ class PolyRecProcessor:
             if self._task(name).head != "binary":
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
             self.label_summary[name]["sampling_rate"] = share
-        # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part.
-        held_out = by == "leave_one_out"
-        source, known = (train, part != splits.TEST) if held_out else (None, None)
+        # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part; of sets
+        # nothing that is held out ever counts.
+        source, known = {
+            "time": (None, None), "leave_one_out": (train, part != splits.TEST), "random": (train, train)
+        }[by]  # fmt: skip
         learnt = tested = None
         if self.statistics is not None:
             learnt = tested = self.statistics.fit(log, train, source=source)
-            if held_out:
+            if known is not source:
                 tested = self.statistics.compute(log, source=known)
         self._store(log, train)
         return Splits(
@@ -333,13 +349,18 @@ class PolyRecProcessor:
 
     def _cut(self, table: pa.Table, past: Any, asked: SplitSettings) -> tuple[EventLog, np.ndarray]:
         """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
-        log = self._encode(table, past)
+        log = self._encode_log(table, past)
         self._check_ids(table, log, self.data_report)
-        part = splits.cut(log, asked.by, asked.fractions, asked.cut_times)
+        part = splits.cut(log, asked.by or "time", asked.fractions, asked.cut_times, seed=asked.seed)
+        if asked.by == "random":
+            log, part = held_out_last(log, part)
         train = part == splits.TRAIN
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
         whole = with_derived(table, self.columns, self.items)
-        learnt = whole.take(pa.array(np.sort(log.row[train])))
+        rows = log.row[train]
+        learnt = whole.take(
+            pa.array(rows if self.columns.time is None else np.sort(rows))
+        )  # of sets in no file's order
         for encoders in self.event_encoders.values():
             for name, encoder in encoders.items():
                 values = column(learnt, name, "interactions", "feedback or context")
@@ -361,7 +382,7 @@ class PolyRecProcessor:
     def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
         table = read_table(interactions, "interactions")
-        log = self._encode(table, past)
+        log = self._encode_log(table, past)
         self._check_ids(table, log)
         return log
 
@@ -381,6 +402,10 @@ class PolyRecProcessor:
         elif main_process():
             for text in texts:
                 warnings.warn(text, DataWarning, stacklevel=3)
+
+    def _encode_log(self, table: pa.Table, past: Any = None) -> EventLog:
+        log = self._encode(table, past)
+        return as_sets(log, table, self.columns) if self.columns.time is None else log
 
     def _encode(self, table: pa.Table, past: Any = None) -> EventLog:
         """[`encode_events`] of a table, whatever of it is known: requests are of new users and items, too."""
@@ -412,7 +437,11 @@ class PolyRecProcessor:
         Args:
             interactions: all events, the earlier ones included.
             past: as in [`split`].
+
+        Raises:
+            ValueError: the log has no times, so that nothing tells what is new.
         """
+        refuse_continuation(self.columns)
         table = read_table(interactions, "interactions")
         log = self.encode_events(table, past)
         self._meet(log)
@@ -563,7 +592,8 @@ class PolyRecProcessor:
         found += [e.feature("event") for e in self.event_encoders["event"].values()]
         context = self.event_encoders["candidate"]
         found += [e.feature("candidate") for n, e in context.items() if f"context.{n}" not in hidden]
-        found.append(FeatureConfig(TIME_GAP, "event", "numeric"))
+        if self.columns.time is not None:
+            found.append(FeatureConfig(TIME_GAP, "event", "numeric"))
         if self.statistics is not None and self.statistics.targets:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
         if self.statistics is not None:
@@ -660,6 +690,10 @@ class PolyRecProcessor:
         encoders = self.event_encoders
         feedback = {*encoders["event"], *_label_columns(self.tasks)}
         told = self.request_reader
+        if time is not None and self.columns.time is None:
+            raise ValueError(
+                "time is given, but the log that was learnt has no times (columns.time: null): leave it out"
+            )
         user = told.attributes(user, "user", self.users.encoders)
         context = told.attributes(context, "context", told.context)
         history, time, user_id = told.history(history), told.time(time), told.user_id(user_id)
@@ -814,8 +848,9 @@ class PolyRecProcessor:
         What was learnt (`item_counts`, scales, label summaries) stays as it is.
 
         Raises:
-            ValueError: an event is not later than all known so far; nothing is counted then.
+            ValueError: an event is not later than all known so far, or the log has no times; nothing is counted then.
         """
+        refuse_continuation(self.columns)
         log = self.encode_events(interactions)
         check_later(log.time[np.argsort(log.row)], self._counted)
         before = None if self.stored_events is None or self.stored_events.is_empty else self.stored_events

@@ -19,6 +19,7 @@ FeatureKind = Literal["categorical", "multi", "numeric", "vector", "embedding", 
 FeatureSource = Literal["item", "user", "event", "candidate"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
+ROW_ORDER = "__row__"  # in the place of a time column: the order of the file's rows
 TIME_GAP = "time_gap"  # name of the event feature that holds the time since the event before
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
@@ -217,7 +218,9 @@ class Columns:
 
     Args:
         user, item, time: columns of the interactions. Times are seconds since the epoch, Arrow/pandas timestamps or
-            ISO strings; `time_unit` says what plain numbers count.
+            ISO strings; `time_unit` says what plain numbers count. A time of None: the log has no times, and the events
+            of a user are a *set* whatever their order in the file, see `PolyRecProcessor.split`. "__row__": the rows
+            stand in order of time, and their numbers take the place of times.
         time_format: how times are written that are texts but not ISO 8601, as for `datetime.strptime` ("%d.%m.%Y
             %H:%M"); times of requests may be written so, too.
         order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
@@ -255,7 +258,7 @@ class Columns:
 
     user: str = "user_id"
     item: str = "item_id"
-    time: str = "timestamp"
+    time: str | None = "timestamp"
     time_unit: TimeUnit = "s"
     time_format: str | None = None
     order: str | None = None
@@ -293,10 +296,23 @@ class Columns:
             _check_format(self.time_format)
         if self.past is not None and not self.past:
             raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
+        if self.time is None or self.time == ROW_ORDER:
+            self._check_without_times()
+
+    def _check_without_times(self) -> None:
+        """Refuse what compares with a time, where there is none."""
+        needless = ["time_format", "clock", "item_time", *(["order", "past"] if self.time is None else [])]
+        for name in needless:
+            if getattr(self, name) is not None:
+                raise SettingError(
+                    f"columns.{name}", f"needs times, and columns.time is {shown(self.time)}: leave it out"
+                )
 
     def _check_names(self) -> None:
         """Refuse one column for two meanings, and columns whose names stand for inputs that polyrec computes."""
-        keys = {"user": self.user, "item": self.item, "time": self.time}
+        keys = {"user": self.user, "item": self.item}
+        if self.time is not None:
+            keys["time"] = self.time
         if len(set(keys.values())) < len(keys):
             raise SettingError("columns", f"has one column for several of {keys}: name three different ones")
         # Feedback and context are read side by side for past events, so that none may have the name of another.

@@ -105,3 +105,27 @@ def test_mistakes_are_named(folder, capsys):
     )
     assert main(["train", str(folder / "events.csv"), "--interactions", str(folder / "both.csv")]) == 2
     assert "the event log is given twice" in capsys.readouterr().err
+
+
+def test_a_log_without_times_is_trained_as_sets(folder, capsys):
+    """Prevents a refusal of sets of interactions, and rows taken for times unless somebody says so."""
+    random, path = np.random.default_rng(1), folder / "sets.csv"
+    rows = {"user": random.integers(0, 20, N), "song": random.integers(0, 12, N), "timestamp": 7}
+    pd.DataFrame(rows).to_csv(path, index=False)
+    assert main(["init", str(path), "--output", str(folder / "sets.yaml")]) == 0
+    assert (
+        "time: null  # 'timestamp' has one value: the events of a user are a set" in (folder / "sets.yaml").read_text()
+    )
+    assert load_recipe(str(folder / "sets.yaml"), {}).split == {"by": "random", "fractions": [0.8, 0.1, 0.1]}
+    small = ["training.num_train_epochs=1", "training.use_cpu=true", "model.hidden_size=8"]
+    flags = [part for text in small for part in ("--set", text)]
+    run = str(folder / "sets")
+    assert main(["train", str(folder / "sets.yaml"), "--set", f"output={run}", *flags]) == 0
+    assert main(["evaluate", run]) == 0
+    assert main(["recommend", run, "--history", "1,2", "-k", "3", "--json"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()[-3:]) == 3
+    assert main(["update", run, "--new", str(path), "--again"]) == 2
+    assert "a log without times (columns.time: null) cannot go on" in capsys.readouterr().err
+    assert main(["init", str(path), "--time", "row", "--output", str(folder / "rows.yaml")]) == 0
+    stated = load_recipe(str(folder / "rows.yaml"), {})
+    assert (stated.columns["time"], stated.split) == ("__row__", {"by": "leave_one_out"})

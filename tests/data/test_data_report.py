@@ -80,6 +80,9 @@ def test_ties_and_times_of_any_resolution(unit, name):
     found = report_of(log)
     assert (found.time["resolution"], found.time["distinct"]) == (name, log.timestamp.nunique())
     assert found.ties == pytest.approx(log.duplicated(["user_id", "timestamp"], keep=False).mean())
+    first = log.groupby("user_id").timestamp.transform("min") == log.timestamp
+    blind = first & log.duplicated(["user_id", "timestamp"], keep=False)  # others are there, and none is earlier
+    assert found.blind == pytest.approx(blind.mean())
 
 
 def test_the_split_is_counted_as_pandas_counts_it():
@@ -140,10 +143,13 @@ def test_a_part_with_one_label_is_named():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"timestamp": 5}, "every event has the same time .* no event sees another"),
+        (
+            {"timestamp": 5},
+            "every event has the same time .* no event sees another.* columns.time: null .* ties: order",
+        ),
         ({"user_id": 7}, "all events are of one user"),
         ({"timestamp": 4_000_000_000}, "rows lie in the future"),
-        ({"timestamp": lambda log: log.timestamp // 7000}, "share their time .* ties='order'"),
+        ({"timestamp": lambda log: log.timestamp // 7000}, "share their time .* columns.time: null .* ties: order"),
     ],
 )
 def test_what_misleads_is_warned_of(change, said):

@@ -1,5 +1,7 @@
 """User, item and time among the columns of other people's logs, and what is never guessed."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,6 +112,7 @@ HOLDS["twitter"] = _day.strftime("%a %b %d %H:%M:%S +0000 %Y")
 HOLDS["flag_word"] = np.array(["a_1", "b_2"])[_item % 2]
 HOLDS["item_writer"] = np.array(["ann", "ben", "cy", "di"])[_item % 4]
 HOLDS["user_born"] = (pd.Timestamp("1980-01-01") + pd.to_timedelta(_user * 99, unit="D")).strftime("%Y-%m-%d")
+HOLDS["once"] = [1_700_000_000] * N
 HOLDS["month_later"] = (_day + pd.Timedelta(days=40)).strftime("%Y-%m-%d")
 
 
@@ -148,16 +151,8 @@ def test_two_equal_readings_are_never_guessed(columns, role, fix, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (
-            "uid:user song:item play_count:quantity",
-            "no column of times beside 'uid' .*--time; if the lines are in order",
-        ),
-        ("uid:user song:item seq:row", "'seq' grows from row to row of a 'uid': say --time seq if it is the order"),
+        ("user:user item:item time:clock", "'time' is called a time but holds none .*--time none if the order"),
         ("ts:iso price:price stars:stars", "no column is surely the user .*--user"),
-        (
-            "user:user item:item birth_date:user_born",
-            "no column of times beside 'user'.*each user has one 'birth_date'",
-        ),
         ("customer_id:row item:item date:day", "'customer_id' seems to be the user but is another one in every row"),
         ("196:user 242:item 3:stars 881250949:seconds", "the first line is no header but a row .'196', '242'"),
     ],
@@ -166,6 +161,28 @@ def test_what_is_missing_is_named(columns, message, tmp_path):
     """Prevents that the order of lines is taken for time, or a row for a header, without a word."""
     with pytest.raises(ValueError, match=message):
         find_columns(table_of(columns, tmp_path), "log.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ("uid:user song:item play_count:quantity", "no column of times: .* a set, .*; say --time row if the lines"),
+        ("uid:user song:item seq:row", "'seq' grows from row to row of a 'uid': say --time seq if it is the order"),
+        ("user:user item:item birth_date:user_born", "no column of times: .*; each user has one 'birth_date'"),
+        ("user:user item:item timestamp:once", "'timestamp' has one value: the events of a user are a set"),
+    ],
+)
+def test_the_order_of_lines_is_no_time_unless_somebody_says_so(columns, reason, tmp_path):
+    """Prevents that the order of lines is taken for time without a word, and one time for all from hiding everything."""
+    table = table_of(columns, tmp_path)
+    found = find_columns(table, "log.csv")
+    assert (found.time, found.reading) == (None, None)
+    assert re.search(reason, found.reasons["time"]), found.reasons["time"]
+    stated = find_columns(table, "log.csv", {"time": "row"})
+    assert (stated.time, stated.reading) == ("__row__", None)
+    dated = table_of("user:user item:item ts:seconds", tmp_path)
+    assert find_columns(dated, "log.csv", {"time": "none"}).time is None
+    assert find_columns(dated.rename_columns(["user", "item", "row"]), "log.csv", {"time": "row"}).time == "row"
 
 
 def test_times_are_read_as_pandas_reads_them(tmp_path):

@@ -122,7 +122,7 @@ def test_leave_one_out_of_a_log_is_the_naive_loop(tables):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "tme"}, "by is 'tme'; it must be 'time' or 'leave_one_out'; did you mean 'time'"),
+        ({"by": "tme"}, "by is 'tme'; it must be 'time' or 'leave_one_out' or 'random' or null; did you mean 'time'"),
         ({"fractions": (0, 0.5, 0.5)}, r"leaves no training rows: check fractions=\(0.0, 0.5, 0.5\)"),
         ({"cuts": (0, 0)}, r"leaves no training rows: .* cuts=\(0.0, 0.0\)"),
         ({"max_delay": -1}, "max_delay is -1; it must be a number >= 0"),

@@ -49,7 +49,8 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """The flags that say which column is what."""
     for role in ("user", "item", "time"):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the event log that is the {role}")
+        more = "; row: the rows stand in order of time; none: there are no times" if role == "time" else ""
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the event log that is the {role}{more}")
     parser.add_argument("--time-format", metavar="FORMAT", help="of times that are no ISO 8601, e.g. %%d.%%m.%%Y")
 
 

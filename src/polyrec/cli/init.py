@@ -13,7 +13,7 @@ import yaml
 from polyrec.core.escapes import printable
 from polyrec.core.files import write_atomically
 from polyrec.data.arrays import is_text
-from polyrec.data.column_facts import facts
+from polyrec.data.column_facts import TimeReading, facts
 from polyrec.data.column_words import tokens
 from polyrec.data.guess import ROLES, Ambiguous, Found, find_columns
 from polyrec.data.propose import Proposal, propose_tasks
@@ -124,9 +124,9 @@ def _values(
 ) -> dict[str, Any]:
     """The recipe's values."""
     columns: dict[str, Any] = {role: getattr(found, role) for role in ROLES}
-    if found.reading.unit != "s":
+    if found.reading is not None and found.reading.unit != "s":
         columns["time_unit"] = found.reading.unit
-    if found.reading.format is not None:
+    if found.reading is not None and found.reading.format is not None:
         columns["time_format"] = found.reading.format
     if "item" in others and (title := _title(others["item"][1], found.item)) is not None:
         columns["title"] = title
@@ -135,8 +135,20 @@ def _values(
         **{name: path for name, path in paths.items() if path is not None},
         "columns": columns,
         "tasks": [task for task, _ in proposal.tasks],
-        "split": {"by": "leave_one_out"} if found.reading.counts else {"by": "time", "fractions": [0.8, 0.1, 0.1]},
+        "split": _split(found)[0],
     }
+
+
+def _split(found: Found) -> tuple[dict[str, Any], str]:
+    """How the log is cut, and why."""
+    shares = {"fractions": [0.8, 0.1, 0.1]}
+    if found.time is None:
+        return {"by": "random", **shares}, "no times: a random tenth of each user's events tests"
+    if found.reading is None:
+        return {"by": "leave_one_out"}, "rows stand for times"
+    if found.reading.counts:
+        return {"by": "leave_one_out"}, "times are counts of events"
+    return {"by": "time", **shares}, "the last tenth of the time tests"
 
 
 def _title(items: pa.Table, key: str) -> str | None:
@@ -154,19 +166,21 @@ def _notes(found: Found) -> dict[str, str]:
         notes[role] = f"{found.reasons[role]}; {f.distinct:,} {role}s, {f.repeated:.1f} rows each"
         if f.known < 1:
             notes[role] += f"; missing in {1 - f.known:.1%} of rows, which training refuses: remove them"
-    notes["time"] = f"{found.reasons['time']}; {_written(found)}{found.reading.span}"
+    notes["time"] = found.reasons["time"]
+    if found.reading is not None:
+        notes["time"] += f"; {_written(found.reading)}{found.reading.span}"
     return notes
 
 
-def _written(found: Found) -> str:
-    if found.reading.format is not None:
-        return f"written {found.reading.format}, "
-    return f"{found.reading.unit}, " if found.reading.unit != "s" else ""
+def _written(reading: TimeReading) -> str:
+    if reading.format is not None:
+        return f"written {reading.format}, "
+    return f"{reading.unit}, " if reading.unit != "s" else ""
 
 
 def described(table: str, rows: int, found: Found, proposal: Proposal) -> str:
     """A short table of what was decided and why."""
-    lines = [(role, getattr(found, role), "", note) for role, note in _notes(found).items()]
+    lines = [(role, getattr(found, role) or "none", "", note) for role, note in _notes(found).items()]
     tasks = [(t["name"], t["head"], t.get("label", ""), why) for t, why in proposal.tasks]
     unused = [(names, "", "", why) for names, why in _grouped(proposal)]
     read = f"{rows:,} rows read{' to decide' * (rows >= SAMPLE)}"
@@ -202,8 +216,7 @@ def commented(values: Mapping[str, Any], found: Found, proposal: Proposal) -> st
     lines += [f"  - {_flow(task)}  {_comment(why)}" for task, why in proposal.tasks]
     if proposal.unused:
         lines += ["# Not used:", *(_comment(f"  {names}: {why}") for names, why in _grouped(proposal))]
-    why = "times are counts of events" if found.reading.counts else "the last tenth of the time tests"
-    lines.append(f"split: {_flow(values['split'])}  {_comment(why)}")
+    lines.append(f"split: {_flow(values['split'])}  {_comment(_split(found)[1])}")
     lines.append("# model: {hidden_size: 64}\n# training: {num_train_epochs: 8}")
     return "\n".join(lines) + "\n"
 

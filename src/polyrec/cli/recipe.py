@@ -41,7 +41,8 @@ class Recipe:
         past: path of a table of what people did before the log, see `Columns.past`.
         tasks: list of task dicts (name, head, label, weight, options).
         columns: arguments of `Columns`.
-        split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}).
+        split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}); default: by
+            time, or random where the log has no times.
         processor: further arguments of `PolyRecProcessor.fit` (max_history, ties, statistics).
         model: arguments of `PolyRecConfig` (hidden_size, dropout, ...).
         training: arguments of `PolyRecTrainingArguments` (num_train_epochs, learning_rate, ...).
@@ -61,7 +62,7 @@ class Recipe:
     past: str | None = None
     tasks: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
-    split: dict[str, Any] = field(default_factory=lambda: {"by": "time"})
+    split: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

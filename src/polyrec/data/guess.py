@@ -15,10 +15,12 @@ import pyarrow as pa
 from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
 from polyrec.data.column_words import NOT_FEEDBACK, is_about, stem, strength, tokens
 from polyrec.registry import nearest
+from polyrec.schema import ROW_ORDER
 
 ROLES = ("user", "item", "time")
 _UNIQUE = 0.9  # share of distinct values from which on a column without a telling name numbers rows
 _DAY = 86_400.0
+NO_TIME, ROWS = "none", "row"  # what --time may say beside the name of a column
 
 
 class Ambiguous(ValueError):
@@ -51,17 +53,18 @@ class Found:
     """The columns of a log.
 
     Args:
-        user, item, time: their names.
+        user, item, time: their names; a time of None: the events of a user are a set, and of ROW_ORDER: the rows stand
+            in order of time.
         reasons: {role: why}.
-        reading: how the times are read.
+        reading: how the times are read; None: there is no column of them.
         facts: of all columns, by name.
     """
 
     user: str
     item: str
-    time: str
+    time: str | None
     reasons: dict[str, str]
-    reading: TimeReading
+    reading: TimeReading | None
     facts: dict[str, ColumnFacts]
 
 
@@ -72,12 +75,13 @@ def find_columns(
     keys: Mapping[str, Sequence[str]] | None = None,
     time_format: str | None = None,
 ) -> Found:
-    """Find user, item and time among the columns of a log.
+    """Find user, item and time among the columns of a log; without times its users have sets of events.
 
     Args:
         table: a sample of its rows.
         what: the file, for messages.
-        given: {role: column} that are known.
+        given: {role: column} that are known; a time of "none" or "row" says that there is no column of times, and
+            that the events of a user are a set, or that rows stand in order of time.
         keys: {"item": columns of an items table that number its rows, "user": ...}: one that the log has, too, is it.
         time_format: how the times are written, see `Columns.time_format`.
 
@@ -92,26 +96,34 @@ def find_columns(
         ('visitorid', 'itemid', 'ts')
     """
     _check_header(table, what)
-    roles, reasons = _given(table, what, given or {}, keys or {})
+    given = dict(given or {})
+    said = given.pop("time") if given.get("time") in {NO_TIME, ROWS} - set(table.column_names) else None
+    roles, reasons = _given(table, what, given, keys or {})
     found = {name: facts(table, name) for name in table.column_names}
     clocks = _times(table, found, roles, time_format)
-    if "time" not in roles and clocks:
+    if "time" not in roles and clocks and said is None:
         roles["time"], reasons["time"] = _time(what, clocks)
     for choose in (_by_name, _by_content):
         for role in ("user", "item"):
             if role not in roles and (name := choose(what, role, found, roles, clocks)) is not None:
                 roles[role] = name
                 reasons[role] = "its name" if choose is _by_name else "its values; no other column fits"
-    if "time" not in roles or ("time" not in (given or {}) and _owner(roles, found)):
-        _refuse_without_time(what, roles, found)
+    if said is not None:
+        roles.pop("time", None)
+        reasons["time"] = "as --time says"
+    elif "time" not in roles or ("time" not in given and _owner(roles, found)):
+        _check_unread(what, roles, found)
+        reasons["time"] = _without_time(roles, found)
+        roles.pop("time", None)
     for role in ("user", "item"):
-        if role not in (given or {}) and _numbers_rows(found[roles[role]], 1.0):
+        if role not in given and _numbers_rows(found[roles[role]], 1.0):
             raise ValueError(
                 f"{what}: {roles[role]!r} seems to be the {role} but is another one in every row, so that no {role} "
                 f"has two events: name the column with --{role}"
             )
-    reading = _reading(what, roles["time"], clocks.get(roles["time"], []))
-    return Found(roles["user"], roles["item"], roles["time"], reasons, reading, found)
+    time = ROW_ORDER if said == ROWS else roles.get("time")
+    reading = _reading(what, time, clocks.get(time, [])) if "time" in roles and time is not None else None
+    return Found(roles["user"], roles["item"], time, reasons, reading, found)
 
 
 def _given(
@@ -140,9 +152,21 @@ def _reading(what: str, name: str, readings: list[TimeReading]) -> TimeReading:
     return readings[0]
 
 
-def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> None:
-    """The one place where a log without times is decided on: the order of its lines is not taken for time unasked."""
-    fix = "if the lines are in order of time, number them, e.g. pandas: df.reset_index(names='timestamp')"
+def _check_unread(what: str, roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> None:
+    """Refuse a column that is called a time and cannot be read as one: it is no reason to do without."""
+    named = [n for n, f in found.items() if n not in roles.values() and strength("time", n) == 3 and f.distinct > 1]
+    if named:
+        raise ValueError(
+            f"{what}: {named[0]!r} is called a time but holds none that can be read: say how times are written, "
+            f"--time-format '%d.%m.%Y', name another column with --time, or say --time {NO_TIME} if the order of "
+            "events says nothing"
+        )
+
+
+def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:
+    """Why there is no time, and what to say if there is one: the order of lines is not taken for it unasked."""
+    fix = f"say --time {ROWS} if the lines stand in order of time"
+    constant = [n for n, f in found.items() if strength("time", n) > 1 and f.distinct == 1]
     rising = [n for n, f in found.items() if n not in roles.values() and _rises(found[roles["user"]], f)]
     if "time" in roles:
         fix = (
@@ -150,10 +174,8 @@ def _refuse_without_time(what: str, roles: Mapping[str, str], found: Mapping[str
         )
     elif rising:
         fix = f"{rising[0]!r} grows from row to row of a {roles['user']!r}: say --time {rising[0]} if it is the order"
-    raise ValueError(
-        f"{what}: no column of times beside {roles['user']!r} (user) and {roles['item']!r} (item): name it with "
-        f"--time; {fix}"
-    )
+    why = f"{constant[0]!r} has one value" if constant else "no column of times"
+    return f"{why}: the events of a user are a set, a random tenth of which tests; {fix}"
 
 
 def _owner(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:

@@ -29,6 +29,7 @@ from polyrec.schema import RESIDUALS, Columns, Label, TaskConfig
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
+_OF_ITEMS = StatisticConfig(("item",), "none")  # what residuals are measured against in logs without times
 
 
 class LogStatistics:
@@ -42,6 +43,8 @@ class LogStatistics:
         encoders: {"user": {...}, "candidate": {...}}, encoders of the attributes that may be keys.
         marked: {target of the log: mark of the past that says the same}, for the residuals of past events.
         tasks: of the processor, in the order of the log's labels.
+        ordered: whether logs have times. Without them residuals of events are measured against what *other* users said
+            of the item, since a question may see any of its user's events, also those that were counted after it.
 
     Attributes:
         scaler: mean and spread of the features on training rows, None before `fit`.
@@ -56,7 +59,9 @@ class LogStatistics:
         encoders: Mapping[str, Mapping[str, ColumnEncoder]],
         marked: Mapping[str, str],
         tasks: Sequence[TaskConfig],
+        ordered: bool = True,
     ) -> None:
+        self.ordered = ordered
         self.log, self.past, self.items, self.encoders, self.marked = log, past, items, encoders, dict(marked)
         self._label_columns = [j for j, t in enumerate(tasks) if not t.ranks_catalog]
         self.scaler: StatisticsScaler | None = None
@@ -88,12 +93,15 @@ class LogStatistics:
             [t.name for t in pair],
             [*kinds, *(f"context.{n}" for n, e in encoders["candidate"].items() if e.countable)],
         )
+        ordered = columns.time is not None
         if config.log is None:
-            log = RunningStatistics.default(item_keys, user_keys, targets, multi, context)
+            log = RunningStatistics.default(item_keys, user_keys, targets, multi, context, ordered)
         else:
             log = RunningStatistics(config.log, targets, context=context)
+        if not ordered and targets and _OF_ITEMS.name not in [s.name for s in log.statistics]:
+            log = RunningStatistics([*log.statistics, _OF_ITEMS], targets, context=context)
         if columns.past is None or not any(columns.past.values()):
-            return cls(log, None, items, encoders, {}, tasks)
+            return cls(log, None, items, encoders, {}, tasks, ordered)
         marks = sorted({mark for meant in columns.past.values() for mark in meant})
         past = RunningStatistics(_default_past(item_keys) if config.past is None else config.past, marks)
         names = {t.name: t.parsed_label for t in pair}
@@ -153,7 +161,7 @@ class LogStatistics:
         self.scaler = StatisticsScaler.fit(counted[train])
         self._reset()
         self.log.update(self._table(log).take(np.flatnonzero(train)))
-        self._add_residuals(log, counted)
+        self._add_residuals(log, counted, train)
         return self.scaler.transform(counted)
 
     def resume(self, log: EventLog) -> np.ndarray:
@@ -167,7 +175,7 @@ class LogStatistics:
         counted = self._count(log)
         self._reset()
         self.log.update(self._table(log))
-        self._add_residuals(log, counted)
+        self._add_residuals(log, counted, np.ones(len(log), dtype=bool))
         return self.scaler.transform(counted)
 
     def _reset(self) -> None:
@@ -212,7 +220,7 @@ class LogStatistics:
         if self.past is not None:
             parts.append(self._past_features(log))
         counted = np.concatenate(parts, axis=1)
-        self._add_residuals(log, counted)
+        self._add_residuals(log, counted, old if log.untimed is None else old & ~log.untimed)
         return self.scaler.transform(counted)
 
     def update(self, log: EventLog, held: np.ndarray | None = None, stored: StoredEvents | None = None) -> None:
@@ -248,12 +256,18 @@ class LogStatistics:
             self._of_past = known = log.past, self.past.with_users(self._past_table(log))
         return known[1].transform(self._table(log, self.past))
 
-    def _add_residuals(self, log: EventLog, counted: np.ndarray) -> None:
-        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T]."""
+    def _add_residuals(self, log: EventLog, features: np.ndarray, held: np.ndarray) -> None:
+        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T].
+
+        Args:
+            features: of the log's events, unscaled.
+            held: bool [R], events that the state has counted.
+        """
         if not self.targets:
             return
         scale = np.array([max(self.spread[name], 1e-6) for name in self.targets])
-        expected = counted[:, : len(self.targets)]  # the baselines come first
+        # The baselines come first.
+        expected = features[:, : len(self.targets)] if self.ordered else self._said_by_others(log, held)
         log.event_features[RESIDUALS] = ((self._targets(log) - expected) / scale).astype(np.float32)
         if self.past is not None and log.past is not None:
             found = np.full((len(log.past.item), len(self.targets)), np.nan, dtype=np.float32)
@@ -262,6 +276,18 @@ class LogStatistics:
                 spread = max(self.past_spread.get(mark, 1.0), 1e-6)
                 found[:, self.targets.index(target)] = (log.past.marks[mark] - prior[mark]) / spread
             log.past.event_features[RESIDUALS] = found
+
+    def _said_by_others(self, log: EventLog, held: np.ndarray) -> np.ndarray:
+        """The shrunk mean of each event's item over the events of other users that the state has counted, [R, T]."""
+        state, targets = self.log.counted(_OF_ITEMS.name, log.item), self._targets(log)
+        sums, counts = state.sums - state.counts * self.log.prior, state.counts.astype(np.float64)
+        known = held[:, None] & ~np.isnan(targets)
+        pair = np.unique(log.person * (int(log.item.max(initial=0)) + 1) + log.item, return_inverse=True)[1]
+        for j in range(targets.shape[1]):
+            own = np.bincount(pair, np.where(known[:, j], targets[:, j] - self.log.prior[j], 0.0))
+            sums[:, j] -= own[pair]
+            counts[:, j] -= np.bincount(pair, known[:, j])[pair]
+        return self.log.prior + sums / (counts + _OF_ITEMS.shrinkage)
 
     # --------------------------------------------------------------- tables
     def _targets(self, log: EventLog) -> np.ndarray:
@@ -333,11 +359,12 @@ class LogStatistics:
         items: EntityTable,
         encoders: Mapping[str, Mapping[str, ColumnEncoder]],
         tasks: Sequence[TaskConfig],
+        ordered: bool = True,
     ) -> LogStatistics:
         """Rebuild from [`save`]."""
         scales = read_json(folder / _SCALES)
         past = RunningStatistics.load(folder / _PAST) if scales["past"] else None
-        found = cls(RunningStatistics.load(folder / _LOG), past, items, encoders, scales["marked"], tasks)
+        found = cls(RunningStatistics.load(folder / _LOG), past, items, encoders, scales["marked"], tasks, ordered)
         found.spread, found.past_spread = scales["spread"], scales.get("past_spread", {})
         if scales["scaler"] is not None:
             found.scaler = StatisticsScaler.from_dict(scales["scaler"])
@@ -348,6 +375,12 @@ def _check(config: StatisticsConfig, columns: Columns, tasks: Sequence[str], att
     """Refuse, before any row is read, what could not be counted."""
     known = ["item", "user", *attributes]
     statistics: list[StatisticConfig] = [*(config.log or []), *(config.past or [])]
+    for statistic in config.log or [] if columns.time is None else []:
+        if statistic.fade is not None or statistic.gap:
+            raise ValueError(
+                f"statistics.log: {statistic.name!r} fades or asks for a gap, but the log has no times (columns.time: "
+                "null): leave out recent, half_life and gap"
+            )
     for key in [k for s in statistics for k in s.keys] + [k for keys in config.context for k in keys]:
         if key not in known:
             raise ValueError(f"statistics: there is no key {key!r} to count by; {nearest(key, known)}")

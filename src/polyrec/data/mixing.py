@@ -13,7 +13,7 @@ from polyrec.data.ids import with_one_type
 from polyrec.data.sequences import Candidates, SequenceDataset, WindowDataset
 from polyrec.data.tables import column, read_table
 from polyrec.registry import nearest
-from polyrec.schema import Columns
+from polyrec.schema import ROW_ORDER, Columns
 
 
 def concatenate_tables(
@@ -45,7 +45,8 @@ def concatenate_tables(
     for name, given in tables.items():
         table = read_table(given, name)
         for key, role in ((columns.user, "user id"), (columns.item, "item id"), (columns.time, "time")):
-            column(table, key, name, role)
+            if key is not None and key != ROW_ORDER:
+                column(table, key, name, role)
         if columns.order is not None:
             column(table, columns.order, name, "order")
         if source is not None and source in table.column_names:

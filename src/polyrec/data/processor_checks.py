@@ -37,6 +37,38 @@ def check_queries(columns: Columns, tasks: Sequence[TaskConfig], text: TextConfi
         )
 
 
+def check_untimed(columns: Columns, tasks: Sequence[TaskConfig]) -> None:
+    """Refuse what compares with a time in a log without times."""
+    for task in tasks if columns.time is None else []:
+        if task.options.get("item_age") is not None:
+            raise ValueError(
+                f"task {task.name!r}: item_age={task.options['item_age']!r} tells how old items are when a question is "
+                "asked, but the log has no times (columns.time: null): leave it out"
+            )
+
+
+def check_split(columns: Columns, by: str) -> None:
+    """Refuse a split by times that are not there, and one that would train on what comes later."""
+    if columns.time is None and by != "random":
+        raise ValueError(
+            f'the split by {by!r} needs times and the log has none (columns.time: null): leave `by` out, or by="random"'
+        )
+    if columns.time is not None and by == "random":
+        raise ValueError(
+            'the split by "random" would train on events after those it is judged by: it is for logs without times '
+            '(columns.time: null); use by="time" or by="leave_one_out"'
+        )
+
+
+def refuse_continuation(columns: Columns) -> None:
+    """Refuse to go on with a log of which nobody knows what is new."""
+    if columns.time is None:
+        raise ValueError(
+            "a log without times (columns.time: null) cannot go on: nothing tells which events are later than those "
+            "counted; train again on all of them"
+        )
+
+
 def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: str) -> None:
     """Refuse a search whose answer is the item that its query is the text of, which no search returns.
 

@@ -131,7 +131,8 @@ def load(folder: Path) -> dict[str, Any]:
     statistics = None
     if config["statistics"]:
         keyed = {"user": users.encoders, "candidate": event_encoders["candidate"]}
-        statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks)
+        ordered = columns.time is not None
+        statistics = LogStatistics.load(folder / STATISTICS_NAME, items, keyed, tasks, ordered)
     text = None if config.get("text") is None else from_dict(TextConfig, config["text"])
     return {
         "columns": columns,

@@ -48,7 +48,9 @@ class Questions:
             values: running statistics of the log, [R, F].
             source: bool [R], events that they count; None: all.
         """
-        stride, asked = max(self.max_history // 2, 1), self._asked(log, rows)
+        asked = self._asked(log, rows)
+        # All questions about a set see as much, so that one window, as long as it may be, serves them.
+        stride = max(self.max_history // 2, 1) if log.set_until is None else 1
         return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, source=source)
 
     def training(
@@ -71,6 +73,12 @@ class Questions:
             values: running statistics of the log, [R, F].
             source: bool [R], events that statistics may count; None: all.
         """
+        if log.set_until is not None:
+            if max_delay:
+                raise ValueError(
+                    f"max_delay is {max_delay}, but the log has no times (columns.time: null): leave it out"
+                )
+            untimed_share = 0.0  # nothing follows from times
         if max_delay < 0:
             raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
         candidates = self._asked(log, rows)
@@ -106,6 +114,8 @@ class Questions:
 
     def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
+        if dataset.log.set_until is not None:
+            raise ValueError("nothing can be hidden from a time on: the log has no times (columns.time: null)")
         dataset = replace(dataset, known_until=min(cutoff, dataset.known_until))
         log, asked, values = dataset.log, dataset.candidates, dataset.statistics
         position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])

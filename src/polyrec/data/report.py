@@ -50,8 +50,9 @@ class DataReport:
         rows, users, items: of the interactions; distinct users and items in them.
         events_per_user: {"min", "median", "p90", "max"}.
         largest_user: share of the rows of the user with most.
-        time: {"first", "last": ISO, "resolution": "day" ... "second" or finer, "distinct": times}.
+        time: {"first", "last": ISO, "resolution": "day" ... "second" or finer, "distinct": times}; empty without times.
         ties: rows whose user has another event at the same time.
+        blind: rows that see no event of their user, as all that are not later have the same time.
         repeats: rows whose user had the item in another row before.
         duplicates: rows that equal another one in every column.
         matches: ids that one table uses, looked up in another.
@@ -79,6 +80,7 @@ class DataReport:
     largest_user: float = 0.0
     time: dict[str, Any] = field(default_factory=dict)
     ties: float = 0.0
+    blind: float = 0.0
     repeats: float = 0.0
     duplicates: int = 0
     matches: list[IdMatch] = field(default_factory=list)
@@ -123,7 +125,11 @@ class DataReport:
             span = f"{t['first']} to {t['last']}; {t['distinct']:,} distinct, resolution {t['resolution']}"
             found.append(("time", span))
             found.append(("ties", f"{_percent(self.ties)} of rows share their time with another event of their user"))
-            repeats = f"{_percent(self.repeats)} of rows are an item that their user has in an earlier row"
+        elif self.events_per_user:
+            found.append(("time", "none: the events of a user are a set, whatever their order in the file"))
+        if self.events_per_user:
+            where = "an earlier row" if self.time else "another row, too"
+            repeats = f"{_percent(self.repeats)} of rows are an item that their user has in {where}"
             found.append(("repeats", f"{repeats}; {self.duplicates:,} exact duplicates"))
         for m in self.matches:
             unused = f"; {m.unused:,} of its {m.known:,} ids are in no row"

@@ -27,6 +27,10 @@ _SPARSE = 0.05  # share of rows with a value under which a column is nearly empt
 _LARGE_USER, _LEAST_USERS, _LEAST_ROWS = 0.1, 20, 1_000  # a user with so many of so many rows looks like a bot
 _TIED, _DUPLICATED = 0.5, 0.01
 _FUTURE = 2 * 86_400.0  # seconds ahead of this machine's clock that time zones do not explain
+_TIE_CHOICE = (
+    "say columns.time: null if the times say nothing (the events of a user are then a set), or ties: order if the "
+    "file's order is meant"
+)
 _FINE = "below a second"
 _RESOLUTIONS = (("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0), ("second", 1.0))
 
@@ -92,6 +96,7 @@ def fit_report(
     item, user = entities
     per_user = np.bincount(user.code, minlength=len(user.ids))
     times = _distinct(seconds)
+    timed = columns.time is not None
     tied = _in_group(_stamps(user.code, seconds, times))
     pairs = len(_distinct(user.code * len(item.ids) + item.code))
     placed = {own.name: (own.entity, own.rows) for own in entities}
@@ -111,8 +116,11 @@ def fit_report(
             "last": iso(times[-1]),
             "resolution": resolution(times),
             "distinct": len(times),
-        },
-        ties=float(tied.mean()),
+        }
+        if timed
+        else {},
+        ties=float(tied.mean()) if timed else 0.0,
+        blind=_blind(user.code, seconds, tied) if timed else 0.0,
         repeats=1 - pairs / len(seconds),
         duplicates=_duplicates(table, np.flatnonzero(tied)),
         matches=list(matches),
@@ -129,7 +137,8 @@ def fit_report(
 def _fit_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterator[str]:
     yield from (match.text() for match in report.matches if match.suspicious())
     yield from (separation.text() for separation in report.separations)
-    yield from _time_warnings(report, seconds, ties)
+    if report.time:
+        yield from _time_warnings(report, seconds, ties)
     if report.users == 1 < report.rows:
         yield "all events are of one user: check which column holds users (columns.user)"
     elif report.largest_user > _LARGE_USER and report.users >= _LEAST_USERS and report.rows >= _LEAST_ROWS:
@@ -142,15 +151,23 @@ def _time_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterat
     strict = ties == "strict"
     if report.time["distinct"] == 1 and report.rows > 1:
         seen = "no event sees another: every history is empty" if strict else "a split by time follows the file's order"
-        yield f"every event has the same time ({report.time['first']}), so {seen}"
+        yield f"every event has the same time ({report.time['first']}), so {seen}; {_TIE_CHOICE}"
     elif strict and report.ties > _TIED:
         yield (
             f"{100 * report.ties:.1f}% of rows share their time with another event of their user and do not see each "
-            f"other (resolution: {report.time['resolution']}): if the file's order is meant, fit with ties='order'"
+            f"other, and {100 * report.blind:.1f}% see no event of their user at all for that reason (resolution: "
+            f"{report.time['resolution']}); {_TIE_CHOICE}"
         )
     late = seconds > clock.time() + _FUTURE
     if late.any():
         yield f"{int(late.sum()):,} rows lie in the future, up to {report.time['last']}: check columns.time_unit"
+
+
+def _blind(user: np.ndarray, seconds: np.ndarray, tied: np.ndarray) -> float:
+    """Share of rows that see nothing of their user for others of it have the same time, and none an earlier one."""
+    first = np.full(int(user.max()) + 1, np.inf)
+    np.minimum.at(first, user, seconds)
+    return float((tied & (seconds == first[user])).mean())
 
 
 def match_log(
@@ -187,8 +204,8 @@ def split_facts(
         found[name] = SplitFacts(
             rows=len(rows),
             users=int(np.count_nonzero(np.diff(log.person[rows], prepend=-1))),  # rows are sorted by user
-            first=iso(log.time[rows].min()) if len(rows) else "",
-            last=iso(log.time[rows].max()) if len(rows) else "",
+            first=iso(log.time[rows].min()) if len(rows) and log.set_until is None else "",
+            last=iso(log.time[rows].max()) if len(rows) and log.set_until is None else "",
             labels={
                 task.name: float(log.labels[rows[known[:, j]], j].mean()) if known[:, j].any() else None
                 for j, task in enumerate(tasks)

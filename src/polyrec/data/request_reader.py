@@ -98,7 +98,13 @@ class RequestReader:
     def event_columns(self) -> list[str]:
         """Columns that an event of a history may have, those that the model reads first."""
         own, rules = self.columns, [task.parsed_label for task in self.tasks]
-        known = [own.item, own.time, *self.feedback, *(rule.column for rule in rules if rule), *self.context]
+        known: list[str | None] = [
+            own.item,
+            own.time,
+            *self.feedback,
+            *(rule.column for rule in rules if rule),
+            *self.context,
+        ]
         others = [own.user, own.order, own.query, own.query_item, *own.weight.values(), *own.propensity.values()]
         return list(dict.fromkeys(n for n in (*known, *self.measured, *others, *self.log_columns) if n is not None))
 

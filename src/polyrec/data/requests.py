@@ -82,7 +82,8 @@ def request_table(
     found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
     unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
     seconds = np.concatenate([seconds, np.full(asked, now)])
-    found[columns.time] = pa.array(seconds * unit)
+    if columns.time is not None:
+        found[columns.time] = pa.array(seconds * unit)
     if columns.order is not None:
         found[columns.order] = pa.array(np.arange(events + asked))
     for name in sorted({*feedback, *context}):
@@ -97,7 +98,7 @@ def request_table(
 
 def _has_times(table: pa.Table, columns: Columns) -> bool:
     """Whether a history says when anything happened; if so, it must say it of every event."""
-    if columns.time not in table.column_names:
+    if columns.time is None or columns.time not in table.column_names:
         return False
     return not is_null(column(table, columns.time, "history", "time")).all()
 

@@ -48,6 +48,8 @@ class EventLog:
             count every label once.
         queries: what people typed before the event, if the log says so.
         untimed: bool [R], events of a request whose times are made up: only their order is known. None: no such events.
+        set_until: seconds. The log has no times: each user's events before this one are a set, which stands in a drawn
+            order, and later ones are held out and see all of it, see `polyrec.data.sets`. None: events have an order.
     """
 
     person: np.ndarray
@@ -65,6 +67,7 @@ class EventLog:
     sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
     queries: Queries | None = None
     untimed: np.ndarray | None = None
+    set_until: float | None = None
 
     def __post_init__(self) -> None:
         people = int(self.person[-1]) + 1 if len(self.person) else 0
@@ -80,9 +83,13 @@ class EventLog:
         """How many of the person's events each event's candidate may see, int64 [R].
 
         "strict": those with an earlier time, so the lines of one basket never see each other. "order": those before
-        it in the log, for files whose order within one second is meant.
+        it in the log, for files whose order within one second is meant. Of a set: those before it in the drawn order.
         """
         index = np.arange(len(self))
+        if self.set_until is not None:
+            return np.minimum(
+                index - self.offsets[self.person], self.visible_before(np.full(len(self), self.set_until))
+            )
         if ties == "order":
             return index - self.offsets[self.person]
         if ties != "strict":
@@ -187,7 +194,7 @@ class SequenceDataset(WindowDataset):
         max_history, stride: events per window, see above; the stride defaults to `max_history`.
         shuffle_ties: draw the order of events of one time anew in every epoch: their order in a file is mostly chance,
             and a model that sees one order only learns it by heart. Candidates are asked where their event comes to
-            stand.
+            stand. Of a log without times, so a question sees another part of its user's set in every epoch.
         seed: of all draws; in training the trainer's (`args.data_seed`, or `args.seed`) takes its place.
         own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
             next is no question to somebody whose latest events are hidden.
@@ -385,7 +392,7 @@ class SequenceDataset(WindowDataset):
         start = self._start[index] + self.log.offsets[self._person[index]]
         span = np.arange(start, max(start + len(events), int(rows.max()) + 1))
         noise = np.random.default_rng((self.seed, epoch, index)).random(len(span))
-        time = self.log.time[span]
+        time = self.log.time[span] if self.log.set_until is None else np.zeros(len(span))
         order = np.lexsort((noise, time))
         place = np.empty_like(order)
         place[order] = np.arange(len(order))

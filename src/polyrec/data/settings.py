@@ -41,7 +41,7 @@ class SplitSettings:
         polyrec.core.settings.SettingError: max_delay is inf; it must be a number >= 0, and finite
     """
 
-    by: Literal["time", "leave_one_out"] = "time"
+    by: Literal["time", "leave_one_out", "random"] | None = None
     fractions: tuple[_Share, _Share, _Share] = (0.8, 0.1, 0.1)
     cuts: Sequence[Any] | None = None
     shuffle_ties: bool = True
@@ -59,7 +59,7 @@ class SplitSettings:
             )
         if self.cuts is not None and len(self.cuts) != 2:
             raise SettingError("cuts", f"are {shown(self.cuts)}: give two times, where validation and test begin")
-        if self.cuts is not None and self.by != "time":
+        if self.cuts is not None and self.by not in (None, "time"):
             raise SettingError("cuts", f"are times, but the split is by {self.by!r}: leave one of them out")
         if self.delayed_share is not None and not self.max_delay:
             raise SettingError("delayed_share", f"is {self.delayed_share} and max_delay 0: give max_delay in seconds")

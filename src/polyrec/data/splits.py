@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyrec.data.sampling import uniform
+
 if TYPE_CHECKING:
     from polyrec.data.sequences import EventLog
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
+_HELD_OUT = "rows that are held out"
 
 
 class LeakageError(ValueError):
@@ -26,11 +29,13 @@ def cut(
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     cuts: Sequence[float] | None = None,
     among: np.ndarray | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """The part of each event of a log, cut as `PolyRecProcessor.split` says.
 
     Args:
         among: bool [R], events that are cut, as if the log had no others; those get -1. Default: all.
+        seed: of "random".
 
     Raises:
         LeakageError: a training row lies later than what the evaluation may know.
@@ -44,8 +49,10 @@ def cut(
     elif by == "leave_one_out":
         found = leave_one_out(np.append(np.flatnonzero(np.diff(person, prepend=-1)), len(person)))
         check_leakage(found, time, person=person, rows=rows)
+    elif by == "random":
+        found = hold_out(person, log.order[kept], fractions, seed)
     else:
-        raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out"')
+        raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out", "random"')
     if not (found == TRAIN).any():
         raise ValueError(
             f"the split by {by!r} leaves no training rows: check fractions={tuple(fractions)} or cuts={cuts}"
@@ -68,10 +75,7 @@ def split_by_fractions(order: np.ndarray, fractions: Sequence[float]) -> np.ndar
         >>> split_by_fractions(np.array([2, 0, 1, 3]), (0.5, 0.25, 0.25)).tolist()
         [0, 1, 0, 2]
     """
-    if len(fractions) != 3 or any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
-        raise ValueError(
-            f"fractions must be three shares >= 0 that sum to 1 (train, validation, test), not {tuple(fractions)}"
-        )
+    _check_fractions(fractions)
     cuts = np.round(np.cumsum(fractions)[:2] * len(order)).astype(np.int64)
     part = np.full(len(order), TEST, dtype=np.int8)
     part[order[: cuts[1]]] = VALIDATION
@@ -100,6 +104,45 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
     last = offsets[1:][np.diff(offsets) >= 3] - 1
     part[last], part[last - 1] = TEST, VALIDATION
     return part
+
+
+def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Random shares of each person's events validate and test, and the others train: at least one of them.
+
+    Of n events n * share are held out, rounded up or down by chance so that the shares are right over all people.
+
+    Args:
+        person: int64 [R].
+        draw: int64 [R], a number of each event that names it in all files that hold the same events.
+        fractions: three shares that sum to 1.
+
+    Example:
+        >>> part = hold_out(np.repeat([0, 1], [1, 40]), np.arange(41), (0.8, 0.1, 0.1))
+        >>> part[0], [int((part[1:] == number).sum()) for number in (TRAIN, VALIDATION, TEST)]
+        (0, [32, 4, 4])
+    """
+    _check_fractions(fractions)
+    people, number, size = np.unique(person, return_inverse=True, return_counts=True)
+    tested, validated = (
+        np.floor(size * share + uniform(people, seed, which, _HELD_OUT) * (1 - 1e-9)).astype(np.int64)
+        for which, share in ((TEST, fractions[2]), (VALIDATION, fractions[1]))
+    )
+    tested = np.minimum(tested, size - 1)
+    validated = np.minimum(validated, size - 1 - tested)
+    sort = np.lexsort((uniform(draw, seed, 0, _HELD_OUT), number))
+    place = np.empty(len(person), dtype=np.int64)
+    place[sort] = np.arange(len(person)) - np.repeat(np.cumsum(size) - size, size)
+    part = np.full(len(person), TRAIN, dtype=np.int8)
+    part[place < (tested + validated)[number]] = VALIDATION
+    part[place < tested[number]] = TEST
+    return part
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != 3 or any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
+        raise ValueError(
+            f"fractions must be three shares >= 0 that sum to 1 (train, validation, test), not {tuple(fractions)}"
+        )
 
 
 def check_leakage(

@@ -111,6 +111,7 @@ class RunningStatistics:
         targets: Sequence[str],
         multi: Sequence[str] = (),
         context: Sequence[Sequence[str]] = (),
+        ordered: bool = True,
     ) -> RunningStatistics:
         """A strong set for any log: biases, the person's latest events, attribute values, and pairs of both sides.
 
@@ -122,16 +123,18 @@ class RunningStatistics:
             targets: names of the labels.
             multi: which of the attribute keys hold several values per row.
             context: keys of the context levels, each of which also counts apart for item and person.
+            ordered: whether the log has times; without them nothing is recent, and nothing fades.
         """
         found = [
-            StatisticConfig(("user",), "item", count=True, gap=True),
+            StatisticConfig(("user",), "item", count=True, gap=ordered),
             StatisticConfig(("user",), "context"),
-            StatisticConfig(("item",), "context", count=True, gap=True),
+            StatisticConfig(("item",), "context", count=True, gap=ordered),
             StatisticConfig(("item",), "user"),
             StatisticConfig(("item",), "item+user"),
-            *(StatisticConfig(("user",), "item", shrinkage=1, recent=rows) for rows in (1, 3, 10)),
-            StatisticConfig(("user",), "item", shrinkage=3, half_life=HOUR),
         ]
+        if ordered:
+            found += [StatisticConfig(("user",), "item", shrinkage=1, recent=rows) for rows in (1, 3, 10)]
+            found.append(StatisticConfig(("user",), "item", shrinkage=3, half_life=HOUR))
         for i, a in enumerate(user_keys):
             found += [StatisticConfig((a,), "item", shrinkage=50), StatisticConfig(("item", a), "item")]
             found += [
@@ -208,6 +211,11 @@ class RunningStatistics:
         for name, state in advanced.items():
             self._states[name] = self._states[name].put(state) if name in self._states else state
         self.last_time = float(table.time[new].max())
+
+    def counted(self, name: str, keys: np.ndarray) -> KeyStates:
+        """What the state has counted of some keys (packed, [H]) of one statistic."""
+        state = self._states.get(name)
+        return KeyStates.empty(keys, len(self.targets)) if state is None else state.at(keys)
 
     def with_users(self, table: EventTable) -> RunningStatistics:
         """These statistics, knowing also what earlier events say of their users, for [`transform`]; never saved.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.arrays import column, decoded, first_bad_row, is_null, is_text, numbers_of_text, shown
-from polyrec.schema import Columns
+from polyrec.schema import ROW_ORDER, Columns
 
 # A plain number of seconds beyond this (year 3268) is almost surely milliseconds or finer.
 _LATEST_SECOND = 4.1e10
@@ -28,11 +28,15 @@ _COMPACT = ((19000101, 21001231, 0), (190001010000, 210012312359, 4), (190001010
 
 
 def times(table: pa.Table, columns: Columns, name: str) -> np.ndarray:
-    """Return the time column as float64 seconds since the epoch, [R].
+    """Return the time column as float64 seconds since the epoch, [R]; row numbers or 0 where there is none.
 
     Raises:
         ValueError: a time is missing, cannot be read, or is 0 or less where the others are of our days.
     """
+    if columns.time is None:
+        return np.zeros(table.num_rows)
+    if columns.time == ROW_ORDER and ROW_ORDER not in table.column_names:
+        return np.arange(table.num_rows, dtype=np.float64)
     values = column(table, columns.time, name, "time")
     what = f"{name}: column {columns.time!r} (time)"
     found = seconds(values, columns.time_unit, what, columns.time_format)

@@ -179,18 +179,24 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
     person = id_hashes(log.user_ids, salt)[log.person]
     known = np.maximum(log.item - FIRST, 0)
     item = np.where(log.item >= FIRST, np.append(id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
-    moment = np.round(log.time * 1e3).astype(np.int64).view(np.uint64)
+    moment = np.round(_times(log) * 1e3).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):
         found = splitmix64(person + splitmix64(item + splitmix64(moment + splitmix64(_repetition(log)))))
     return found
 
 
+def _times(log: EventLog) -> np.ndarray:
+    """Times of events; 0 where they are places of a drawn order, which another split draws otherwise."""
+    return log.time if log.set_until is None else np.zeros(len(log))
+
+
 def _repetition(log: EventLog) -> np.ndarray:
     """How many events of the same person, item and time stand before each event, uint64 [R]."""
-    order = np.lexsort((log.item, log.time, log.person))  # stable: the log's order within those that are alike
+    time = _times(log)
+    order = np.lexsort((log.item, time, log.person))  # stable: the log's order within those that are alike
     alike = np.zeros(len(log), dtype=bool)
     alike[1:] = np.logical_and.reduce(
-        [values[order][1:] == values[order][:-1] for values in (log.person, log.time, log.item)]
+        [values[order][1:] == values[order][:-1] for values in (log.person, time, log.item)]
     )
     index = np.arange(len(log))
     found = np.empty(len(log), dtype=np.uint64)

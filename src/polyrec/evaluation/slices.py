@@ -59,8 +59,9 @@ def slice_groups(
         "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, NEVER_MET)),
         "history": _by_history(visible_events(test)),
         "activity": _named(_activity(events_P, person), _ACTIVITY),
-        "time": _by_time(log.time[event]),
     }
+    if log.set_until is None:
+        found["time"] = _by_time(log.time[event])
     for name in columns or _first_category(processor):
         found[name] = _by_attribute(name, processor, test, item, person)
     held = {by: {n: rows for n, rows in groups.items() if rows.any()} for by, groups in found.items()}

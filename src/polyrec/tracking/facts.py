@@ -36,10 +36,11 @@ def _part(dataset: SequenceDataset) -> dict[str, Any]:
     asked = dataset.own_view
     times, labels = dataset.log.time[dataset.candidates.event[asked]], dataset.labels()[asked]
     known = (~np.isnan(labels)).sum(axis=0).tolist()
+    known_times = len(times) > 0 and dataset.log.set_until is None
     return {
         "rows": int(asked.sum()),
         "people": len(np.unique(dataset.people()[asked])),
-        "first": float(times.min()) if len(times) else None,
-        "last": float(times.max()) if len(times) else None,
+        "first": float(times.min()) if known_times else None,
+        "last": float(times.max()) if known_times else None,
         "labels": dict(zip(dataset.task_names, known, strict=True)),
     }

@@ -112,6 +112,8 @@ class DemoSession:
             [columns.item, *(f.name for f in self.feedback), *encoders["event"], *encoders["candidate"]]
         )
         events = own.select([name for name in wanted if name in own.column_names]).to_pylist()
+        if columns.time is None:
+            return events
         moments = seconds[latest] * _UNITS[columns.time_unit]
         return [{**event, columns.time: float(t)} for event, t in zip(events, moments, strict=True)]
 
@@ -143,7 +145,7 @@ class DemoSession:
         if len(history) >= MAX_EVENTS:
             raise ValueError(f"the history has {len(history):,} events, and holds no more")
         event = {columns.item: self._known(item), **self._parsed(values)}
-        if history and columns.time in history[-1]:
+        if history and columns.time is not None and columns.time in history[-1]:
             event[columns.time] = history[-1][columns.time] + _PAUSE * _UNITS[columns.time_unit]
         return [*history, event]
 

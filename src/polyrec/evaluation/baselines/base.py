@@ -63,6 +63,11 @@ class CatalogTask:
         return np.bincount(self.training_events()[1], minlength=self.num_items).astype(np.float64)
 
     @property
+    def ordered(self) -> bool:
+        """Whether the log has times."""
+        return self.train.log.set_until is None
+
+    @property
     def mixed(self) -> bool:
         """Whether training has other events beside those in which an item was taken: impressions, views."""
         return not (self.labels(self.train)[self.train.candidates.event] > 0).all()
@@ -99,6 +104,9 @@ class CatalogTask:
     def asked_at(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """The time strictly before which a question's counts end, float64 seconds [R]."""
         return np.minimum(dataset.log.time[dataset.candidates.event[rows]], dataset.known_until)
+
+
+NO_ORDER = "the log has no times (columns.time: null), so that nothing comes before anything"
 
 
 class CatalogBaseline(ABC):

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.evaluation.baselines.base import CatalogBaseline, Scorer
+from polyrec.evaluation.baselines.base import NO_ORDER, CatalogBaseline, CatalogTask, Scorer
 
 _HOUR, _DAY = 3600.0, 86_400.0
 HALF_LIVES: dict[str, float | None] = {
@@ -44,6 +44,11 @@ class RecentPopularity(CatalogBaseline):
     name = "recent_popularity"
     defaults = {"half_life": "none"}
     stages = ({"half_life": tuple(HALF_LIVES)},)
+
+    @classmethod
+    def misfit(cls, task: CatalogTask) -> str | None:
+        """It needs times."""
+        return None if task.ordered else NO_ORDER
 
     def scorer(self, dataset: SequenceDataset, half_life: str = "none", **settings: Any) -> Scorer:
         """Counts at the time of each row."""
@@ -113,6 +118,11 @@ class Newest(CatalogBaseline):
 
     name = "newest"
     defaults = {"by": "first_event"}
+
+    @classmethod
+    def misfit(cls, task: CatalogTask) -> str | None:
+        """It needs times."""
+        return None if task.ordered else NO_ORDER
 
     def grids(self) -> Sequence[Mapping[str, Sequence[Any]]]:
         """The catalog's times are one choice where it has them."""

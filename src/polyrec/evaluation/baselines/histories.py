@@ -18,7 +18,7 @@ from polyrec import baselines
 from polyrec.data.histories import Histories
 from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
-from polyrec.evaluation.baselines.base import CatalogBaseline, CatalogTask, Scorer
+from polyrec.evaluation.baselines.base import NO_ORDER, CatalogBaseline, CatalogTask, Scorer
 
 LAST = (10, 1, 3, 5, 20, None)
 DECAYS = (0.9, 0.7, 1.0)
@@ -30,8 +30,11 @@ class HistoryBaseline(CatalogBaseline):
     """Reads the user's events: those in which an item was taken, or all, where the log has others."""
 
     def grids(self) -> Sequence[Mapping[str, Sequence[Any]]]:
-        """The stages, after the choice of events where there is one."""
-        return [*([{"history": ("taken", "all")}] if self.task.mixed else []), *self.stages]
+        """The stages, after the choice of events where there is one; of a set all events are read, all alike."""
+        stages = list(self.stages)
+        if not self.task.ordered:
+            stages = [{"last": (None,), "decay": (1.0,)}, *(s for s in stages if not {"last", "decay"} & set(s))]
+        return [*([{"history": ("taken", "all")}] if self.task.mixed else []), *stages]
 
 
 class Repeat(HistoryBaseline):
@@ -44,7 +47,9 @@ class Repeat(HistoryBaseline):
     @classmethod
     def misfit(cls, task: CatalogTask) -> str | None:
         """Lists without the history have none of the user's items."""
-        return "lists leave out the items of the history" if task.what == "history" else None
+        return (
+            "lists leave out the items of the history" if task.what == "history" else None if task.ordered else NO_ORDER
+        )
 
     def scorer(self, dataset: SequenceDataset, decay: float = 0.5, history: str = "taken", **settings: Any) -> Scorer:
         """Positive scores of one's own items, negative ones of others."""
@@ -136,6 +141,11 @@ class Transitions(ItemToItem):
     name = "transitions"
     defaults = {"last": 3, "decay": 0.9, "lag_decay": 0.9, "damping": 0.0}
     stages = ({"lag_decay": (0.9, 0.7, 0.0), "damping": (0.0, 0.4)}, {"last": (3, 1, 5, 10), "decay": (0.9, 0.7)})
+
+    @classmethod
+    def misfit(cls, task: CatalogTask) -> str | None:
+        """It needs an order."""
+        return None if task.ordered else NO_ORDER
 
     def __init__(self, task: CatalogTask) -> None:
         super().__init__(task)
