@@ -16,7 +16,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.student import Answered, Sums
 from polyrec.encoders.history import HistoryEncoder
 from polyrec.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
-from polyrec.encoders.moment import NOT_TOLD, Moment, latest_items, visible_items
+from polyrec.encoders.moment import NOT_TOLD, Moment, Trending, latest_items, visible_items
 from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
@@ -146,6 +146,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         progress: float = 0.0,
         inputs_embeds: Tensor | None = None,
         user_fold: Tensor | None = None,
+        trending: dict[str, dict[str, Tensor]] | None = None,
+        candidate_trending: Tensor | None = None,
     ) -> PolyRecOutput:
         """Answer the candidates of a batch.
 
@@ -174,6 +176,9 @@ class PolyRecForRecommendation(MultiTaskModel):
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
             user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items were
                 counted that the window reads in training mode. 0 or None: the neighbours of all users.
+            trending: {task: {"items": [U, K], "values": [U, K]}}, snapshots of what was popular, see
+                [`~polyrec.data.trending.Snapshots`]; for tasks that read it.
+            candidate_trending: [B, C] int64, the snapshot that each candidate reads.
         """
         if candidate_ids is None or candidate_positions is None:
             raise ValueError(
@@ -197,7 +202,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         shared = SharedRepresentation(state_BCD, items)
         queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
         query_BCD = None if queries is None else queries.vectors_BCD
-        moment = self.moment(item_ids, candidate_positions, candidate_times, event_features, user_fold)
+        told = event_features, user_fold, trending, candidate_trending
+        moment = self.moment(item_ids, candidate_positions, candidate_times, *told)
         logits = {
             name: self.heads[name].pair_logits(
                 self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
@@ -382,6 +388,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         candidate_times: Tensor | None = None,
         event_features: Mapping[str, Tensor] | None = None,
         user_fold: Tensor | None = None,
+        trending: Mapping[str, Mapping[str, Tensor]] | None = None,
+        candidate_trending: Tensor | None = None,
         **unread: Any,
     ) -> Moment:
         """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
@@ -401,6 +409,9 @@ class PolyRecForRecommendation(MultiTaskModel):
         if latest:
             fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)
             moment = moment._replace(latest=latest, fold=fold)
+        if trending is not None and candidate_trending is not None:
+            found = {name: Trending(candidate_trending, **tables) for name, tables in trending.items() if name in heads}
+            moment = moment._replace(trending=found)
         return moment
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:

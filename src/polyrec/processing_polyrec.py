@@ -59,6 +59,8 @@ from polyrec.data.tables import (
     times,
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
+from polyrec.data.trending import RecentCounts, Trending, request_trending
+from polyrec.data.trending_fit import fit_trending
 from polyrec.data.weights import row_weights
 from polyrec.distillation.guard import TrainingRows
 from polyrec.hub.fetch import fetch
@@ -181,6 +183,8 @@ class PolyRecProcessor:
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
+        self.recent: dict[str, RecentCounts] = {}  # {retrieval task that reads it: what is popular now}
+        self._trending: list[tuple[EventLog, np.ndarray | None, Trending]] = []  # of logs and the events that count
         check_keys_only(columns, items, users, event_encoders["candidate"])
 
     # ------------------------------------------------------------------ fit
@@ -453,6 +457,47 @@ class PolyRecProcessor:
     def _store(self, log: EventLog, rows: np.ndarray | None = None) -> None:
         self.stored_events = StoredEvents()
         self.stored_events.add(log, rows)
+        self._trending = []
+        self.recent = {task: RecentCounts(own, self.num_items) for task, own in self.mixtures.items()}
+        self._count_recent(log, rows)
+
+    def _count_recent(self, log: EventLog, rows: np.ndarray | None = None) -> None:
+        event = np.arange(len(log)) if rows is None else np.flatnonzero(rows)
+        event = event[np.argsort(log.time[event], kind="stable")]
+        for task, recent in self.recent.items():
+            recent.add(log.time[event], self._taken_items(log, task)[event])
+
+    @staticmethod
+    def _taken_items(log: EventLog, task: str) -> np.ndarray:
+        """Items of events, 0 where the label of a task is known to be 0, int64 [R]."""
+        refused = log.event_features.get(REFUSED + task)
+        return log.item if refused is None else np.where(refused > 0, 0, log.item)
+
+    @property
+    def mixtures(self) -> dict[str, list[list[float]]]:
+        """{retrieval task that reads what is popular now: the option `trending` of its head}."""
+        found = {
+            task.name: task.options.get("trending", self.label_summary.get(task.name, {}).get("trending", ()))
+            for task in self.tasks
+            if task.ranks_catalog
+        }
+        return {name: list(own) for name, own in found.items() if own}
+
+    def _trends(self, log: EventLog, source: np.ndarray | None) -> Trending | None:
+        """What was popular at each time of a log, counted of the events in `source`; None: no task reads it."""
+        mixtures = self.mixtures
+        if not mixtures:
+            return None
+        for known, counted, found in self._trending:
+            if known is log and counted is source:
+                return found
+        items = {task: self._taken_items(log, task) for task in mixtures}
+        time = log.time
+        if source is not None:
+            time, items = time[source], {task: own[source] for task, own in items.items()}
+        found = Trending(mixtures, time, items, self.num_items)
+        self._trending.append((log, source, found))
+        return found
 
     def _weigh(self, log: EventLog, table: pa.Table) -> None:
         weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
@@ -479,6 +524,10 @@ class PolyRecProcessor:
             options = {**HEADS.get(task.head).default_options, **task.options}
             if task.head == "retrieval":
                 self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items))
+                taken = train & (self._taken_items(log, task.name) >= FIRST)
+                events = log.person[taken], log.item[taken], log.time[taken]
+                found = fit_trending(*events, len(self.items), not options["repeats"])
+                self.label_summary[task.name] |= {} if found is None else found.options(options["label_smoothing"] > 0)
             if options.get("item_age") is not None:
                 taken = train & (log.labels[:, j] == 1) & (log.item >= FIRST)
                 self.label_summary[task.name]["age_start"] = age_start(
@@ -562,7 +611,7 @@ class PolyRecProcessor:
         Args:
             source: bool [R], events that `statistics` count; None: all.
         """
-        return self._questions.evaluation(log, rows, statistics, source)
+        return self._questions.evaluation(log, rows, statistics, source, self._trends(log, source))
 
     def training_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, **options: Any
@@ -574,7 +623,8 @@ class PolyRecProcessor:
             options: `source` (bool [R], events that statistics may count) and, as in [`split`], `shuffle_ties`,
                 `max_delay`, `delayed_share`, `keep_negatives`, `untimed_share` and `seed`.
         """
-        return self._questions.training(log, rows, statistics, **options)
+        trending = self._trends(log, options.get("source"))
+        return self._questions.training(log, rows, statistics, trending=trending, **options)
 
     # ---------------------------------------------------------------- model
     @property
@@ -791,12 +841,23 @@ class PolyRecProcessor:
         # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
-        return [windows[v] for v in range(len(happened_V))]
+        return [windows[v] | self._trending_now(log, v, int(n), asked) for v, n in enumerate(happened_V)]
+
+    def _trending_now(self, log: EventLog, variant: int, happened: int, asked: int) -> dict[str, Any]:
+        """What is popular when a variant of a request is asked, with its own events since the latest one counted."""
+        if not self.recent:
+            return {}
+        own = np.arange(log.offsets[variant], log.offsets[variant] + happened)
+        later = (log.time[own] > self._counted) & (log.time[own] < log.time[log.offsets[variant] + happened])
+        own = own[later if log.untimed is None else later & ~log.untimed[own]]
+        items = {task: self._taken_items(log, task)[own] for task in self.recent}
+        return request_trending(self.recent, log.time[own], items, asked)
 
     @property
     def _counted(self) -> float:
         """The latest event counted or stored, seconds; -inf = none."""
         stored = -np.inf if self.stored_events is None else self.stored_events.last_time
+        stored = max([stored, *(recent.time for recent in self.recent.values())])
         return stored if self.statistics is None else max(stored, self.statistics.last_time)
 
     @property
@@ -836,11 +897,13 @@ class PolyRecProcessor:
             new = len(self.items) - len(self.item_counts)
             self.item_counts = np.concatenate([self.item_counts, np.zeros(new, dtype=np.int64)])
             self.first_event = np.concatenate([self.first_event, np.full(new, np.inf)])
+            for recent in self.recent.values():
+                recent.extend(len(self.items))
         if users is not None:
             self.users.extend(read_table(users, "users"), "users", self.columns.user)
 
     def update(self, interactions: Any) -> None:
-        """Advance the running statistics and the stored events by new ones, later than all known so far.
+        """Advance running statistics, recent popularity and stored events by new ones, later than all known so far.
 
         Events of one time belong in one call. Late ones are refused: give them to [`resume`] with all others, or as the
         history of a request. Items that occur for the first time have been seen then (`model.load_times` tells a model
@@ -858,6 +921,7 @@ class PolyRecProcessor:
             whole = log if before is None else continued(before.of(log.user_ids), log)
             self.statistics.update(whole, whole.time <= self._counted, before)
         self._meet(log)
+        self._count_recent(log)
         if self.stored_events is not None:
             self.stored_events.add(log)
 
@@ -900,6 +964,7 @@ class PolyRecProcessor:
             training_rows=None if self.training_rows is None else self.training_rows.arrays(),
             data_report=None if self.data_report is None else self.data_report.to_dict(),
             stored_events=self.stored_events,
+            recent=self.recent,
             include_users=include_users,
         )
 
@@ -944,13 +1009,13 @@ class PolyRecProcessor:
         learnt = found.pop("training_rows")
         log_columns = found.pop("log_columns")
         first_event, report = found.pop("first_event"), found.pop("data_report")
-        stored = found.pop("stored_events")
+        stored, recent = found.pop("stored_events"), found.pop("recent")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
         processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
         processor.first_event, processor.log_columns = first_event, log_columns
         processor.data_report = None if report is None else DataReport.from_dict(report)
-        processor.stored_events = stored
+        processor.stored_events, processor.recent = stored, recent
         return processor
 
 

@@ -19,7 +19,7 @@ from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor
 from polyrec.data.sequences import Candidates, SequenceDataset
 
 TASKS = [
-    {"name": "next_item", "head": "retrieval"},
+    {"name": "next_item", "head": "retrieval", "options": {"trending": [[20.0, 50.0], [200.0, 5.0]]}},
     {"name": "like", "head": "binary", "label": "rating >= 4"},
     {"name": "rating", "head": "regression"},
 ]
@@ -94,7 +94,8 @@ def reference(log: pd.DataFrame, user: int, time: float) -> dict[str, Any]:
     rows = rows[np.argsort(whole.row[rows])]
     candidates = Candidates(rows, whole.visible()[rows])
     names = [task.name for task in processor.tasks]
-    data = SequenceDataset(whole, candidates, names, counted, processor.max_history, stride=1)
+    trending = processor.evaluation_set(whole, whole.row >= len(log), counted).trending
+    data = SequenceDataset(whole, candidates, names, counted, processor.max_history, stride=1, trending=trending)
     assert len(data) == 1
     return data[0]
 

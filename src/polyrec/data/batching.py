@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from polyrec.data.sequences import SequenceDataset
 
 
+def tensors(values: dict[str, Any]) -> dict[str, Any]:
+    """Arrays in nested dicts as tensors."""
+    return {n: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for n, v in values.items()}
+
+
 class WindowBatch(NamedTuple):
     """Windows that the collator is to read at once."""
 
@@ -95,6 +100,9 @@ class BatchReader:
         }
         if data.folds is not None:
             batch["user_fold"] = torch.from_numpy(data.folds[windows.person])
+        if data.trending is not None:
+            found = data.trending.read(np.where(real_BC, np.minimum(log.time[rows_BC], data.known_until), -np.inf))
+            batch |= tensors(found)
         if data.untimed is not None:
             data.untimed.hide(data.untimed.drawn(np.asarray(indices), data.seed, data.epoch), batch)
         if log.sample_weight:

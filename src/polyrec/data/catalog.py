@@ -20,7 +20,8 @@ from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
 from polyrec.schema import VECTOR_FILE, Columns
 
-COUNTS_COLUMN, FIRST_EVENT_COLUMN = OWN_COLUMNS = "__training_events__", "__first_event__"  # of saved items tables
+# Of saved items tables.
+COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN = OWN_COLUMNS = "__training_events__", "__first_event__", "__recent__"
 
 
 @dataclass(repr=False)

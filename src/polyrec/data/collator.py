@@ -24,6 +24,7 @@ class PolyRecCollator:
     {name: [B, C(, K)]}, `labels` {task: [B, C]} (NaN = missing or padding) and `candidate_rows` [B, C] (-1 = padding;
     which candidate of the data set this is). Where the windows have them, also `candidate_times` [B, C] int64
     (milliseconds since the epoch, 0 = padding), `user_fold` [B] int64, `sample_weight` {task: [B, C]} (NaN = padding),
+    `trending` {task: {"items" [U, K], "values" [U, K]}} and `candidate_trending` [B, C] (which of the U snapshots),
     and `query_tokens` [Q, S], `query_mask` [Q, S], `candidate_query` [B, C] (row of the query, -1 = none) and
     `query_items` [B, C] (the item that the query is the text of, 0 = none).
 
@@ -68,6 +69,16 @@ class PolyRecCollator:
             batch["user_fold"] = torch.tensor([w["user_fold"] for w in windows])
         if "candidate_times" in windows[0]:
             batch["candidate_times"] = asked([w["candidate_times"] for w in windows])
+        if "candidate_trending" in windows[0]:
+            # Snapshots of one window after the other; the first of each is empty, and what padding reads.
+            begins = np.cumsum([0, *(_num_snapshots(w) for w in windows[:-1])])
+            batch["candidate_trending"] = asked(
+                [b + w["candidate_trending"] for b, w in zip(begins, windows, strict=True)]
+            )
+            batch["trending"] = {
+                task: {n: torch.from_numpy(np.concatenate([w["trending"][task][n] for w in windows])) for n in tables}
+                for task, tables in windows[0]["trending"].items()
+            }
         if "sample_weight" in windows[0]:
             batch["sample_weight"] = padded("sample_weight", asked)
         if "candidate_query" in windows[0]:
@@ -76,6 +87,10 @@ class PolyRecCollator:
             batch["candidate_query"] = asked(counted, fill=NO_QUERY)
             batch["query_items"] = asked([w["query_items"] for w in windows])
         return batch
+
+
+def _num_snapshots(window: dict[str, Any]) -> int:
+    return len(next(iter(window["trending"].values()))["items"])
 
 
 class _Padder:

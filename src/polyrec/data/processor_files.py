@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from polyrec.backbones import TextConfig
 from polyrec.core.settings import saved_files
-from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, EntityTable, read_files, save_files
+from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN, EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import column, ids, read_json
 from polyrec.data.texts import load_tokenizer
+from polyrec.data.trending import RecentCounts
 from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
@@ -49,6 +50,7 @@ def save(
     tokenizer: Any,
     training_rows: Mapping[str, np.ndarray] | None,
     stored_events: StoredEvents | None,
+    recent: Mapping[str, RecentCounts],
     include_users: bool,
     **plain: Any,
 ) -> None:
@@ -59,6 +61,7 @@ def save(
         include_users: keep its rows, too, in users.parquet.
         training_rows: what `TrainingRows.arrays` gives; None: unknown.
         stored_events: what users did; None: unknown.
+        recent: {task: how often items were taken lately}.
         plain: further values of JSON's types.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,10 @@ def save(
         "event_encoders": {s: {n: asdict(e) for n, e in es.items()} for s, es in event_encoders.items()},
         "statistics": statistics is not None,
         "text": None if text is None else asdict(text),
+        "recent": {
+            task: {"mixture": own.mixture, "time": own.time if np.isfinite(own.time) else None}
+            for task, own in recent.items()
+        },
         **plain,
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -78,6 +85,10 @@ def save(
     table = items.table
     for name, values in known.items():
         table = table.append_column(name, pa.array(values[FIRST:]))
+    if recent:
+        counts = np.concatenate([own.counts[:, FIRST:] for own in recent.values()])
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(counts.T.ravel()), len(counts))
+        table = table.append_column(RECENT_COLUMN, lists)
     write_saved(table, folder / ITEMS_NAME)
     save_files(items, folder / VECTORS_NAME)
     if training_rows is None:
@@ -114,6 +125,7 @@ def load(folder: Path) -> dict[str, Any]:
     if FIRST_EVENT_COLUMN in table.column_names:  # not in folders of before there were ages of items
         first_event = np.asarray(table[FIRST_EVENT_COLUMN])
         table = table.drop_columns([FIRST_EVENT_COLUMN])
+    recent, table = _recent(config.get("recent", {}), table)
     table = table.drop_columns([COUNTS_COLUMN])
     encoders = _encoders(config["item_encoders"])
     vectors = read_files(encoders, table, folder / VECTORS_NAME)
@@ -143,6 +155,7 @@ def load(folder: Path) -> dict[str, Any]:
         "item_counts": np.concatenate([np.zeros(FIRST, dtype=np.int64), counts]),
         "first_event": np.concatenate([np.full(FIRST, np.inf), first_event]),
         "statistics": statistics,
+        "recent": recent,
         "text": text,
         "tokenizer": None if text is None else load_tokenizer(text, str(folder)),
         "training_rows": load_file(folder / ROWS_NAME) if (folder / ROWS_NAME).exists() else None,
@@ -151,6 +164,21 @@ def load(folder: Path) -> dict[str, Any]:
         "stored_events": StoredEvents.load(folder / EVENTS_NAME) if (folder / EVENTS_NAME).exists() else None,
         **{name: config[name] for name in ("max_history", "ties", "label_summary")},
     }
+
+
+def _recent(told: Mapping[str, Any], table: pa.Table) -> tuple[dict[str, RecentCounts], pa.Table]:
+    """Recent counts of each task, none in folders of before there were any, and the table without them."""
+    if RECENT_COLUMN not in table.column_names:
+        return {}, table
+    lists = table[RECENT_COLUMN].combine_chunks()
+    counts_TN = np.pad(np.asarray(lists.flatten()).reshape(len(lists), -1).T, ((0, 0), (FIRST, 0)))
+    found, begin = {}, 0
+    for task, own in told.items():
+        end = begin + len(own["mixture"])
+        time = -np.inf if own["time"] is None else own["time"]
+        found[task] = RecentCounts(own["mixture"], counts_TN.shape[1], counts_TN[begin:end], time)
+        begin = end
+    return found, table.drop_columns([RECENT_COLUMN])
 
 
 def _encoders(values: Mapping[str, Any]) -> dict[str, ColumnEncoder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from polyrec.data.neighbours import fold_of
 from polyrec.data.sampling import DELAY, uniform
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE
+from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
 from polyrec.schema import TIME_GAP, TaskConfig
 
@@ -40,18 +42,25 @@ class Questions:
         return [t.name for t in self.tasks]
 
     def evaluation(
-        self, log: EventLog, rows: np.ndarray, values: np.ndarray | None, source: np.ndarray | None = None
+        self,
+        log: EventLog,
+        rows: np.ndarray,
+        values: np.ndarray | None,
+        source: np.ndarray | None = None,
+        trending: Trending | None = None,
     ) -> SequenceDataset:
         """Questions about some events (bool [R]), each with at least half a window of history.
 
         Args:
             values: running statistics of the log, [R, F].
             source: bool [R], events that they count; None: all.
+            trending: what was popular at each time, counted of the same events.
         """
         asked = self._asked(log, rows)
         # All questions about a set see as much, so that one window, as long as it may be, serves them.
         stride = max(self.max_history // 2, 1) if log.set_until is None else 1
-        return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, source=source)
+        known: dict[str, Any] = {"source": source, "trending": trending}
+        return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, **known)
 
     def training(
         self,
@@ -65,6 +74,7 @@ class Questions:
         keep_negatives: Mapping[str, float] | None = None,
         seed: int = 0,
         untimed_share: float = UNTIMED_SHARE,
+        trending: Trending | None = None,
     ) -> SequenceDataset:
         """Questions to learn from, see `PolyRecProcessor.split`.
 
@@ -72,6 +82,7 @@ class Questions:
             rows: bool [R].
             values: running statistics of the log, [R, F].
             source: bool [R], events that statistics may count; None: all.
+            trending: what was popular at each time, counted of the same events.
         """
         if log.set_until is not None:
             if max_delay:
@@ -106,6 +117,7 @@ class Questions:
             source=source,
             untimed=self._untimed(untimed_share),
             folds=fold_of(np.arange(len(log.user_ids))) if retrieval else None,
+            trending=trending,
         )
 
     def _untimed(self, share: float) -> Untimed | None:

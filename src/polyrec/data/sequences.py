@@ -23,6 +23,7 @@ from polyrec.data.past import PastEvents
 from polyrec.data.queries import Queries
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
+from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
 from polyrec.schema import STATISTICS, TIME_GAP
 
@@ -208,6 +209,7 @@ class SequenceDataset(WindowDataset):
         untimed: shows a share of the windows as if nobody knew when their events happened; None: none.
         known_until: seconds; no candidate sees an event at or after it, nor do its statistics (`Questions.frozen`).
         folds: int64 [U], from 1, the fold of each user of the log, see `polyrec.data.neighbours`; None: in none.
+        trending: what was popular at each time, counted of the events in `source`; None: no task reads it.
     """
 
     log: EventLog
@@ -226,6 +228,7 @@ class SequenceDataset(WindowDataset):
     untimed: Untimed | None = None
     known_until: float = np.inf
     folds: np.ndarray | None = None
+    trending: Trending | None = None
 
     def __post_init__(self) -> None:
         log, candidates = self.log, self.candidates
@@ -359,6 +362,8 @@ class SequenceDataset(WindowDataset):
             found["user_fold"] = self.folds[person]
         if log.sample_weight:
             found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
+        if self.trending is not None:
+            found |= self.trending.read(np.minimum(log.time[rows], self.known_until))
         if log.queries is not None:
             found |= log.queries.window(rows)
         if log.past is not None and start == 0 and len(asked):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _INPUTS = (
     "item_ids", "event_features", "user_features", "candidate_ids", "candidate_positions", "candidate_features",
     "query_tokens", "query_mask", "candidate_query", "query_items", "candidate_times",
+    "trending", "candidate_trending",
 )  # fmt: skip
 _NAMED = 5  # items that a message names
 NO_NUMBERS = (
@@ -247,11 +248,21 @@ class _ItemRows:
             )
         return cls(np.concatenate([np.arange(FIRST), found]))
 
-    def to_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def to_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs that hold rows of items, in the teacher's."""
         names = [name for name in ("item_ids", "candidate_ids", "query_items") if name in inputs]
         self.teacher_rows = self.teacher_rows.to(inputs["item_ids"].device)
-        return {name: self.teacher_rows[inputs[name]] for name in names}
+        found: dict[str, Any] = {name: self.teacher_rows[inputs[name]] for name in names}
+        if "trending" in inputs:
+            found["trending"] = {task: self._snapshots(**tables) for task, tables in inputs["trending"].items()}
+        return found
+
+    def _snapshots(self, items: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Snapshots of trending items, ascending again, without those that the teacher does not know."""
+        rows_UK = self.teacher_rows[items.long()]
+        known_UK = rows_UK >= FIRST
+        rows_UK, order_UK = (rows_UK * known_UK).sort(dim=1)
+        return {"items": rows_UK.to(items), "values": (values * known_UK).gather(1, order_UK)}
 
     def of_student(self, logits_MN: Tensor) -> Tensor:
         """Logits of the teacher's items as those of the student's; -inf for what the teacher does not know."""

@@ -16,7 +16,7 @@ from polyrec.encoders.item import FIRST_ITEM, PADDING_ITEM
 from polyrec.schema import STATISTICS
 
 _OF_ITEM = (STATISTICS, AGE)
-_COPIED = ("candidate_positions", "candidate_times", "candidate_query", "query_items")
+_COPIED = ("candidate_positions", "candidate_times", "candidate_query", "query_items", "candidate_trending")
 
 
 class Drawn(NamedTuple):

@@ -15,6 +15,19 @@ from torch.nn import functional as F
 from polyrec.encoders.item import FIRST_ITEM
 
 
+class Trending(NamedTuple):
+    """What was trending.
+
+    Args:
+        snapshot: int64 [...], of each question.
+        items, values: of the snapshots, [U, K] each, see [`~polyrec.data.trending.Snapshots`].
+    """
+
+    snapshot: Tensor
+    items: Tensor
+    values: Tensor
+
+
 class Moment(NamedTuple):
     """The moments of some questions.
 
@@ -24,6 +37,7 @@ class Moment(NamedTuple):
         refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
         latest: {task: int64 [..., LATEST]}, the latest visible items that were not refused, the latest first, 0 = none.
         fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
+        trending: {task: what was popular then}.
     """
 
     times: Tensor | None = None
@@ -31,6 +45,7 @@ class Moment(NamedTuple):
     refused: Mapping[str, Tensor] | None = None
     latest: Mapping[str, Tensor] | None = None
     fold: Tensor | None = None
+    trending: Mapping[str, Trending] | None = None
 
     def rows(self, chosen_M: Tensor) -> Moment:
         """Some questions of a batch, [B, C] -> [M].
@@ -52,7 +67,10 @@ class Moment(NamedTuple):
             None if parts is None else {task: change(part) for task, part in parts.items()}
             for parts in (self.refused, self.latest)
         )
-        return Moment(times, history, refused, latest, fold)
+        trending = None
+        if self.trending is not None:
+            trending = {task: own._replace(snapshot=change(own.snapshot)) for task, own in self.trending.items()}
+        return Moment(times, history, refused, latest, fold, trending)
 
 
 NOT_TOLD = Moment()

@@ -16,6 +16,7 @@ from polyrec.distillation.teacher import Teacher
 
 _PER_CANDIDATE = (
     "candidate_ids", "candidate_positions", "candidate_times", "candidate_query", "candidate_rows", "query_items",
+    "candidate_trending",
 )  # fmt: skip
 
 

@@ -32,7 +32,10 @@ from polyrec.schema import RESIDUALS
 
 BASELINES = ("mean", "unknown")
 _ROWS = 256  # points of paths that are read at once
-_CANDIDATES = ("candidate_ids", "candidate_positions", "candidate_times", "candidate_query", "query_items")
+_CANDIDATES = (
+    "candidate_ids", "candidate_positions", "candidate_times", "candidate_query", "query_items",
+    "candidate_trending",
+)  # fmt: skip
 
 
 class GradientEffects(NamedTuple):

@@ -1,4 +1,4 @@
-"""Terms of a retrieval logit: of the age of an item, of how often it was taken before, of what it goes with.
+"""Terms of a retrieval logit: of an item's age, of how often the user took it, of what it goes with, of its popularity.
 
 Letters: M questions, N items, K items asked about, G groups, D width.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyrec.encoders.growth import BLOCK
+from polyrec.encoders.item import FIRST_ITEM
 from polyrec.encoders.moment import Moment
 from polyrec.linear_loss import Groups, Placed, PlacedNumbers
 
@@ -36,6 +37,41 @@ class ItemTerm(Protocol):
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+
+
+def place_numbers(found: Tensor, values: Tensor, ids: Tensor, num_items: int) -> PlacedNumbers:
+    """Numbers of items of each question's own, for the logits of some items.
+
+    Args:
+        found: int64 [M, H, K], rows of the item table, 0 = none.
+        values: [M, H, T, K], 0 where there is no item; changed in place.
+        ids: [N], ascending, each once.
+        num_items: rows of the item table.
+    """
+    first = int(ids[0])
+    if first <= FIRST_ITEM and len(ids) == num_items - first:  # all items; item 0 means none, with values of 0
+        return PlacedNumbers((found - first).clamp(min=0), values)
+    column_of = torch.full((num_items,), -1, device=ids.device)
+    column = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found]
+    values *= (column >= 0).unsqueeze(-2)
+    return PlacedNumbers(column.clamp(min=0), values)
+
+
+def find_items(items: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where items stand in rows of a table, and whether they do, [...] each.
+
+    Args:
+        items: int32 [R, K], ascending, 0 = none.
+        rows, ids: int64 [...].
+    """
+    place = torch.zeros_like(rows)
+    step = 1 << (items.shape[1].bit_length() - 1)
+    while step:  # rows are sorted: a binary search for all at once, as the rows are too many to be copied
+        further = place + step
+        fits = further < items.shape[1]
+        place = torch.where(fits & (items[rows, further.clamp(max=items.shape[1] - 1)] <= ids), further, place)
+        step //= 2
+    return place, (items[rows, place] == ids) & (ids >= FIRST_ITEM)
 
 
 class ItemTerms:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.data.neighbours import KINDS, Neighbours
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.encoders.moment import LATEST, Moment
+from polyrec.heads._item_terms import find_items, place_numbers
 from polyrec.linear_loss import PlacedNumbers
 
 # Where the weights start, by kind: of the latest item, and what one item further back counts. Means of what linear
@@ -110,16 +110,7 @@ class ItemNeighbours(nn.Module):
             ids: ascending, each once.
         """
         items, values, rows_MH = self._rows(moment)
-        found_MHK, values_MHTK = items[rows_MH].long(), values[rows_MH].float()
-        first = int(ids[0])
-        if (
-            first <= FIRST_ITEM and len(ids) == len(self.items) - first
-        ):  # all items; item 0 means none, with values of 0
-            return PlacedNumbers((found_MHK - first).clamp(min=0), values_MHTK)
-        column_of = torch.full((len(self.items),), -1, device=ids.device)
-        column_MHK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_MHK]
-        values_MHTK *= (column_MHK >= 0).unsqueeze(-2)
-        return PlacedNumbers(column_MHK.clamp(min=0), values_MHTK)
+        return place_numbers(items[rows_MH].long(), values[rows_MH].float(), ids, len(self.items))
 
     def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
         """The same, whatever came then."""
@@ -128,15 +119,8 @@ class ItemNeighbours(nn.Module):
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
         items, values, rows = self._rows(moment)
-        rows, ids = rows.unsqueeze(-2).expand(*ids.shape, LATEST), ids.unsqueeze(-1)
-        place = torch.zeros_like(rows)
-        step = 1 << (items.shape[1].bit_length() - 1)
-        while step:  # rows are sorted: a binary search for all at once, as the rows are too many to be copied
-            further = place + step
-            fits = further < items.shape[1]
-            place = torch.where(fits & (items[rows, further.clamp(max=items.shape[1] - 1)] <= ids), further, place)
-            step //= 2
-        is_neighbour = (items[rows, place] == ids) & (ids >= FIRST_ITEM)
+        rows, ids = torch.broadcast_tensors(rows.unsqueeze(-2), ids.unsqueeze(-1))
+        place, is_neighbour = find_items(items, rows, ids)
         weights = of_groups.unflatten(-1, (len(KINDS), LATEST)).transpose(-1, -2)  # [..., H, T]
         numbers = (values[rows, :, place].to(weights.dtype) * weights.unsqueeze(-3)).sum(-1)
         return (numbers * is_neighbour).sum(-1)

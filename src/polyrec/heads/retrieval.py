@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,11 +25,20 @@ from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerms
 from polyrec.heads._neighbours import ItemNeighbours
 from polyrec.heads._repeats import Repeats
+from polyrec.heads._trending import TrendingItems
 from polyrec.heads.base import Summary, TaskHead
 from polyrec.losses import linear_cross_entropy
 from polyrec.reduction import known_weight, masked_sum
 from polyrec.registry import HEADS, nearest
 from polyrec.schema import TaskConfig
+
+_FROM_DATA = (
+    "age_start",
+    "cold_negatives",
+    "neighbours",
+    "trending",
+    "trending_start",
+)  # options that a processor finds
 
 
 @HEADS.register("retrieval")
@@ -45,7 +54,8 @@ class RetrievalHead(TaskHead):
         task: options `num_negatives`, `sampled_above`, `label_smoothing` (share of the target spread evenly over the
             catalog; full softmax only) and `cold_negatives`: whether items without training events are negatives. They
             are never taken in training, so a model learns to leave them alone. With False they are none, and share the
-            bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted.
+            bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted, which
+            `processor.model_config()` finds out.
             `bias_rate`: how many times faster than other parameters biases learn. Few steps move a bias of a popular
             item far enough only if it is > 1.
             `item_age`: add a(s_i, age of j) to the logit, see `ItemAge`: where what comes next is mostly
@@ -58,6 +68,10 @@ class RetrievalHead(TaskHead):
             Events whose label is known to be 0 (seen, and not taken) do not count.
             `neighbours`: add what goes with the user's latest items, see `ItemNeighbours`; so many neighbours are kept
             of each item. 0: no such term. `processor.model_config()` sets it.
+            `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
+            fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
+            and sets it where recent popularity tells more of late training rows than that of all time.
+            `trending_start`: the power of popularity at the start.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -83,6 +97,8 @@ class RetrievalHead(TaskHead):
         "age_start": None,
         "repeats": False,
         "neighbours": 0,
+        "trending": (),
+        "trending_start": 1.0,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -105,6 +121,7 @@ class RetrievalHead(TaskHead):
             if size
             else None
         )
+        self.trending = self._trending(config)
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -112,8 +129,8 @@ class RetrievalHead(TaskHead):
 
     @classmethod
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
-        """What is taken at each age, if ages are read; how many neighbours of an item are worth their memory."""
-        return {name: summary[name] for name in ("age_start", "neighbours") if name in summary}
+        """What is taken at each age, if ages are read; how many neighbours are worth their memory; what is trending."""
+        return {name: summary[name] for name in _FROM_DATA if name in summary}
 
     def _item_age(self, config: PolyRecConfig) -> ItemAge | None:
         source, buckets = self.options["item_age"], self.options["age_buckets"]
@@ -130,15 +147,27 @@ class RetrievalHead(TaskHead):
             raise self.refuse("label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"')
         return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
 
+    def _trending(self, config: PolyRecConfig) -> TrendingItems | None:
+        mixture, start = self.options["trending"], self.options["trending_start"]
+        if not mixture:
+            return None
+        if not all(isinstance(part, Sequence) and len(part) == 2 and min(part) > 0 for part in mixture):
+            raise self.refuse("trending", "it must hold pairs [half-life in seconds, weight], both > 0: [[3600, 100]]")
+        return TrendingItems(config.num_items, config.hidden_size, start, self.options["bias_rate"], self.task.name)
+
     @property
     def terms(self) -> ItemTerms:
         """What is added to logits beside s . v + b."""
-        return ItemTerms([term for term in (self.age, self.repeats, self.neighbours) if term is not None])
+        return ItemTerms(
+            [term for term in (self.age, self.repeats, self.neighbours, self.trending) if term is not None]
+        )
 
     def initialise(self) -> None:
         """Ages start with what everybody prefers, which a projection at random would only blur."""
         if self.neighbours is not None:
             self.neighbours.initialise()
+        if self.trending is not None:
+            self.trending.initialise()
         if self.repeats is not None:
             self.repeats.initialise()
         if self.age is not None:
@@ -163,6 +192,8 @@ class RetrievalHead(TaskHead):
         self.sampled = num_items > self.options["sampled_above"]
         if self.neighbours is not None:
             self.neighbours.extend(num_items)
+        if self.trending is not None:
+            self.trending.extend(num_items)
         if self.bias is not None:
             start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
