@@ -475,7 +475,9 @@ class PolyRecProcessor:
 
     @property
     def mixtures(self) -> dict[str, list[list[float]]]:
-        """{retrieval task that reads what is popular now: the option `trending` of its head}."""
+        """{retrieval task that reads what is popular now: the option `trending` of its head}; none without times."""
+        if self.columns.time is None:
+            return {}
         found = {
             task.name: task.options.get("trending", self.label_summary.get(task.name, {}).get("trending", ()))
             for task in self.tasks
@@ -524,10 +526,7 @@ class PolyRecProcessor:
             options = {**HEADS.get(task.head).default_options, **task.options}
             if task.head == "retrieval":
                 self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items))
-                taken = train & (self._taken_items(log, task.name) >= FIRST)
-                events = log.person[taken], log.item[taken], log.time[taken]
-                found = fit_trending(*events, len(self.items), not options["repeats"])
-                self.label_summary[task.name] |= {} if found is None else found.options(options["label_smoothing"] > 0)
+                self.label_summary[task.name] |= self._trending_options(log, train, task)
             if options.get("item_age") is not None:
                 taken = train & (log.labels[:, j] == 1) & (log.item >= FIRST)
                 self.label_summary[task.name]["age_start"] = age_start(
@@ -537,6 +536,16 @@ class PolyRecProcessor:
                     options["age_buckets"],
                     unseen_now=options["item_age"] == "first_event",
                 )
+
+    def _trending_options(self, log: EventLog, train: np.ndarray, task: TaskConfig) -> dict[str, Any]:
+        """Options that follow from what recent popularity says of late training rows, unless the task's own decide."""
+        if "trending" in task.options or self.columns.time is None:
+            return {}
+        options = {**HEADS.get(task.head).default_options, **task.options}
+        taken = train & (self._taken_items(log, task.name) >= FIRST)
+        events = log.person[taken], log.item[taken], log.time[taken]
+        found = fit_trending(*events, len(self.items), not options["repeats"])
+        return {} if found is None else found.options(options["label_smoothing"] > 0)
 
     def _meet(self, log: EventLog) -> None:
         self.first_event = np.minimum(self.first_event, first_times(log.item, log.time, len(self.items)))
