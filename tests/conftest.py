@@ -102,15 +102,15 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Like `--dist loadfile`, which puts files of few tests last; and tests that share two processes go to one."""
+    """Like `--dist loadfile`, which puts files of few tests last; and tests that fork a process go to one."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            together = "tests/distributed/"
-            return together if nodeid.startswith(together) else super()._split_scope(nodeid)
+            together = (folder for folder in ("tests/distributed/", "tests/hub/") if nodeid.startswith(folder))
+            return next(together, None) or super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)

@@ -8,6 +8,7 @@ left out, and answers each with its exit status. [`Forks`] is the other side.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -77,6 +78,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns, once per process
+    gc.collect()
+    gc.freeze()  # else the first collection of each fork copies every page that it looks at
     for line in sys.stdin:
         asked = json.loads(line)
         if (child := os.fork()) == 0:

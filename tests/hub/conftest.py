@@ -18,6 +18,7 @@ def environment(hub, folder: Path) -> dict[str, str]:
         "HF_HOME": str(folder / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
+        "SSL_CERT_DIR": str(folder),  # none: reading certificates takes long, and this server has none
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": "1",
     }

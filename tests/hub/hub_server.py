@@ -120,6 +120,7 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     server_hub: HubServer
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: the second would wait 40 ms until the first is acknowledged
 
     def log_message(self, *_: Any) -> None:
         pass
