@@ -545,7 +545,11 @@ class PolyRecProcessor:
         taken = train & (self._taken_items(log, task.name) >= FIRST)
         events = log.person[taken], log.item[taken], log.time[taken]
         found = fit_trending(*events, len(self.items), not options["repeats"])
-        return {} if found is None else found.options(options["label_smoothing"] > 0)
+        if found is None:
+            return {}
+        if self.data_report is not None:
+            self.data_report.trending[task.name] = found.reason()
+        return found.options(options["label_smoothing"] > 0)
 
     def _meet(self, log: EventLog) -> None:
         self.first_event = np.minimum(self.first_event, first_times(log.item, log.time, len(self.items)))

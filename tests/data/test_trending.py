@@ -48,7 +48,7 @@ def test_questions_see_decayed_counts_strictly_before_them(log):
     trending = Trending(MIXTURES, times, items, ITEMS, size=ITEMS)
     asked = np.concatenate([times, times + 0.05, [-1e9, 1e9]])
     found = trending.read(asked)
-    for n in range(0, len(asked), 7):
+    for n in range(0, len(asked), 17):
         for task, mixture in MIXTURES.items():
             own = {name: table[found["candidate_trending"][n]] for name, table in found["trending"][task].items()}
             assert (np.diff(own["items"]) >= 0).all()  # the search in them relies on it
@@ -110,16 +110,16 @@ def test_counts_do_not_depend_on_how_events_came(log):
 def test_fit_tells_logs_with_trends_from_those_without():
     """Prevents a term that is on where it is noise, or off where all that comes is new."""
     drawn = np.random.default_rng(1)
-    times = np.sort(drawn.random(6000)) * 40 * 86_400
-    user, day = drawn.integers(0, 2000, 6000), (times // 86_400).astype(int)
-    steady = 2 + np.minimum(drawn.geometric(0.02, 6000), 397)
-    news = 2 + day * 10 + np.minimum(drawn.geometric(0.3, 6000), 10)
+    times = np.sort(drawn.random(2500)) * 40 * 86_400
+    user, day = drawn.integers(0, 2000, 2500), (times // 86_400).astype(int)
+    steady = 2 + np.minimum(drawn.geometric(0.05, 2500), 97)
+    news = 2 + day * 10 + np.minimum(drawn.geometric(0.3, 2500), 10)
     found = fit_trending(user, news, times, 500)
     assert found.helps
     assert found.new_share > 0.7
     assert not fit_trending(user, steady, times, 500).helps
     assert fit_trending(user, news, times / 1e6, 500) is None  # all in some seconds: no half-life fits
     assert fit_trending(user[:50], news[:50], times[:50], 500) is None
-    shuffled = drawn.permutation(6000)
+    shuffled = drawn.permutation(2500)
     again = fit_trending(user[shuffled], news[shuffled], times[shuffled], 500)
     np.testing.assert_allclose(again.mixture, found.mixture, rtol=1e-2)

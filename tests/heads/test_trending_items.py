@@ -126,6 +126,7 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     """Prevents a model that ranks what nobody reads any more where all that comes is new."""
     processor, splits = world
     assert processor.model_config().task_configs[0].options["trending"]
+    assert "next_item: recent popularity is read (half-lives 1 hours)" in str(processor.data_report)
     best = baseline_table(processor, splits, systems=["recent_popularity"], resamples=0)["next_item"]
     model, found = ndcg(processor, splits, 2)
     assert found > 0.97 * best["recent_popularity"]["ndcg@10"] > 0.4

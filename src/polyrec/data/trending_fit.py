@@ -45,6 +45,17 @@ class TrendingFit(NamedTuple):
         """Whether recent popularity tells more than chance and than what a model finds without it."""
         return self.gain > max(WORTHWHILE, 2 * self.error)
 
+    def reason(self) -> str:
+        """Whether a task reads recent popularity, and why, for the data report."""
+        hours = ", ".join(f"{half_life / 3600:g}" for half_life, _ in self.mixture)
+        read = (
+            f"recent popularity is read (half-lives {hours} hours)" if self.helps else "recent popularity is not read"
+        )
+        return (
+            f"{read}: it raises the log likelihood of late training rows by {self.gain:.3f} (standard error "
+            f"{self.error:.3f}, needed {WORTHWHILE:g}); {self.new_share:.0%} of their items are new"
+        )
+
     def options(self, smoothed: bool = False) -> dict[str, Any]:
         """Options of a retrieval head.
 

@@ -137,6 +137,10 @@ class LiveTeacher(Teacher):
         own, asked = task_parts(self.processor), task_parts(processor)
         for name in (n for n in (*self.model.pair_tasks, *self.model.state_tasks) if n in asked):
             problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
+        for name in (n for n in self.model.state_tasks if n in asked and self.model.heads[n].trending is not None):
+            counted = [p.mixtures.get(name) for p in (self.processor, processor)]
+            if counted[0] != counted[1]:
+                problems.append(f"task {name!r}: it reads trending={counted[0]}, and the data count {counted[1]}")
         shared = [name for name in self.model.heads if name in asked]
         if not shared:
             problems.append(f"it answers {list(self.model.heads)}, and the student asks {list(asked)}")
