@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation, PolyRecProcessor
+from polyrec.distillation.live import _ItemRows
 from polyrec.encoders.item import ItemRows
 from polyrec.encoders.moment import Moment, Trending
 from polyrec.evaluation.baselines.table import baseline_table
@@ -133,6 +134,28 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     assert ndcg(*prepared(trending=()), 2)[1] < 0.1
     frozen = processor.frozen(splits.test, float(splits.test.log.time[splits.train.candidates.event].max()))
     assert evaluate(model, frozen, predict(model, frozen))["next_item_ndcg@10"] < 0.5 * found
+
+
+def test_batches_read_at_once_hold_what_windows_hold(world):
+    """Prevents evaluation, which reads batches at once, from seeing other snapshots than training."""
+    test = world[1].test
+    one = PolyRecCollator()([test[i] for i in range(9)])
+    two = PolyRecCollator()(test.__getitems__(list(range(9))))
+    for name in ("items", "values"):
+        found = [b["trending"]["next_item"][name][b["candidate_trending"]] for b in (one, two)]
+        assert torch.equal(*found)
+        assert not found[0][one["candidate_ids"] == 0].any()  # padding sees nothing
+        assert found[0].any()
+
+
+def test_teachers_of_other_catalogs_read_their_own_rows():
+    """Prevents popularity of other items, and rows out of order, in which the search in them goes astray."""
+    rows = _ItemRows(np.array([0, 1, 9, 1, 4, 7]))  # what the student calls 3, the teacher does not know
+    items = torch.tensor([[0, 2, 3, 4, 5]], dtype=torch.int32)
+    told = {"item_ids": items.long(), "trending": {"a": {"items": items, "values": torch.arange(5.0).view(1, 5)}}}
+    found = rows.to_teacher(told)["trending"]["a"]
+    assert found["items"].tolist() == [[0, 0, 4, 7, 9]]
+    assert found["values"].tolist() == [[0, 0, 3, 4, 1]]
 
 
 def test_held_out_events_do_not_count_before_their_set(world):
