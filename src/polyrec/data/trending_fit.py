@@ -15,7 +15,7 @@ from polyrec.data.columns import FIRST
 from polyrec.data.trending import RecentCounts
 
 HALF_LIVES = (3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
-WORTHWHILE = 0.1  # nats
+WORTHWHILE = 0.02  # nats
 MOSTLY_NEW = 0.5  # share of late rows
 LATE = 0.1  # share of the training events that are judged
 _ROWS, _FEWEST = 1024, 200  # rows that are read, at most; of all late ones, at least
@@ -79,7 +79,7 @@ class _Rows(NamedTuple):
     Args:
         item, snapshot: int64 [R], and which snapshot each row sees.
         left_out: bool [R, J], items of its snapshot that a list for the row's user would leave out.
-        hot, counts: the snapshots' items, int64 [S, J], and how often each was taken lately, float64 [S, T, J].
+        hot, counts: the snapshots' items, int64 [S, J], and how often each was taken lately, float32 [S, T, J].
         popularity: log(1 + count of the earlier rows), [N].
     """
 
@@ -167,6 +167,7 @@ def _late_rows(
     most = max(len(pool_J) for pool_J, _ in pools)
     hot_SJ = np.stack([np.pad(pool_J, (0, most - len(pool_J))) for pool_J, _ in pools])
     counts_STJ = np.stack([np.pad(counts_TJ, ((0, 0), (0, most - counts_TJ.shape[1]))) for _, counts_TJ in pools])
+    counts_STJ = counts_STJ.astype(np.float32)
     popularity = np.log1p(np.bincount(items[:begin], minlength=num_items))
     pairs, first_event = np.unique(users * num_items + items, return_index=True)  # events are in order of time
     asked_RJ = users[late][:, None] * num_items + hot_SJ[snapshot]
@@ -195,18 +196,22 @@ def _log_likelihood(weights: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.nd
     popular_N, power = rows.popularity, weights[1]
     base_N = np.exp(weights[0] * popular_N)
     base_N[:FIRST] = 0
-    parts_STJ = rows.counts * np.exp(weights[2:])[:, None]
-    odds_SJ = 1 + parts_STJ.sum(axis=1)
-    # What the logit of an item of a snapshot is moved by if a weight changes.
-    moved_SVJ = np.concatenate([np.log(odds_SJ)[:, None], power * parts_STJ / odds_SJ[:, None]], axis=1)
-    hot_SJ = base_N[rows.hot] * odds_SJ**power
-    more_SJ = hot_SJ - base_N[rows.hot]
+    weights_T, counts_STJ = np.exp(weights[2:]), rows.counts
+    # Batched products of single precision: many times faster than the sums of [S, T, J] one by one.
+    odds_SJ = 1.0 + np.matmul(weights_T.astype(np.float32), counts_STJ)
+    log_SJ, base_SJ = np.log(odds_SJ), base_N[rows.hot]
+    hot_SJ = base_SJ * np.exp(power * log_SJ)
+    more_SJ = hot_SJ - base_SJ
     total_S = base_N.sum() + more_SJ.sum(axis=1)
     mean_S = (base_N @ popular_N + (more_SJ * popular_N[rows.hot]).sum(axis=1)) / total_S
-    means_SV = np.einsum("sj,svj->sv", hot_SJ, moved_SVJ) / total_S[:, None]
+    # By how much a change of each weight moves logits: in the mean of a snapshot, and of the items that were taken.
+    by_part_SJ = (hot_SJ / odds_SJ).astype(np.float32)
+    parts_ST = np.matmul(counts_STJ, by_part_SJ[:, :, None])[:, :, 0] * power * weights_T
+    means_SV = np.column_stack([(hot_SJ * log_SJ).sum(axis=1), parts_ST]) / total_S[:, None]
     row_Q, place_Q = np.nonzero(rows.hot[rows.snapshot] == rows.item[:, None])  # rows whose item is hot
-    own_RV = np.zeros((len(rows.item), moved_SVJ.shape[1]))
-    own_RV[row_Q] = moved_SVJ[rows.snapshot[row_Q], :, place_Q]
+    own_RV, at_Q = np.zeros((len(rows.item), 1 + len(weights_T))), rows.snapshot[row_Q]
+    own_RV[row_Q, 0] = log_SJ[at_Q, place_Q]
+    own_RV[row_Q, 1:] = counts_STJ[at_Q, :, place_Q] * power * weights_T / odds_SJ[at_Q, place_Q, None]
     popular_R = popular_N[rows.item]
     likelihood_R = weights[0] * popular_R + power * own_RV[:, 0] - np.log(total_S)[rows.snapshot]
     gradient = np.append((popular_R - mean_S[rows.snapshot]).mean(), (own_RV - means_SV[rows.snapshot]).mean(axis=0))
