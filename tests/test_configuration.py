@@ -9,6 +9,7 @@ from model_fixtures import TASKS, random_config
 from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
 from polyrec import FeatureConfig, PolyRecConfig, TaskConfig
+from polyrec.registry import EXPERTS, HEADS
 
 FEATURES = [
     FeatureConfig("genre", "item", "categorical", size=5),
@@ -131,3 +132,10 @@ def test_schema_and_registry_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_defaults_are_those_that_docs_and_cards_were_written_with():
+    """Prevents an option that nobody set from changing every model that is trained anew."""
+    assert PolyRecConfig(tasks=TASKS).item_cooccurrence == 0.0
+    assert EXPERTS.get("lml").default_options["rank"] == 8
+    assert HEADS.get("count").default_options["mean"] == 1.0

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from polyrec.cli.init import _grouped
 from polyrec.cli.main import main
 from polyrec.cli.recipe import load_recipe
+from polyrec.data.propose import Proposal
 
 N = 200
 
@@ -129,3 +131,11 @@ def test_a_log_without_times_is_trained_as_sets(folder, capsys):
     assert main(["init", str(path), "--time", "row", "--output", str(folder / "rows.yaml")]) == 0
     stated = load_recipe(str(folder / "rows.yaml"), {})
     assert (stated.columns["time"], stated.split) == ("__row__", {"by": "leave_one_out"})
+
+
+@pytest.mark.parametrize(("columns", "more"), [(6, False), (7, True)])
+def test_unused_columns_beyond_six_are_counted_as_more(columns, more):
+    """Prevents a column from being left out of the recipe and of what is said about it."""
+    unused = [(f"c{n}", "constant") for n in range(columns)]
+    names = ", ".join(f"c{n}" for n in range(6)) + ", ..." * more
+    assert _grouped(Proposal(unused=unused)) == [(names, "constant")]

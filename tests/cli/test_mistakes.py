@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from polyrec.cli import main as cli
 from polyrec.cli import prepare as prepared
+from polyrec.cli.flags import cutoffs
 from polyrec.cli.main import main
 from polyrec.cli.recipe import load_recipe
 
@@ -154,3 +156,10 @@ def test_titles_that_a_terminal_cannot_write_are_replaced(monkeypatch):
     monkeypatch.setattr(cli.using, "_evaluate", lambda options: print("映画 é"))
     assert main(["evaluate", "nowhere"]) == 0
     assert out.buffer.getvalue().decode("cp1252").strip() == "?? é"
+
+
+@pytest.mark.parametrize("text", ["a", "3,b", "3,0", "", "3,,5"])
+def test_cutoffs_that_are_no_numbers_are_refused(text):
+    """Prevents lists from being cut at 1 because a cut-off could not be read."""
+    with pytest.raises(argparse.ArgumentTypeError, match="no list of cut-offs of at least 1"):
+        cutoffs(text)

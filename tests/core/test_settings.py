@@ -132,3 +132,15 @@ def test_numbers_are_what_python_says():
         assert as_number(text) == float(text)
     for text in ("", "1", "2.5", "1,5", "1_000", "0x10", "1e", "e5", "١", "nan", "--1e1", "9" * 100):
         assert as_number(text) is None
+
+
+@pytest.mark.parametrize(("where", "named"), [("columns", "columns"), ("", "Named")])
+def test_what_is_missing_is_named_with_its_section(where, named):
+    """Prevents a message that does not say where the missing name belongs."""
+
+    @dataclass
+    class Named:
+        name: str
+
+    with pytest.raises(SettingError, match=f"^{named}: has no 'name'|^{named} has no 'name'"):
+        read(Named, {}, where)

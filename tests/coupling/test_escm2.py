@@ -229,3 +229,8 @@ def test_options_are_checked_at_construction(options, message):
     """Prevents a method or bound that does nothing from being found out after a day of training."""
     with pytest.raises(ValueError, match=message):
         coupling_of("escm2", **options)
+
+
+def test_the_counterfactual_loss_may_be_left_out():
+    """Prevents an ablation, the plain ESMM, from being refused."""
+    assert coupling_of("escm2", counterfactual_weight=0).options["counterfactual_weight"] == 0

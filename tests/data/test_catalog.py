@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from polyrec.data.catalog import EntityTable
+from polyrec.data.catalog import EntityTable, _looks_like_text
 from polyrec.data.columns import FIRST, MISSING, UNKNOWN
 from polyrec.data.tables import read_table
 from polyrec.schema import Columns
@@ -110,3 +110,10 @@ def test_numbers_are_counted_in_bins():
     items = catalog({"item_id": range(50), "price": [float(i) for i in range(50)], "genre": ["x", "y"] * 25})
     assert set(items.keys()["price"][FIRST:]) == set(range(FIRST, FIRST + 10))
     assert (items.keys()["genre"] == items.encoded["genre"]).all()
+
+
+@pytest.mark.parametrize(("distinct", "text"), [(50, False), (60, False), (61, True)])
+def test_words_of_which_half_are_distinct_are_titles(distinct, text):
+    """Prevents titles from becoming categories of one item each, and categories from being dropped as titles."""
+    values = pa.chunked_array([[f"word {n % distinct}" for n in range(120)]])
+    assert _looks_like_text(values, "categorical") is text

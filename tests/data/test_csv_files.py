@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polyrec import PolyRecProcessor, TaskConfig
 from polyrec.data.arrays import numbers
-from polyrec.data.csv_files import read_csv
+from polyrec.data.csv_files import _end_of_line, read_csv
 from polyrec.data.tables import read_table
 
 cells = st.one_of(
@@ -162,3 +162,8 @@ def test_a_sample_has_whole_rows_from_several_places(tmp_path, quoted):
     frame.to_parquet(tmp_path / "x.parquet", row_group_size=1_000)
     rows = read_table(tmp_path / "x.parquet", "x", rows=800)["n"].to_numpy()
     assert (len(rows), rows[0], rows[-1]) == (800, 0, 29_099)
+
+
+def test_an_empty_line_ends_where_it_begins():
+    """Prevents the line after an empty one from being shown as the one at fault."""
+    assert [_end_of_line(b"\nab\nc", n) for n in range(3)] == [1, 4, None]

@@ -42,6 +42,7 @@ def test_every_compact_date_is_the_one_of_the_calendar():
     [
         ([20230131, 20230231], "s", "is 20230231 in row 1, no date as 20230131 is one"),
         ([20230131, 0], "s", "is 0 in row 1, no date"),
+        ([20230131235959, 20230131240000], "s", "is 20230131240000 in row 1, no date"),
         ([NOON, NOON], "ms", "in 1970 if it counts 'ms' but of our days if it counts 's': say so"),
         ([NOON * 1000], "us", "if it counts 'ms': say so"),
         ([NOON * 1000, NOON], "ms", r"counts 's' in row 1 \(1675166400\) and 'ms' elsewhere"),

@@ -56,3 +56,13 @@ def test_no_group_without_rows(world):
     groups = cold_start_groups(test, np.ones(model.config.num_items))
     assert "new_items" not in groups
     assert all(rows.any() for rows in groups.values())
+
+
+def test_what_a_group_does_not_have_is_a_dash():
+    """Prevents a metric that could not be computed from standing in the table as a figure."""
+    found = {"like": {"new_items": {"rows": 1200.0, "auc": float("nan")}, "old_items": {"rows": 3.0, "auc": 0.75}}}
+    assert [line.split() for line in format_cold_start(found).splitlines()[1:]] == [
+        ["like", "rows", "auc"],
+        ["new_items", "1,200", "-"],
+        ["old_items", "3", "0.7500"],
+    ]

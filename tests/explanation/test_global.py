@@ -89,6 +89,7 @@ def test_neighbours_are_nearest_by_cosine(world):
         [row["similarity"] for row in found], sorted(np.delete(expected, [0, 1, 7]))[::-1], atol=1e-5
     )
     assert found[0]["title"] == f"title {found[0]['item']}"
+    assert neighbours(model, processor, 5, k=1000) == found  # all there are
     with pytest.raises(ValueError, match="99 is not in the catalog"):
         neighbours(model, processor, 99)
 

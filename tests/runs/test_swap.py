@@ -111,6 +111,13 @@ def test_users_files_stay_and_stale_ones_of_polyrec_go(tmp_path):
     assert (place / "README.md").read_text() == "edited by hand"
 
 
+def test_a_run_may_lie_in_folders_that_are_not_there_yet(tmp_path):
+    """Prevents a training from ending, after hours, with a folder that cannot be made."""
+    with new_run(tmp_path / "of" / "today" / "run") as draft:
+        write(draft, NEW)
+    assert read(tmp_path / "of" / "today" / "run") == NEW
+
+
 def test_one_file_more_keeps_what_vouches_for_the_others(tmp_path):
     """Prevents `polyrec card` from blessing a damaged model, and metrics.json from being unlisted."""
     place = tmp_path / "run"
@@ -214,3 +221,13 @@ def test_an_interrupted_swap_is_finished_by_who_reads(tmp_path, monkeypatch):
     assert json.loads(json.dumps(read(place)))["config.json"] == "old"
     assert read(recover(str(place)))["config.json"] == "new"
     assert recover(Path("user/name")) == Path("user/name")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="renameat2 is of Linux")
+def test_folders_are_exchanged_at_once(tmp_path):
+    """Prevents a wrong flag, for which the slower way, without a run for a moment, would step in unnoticed."""
+    assert swap._EXCHANGE == 1 << 1  # RENAME_EXCHANGE of <linux/fs.h>
+    write(tmp_path, {"a/name": "a", "b/name": "b"})
+    if not swap.exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("not on this file system")
+    assert read(tmp_path) == {"a/name": "b", "b/name": "a"}

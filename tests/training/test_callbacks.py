@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.training.callbacks import TaskEarlyStopping, WeightAveraging, own_parameters
+from polyrec.training.cost import CostMeter
 from polyrec.training.soup import Soup
 
 TASKS = [
@@ -391,3 +392,13 @@ def test_checkpoints_hold_the_average_and_the_weights_in_training(world, tmp_pat
     raw = {n.removeprefix(start): value for n, value in stored.items() if n.startswith(start)}
     assert_same_weights(raw, seen.steps[2])
     assert any(not torch.equal(value, raw[name]) for name, value in parameters(model).items())
+
+
+def test_the_cost_goes_on_from_what_was_spent_before():
+    """Prevents seconds that count from the start of the machine, or forget what an interrupted training had cost."""
+    meter = CostMeter(1.0, 2.0)
+    assert meter.seconds == (1.0, 2.0)
+    meter.on_train_begin()
+    cpu, wall = meter.seconds
+    assert 1 <= cpu < 2
+    assert 2 <= wall < 3

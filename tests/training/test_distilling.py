@@ -13,6 +13,7 @@ from polyrec.data.splits import LeakageError
 from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.table import TableTeacher
+from polyrec.distillation_config import TaskDistillation
 
 ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
 
@@ -356,3 +357,13 @@ def test_a_task_cannot_take_the_name_of_a_soft_loss(world):
     tasks = [{"name": name, "head": "binary"} for name in ("like", "like_soft")]
     with pytest.raises(ValueError, match="has the name of the task 'like_soft'"):
         tiny_config(world[0], tasks=tasks, distillation={"tasks": {"like": {}}})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0, 0.4, 0.8, 0.8, 0.8]), ("linear", [0, 0.4, 0.8, 0.4, 0]), ("cosine", [0, 0.4, 0.8, 0.4, 0])],
+)
+def test_the_weight_of_soft_losses_rises_and_falls(schedule, expected):
+    """Prevents a weight above the one that was set, and one that never falls: half of the way back is half of it."""
+    plan = TaskDistillation(alpha=0.8, schedule=schedule, warmup=0.2)
+    assert [plan.alpha_at(progress) for progress in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx(expected)
