@@ -110,3 +110,16 @@ def test_sums_do_not_cancel_over_long_logs():
     with np.errstate(over="raise", invalid="raise"):
         sums = found.decayed_sums(case.values, case.time, case.time, 1e6)
     np.testing.assert_allclose(sums[1:, 0], 1 - 0.5 ** np.arange(1, rows), rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(), st.integers(1, 3))
+def test_rows_of_other_worlds_are_not_there(case, worlds):
+    """Prevents a request, or a variant of one, from counting the events of another in the same pass."""
+    rows = np.arange(len(case.key))
+    world, rank = rows * 7 % worlds, np.unique(case.time, return_inverse=True)[1]
+    found = Occurrences.find(rows, case.key, rank, case.counted, world)
+    for r in rows:
+        earlier = [q for q in case.earlier(r, case.time[r]) if world[q] == world[r]]
+        np.testing.assert_allclose(found.sums(case.values)[r], case.values[earlier].sum(0), atol=1e-9)
+    assert set(found.keys) == set(case.key)

@@ -272,7 +272,7 @@ def test_messages_name_the_fix():
     with pytest.raises(ValueError, match="call top_k with k=3"):
         ranking.list_metrics(np.array([[0, 1]]), ragged([[0]]), ks=(3,))
     with pytest.raises(ValueError, match="list 1 holds an item twice"):
-        ranking.list_metrics(np.array([[0, 1], [2, 2]]), ragged([[0], [0]]), ks=(2,))
+        ranking.list_metrics(np.array([[0, 1], [0, 0]]), ragged([[0], [0]]), ks=(2,))
     with pytest.raises(ValueError, match="offsets of 2"):
         ranking.list_metrics(np.array([[0, 1]]), (np.array([0]), np.array([0])), ks=(2,))
     with pytest.raises(ValueError, match="negative item"):
