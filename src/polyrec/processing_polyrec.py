@@ -183,6 +183,7 @@ class PolyRecProcessor:
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
+        self._saved_mixtures: dict[str, list[list[float]]] | None = None  # of a loaded processor: its models read these
         self.recent: dict[str, RecentCounts] = {}  # {retrieval task that reads it: what is popular now}
         self._trending: list[tuple[EventLog, np.ndarray | None, Trending]] = []  # of logs and the events that count
         check_keys_only(columns, items, users, event_encoders["candidate"])
@@ -541,6 +542,8 @@ class PolyRecProcessor:
         """Options that follow from what recent popularity says of late training rows, unless the task's own decide."""
         if "trending" in task.options or self.columns.time is None:
             return {}
+        if self._saved_mixtures is not None:
+            return {"trending": self._saved_mixtures.get(task.name, ())}
         options = {**HEADS.get(task.head).default_options, **task.options}
         taken = train & (self._taken_items(log, task.name) >= FIRST)
         events = log.person[taken], log.item[taken], log.time[taken]
@@ -1029,6 +1032,7 @@ class PolyRecProcessor:
         processor.first_event, processor.log_columns = first_event, log_columns
         processor.data_report = None if report is None else DataReport.from_dict(report)
         processor.stored_events, processor.recent = stored, recent
+        processor._saved_mixtures = processor.mixtures
         return processor
 
 

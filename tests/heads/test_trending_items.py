@@ -136,6 +136,15 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     assert evaluate(model, frozen, predict(model, frozen))["next_item_ndcg@10"] < 0.5 * found
 
 
+def test_a_saved_processor_keeps_what_its_models_read(world, tmp_path):
+    """Prevents a later split of more events from counting by other half-lives than the trained model's, or not at all."""
+    world[0].save_pretrained(tmp_path)
+    again = PolyRecProcessor.from_pretrained(tmp_path)
+    parts = again.split(news().iloc[::3])
+    assert again.mixtures == world[0].mixtures
+    assert parts.train.trending is not None
+
+
 def test_batches_read_at_once_hold_what_windows_hold(world):
     """Prevents evaluation, which reads batches at once, from seeing other snapshots than training."""
     test = world[1].test
