@@ -13,7 +13,8 @@ from typing import Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import get_lapack_funcs
+
+from polyrec.data.ridge import ridge_inverse
 
 _SINGLE = 4000  # items from which EASE is solved in single precision: half the memory, twice as fast
 _BLOCK = 1 << 22  # item pairs that ItemKNN.fit compares at a time: bounds its memory to a few 100 MB
@@ -131,10 +132,10 @@ class EASE:
         matrix = sp.csr_array((np.ones(len(items), dtype), (person_E, items)), shape=shape)
         matrix.data[:] = 1.0
         if shape[0] < n_items:
-            weights_NN = matrix.T @ (_ridge_inverse(matrix @ matrix.T, self.ridge) @ matrix)
+            weights_NN = matrix.T @ (ridge_inverse(matrix @ matrix.T, self.ridge) @ matrix)
             weights_NN /= 1.0 - weights_NN.diagonal()
         else:
-            weights_NN = _ridge_inverse(matrix.T @ matrix, self.ridge)
+            weights_NN = ridge_inverse(matrix.T @ matrix, self.ridge)
             weights_NN /= -weights_NN.diagonal()
         np.fill_diagonal(weights_NN, 0.0)
         self.weights_NN = weights_NN.astype(np.float32, copy=False)
@@ -213,22 +214,6 @@ def _or_unknown(code_R: np.ndarray, size: int) -> np.ndarray:
     """The code, or the last entry of a table of `size` for codes outside of it."""
     code_R = np.asarray(code_R)
     return np.where((code_R >= 0) & (code_R < size), code_R, size - 1)
-
-
-def _ridge_inverse(gram: sp.csr_array, ridge: float) -> np.ndarray:
-    """(gram + ridge I)^-1 of a positive semidefinite matrix, dense, by Cholesky: half the work of a general inverse."""
-    dense = gram.toarray()
-    if not len(dense):
-        return dense
-    dense.flat[:: len(dense) + 1] += ridge
-    factor, inverse = get_lapack_funcs(("potrf", "potri"), (dense,))
-    found, failed = factor(dense.T, lower=1, overwrite_a=1)  # symmetric: its transpose is the same in LAPACK's order
-    if not failed:
-        found, failed = inverse(found, lower=1, overwrite_c=1)
-    if failed:
-        raise ValueError(f"EASE cannot be solved with ridge={ridge}: give it a larger one")
-    found = np.tril(found)
-    return found + np.tril(found, -1).T
 
 
 def _nearest(products: sp.csr_array, block: np.ndarray, neighbours: int) -> sp.csr_array:

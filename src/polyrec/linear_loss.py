@@ -14,6 +14,7 @@ Judge = Callable[[Tensor, Tensor, bool], Tensor]
 # Logits per chunk. CPU: 4 MiB in fp32; fewer cost time per chunk, more leave the cache. Elsewhere each chunk costs the
 # launch of some kernels, which 128 MiB keep busy, and memory is the bound.
 _CHUNK = 1 << 20
+_NEVER = -1e4  # whose exponential is 0 beside any logit, and which half precision holds
 _CHUNK_OF_ACCELERATORS = 1 << 25
 
 
@@ -79,7 +80,61 @@ class PlacedNumbers(NamedTuple):
         return self._replace(first=self.first + groups)
 
 
-Groups = Callable[[Tensor], Sequence[Placed | PlacedNumbers]]
+class DenseNumbers(NamedTuple):
+    """Numbers of all logits of a row, each the sum of some values times the row's groups.
+
+    Args:
+        values: [R, T, N], by which group t counts for each logit.
+        first: number of the group t = 0.
+    """
+
+    values: Tensor
+    first: int = 0
+
+    def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
+        """Logits [R, N] with the sums, added in place."""
+        for kind in range(self.values.shape[1]):
+            weight = of_groups[:, self.first + kind].unsqueeze(-1).to(logits.dtype)
+            logits.addcmul_(self.values[:, kind].to(logits.dtype), weight)
+        return logits
+
+    def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
+        for kind in range(self.values.shape[1]):
+            of_groups[:, self.first + kind] += (self.values[:, kind].to(gradient.dtype) * gradient).sum(-1)
+
+    def beyond(self, groups: int) -> DenseNumbers:
+        """The same where some groups of other terms come first."""
+        return self._replace(first=self.first + groups)
+
+
+class Absent(NamedTuple):
+    """Logits of a row that are no candidates.
+
+    Args:
+        columns: int64 [R, L], which ones, -1 = none; None: all are candidates.
+    """
+
+    columns: Tensor | None
+
+    def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
+        """Logits [R, N], those of no candidates far below all others, in place."""
+        if self.columns is None:
+            return logits
+        absent = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
+        absent.scatter_(1, torch.where(self.columns < 0, logits.shape[1], self.columns), True)
+        return logits.masked_fill_(absent[:, :-1], _NEVER)
+
+    def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
+        """No group has a part in it."""
+
+    def beyond(self, groups: int) -> Absent:
+        """The same: there are no groups."""
+        return self
+
+
+AnyPlaced = Placed | PlacedNumbers | DenseNumbers | Absent
+Groups = Callable[[Tensor], Sequence[AnyPlaced]]
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -169,7 +224,7 @@ def linear_loss(
             gradient is wanted -> the sum of their losses. It leaves the gradient of this sum in the place of the
             logits.
         of_groups_MG: what each row says of each group of items, [M, G].
-        groups: which group is added to which item for some rows, int64 [R] -> [`Placed`], any number of them.
+        groups: which group is added to which item for some rows, int64 [R] -> what says so, any number of them.
         shares_J: of J losses of the same logits: in which proportion they are going to be added. The judge then returns
             their sums [J], and leaves the gradient of sum_j shares_j sum_j. Another proportion is an error in backward:
             gradients of each would take J times as much.

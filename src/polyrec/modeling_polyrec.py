@@ -397,7 +397,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         refused = {name: (event_features or {}).get(REFUSED + name) for name in heads}
         refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
         moment = Moment(candidate_times)
-        if any(head.repeats is not None for head in heads.values()):
+        if any(head.reads_history for head in heads.values()):
             shape = (*candidate_positions.shape, item_ids.shape[1])
             every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
             moment = moment._replace(history=visible_items(item_ids, candidate_positions), refused=every)

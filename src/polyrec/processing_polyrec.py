@@ -526,7 +526,9 @@ class PolyRecProcessor:
             self.label_summary[task.name] = summarise(task, log.labels[train, j], context)
             options = {**HEADS.get(task.head).default_options, **task.options}
             if task.head == "retrieval":
-                self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items))
+                self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items), ordered=self._ordered)
+                if not self._ordered:
+                    self.label_summary[task.name]["of_sets"] = True
                 self.label_summary[task.name] |= self._trending_options(log, train, task)
             if options.get("item_age") is not None:
                 taken = train & (log.labels[:, j] == 1) & (log.item >= FIRST)
@@ -606,8 +608,15 @@ class PolyRecProcessor:
             counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
             user, item, fold = user[counts], item[counts], fold_of(user[counts])
             parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
-            self._neighbours[key] = [neighbours(user[part], item[part], len(self.items), size) for part in parts]
+            self._neighbours[key] = [
+                neighbours(user[part], item[part], len(self.items), size, self._ordered) for part in parts
+            ]
         return self._neighbours[key]
+
+    @property
+    def _ordered(self) -> bool:
+        """Whether events have an order."""
+        return self.columns.time is not None
 
     def _task(self, name: str) -> TaskConfig:
         found = {t.name: t for t in self.tasks}

@@ -5,7 +5,7 @@ Letters: R events, N items, K neighbours, T kinds of evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,9 +13,12 @@ import numpy as np
 from scipy import sparse
 
 from polyrec.data.cooccurrence import FIRST, pair_counts
+from polyrec.data.ridge import DENSE, ridge_weights
 from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
+SET_KINDS = ("together", "similar", "linear")  # of users whose events have no order
+RIDGE = 400.0  # of "linear"
 WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
 POWER = 0.4  # by which frequent items are damped on both sides of "together"
 STEPS, STEP_FADE = 5, 0.7  # of "next"
@@ -30,11 +33,14 @@ def fold_of(user: np.ndarray) -> np.ndarray:
     return 1 + (uniform(user, 0, 0, "neighbours") * FOLDS).astype(np.int64)
 
 
-def worthwhile(num_items: int, hidden_size: int = 64) -> int:
+def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> int:
     """How many neighbours to keep: 128, or as many as take no more than twice the memory of the item table.
 
-    Tables are 1 + FOLDS while a model is trained; below 50,000 items they are small whatever they hold.
+    Tables are 1 + FOLDS while a model is trained; below 50,000 items they are small whatever they hold. Linear models
+    of sets lose more by each weight that is left out: there it is 256 in small catalogs.
     """
+    if not ordered and num_items <= 10_000:
+        return 256
     if num_items <= 50_000:
         return 128
     return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
@@ -46,13 +52,14 @@ class Neighbours(NamedTuple):
     Args:
         items: int32 [N, K], ascending, 0 = none.
         values: float16 [N, T, K], how strongly each kind of evidence speaks for the neighbour; 0 where it says nothing.
+            Those of "linear" may be negative.
     """
 
     items: np.ndarray
     values: np.ndarray
 
 
-def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours:
+def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int, ordered: bool = True) -> Neighbours:
     r"""Count the evidence of a log.
 
     Three kinds, each divided by the mean of the largest value of each item; logits read the square roots, whose spread
@@ -65,11 +72,18 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) ->
     * next: n_ij / (n_i + 5), n_ij = sum over pairs of events where j follows i within 5 steps of 0.7^{steps - 1} (a
       Markov chain with skips; He and McAuley, 2016).
 
+    Where events have no order, "together" counts all pairs of a user's items alike, and in the place of "next" stands
+
+    * linear: the weights of EASE (Steck, 2019; [`polyrec.data.ridge`]), as they are: their sums, not those of roots,
+      are what was fitted. Of catalogs of which neither items nor users are few enough for an inverse: nothing.
+
     Args:
         user, item: int64 [R], events in order within each user, users one after the other; item rows below 2 are
             skipped.
         num_items: N, rows of the item table.
-        size: K; of each item, those neighbours are kept whose kinds of evidence have the largest sum.
+        size: K; of each item, those neighbours are kept whose kinds of evidence have the largest sum; whose linear
+            weights are largest, if there are any.
+        ordered: whether the order of a user's events says anything.
 
     Example:
         >>> item = np.array([2, 3, 2, 4])
@@ -79,8 +93,10 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) ->
     """
     known = item >= FIRST
     user, item = user[known], item[known]
-    kinds = [_scaled(count(user, item, num_items)) for count in (_together, _similar, _next)]  # as KINDS says
-    row, column = _strongest(sum(kinds[1:], kinds[0]).tocsr(), size)
+    counts = (_together, _similar, _next) if ordered else (_jointly, _similar, _linear(size))  # as KINDS says
+    kinds = [_scaled(count(user, item, num_items)) for count in counts]
+    linear = None if ordered or not kinds[-1].nnz else kinds[-1]
+    row, column = _strongest(sum(kinds[1:], kinds[0]).tocsr() if linear is None else abs(linear), size)
     order = np.lexsort((column, row))
     row, column = row[order], column[order]
     # Ascending, and on the right: what is missing is item 0.
@@ -89,7 +105,8 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) ->
     values = np.zeros((num_items, len(KINDS), size), dtype=np.float16)
     items[row, place] = column
     for at, kind in enumerate(kinds):
-        values[row, at, place] = np.sqrt(np.asarray(kind[row, column]).ravel())
+        found = np.asarray(kind[row, column]).ravel()
+        values[row, at, place] = found if kind is linear else np.sqrt(found)
     return Neighbours(items, values)
 
 
@@ -100,24 +117,64 @@ def _together(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_
     return (damp @ counts @ damp).tocsr()
 
 
+def _jointly(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    user, item = _once(user, item, num_items)
+    counts = _products(user, item, np.ones(len(user), dtype=np.float32), num_items)
+    damp = sparse.diags(np.maximum(np.asarray(counts.sum(1)).ravel(), 1e-9) ** -POWER)
+    return (damp @ counts @ damp).tocsr()
+
+
+def _linear(size: int) -> Callable[[np.ndarray, np.ndarray, int], sparse.csr_matrix]:
+    """The `size` largest weights of each item."""
+
+    def count(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+        users = np.unique(user, return_inverse=True)[1]
+        shape = int(users.max(initial=-1)) + 1, num_items
+        if not len(user) or min(shape) > DENSE:
+            return sparse.csr_matrix((num_items, num_items), dtype=np.float32)
+        dtype = np.float64 if num_items < DENSE else np.float32
+        taken = sparse.csr_array((np.ones(len(users), dtype), (users, item)), shape=shape)
+        taken.data[:] = 1.0
+        blocks = []
+        for block in ridge_weights(taken, RIDGE):
+            kept = np.argpartition(-np.abs(block), min(size, num_items - 1), axis=1)[:, :size]
+            row = np.repeat(np.arange(len(block)), kept.shape[1])
+            weights = block[row, kept.ravel()].astype(np.float32)
+            blocks.append(sparse.csr_matrix((weights, (row, kept.ravel())), shape=block.shape))
+        found = sparse.vstack(blocks).tocsr()
+        found.eliminate_zeros()
+        return found
+
+    return count
+
+
 def _next(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
     counts = pair_counts(user, item, num_items, STEPS, STEP_FADE, np.float32)
     return (sparse.diags(1 / (np.asarray(counts.sum(1)).ravel() + SHRINKAGE)) @ counts).tocsr()
 
 
 def _similar(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    user, item = _once(user, item, num_items)
+    per_user = np.bincount(user)
+    weight = np.log((1 + num_items) / (1 + per_user))[user]
+    length = np.sqrt(np.bincount(item, weight**2, num_items))
+    return _products(user, item, (weight / length[item]).astype(np.float32), num_items)
+
+
+def _once(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The latest items of each user, each once; users are numbered from 0."""
     pair = np.unique(user[::-1] * num_items + item[::-1], return_index=True)[1]  # of each pair, the latest event
     kept = np.sort(len(user) - 1 - pair)
     user, item = user[kept], item[kept]
     ends = np.searchsorted(user, user, side="right")
     late = ends - np.arange(len(user)) <= LONGEST
-    user, item = np.unique(user[late], return_inverse=True)[1], item[late]
+    return np.unique(user[late], return_inverse=True)[1], item[late]
+
+
+def _products(user: np.ndarray, item: np.ndarray, values: np.ndarray, num_items: int) -> sparse.csr_matrix:
+    """X'X of a user x item matrix without its diagonal."""
     per_user = np.bincount(user)
-    weight = np.log((1 + num_items) / (1 + per_user))[user]
-    length = np.sqrt(np.bincount(item, weight**2, num_items))
-    matrix = sparse.csr_matrix(
-        ((weight / length[item]).astype(np.float32), (user, item)), shape=(len(per_user), num_items)
-    )
+    matrix = sparse.csr_matrix((values, (user, item)), shape=(len(per_user), num_items))
     columns, blocks = matrix.T.tocsr(), []
     work = np.asarray(columns.astype(bool) @ per_user).ravel()  # pairs that each item's row of the product takes
     for rows in _blocks(work):

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyrec.encoders.growth import BLOCK
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.encoders.moment import Moment
-from polyrec.linear_loss import Groups, Placed, PlacedNumbers
+from polyrec.linear_loss import AnyPlaced, Groups, PlacedNumbers
 
 
 class ItemTerm(Protocol):
@@ -25,14 +25,14 @@ class ItemTerm(Protocol):
     def logits(self, state: Tensor) -> Tensor:
         """What a state says of each group, [..., D] -> [..., G]."""
 
-    def placed(self, moment: Moment, ids: Tensor) -> Placed | PlacedNumbers:
+    def placed(self, moment: Moment, ids: Tensor) -> AnyPlaced:
         """Which group is added to which item for each question, [M] and [N] -> [M, ...].
 
         Args:
             ids: ascending, each once.
         """
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed | PlacedNumbers:
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> AnyPlaced:
         """The same where items were taken, and so were there: of `targets_M`, places in `ids`."""
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ItemTerms:
         """What a state says of each group, [..., D] -> [..., G]."""
         return torch.cat([term.logits(state) for term in self.terms], dim=-1)
 
-    def placed(self, moment: Moment, ids: Tensor) -> list[Placed | PlacedNumbers]:
+    def placed(self, moment: Moment, ids: Tensor) -> list[AnyPlaced]:
         """Which groups are added to which items for each question; ids as of a term's."""
         return self._numbered([term.placed(moment, ids) for term in self.terms])
 
@@ -119,7 +119,7 @@ class ItemTerms:
         """The terms of items of each question's own, [..., D], [...] and [..., K] -> [..., K]."""
         return torch.stack([term.of_items(term.logits(state), moment, ids) for term in self.terms]).sum(0)
 
-    def _numbered(self, placed: Sequence[Placed | PlacedNumbers]) -> list[Placed | PlacedNumbers]:
+    def _numbered(self, placed: Sequence[AnyPlaced]) -> list[AnyPlaced]:
         begins = [0]
         for term in self.terms:
             begins.append(begins[-1] + term.size)

@@ -63,10 +63,13 @@ class ItemNeighbours(nn.Module):
     def initialise(self) -> None:
         """Start as an item-to-item recommender."""
         init.zeros_(self.by_state.weight)
-        start = torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
-        init.copy_(self.prior.weight, start.view(-1, 1) / self.rate)
+        init.copy_(self.prior.weight, self._start().view(-1, 1) / self.rate)
         init.zeros_(self.items)
         init.zeros_(self.values)
+
+    def _start(self) -> Tensor:
+        """Weights of the groups before training."""
+        return torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
 
     @property
     def is_new(self) -> bool:
@@ -118,16 +121,23 @@ class ItemNeighbours(nn.Module):
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
+        weights = of_groups.unflatten(-1, (len(KINDS), LATEST)).transpose(-1, -2)  # [..., H, T]
+        return (self._of_own(moment, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
+
+    def _of_own(self, moment: Moment, ids: Tensor) -> Tensor:
+        """How strongly each event speaks for items of each question's own, [..., K] -> [..., K, H, T]."""
         items, values, rows = self._rows(moment)
         rows, ids = torch.broadcast_tensors(rows.unsqueeze(-2), ids.unsqueeze(-1))
         place, is_neighbour = find_items(items, rows, ids)
-        weights = of_groups.unflatten(-1, (len(KINDS), LATEST)).transpose(-1, -2)  # [..., H, T]
-        numbers = (values[rows, :, place].to(weights.dtype) * weights.unsqueeze(-3)).sum(-1)
-        return (numbers * is_neighbour).sum(-1)
+        return values[rows, :, place] * is_neighbour.unsqueeze(-1)
+
+    def _events(self, moment: Moment) -> Tensor | None:
+        """Items of the events that are read, [..., H], 0 = none; None: nobody said."""
+        return (moment.latest or {}).get(self.task)
 
     def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        """The tables of items and values, and which rows of them the latest items [..., H] have."""
-        latest = (moment.latest or {}).get(self.task)
+        """The tables of items and values, and which rows of them the items of the events [..., H] have."""
+        latest = self._events(moment)
         if latest is None:
             raise ValueError(
                 "a task with `neighbours` must be told what came before: pass the moments of `model.moment(...)` "

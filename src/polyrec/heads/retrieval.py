@@ -25,6 +25,8 @@ from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerms
 from polyrec.heads._neighbours import ItemNeighbours
 from polyrec.heads._repeats import Repeats
+from polyrec.heads._seen import Seen
+from polyrec.heads._set_neighbours import SetNeighbours
 from polyrec.heads._trending import TrendingItems
 from polyrec.heads.base import Summary, TaskHead
 from polyrec.losses import linear_cross_entropy
@@ -36,6 +38,7 @@ _FROM_DATA = (
     "age_start",
     "cold_negatives",
     "neighbours",
+    "of_sets",
     "trending",
     "trending_start",
 )  # options that a processor finds
@@ -67,7 +70,9 @@ class RetrievalHead(TaskHead):
             the same again (baskets, songs); lists, served and measured, then hold it, too.
             Events whose label is known to be 0 (seen, and not taken) do not count.
             `neighbours`: add what goes with the user's latest items, see `ItemNeighbours`; so many neighbours are kept
-            of each item. 0: no such term. `processor.model_config()` sets it.
+            of each item. 0: no such term. `of_sets`: with all of the user's events instead, whose order says nothing,
+            see `SetNeighbours`, and what a question sees is no negative of it, see `Seen`. `processor.model_config()`
+            sets both.
             `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
             fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
             and sets it where recent popularity tells more of late training rows than that of all time.
@@ -97,6 +102,7 @@ class RetrievalHead(TaskHead):
         "age_start": None,
         "repeats": False,
         "neighbours": 0,
+        "of_sets": False,
         "trending": (),
         "trending_start": 1.0,
     }
@@ -116,12 +122,13 @@ class RetrievalHead(TaskHead):
         size = self.options["neighbours"]
         if size < 0:
             raise self.refuse("neighbours", "it must be >= 0")
+        kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
         self.neighbours = (
-            ItemNeighbours(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name)
-            if size
-            else None
+            kind(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name) if size else None
         )
         self.trending = self._trending(config)
+        once = self.options["of_sets"] and not self.options["repeats"] and not self.options["label_smoothing"]
+        self.seen = Seen() if once else None
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
@@ -156,10 +163,15 @@ class RetrievalHead(TaskHead):
         return TrendingItems(config.num_items, config.hidden_size, start, self.options["bias_rate"], self.task.name)
 
     @property
+    def reads_history(self) -> bool:
+        """Whether terms read all events that a question sees."""
+        return self.options["repeats"] or self.options["of_sets"]
+
+    @property
     def terms(self) -> ItemTerms:
         """What is added to logits beside s . v + b."""
         return ItemTerms(
-            [term for term in (self.age, self.repeats, self.neighbours, self.trending) if term is not None]
+            [term for term in (self.age, self.repeats, self.neighbours, self.trending, self.seen) if term is not None]
         )
 
     def initialise(self) -> None:

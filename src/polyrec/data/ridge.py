@@ -1,0 +1,56 @@
+"""Linear item-item models in closed form: weights by ridge regression of each item on all others.
+
+Letters: U users, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import get_lapack_funcs
+
+DENSE = 4000  # users or items, whichever are fewer, up to which an inverse takes seconds
+_BLOCK = 1 << 24  # weights computed at a time
+
+
+def ridge_inverse(gram: sp.csr_array, ridge: float) -> np.ndarray:
+    """(gram + ridge I)^-1 of a positive semidefinite matrix, dense, by Cholesky: half the work of a general inverse."""
+    dense = gram.toarray()
+    if not len(dense):
+        return dense
+    dense.flat[:: len(dense) + 1] += ridge
+    factor, inverse = get_lapack_funcs(("potrf", "potri"), (dense,))
+    found, failed = factor(dense.T, lower=1, overwrite_a=1)  # symmetric: its transpose is the same in LAPACK's order
+    if not failed:
+        found, failed = inverse(found, lower=1, overwrite_c=1)
+    if failed:
+        raise ValueError(f"EASE cannot be solved with ridge={ridge}: give it a larger one")
+    found = np.tril(found)
+    return found + np.tril(found, -1).T
+
+
+def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
+    """Blocks of rows of EASE's weights (Steck, 2019), one after the other, see [`polyrec.baselines.EASE`].
+
+    Args:
+        taken_UN: 1 where a user took an item.
+
+    Example:
+        >>> taken = sp.csr_array(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> np.concatenate(list(ridge_weights(taken, ridge=1.0))).round(3).tolist()
+        [[0.0, 0.667, 0.0], [0.667, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    users, items = taken_UN.shape
+    if users < items:  # the inverse of users x users (Woodbury)
+        half_UN = ridge_inverse(taken_UN @ taken_UN.T, ridge) @ taken_UN
+        left = 1.0 - np.asarray((taken_UN * half_UN).sum(axis=0)).ravel()
+    else:
+        inverse_NN = ridge_inverse(taken_UN.T @ taken_UN, ridge)
+        left = -inverse_NN.diagonal()
+    for rows in np.array_split(np.arange(items), max(items * items // _BLOCK, 1)):
+        block = taken_UN.T.tocsr()[rows] @ half_UN if users < items else inverse_NN[rows]
+        block = block / left
+        block[np.arange(len(rows)), rows] = 0.0
+        yield block
