@@ -10,6 +10,7 @@ import pytest
 from polyrec.data.guess import find_columns
 from polyrec.data.labels import check_learnable, labels
 from polyrec.data.propose import propose_tasks
+from polyrec.data.setup import setup_for
 from polyrec.schema import parse_tasks
 
 N = 400
@@ -156,3 +157,34 @@ def test_every_proposal_can_be_trained(name, kind):
     _, proposal, table = proposed(**{name: ODD[kind](np.random.default_rng(7))})
     tasks = parse_tasks([task for task, _ in proposal.tasks])
     check_learnable(labels(table, tasks, "log"), tasks)
+
+
+@pytest.mark.parametrize("items", [30, 390])
+def test_lists_hold_what_was_taken_where_users_take_it_again(items):
+    """Prevents a shop of groceries whose lists leave out what everybody buys; only rows that a list predicts count."""
+    item = np.arange(N) % items
+    bought = (np.arange(N) % 4 > 0).astype(int)
+    log = pa.table(_base | {"item": item, "purchase": bought})
+    first = propose_tasks(find_columns(log)).tasks[0][0]
+    chosen = log.to_pandas()
+    chosen = chosen[chosen["purchase"] == 1] if "label" in first else chosen
+    often = chosen.duplicated(["user", "item"]).mean() > 0.05
+    assert (first.get("options", {}).get("repeats", False)) == often == (items == 30)
+
+
+def test_no_repeats_in_a_set():
+    """Prevents an option that reads an order from standing in the recipe of a log without one."""
+    log = pa.table({name: np.tile(_base[name], 2) for name in ("user", "item")})
+    assert "options" not in propose_tasks(find_columns(log)).tasks[0][0]
+
+
+def test_many_windows_make_larger_batches():
+    """Prevents an epoch of a dozen steps on a small log, and of 100,000 tiny ones on a large one."""
+
+    def batch(users, each):
+        log = {"user": np.repeat(np.arange(users), each), "item": np.tile(np.arange(each), users)}
+        found = find_columns(pa.table(log | {"ts": np.arange(users * each) + 1_600_000_000}))
+        return setup_for(found).training["per_device_train_batch_size"]
+
+    assert [batch(20, 20), batch(2_500, 4), batch(20_000, 2)] == [8, 16, 32]
+    assert batch(20, 8_000) == 8  # 800 windows of 200 events

@@ -18,6 +18,7 @@ from polyrec.data.column_words import tokens
 from polyrec.data.guess import ROLES, Ambiguous, Found, find_columns
 from polyrec.data.propose import Proposal, propose_tasks
 from polyrec.data.report import main_process
+from polyrec.data.setup import setup_for
 from polyrec.data.tables import read_table
 
 SAMPLE = 200_000  # rows that are read to decide
@@ -136,6 +137,7 @@ def _values(
         "columns": columns,
         "tasks": [task for task, _ in proposal.tasks],
         "split": _split(found)[0],
+        **setup_for(found).values,
     }
 
 
@@ -186,6 +188,8 @@ def described(table: str, rows: int, found: Found, proposal: Proposal) -> str:
     read = f"{rows:,} rows read{' to decide' * (rows >= SAMPLE)}"
     text = [f"{Path(table).name}: {read}", *_aligned(lines), "tasks", *_aligned(tasks)]
     text += ["not used", *_aligned(unused)] if unused else []
+    setup = setup_for(found)
+    text += ["set-up", *_aligned([(name, _flow(setup.values[name]), "", why) for name, why in setup.why.items()])]
     return "\n".join(printable(line) for line in text)
 
 
@@ -217,7 +221,7 @@ def commented(values: Mapping[str, Any], found: Found, proposal: Proposal) -> st
     if proposal.unused:
         lines += ["# Not used:", *(_comment(f"  {names}: {why}") for names, why in _grouped(proposal))]
     lines.append(f"split: {_flow(values['split'])}  {_comment(_split(found)[1])}")
-    lines.append("# model: {hidden_size: 64}\n# training: {num_train_epochs: 8}")
+    lines += [f"{name}: {_flow(values[name])}  {_comment(why)}" for name, why in setup_for(found).why.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -29,6 +29,7 @@ from polyrec.data.labels import label_values
 from polyrec.schema import Label
 
 LEAST_SHARE = 0.01  # of rows that a word or a flag must have
+REPEATED = 0.05  # share of events with an earlier item of their user from which on lists must hold such items
 _WORDS = 20  # distinct values of a column of events
 _STARS = 21  # distinct values of a rating on a scale
 _FEW_COUNTS = 50  # up to here, numbers are counts for a Poisson loss
@@ -73,7 +74,12 @@ def propose_tasks(found: Found) -> Proposal:
     kinds = {name: _kind(f, found) for name, f in columns.items()}
     next_label, why = _next_item(columns, kinds)
     first: dict[str, Any] = {"name": "next_item", "head": "retrieval"}
-    proposal.tasks.append((first if next_label is None else first | {"label": next_label}, why))
+    if next_label is not None:
+        first["label"] = next_label
+    if found.time is not None and (share := _again(found, columns, next_label)) > REPEATED:
+        first["options"] = {"repeats": True}
+        why += f"; {share:.0%} take an item again, so lists hold what was taken, too"
+    proposal.tasks.append((first, why))
     for kind, add in (
         ("event", _events),
         ("rating", _rating),
@@ -171,6 +177,18 @@ def _next_item(columns: dict[str, ColumnFacts], kinds: dict[str, str]) -> tuple[
         best = max(flags, key=_share)
         return _yes(best), f"always; rows without {best.name} ({1 - _share(best):.1%}) are exposures"
     return None, "always; every row is an event"
+
+
+def _again(found: Found, columns: dict[str, ColumnFacts], label: str | None) -> float:
+    """The share of the events that a list should predict whose user has an earlier one of the same item."""
+    user, item = found.facts[found.user].codes, found.facts[found.item].codes
+    counts = (user >= 0) & (item >= 0)
+    if label is not None:
+        rule = Label.parse(label)
+        f = columns[rule.column]
+        counts &= np.isin(f.codes, np.flatnonzero([_holds(rule, value) for value in f.values]))
+    pairs = user[counts].astype(np.int64) * (item.max(initial=0) + 1) + item[counts]
+    return 1 - len(np.unique(pairs)) / len(pairs) if len(pairs) else 0.0
 
 
 def _events(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts]) -> None:

@@ -175,7 +175,7 @@ class RetrievalHead(TaskHead):
         )
 
     def initialise(self) -> None:
-        """Ages start with what everybody prefers, which a projection at random would only blur."""
+        """Terms start with what the log knows, which a projection at random would only blur."""
         if self.neighbours is not None:
             self.neighbours.initialise()
         if self.trending is not None:
@@ -184,6 +184,7 @@ class RetrievalHead(TaskHead):
             self.repeats.initialise()
         if self.age is not None:
             self.age.initialise()
+        if any(term is not None for term in (self.age, self.neighbours, self.trending)):
             init.zeros_(self.project.weight)
 
     def load_times(self, processor: Any) -> None:

@@ -1,0 +1,61 @@
+"""How to train on a log that nobody has tuned for: the rates and steps that its rows ask for, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyrec.data.guess import Found
+
+_STEPS = 150  # of an epoch that a training should have: few, and the first epochs learn next to nothing
+_BATCHES = (8, 32)  # windows a step
+_WINDOW = 200  # events of a user that are read at once
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a recipe says of a training.
+
+    Args:
+        model, training: entries of these sections.
+        early_stopping_patience: evaluations without a better figure after which a training ends.
+        why: {entry of the recipe: the reason}.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+    early_stopping_patience: int
+    why: dict[str, str]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The entries of the recipe."""
+        return {name: getattr(self, name) for name in self.why}
+
+
+def setup_for(found: Found) -> Setup:
+    """The set-up of a log with these columns.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from polyrec.data.guess import find_columns
+        >>> log = {"user": [1, 1, 2, 2], "item": [1, 2, 1, 2], "ts": [10**9, 10**9 + 1, 10**9, 10**9 + 5]}
+        >>> setup_for(find_columns(pa.table(log))).training["per_device_train_batch_size"]
+        8
+    """
+    codes = found.facts[found.user].codes
+    windows = int(np.ceil(np.bincount(codes[codes >= 0]) / _WINDOW).sum())
+    batch = int(np.clip(2 ** round(np.log2(max(windows / _STEPS, 1))), *_BATCHES))
+    training = {"num_train_epochs": 8, "per_device_train_batch_size": batch, "learning_rate": 0.001}
+    return Setup(
+        {"dropout": 0.3},
+        training,
+        2,
+        {
+            "model": "logs of this size are soon learnt by heart",
+            "training": f"{windows:,} windows of up to {_WINDOW} events make {-(-windows // batch):,} steps an epoch",
+            "early_stopping_patience": "most logs are learnt in 2 to 4 epochs; the weights of the best one are kept",
+        },
+    )
