@@ -53,7 +53,8 @@ def test_train_takes_an_event_log(folder, capsys):
     recipe = yaml.safe_load((folder / "run" / "recipe.yaml").read_text())
     assert recipe["columns"]["user"] == "session_id"
     assert [task["name"] for task in recipe["tasks"]] == ["next_item", "rating", "like"]
-    assert recipe["training"]["learning_rate"] == 0.001 and recipe["early_stopping_patience"] == 2
+    assert recipe["training"]["learning_rate"] == 0.001
+    assert recipe["early_stopping_patience"] == 2
     assert main(["recommend", str(folder / "run"), "--history", "001,002", "-k", "3", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 3
