@@ -39,7 +39,7 @@ def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
 
     Example:
         >>> taken = sp.csr_array(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-        >>> np.concatenate(list(ridge_weights(taken, ridge=1.0))).round(3).tolist()
+        >>> (np.concatenate(list(ridge_weights(taken, ridge=1.0))).round(3) + 0.0).tolist()  # no -0.0
         [[0.0, 0.667, 0.0], [0.667, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     users, items = taken_UN.shape

@@ -118,7 +118,7 @@ def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], s
 
     Example:
         >>> part = hold_out(np.repeat([0, 1], [1, 40]), np.arange(41), (0.8, 0.1, 0.1))
-        >>> part[0], [int((part[1:] == number).sum()) for number in (TRAIN, VALIDATION, TEST)]
+        >>> int(part[0]), [int((part[1:] == number).sum()) for number in (TRAIN, VALIDATION, TEST)]
         (0, [32, 4, 4])
     """
     _check_fractions(fractions)

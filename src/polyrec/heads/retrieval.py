@@ -175,7 +175,7 @@ class RetrievalHead(TaskHead):
         )
 
     def initialise(self) -> None:
-        """Terms start with what the log knows, which a projection at random would only blur."""
+        """Terms start with what the log knows, which a projection at random of the usual size would only blur."""
         if self.neighbours is not None:
             self.neighbours.initialise()
         if self.trending is not None:
@@ -184,8 +184,9 @@ class RetrievalHead(TaskHead):
             self.repeats.initialise()
         if self.age is not None:
             self.age.initialise()
-        if any(term is not None for term in (self.age, self.neighbours, self.trending)):
             init.zeros_(self.project.weight)
+        elif self.neighbours is not None or self.trending is not None:  # not 0: balancing compares the tasks' gradients
+            init.copy_(self.project.weight, 0.1 * self.project.weight)
 
     def load_times(self, processor: Any) -> None:
         """Take when items appeared."""
