@@ -29,6 +29,7 @@ from polyrec.evaluation.scored import rank_rows, ranked_rows
 from polyrec.heads.base import TaskHead
 from polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.registry import HEADS
+from polyrec.runs.transaction import put_file
 from polyrec.schema import parse_tasks
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of the data set [R] -> scores of the catalog [R, N]
@@ -55,7 +56,7 @@ def add_baselines(run: Path, answers: Path | None) -> None:
     for task in [] if table is None else table.columns:
         head = next(t["head"] for t in recipe.tasks if t["name"] == task)
         report[task]["habit"] = answer(parts.test, task, HEADS.get(head), table[task].to_numpy())
-    (run / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    put_file(run / "metrics.json", json.dumps(report, indent=2) + "\n")
 
 
 def tf_idf(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, task: str) -> Scorer:

@@ -24,6 +24,7 @@ from polyrec.cli.prepare import read_run
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation.off_policy import LoggedRows, epsilon_greedy_policy, policy_value, softmax_policy
 from polyrec.recommendation import answers
+from polyrec.runs.transaction import put_file
 
 NAME = "off_policy.json"
 ESTIMATORS = ("ips", "snips", "dr", "sndr")
@@ -99,7 +100,7 @@ def evaluate(run: Path, resamples: int = 2000) -> dict[str, Any]:
                 found = policy_value(logged, estimator, clip, n=resamples)
                 entry[estimator + suffix] = [found.value, found.low, found.high]
         report["policies"][name] = entry
-    (run / NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    put_file(run / NAME, json.dumps(report, indent=2) + "\n")
     return report
 
 

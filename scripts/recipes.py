@@ -56,8 +56,10 @@ def run(name: str, data: Path, output: Path, cards: Path, settings: Sequence[str
     further(name, output)
     from recipe_card import COST_NAME, write_card
 
+    from polyrec.runs.transaction import put_file
+
     cost = {"cpu_seconds": round(_cpu_seconds() - cpu), "wall_seconds": round(time.perf_counter() - begin)}
-    (output / COST_NAME).write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    put_file(output / COST_NAME, json.dumps(cost) + "\n")
     print(f"card: {write_card(name, output, cards)}; {cost['cpu_seconds']} cpu-seconds in all")
 
 
