@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
-from polyrec.data.ridge import ridge_inverse
+from polyrec.data.ridge import ridge_weights
 
 _SINGLE = 4000  # items from which EASE is solved in single precision: half the memory, twice as fast
 _BLOCK = 1 << 22  # item pairs that ItemKNN.fit compares at a time: bounds its memory to a few 100 MB
@@ -131,14 +131,7 @@ class EASE:
         shape = person_E.max(initial=-1) + 1, n_items
         matrix = sp.csr_array((np.ones(len(items), dtype), (person_E, items)), shape=shape)
         matrix.data[:] = 1.0
-        if shape[0] < n_items:
-            weights_NN = matrix.T @ (ridge_inverse(matrix @ matrix.T, self.ridge) @ matrix)
-            weights_NN /= 1.0 - weights_NN.diagonal()
-        else:
-            weights_NN = ridge_inverse(matrix.T @ matrix, self.ridge)
-            weights_NN /= -weights_NN.diagonal()
-        np.fill_diagonal(weights_NN, 0.0)
-        self.weights_NN = weights_NN.astype(np.float32, copy=False)
+        self.weights_NN = np.concatenate([b.astype(np.float32, copy=False) for b in ridge_weights(matrix, self.ridge)])
         return self
 
     def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ Judge = Callable[[Tensor, Tensor, bool], Tensor]
 # Logits per chunk. CPU: 4 MiB in fp32; fewer cost time per chunk, more leave the cache. Elsewhere each chunk costs the
 # launch of some kernels, which 128 MiB keep busy, and memory is the bound.
 _CHUNK = 1 << 20
-_NEVER = -1e4  # whose exponential is 0 beside any logit, and which half precision holds
 _CHUNK_OF_ACCELERATORS = 1 << 25
+_NEVER = -1e4  # whose exponential is 0 beside any logit, and which half precision holds
 
 
 class Placed(NamedTuple):

@@ -49,8 +49,9 @@ def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
     else:
         inverse_NN = ridge_inverse(taken_UN.T @ taken_UN, ridge)
         left = -inverse_NN.diagonal()
+    by_item = taken_UN.T.tocsr()
     for rows in np.array_split(np.arange(items), max(items * items // _BLOCK, 1)):
-        block = taken_UN.T.tocsr()[rows] @ half_UN if users < items else inverse_NN[rows]
+        block = by_item[rows] @ half_UN if users < items else inverse_NN[rows]
         block = block / left
         block[np.arange(len(rows)), rows] = 0.0
         yield block
