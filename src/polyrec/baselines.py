@@ -14,9 +14,8 @@ from typing import Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
-from polyrec.data.ridge import ridge_weights
+from polyrec.data.ridge import ridge_weights, taken_matrix
 
-_SINGLE = 4000  # items from which EASE is solved in single precision: half the memory, twice as fast
 _BLOCK = 1 << 22  # item pairs that ItemKNN.fit compares at a time: bounds its memory to a few 100 MB
 
 
@@ -124,13 +123,7 @@ class EASE:
                 f"EASE needs a dense {n_items} x {n_items} matrix ({4 * n_items**2 / 1e9:.1f} GB): use ItemKNN, "
                 f"or raise max_items={self.max_items} if the memory is there"
             )
-        person_E = np.unique(users, return_inverse=True)[1]
-        dtype = (
-            np.float64 if n_items < _SINGLE else np.float32
-        )  # its condition is at most 1 + events of an item / ridge
-        shape = person_E.max(initial=-1) + 1, n_items
-        matrix = sp.csr_array((np.ones(len(items), dtype), (person_E, items)), shape=shape)
-        matrix.data[:] = 1.0
+        matrix = taken_matrix(users, items, n_items)
         self.weights_NN = np.concatenate([b.astype(np.float32, copy=False) for b in ridge_weights(matrix, self.ridge)])
         return self
 

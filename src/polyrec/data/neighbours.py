@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from polyrec.data.cooccurrence import FIRST, pair_counts
-from polyrec.data.ridge import DENSE, ridge_weights
+from polyrec.data.ridge import DENSE, ridge_weights, taken_matrix
 from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
@@ -128,13 +128,9 @@ def _linear(size: int) -> Callable[[np.ndarray, np.ndarray, int], sparse.csr_mat
     """The `size` largest weights of each item."""
 
     def count(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
-        users = np.unique(user, return_inverse=True)[1]
-        shape = int(users.max(initial=-1)) + 1, num_items
-        if not len(user) or min(shape) > DENSE:
+        taken = taken_matrix(user, item, num_items)
+        if not len(user) or min(taken.shape) > DENSE:
             return sparse.csr_matrix((num_items, num_items), dtype=np.float32)
-        dtype = np.float64 if num_items < DENSE else np.float32
-        taken = sparse.csr_array((np.ones(len(users), dtype), (users, item)), shape=shape)
-        taken.data[:] = 1.0
         blocks = []
         for block in ridge_weights(taken, RIDGE):
             kept = np.argpartition(-np.abs(block), min(size, num_items - 1), axis=1)[:, :size]
