@@ -22,13 +22,17 @@ def test_all_parts_pass_on_a_cpu_and_a_wrong_one_is_named(tmp_path, capsys, monk
     output = tmp_path / "gpu.json"
     assert gpu.main(["--device", "cpu", "--quick", "--output", str(output)]) == 1
     report, shown = json.loads(output.read_text()), capsys.readouterr().out
-    assert report["failed"] == ["demo: recommend"]
+    assert report["failed"] == ["demo: recommend", "terms: recommend", "sets: recommend"]
     assert "failed: demo: recommend" in shown
     rows = {row["part"]: row for row in report["parts"]}
     assert rows["demo: recommend"]["error"].startswith("ArithmeticError: like differs by 0.0")
     assert {name for name, row in rows.items() if row["ok"]} >= {
         *(f"demo: {what}, {kind}" for what in ("equal to CPU", "training") for kind in ("fp32", "bf16")),
-        *("demo: data and model", "demo: Trainer", "demo: evaluation", "demo: resume"),
+        *(
+            f"{name}: {what}"
+            for name in gpu.QUICK.models
+            for what in ("data and model", "Trainer", "evaluation", "resume")
+        ),
     }
     assert 0 < rows["demo: equal to CPU, bf16"]["gradient"] < gpu.TOLERANCES["bf16"]["gradient"]
     assert rows["demo: training, fp32"]["positions_per_second"] > 0
@@ -46,6 +50,18 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
     monkeypatch.setattr(gpu, "learnt", off)
     with pytest.raises(ArithmeticError, match="gradient"):
         gpu.equality(world, gpu.Device("cpu"), "fp32")
+
+
+def test_devices_are_compared_with_the_same_negatives():
+    """Prevents two draws of negatives from being told as a wrong device."""
+    weights = torch.rand(50)
+    with gpu.cpu_draws():
+        first = torch.multinomial(weights, 20, replacement=True)
+    torch.rand(3)
+    with gpu.cpu_draws():
+        second = torch.multinomial(weights, 20, replacement=True)
+    assert first.tolist() == second.tolist()
+    assert torch.multinomial(weights, 20, replacement=True).tolist() != first.tolist()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
