@@ -3,14 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from polyrec import PolyRecForRecommendation
 from polyrec.cli import student_size
+from polyrec.cli.distill import _ablations, _Workshop
 from polyrec.cli.main import main
 from polyrec.cli.prepare import prepare, read_run
+from polyrec.cli.recipe import Recipe
 from polyrec.cli.student_size import parameters_of, sized
 
 NARROW = ["--set", "model.hidden_size=8"]
@@ -131,6 +134,31 @@ def test_a_teacher_that_knows_no_person_is_not_believed(world, tmp_path):
     for task in found["tasks"].values():
         for values in task["metrics"].values():
             assert values["student"] == values["alone"]
+
+
+def test_each_ablation_leaves_one_loss_out(monkeypatch):
+    """Prevents "without X" from being a student that learns X alone."""
+    plan = {"tasks": {name: {"alpha": 0.5} for name in ("next_item", "rating", "like")}, "gates": 0.2}
+    tasks = [{"name": name, "head": "binary"} for name in plan["tasks"]]
+    recipe = Recipe("log.csv", tasks=tasks, model={"distillation": plan})
+    trained = {}
+    monkeypatch.setattr(
+        _Workshop,
+        "train",
+        lambda self, name, recipe, teacher, start: trained.update({name: recipe.model, "t": teacher}),
+    )
+    shop = _Workshop(recipe, SimpleNamespace(ablations=True), {}, None, None, None)
+    beliefs = {name: SimpleNamespace(alpha=float(name != "like")) for name in plan["tasks"]}
+    bar = SimpleNamespace(total=None, update=lambda: None)
+    _ablations(shop, "teacher", None, beliefs, bar)
+    assert trained.pop("t") == "teacher"
+    left = {name: ({*held["distillation"]["tasks"]}, held["distillation"]["gates"]) for name, held in trained.items()}
+    assert left == {
+        "without_next_item_soft": ({"rating", "like"}, 0.2),
+        "without_rating_soft": ({"next_item", "like"}, 0.2),
+        "without_distilled_gates": ({"next_item", "rating", "like"}, 0.0),
+    }
+    assert bar.total == 3
 
 
 def test_stored_answers_teach(world, tmp_path):

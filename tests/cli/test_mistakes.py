@@ -57,6 +57,8 @@ def recipe(tmp_path, monkeypatch):
         ("model.hidden_siz=8", "unknown key 'hidden_siz' in model.*did you mean 'hidden_size'"),
         ("model.intermediate_size=1000000000", "model.intermediate_size is 1000000000; it must be a whole number in"),
         ("model.auto_map=x", "unknown key 'auto_map' in model"),
+        ("model.num_items=9", "unknown key 'num_items' in model"),
+        ("model.id2label={0: a}", "unknown key 'id2label' in model"),
         ("model.tasks=[]", "model.tasks: tasks belong at the top"),
         ("tasks=3", "tasks is 3; it must be a list"),
         ("tasks=[3]", r"tasks\[0\] is 3; it must be a mapping"),

@@ -88,6 +88,16 @@ def test_loss_of_lists_is_the_cross_entropy_of_a_list():
     assert own == {"inner.weight", "inner.bias", "output.weight", "popularity"}  # no constant: softmax ignores it
 
 
+def test_weights_multiply_the_losses_of_lists():
+    """Prevents rows of half the weight from counting twice."""
+    head = tiny_cross_encoder(fit_prompts()[0]).heads["next_item"]
+    logits, weight = torch.tensor([[0.3, -1.0, 2.0], [1.5, 0.2, float("-inf")]]), torch.tensor([0.5, 2.0])
+    total, count = head.list_loss(logits[:, 0], logits[:, 1:], weight)
+    own = F.cross_entropy(logits, torch.zeros(2, dtype=torch.long), reduction="none")
+    torch.testing.assert_close(total, (weight * own).sum())
+    assert count == 2.5
+
+
 @pytest.mark.parametrize(
     ("experts", "weighting", "backbone"),
     [("ple", "uncertainty", tiny_bert), ("mmoe", "aggregation", tiny_llama), ("shared_bottom", "fixed", tiny_bert)],

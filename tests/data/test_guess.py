@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from polyrec.data.guess import Ambiguous, find_columns
@@ -96,6 +97,8 @@ CASES = [
     ("member_id:user content_id:item date:day date_time:iso", "member_id content_id date_time"),  # the finer of two
     ("reader:user book:item author:item_writer added:iso", "reader book added"),
     ("user:user content_ref:item watch_time:seconds started_at:iso", "user content_ref started_at"),
+    ("k1:user item:item x2:item_writer t:iso", "k1 item t"),  # what each item has one of is no user
+    ("k1:basket item:item t:basket_time", "k1 item t"),  # one time for all lines of a basket
 ]  # fmt: skip
 UNDECIDED = [
     ("customer_id:user visitor_id:user2 product:item ts:iso", "user", "--user customer_id or --user visitor_id"),
@@ -112,6 +115,7 @@ HOLDS["twitter"] = _day.strftime("%a %b %d %H:%M:%S +0000 %Y")
 HOLDS["flag_word"] = np.array(["a_1", "b_2"])[_item % 2]
 HOLDS["item_writer"] = np.array(["ann", "ben", "cy", "di"])[_item % 4]
 HOLDS["user_born"] = (pd.Timestamp("1980-01-01") + pd.to_timedelta(_user * 99, unit="D")).strftime("%Y-%m-%d")
+HOLDS["basket_time"] = _day[np.arange(N) // 3].strftime("%Y-%m-%dT%H:%M:%S")
 HOLDS["once"] = [1_700_000_000] * N
 HOLDS["month_later"] = (_day + pd.Timedelta(days=40)).strftime("%Y-%m-%d")
 
@@ -167,6 +171,7 @@ def test_what_is_missing_is_named(columns, message, tmp_path):
     ("columns", "reason"),
     [
         ("uid:user song:item play_count:quantity", "no column of times: .* a set, .*; say --time row if the lines"),
+        ("uid:user song:item price:price", "no column of times: .*; say --time row if the lines"),
         ("uid:user song:item seq:row", "'seq' grows from row to row of a 'uid': say --time seq if it is the order"),
         ("user:user item:item birth_date:user_born", "no column of times: .*; each user has one 'birth_date'"),
         ("user:user item:item timestamp:once", "'timestamp' has one value: the events of a user are a set"),
@@ -200,6 +205,18 @@ def test_times_are_read_as_pandas_reads_them(tmp_path):
         )
         expected = (stamps - pd.Timestamp(0)).dt.total_seconds()
         np.testing.assert_array_equal(reading.seconds, expected)
+
+
+def test_of_two_readings_the_one_in_the_order_of_the_file_is_read():
+    """Prevents a needless question, or the third of May as the fifth of March, where the lines stand in order of time."""
+    days = pd.to_datetime([f"2024-{month:02d}-{day:02d}" for month in (3, 4, 5) for day in range(1, 13)])
+    for written, expected in ((days.strftime("%d/%m/%Y"), "%d/%m/%Y"), (days.strftime("%m/%d/%Y"), "%m/%d/%Y")):
+        log = pa.table({"user": np.arange(36) % 6, "item": np.arange(36) % 9, "date": list(written)})
+        reading = find_columns(log).reading
+        assert reading.format == expected
+        np.testing.assert_array_equal(reading.seconds, (days - pd.Timestamp(0)).total_seconds())
+        with pytest.raises(Ambiguous, match="--time-format"):  # ten lines could be in order by chance
+            find_columns(log.slice(0, 10))
 
 
 def test_the_key_of_an_items_table_is_the_item(tmp_path):

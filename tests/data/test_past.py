@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from model_fixtures import COLUMNS, TASKS, fit, model_inputs, synthetic_log, tiny_model
 
 from polyrec import Columns, PolyRecCollator, PolyRecProcessor
+from polyrec.data.candidates import excluded_items
 from polyrec.data.catalog import EntityTable
 from polyrec.data.past import check_marks, read_past
 from polyrec.data.tables import read_table
@@ -203,6 +204,17 @@ def log_with_past(max_history=6, past_length=4, kind=int, **options):
     return processor, processor.split(events, past=past, shuffle_ties=False, **options)
 
 
+def test_what_is_counted_of_the_past_unless_said_otherwise():
+    """Prevents a rate without the number of events behind it: of one event or a hundred, it would look the same."""
+    processor, _ = log_with_past()
+    names = {name for name in processor.statistics.names if name.startswith("past.")}
+    attributes = [f"item.{name}" for name in ("genre", "tags", "price")]
+    pairs = [f"user*{key}" for key in ("item", *attributes)]
+    keys = [f"{key}-context" for key in ("item", *attributes)] + [f"{key}-item" for key in ("user", *pairs)]
+    expected = {f"past.{key}.{what}" for key in keys for what in ("like", "log_count")}
+    assert names == expected | {"past.baseline.like"}
+
+
 @pytest.mark.parametrize(("max_history", "past_length"), [(12, 4), (12, 0), (1, 4), (30, 30), (8, 9)])
 def test_windows_begin_with_the_latest_of_the_past(max_history, past_length):
     """Prevents the oldest events of the past from being read, windows from overflowing, and positions from staying."""
@@ -230,6 +242,22 @@ def test_windows_begin_with_the_latest_of_the_past(max_history, past_length):
             assert np.isnan(features["time_gap"][: len(read_)]).all()
             checked += len(read_)
     assert (checked > 0) == (max_history > 1 and past_length > 0)  # where own events leave place
+
+
+def test_lists_leave_out_what_was_taken_before_the_log():
+    """Prevents another person's past, or none, from being left out of lists that are measured."""
+    _, splits = log_with_past()
+    for part in splits:
+        rows = np.arange(part.num_candidates)
+        pairs = np.concatenate([np.stack(found, 1) for found in excluded_items("history", part, rows)])
+        log, expected = part.log, set()
+        for row, event in enumerate(part.candidates.event):
+            person = log.person[event]
+            first = log.offsets[person]
+            seen = set(log.item[first : first + part.candidates.position[row]].tolist())
+            seen |= {item + 2 for item in range(log.user_ids[person].as_py())}  # what p watched: 0 ... p - 1
+            expected |= {(row, item) for item in seen if item >= 2}
+        assert set(map(tuple, pairs.tolist())) == expected
 
 
 @pytest.mark.parametrize("kind", [int, float, bool])

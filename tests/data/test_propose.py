@@ -102,6 +102,16 @@ def test_exposures_are_no_next_items():
     )
 
 
+def test_yes_and_no_are_a_flag_and_many_words_no_events():
+    """Prevents a task of those who said no, a task per name, and fractions as kinds of events."""
+    tasks, _, _ = proposed(action=np.array(["no", "yes"])[mixed(0.7, 0.3)])
+    assert tasks == {"next_item": ("retrieval", None), "action": ("binary", "action == 'yes'")}
+    for odd in (np.array([f"act {n}" for n in range(21)])[mixed(*[1 / 21] * 21)], mixed(0.5, 0.3, 0.2) / 4):
+        tasks, proposal, _ = proposed(activity=odd)
+        assert list(tasks) == ["next_item"]
+        assert "no known kind" in dict(proposal.unused)["activity"]
+
+
 def test_one_thing_said_twice_is_one_task():
     """Prevents two tasks with the same labels, which count double in every mean."""
     kind = mixed(0.6, 0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,10 @@ def test_sure_misses_are_counted_and_said(caplog):
         evaluator.evaluate(model, parts.test, predictions, k=K)
         evaluator.evaluate(model, parts.test, predictions, k=K)
     assert [r.message for r in caplog.records if "repeats=True" in r.message] == [caplog.records[0].message]
+    found = SimpleNamespace(rows=np.arange(4), excluded=np.array([True, False, False, False]))
+    with caplog.at_level(logging.WARNING):
+        evaluator._check_repeats(SimpleNamespace(rankings={"again": found}))
+    assert "'again': 25.0% of the targets" in caplog.records[-1].message
 
 
 def test_a_user_who_took_everything_is_a_miss_of_every_system():

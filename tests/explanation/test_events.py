@@ -89,6 +89,9 @@ def test_explanations_of_recommendations_say_what_was_recommended(world):
     assert [row["item"] for row in found] == [row["item"] for row in listed]
     assert [row["rank"] for row in found] == [1, 2, 3, 4, 5]
     np.testing.assert_allclose([row["score"] for row in found], [row["score"] for row in listed], rtol=1e-5)
+    about = model.explain(processor, HISTORY, k=5, time=NOW, task="rating")
+    assert [row["item"] for row in about] == [row["item"] for row in listed]  # why these are liked, not what is
+    assert {row["task"] for row in about} == {"rating"}
     for row in found:
         assert len(row["events"]) == 2
         assert abs(row["events"][0]["effect"]) >= abs(row["events"][1]["effect"])

@@ -37,6 +37,15 @@ def naive_group(history, item):
     return 1 + often * len(AGO) + latest
 
 
+def test_ranges_begin_where_saved_weights_learnt_them():
+    """Prevents a range that is moved by one: the weights of a saved model would speak of other events."""
+    history = np.arange(FIRST_ITEM, FIRST_ITEM + 130)[::-1]  # item FIRST_ITEM + n stands n + 1 events ago
+    group = groups_of(Repeats(hidden_size=2), Moment(history=torch.tensor(history.copy())[None]), torch.arange(132))
+    begins = [low for low, _ in AGO]
+    assert group[0, [FIRST_ITEM + low - 1 for low in begins]].tolist() == list(range(1, 9))
+    assert group[0, [FIRST_ITEM + low - 2 for low in begins[1:]]].tolist() == list(range(1, 8))
+
+
 def groups_of(repeats, moment, ids):
     """The group of each of some items, [M, N], as the logits of a catalog are told of it."""
     known, place = ids.unique(return_inverse=True)

@@ -137,8 +137,8 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         about = [(window, position[window, place], ids[window, place])]
         if "list_items" in batch:
             listed = _array(batch["list_items"])
-            window, place, _ = np.nonzero(listed)
-            about.append((window, position[window, place], listed[listed > 0]))
+            window, place, _ = filled = np.nonzero(listed)
+            about.append((window, position[window, place], listed[filled]))
         events = {name: _array(values) for name, values in batch["event_features"].items()}
         return self.prompts.build(
             _array(batch["item_ids"]), events, *(np.concatenate(parts) for parts in zip(*about, strict=True))

@@ -300,7 +300,7 @@ def _by_content(
 
 def _unnamed(found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks: Mapping[str, object]) -> list[str]:
     """Columns of ids whose names say nothing: no row numbers, feedback, prices, few numbers or attributes."""
-    known = [found[name] for role, name in roles.items() if role != "time" and name in found]
+    known = [found[name] for role, name in roles.items() if role != "time"]
     names = []
     for name, f in found.items():
         named = max(strength(role, name) for role in ("user", "item", "rating", "event", "count", "duration")) > 1
