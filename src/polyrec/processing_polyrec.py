@@ -549,12 +549,12 @@ class PolyRecProcessor:
         options = {**HEADS.get(task.head).default_options, **task.options}
         taken = train & (self._taken_items(log, task.name) >= FIRST)
         events = log.person[taken], log.item[taken], log.time[taken]
-        found = fit_trending(*events, len(self.items), not options["repeats"])
+        found, aged = fit_trending(*events, len(self.items), not options["repeats"]), options["item_age"] == "release"
         if found is None:
             return {}
         if self.data_report is not None:
-            self.data_report.trending[task.name] = found.reason()
-        return found.options(options["label_smoothing"] > 0)
+            self.data_report.trending[task.name] = found.reason(aged)
+        return found.options(options["label_smoothing"] > 0, aged)
 
     def _meet(self, log: EventLog) -> None:
         self.first_event = np.minimum(self.first_event, first_times(log.item, log.time, len(self.items)))

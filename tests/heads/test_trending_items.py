@@ -99,7 +99,12 @@ def news(events=4000, days=20):
 
 def prepared(**options):
     task = {"name": "next_item", "head": "retrieval", "options": options}
-    processor = PolyRecProcessor.fit(news(), tasks=[task], statistics=False, verbose=False, max_history=16)
+    log = news()
+    known = {}
+    if "item_age" in options:
+        first = log.groupby("item_id", as_index=False).timestamp.min()
+        known = {"items": first, "columns": {"item_time": "timestamp", "item_features": {}}}
+    processor = PolyRecProcessor.fit(log, tasks=[task], statistics=False, verbose=False, max_history=16, **known)
     return processor, processor.split(news())
 
 
@@ -134,6 +139,14 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     assert ndcg(*prepared(trending=()), 2)[1] < 0.1
     frozen = processor.frozen(splits.test, float(splits.test.log.time[splits.train.candidates.event].max()))
     assert evaluate(model, frozen, predict(model, frozen))["next_item_ndcg@10"] < 0.5 * found
+
+
+def test_what_is_new_counts_once():
+    """Prevents recent popularity, fitted without ages, from being added to ages that say the same."""
+    processor, _ = prepared(item_age="release")
+    options = processor.model_config().task_configs[0].options
+    assert ("trending" in options, options["neighbours"], options["cold_negatives"]) == (False, 0, False)
+    assert "next_item: recent popularity is not read: the option item_age" in str(processor.data_report)
 
 
 def test_a_saved_processor_keeps_what_its_models_read(world, tmp_path):
