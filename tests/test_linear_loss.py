@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -51,3 +53,22 @@ def test_a_chunk_fills_an_accelerator():
     seen.clear()
     linear_loss.linear_loss(torch.ones(100, 2), torch.ones(20_000, 2), torch.zeros(20_000), judge)
     assert seen[0] == (1 << 20) // 20_000
+
+
+@pytest.mark.parametrize("questions", [0, 5])
+def test_numbers_of_shared_table_rows_are_added_to_the_right_logits(questions):
+    """Prevents a table row that many questions read, or a column that stands in it twice, from counting once."""
+    torch.manual_seed(0)
+    columns, values = torch.randint(0, 7, (3, 4)), torch.rand(3, 2, 4)  # U = 3, K = 4, T = 2
+    rows, groups = torch.randint(0, 3, (questions, 6)), torch.randn(questions, 1 + 2 * 6)  # H = 6, one other group
+    placed = linear_loss.PlacedNumbers(columns, values, rows).beyond(1)
+    found, gradient = placed.add(torch.zeros(questions, 7), groups), torch.randn(questions, 7)
+    expected, expected_gradient = torch.zeros(questions, 7), torch.zeros_like(groups)
+    for r, h, t, k in itertools.product(range(questions), range(6), range(2), range(4)):
+        u, group = rows[r, h], 1 + t * 6 + h
+        expected[r, columns[u, k]] += groups[r, group] * values[u, t, k]
+        expected_gradient[r, group] += gradient[r, columns[u, k]] * values[u, t, k]
+    of_groups = torch.zeros_like(groups)
+    placed.collect(of_groups, gradient)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(of_groups, expected_gradient)

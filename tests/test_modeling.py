@@ -53,6 +53,16 @@ def test_loss_is_the_weighted_sum_of_means(world):
     assert output.states.shape == (*batch["candidate_ids"].shape, 8)
 
 
+def test_training_does_not_score_what_no_loss_reads(world):
+    """Prevents every step from looking up evidence of candidates, which costs as much as the loss and changes none."""
+    processor, _, batch = world
+    model = tiny_model(processor)
+    expected = model(**batch)
+    output = model.train()(**batch)
+    assert set(expected.logits) - set(output.logits) == {"next_item"}
+    assert output.losses["next_item"] > 0
+
+
 def test_no_labels_no_loss_and_no_candidates_is_refused(world):
     """Prevents a forgotten input from giving an answer about nothing."""
     processor, _, batch = world

@@ -48,36 +48,53 @@ class Placed(NamedTuple):
 class PlacedNumbers(NamedTuple):
     """Numbers of few logits of a row, each the sum of some values times the row's groups.
 
+    The values of a row are H rows of a table, which rows of logits share: they are read where they lie and never
+    repeated.
+
     Args:
-        columns: int64 [R, H, K], where the sums belong; a column may stand there several times.
-        values: [R, H, T, K], by which group t of H groups each counts; 0 adds nothing.
+        columns: int64 [U, K], where the sums belong; a column may stand there several times.
+        values: [U, T, K], by which group t of H groups each counts; 0 adds nothing.
+        table_rows: int64 [R, H], which of the U rows each row of logits reads.
         first: number of the group t = 0, h = 0; the others follow, h by h, then t by t.
     """
 
     columns: Tensor
     values: Tensor
+    table_rows: Tensor
     first: int = 0
 
     def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
         """Logits [R, N] with the sums, added in place."""
-        rows, groups, kinds, _ = self.values.shape
-        weights = of_groups[:, self.first : self.first + kinds * groups].reshape(rows, kinds, groups)
-        numbers = self.values[:, :, 0] * weights[:, 0].unsqueeze(-1)
-        for kind in range(1, kinds):  # several times faster than an einsum of such shapes
-            numbers.addcmul_(self.values[:, :, kind], weights[:, kind].unsqueeze(-1))
-        return logits.scatter_add_(1, self.columns.flatten(1), numbers.flatten(1).to(logits.dtype))
+        read, kinds = self.table_rows.shape[1], self.values.shape[1]
+        weights = of_groups[:, self.first : self.first + kinds * read].unflatten(1, (kinds, read))
+        numbers, columns = self._sums(weights.transpose(1, 2).flatten(0, 1)), self._columns()
+        return logits.scatter_add_(1, columns, numbers.view_as(columns).to(logits.dtype))
 
     def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
         """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
-        _, groups, kinds, _ = self.values.shape
-        own = gradient.gather(1, self.columns.flatten(1)).view_as(self.columns).to(self.values.dtype)
-        for kind in range(kinds):
-            begin = self.first + kind * groups
-            of_groups[:, begin : begin + groups] += (self.values[:, :, kind] * own).sum(-1)
+        read, kinds = self.table_rows.shape[1], self.values.shape[1]
+        own = gradient.gather(1, self._columns()).unflatten(1, (read, -1)).flatten(0, 1)
+        with torch.enable_grad():  # sums are linear in the weights: any weights have the same gradient
+            weights = torch.zeros(len(own), kinds, dtype=own.dtype, device=own.device, requires_grad=True)
+            (found,) = torch.autograd.grad(self._sums(weights), weights, own)
+        found = found.unflatten(0, (len(gradient), read)).transpose(1, 2).flatten(1)
+        of_groups[:, self.first : self.first + kinds * read] += found
 
     def beyond(self, groups: int) -> PlacedNumbers:
         """The same where some groups of other terms come first."""
         return self._replace(first=self.first + groups)
+
+    def _columns(self) -> Tensor:
+        """Columns of all numbers of each row, [R, H * K]."""
+        rows, read = self.table_rows.shape
+        return self.columns.index_select(0, self.table_rows.flatten()).view(rows, read * self.columns.shape[1])
+
+    def _sums(self, weights: Tensor) -> Tensor:
+        """Rows of the table, their kinds weighed and added, [R * H, T] -> [R * H, K]."""
+        kinds = self.values.shape[1]
+        of_kinds = self.table_rows.view(-1, 1) * kinds + torch.arange(kinds, device=self.table_rows.device)
+        table = self.values.flatten(0, 1).to(weights.dtype)
+        return F.embedding_bag(of_kinds, table, per_sample_weights=weights, mode="sum")
 
 
 class DenseNumbers(NamedTuple):

@@ -204,11 +204,13 @@ class PolyRecForRecommendation(MultiTaskModel):
         query_BCD = None if queries is None else queries.vectors_BCD
         told = event_features, user_fold, trending, candidate_trending
         moment = self.moment(item_ids, candidate_positions, candidate_times, *told)
+        unread = set() if labels is None or not self.training else set(labels)
         logits = {
             name: self.heads[name].pair_logits(
                 self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
             )
             for name in self.state_tasks
+            if name not in unread
         }
         pairs, answers = RealPairs(candidate_ids), PairAnswers()
         if self.pair_tasks:
@@ -229,7 +231,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         for name, logit in answers.logits.items():
             logits[name] = pairs.unpack(self.heads[name].mean_over_members(logit))
         output = PolyRecOutput(
-            logits={name: logits[name] for name in self.heads},
+            logits={name: logits[name] for name in self.heads if name in logits},
             states=state_BCD,
             queries=query_BCD,
             gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},

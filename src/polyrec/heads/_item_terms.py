@@ -39,22 +39,25 @@ class ItemTerm(Protocol):
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
 
 
-def place_numbers(found: Tensor, values: Tensor, ids: Tensor, num_items: int) -> PlacedNumbers:
+def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> PlacedNumbers:
     """Numbers of items of each question's own, for the logits of some items.
 
     Args:
-        found: int64 [M, H, K], rows of the item table, 0 = none.
-        values: [M, H, T, K], 0 where there is no item; changed in place.
+        items: [P, K], rows of the item table, 0 = none.
+        values: [P, T, K], 0 where there is no item.
+        rows: int64 [M, H], which of the P rows count for a question.
         ids: [N], ascending, each once.
         num_items: rows of the item table.
     """
+    read, table_rows = rows.unique(return_inverse=True)  # questions of one user share most of them
+    found, numbers = items.index_select(0, read).long(), values.index_select(0, read).float()
     first = int(ids[0])
     if first <= FIRST_ITEM and len(ids) == num_items - first:  # all items; item 0 means none, with values of 0
-        return PlacedNumbers((found - first).clamp(min=0), values)
+        return PlacedNumbers((found - first).clamp(min=0), numbers, table_rows)
     column_of = torch.full((num_items,), -1, device=ids.device)
     column = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found]
-    values *= (column >= 0).unsqueeze(-2)
-    return PlacedNumbers(column.clamp(min=0), values)
+    numbers *= (column >= 0).unsqueeze(-2)
+    return PlacedNumbers(column.clamp(min=0), numbers, table_rows)
 
 
 def find_items(items: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ class ItemNeighbours(nn.Module):
             ids: ascending, each once.
         """
         items, values, rows_MH = self._rows(moment)
-        return place_numbers(items[rows_MH].long(), values[rows_MH].float(), ids, len(self.items))
+        return place_numbers(items, values, rows_MH, ids, len(self.items))
 
     def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
         """The same, whatever came then."""

@@ -57,7 +57,7 @@ class TrendingItems(nn.Module):
             ids: ascending, each once.
         """
         rows_M1, items, values = self._snapshots(moment)
-        return place_numbers(items[rows_M1].long(), values[rows_M1].float().unsqueeze(-2), ids, self.num_items)
+        return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
 
     def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
         """The same, whatever came then."""
