@@ -406,7 +406,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         latest = {
             name: latest_items(item_ids, candidate_positions, refused_BL.get(name))
             for name, head in heads.items()
-            if head.neighbours is not None
+            if head.reads_latest
         }
         if latest:
             fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)

@@ -22,7 +22,7 @@ from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_e
 from polyrec.data.label_summary import summarise
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.neighbours import FOLDS, Neighbours, fold_of, neighbours, worthwhile
+from polyrec.data.neighbours import FOLDS, Neighbours, fold_of, linear_neighbours, linear_size, neighbours, worthwhile
 from polyrec.data.past import check_marks, read_past
 from polyrec.data.processor_checks import (
     check_keys_only,
@@ -183,6 +183,7 @@ class PolyRecProcessor:
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
+        self._linear: dict[tuple[str, int, int], Neighbours | None] = {}
         self._saved_mixtures: dict[str, list[list[float]]] | None = None  # of a loaded processor: its models read these
         self.recent: dict[str, RecentCounts] = {}  # {retrieval task that reads it: what is popular now}
         self._trending: list[tuple[EventLog, np.ndarray | None, Trending]] = []  # of logs and the events that count
@@ -508,7 +509,7 @@ class PolyRecProcessor:
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
-        self._taken, self._neighbours = (log.person[train], log.item[train]), {}
+        self._taken, self._neighbours, self._linear = (log.person[train], log.item[train]), {}, {}
         refused = {n: v[train] > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
         if log.past is not None:
             # What people did before the log comes before their training events.
@@ -527,7 +528,9 @@ class PolyRecProcessor:
             options = {**HEADS.get(task.head).default_options, **task.options}
             if task.head == "retrieval":
                 self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items), ordered=self._ordered)
-                if not self._ordered:
+                if self._ordered:
+                    self.label_summary[task.name]["linear"] = linear_size(self._taken[0], len(self.items))
+                else:
                     self.label_summary[task.name]["of_sets"] = True
                 self.label_summary[task.name] |= self._trending_options(log, train, task)
             if options.get("item_age") is not None:
@@ -600,18 +603,31 @@ class PolyRecProcessor:
         Raises:
             ValueError: nothing was split yet; the training rows are not saved with a processor.
         """
-        if self._taken is None:
-            raise ValueError("neighbours are those of a split's training rows: call split() first")
-        user, item = self._taken
         key = task, size, len(self.items)
         if key not in self._neighbours:
-            counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
-            user, item, fold = user[counts], item[counts], fold_of(user[counts])
+            user, item = self._taken_for(task)
+            fold = fold_of(user)
             parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
             self._neighbours[key] = [
                 neighbours(user[part], item[part], len(self.items), size, self._ordered) for part in parts
             ]
         return self._neighbours[key]
+
+    def linear_neighbours(self, task: str, size: int) -> Neighbours | None:
+        """The weights of a linear item-item model of the training rows of the last split, see
+        [`~polyrec.data.neighbours.linear_neighbours`]; arguments and errors as of `item_neighbours`."""
+        key = task, size, len(self.items)
+        if key not in self._linear:
+            self._linear[key] = linear_neighbours(*self._taken_for(task), len(self.items), size)
+        return self._linear[key]
+
+    def _taken_for(self, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of the training rows that a task does not know to be refused."""
+        if self._taken is None:
+            raise ValueError("neighbours are those of a split's training rows: call split() first")
+        user, item = self._taken
+        counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
+        return user[counts], item[counts]
 
     @property
     def _ordered(self) -> bool:

@@ -5,7 +5,7 @@ Letters: R events, N items, K neighbours, T kinds of evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
 SET_KINDS = ("together", "similar", "linear")  # of users whose events have no order
-RIDGE = 400.0  # of "linear"
+RIDGE = 400.0  # of "linear" of sets
+RIDGE_OF_LATEST = 200.0  # of "linear" where it is read for the latest items alone
 WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
 POWER = 0.4  # by which frequent items are damped on both sides of "together"
 STEPS, STEP_FADE = 5, 0.7  # of "next"
@@ -44,6 +45,12 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
     if num_items <= 50_000:
         return 128
     return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
+
+
+def linear_size(user: np.ndarray, num_items: int) -> int:
+    """How many weights of a linear model of events in order to keep of each item: 128, or none of a log too large for
+    an inverse."""
+    return 128 if min(len(np.unique(user)), num_items) <= DENSE else 0
 
 
 class Neighbours(NamedTuple):
@@ -97,17 +104,49 @@ def neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int, or
     kinds = [_scaled(count(user, item, num_items)) for count in counts]
     linear = None if ordered or not kinds[-1].nnz else kinds[-1]
     row, column = _strongest(sum(kinds[1:], kinds[0]).tocsr() if linear is None else abs(linear), size)
+    return _table(row, column, [kind if kind is linear else kind.sqrt() for kind in kinds], num_items, size)
+
+
+def _table(
+    row: np.ndarray, column: np.ndarray, kinds: Sequence[sparse.csr_matrix], num_items: int, size: int
+) -> Neighbours:
+    """Neighbours of items, at most `size` of each, with what each kind of evidence says of them."""
     order = np.lexsort((column, row))
     row, column = row[order], column[order]
     # Ascending, and on the right: what is missing is item 0.
     place = size - np.bincount(row, minlength=num_items)[row] + np.arange(len(row)) - np.searchsorted(row, row)
     items = np.zeros((num_items, size), dtype=np.int32)
-    values = np.zeros((num_items, len(KINDS), size), dtype=np.float16)
+    values = np.zeros((num_items, len(kinds), size), dtype=np.float16)
     items[row, place] = column
     for at, kind in enumerate(kinds):
-        found = np.asarray(kind[row, column]).ravel()
-        values[row, at, place] = found if kind is linear else np.sqrt(found)
+        values[row, at, place] = np.asarray(kind[row, column]).ravel()
     return Neighbours(items, values)
+
+
+def linear_neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours | None:
+    """The largest weights of EASE (Steck, 2019; [`polyrec.data.ridge`]) of each item, as the one kind of evidence [N,
+    1, K], in units of the mean largest weight.
+
+    Args:
+        user, item: int64 [R]; item rows below 2 are skipped.
+        size: K.
+
+    Returns:
+        None where a log has too many users and items for an inverse, or no pair of items.
+
+    Example:
+        >>> found = linear_neighbours(np.array([0, 0, 1]), np.array([2, 3, 4]), num_items=5, size=1)
+        >>> found.items.ravel().tolist(), found.values.ravel().tolist()
+        ([0, 0, 3, 2, 0], [0.0, 0.0, 1.0, 1.0, 0.0])
+    """
+    known = item >= FIRST
+    weights = _linear_weights(user[known], item[known], num_items, size, RIDGE_OF_LATEST, np.negative)
+    weights.data[weights.data < 0] = 0  # of items with fewer neighbours than `size`
+    weights.eliminate_zeros()
+    if not weights.nnz:
+        return None
+    row, column = weights.nonzero()
+    return _table(row, column, [_scaled(weights)], num_items, size)
 
 
 def _together(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
@@ -127,21 +166,32 @@ def _jointly(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_m
 def _linear(size: int) -> Callable[[np.ndarray, np.ndarray, int], sparse.csr_matrix]:
     """The `size` largest weights of each item."""
 
-    def count(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:
-        taken = taken_matrix(user, item, num_items)
-        if not len(user) or min(taken.shape) > DENSE:
-            return sparse.csr_matrix((num_items, num_items), dtype=np.float32)
-        blocks = []
-        for block in ridge_weights(taken, RIDGE):
-            kept = np.argpartition(-np.abs(block), min(size, num_items - 1), axis=1)[:, :size]
-            row = np.repeat(np.arange(len(block)), kept.shape[1])
-            weights = block[row, kept.ravel()].astype(np.float32)
-            blocks.append(sparse.csr_matrix((weights, (row, kept.ravel())), shape=block.shape))
-        found = sparse.vstack(blocks).tocsr()
-        found.eliminate_zeros()
-        return found
+    return lambda user, item, num_items: _linear_weights(
+        user, item, num_items, size, RIDGE, lambda block: -np.abs(block)
+    )
 
-    return count
+
+def _linear_weights(
+    user: np.ndarray,
+    item: np.ndarray,
+    num_items: int,
+    size: int,
+    ridge: float,
+    order: Callable[[np.ndarray], np.ndarray],
+) -> sparse.csr_matrix:
+    """The `size` weights of each item that come first in an order; none of a log too large for an inverse."""
+    taken = taken_matrix(user, item, num_items)
+    if not len(user) or min(taken.shape) > DENSE:
+        return sparse.csr_matrix((num_items, num_items), dtype=np.float32)
+    blocks = []
+    for block in ridge_weights(taken, ridge):
+        kept = np.argpartition(order(block), min(size, num_items - 1), axis=1)[:, :size]
+        row = np.repeat(np.arange(len(block)), kept.shape[1])
+        weights = block[row, kept.ravel()].astype(np.float32)
+        blocks.append(sparse.csr_matrix((weights, (row, kept.ravel())), shape=block.shape))
+    found = sparse.vstack(blocks).tocsr()
+    found.eliminate_zeros()
+    return found
 
 
 def _next(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
+from polyrec.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.encoders.moment import Moment
 from polyrec.evaluation import metrics, ranking
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
-from polyrec.modeling_polyrec import PolyRecForRecommendation, to_device
+from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,76 @@ class PairPredictions:
             found[at] = self.heads[name].details(logits[name].float()).flatten(0, 1).cpu()[real].numpy()
 
 
+class Asked(NamedTuple):
+    """Questions about the catalog.
+
+    Args:
+        rows: int64 [M], candidates of the data set.
+        states: [M, D].
+        queries: [M, D], of what was typed; None: nothing.
+        moment: of each.
+    """
+
+    rows: np.ndarray
+    states: torch.Tensor
+    queries: torch.Tensor | None
+    moment: Moment
+
+
+class Answered(NamedTuple):
+    """A batch of windows that the model has read.
+
+    Args:
+        rows: int64 [B, C], candidates of the data set, below 0 = padding.
+        labels: {task: [B, C]}.
+        output, moments: of the model.
+        items: the encoded table.
+    """
+
+    rows: torch.Tensor
+    labels: Mapping[str, torch.Tensor]
+    output: PolyRecOutput
+    moments: Moment
+    items: ItemRows
+
+    def questions(self, task: str, size: int) -> Iterator[Asked]:
+        """What is asked about the catalog: candidates whose item was taken, at most `size` at a time."""
+        taken = (self.rows.flatten() >= 0) & (self.labels[task].flatten() > 0)
+        states_BCD, queries_BCD = self.output.states, self.output.queries
+        assert states_BCD is not None  # there are candidates
+        there = taken.to(states_BCD.device)
+        states, moment = states_BCD.flatten(0, 1)[there], self.moments.rows(there)
+        queries = None if queries_BCD is None else queries_BCD.flatten(0, 1)[there]
+        rows = self.rows.flatten()[taken].numpy()
+        for chunk in torch.arange(len(rows)).split(size):
+            typed = None if queries is None else queries[chunk]
+            yield Asked(rows[chunk.numpy()], states[chunk], typed, moment.at(chunk))
+
+
+def answered(
+    model: PolyRecForRecommendation,
+    dataset: SequenceDataset,
+    batch_size: int = 64,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = False,
+    workers: int = 0,
+) -> Iterator[Answered]:
+    """Batches of a data set's windows, short ones first, and what the model says; arguments as of [`predict`]."""
+    order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
+    loader = DataLoader(
+        Subset(dataset, order.tolist()),
+        batch_size=batch_size,
+        collate_fn=PolyRecCollator(),
+        num_workers=workers,
+        generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
+    )
+    items = model.item_encoder.table()
+    for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
+        rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
+        asked = to_device(batch, model.device)
+        yield Answered(rows, labels, model(**asked, items=items), model.moment(**asked), items)
+
+
 @torch.no_grad()
 def predict(
     model: PolyRecForRecommendation,
@@ -123,35 +194,17 @@ def predict(
     """
     dataset = dataset.fixed()
     k = min(k, model.config.num_items - FIRST_ITEM)
-    order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
-    loader = DataLoader(
-        Subset(dataset, order.tolist()),
-        batch_size=batch_size,
-        collate_fn=PolyRecCollator(),
-        num_workers=workers,
-        generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
-    )
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     with model.eval_mode() as model, autocast or nullcontext():
-        items = model.item_encoder.table()
-        for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
-            rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-            asked = to_device(batch, model.device)
-            output, moments = model(**asked, items=items), model.moment(**asked)
-            real = rows.flatten() >= 0
-            pairs.add(rows, output.logits)
+        for batch in answered(model, dataset, batch_size, shard, progress, workers):
+            assert batch.output.logits is not None  # there are candidates
+            pairs.add(batch.rows, batch.output.logits)
             for name in model.state_tasks:
-                taken = real & (labels[name].flatten() > 0)
-                there = taken.to(model.device)
-                states, moment = output.states.flatten(0, 1)[there], moments.rows(there)
-                queries = None if output.queries is None else output.queries.flatten(0, 1)[there]
-                chosen, leaves = rows.flatten()[taken].numpy(), lists_leave_out(model, name, exclude_seen)
-                for chunk in torch.arange(len(chosen)).split(rows_at_once(model.config.num_items)):
-                    typed = None if queries is None else queries[chunk]
-                    scores = model.score_items(states[chunk], name, items, typed, moment.at(chunk)).float()
-                    asked_about = chosen[chunk.numpy()]
-                    parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked_about, leaves, k))
+                leaves = lists_leave_out(model, name, exclude_seen)
+                for asked in batch.questions(name, rows_at_once(model.config.num_items)):
+                    scores = model.score_items(asked.states, name, batch.items, asked.queries, asked.moment).float()
+                    parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked.rows, leaves, k))
     rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}
     return Predictions(pairs.values, rankings, pairs.details)
 

@@ -22,54 +22,30 @@ from polyrec.linear_loss import PlacedNumbers
 _START = {"together": (0.7, 0.7), "similar": (1.0, 0.9), "next": (1.5, 0.65)}
 
 
-class ItemNeighbours(nn.Module):
-    r"""The neighbour term of a retrieval logit, e(s_i, j) = sum_{h, t} (A s_i + c)_{th} S_t[i_h, j].
-
-    i_1, i_2, ... are the latest items of the question's user (events whose label is known to be 0 do not count), S_t
-    the kinds of evidence of [`~polyrec.data.neighbours.neighbours`], counted in the training log. c starts at what
-    item-to-item recommenders do, with less and less weight of earlier items, and A at 0, so that an untrained model
-    ranks as they do (Sarwar et al., 2001; He and McAuley, 2016; in the spirit of Steck, 2019, weights learnt by a
-    softmax).
-
-    **Cross-fitted**: a training question must not find its own answer counted in S, or training would trust evidence
-    that nobody else's questions have. So the users are in folds, and in training mode a question reads tables that were
-    counted without its user's fold. What is saved, and read in evaluation mode, is the table of all.
+class NeighbourTable(nn.Module):
+    """Neighbours of items, and what kinds of evidence say of them, for the latest items of a user.
 
     Args:
         size: K.
-        rate: how many times faster than other parameters c learns.
+        kinds: T.
         task: whose label says which events count.
 
-    Shapes: states [M, D] -> logits of groups [M, G]; latest items [M, H] -> numbers of items [M, N].
+    Shapes: latest items [M, H] -> numbers of items [M, N], one for each of the G groups (kind, place of the item).
     """
 
     items: Tensor
     values: Tensor
-    fold_items: Tensor
-    fold_values: Tensor
 
-    def __init__(self, size: int, num_items: int, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
+    def __init__(self, size: int, num_items: int, kinds: int, task: str = "") -> None:
         super().__init__()
-        self.rate, self.task = rate, task
-        self.size = len(KINDS) * LATEST
-        self.by_state = nn.Linear(hidden_size, self.size, bias=False)
-        self.prior = nn.Embedding(self.size, 1)
+        self.task, self.kinds, self.size = task, kinds, kinds * LATEST
         self.register_buffer("items", torch.zeros(num_items, size, dtype=torch.int32))
-        self.register_buffer("values", torch.zeros(num_items, len(KINDS), size, dtype=torch.float16))
-        # The table of all and, below, those without the users of each fold; [0, ...] where nobody trains.
-        self.register_buffer("fold_items", torch.zeros(0, size, dtype=torch.int32), persistent=False)
-        self.register_buffer("fold_values", torch.zeros(0, len(KINDS), size, dtype=torch.float16), persistent=False)
+        self.register_buffer("values", torch.zeros(num_items, kinds, size, dtype=torch.float16))
 
     def initialise(self) -> None:
-        """Start as an item-to-item recommender."""
-        init.zeros_(self.by_state.weight)
-        init.copy_(self.prior.weight, self._start().view(-1, 1) / self.rate)
+        """Start without a neighbour."""
         init.zeros_(self.items)
         init.zeros_(self.values)
-
-    def _start(self) -> Tensor:
-        """Weights of the groups before training."""
-        return torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
 
     @property
     def is_new(self) -> bool:
@@ -81,15 +57,7 @@ class ItemNeighbours(nn.Module):
         items, values = self._tensors([table])
         return torch.equal(items, self.items) and torch.equal(values, self.values)
 
-    @torch.no_grad()
-    def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
-        """Take the table of all users, and those without the users of each fold."""
-        self.items, self.values = self._tensors([whole])
-        self.fold_items, self.fold_values = self._tensors([whole, *folds] if folds else [])
-
     def _tensors(self, tables: Sequence[Neighbours]) -> tuple[Tensor, Tensor]:
-        if not tables:
-            return self.fold_items[:0], self.fold_values[:0]
         items = torch.cat([torch.from_numpy(table.items) for table in tables])
         values = torch.cat([torch.from_numpy(table.values) for table in tables])
         return items.to(self.items), values.to(self.values)
@@ -100,11 +68,6 @@ class ItemNeighbours(nn.Module):
         more = num_items - len(self.items)
         self.items = F.pad(self.items, (0, 0, 0, more))
         self.values = F.pad(self.values, (0, 0, 0, 0, 0, more))
-        self.fold_items, self.fold_values = self.fold_items[:0], self.fold_values[:0]
-
-    def logits(self, state: Tensor) -> Tensor:
-        """The weights of a state, [..., D] -> [..., G]."""
-        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
 
     def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
         """The neighbours' columns and numbers for the logits of some items.
@@ -121,7 +84,7 @@ class ItemNeighbours(nn.Module):
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
-        weights = of_groups.unflatten(-1, (len(KINDS), LATEST)).transpose(-1, -2)  # [..., H, T]
+        weights = of_groups.unflatten(-1, (self.kinds, LATEST)).transpose(-1, -2)  # [..., H, T]
         return (self._of_own(moment, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
 
     def _of_own(self, moment: Moment, ids: Tensor) -> Tensor:
@@ -143,6 +106,77 @@ class ItemNeighbours(nn.Module):
                 "a task with `neighbours` must be told what came before: pass the moments of `model.moment(...)` "
                 "where it scores the catalog"
             )
+        return self.items, self.values, latest
+
+
+class ItemNeighbours(NeighbourTable):
+    r"""The neighbour term of a retrieval logit, e(s_i, j) = sum_{h, t} (A s_i + c)_{th} S_t[i_h, j].
+
+    i_1, i_2, ... are the latest items of the question's user (events whose label is known to be 0 do not count), S_t
+    the kinds of evidence of [`~polyrec.data.neighbours.neighbours`], counted in the training log. c starts at what
+    item-to-item recommenders do, with less and less weight of earlier items, and A at 0, so that an untrained model
+    ranks as they do (Sarwar et al., 2001; He and McAuley, 2016; in the spirit of Steck, 2019, weights learnt by a
+    softmax).
+
+    **Cross-fitted**: a training question must not find its own answer counted in S, or training would trust evidence
+    that nobody else's questions have. So the users are in folds, and in training mode a question reads tables that were
+    counted without its user's fold. What is saved, and read in evaluation mode, is the table of all.
+
+    Args:
+        size: K.
+        rate: how many times faster than other parameters c learns.
+        task: whose label says which events count.
+
+    Shapes: states [M, D] -> logits of groups [M, G]; latest items [M, H] -> numbers of items [M, N].
+    """
+
+    fold_items: Tensor
+    fold_values: Tensor
+
+    def __init__(self, size: int, num_items: int, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
+        super().__init__(size, num_items, len(KINDS), task)
+        self.rate = rate
+        self.by_state = nn.Linear(hidden_size, self.size, bias=False)
+        self.prior = nn.Embedding(self.size, 1)
+        # The table of all and, below, those without the users of each fold; [0, ...] where nobody trains.
+        self.register_buffer("fold_items", torch.zeros(0, size, dtype=torch.int32), persistent=False)
+        self.register_buffer("fold_values", torch.zeros(0, len(KINDS), size, dtype=torch.float16), persistent=False)
+
+    def initialise(self) -> None:
+        """Start as an item-to-item recommender."""
+        super().initialise()
+        init.zeros_(self.by_state.weight)
+        init.copy_(self.prior.weight, self._start().view(-1, 1) / self.rate)
+
+    def _start(self) -> Tensor:
+        """Weights of the groups before training."""
+        return torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
+
+    @torch.no_grad()
+    def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
+        """Take the table of all users, and those without the users of each fold."""
+        self.items, self.values = self._tensors([whole])
+        if folds:
+            self.fold_items, self.fold_values = self._tensors([whole, *folds])
+        else:
+            self._drop_folds()
+
+    @torch.no_grad()
+    def extend(self, num_items: int) -> None:
+        """Add rows of items without neighbours."""
+        super().extend(num_items)
+        self._drop_folds()
+
+    def _drop_folds(self) -> None:
+        self.fold_items, self.fold_values = self.fold_items[:0], self.fold_values[:0]
+
+    def logits(self, state: Tensor) -> Tensor:
+        """The weights of a state, [..., D] -> [..., G]."""
+        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
+
+    def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """The tables of items and values, and which rows of them the items of the events [..., H] have."""
+        items, values, latest = super()._rows(moment)
         if not self.training or moment.fold is None or not len(self.fold_items):
-            return self.items, self.values, latest
-        return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(self.items) + latest
+            return items, values, latest
+        return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(items) + latest

@@ -23,6 +23,7 @@ from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.heads._draw import draw
 from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerms
+from polyrec.heads._linear import LinearNeighbours
 from polyrec.heads._neighbours import ItemNeighbours
 from polyrec.heads._repeats import Repeats
 from polyrec.heads._seen import Seen
@@ -38,6 +39,7 @@ _FROM_DATA = (
     "age_start",
     "cold_negatives",
     "neighbours",
+    "linear",
     "of_sets",
     "trending",
     "trending_start",
@@ -73,6 +75,8 @@ class RetrievalHead(TaskHead):
             of each item. 0: no such term. `of_sets`: with all of the user's events instead, whose order says nothing,
             see `SetNeighbours`, and what a question sees is no negative of it, see `Seen`. `processor.model_config()`
             sets both.
+            `linear`: a linear item-item model that is added after training with the weight that ranks validation best,
+            see `LinearNeighbours`; so many of its weights are kept of each item. 0: no such term.
             `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
             fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
             and sets it where recent popularity tells more of late training rows than that of all time.
@@ -103,6 +107,7 @@ class RetrievalHead(TaskHead):
         "repeats": False,
         "neighbours": 0,
         "of_sets": False,
+        "linear": 0,
         "trending": (),
         "trending_start": 1.0,
     }
@@ -119,9 +124,11 @@ class RetrievalHead(TaskHead):
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
-        size = self.options["neighbours"]
-        if size < 0:
-            raise self.refuse("neighbours", "it must be >= 0")
+        for option in ("neighbours", "linear"):
+            if self.options[option] < 0:
+                raise self.refuse(option, "it must be >= 0")
+        size, linear = self.options["neighbours"], self.options["linear"]
+        self.linear = LinearNeighbours(linear, config.num_items, task.name) if linear else None
         kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
         self.neighbours = (
             kind(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name) if size else None
@@ -168,16 +175,28 @@ class RetrievalHead(TaskHead):
         return self.options["repeats"] or self.options["of_sets"]
 
     @property
+    def reads_latest(self) -> bool:
+        """Whether terms read the latest items."""
+        return self.neighbours is not None or self.linear is not None
+
+    @property
+    def evidence(self) -> ItemTerms:
+        """The terms that say what goes with the user's items."""
+        linear = self.linear if self.linear is not None and self.linear.speaks else None
+        return ItemTerms([term for term in (self.neighbours, linear) if term is not None])
+
+    @property
     def terms(self) -> ItemTerms:
         """What is added to logits beside s . v + b."""
-        return ItemTerms(
-            [term for term in (self.age, self.repeats, self.neighbours, self.trending, self.seen) if term is not None]
-        )
+        terms = (self.age, self.repeats, *self.evidence.terms, self.trending, self.seen)
+        return ItemTerms([term for term in terms if term is not None])
 
     def initialise(self) -> None:
         """Terms start with what the log knows, which a projection at random of the usual size would only blur."""
         if self.neighbours is not None:
             self.neighbours.initialise()
+        if self.linear is not None:
+            self.linear.initialise()
         if self.trending is not None:
             self.trending.initialise()
         if self.repeats is not None:
@@ -199,6 +218,10 @@ class RetrievalHead(TaskHead):
             whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
             if self.neighbours.is_new or self.neighbours.holds(whole):
                 self.neighbours.load(whole, folds)
+        if self.linear is not None and self.linear.is_new:
+            table = processor.linear_neighbours(self.task.name, self.options["linear"])
+            if table is not None:
+                self.linear.load(table)
 
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:
@@ -206,6 +229,8 @@ class RetrievalHead(TaskHead):
         self.sampled = num_items > self.options["sampled_above"]
         if self.neighbours is not None:
             self.neighbours.extend(num_items)
+        if self.linear is not None:
+            self.linear.extend(num_items)
         if self.trending is not None:
             self.trending.extend(num_items)
         if self.bias is not None:
@@ -233,8 +258,8 @@ class RetrievalHead(TaskHead):
         bias_N = self._bias(ids_N, items)
         for at in torch.arange(len(state_MD), device=ids_N.device).split(32):  # a large catalog has many logits
             logits_MN = F.linear(self.project(state_MD[at]), items.vectors_MD, bias_N)
-            if self.neighbours is not None:  # of which new items have none
-                logits_MN = ItemTerms([self.neighbours]).add_to(logits_MN, state_MD[at], moment.at(at), ids_N)
+            if evidence := self.evidence:  # of which new items have none
+                logits_MN = evidence.add_to(logits_MN, state_MD[at], moment.at(at), ids_N)
             logits_MN = in_double(logits_MN)
             both = (n.to(logits_MN.device) for n in (taken_N, new_N))
             share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in both)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, speed_metrics
+from transformers.utils import logging
 
 from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
@@ -28,6 +29,7 @@ from polyrec.distillation.unlabelled import with_unlabelled
 from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
+from polyrec.evaluation.linear_weight import choose_linear_weights
 from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -45,6 +47,8 @@ from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
 from polyrec.weighting.base import LossWeighting
+
+logger = logging.get_logger(__name__)
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -220,6 +224,25 @@ class PolyRecTrainer(ResumesSafely):
         drawn = teacher.draw(batch, unlabelled, processor.num_items, generator)
         batch.update(with_unlabelled(batch, drawn))
         batch["teacher"] = teacher.score({**batch, "drawn": drawn})
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, see [`~polyrec.training.resuming.ResumesSafely.train`]; then let the validation rows say how much of
+        its linear term a retrieval task serves."""
+        found = super().train(*args, **kwargs)
+        if isinstance(self.eval_dataset, SequenceDataset):
+            self._weigh_linear_terms(self.eval_dataset)
+        return found
+
+    def _weigh_linear_terms(self, valid: SequenceDataset) -> None:
+        with self._averaged():
+            chosen = choose_linear_weights(
+                self._evaluated(), valid, self.args.rank_k, self.args.exclude_seen, self.accelerator.autocast()
+            )
+        for name, weight in chosen.items():
+            self._unwrapped.heads[name].linear.weigh(weight.strength, weight.decay)
+            self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
+            if self.is_world_process_zero():
+                logger.info(f"{name}: {weight}")
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
