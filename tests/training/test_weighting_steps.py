@@ -81,7 +81,12 @@ def test_cosines_are_logged(world, tmp_path):
     """Prevents cosines that are no cosines: they agree with the Gramian of the same batch."""
     trainer = trainer_of(world, tmp_path, "aggregation", max_steps=2, weighting_options={"method": "mgda"})
     seen = []
-    trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.gramian))
+
+    def kept(module, inputs, output):
+        if module.training:
+            seen.append(output.gramian)
+
+    trainer.model.register_forward_hook(kept)
     trainer.train()
     for line, gramian in zip(lines(trainer), seen, strict=True):
         norm = gramian.diagonal().sqrt()
