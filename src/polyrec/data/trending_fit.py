@@ -74,7 +74,7 @@ class TrendingFit(NamedTuple):
         found: dict[str, Any] = {} if aged else {"trending": self.mixture, "trending_start": self.power}
         if self.new_share < MOSTLY_NEW:
             return found
-        return found | {"neighbours": 0} | ({} if smoothed else {"cold_negatives": False})
+        return found | {"neighbours": 0, "linear": 0} | ({} if smoothed else {"cold_negatives": False})
 
 
 class _Rows(NamedTuple):
