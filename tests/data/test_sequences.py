@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from window_fixtures import dataset, gaps, joined, make_log, people, same_windows, seen_by_each, two_views, windows
 
-from polyrec import PolyRecProcessor
+from polyrec import PolyRecCollator, PolyRecProcessor
 from polyrec.data.augmentation import Mask
 from polyrec.data.encoding import time_gap
 from polyrec.data.past import PastEvents
@@ -326,15 +326,11 @@ def test_a_share_of_windows_has_no_times(shuffle_ties):
     assert all(abs(np.mean(d) - 0.3) < 0.08 for d in drawn)
     assert drawn[0] != drawn[1]
     assert all(same_windows(a, b) for a, b in zip(windows(hidden.fixed()), windows(plain.fixed()), strict=True))
-    if not shuffle_ties:  # the same when windows are read at once
-        from polyrec import PolyRecCollator
-
-        one, other = (
-            PolyRecCollator()(w) for w in (hidden.__getitems__([3, 0, 7, 8]), [hidden[i] for i in (3, 0, 7, 8)])
-        )
-        for key in ("event_features", "candidate_features"):
-            for name, value in other[key].items():
-                assert np.array_equal(one[key][name], value, equal_nan=value.is_floating_point()), name
+    # The same when windows are read at once.
+    one, other = (PolyRecCollator()(w) for w in (hidden.__getitems__([3, 0, 7, 8]), [hidden[i] for i in (3, 0, 7, 8)]))
+    for key in ("event_features", "candidate_features"):
+        for name, value in other[key].items():
+            assert np.array_equal(one[key][name], value, equal_nan=value.is_floating_point()), name
 
 
 # ------------------------------------------------------------------ copies

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from polyrec.data.release import milliseconds
-from polyrec.schema import STATISTICS
+from polyrec.data.ties import ShuffledTies
+from polyrec.schema import STATISTICS, TIME_GAP
 
 if TYPE_CHECKING:
-    from polyrec.data.sequences import SequenceDataset
+    from polyrec.data.sequences import SequenceDataset, WindowSpans
 
 
 def tensors(values: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class BatchReader:
     """`reader(indices)` gives what the collator makes of `[dataset[i] for i in indices]`, many times faster.
 
     Windows of few events, as impression logs have them, cost more to cut out and pad one by one than the model costs to
-    train on them. Data sets with `shuffle_ties` or a `transform` change windows one by one; `supports` says so.
+    train on them. Data sets with a `transform` change windows one by one; `supports` says so.
 
     Args:
         dataset: what to read.
@@ -42,7 +43,7 @@ class BatchReader:
 
     def __init__(self, dataset: SequenceDataset) -> None:
         if not self.supports(dataset):
-            raise ValueError("windows with shuffle_ties or a transform are read one by one: use the collator")
+            raise ValueError("windows with a transform are read one by one: use the collator")
         self.dataset = dataset
         log, past = dataset.log, dataset.log.past
         known = {} if past is None else past.event_features
@@ -56,13 +57,14 @@ class BatchReader:
     @staticmethod
     def supports(dataset: SequenceDataset) -> bool:
         """Whether the windows of a data set can be read at once."""
-        return not dataset.shuffle_ties and dataset.transform is None
+        return dataset.transform is None
 
     def __call__(self, indices: list[int] | np.ndarray, multiple: int = 1) -> dict[str, Any]:
         """One padded batch of windows as the data set's epoch sees them; lengths are rounded up to a `multiple`."""
         data, log = self.dataset, self.dataset.log
-        windows = data.spans(np.asarray(indices))
-        asked_BC, position_BC = self._asked(windows.first_asked, windows.last_asked, multiple)
+        indices = np.asarray(indices)
+        windows = data.spans(indices)
+        asked_BC, position_BC, moved = self._asked(indices, windows, multiple)
         real_BC = asked_BC >= 0
         most = np.where(real_BC, position_BC, 0).max(axis=1, initial=0)
         start, stop = windows.start, windows.stop
@@ -74,10 +76,13 @@ class BatchReader:
             before = np.where(
                 (start == 0) & real_BC.any(axis=1), np.minimum(held, data.max_history - (stop - start)), 0
             )
-        events_BL = self._event_rows(windows.person, start, stop, before, multiple)
+        places_BL = self._event_rows(windows.person, start, stop, before, multiple)
+        events_BL = places_BL if moved is None else _moved(places_BL, before, stop - start, moved)
         rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
         candidate_index = np.where(real_BC, rows_BC, self._padding)
         asked_rows, event_rows = (_Rows(rows, len(log), self._padding) for rows in (candidate_index, events_BL))
+        # A gap belongs to the place, or the first of some events of one time would keep it wherever it comes to stand.
+        gap_rows = event_rows if moved is None else _Rows(places_BL, len(log), self._padding)
         features = {name: self._events[name].take(asked_rows) for name in log.candidate_features}
         if self._statistics is not None:
             view_BC = torch.from_numpy(data.candidates.statistic[np.where(real_BC, asked_BC, 0)])
@@ -87,7 +92,9 @@ class BatchReader:
         labels_BCT[~real_BC] = np.nan
         batch = {
             "item_ids": self._items.take(event_rows),
-            "event_features": {name: table.take(event_rows) for name, table in self._events.items()},
+            "event_features": {
+                name: table.take(gap_rows if name == TIME_GAP else event_rows) for name, table in self._events.items()
+            },
             "user_features": {name: table[torch.from_numpy(windows.person)] for name, table in self._people.items()},
             "candidate_ids": torch.from_numpy(np.where(real_BC, log.item[rows_BC], 0)),
             "candidate_positions": torch.from_numpy(
@@ -104,7 +111,7 @@ class BatchReader:
             found = data.trending.read(np.where(real_BC, np.minimum(log.time[rows_BC], data.known_until), -np.inf))
             batch |= tensors(found)
         if data.untimed is not None:
-            data.untimed.hide(data.untimed.drawn(np.asarray(indices), data.seed, data.epoch), batch)
+            data.untimed.hide(data.untimed.drawn(indices, data.seed, data.epoch), batch)
         if log.sample_weight:
             weights = {n: np.where(real_BC, v[rows_BC], np.nan) for n, v in log.sample_weight.items()}
             batch["sample_weight"] = {n: torch.from_numpy(v.astype(np.float32)) for n, v in weights.items()}
@@ -112,17 +119,25 @@ class BatchReader:
             batch |= {n: torch.from_numpy(v) for n, v in log.queries.batch(rows_BC, real_BC).items()}
         return batch
 
-    def _asked(self, first: np.ndarray, last: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates that this epoch asks, int64 [B, C] with -1 = padding, and how many events each may see."""
-        data = self.dataset
-        lengths = last - first
+    def _asked(
+        self, indices: np.ndarray, windows: WindowSpans, multiple: int
+    ) -> tuple[np.ndarray, np.ndarray, ShuffledTies | None]:
+        """Candidates that this epoch asks, int64 [B, C] with -1 = padding, how many events of the log's user each may
+        see, and where events of one time come to stand."""
+        data, first = self.dataset, windows.first_asked
+        lengths = windows.last_asked - first
         flat = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         window = np.repeat(np.arange(len(first)), lengths)
+        position, moved = data.candidates.position[flat], None
+        if data.shuffle_ties:
+            start = windows.start[window]
+            moved = data.shuffled(indices, data.epoch, flat, window, position - start)
+            position = moved.positions + start
         if data.delayed_share is not None:
             keep = data.drawn_view(flat, data.epoch)
-            flat, window = flat[keep], window[keep]
-        asked = _pad(flat, window, len(first), multiple)
-        return asked, data.candidates.position[np.maximum(asked, 0)]
+            flat, window, position = flat[keep], window[keep], position[keep]
+        asked, positions = (_pad(values, window, len(first), multiple) for values in (flat, position))
+        return asked, np.maximum(positions, 0), moved
 
     def _event_rows(
         self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
@@ -135,6 +150,13 @@ class BatchReader:
         if past is not None:
             rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[person + 1])[:, None] + place_BL, rows_BL)
         return np.where(place_BL < (stop - start)[:, None], rows_BL, self._padding)
+
+
+def _moved(places_BL: np.ndarray, before: np.ndarray, events: np.ndarray, moved: ShuffledTies) -> np.ndarray:
+    """Rows of the event tables where events of one time have been exchanged, [B, L]."""
+    place_BL = np.arange(places_BL.shape[1]) - before[:, None]
+    is_event_BL = (place_BL >= 0) & (place_BL < events[:, None])
+    return np.where(is_event_BL, moved.rows[np.where(is_event_BL, moved.begins[:, None] + place_BL, 0)], places_BL)
 
 
 class _Rows:

@@ -23,6 +23,7 @@ from polyrec.data.past import PastEvents
 from polyrec.data.queries import Queries
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
+from polyrec.data.ties import ShuffledTies, shuffle_ties
 from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
 from polyrec.schema import STATISTICS, TIME_GAP
@@ -328,7 +329,8 @@ class SequenceDataset(WindowDataset):
         asked = np.arange(self._candidate_offsets[index], self._candidate_offsets[index + 1])
         events, position = np.arange(first, first + stop - start), self.candidates.position[asked] - start
         if self.shuffle_ties:
-            events, position = self._shuffled(index, epoch, events, asked, position)
+            moved = self.shuffled(np.array([index]), epoch, asked, np.zeros_like(asked), position)
+            events, position = moved.rows[: len(events)], moved.positions
         if self.delayed_share is not None:
             keep = self.drawn_view(asked, epoch)
             asked, position = asked[keep], position[keep]
@@ -389,27 +391,26 @@ class SequenceDataset(WindowDataset):
         beyond = len(window["item_ids"]) - self.max_history
         return without_oldest(window, beyond) if beyond > 0 else window
 
-    def _shuffled(
-        self, index: int, epoch: int, events: np.ndarray, asked: np.ndarray, position: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Exchange events of one time among the window's events and those asked about; nothing else moves."""
-        rows = self.candidates.event[asked]
-        start = self._start[index] + self.log.offsets[self._person[index]]
-        span = np.arange(start, max(start + len(events), int(rows.max()) + 1))
-        noise = np.random.default_rng((self.seed, epoch, index)).random(len(span))
-        time = self.log.time[span] if self.log.set_until is None else np.zeros(len(span))
-        order = np.lexsort((noise, time))
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        # Only candidates of the own view stand beside events of their own time. Whoever may see some of those (the rule
-        # `ties="order"`) sees what now comes before; the others see none of them, wherever they come to stand.
-        own = (rows >= start) & (self.candidates.statistic[asked] == rows)
-        mine, tie = rows[own] - start, np.cumsum(np.diff(time, prepend=time[:1]) != 0)
-        most = np.zeros(len(span), dtype=np.int64)
-        np.maximum.at(most, tie[mine], position[own])
-        moved = position.copy()
-        moved[own] = np.minimum(place[mine], most[tie[mine]])
-        return span[order][: len(events)], moved
+    def shuffled(
+        self, indices: np.ndarray, epoch: int, asked: np.ndarray, window: np.ndarray, positions: np.ndarray
+    ) -> ShuffledTies:
+        """Some windows with events of one time exchanged.
+
+        Args:
+            asked, window: candidates of all windows, and the place in `indices` of the window of each.
+            positions: how many events of its window each candidate may see.
+        """
+        spans, rows = self.spans(indices), self.candidates.event[asked]
+        return shuffle_ties(
+            self.log.offsets[spans.person] + spans.start,
+            spans.stop - spans.start,
+            window,
+            rows,
+            positions,
+            self.candidates.statistic[asked] == rows,
+            self.log.time if self.log.set_until is None else None,
+            [(self.seed, epoch, int(index)) for index in indices],
+        )
 
     def _find_two_views(self) -> np.ndarray | None:
         """Which candidates' events are asked in their own view and in a delayed one, bool [C]; None: no choice."""
