@@ -11,6 +11,7 @@ import yaml
 from polyrec import PolyRecForRecommendation
 from polyrec.cli import student_size
 from polyrec.cli.distill import _ablations, _Workshop
+from polyrec.cli.distill_settings import DistillSettings
 from polyrec.cli.main import main
 from polyrec.cli.prepare import prepare, read_run
 from polyrec.cli.recipe import Recipe
@@ -269,6 +270,11 @@ def test_mistakes_are_one_line(flags, message, world, tmp_path, capsys, interrup
     assert main(["distill", str(world / "recipe.yaml"), "--output", str(tmp_path / "s"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not done
+
+
+def test_the_whole_range_of_alpha_may_be_given():
+    """Prevents labels alone, or the teacher alone, from being refused."""
+    assert [DistillSettings(classical=("ease",), alpha=alpha).alpha for alpha in (0.0, 1.0)] == [0.0, 1.0]
 
 
 def test_a_teacher_of_judged_rows_is_refused(world, tmp_path, capsys, interrupt):

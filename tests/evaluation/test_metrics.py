@@ -260,6 +260,7 @@ def test_class_log_loss_equals_sklearn_and_unheard_of_classes_cost_dearly():
         pytest.approx(expected)
     )
     assert metrics.class_log_loss([4], probs[:1]) == pytest.approx(-np.log(1e-7))
+    assert metrics.class_log_loss([1, 0], [[0.0, 1.0], [0.5, 0.5]]) == pytest.approx(np.log(2) / 2)  # a sure answer
     with pytest.raises(ValueError, match="sum to 1 in every row"):
         metrics.class_log_loss(labels, 2 * probs)
     with pytest.raises(ValueError, match="class numbers"):
