@@ -100,6 +100,20 @@ def table_by_hand(tables):
     return EventTable(events["timestamp"].astype(np.float64), keys, targets.astype(np.float64))
 
 
+def test_what_follows_from_a_users_own_times_is_known():
+    """Prevents windows without times that still tell them by a rate that fades, or that lack one that does not."""
+    log = [
+        {"keys": ["user"], "baseline": "item", "half_life": 3600.0, "count": True},
+        {"keys": ["item"], "baseline": "context", "half_life": 3600.0, "count": True, "gap": True},
+        {"keys": ["user", "item"], "baseline": "item", "count": True, "gap": True},
+        {"keys": ["user"], "baseline": "none", "count": True},
+    ]
+    statistics = world(past=False, statistics={"log": log})[1].statistics
+    fades = [f"user-item.half-1h.{name}" for name in ("like", "rating", "seconds", "log_count")]
+    found = [statistics.names[column] for column in statistics.timed_columns]
+    assert found == [*fades, "user*item-item.log_seconds_since"]
+
+
 def past_by_hand(tables):
     """[(person, item, liked)] of the past table."""
     found = []
