@@ -129,6 +129,20 @@ def test_what_a_question_sees_is_no_negative_of_it():
     assert not Seen().placed(moment, ids).add(torch.zeros(3, 5), torch.zeros(3, 0)).any()
 
 
+def test_logs_too_large_for_an_inverse_keep_neighbours(monkeypatch):
+    """Prevents that a large log has no neighbours at all, since nothing linear says which to keep."""
+    monkeypatch.setattr("polyrec.data.neighbours.DENSE", 1)
+    user, item = log_of()
+    table = neighbours(user, item, N, K, ordered=False)
+    taken = np.zeros((user.max() + 1, N))
+    taken[user, item] = 1
+    together = taken.T @ taken * ~np.eye(N, dtype=bool)
+    for row, kept in enumerate(table.items.tolist()):
+        kept = [other for other in kept if other]
+        assert len(kept) == (0 if row < 2 else min(K, np.count_nonzero(together[row, 2:])))
+        assert together[row, kept].all()
+
+
 def test_cosines_stand_in_for_linear_weights_of_large_logs():
     """Prevents a start without evidence where no inverse can be had."""
     term = SetNeighbours(K, N, hidden_size=4)
