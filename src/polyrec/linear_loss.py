@@ -52,7 +52,7 @@ class PlacedNumbers(NamedTuple):
     repeated.
 
     Args:
-        columns: int64 [U, K], where the sums belong; a column may stand there several times.
+        columns: int64 [R, H, K], where the sums belong; a column may stand there several times.
         values: [U, T, K], by which group t of H groups each counts; 0 adds nothing.
         table_rows: int64 [R, H], which of the U rows each row of logits reads.
         first: number of the group t = 0, h = 0; the others follow, h by h, then t by t.
@@ -67,13 +67,13 @@ class PlacedNumbers(NamedTuple):
         """Logits [R, N] with the sums, added in place."""
         read, kinds = self.table_rows.shape[1], self.values.shape[1]
         weights = of_groups[:, self.first : self.first + kinds * read].unflatten(1, (kinds, read))
-        numbers, columns = self._sums(weights.transpose(1, 2).flatten(0, 1)), self._columns()
+        numbers, columns = self._sums(weights.transpose(1, 2).flatten(0, 1)), self.columns.flatten(1)
         return logits.scatter_add_(1, columns, numbers.view_as(columns).to(logits.dtype))
 
     def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
         """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
         read, kinds = self.table_rows.shape[1], self.values.shape[1]
-        own = gradient.gather(1, self._columns()).unflatten(1, (read, -1)).flatten(0, 1)
+        own = gradient.gather(1, self.columns.flatten(1)).view_as(self.columns).flatten(0, 1)
         with torch.enable_grad():  # sums are linear in the weights: any weights have the same gradient
             weights = torch.zeros(len(own), kinds, dtype=own.dtype, device=own.device, requires_grad=True)
             (found,) = torch.autograd.grad(self._sums(weights), weights, own)
@@ -83,11 +83,6 @@ class PlacedNumbers(NamedTuple):
     def beyond(self, groups: int) -> PlacedNumbers:
         """The same where some groups of other terms come first."""
         return self._replace(first=self.first + groups)
-
-    def _columns(self) -> Tensor:
-        """Columns of all numbers of each row, [R, H * K]."""
-        rows, read = self.table_rows.shape
-        return self.columns.index_select(0, self.table_rows.flatten()).view(rows, read * self.columns.shape[1])
 
     def _sums(self, weights: Tensor) -> Tensor:
         """Rows of the table, their kinds weighed and added, [R * H, T] -> [R * H, K]."""

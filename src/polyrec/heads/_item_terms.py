@@ -53,11 +53,16 @@ def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_
     found, numbers = items.index_select(0, read).long(), values.index_select(0, read).float()
     first = int(ids[0])
     if first <= FIRST_ITEM and len(ids) == num_items - first:  # all items; item 0 means none, with values of 0
-        return PlacedNumbers((found - first).clamp(min=0), numbers, table_rows)
+        return PlacedNumbers(_rows_of((found - first).clamp(min=0), table_rows), numbers, table_rows)
     column_of = torch.full((num_items,), -1, device=ids.device)
     column = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found]
     numbers *= (column >= 0).unsqueeze(-2)
-    return PlacedNumbers(column.clamp(min=0), numbers, table_rows)
+    return PlacedNumbers(_rows_of(column.clamp(min=0), table_rows), numbers, table_rows)
+
+
+def _rows_of(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table, [U, K] and [M, H] -> [M, H, K]; `index_select`, which is faster than indexing on CPU."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])
 
 
 def find_items(items: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
