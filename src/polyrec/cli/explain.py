@@ -63,6 +63,8 @@ def format_reason(row: Mapping[str, Any]) -> str:
         for a in row["attributes"]
     ]
     lines += _words(row["words"])
+    if row["terms"]:
+        lines.append("     score of " + ", ".join(f"{name} {part:+.3f}" for name, part in row["terms"].items()))
     lines += [
         f"     {task} uses {', '.join(f'{source} {share:.2f}' for source, share in gates.items())}"
         for task, gates in row["gates"].items()

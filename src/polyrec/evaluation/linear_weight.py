@@ -21,7 +21,7 @@ from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.heads._item_terms import ItemTerms
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
-STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the strongest neighbour of the latest item, in logits
+STRENGTHS = tuple(2.0**n for n in range(-5, 3))  # what the strongest neighbour of the latest item adds to its logit
 DECAYS = (0.9, 0.7, 1.0)
 _SCORES = 40_000_000  # about, of one weight: seconds for the grid
 _FEWEST = 500

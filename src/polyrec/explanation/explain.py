@@ -59,8 +59,10 @@ def explain(
         one dict per item, best first (given items: in the order given): `rank` (by the task), `item`, `title` (if the
         catalog has one), `task`, `score` (its prediction, as `recommend` gives it), `reason` (a sentence), `events`
         (strongest first: `position` in the history, `item`, `title`, `verb`, `effect`, and `without`, the prediction
-        without the event), `attributes` (strongest first: `name`, `value`, `effect`; "id" is the item's own vector),
-        `words` (`word`, `effect`) and `gates` ({pair task: {source: how much the task takes of it}}).
+        without the event), `terms` (of a retrieval task: what the network, the item's bias and each term of the head,
+        such as `neighbours` and `trending`, add to the score, which is their sum), `attributes` (strongest first:
+        `name`, `value`, `effect`; "id" is the item's own vector), `words` (`word`, `effect`) and `gates` ({pair task:
+        {source: how much the task takes of it}}).
     """
     k, events, words, task = (
         read_scalar(name, value) for name, value in (("k", k), ("events", events), ("words", words), ("task", task))
@@ -82,7 +84,7 @@ def explain(
     effects = leave_one_out(question)
     attributes = attribute_effects(question)
     worded = word_effects(question) if words else [{} for _ in rows]
-    gates = _gates(question)
+    gates, parts = _gates(question), question.parts()
     told = _Events(question)
     template = template or ReasonTemplate()
     rank = np.empty(len(rows), dtype=np.int64)
@@ -100,6 +102,7 @@ def explain(
                 "score": float(effects.predictions[c]),
                 "reason": told.reason(effects, c, events, own, template),
                 "events": listed,
+                "terms": {name: float(part[c]) for name, part in parts.items()},
                 "attributes": own,
                 "words": [{"word": w, "effect": e} for w, e in sorted(worded[c].items(), key=lambda x: -abs(x[1]))],
                 "gates": {name: dict(zip(sources, gates[name][c], strict=True)) for name, sources in gate_names(model)},

@@ -101,10 +101,7 @@ class Question:
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
             asked, moment = batch["candidate_ids"], self.model.moment(**batch)
-            position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)  # a row is asked at one moment
-            question_B1D = self.head.question(
-                states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None
-            )
+            question_B1D = self._asked_with(batch, states_BLD)
             question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
             score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, moment).float()
             size = max(_SCORES // len(self.items.vectors_MD), 1)
@@ -116,6 +113,24 @@ class Question:
         assert logits is not None
         prediction = self.head.predict(logits[self.task])
         return self.head.exchanged(logits[self.task]) if self.head.exchange_width is None else prediction, prediction
+
+    def _asked_with(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
+        """What a retrieval head asks the catalog with, [B, 1, D]: a row is asked at one moment."""
+        position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
+        return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, np.ndarray]:
+        """What each part of a retrieval task's score adds to it, {part: float64 [C]}; of other tasks nothing."""
+        if self.head.reads != "state":
+            return {}
+        batch = next(iter(self.batches()))
+        read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
+        question_B1D = self._asked_with(batch, self.model.model(**read, items=self.items).last_hidden_state)
+        asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+        question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
+        found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, moment)
+        return {name: part[0].double().cpu().numpy() for name, part in found.items()}
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The start and the events of a batch as the backbone reads them, [B, L + 1, D]."""

@@ -22,7 +22,7 @@ from polyrec.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.encoders.moment import NOT_TOLD, Moment
 from polyrec.heads._draw import draw
 from polyrec.heads._item_age import SOURCES, ItemAge
-from polyrec.heads._item_terms import ItemTerms
+from polyrec.heads._item_terms import ItemTerm, ItemTerms
 from polyrec.heads._linear import LinearNeighbours
 from polyrec.heads._neighbours import ItemNeighbours
 from polyrec.heads._repeats import Repeats
@@ -182,14 +182,29 @@ class RetrievalHead(TaskHead):
     @property
     def evidence(self) -> ItemTerms:
         """The terms that say what goes with the user's items."""
-        linear = self.linear if self.linear is not None and self.linear.speaks else None
-        return ItemTerms([term for term in (self.neighbours, linear) if term is not None])
+        return ItemTerms([term for term in (self.neighbours, self._linear) if term is not None])
 
     @property
     def terms(self) -> ItemTerms:
         """What is added to logits beside s . v + b."""
-        terms = (self.age, self.repeats, *self.evidence.terms, self.trending, self.seen)
-        return ItemTerms([term for term in terms if term is not None])
+        return ItemTerms(list(self.named_terms.values()))
+
+    @property
+    def named_terms(self) -> dict[str, ItemTerm]:
+        """The terms by the options that turn them on."""
+        every = {
+            "item_age": self.age,
+            "repeats": self.repeats,
+            "neighbours": self.neighbours,
+            "linear": self._linear,
+            "trending": self.trending,
+            "of_sets": self.seen,
+        }
+        return {name: term for name, term in every.items() if term is not None}
+
+    @property
+    def _linear(self) -> LinearNeighbours | None:
+        return self.linear if self.linear is not None and self.linear.speaks else None
 
     def initialise(self) -> None:
         """Terms start with what the log knows, which a projection at random of the usual size would only blur."""
@@ -304,10 +319,22 @@ class RetrievalHead(TaskHead):
         Args:
             moment: of each candidate.
         """
-        logits_BC = (self.project(state_BCD) * candidate_BCD).sum(-1) + self._bias(candidate_ids, items)
-        if not self.terms:
-            return logits_BC
-        return logits_BC + self.terms.of_pairs(state_BCD, moment, candidate_ids.unsqueeze(-1)).squeeze(-1)
+        return sum(self.pair_parts(state_BCD, candidate_BCD, candidate_ids, items, moment).values())
+
+    def pair_parts(
+        self,
+        state_BCD: Tensor,
+        candidate_BCD: Tensor,
+        candidate_ids: Tensor,
+        items: ItemRows,
+        moment: Moment = NOT_TOLD,
+    ) -> dict[str, Tensor]:
+        """What the network, the bias and each term add to the scores of `pair_logits`, {part: [B, C]}."""
+        parts = {"network": (self.project(state_BCD) * candidate_BCD).sum(-1), "bias": self._bias(candidate_ids, items)}
+        ids_BC1 = candidate_ids.unsqueeze(-1)
+        for name, term in self.named_terms.items():
+            parts[name] = term.of_items(term.logits(state_BCD), moment, ids_BC1).squeeze(-1)
+        return parts
 
     def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
         """Biases of items, [...] -> [...]."""

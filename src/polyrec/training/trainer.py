@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, speed_metrics
-from transformers.utils import logging
 
 from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
@@ -29,7 +28,7 @@ from polyrec.distillation.unlabelled import with_unlabelled
 from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.linear_weight import choose_linear_weights
+from polyrec.evaluation.linear_weight import LinearWeight, choose_linear_weights
 from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -47,8 +46,6 @@ from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
 from polyrec.weighting.base import LossWeighting
-
-logger = logging.get_logger(__name__)
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -134,6 +131,7 @@ class PolyRecTrainer(ResumesSafely):
         # transformers know the old one alone. Goes away when `ddp_broadcast_buffers` is handed on by the new name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         self._bare: tuple[Any, PolyRecForRecommendation] | None = None  # see `_unwrapped`
+        self.linear_weights: dict[str, LinearWeight] = {}  # what validation chose
         if args.device.type == "cpu":
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
@@ -241,8 +239,7 @@ class PolyRecTrainer(ResumesSafely):
         for name, weight in chosen.items():
             self._unwrapped.heads[name].linear.weigh(weight.strength, weight.decay)
             self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
-            if self.is_world_process_zero():
-                logger.info(f"{name}: {weight}")
+        self.linear_weights = chosen
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
