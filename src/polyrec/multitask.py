@@ -19,6 +19,7 @@ from polyrec.encoders.features import module_name
 from polyrec.encoders.pair import LinearSkip
 from polyrec.encoders.shared import RealPairs, gramian
 from polyrec.experts.base import ExpertOutput
+from polyrec.heads._trees import read_inputs, tree_inputs
 from polyrec.heads.base import TaskHead
 from polyrec.pretrained import PolyRecOutput, PolyRecPreTrainedModel
 from polyrec.reduction import mean_loss, per_member
@@ -71,6 +72,13 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         self.heads = nn.ModuleDict(dict(heads))
         self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
         self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
+        self.tree_inputs = tree_inputs(config.feature_configs)
+        grown = [name for name in self.pair_tasks if self.heads[name].trees is not None]
+        if grown and not self.tree_inputs:
+            raise ValueError(
+                f"option 'trees' of task {grown[0]!r} needs running statistics or context: fit the processor with "
+                "statistics=True, or set it to 0"
+            )
         evidence = self.build_encoders(config)
         if self.pair_tasks:
             self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
@@ -101,6 +109,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         candidate_features: dict[str, Tensor],
         evidence_1ME: Tensor | None = None,
         own_1MD: Mapping[str, Tensor] | None = None,
+        fold_1M: Tensor | None = None,
     ) -> PairAnswers:
         """Logits [1, M] of the pair tasks about M pairs, parents before their children.
 
@@ -108,11 +117,13 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             real_1M: bool, which candidates are no padding.
             candidate_features: {name: [1, M(, K)]}.
             own_1MD: {task: what is added to its hidden vectors}.
+            fold_1M: the fold of each pair's user, see `TreeEvidence`.
         """
         found = PairAnswers(self.experts(pair_1MP, real_1M))
         if own_1MD is not None:
             found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, evidence_1ME)
+        trees_1M = self._trees(candidate_features, fold_1M)
         for name in self.answer_order:
             hidden, parent = found.experts.hidden[name], self.parents.get(name)
             if parent is not None:
@@ -121,11 +132,22 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             own = self.heads[name](self.heads[name].adapted(hidden))
             if name in skipped:
                 own = own + per_member(skipped[name], own)
+            if name in trees_1M:
+                own = own + per_member(trees_1M[name], own)
             own = self.heads[name].finish(own, candidate_features)
             found.own_logits[name] = found.logits[name] = own
             if parent is not None:
                 found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
         return found
+
+    def _trees(self, candidate_features: Mapping[str, Tensor], fold_1M: Tensor | None) -> dict[str, Tensor]:
+        """{pair task: what its trees say, [1, M]} of the tasks that have some."""
+        grown = {name: self.heads[name].trees for name in self.pair_tasks if self.heads[name].trees is not None}
+        if not grown:
+            return {}
+        known_MF = read_inputs(candidate_features, self.tree_inputs)
+        fold_M = None if fold_1M is None else fold_1M.squeeze(0)
+        return {name: trees(known_MF, fold_M).unsqueeze(0) for name, trees in grown.items()}
 
     def pair_loss(
         self,

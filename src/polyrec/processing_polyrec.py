@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 from safetensors import SafetensorError
 
 from polyrec.backbones import TextConfig, resolve
@@ -59,6 +60,7 @@ from polyrec.data.tables import (
     times,
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
+from polyrec.data.trees import MOST, PairTrees, Trees
 from polyrec.data.trending import RecentCounts, Trending, request_trending
 from polyrec.data.trending_fit import fit_trending
 from polyrec.data.weights import row_weights
@@ -67,7 +69,7 @@ from polyrec.hub.fetch import fetch
 from polyrec.hub.files import PROCESSOR_FILES, PROCESSOR_RECORDED
 from polyrec.hub.push import push
 from polyrec.hub.safety import check_processor, record_saved
-from polyrec.registry import HEADS, nearest
+from polyrec.registry import COUPLINGS, HEADS, nearest
 from polyrec.schema import (
     REFUSED,
     RESIDUALS,
@@ -184,6 +186,7 @@ class PolyRecProcessor:
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
         self._linear: dict[tuple[str, int, int], Neighbours | None] = {}
+        self._pair_trees: PairTrees | None = None  # of the training rows of a split
         self._saved_mixtures: dict[str, list[list[float]]] | None = None  # of a loaded processor: its models read these
         self.recent: dict[str, RecentCounts] = {}  # {retrieval task that reads it: what is popular now}
         self._trending: list[tuple[EventLog, np.ndarray | None, Trending]] = []  # of logs and the events that count
@@ -336,7 +339,7 @@ class PolyRecProcessor:
             if known is not source:
                 tested = self.statistics.compute(log, source=known)
         self._store(log, train)
-        return Splits(
+        found = Splits(
             self.training_set(
                 log,
                 train,
@@ -352,6 +355,20 @@ class PolyRecProcessor:
             self.evaluation_set(log, part == splits.VALIDATION, learnt, source),
             self.evaluation_set(log, part == splits.TEST, tested, known),
         )
+        self._allow_trees(found.train)
+        return found
+
+    def _allow_trees(self, train: SequenceDataset) -> None:
+        """Let the heads of pair tasks have trees, where the training rows allow them."""
+        products = [t.name for t in self.tasks if t.coupling and COUPLINGS.get(t.coupling).conditional_logits]
+        self._pair_trees = PairTrees(train, self.tasks, products)
+        for name in self._pair_trees.tasks:
+            self.label_summary[name]["trees"] = MOST
+        if self._pair_trees.missing and self.data_report is not None:
+            self.data_report.trees = (
+                f"none of {', '.join(self._pair_trees.missing)}, which would start from them: "
+                "pip install 'polyrec[classical]'"
+            )
 
     def _cut(self, table: pa.Table, past: Any, asked: SplitSettings) -> tuple[EventLog, np.ndarray]:
         """The log, with feedback and context on the scales of its training rows, and the part of each row, int8 [R]."""
@@ -628,6 +645,15 @@ class PolyRecProcessor:
         user, item = self._taken
         counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
         return user[counts], item[counts]
+
+    def pair_trees(self, task: str, most: int) -> list[Trees]:
+        """Trees of a pair task on the training rows of the last split: of all users, and without those of each fold.
+
+        [] where nothing was split, or the rows allow none; see [`~polyrec.data.trees.PairTrees`].
+        """
+        if self._pair_trees is None:
+            return []
+        return self._pair_trees.grow(self._task(task), self.label_summary[task], most, torch.get_num_threads())
 
     @property
     def _ordered(self) -> bool:

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 from teacher_fixtures import batch_of
 
 from polyrec.data.splits import LeakageError
-from polyrec.distillation.pair_answers import exchanged_probabilities, known_features
+from polyrec.data.trees import known_features
+from polyrec.distillation.pair_answers import exchanged_probabilities
 from polyrec.distillation.scorers import Scorer, ScorerTeacher
 from polyrec.distillation.trees import LightGBMTeacher
 from polyrec.schema import TaskConfig

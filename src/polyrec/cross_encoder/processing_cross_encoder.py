@@ -24,7 +24,7 @@ from polyrec.data.sequences import WindowDataset
 from polyrec.data.tables import read_json
 from polyrec.data.texts import render, tokenize
 from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.schema import from_dict
+from polyrec.schema import TaskConfig, from_dict
 
 PROMPT_NAME = "prompt_config.json"
 # What the model reads of a batch, or the Trainer counts; the rest is told by prompts.
@@ -171,7 +171,7 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         """
         _check_read(overrides.get("text"))
         found = super().model_config(text=overrides.pop("text", None))
-        tasks = [replace(t, options={}) if t.ranks_catalog else t for t in found.task_configs]
+        tasks = [replace(t, options={} if t.ranks_catalog else _without_trees(t)) for t in found.task_configs]
         read = [f for f in found.feature_configs if f.source in ("candidate", "user")]
         defaults = {"tasks": tasks, "features": read, "num_items": self.num_items, "text": found.text}
         return PolyRecCrossEncoderConfig(**{**defaults, **overrides})
@@ -192,6 +192,11 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         assert isinstance(processor, cls)
         processor._set_prompt(from_dict(PromptConfig, read_json(folder / PROMPT_NAME)))
         return processor
+
+
+def _without_trees(task: TaskConfig) -> dict[str, Any]:
+    """A task's options, without the trees that [`PolyRecProcessor.pair_trees`] grows: no trainer loads them here."""
+    return {name: value for name, value in task.options.items() if name != "trees"}
 
 
 def _parsed(prompt: PromptConfig | Mapping[str, Any] | None) -> PromptConfig:

@@ -61,6 +61,7 @@ class DataReport:
         labels: {task: {"rows", "mean", "min", "max"}} of the known labels, "rows" alone where there are none.
         separations: inputs of which one alone tells a label.
         split: {"train", "validation", "test": [`SplitFacts`]}; empty before `split`.
+        trees: which pair tasks would start from trees if LightGBM were installed; "" if it is, or none would.
         trending: {retrieval task: whether it reads recent popularity, and why}; empty before `split`.
         warnings: what would mislead, a sentence each.
 
@@ -90,6 +91,7 @@ class DataReport:
     labels: dict[str, dict[str, float]] = field(default_factory=dict)
     separations: list[Separation] = field(default_factory=list)
     split: dict[str, SplitFacts] = field(default_factory=dict)
+    trees: str = ""
     trending: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -147,6 +149,8 @@ class DataReport:
             elif label["rows"]:
                 known += f", mean {label['mean']:.4g} ({label['min']:g} to {label['max']:g})"
             found.append(("label", f"{task}: {known}"))
+        if self.trees:
+            found.append(("trees", self.trees))
         return [*found, *(("trending", f"{task}: {text}") for task, text in self.trending.items())]
 
     def split_table(self) -> tuple[list[str], list[list[str]]]:

@@ -21,23 +21,6 @@ Features = Callable[[SequenceDataset, np.ndarray], np.ndarray]
 _SMALLEST = 1e-7  # a probability is kept this far from 0 and 1
 
 
-def known_features(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
-    """What is known of candidates strictly before their answers: running statistics and context, float32 [M, F].
-
-    NaN = unknown; categories are their codes, attributes of several values and vectors are left out.
-    """
-    event = dataset.candidates.event[rows]
-    found = [v[event, None] for _, v in sorted(dataset.log.candidate_features.items()) if v.ndim == 1]
-    if dataset.statistics is not None:
-        found.append(dataset.statistics[dataset.candidates.statistic[rows]])
-    if not found:
-        raise ValueError(
-            "the data have neither running statistics nor context columns to score by: fit the processor with "
-            "statistics=True, or pass features="
-        )
-    return np.concatenate(found, axis=1).astype(np.float32)
-
-
 def exchanged_probabilities(p: np.ndarray, task: TaskConfig) -> np.ndarray:
     """Probabilities in the units in which answers to a task are exchanged.
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.trees import known_features
 from polyrec.distillation.fingerprint import digest
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.pair_answers import (
     Features,
     answer_width,
     exchanged_probabilities,
-    known_features,
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher

@@ -12,6 +12,7 @@ import numpy as np
 
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.trees import known_features
 from polyrec.distillation.fingerprint import data_digest, digest
 from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.pair_answers import (
@@ -19,7 +20,6 @@ from polyrec.distillation.pair_answers import (
     answer_width,
     classes_of,
     exchanged_probabilities,
-    known_features,
     levels_of,
     pair_task,
 )

@@ -14,6 +14,7 @@ from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.task_adapters import TaskAdapter
+from polyrec.heads._trees import TreeEvidence
 from polyrec.registry import checked_options
 from polyrec.schema import TaskConfig
 
@@ -55,6 +56,10 @@ class TaskHead(KeepsPrecision):
         self.task = task
         what = f"task {task.name!r} (head {task.head!r})"
         self.options = checked_options(task.options, self.default_options, what)
+        most = self.options.get("trees", 0)
+        if most < 0:
+            raise self.refuse("trees", "it must be >= 0")
+        self.trees = TreeEvidence(most) if most else None
         self.width = config.pair_width if self.reads == "pair" else config.hidden_size
         rank = (config.task_adapters or {}).get(task.name)
         self.adapter = None if rank is None else TaskAdapter(self.width, rank)
@@ -89,6 +94,21 @@ class TaskHead(KeepsPrecision):
 
     def load_neighbours(self, processor: Any) -> None:
         """Take what goes with what (`processor.item_neighbours`), if the head reads it."""
+
+    def load_trees(self, processor: Any) -> None:
+        """Take the trees of the task (`processor.pair_trees`), if the head reads them; trees of other rows are kept.
+
+        The network's own part starts at a tenth of its size then, which at random would only blur what they say.
+        """
+        found = None if self.trees is None else processor.pair_trees(self.task.name, self.options["trees"])
+        if self.trees is None or not found:
+            return
+        if self.trees.is_new:
+            with torch.no_grad():
+                self.get_submodule("output").get_parameter("weight").mul_(0.1)
+        elif not self.trees.holds(found[0]):
+            return
+        self.trees.load(found[0], found[1:])
 
     @property
     def own_width(self) -> int | None:
@@ -171,6 +191,11 @@ class TaskHead(KeepsPrecision):
     def refuse(self, option: str, rule: str) -> ValueError:
         """The error that an option breaks a rule ("it must be > 0")."""
         return ValueError(f"option {option!r} of task {self.task.name!r} is {self.options[option]!r}; {rule}")
+
+
+def trees_option(summary: Summary) -> dict[str, Any]:
+    """The option `trees` of heads that read them, where the training rows allow trees."""
+    return {"trees": summary["trees"]} if "trees" in summary else {}
 
 
 class NumberHead(TaskHead):

@@ -15,7 +15,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.losses import binary_kl, squared_error
 from polyrec.distillation_config import TaskDistillation
-from polyrec.heads.base import Summary, TaskHead
+from polyrec.heads.base import Summary, TaskHead, trees_option
 from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
@@ -48,7 +48,9 @@ class BinaryHead(TaskHead):
             `positive_weight` (W; the loss of a positive label counts so many times),
             `sampling_rate` (share of the negatives that were kept in the training rows, 1 = all),
             `focal_gamma` (g; Lin et al., 2017, "Focal Loss for Dense Object Detection"; 0 = plain),
-            `label_smoothing` (e).
+            `label_smoothing` (e),
+            `trees` (how many trees to add to the logit at most, see `TreeEvidence`; 0 = none.
+            `processor.model_config()` sets it where the training rows allow trees).
 
     Shapes: hidden [..., D] -> logits [...]; labels [...] in {0, 1, NaN}.
 
@@ -69,6 +71,7 @@ class BinaryHead(TaskHead):
         "sampling_rate": 1.0,
         "focal_gamma": 0.0,
         "label_smoothing": 0.0,
+        "trees": 0,
     }
     calibration: Tensor
 
@@ -94,7 +97,7 @@ class BinaryHead(TaskHead):
     def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """The base rate, and the share of negatives that training is asked if it is not all of them."""
         sampled = {"sampling_rate": summary["sampling_rate"]} if "sampling_rate" in summary else {}
-        return {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)} | sampled
+        return {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)} | sampled | trees_option(summary)
 
     def initialise(self) -> None:
         """Start at the base rate, uncalibrated."""

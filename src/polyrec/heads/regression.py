@@ -13,7 +13,7 @@ from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.distillation.choices import NOT_NEGATIVE, SoftLoss
 from polyrec.distillation.losses import bounded_error
 from polyrec.distillation_config import TaskDistillation
-from polyrec.heads.base import NumberHead
+from polyrec.heads.base import NumberHead, Summary, trees_option
 from polyrec.reduction import masked_sum, over_members, per_member
 from polyrec.registry import HEADS
 from polyrec.schema import TaskConfig
@@ -29,7 +29,9 @@ class RegressionHead(NumberHead):
 
     Args:
         task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no
-            limit), `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964).
+            limit), `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964), `trees` (how
+            many trees to add to the logit at most, see `TreeEvidence`; 0 = none. `processor.model_config()` sets it
+            where the training rows allow trees).
 
     Shapes: hidden [..., D] -> logits z [...]; labels [...] in the label's unit, NaN = unknown.
 
@@ -48,13 +50,18 @@ class RegressionHead(NumberHead):
         "bounded": SoftLoss(options={"margin": 0.0}, rules={"margin": NOT_NEGATIVE}),
     }
     metrics = ("rmse", "mae")
-    default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "loss": "squared"}
+    default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "loss": "squared", "trees": 0}
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if self.options["loss"] not in ("squared", "huber"):
             raise self.refuse("loss", "known: squared, huber")
         self.output = nn.Linear(config.pair_width, 1)
+
+    @classmethod
+    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+        """Mean, spread and range of the training labels, and trees where the rows allow them."""
+        return super().starting_options(task, summary) | trees_option(summary)
 
     def forward(self, hidden_D: Tensor) -> Tensor:
         """Standardised mean, [..., D] -> [...]."""

@@ -632,5 +632,6 @@ def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) 
     model.load_times(processor)
     if processor.has_training_rows:
         model.load_neighbours(processor)
+        model.load_trees(processor)
     if is_new:
         model.item_encoder.start_from_text(model.config)

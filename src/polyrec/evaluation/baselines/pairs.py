@@ -14,7 +14,7 @@ import torch
 from polyrec.baselines import BiasModel
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
-from polyrec.distillation.pair_answers import known_features
+from polyrec.data.trees import known_features
 from polyrec.evaluation import evaluator
 
 _FEWEST = 1000  # training labels below which trees are not grown
