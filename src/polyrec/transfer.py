@@ -43,7 +43,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
     of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
-    rows = (*of_items, ".age.released", ".neighbours.items", ".neighbours.values")
+    tables = [f".{name}.{part}" for name in ("neighbours", "linear") for part in ("items", "values")]
+    rows = (*of_items, ".age.released", *tables)
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
     other.load_state_dict(learnt)
     counts = torch.from_numpy(processor.item_counts).float()

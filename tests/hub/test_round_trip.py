@@ -83,7 +83,10 @@ def test_adapters_come_back_on_their_base(hub, succeed, tmp_path):
     log = synthetic_log()
     processor = PolyRecProcessor.fit(
         **log,
-        tasks=[{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary", "label": "rating >= 4"}],
+        tasks=[
+            {"name": "next_item", "head": "retrieval", "options": {"neighbours": 0, "linear": 0}},  # whose tables weigh
+            {"name": "like", "head": "binary", "label": "rating >= 4"},
+        ],
         columns=COLUMNS,
         max_history=8,
         text={"model": str(base), "template": "{title} {genre}"},

@@ -19,6 +19,7 @@ from polyrec.evaluation import ranking
 from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.heads._item_terms import ItemTerms
+from polyrec.heads.retrieval import RetrievalHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
 STRENGTHS = tuple(2.0**n for n in range(-5, 3))  # what the strongest neighbour of the latest item adds to its logit
@@ -72,8 +73,8 @@ def choose_linear_weights(
         exclude_seen: as of [`~polyrec.evaluation.evaluator.predict`].
         autocast: as of `predict`.
     """
-    terms = {name: model.heads[name].linear for name in model.state_tasks}
-    terms = {name: term for name, term in terms.items() if term is not None and not term.is_new}
+    heads = {name: head for name, head in model.heads.items() if isinstance(head, RetrievalHead)}
+    terms = {name: head.linear for name, head in heads.items() if head.linear is not None and not head.linear.is_new}
     if not terms:
         return {}
     valid = valid.fixed()

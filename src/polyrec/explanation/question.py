@@ -130,7 +130,7 @@ class Question:
         asked, moment = batch["candidate_ids"], self.model.moment(**batch)
         question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
         found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, moment)
-        return {name: part[0].double().cpu().numpy() for name, part in found.items()}
+        return {name: part[0].cpu().double().numpy() for name, part in found.items()}
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The start and the events of a batch as the backbone reads them, [B, L + 1, D]."""
