@@ -21,7 +21,6 @@ from polyrec.encoders.pair import PairEncoder
 from polyrec.encoders.query import CandidateQueries, QueryEncoder
 from polyrec.encoders.shared import RealPairs, SharedRepresentation
 from polyrec.encoders.task_items import TaskItemEmbedding
-from polyrec.heads._trees import tree_inputs
 from polyrec.int8 import convert
 from polyrec.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.objectives.base import Reading, mean_losses
@@ -176,7 +175,7 @@ class PolyRecForRecommendation(MultiTaskModel):
             progress: share of the training that is done.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
             user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items were
-                counted, and the trees grown, that the window reads in training mode. 0 or None: those of all users.
+                counted that the window reads in training mode. 0 or None: the neighbours of all users.
             trending: {task: {"items": [U, K], "values": [U, K]}}, snapshots of what was popular, see
                 [`~polyrec.data.trending.Snapshots`]; for tasks that read it.
             candidate_trending: [B, C] int64, the snapshot that each candidate reads.
@@ -228,10 +227,7 @@ class PolyRecForRecommendation(MultiTaskModel):
             )
             asked = pairs.pack(candidate_ids)
             own = None if self.task_items is None else self.task_items(shared.items.id_rows(asked))
-            fold = None if user_fold is None else pairs.pack(user_fold.unsqueeze(1).expand_as(candidate_ids))
-            answers = self.answer_pairs(
-                shared.pair_BCD, asked != PADDING_ITEM, features, shared.evidence_BCE, own, fold
-            )
+            answers = self.answer_pairs(shared.pair_BCD, asked != PADDING_ITEM, features, shared.evidence_BCE, own)
         for name, logit in answers.logits.items():
             logits[name] = pairs.unpack(self.heads[name].mean_over_members(logit))
         output = PolyRecOutput(
@@ -500,17 +496,6 @@ class PolyRecForRecommendation(MultiTaskModel):
         """Tell the heads which items go with which in the training rows of a split; the trainer does."""
         for head in self.heads.values():
             head.load_neighbours(processor)
-
-    def load_trees(self, processor: Any) -> None:
-        """Give the pair tasks the trees of the training rows of a split; the trainer does."""
-        heads = [head for head in self.heads.values() if head.trees is not None]
-        if heads and (theirs := tree_inputs(processor.features)) != self.tree_inputs:
-            raise ValueError(
-                f"trees of task {heads[0].task.name!r} read {self.tree_inputs} but the processor has {theirs} "
-                "(names and sizes): build the configuration by processor.model_config(), or set option 'trees' to 0"
-            )
-        for head in heads:
-            head.load_trees(processor)
 
     def search(
         self, processor: Any, query: str, history: Any = None, k: int = 10, **request: Any

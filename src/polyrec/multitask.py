@@ -109,7 +109,6 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         candidate_features: dict[str, Tensor],
         evidence_1ME: Tensor | None = None,
         own_1MD: Mapping[str, Tensor] | None = None,
-        fold_1M: Tensor | None = None,
     ) -> PairAnswers:
         """Logits [1, M] of the pair tasks about M pairs, parents before their children.
 
@@ -117,13 +116,12 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             real_1M: bool, which candidates are no padding.
             candidate_features: {name: [1, M(, K)]}.
             own_1MD: {task: what is added to its hidden vectors}.
-            fold_1M: the fold of each pair's user, see `TreeEvidence`.
         """
         found = PairAnswers(self.experts(pair_1MP, real_1M))
         if own_1MD is not None:
             found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, evidence_1ME)
-        trees_1M = self._trees(candidate_features, fold_1M)
+        trees_1M = self._trees(candidate_features)
         for name in self.answer_order:
             hidden, parent = found.experts.hidden[name], self.parents.get(name)
             if parent is not None:
@@ -133,21 +131,21 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             if name in skipped:
                 own = own + per_member(skipped[name], own)
             if name in trees_1M:
-                own = own + per_member(trees_1M[name], own)
+                own = torch.lerp(own.float(), per_member(trees_1M[name], own), self.heads[name].trees.weight)
             own = self.heads[name].finish(own, candidate_features)
             found.own_logits[name] = found.logits[name] = own
             if parent is not None:
                 found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
         return found
 
-    def _trees(self, candidate_features: Mapping[str, Tensor], fold_1M: Tensor | None) -> dict[str, Tensor]:
-        """{pair task: what its trees say, [1, M]} of the tasks that have some."""
-        grown = {name: self.heads[name].trees for name in self.pair_tasks if self.heads[name].trees is not None}
-        if not grown:
+    def _trees(self, candidate_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{pair task: the logits of its trees, [1, M]} of the tasks whose trees have a say."""
+        trees = {name: self.heads[name].trees for name in self.pair_tasks}
+        speaking = {name: own for name, own in trees.items() if own is not None and own.speaks}
+        if not speaking:
             return {}
         known_MF = read_inputs(candidate_features, self.tree_inputs)
-        fold_M = None if fold_1M is None else fold_1M.squeeze(0)
-        return {name: trees(known_MF, fold_M).unsqueeze(0) for name, trees in grown.items()}
+        return {name: (self.heads[name].logit_of_mean + own(known_MF)).unsqueeze(0) for name, own in speaking.items()}
 
     def pair_loss(
         self,

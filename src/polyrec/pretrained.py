@@ -35,7 +35,7 @@ from polyrec.encoders.task_items import TaskItemEmbedding
 from polyrec.encoders.text import TextEncoder
 from polyrec.experts._batched import BatchedLinear
 from polyrec.experts.base import ExpertLayer
-from polyrec.heads._trees import TreeEvidence
+from polyrec.heads._trees import TreeBlend
 from polyrec.heads.base import TaskHead
 from polyrec.hub.fetch import fetch, hub_options
 from polyrec.hub.files import MODEL_FILES, MODEL_RECORDED
@@ -274,7 +274,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             | PretrainedHistory
             | TaskAdapter
             | LowRankItemTable
-            | TreeEvidence
+            | TreeBlend
         )
         if isinstance(module, with_start):
             module.initialise()

@@ -69,7 +69,7 @@ from polyrec.hub.fetch import fetch
 from polyrec.hub.files import PROCESSOR_FILES, PROCESSOR_RECORDED
 from polyrec.hub.push import push
 from polyrec.hub.safety import check_processor, record_saved
-from polyrec.registry import COUPLINGS, HEADS, nearest
+from polyrec.registry import HEADS, nearest
 from polyrec.schema import (
     REFUSED,
     RESIDUALS,
@@ -359,14 +359,13 @@ class PolyRecProcessor:
         return found
 
     def _allow_trees(self, train: SequenceDataset) -> None:
-        """Let the heads of pair tasks have trees, where the training rows allow them."""
-        products = [t.name for t in self.tasks if t.coupling and COUPLINGS.get(t.coupling).conditional_logits]
-        self._pair_trees = PairTrees(train, self.tasks, products)
+        """Let the heads of pair tasks have trees beside them, where the training rows allow it."""
+        self._pair_trees = PairTrees(train, self.tasks)
         for name in self._pair_trees.tasks:
             self.label_summary[name]["trees"] = MOST
         if self._pair_trees.missing and self.data_report is not None:
             self.data_report.trees = (
-                f"none of {', '.join(self._pair_trees.missing)}, which would start from them: "
+                f"none of {', '.join(self._pair_trees.missing)}, which could have them beside the network: "
                 "pip install 'polyrec[classical]'"
             )
 
@@ -646,13 +645,13 @@ class PolyRecProcessor:
         counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
         return user[counts], item[counts]
 
-    def pair_trees(self, task: str, most: int) -> list[Trees]:
-        """Trees of a pair task on the training rows of the last split: of all users, and without those of each fold.
+    def pair_trees(self, task: str, most: int) -> Trees | None:
+        """Trees of a pair task on the training rows of the last split.
 
-        [] where nothing was split, or the rows allow none; see [`~polyrec.data.trees.PairTrees`].
+        None where nothing was split, or the rows allow none; see [`~polyrec.data.trees.PairTrees`].
         """
         if self._pair_trees is None:
-            return []
+            return None
         return self._pair_trees.grow(self._task(task), self.label_summary[task], most, torch.get_num_threads())
 
     @property

@@ -1,6 +1,8 @@
-"""Trees of pair tasks: what LightGBM says, by torch, from the batch, without a row's own label."""
+"""Trees of pair tasks: what LightGBM says, by torch, from the batch, beside the network."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import lightgbm
 import numpy as np
@@ -8,22 +10,26 @@ import pytest
 import torch
 from model_fixtures import arguments, fit, model_inputs, synthetic_log, tiny_config
 
-from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
+from polyrec import PolyRecForRecommendation, PolyRecTrainer
+from polyrec.data import trees as trees_data
 from polyrec.data.collator import PolyRecCollator
-from polyrec.data.neighbours import FOLDS, fold_of
-from polyrec.data.trees import DEPTH, as_arrays, grow_trees, known_features
-from polyrec.heads._trees import TreeEvidence, read_inputs
+from polyrec.data.trees import DEPTH, PairTrees, as_arrays, known_features
+from polyrec.evaluation import tree_weight
+from polyrec.evaluation.tree_weight import choose_tree_weights
+from polyrec.heads._trees import TreeBlend, read_inputs
 
 OPTIONS = {"num_leaves": 31, "max_depth": DEPTH, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A log, and a model that was trained for a step and let validation weigh its trees."""
     processor, parts = fit(synthetic_log(people=200))
     model = PolyRecForRecommendation(tiny_config(processor))
-    args = arguments(tmp_path_factory.mktemp("trees"))
-    PolyRecTrainer(model, args, train_dataset=parts.train, processing_class=processor)  # loads them
-    return processor, parts, model.eval()
+    args = arguments(tmp_path_factory.mktemp("trees"), max_steps=1)
+    trainer = PolyRecTrainer(model, args, parts.train, parts.valid, processing_class=processor)
+    trainer.train()
+    return processor, parts, trainer
 
 
 def rows(seed, known=2000):
@@ -44,91 +50,134 @@ def test_torch_reads_trees_as_lightgbm_does(objective):
     x, y = rows(0)
     y = (y > 0).astype(float) if objective == "binary" else y
     booster = lightgbm.train({**OPTIONS, "objective": objective}, lightgbm.Dataset(x, y), 30)
-    evidence = TreeEvidence(40).eval()
-    evidence.load(as_arrays(booster, 30, x.shape[1], base=0.5))
+    trees = TreeBlend(40).eval()
+    trees.load(as_arrays(booster, 30, x.shape[1], base=0.5), 30, 1.0)
     other, _ = rows(1)
     other[::7, 1] = np.nan
     other[::5] = x[::5]  # numbers that may stand at thresholds
-    found = evidence(read_inputs({"x": torch.from_numpy(other)[None]}, [("x", x.shape[1])])) + 0.5
+    found = trees(read_inputs({"x": torch.from_numpy(other)[None]}, [("x", x.shape[1])])) + 0.5
     np.testing.assert_allclose(found.numpy(), booster.predict(other, raw_score=True), atol=1e-5)
+    trees.load(as_arrays(booster, 30, x.shape[1], base=0.5), 7, 1.0)
+    found = trees(read_inputs({"x": torch.from_numpy(other)[None]}, [("x", x.shape[1])])) + 0.5
+    np.testing.assert_allclose(found.numpy(), booster.predict(other, raw_score=True, num_iteration=7), atol=1e-5)
 
 
-def test_trees_of_a_fold_never_saw_its_labels():
-    """Cross-fitting that leaks would make training trust trees that know the answer."""
-    x, y = rows(0)
-    fold = np.arange(len(x)) % FOLDS + 1
-    other = y.copy()
-    other[fold == 2] = np.random.default_rng(2).permutation(y[fold == 2])
-    sets, changed = (grow_trees("regression", x, labels, fold, most=5) for labels in (y, other))
-    assert len(sets) == len(changed) == 1 + FOLDS
-    for number in range(1 + FOLDS):
-        same = np.array_equal(sets[number].leaf, changed[number].leaf)
-        assert same == (number == 2), f"set {number}"
+def losses(trainer, part):
+    """Mean losses of a part by its predictions alone."""
+    labels, found = part.labels(), trainer.answers(part).values
+    like, rating = (labels[:, part.task_names.index(name)] for name in ("like", "rating"))
+    known, told = ~np.isnan(like), ~np.isnan(rating)
+    p = found["like"][known].astype(float)
+    logloss = -np.mean(np.where(like[known] == 1, np.log(p), np.log1p(-p)))
+    return {"like": logloss, "rating": np.mean((found["rating"][told] - rating[told]) ** 2)}
 
 
-def test_nothing_is_grown_on_noise():
-    x, _ = rows(0)
-    noise = np.random.default_rng(3).normal(size=len(x))
-    assert grow_trees("regression", x, noise, np.arange(len(x)) % FOLDS + 1) == []
+def test_what_validation_chose_is_what_it_measures(run):
+    """Prevents weights of other rows, scales or base rates than those of the answers that are served."""
+    _, parts, trainer = run
+    heads = trainer.model.heads
+    limits = heads["rating"].options
+    heads["rating"].options = limits | {"minimum": None, "maximum": None}  # of predictions, not of logits
+    served = losses(trainer, parts.valid)
+    kept = {name: heads[name].trees.weight.clone() for name in ("like", "rating")}
+    for name in kept:
+        heads[name].trees.weight.zero_()
+    without = losses(trainer, parts.valid)
+    for name, weight in kept.items():
+        heads[name].trees.weight.copy_(weight)
+    heads["rating"].options, spread = limits, limits["std"] ** 2
+    for name, scale in (("like", 1.0), ("rating", spread)):
+        chosen = trainer.validated[name]
+        assert chosen.weight > 0
+        assert chosen.value < chosen.without
+        assert without[name] == pytest.approx(chosen.without * scale, rel=1e-4)
+        assert served[name] == pytest.approx(chosen.value * scale, rel=1e-4)
+        assert {line[f"trees_{name}"] for line in trainer.state.log_history if f"trees_{name}" in line} == {
+            chosen.weight
+        }
 
 
-def test_an_untrained_model_answers_as_its_trees(run):
+def test_answers_are_means_of_the_network_and_lightgbm(run):
     """What the batch carries is what trees were grown on: scale, order and missing numbers of every column."""
-    _, parts, model = run
-    data = parts.test
-    batch = PolyRecCollator()(data[0 : len(data)])
-    with torch.no_grad():
-        logits = model(**model_inputs(batch)).logits
-    real = batch["candidate_rows"] >= 0
-    known = known_features(data, batch["candidate_rows"][real].numpy())
-    x = read_inputs({"x": torch.from_numpy(known)[None]}, [("x", known.shape[1])])
-    for task in ("like", "rating"):
-        own, start = model.heads[task].trees(x), model.heads[task].output.bias
-        assert own.std() > 0.1
-        assert (logits[task][real] - start - own).abs().max() < 0.25 * own.std()
+    _, parts, trainer = run
+    train, data = parts.train, parts.test
+    known = ~np.isnan(train.labels()) & train.own_view[:, None]
+    column = train.task_names.index("like")
+    rows = np.flatnonzero(known[:, column])
+    y = train.labels()[rows, column]
+    booster = lightgbm.train(
+        {**trees_data._SETTINGS, "objective": "binary", "num_threads": 1},
+        lightgbm.Dataset(known_features(train, rows), y),
+        trees_data.MOST,
+    )
+    chosen, head = trainer.validated["like"], trainer.model.heads["like"]
+    theirs = booster.predict(
+        known_features(data, np.arange(data.num_candidates)), raw_score=True, num_iteration=chosen.trees
+    )
+    served = trainer.answers(data).values["like"].astype(float)
+    weight = head.trees.weight.clone()
+    head.trees.weight.zero_()
+    own = trainer.answers(data).values["like"].astype(float)
+    head.trees.weight.copy_(weight)
+    expected = (1 - chosen.weight) * np.log(own / (1 - own)) + chosen.weight * theirs
+    np.testing.assert_allclose(np.log(served / (1 - served)), expected, atol=2e-4)
 
 
-def test_a_training_row_reads_the_trees_without_its_user(run):
-    """Else the network would learn from evidence that knows the row's label."""
-    _, parts, model = run
-    batch = PolyRecCollator()(parts.train[0:8])
-    real = batch["candidate_rows"] >= 0
-    folds = torch.from_numpy(fold_of(parts.train.people()))[batch["candidate_rows"][real]]
-    assert torch.equal(batch["user_fold"][:, None].expand_as(real)[real], folds)
-    trees = model.heads["rating"].trees
-    x = torch.randn(50, 2 * parts.train.statistics.shape[1] + 2)
-    fold = torch.arange(50) % (FOLDS + 1)
-    found = trees.train()(x, fold)
-    for number in range(FOLDS + 1):
-        single = TreeEvidence(len(trees.leaf)).eval()
-        tables = trees.fold_feature, trees.fold_threshold, trees.fold_leaf
-        single.feature, single.threshold, single.leaf = (values[number] for values in tables)
-        torch.testing.assert_close(found[fold == number], single(x[fold == number]))
-    torch.testing.assert_close(trees.eval()(x, fold), trees(x))  # in evaluation mode all rows read the trees of all
+def test_training_does_not_read_trees(run):
+    """Else the network would learn from what knows the row's label, and every step would pay for it."""
+    _, parts, trainer = run
+    batch = model_inputs(PolyRecCollator()(parts.train[0:4]))
+    model = trainer.model.train()
+    found = []
+    for weight in (0.0, 1.0):
+        kept = model.heads["rating"].trees.weight.clone()
+        model.heads["rating"].trees.weight.fill_(weight)
+        torch.manual_seed(0)
+        found.append(model(**batch).logits["rating"])
+        model.heads["rating"].trees.weight.copy_(kept)
+    model.eval()
+    assert torch.equal(*found)
+
+
+def test_trees_that_do_not_help_have_no_say(run):
+    """Prevents trees beside a network that knows better, and a gain of a few rows by chance from counting."""
+    processor, parts, trainer = run
+    labels = parts.valid.labels()[:, parts.valid.task_names.index("like")]
+    trees, head = processor.pair_trees("like", 200), trainer.model.heads["like"]
+    sure = torch.from_numpy(np.where(labels == 1, 6.0, -6.0)).float()
+    assert tree_weight._chosen(head, trees, parts.valid, labels, sure).weight == 0
+    one_wrong = sure.clone()
+    one_wrong[int(np.flatnonzero(labels == 1)[0])] = -6.0
+    found = tree_weight._chosen(head, trees, parts.valid, labels, one_wrong)
+    assert found.weight == 0
+    assert found.value < found.without
 
 
 def test_a_saved_model_keeps_its_trees(run, tmp_path):
     """Serving needs no LightGBM and no training rows."""
-    processor, parts, model = run
+    _, parts, trainer = run
+    model = trainer.model.eval()
     model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
     again = PolyRecForRecommendation.from_pretrained(tmp_path).eval()
-    loaded = PolyRecProcessor.from_pretrained(tmp_path)
-    again.load_trees(loaded)
     batch = model_inputs(PolyRecCollator()(parts.test[0:4]))
     with torch.no_grad():
-        for name, logits in model(**batch).logits.items():
+        expected = model(**batch).logits
+        for name, logits in expected.items():
             torch.testing.assert_close(again(**batch).logits[name], logits)
+    assert again.heads["like"].trees.speaks
     half = PolyRecForRecommendation.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(half.heads["like"].trees.threshold, model.heads["like"].trees.threshold)
 
 
-def test_few_labels_get_no_trees_and_other_features_are_refused(run):
-    processor, _, model = run
+def test_few_labels_and_coupled_tasks_get_no_trees_and_other_features_are_refused(run):
+    processor, parts, trainer = run
     few, _ = fit(synthetic_log(people=20))
     assert tiny_config(few).task_configs[1].options.get("trees", 0) == 0
     assert processor.model_config().task_configs[1].options["trees"] > 0
+    coupled = [replace(t, parent="like", coupling="aitm") if t.name == "rating" else t for t in processor.tasks]
+    assert PairTrees(parts.train, coupled).tasks == []
+    model = trainer.model
     inputs, model.tree_inputs = model.tree_inputs, model.tree_inputs[1:]
     with pytest.raises(ValueError, match="trees of task 'like' read"):
-        model.load_trees(processor)
+        choose_tree_weights(model, processor, parts.valid)
     model.tree_inputs = inputs

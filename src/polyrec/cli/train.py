@@ -200,7 +200,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         trainer.facts = about
         train_safely(trainer, newest_checkpoint(draft) if resume else None)
         trainer.save_model(str(draft))
-        for name, weight in trainer.linear_weights.items():
+        for name, weight in trainer.validated.items():
             print(f"{name}: {weight}")
         part = "test" if parts.test.num_candidates else "valid"
         judged = getattr(parts, part)

@@ -63,9 +63,6 @@ class Coupling(nn.Module):
     heads: ClassVar[tuple[str, ...]] = ("binary",)
     parent_heads: ClassVar[tuple[str, ...]] = ("binary",)
     default_options: ClassVar[dict[str, Any]] = {}
-    conditional_logits: ClassVar[bool] = (
-        False  # the child's own logits are not those of its label, but given the parent
-    )
 
     def __init__(self, task: TaskConfig, parent: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__()

@@ -63,7 +63,6 @@ class ESMM(Coupling):
     """
 
     default_options: ClassVar[dict[str, Any]] = {"detach_parent": False}
-    conditional_logits = True
 
     def __init__(self, task: TaskConfig, parent: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, parent, config)

@@ -116,7 +116,7 @@ class Questions:
             keep_negatives=dict(keep_negatives or {}),
             source=source,
             untimed=self._untimed(untimed_share),
-            folds=fold_of(np.arange(len(log.user_ids))),
+            folds=fold_of(np.arange(len(log.user_ids))) if retrieval else None,
             trending=trending,
         )
 

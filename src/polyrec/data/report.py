@@ -61,7 +61,7 @@ class DataReport:
         labels: {task: {"rows", "mean", "min", "max"}} of the known labels, "rows" alone where there are none.
         separations: inputs of which one alone tells a label.
         split: {"train", "validation", "test": [`SplitFacts`]}; empty before `split`.
-        trees: which pair tasks would start from trees if LightGBM were installed; "" if it is, or none would.
+        trees: which pair tasks could have trees beside them if LightGBM were installed; "" if it is, or none would.
         trending: {retrieval task: whether it reads recent popularity, and why}; empty before `split`.
         warnings: what would mislead, a sentence each.
 

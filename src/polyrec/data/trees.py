@@ -11,18 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyrec.data.neighbours import FOLDS, fold_of
 from polyrec.data.sequences import SequenceDataset
 from polyrec.schema import TaskConfig
 
 DEPTH = 6  # splits on the way to a leaf
-MOST = 200  # trees of a task; how many there are, held-out rows say
+MOST = 200  # trees of a task; how many of them are read, validation says
 FEWEST = 1000  # training labels below which none are grown
 OBJECTIVES = {"binary": "binary", "regression": "regression"}  # {head: objective of LightGBM} of heads with trees
-_PATIENCE = 20
 _LARGEST = float(np.finfo(np.float32).max)
 _SETTINGS = {
-    "learning_rate": 0.08,
+    "learning_rate": 0.05,
     "num_leaves": 31,
     "max_depth": DEPTH,
     "min_data_in_leaf": 50,
@@ -72,10 +70,11 @@ def known_features(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
 
 
 class PairTrees:
-    """Trees of the pair tasks of a training set, grown when a model wants them.
+    """Trees of the pair tasks of a training set, grown when a training asks for them.
 
     Trees need 1,000 known labels that differ, running statistics, and a head whose logit is a sum of leaves (see
-    `OBJECTIVES`); a task that answers a product with its parent's answer has none, as its own logit is a conditional.
+    `OBJECTIVES`); a task that follows from another, or from which one follows, has none: its logit means more than its
+    label.
 
     Attributes:
         missing: tasks that have none only because LightGBM is not installed.
@@ -83,32 +82,32 @@ class PairTrees:
     Args:
         train: candidates in their own view are read, with their sample weights.
         tasks: all of them, in the order of the labels' columns.
-        conditional: names of tasks whose own logit is not that of their label.
     """
 
-    def __init__(self, train: SequenceDataset, tasks: Sequence[TaskConfig], conditional: Sequence[str] = ()) -> None:
-        self._train, self._grown = train, dict[tuple[str, int], list[Trees]]()
-        labels, fold = train.labels()[train.own_view], fold_of(train.people()[train.own_view])
+    def __init__(self, train: SequenceDataset, tasks: Sequence[TaskConfig]) -> None:
+        self._train, self._grown = train, dict[tuple[str, int], Trees]()
+        labels, coupled = train.labels()[train.own_view], {t.parent for t in tasks if t.parent}
         able = [
             task.name
             for column, task in enumerate(tasks)
             if task.head in OBJECTIVES
-            and task.name not in conditional
+            and not task.parent
+            and task.name not in coupled
             and train.statistics is not None
-            and _enough(labels[:, column], fold)
+            and _enough(labels[:, column])
         ]
         installed = importlib.util.find_spec("lightgbm") is not None
         self.tasks, self.missing = (able, []) if installed else ([], able)
 
-    def grow(self, task: TaskConfig, summary: Mapping[str, Any], most: int, threads: int = 1) -> list[Trees]:
-        """Trees of all rows and those without the users of each fold; [] where a task has none.
+    def grow(self, task: TaskConfig, summary: Mapping[str, Any], most: int, threads: int = 1) -> Trees | None:
+        """Trees of the training rows; None where a task has none.
 
         Args:
             summary: of the task's labels.
-            most: trees of a set.
+            most: number of trees.
         """
         if task.name not in self.tasks:
-            return []
+            return None
         if (task.name, most) not in self._grown:
             train = self._train
             y = train.labels()[:, train.task_names.index(task.name)].astype(np.float64)
@@ -117,68 +116,38 @@ class PairTrees:
                 y = (y - summary["mean"]) / summary["std"]
             weight = train.log.sample_weight.get(task.name)
             weight = None if weight is None else weight[train.candidates.event[rows]]
-            known, fold = known_features(train, rows), fold_of(train.people()[rows])
-            self._grown[task.name, most] = grow_trees(task.head, known, y[rows], fold, most, weight, threads)
+            self._grown[task.name, most] = grow_trees(
+                task.head, known_features(train, rows), y[rows], most, weight, threads
+            )
         return self._grown[task.name, most]
 
 
-def _enough(labels: np.ndarray, fold: np.ndarray) -> bool:
-    """Whether there are labels for trees of every set of all folds but one, and to judge them by."""
-    known = ~np.isnan(labels)
-    labels, fold = labels[known], fold[known]
-    rest = [labels[fold != number] for number in range(1, FOLDS + 1)]
-    return len(labels) >= FEWEST and all(0 < len(y) < len(labels) and np.ptp(y) > 0 for y in rest)
+def _enough(labels: np.ndarray) -> bool:
+    known = labels[~np.isnan(labels)]
+    return len(known) >= FEWEST and bool(np.ptp(known) > 0)
 
 
 def grow_trees(
-    head: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    fold: np.ndarray,
-    most: int = MOST,
-    weight: np.ndarray | None = None,
-    threads: int = 1,
-) -> list[Trees]:
-    """Trees of all rows and, after them, those without the rows of each fold 1..FOLDS (Ke et al., 2017, "LightGBM: A
+    head: str, x: np.ndarray, y: np.ndarray, most: int = MOST, weight: np.ndarray | None = None, threads: int = 1
+) -> Trees:
+    """Trees that add to the log odds of the labels' mean ("binary"), or to the mean (Ke et al., 2017, "LightGBM: A
     Highly Efficient Gradient Boosting Decision Tree").
-
-    All have as many trees as make the loss of the folds held out smallest.
 
     Args:
         head: of `OBJECTIVES`.
         x: float32 [M, F], NaN = missing.
         y: [M], in {0, 1} for "binary", else any numbers.
-        fold: int64 [M].
-        most: trees of a set at most.
+        most: number of trees.
         weight: [M]; None: rows weigh alike.
-
-    Returns:
-        trees that add to the log odds of all labels' mean ("binary"), or to the mean; [] where held-out rows say that
-        this mean alone is better.
     """
     import lightgbm
 
     options: dict[str, Any] = {**_SETTINGS, "objective": OBJECTIVES[head], "num_threads": threads}
-    data = lightgbm.Dataset(x, y, weight, free_raw_data=False)
-    found = lightgbm.cv(
-        options,
-        data,
-        most,
-        folds=[(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(1, FOLDS + 1)],
-        callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
-        return_cvbooster=True,
-    )
-    losses = next(values for name, values in found.items() if name.endswith("-mean"))
     base = float(np.average(y, weights=weight))
     if head == "binary":
-        constant = -(base * np.log(base) + (1 - base) * np.log(1 - base))
         base = float(np.log(base / (1 - base)))
-    else:
-        constant = float(np.average((y - base) ** 2, weights=weight))
-    if losses[-1] >= constant:  # those after the best one are cut off
-        return []
-    whole = lightgbm.train(options, lightgbm.Dataset(x, y, weight), len(losses))
-    return [as_arrays(booster, len(losses), x.shape[1], base) for booster in (whole, *found["cvbooster"].boosters)]
+    booster = lightgbm.train(options, lightgbm.Dataset(x, y, weight), most)
+    return as_arrays(booster, most, x.shape[1], base)
 
 
 def as_arrays(booster: Any, number: int, features: int, base: float = 0.0) -> Trees:

@@ -1,6 +1,6 @@
-"""Gradient-boosted trees on what is known of a candidate: the evidence that a pair task's logit starts from.
+"""Gradient-boosted trees on what is known of a candidate, beside the network of a pair task.
 
-Letters: M pairs, F features, T trees, S sets of trees, D depth.
+Letters: M pairs, F features, T trees, N nodes or leaves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from transformers import initialization as init
 from polyrec.core.modules import KeepsPrecision
 from polyrec.data.trees import DEPTH, Trees
 from polyrec.schema import STATISTICS, FeatureConfig
+
+_ROWS = 512  # read at a time: what they take stays in the cache
 
 
 def tree_inputs(features: Sequence[FeatureConfig]) -> list[tuple[str, int]]:
@@ -35,89 +37,68 @@ def read_inputs(values: Mapping[str, Tensor], inputs: Sequence[tuple[str, int]])
     return torch.cat([x_MF.masked_fill(missing, torch.inf), x_MF.masked_fill(missing, -torch.inf)], dim=1)
 
 
-class TreeEvidence(KeepsPrecision):
-    r"""The tree term of a pair logit, e(x) = sum_t leaf_t(x), in single precision.
+class TreeBlend(KeepsPrecision):
+    r"""Trees beside a pair head, z' = (1 - w) z + w (b + sum_t leaf_t(x)), in single precision.
 
-    x are the running statistics and the context of a candidate. The trees (Ke et al., 2017, "LightGBM") are grown
-    before training, and stay as they are: they start the logit, and the network learns what they miss.
-
-    **Cross-fitted**: a training row must not be read by trees that were grown on its label, or training would trust
-    evidence that no other rows have (as in stacking: Wolpert, 1992, "Stacked Generalization"). So the users are in
-    folds, and in training mode a row reads trees that were grown without its user's fold. What is saved, and read in
-    evaluation mode, are the trees of all.
+    x are the running statistics and the context of a candidate, b the logit of the labels' mean. The trees (Ke et al.,
+    2017, "LightGBM") have seen the labels of the training rows, so no training reads them; how many of them are read
+    and how much they say, w, is what answers validation rows best ([`polyrec.evaluation.tree_weight`]). Networks and
+    trees err on different rows: in the mean they err less than either. w is 0 until then, and stays so where validation
+    gains nothing.
 
     Args:
         most: T.
 
-    Shapes: inputs [M, 2F], folds [M] -> [M].
+    Shapes: inputs [M, 2F] -> [M].
     """
 
     feature: Tensor
     threshold: Tensor
     leaf: Tensor
-    fold_feature: Tensor
-    fold_threshold: Tensor
-    fold_leaf: Tensor
+    weight: Tensor
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        shapes = {"feature": (most, 2**DEPTH - 1), "threshold": (most, 2**DEPTH - 1), "leaf": (most, 2**DEPTH)}
-        for name, shape in shapes.items():
-            kind = torch.int16 if name == "feature" else torch.float32
-            self.register_buffer(name, torch.zeros(shape, dtype=kind))
-            # The trees of all and, after them, those without the users of each fold; [0, ...] where nobody trains.
-            self.register_buffer(f"fold_{name}", torch.zeros(0, *shape, dtype=kind), persistent=False)
+        self.register_buffer("feature", torch.zeros(most, 2**DEPTH - 1, dtype=torch.int16))
+        self.register_buffer("threshold", torch.zeros(most, 2**DEPTH - 1, dtype=torch.float32))
+        self.register_buffer("leaf", torch.zeros(most, 2**DEPTH, dtype=torch.float32))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float32))  # w
 
     def initialise(self) -> None:
-        """Start without trees, which add 0."""
-        for buffer in (self.feature, self.threshold, self.leaf):
+        """Start without trees."""
+        for buffer in (self.feature, self.threshold, self.leaf, self.weight):
             init.zeros_(buffer)
 
     @property
-    def is_new(self) -> bool:
-        """Whether no trees were taken yet."""
-        return not self.leaf.any()
-
-    def holds(self, whole: Trees) -> bool:
-        """Whether the trees of all users are those that are here."""
-        own = self.feature, self.threshold, self.leaf
-        return all(torch.equal(ours, theirs[0]) for ours, theirs in zip(own, self._stacked([whole]), strict=True))
+    def speaks(self) -> bool:
+        """Whether the trees change a logit: not in training, and not where validation has not chosen them."""
+        return not self.training and bool(self.weight)
 
     @torch.no_grad()
-    def load(self, whole: Trees, folds: Sequence[Trees] = ()) -> None:
-        """Take the trees of all users, and those without the users of each fold."""
-        self.feature, self.threshold, self.leaf = (values[0] for values in self._stacked([whole]))
-        self.fold_feature, self.fold_threshold, self.fold_leaf = self._stacked([whole, *folds] if folds else [])
-
-    def _stacked(self, sets: Sequence[Trees]) -> list[Tensor]:
-        found = []
-        for name, like in (("feature", self.feature), ("threshold", self.threshold), ("leaf", self.leaf)):
-            values = like.new_zeros(len(sets), *like.shape)
-            for place, trees in zip(values, sets, strict=True):
-                array = getattr(trees, name)
-                place[: len(array)] = torch.from_numpy(array)
-            found.append(values)
-        return found
+    def load(self, trees: Trees, number: int, weight: float) -> None:
+        """Take the first of some trees, and their weight."""
+        for own, array in ((self.feature, trees.feature), (self.threshold, trees.threshold), (self.leaf, trees.leaf)):
+            own.zero_()
+            own[:number] = torch.from_numpy(array[:number])
+        self.weight.fill_(weight)
 
     @torch.no_grad()
-    def forward(self, known_MF: Tensor, fold_M: Tensor | None = None) -> Tensor:
-        """What the trees add to logits.
+    def forward(self, known_MF: Tensor) -> Tensor:
+        """Sums of leaves; see [`read_inputs`]."""
+        used = int(self.leaf.any(dim=1).sum())
+        found = [
+            read_leaves(some, self.feature[:used], self.threshold[:used], self.leaf[:used]).sum(1)
+            for some in known_MF.split(_ROWS)
+        ]
+        return torch.cat(found)
 
-        Args:
-            known_MF: see [`read_inputs`].
-            fold_M: int64, the fold of each row's user, 0 = none; read in training mode.
-        """
-        sets = self.feature.unsqueeze(0), self.threshold.unsqueeze(0), self.leaf.unsqueeze(0)
-        if folded := self.training and fold_M is not None and len(self.fold_leaf) > 0:
-            sets = self.fold_feature, self.fold_threshold, self.fold_leaf
-        grown = int(self.leaf.any(dim=1).sum())
-        feature_STN, threshold_STN, leaf_STN = (values[:, :grown] for values in sets)
-        place_MT = torch.arange(grown, device=known_MF.device).expand(len(known_MF), grown)
-        if folded and fold_M is not None:
-            place_MT = place_MT + fold_M.unsqueeze(1) * grown
-        for level in range(DEPTH):  # of all sets and trees, the nodes of a level lie one after the other
-            nodes, flat = slice(2**level - 1, 2 ** (level + 1) - 1), place_MT.reshape(-1)
-            feature_MT = feature_STN[..., nodes].reshape(-1).long().index_select(0, flat).view_as(place_MT)
-            bound_MT = threshold_STN[..., nodes].reshape(-1).index_select(0, flat).view_as(place_MT)
-            place_MT = 2 * place_MT + (known_MF.gather(1, feature_MT) > bound_MT)
-        return leaf_STN.reshape(-1).index_select(0, place_MT.reshape(-1)).view_as(place_MT).sum(1)
+
+def read_leaves(known_MF: Tensor, feature_TN: Tensor, threshold_TN: Tensor, leaf_TN: Tensor) -> Tensor:
+    """The leaf of each tree that a row falls into, [M, T]; trees as of [`polyrec.data.trees.Trees`]."""
+    place_MT = torch.arange(len(feature_TN), device=known_MF.device).expand(len(known_MF), len(feature_TN))
+    for level in range(DEPTH):  # of all trees, the nodes of a level lie one after the other
+        nodes, flat = slice(2**level - 1, 2 ** (level + 1) - 1), place_MT.reshape(-1)
+        feature_MT = feature_TN[:, nodes].reshape(-1).long().index_select(0, flat).view_as(place_MT)
+        bound_MT = threshold_TN[:, nodes].reshape(-1).index_select(0, flat).view_as(place_MT)
+        place_MT = 2 * place_MT + (known_MF.gather(1, feature_MT) > bound_MT)
+    return leaf_TN.reshape(-1).index_select(0, place_MT.reshape(-1)).view_as(place_MT)

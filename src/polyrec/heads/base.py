@@ -14,7 +14,7 @@ from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
 from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.task_adapters import TaskAdapter
-from polyrec.heads._trees import TreeEvidence
+from polyrec.heads._trees import TreeBlend
 from polyrec.registry import checked_options
 from polyrec.schema import TaskConfig
 
@@ -59,7 +59,7 @@ class TaskHead(KeepsPrecision):
         most = self.options.get("trees", 0)
         if most < 0:
             raise self.refuse("trees", "it must be >= 0")
-        self.trees = TreeEvidence(most) if most else None
+        self.trees = TreeBlend(most) if most else None
         self.width = config.pair_width if self.reads == "pair" else config.hidden_size
         rank = (config.task_adapters or {}).get(task.name)
         self.adapter = None if rank is None else TaskAdapter(self.width, rank)
@@ -95,20 +95,10 @@ class TaskHead(KeepsPrecision):
     def load_neighbours(self, processor: Any) -> None:
         """Take what goes with what (`processor.item_neighbours`), if the head reads it."""
 
-    def load_trees(self, processor: Any) -> None:
-        """Take the trees of the task (`processor.pair_trees`), if the head reads them; trees of other rows are kept.
-
-        The network's own part starts at a tenth of its size then, which at random would only blur what they say.
-        """
-        found = None if self.trees is None else processor.pair_trees(self.task.name, self.options["trees"])
-        if self.trees is None or not found:
-            return
-        if self.trees.is_new:
-            with torch.no_grad():
-                self.get_submodule("output").get_parameter("weight").mul_(0.1)
-        elif not self.trees.holds(found[0]):
-            return
-        self.trees.load(found[0], found[1:])
+    @property
+    def logit_of_mean(self) -> float:
+        """The logit of a label that is as the training labels are in the mean; what trees add to."""
+        return 0.0
 
     @property
     def own_width(self) -> int | None:
@@ -194,7 +184,7 @@ class TaskHead(KeepsPrecision):
 
 
 def trees_option(summary: Summary) -> dict[str, Any]:
-    """The option `trees` of heads that read them, where the training rows allow trees."""
+    """The option `trees` of heads that can have them, where the training rows allow trees."""
     return {"trees": summary["trees"]} if "trees" in summary else {}
 
 

@@ -49,7 +49,7 @@ class BinaryHead(TaskHead):
             `sampling_rate` (share of the negatives that were kept in the training rows, 1 = all),
             `focal_gamma` (g; Lin et al., 2017, "Focal Loss for Dense Object Detection"; 0 = plain),
             `label_smoothing` (e),
-            `trees` (how many trees to add to the logit at most, see `TreeEvidence`; 0 = none.
+            `trees` (how many trees to grow, which validation may put beside the network, see `TreeBlend`; 0 = none.
             `processor.model_config()` sets it where the training rows allow trees).
 
     Shapes: hidden [..., D] -> logits [...]; labels [...] in {0, 1, NaN}.
@@ -98,6 +98,11 @@ class BinaryHead(TaskHead):
         """The base rate, and the share of negatives that training is asked if it is not all of them."""
         sampled = {"sampling_rate": summary["sampling_rate"]} if "sampling_rate" in summary else {}
         return {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)} | sampled | trees_option(summary)
+
+    @property
+    def logit_of_mean(self) -> float:
+        """The log odds of the base rate."""
+        return self.initial_bias
 
     def initialise(self) -> None:
         """Start at the base rate, uncalibrated."""

@@ -30,8 +30,8 @@ class RegressionHead(NumberHead):
     Args:
         task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no
             limit), `loss` "squared" or "huber" (quadratic within one standard deviation, Huber, 1964), `trees` (how
-            many trees to add to the logit at most, see `TreeEvidence`; 0 = none. `processor.model_config()` sets it
-            where the training rows allow trees).
+            many trees to grow, which validation may put beside the network, see `TreeBlend`; 0 = none.
+            `processor.model_config()` sets it where the training rows allow trees).
 
     Shapes: hidden [..., D] -> logits z [...]; labels [...] in the label's unit, NaN = unknown.
 

@@ -29,6 +29,7 @@ from polyrec.encoders.backbone import backbones
 from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.linear_weight import LinearWeight, choose_linear_weights
+from polyrec.evaluation.tree_weight import TreeWeight, choose_tree_weights
 from polyrec.heads.base import TaskHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -131,7 +132,7 @@ class PolyRecTrainer(ResumesSafely):
         # transformers know the old one alone. Goes away when `ddp_broadcast_buffers` is handed on by the new name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         self._bare: tuple[Any, PolyRecForRecommendation] | None = None  # see `_unwrapped`
-        self.linear_weights: dict[str, LinearWeight] = {}  # what validation chose
+        self.validated: dict[str, LinearWeight | TreeWeight] = {}  # {task: what validation chose after training}
         if args.device.type == "cpu":
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
@@ -225,10 +226,11 @@ class PolyRecTrainer(ResumesSafely):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, see [`~polyrec.training.resuming.ResumesSafely.train`]; then let the validation rows say how much of
-        its linear term a retrieval task serves."""
+        its linear term a retrieval task serves, and of its trees a pair task."""
         found = super().train(*args, **kwargs)
-        if isinstance(self.eval_dataset, SequenceDataset):
+        if isinstance(self.eval_dataset, SequenceDataset) and isinstance(self._unwrapped, PolyRecForRecommendation):
             self._weigh_linear_terms(self.eval_dataset)
+            self._weigh_trees(self.eval_dataset)
         return found
 
     def _weigh_linear_terms(self, valid: SequenceDataset) -> None:
@@ -239,7 +241,17 @@ class PolyRecTrainer(ResumesSafely):
         for name, weight in chosen.items():
             self._unwrapped.heads[name].linear.weigh(weight.strength, weight.decay)
             self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
-        self.linear_weights = chosen
+        self.validated.update(chosen)
+
+    def _weigh_trees(self, valid: SequenceDataset) -> None:
+        if self.processing_class is None:
+            return
+        with self._averaged():
+            chosen = choose_tree_weights(self._evaluated(), self.processing_class, valid, self.accelerator.autocast())
+        for name, (trees, weight) in chosen.items():
+            self._unwrapped.heads[name].trees.load(trees, weight.trees, weight.weight)
+            self.log({f"trees_{name}": weight.weight, f"trees_gain_{name}": weight.without - weight.value})
+            self.validated[name] = weight
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
@@ -632,6 +644,5 @@ def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) 
     model.load_times(processor)
     if processor.has_training_rows:
         model.load_neighbours(processor)
-        model.load_trees(processor)
     if is_new:
         model.item_encoder.start_from_text(model.config)

@@ -1,0 +1,144 @@
+"""How many trees a pair task reads beside its network, and how much they say, chosen by validation rows.
+
+Letters: M rows, T trees.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyrec.data.sequences import SequenceDataset
+from polyrec.data.trees import Trees, known_features
+from polyrec.evaluation.evaluator import answered
+from polyrec.heads._trees import read_inputs, read_leaves, tree_inputs
+from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.processing_polyrec import PolyRecProcessor
+
+NUMBERS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of the trees that are tried, the first ones
+WEIGHTS = tuple(n / 10 for n in range(11))
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class TreeWeight:
+    """What trees say.
+
+    Args:
+        trees: number of trees that are read.
+        weight: of `TreeBlend`; 0: they have no say.
+        without, value: the mean loss of the validation rows without and with them (logistic, or squared in units of the
+            label's spread).
+        rows: validation rows with a label.
+    """
+
+    trees: int
+    weight: float
+    without: float
+    value: float
+    rows: int
+
+    def __str__(self) -> str:
+        gain = f"loss {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
+        if not self.weight:
+            return f"no trees beside the network: they would gain less than chance ({gain})"
+        return f"{self.trees} trees beside the network, weight {self.weight:g}: {gain}"
+
+
+@torch.no_grad()
+def choose_tree_weights(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    valid: SequenceDataset,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> dict[str, tuple[Trees, TreeWeight]]:
+    """Trees of the training rows and the number and weight with which validation rows have the smallest loss, {task:
+    (trees, weight)} of the tasks that can have some; the model is left as it is.
+
+    Trees that gain less than the standard error of their gain have no say.
+
+    Args:
+        processor: whose last split the training rows are of.
+        autocast: as of [`~polyrec.evaluation.evaluator.predict`].
+
+    Raises:
+        ValueError: the model reads other features than the processor gives.
+    """
+    heads = {name: head for name, head in model.heads.items() if head.trees is not None}
+    grown = {name: processor.pair_trees(name, head.options["trees"]) for name, head in heads.items()}
+    trees = {name: found for name, found in grown.items() if found is not None}
+    valid = valid.fixed()
+    labels = {name: valid.labels()[:, valid.task_names.index(name)] for name in trees}
+    trees = {name: found for name, found in trees.items() if (~np.isnan(labels[name])).sum() > 1}
+    if not trees:
+        return {}
+    if (theirs := tree_inputs(processor.features)) != model.tree_inputs:
+        raise ValueError(
+            f"trees of task {next(iter(trees))!r} read {model.tree_inputs} but the processor has {theirs} (names and "
+            "sizes): build the configuration by processor.model_config(), or set option 'trees' to 0"
+        )
+    own = _network_logits(model, list(trees), valid, autocast)
+    return {name: (found, _chosen(heads[name], found, valid, labels[name], own[name])) for name, found in trees.items()}
+
+
+def _network_logits(
+    model: PolyRecForRecommendation,
+    tasks: list[str],
+    valid: SequenceDataset,
+    autocast: AbstractContextManager[Any] | None,
+) -> dict[str, Tensor]:
+    """Logits of all candidates without trees, float32 [C] each."""
+    found = {name: torch.full((valid.num_candidates,), torch.nan) for name in tasks}
+    before = {name: model.heads[name].trees.weight.clone() for name in tasks}
+    try:
+        for name in tasks:
+            model.heads[name].trees.weight.zero_()
+        with model.eval_mode() as model, autocast or nullcontext():
+            for batch in answered(model, valid):
+                assert batch.output.logits is not None  # there are candidates
+                rows = batch.rows.flatten()
+                for name, values in found.items():
+                    values[rows[rows >= 0]] = batch.output.logits[name].flatten().float().cpu()[rows >= 0]
+    finally:
+        for name, weight in before.items():
+            model.heads[name].trees.weight.copy_(weight)
+    return found
+
+
+def _chosen(head: Any, trees: Trees, valid: SequenceDataset, labels: np.ndarray, own_C: Tensor) -> TreeWeight:
+    """The best of the grid."""
+    rows = np.flatnonzero(~np.isnan(labels))
+    y_M, own_M = torch.from_numpy(labels[rows]).float(), own_C[torch.from_numpy(rows)]
+    if head.task.head == "regression":
+        y_M = head.in_spread(y_M)
+    known = torch.from_numpy(known_features(valid, rows))
+    known_MF = read_inputs({"known": known.unsqueeze(0)}, [("known", known.shape[1])])
+    arrays = [torch.from_numpy(values) for values in trees]
+    numbers = [max(int(share * len(trees.leaf)), 1) for share in NUMBERS]
+    best, best_losses, without_M = (0, 0.0), None, _losses(head, own_M, y_M)
+    sums_MN = torch.cat([read_leaves(x, *arrays).cumsum(1)[:, [n - 1 for n in numbers]] for x in known_MF.split(_ROWS)])
+    for column, number in enumerate(numbers):
+        theirs_M = head.logit_of_mean + sums_MN[:, column]
+        for weight in WEIGHTS[1:]:
+            losses_M = _losses(head, torch.lerp(own_M, theirs_M, weight), y_M)
+            if best_losses is None or losses_M.mean() < best_losses.mean():
+                best, best_losses = (number, weight), losses_M
+    assert best_losses is not None  # the grid is not empty
+    gain_M = without_M - best_losses
+    if not gain_M.mean() > gain_M.std() / len(gain_M) ** 0.5:
+        best = (0, 0.0)
+    return TreeWeight(*best, without_M.mean().item(), best_losses.mean().item(), len(rows))
+
+
+def _losses(head: Any, logits_M: Tensor, y_M: Tensor) -> Tensor:
+    """Loss of each row, in double precision."""
+    logits_M, y_M = logits_M.double(), y_M.double()
+    if head.task.head == "binary":
+        return F.binary_cross_entropy_with_logits(logits_M, y_M, reduction="none")
+    return (logits_M - y_M) ** 2
