@@ -188,6 +188,7 @@ def fit(
         selection.trainer = trainer
         trainer.train()
         selection.serve()
+        trainer.weigh_by_validation()
     return Fit(trainer, clock, selection.epochs, selection.log)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 from safetensors import SafetensorError
 
 from polyrec.backbones import TextConfig, resolve
@@ -60,7 +59,7 @@ from polyrec.data.tables import (
     times,
 )
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
-from polyrec.data.trees import MOST, PairTrees, Trees
+from polyrec.data.trees import MOST, PairTrees
 from polyrec.data.trending import RecentCounts, Trending, request_trending
 from polyrec.data.trending_fit import fit_trending
 from polyrec.data.weights import row_weights
@@ -645,14 +644,10 @@ class PolyRecProcessor:
         counts = ~self._refused.get(task, np.zeros(len(item), dtype=bool))
         return user[counts], item[counts]
 
-    def pair_trees(self, task: str, most: int) -> Trees | None:
-        """Trees of a pair task on the training rows of the last split.
-
-        None where nothing was split, or the rows allow none; see [`~polyrec.data.trees.PairTrees`].
-        """
-        if self._pair_trees is None:
-            return None
-        return self._pair_trees.grow(self._task(task), self.label_summary[task], most, torch.get_num_threads())
+    @property
+    def pair_trees(self) -> PairTrees | None:
+        """Trees of the pair tasks on the training rows of the last split; None: nothing was split."""
+        return self._pair_trees
 
     @property
     def _ordered(self) -> bool:

@@ -8,7 +8,7 @@ import lightgbm
 import numpy as np
 import pytest
 import torch
-from model_fixtures import arguments, fit, model_inputs, synthetic_log, tiny_config
+from model_fixtures import COLUMNS, arguments, fit, model_inputs, synthetic_log, tiny_config
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.data import trees as trees_data
@@ -123,6 +123,41 @@ def test_answers_are_means_of_the_network_and_lightgbm(run):
     np.testing.assert_allclose(np.log(served / (1 - served)), expected, atol=2e-4)
 
 
+def test_weights_scales_and_context_of_the_model_count(tmp_path):
+    """Prevents trees on columns that the model does not read, in units of their own, or of rows that all weigh alike."""
+    log = synthetic_log(people=200)
+    drawn = np.random.default_rng(5)
+    log["interactions"]["importance"] = drawn.integers(1, 5, len(log["interactions"]["user_id"])).astype(float)
+    columns = {**COLUMNS, "weight": {"rating": "importance"}, "keys_only": ["context.surface"]}
+    tasks = [{"name": "rating", "head": "regression", "options": {"mean": 1.0, "std": 10.0}}]
+    processor, parts = fit(log, tasks, columns=columns)
+    model = PolyRecForRecommendation(tiny_config(processor))
+    trainer = PolyRecTrainer(
+        model, arguments(tmp_path, max_steps=1), parts.train, parts.valid, processing_class=processor
+    )
+    trainer.train()
+    context = [name for name, _ in model.tree_inputs]
+    head, train = model.heads["rating"], parts.train
+    rows = np.flatnonzero(train.own_view & ~np.isnan(train.labels()[:, 0]))
+    y = train.labels()[rows, 0]
+    weight = train.log.sample_weight["rating"][train.candidates.event[rows]]
+    booster = lightgbm.train(
+        {**trees_data._SETTINGS, "objective": "regression", "num_threads": 1},
+        lightgbm.Dataset(known_features(train, rows, context), (y - 1) / 10, weight=weight),
+        trees_data.MOST,
+    )
+    assert sorted(set(weight)) == [1, 2, 3, 4]
+    assert "surface" in train.log.candidate_features
+    assert "surface" not in context
+    trees = processor.pair_trees.grow(replace(head.task, options=head.options), context, 1.0, 10.0)
+    blend = TreeBlend(200).eval()
+    blend.load(trees, 200, 1.0)
+    known = known_features(parts.test, np.arange(parts.test.num_candidates), context)
+    found = blend(read_inputs({"x": torch.from_numpy(known)[None]}, [("x", known.shape[1])]))
+    np.testing.assert_allclose(found.numpy(), booster.predict(known), atol=1e-4)
+    assert trainer.validated["rating"].value < 0.05  # of labels between 1 and 5, in units of 10
+
+
 def test_training_does_not_read_trees(run):
     """Else the network would learn from what knows the row's label, and every step would pay for it."""
     _, parts, trainer = run
@@ -143,12 +178,14 @@ def test_trees_that_do_not_help_have_no_say(run):
     """Prevents trees beside a network that knows better, and a gain of a few rows by chance from counting."""
     processor, parts, trainer = run
     labels = parts.valid.labels()[:, parts.valid.task_names.index("like")]
-    trees, head = processor.pair_trees("like", 200), trainer.model.heads["like"]
+    head, known = trainer.model.heads["like"], known_features(parts.valid, np.arange(parts.valid.num_candidates))
+    context = [name for name, _ in trainer.model.tree_inputs]
+    trees = processor.pair_trees.grow(replace(head.task, options=head.options), context)
     sure = torch.from_numpy(np.where(labels == 1, 6.0, -6.0)).float()
-    assert tree_weight._chosen(head, trees, parts.valid, labels, sure).weight == 0
+    assert tree_weight._chosen(head, trees, known, labels, sure).weight == 0
     one_wrong = sure.clone()
     one_wrong[int(np.flatnonzero(labels == 1)[0])] = -6.0
-    found = tree_weight._chosen(head, trees, parts.valid, labels, one_wrong)
+    found = tree_weight._chosen(head, trees, known, labels, one_wrong)
     assert found.weight == 0
     assert found.value < found.without
 

@@ -50,7 +50,7 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
 def linear_size(user: np.ndarray, num_items: int) -> int:
     """How many weights of a linear model of events in order to keep of each item: 128, or none of a log too large for
     an inverse."""
-    return 128 if min(len(np.unique(user)), num_items) <= DENSE else 0
+    return 128 if min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE else 0
 
 
 class Neighbours(NamedTuple):

@@ -6,7 +6,7 @@ Letters: M rows, F features, T trees, D depth.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Trees(NamedTuple):
     Features F, F + 1, ... are 0, 1, ... again: at these a missing number goes left, at the first ones right.
 
     Args:
-        feature: int16 [T, 2^D - 1], level by level.
+        feature: int32 [T, 2^D - 1], level by level.
         threshold: float32 [T, 2^D - 1].
         leaf: float32 [T, 2^D]; the leaves of a row are added up.
     """
@@ -52,13 +52,16 @@ class Trees(NamedTuple):
     leaf: np.ndarray
 
 
-def known_features(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
+def known_features(dataset: SequenceDataset, rows: np.ndarray, context: Collection[str] | None = None) -> np.ndarray:
     """What is known of candidates strictly before their labels: running statistics and context, float32 [M, F].
 
     NaN = unknown; categories are their codes, attributes of several values and vectors are left out.
+
+    Args:
+        context: columns that are read; None: all of them.
     """
-    event = dataset.candidates.event[rows]
-    found = [v[event, None] for _, v in sorted(dataset.log.candidate_features.items()) if v.ndim == 1]
+    event, columns = dataset.candidates.event[rows], sorted(dataset.log.candidate_features.items())
+    found = [v[event, None] for name, v in columns if v.ndim == 1 and (context is None or name in context)]
     if dataset.statistics is not None:
         found.append(dataset.statistics[dataset.candidates.statistic[rows]])
     if not found:
@@ -85,7 +88,7 @@ class PairTrees:
     """
 
     def __init__(self, train: SequenceDataset, tasks: Sequence[TaskConfig]) -> None:
-        self._train, self._grown = train, dict[tuple[str, int], Trees]()
+        self._train, self._grown = train, dict[tuple[Any, ...], Trees]()
         labels, coupled = train.labels()[train.own_view], {t.parent for t in tasks if t.parent}
         able = [
             task.name
@@ -99,27 +102,29 @@ class PairTrees:
         installed = importlib.util.find_spec("lightgbm") is not None
         self.tasks, self.missing = (able, []) if installed else ([], able)
 
-    def grow(self, task: TaskConfig, summary: Mapping[str, Any], most: int, threads: int = 1) -> Trees | None:
-        """Trees of the training rows; None where a task has none.
+    def grow(
+        self, task: TaskConfig, context: Collection[str], mean: float = 0.0, std: float = 1.0, threads: int = 1
+    ) -> Trees | None:
+        """Trees of the training rows, as many as the task's option says; None where it has none.
 
         Args:
-            summary: of the task's labels.
-            most: number of trees.
+            task: with the options of a model's head.
+            context: columns of the candidates' context that the model reads.
+            mean, std: of labels, as its head standardises them.
         """
         if task.name not in self.tasks:
             return None
-        if (task.name, most) not in self._grown:
+        key = (task.name, task.options["trees"], *sorted(context), mean, std)
+        if key not in self._grown:
             train = self._train
             y = train.labels()[:, train.task_names.index(task.name)].astype(np.float64)
             rows = np.flatnonzero(~np.isnan(y) & train.own_view)
-            if task.head == "regression":
-                y = (y - summary["mean"]) / summary["std"]
             weight = train.log.sample_weight.get(task.name)
             weight = None if weight is None else weight[train.candidates.event[rows]]
-            self._grown[task.name, most] = grow_trees(
-                task.head, known_features(train, rows), y[rows], most, weight, threads
-            )
-        return self._grown[task.name, most]
+            known = known_features(train, rows, context)
+            labels = (y[rows] - mean) / std
+            self._grown[key] = grow_trees(task.head, known, labels, task.options["trees"], weight, threads)
+        return self._grown[key]
 
 
 def _enough(labels: np.ndarray) -> bool:
@@ -130,8 +135,8 @@ def _enough(labels: np.ndarray) -> bool:
 def grow_trees(
     head: str, x: np.ndarray, y: np.ndarray, most: int = MOST, weight: np.ndarray | None = None, threads: int = 1
 ) -> Trees:
-    """Trees that add to the log odds of the labels' mean ("binary"), or to the mean (Ke et al., 2017, "LightGBM: A
-    Highly Efficient Gradient Boosting Decision Tree").
+    """Trees that add to the log odds of the labels' mean ("binary"), or to 0 (Ke et al., 2017, "LightGBM: A Highly
+    Efficient Gradient Boosting Decision Tree").
 
     Args:
         head: of `OBJECTIVES`.
@@ -143,10 +148,11 @@ def grow_trees(
     import lightgbm
 
     options: dict[str, Any] = {**_SETTINGS, "objective": OBJECTIVES[head], "num_threads": threads}
-    base = float(np.average(y, weights=weight))
+    base = 0.0
     if head == "binary":
-        base = float(np.log(base / (1 - base)))
-    booster = lightgbm.train(options, lightgbm.Dataset(x, y, weight), most)
+        mean = float(np.average(y, weights=weight))
+        base = float(np.log(mean / (1 - mean)))
+    booster = lightgbm.train(options, lightgbm.Dataset(x, y, weight=weight), most)
     return as_arrays(booster, most, x.shape[1], base)
 
 
@@ -159,7 +165,7 @@ def as_arrays(booster: Any, number: int, features: int, base: float = 0.0) -> Tr
         features: F.
     """
     trees = booster.dump_model(num_iteration=number)["tree_info"]
-    feature = np.zeros((len(trees), 2**DEPTH - 1), dtype=np.int16)
+    feature = np.zeros((len(trees), 2**DEPTH - 1), dtype=np.int32)
     threshold = np.zeros(feature.shape, dtype=np.float32)
     leaf = np.zeros((len(trees), 2**DEPTH), dtype=np.float32)
     for t, tree in enumerate(trees):

@@ -19,7 +19,6 @@ from polyrec.evaluation import ranking
 from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.heads._item_terms import ItemTerms
-from polyrec.heads.retrieval import RetrievalHead
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
 STRENGTHS = tuple(2.0**n for n in range(-5, 3))  # what the strongest neighbour of the latest item adds to its logit
@@ -39,16 +38,14 @@ class LinearWeight:
         metric: e.g. "ndcg@10".
     """
 
-    strength: float = 0.0
-    decay: float = 1.0
-    without: float = float("nan")
-    value: float = float("nan")
-    rows: int = 0
-    metric: str = "ndcg@10"
+    strength: float
+    decay: float
+    without: float
+    value: float
+    rows: int
+    metric: str
 
     def __str__(self) -> str:
-        if not self.rows:
-            return "no linear term: there are no validation rows"
         gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         if not self.strength:
             return f"no linear term: it would gain less than chance ({gain})"
@@ -63,7 +60,8 @@ def choose_linear_weights(
     exclude_seen: bool | None = None,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> dict[str, LinearWeight]:
-    """The weights that rank validation rows best, {task with a linear term: weight}; the model is left as it is.
+    """The weights that rank validation rows best, {task with a linear term and such rows: weight}; the model is left as
+    it is.
 
     NDCG@k is compared on the same rows, at most a few thousand, with one weight after the other. A term that gains less
     than the standard error of its gain has none.
@@ -73,8 +71,8 @@ def choose_linear_weights(
         exclude_seen: as of [`~polyrec.evaluation.evaluator.predict`].
         autocast: as of `predict`.
     """
-    heads = {name: head for name, head in model.heads.items() if isinstance(head, RetrievalHead)}
-    terms = {name: head.linear for name, head in heads.items() if head.linear is not None and not head.linear.is_new}
+    terms = {name: model.heads[name].linear for name in model.state_tasks}
+    terms = {name: term for name, term in terms.items() if term is not None and not term.is_new}
     if not terms:
         return {}
     valid = valid.fixed()
@@ -104,7 +102,7 @@ def choose_linear_weights(
     finally:
         for name, term in terms.items():
             term.weights.copy_(before[name])
-    return {name: _chosen(found, f"ndcg@{k}") for name, found in gains.items()}
+    return {name: _chosen(found, f"ndcg@{k}") for name, found in gains.items() if found}
 
 
 def _of_rows(asked: Asked, kept: np.ndarray) -> Asked | None:
@@ -134,8 +132,6 @@ def _weighed(plain_MN: torch.Tensor, term: Any, asked: Asked) -> Iterator[torch.
 
 def _chosen(gains: list[np.ndarray], metric: str) -> LinearWeight:
     """The best of the grid, of metrics [grid, M] of some chunks."""
-    if not gains:
-        return LinearWeight(metric=metric)
     each = np.concatenate(gains, axis=1)
     mean = each.mean(axis=1)
     best = int(mean.argmax())

@@ -6,7 +6,7 @@ Letters: M rows, T trees.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,20 +71,29 @@ def choose_tree_weights(
         ValueError: the model reads other features than the processor gives.
     """
     heads = {name: head for name, head in model.heads.items() if head.trees is not None}
-    grown = {name: processor.pair_trees(name, head.options["trees"]) for name, head in heads.items()}
-    trees = {name: found for name, found in grown.items() if found is not None}
     valid = valid.fixed()
-    labels = {name: valid.labels()[:, valid.task_names.index(name)] for name in trees}
-    trees = {name: found for name, found in trees.items() if (~np.isnan(labels[name])).sum() > 1}
-    if not trees:
+    labels = {name: valid.labels()[:, valid.task_names.index(name)] for name in heads if name in valid.task_names}
+    judged = [name for name, known in labels.items() if (~np.isnan(known)).sum() > 1]
+    if not judged or processor.pair_trees is None:
         return {}
     if (theirs := tree_inputs(processor.features)) != model.tree_inputs:
         raise ValueError(
-            f"trees of task {next(iter(trees))!r} read {model.tree_inputs} but the processor has {theirs} (names and "
-            "sizes): build the configuration by processor.model_config(), or set option 'trees' to 0"
+            f"trees of task {judged[0]!r} read {model.tree_inputs} but the processor has {theirs} (names and sizes): "
+            "build the configuration by processor.model_config(), or set option 'trees' to 0"
         )
+    context = [name for name, _ in model.tree_inputs]
+    trees = {}
+    for name in judged:
+        scale = {key: heads[name].options.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0))}
+        task = replace(heads[name].task, options=heads[name].options)
+        found = processor.pair_trees.grow(task, context, **scale, threads=torch.get_num_threads())
+        if found is not None:
+            trees[name] = found
+    if not trees:
+        return {}
     own = _network_logits(model, list(trees), valid, autocast)
-    return {name: (found, _chosen(heads[name], found, valid, labels[name], own[name])) for name, found in trees.items()}
+    known = known_features(valid, np.arange(valid.num_candidates), context)
+    return {name: (found, _chosen(heads[name], found, known, labels[name], own[name])) for name, found in trees.items()}
 
 
 def _network_logits(
@@ -111,13 +120,13 @@ def _network_logits(
     return found
 
 
-def _chosen(head: Any, trees: Trees, valid: SequenceDataset, labels: np.ndarray, own_C: Tensor) -> TreeWeight:
+def _chosen(head: Any, trees: Trees, known_CF: np.ndarray, labels: np.ndarray, own_C: Tensor) -> TreeWeight:
     """The best of the grid."""
     rows = np.flatnonzero(~np.isnan(labels))
     y_M, own_M = torch.from_numpy(labels[rows]).float(), own_C[torch.from_numpy(rows)]
     if head.task.head == "regression":
         y_M = head.in_spread(y_M)
-    known = torch.from_numpy(known_features(valid, rows))
+    known = torch.from_numpy(known_CF[rows])
     known_MF = read_inputs({"known": known.unsqueeze(0)}, [("known", known.shape[1])])
     arrays = [torch.from_numpy(values) for values in trees]
     numbers = [max(int(share * len(trees.leaf)), 1) for share in NUMBERS]

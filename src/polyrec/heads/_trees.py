@@ -40,11 +40,11 @@ def read_inputs(values: Mapping[str, Tensor], inputs: Sequence[tuple[str, int]])
 class TreeBlend(KeepsPrecision):
     r"""Trees beside a pair head, z' = (1 - w) z + w (b + sum_t leaf_t(x)), in single precision.
 
-    x are the running statistics and the context of a candidate, b the logit of the labels' mean. The trees (Ke et al.,
-    2017, "LightGBM") have seen the labels of the training rows, so no training reads them; how many of them are read
-    and how much they say, w, is what answers validation rows best ([`polyrec.evaluation.tree_weight`]). Networks and
-    trees err on different rows: in the mean they err less than either. w is 0 until then, and stays so where validation
-    gains nothing.
+    x are the running statistics and the context of a candidate, b the log odds of the labels' mean, or 0. The trees (Ke
+    et al., 2017, "LightGBM") have seen the labels of the training rows, so no training reads them; how many of them are
+    read and how much they say, w, is what answers validation rows best ([`polyrec.evaluation.tree_weight`]). Networks
+    and trees err on different rows: in the mean they err less than either. w is 0 until then, and stays so where
+    validation gains nothing.
 
     Args:
         most: T.
@@ -59,7 +59,7 @@ class TreeBlend(KeepsPrecision):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.register_buffer("feature", torch.zeros(most, 2**DEPTH - 1, dtype=torch.int16))
+        self.register_buffer("feature", torch.zeros(most, 2**DEPTH - 1, dtype=torch.int32))
         self.register_buffer("threshold", torch.zeros(most, 2**DEPTH - 1, dtype=torch.float32))
         self.register_buffer("leaf", torch.zeros(most, 2**DEPTH, dtype=torch.float32))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float32))  # w

@@ -97,7 +97,7 @@ class TaskHead(KeepsPrecision):
 
     @property
     def logit_of_mean(self) -> float:
-        """The logit of a label that is as the training labels are in the mean; what trees add to."""
+        """What trees of the task add to: the logit of the labels' mean."""
         return 0.0
 
     @property

@@ -225,33 +225,33 @@ class PolyRecTrainer(ResumesSafely):
         batch["teacher"] = teacher.score({**batch, "drawn": drawn})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, see [`~polyrec.training.resuming.ResumesSafely.train`]; then let the validation rows say how much of
-        its linear term a retrieval task serves, and of its trees a pair task."""
+        """Train, see [`~polyrec.training.resuming.ResumesSafely.train`], and `weigh_by_validation`."""
         found = super().train(*args, **kwargs)
-        if isinstance(self.eval_dataset, SequenceDataset) and isinstance(self._unwrapped, PolyRecForRecommendation):
-            self._weigh_linear_terms(self.eval_dataset)
-            self._weigh_trees(self.eval_dataset)
+        self.weigh_by_validation()
         return found
 
-    def _weigh_linear_terms(self, valid: SequenceDataset) -> None:
-        with self._averaged():
-            chosen = choose_linear_weights(
-                self._evaluated(), valid, self.args.rank_k, self.args.exclude_seen, self.accelerator.autocast()
-            )
-        for name, weight in chosen.items():
-            self._unwrapped.heads[name].linear.weigh(weight.strength, weight.decay)
-            self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
-        self.validated.update(chosen)
+    def weigh_by_validation(self) -> None:
+        """Let the rows of the one `eval_dataset` say how much of its linear term a retrieval task serves, and of its
+        trees a pair task; `train` ends with it.
 
-    def _weigh_trees(self, valid: SequenceDataset) -> None:
-        if self.processing_class is None:
+        Both are of the training rows of the processor's last split: nothing happens with a processor that was loaded.
+        """
+        model, processor, valid = self._unwrapped, self.processing_class, self.eval_dataset
+        if not isinstance(valid, SequenceDataset) or not isinstance(model, PolyRecForRecommendation):
+            return
+        if not isinstance(processor, PolyRecProcessor) or not processor.has_training_rows:
             return
         with self._averaged():
-            chosen = choose_tree_weights(self._evaluated(), self.processing_class, valid, self.accelerator.autocast())
-        for name, (trees, weight) in chosen.items():
-            self._unwrapped.heads[name].trees.load(trees, weight.trees, weight.weight)
-            self.log({f"trees_{name}": weight.weight, f"trees_gain_{name}": weight.without - weight.value})
-            self.validated[name] = weight
+            judged, autocast = self._evaluated(), self.accelerator.autocast
+            linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast())
+            trees = choose_tree_weights(judged, processor, valid, autocast())
+        for name, weight in linear.items():
+            model.heads[name].linear.weigh(weight.strength, weight.decay)
+            self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
+        for name, (grown, said) in trees.items():
+            model.heads[name].trees.load(grown, said.trees, said.weight)
+            self.log({f"trees_{name}": said.weight, f"trees_gain_{name}": said.without - said.value})
+        self.validated = linear | {name: said for name, (_, said) in trees.items()}
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
