@@ -13,7 +13,7 @@ from model_fixtures import COLUMNS, arguments, fit, model_inputs, synthetic_log,
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
 from polyrec.data import trees as trees_data
 from polyrec.data.collator import PolyRecCollator
-from polyrec.data.trees import DEPTH, PairTrees, as_arrays, known_features
+from polyrec.data.trees import DEPTH, FORESTS, PairTrees, as_arrays, known_features
 from polyrec.evaluation import tree_weight
 from polyrec.evaluation.tree_weight import choose_tree_weights
 from polyrec.heads._trees import TreeBlend, read_inputs
@@ -51,15 +51,22 @@ def test_torch_reads_trees_as_lightgbm_does(objective):
     y = (y > 0).astype(float) if objective == "binary" else y
     booster = lightgbm.train({**OPTIONS, "objective": objective}, lightgbm.Dataset(x, y), 30)
     trees = TreeBlend(40).eval()
-    trees.load(as_arrays(booster, 30, x.shape[1], base=0.5), 30, 1.0)
+    trees.load(as_arrays(booster, x.shape[1], base=0.5), 30, 1.0)
     other, _ = rows(1)
     other[::7, 1] = np.nan
     other[::5] = x[::5]  # numbers that may stand at thresholds
     found = trees(read_inputs({"x": torch.from_numpy(other)[None]}, [("x", x.shape[1])])) + 0.5
     np.testing.assert_allclose(found.numpy(), booster.predict(other, raw_score=True), atol=1e-5)
-    trees.load(as_arrays(booster, 30, x.shape[1], base=0.5), 7, 1.0)
+    trees.load(as_arrays(booster, x.shape[1], base=0.5), 7, 1.0)
     found = trees(read_inputs({"x": torch.from_numpy(other)[None]}, [("x", x.shape[1])])) + 0.5
     np.testing.assert_allclose(found.numpy(), booster.predict(other, raw_score=True, num_iteration=7), atol=1e-5)
+
+
+def forests_of(objective, x, y, weight=None):
+    """LightGBM models whose mean the trees should be."""
+    options = {**trees_data._SETTINGS, "objective": objective, "num_threads": 1}
+    data = [lightgbm.Dataset(x, y, weight=weight) for _ in range(FORESTS)]
+    return [lightgbm.train({**options, "seed": n}, d, trees_data.MOST // FORESTS) for n, d in enumerate(data)]
 
 
 def losses(trainer, part):
@@ -105,15 +112,11 @@ def test_answers_are_means_of_the_network_and_lightgbm(run):
     column = train.task_names.index("like")
     rows = np.flatnonzero(known[:, column])
     y = train.labels()[rows, column]
-    booster = lightgbm.train(
-        {**trees_data._SETTINGS, "objective": "binary", "num_threads": 1},
-        lightgbm.Dataset(known_features(train, rows), y),
-        trees_data.MOST,
-    )
+    forests = forests_of("binary", known_features(train, rows), y)
     chosen, head = trainer.validated["like"], trainer.model.heads["like"]
-    theirs = booster.predict(
-        known_features(data, np.arange(data.num_candidates)), raw_score=True, num_iteration=chosen.trees
-    )
+    known = known_features(data, np.arange(data.num_candidates))
+    each = [b.predict(known, raw_score=True, num_iteration=chosen.trees // FORESTS) for b in forests]
+    theirs = np.mean(each, axis=0)
     served = trainer.answers(data).values["like"].astype(float)
     weight = head.trees.weight.clone()
     head.trees.weight.zero_()
@@ -141,20 +144,16 @@ def test_weights_scales_and_context_of_the_model_count(tmp_path):
     rows = np.flatnonzero(train.own_view & ~np.isnan(train.labels()[:, 0]))
     y = train.labels()[rows, 0]
     weight = train.log.sample_weight["rating"][train.candidates.event[rows]]
-    booster = lightgbm.train(
-        {**trees_data._SETTINGS, "objective": "regression", "num_threads": 1},
-        lightgbm.Dataset(known_features(train, rows, context), (y - 1) / 10, weight=weight),
-        trees_data.MOST,
-    )
+    forests = forests_of("regression", known_features(train, rows, context), (y - 1) / 10, weight)
     assert sorted(set(weight)) == [1, 2, 3, 4]
     assert "surface" in train.log.candidate_features
     assert "surface" not in context
     trees = processor.pair_trees.grow(replace(head.task, options=head.options), context, 1.0, 10.0)
-    blend = TreeBlend(200).eval()
-    blend.load(trees, 200, 1.0)
+    blend = TreeBlend(len(trees.leaf)).eval()
+    blend.load(trees, len(trees.leaf), 1.0)
     known = known_features(parts.test, np.arange(parts.test.num_candidates), context)
     found = blend(read_inputs({"x": torch.from_numpy(known)[None]}, [("x", known.shape[1])]))
-    np.testing.assert_allclose(found.numpy(), booster.predict(known), atol=1e-4)
+    np.testing.assert_allclose(found.numpy(), np.mean([b.predict(known) for b in forests], axis=0), atol=1e-4)
     assert trainer.validated["rating"].value < 0.05  # of labels between 1 and 5, in units of 10
 
 

@@ -15,12 +15,13 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.schema import TaskConfig
 
 DEPTH = 6  # splits on the way to a leaf
-MOST = 200  # trees of a task; how many of them are read, validation says
+FORESTS = 4  # that are averaged: where positives are few, one differs much from the next
+MOST = 480  # trees of a task, all forests together; how many of them are read, validation says
 FEWEST = 1000  # training labels below which none are grown
 OBJECTIVES = {"binary": "binary", "regression": "regression"}  # {head: objective of LightGBM} of heads with trees
 _LARGEST = float(np.finfo(np.float32).max)
 _SETTINGS = {
-    "learning_rate": 0.05,
+    "learning_rate": 0.08,
     "num_leaves": 31,
     "max_depth": DEPTH,
     "min_data_in_leaf": 50,
@@ -30,7 +31,6 @@ _SETTINGS = {
     "bagging_freq": 1,
     "deterministic": True,
     "force_row_wise": True,  # else it times both ways and takes the faster
-    "seed": 0,
     "verbosity": -1,
 }
 
@@ -142,7 +142,7 @@ def grow_trees(
         head: of `OBJECTIVES`.
         x: float32 [M, F], NaN = missing.
         y: [M], in {0, 1} for "binary", else any numbers.
-        most: number of trees.
+        most: number of trees, of `FORESTS` forests with seeds of their own, one tree of each after the other.
         weight: [M]; None: rows weigh alike.
     """
     import lightgbm
@@ -152,19 +152,27 @@ def grow_trees(
     if head == "binary":
         mean = float(np.average(y, weights=weight))
         base = float(np.log(mean / (1 - mean)))
-    booster = lightgbm.train(options, lightgbm.Dataset(x, y, weight=weight), most)
-    return as_arrays(booster, most, x.shape[1], base)
+    forests = []
+    for seed in range(FORESTS):
+        booster = lightgbm.train(
+            {**options, "seed": seed}, lightgbm.Dataset(x, y, weight=weight), max(most // FORESTS, 1)
+        )
+        forests.append(as_arrays(booster, x.shape[1], base))
+    # The first tree of each, the second of each, ...; LightGBM may stop one of them early.
+    longest = min(len(trees.leaf) for trees in forests)
+    mixed = (np.stack([v[:longest] for v in values], axis=1) for values in zip(*forests, strict=True))
+    feature, threshold, leaf = (values.reshape(-1, values.shape[-1]) for values in mixed)
+    return Trees(feature, threshold, leaf / np.float32(FORESTS))
 
 
-def as_arrays(booster: Any, number: int, features: int, base: float = 0.0) -> Trees:
-    """The first trees of a LightGBM model, whose sum is its raw score - base for every row of float32 numbers.
+def as_arrays(booster: Any, features: int, base: float = 0.0) -> Trees:
+    """The trees of a LightGBM model, whose sum is its raw score - base for every row of float32 numbers.
 
     Args:
         booster: of numeric features, grown with `max_depth` at most `DEPTH`.
-        number: of trees.
         features: F.
     """
-    trees = booster.dump_model(num_iteration=number)["tree_info"]
+    trees = booster.dump_model()["tree_info"]
     feature = np.zeros((len(trees), 2**DEPTH - 1), dtype=np.int32)
     threshold = np.zeros(feature.shape, dtype=np.float32)
     leaf = np.zeros((len(trees), 2**DEPTH), dtype=np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.trees import Trees, known_features
+from polyrec.data.trees import FORESTS, Trees, known_features
 from polyrec.evaluation.evaluator import answered
 from polyrec.heads._trees import read_inputs, read_leaves, tree_inputs
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -129,9 +129,10 @@ def _chosen(head: Any, trees: Trees, known_CF: np.ndarray, labels: np.ndarray, o
     known = torch.from_numpy(known_CF[rows])
     known_MF = read_inputs({"known": known.unsqueeze(0)}, [("known", known.shape[1])])
     arrays = [torch.from_numpy(values) for values in trees]
-    numbers = [max(int(share * len(trees.leaf)), 1) for share in NUMBERS]
+    numbers = [max(int(share * len(trees.leaf) / FORESTS), 1) * FORESTS for share in NUMBERS]
     best, best_losses, without_M = (0, 0.0), None, _losses(head, own_M, y_M)
-    sums_MN = torch.cat([read_leaves(x, *arrays).cumsum(1)[:, [n - 1 for n in numbers]] for x in known_MF.split(_ROWS)])
+    last = [number - 1 for number in numbers]
+    sums_MN = torch.cat([read_leaves(some, *arrays).cumsum(1)[:, last] for some in known_MF.split(_ROWS)])
     for column, number in enumerate(numbers):
         theirs_M = head.logit_of_mean + sums_MN[:, column]
         for weight in WEIGHTS[1:]:
