@@ -14,7 +14,7 @@ import torch
 from polyrec.baselines import BiasModel
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
-from polyrec.data.trees import known_features
+from polyrec.data.trees import GROWING, known_features
 from polyrec.evaluation import evaluator
 
 _FEWEST = 1000  # training labels below which trees are not grown
@@ -26,18 +26,7 @@ _OBJECTIVES = {
     "accuracy": "multiclass",
     "poisson_deviance": "poisson",
 }
-_TREES = {
-    "learning_rate": 0.05,
-    "num_leaves": 31,
-    "min_data_in_leaf": 50,
-    "max_bin": 63,  # twice as fast as 255 bins, and as good on ml-100k
-    "feature_fraction": 0.7,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "deterministic": True,
-    "force_row_wise": True,  # else it times both ways and takes the faster
-    "verbosity": -1,
-}
+_TREES = {**GROWING, "learning_rate": 0.05}
 
 
 class PairBaselines:
