@@ -11,10 +11,14 @@ import torch
 import yaml
 from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 
-from polyrec import PolyRecForRecommendation
+from polyrec import PolyRecForRecommendation, PolyRecProcessor
+from polyrec.cli import finetune as cli_finetune
 from polyrec.cli.main import main
+from polyrec.data.neighbours import FOLDS
+from polyrec.distillation.fingerprint import fingerprint
 from polyrec.encoders.moment import LATEST, Moment
 from polyrec.evaluation import evaluator
+from polyrec.evaluation.tree_weight import choose_tree_weights
 from polyrec.training.finetune import FinetuneSettings, finetune
 
 OPTIONS = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
@@ -51,6 +55,22 @@ def test_only_the_task_itself_changes(world, task, experts):
     metric = {"next_item": "next_item_ndcg@10", "like": "like_logloss", "rating": "rating_rmse"}[task]
     gain = report["after"][metric] - report["before"][metric]
     assert gain > 0 if task == "next_item" else gain < 0
+
+
+def test_validation_weighs_the_task_that_learnt_at_its_best_epoch():
+    """Prevents trees of other tasks from being weighed anew, which changes their answers, and those of the task from
+    being weighed beside the last epoch's network, which is not the one that is kept."""
+    processor, parts = fit(synthetic_log(people=200))
+    model = tiny_model(processor)
+    report = finetune(model, processor, parts, FinetuneSettings("like", epochs=1, learning_rate=50.0), OPTIONS)
+    assert report["best_epoch"] == 0
+    assert report["others"] == {"next_item": True, "rating": True}
+    assert model.heads["rating"].trees.weight == 0
+    assert model.heads["like"].trees.weight > 0
+    served = model.heads["like"].trees.weight.clone()
+    found = choose_tree_weights(model, processor, parts.valid, tasks=["like"])
+    assert found["like"][1].weight == pytest.approx(served.item())
+    assert report["after"]["like_logloss"] == pytest.approx(found["like"][1].value, rel=1e-4)
 
 
 def test_a_task_named_like_a_part_is_trained_alone():
@@ -129,8 +149,15 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
     old = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
     first = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    run = str(tmp_path / "run")
+    run, trained, saved = str(tmp_path / "run"), [], PolyRecProcessor.from_pretrained(tmp_path / "run")
+    monkeypatch.setattr(
+        cli_finetune, "finetune", lambda model, *given: trained.append(model) or finetune(model, *given)
+    )
     assert main(["finetune", run, "--task", "rating", "--learning-rate", "0.02", "--epochs", "2"]) == 0
+    # Evidence was read without each user's fold: the rows that are learnt are counted in the table of all.
+    evidence = trained[0].heads["next_item"].neighbours
+    assert len(evidence.fold_items) == (1 + FOLDS) * len(evidence.items)
+    assert fingerprint(PolyRecProcessor.from_pretrained(run)) == fingerprint(saved)
     assert "bit-equal answers before and after: next_item" in capsys.readouterr().out
     new = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
     assert new.config.task_adapters == {"rating": 8}

@@ -58,11 +58,11 @@ def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path, a
         )
     if recipe.updates:
         raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
-    _, parts = split_of_run(run, recipe)
+    fitted, parts = split_of_run(run, recipe)  # knows the training rows, which the saved one does not
     parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
-    report = {"settings": asdict(settings), **finetune(model, processor, parts, settings, recipe.training)}
+    report = {"settings": asdict(settings), **finetune(model, fitted, parts, settings, recipe.training)}
     facts = about_run(recipe.to_dict()) | {"items": item_digest(processor), "processor": fingerprint(processor)}
     with drafted(target, facts) as draft:
         model.save_pretrained(draft)

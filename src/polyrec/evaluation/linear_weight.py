@@ -5,7 +5,7 @@ Letters: M questions, N items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,7 @@ def choose_linear_weights(
     k: int = 10,
     exclude_seen: bool | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    tasks: Collection[str] | None = None,
 ) -> dict[str, LinearWeight]:
     """The weights that rank validation rows best, {task with a linear term and such rows: weight}; the model is left as
     it is.
@@ -70,8 +71,9 @@ def choose_linear_weights(
         k: length of the lists.
         exclude_seen: as of [`~polyrec.evaluation.evaluator.predict`].
         autocast: as of `predict`.
+        tasks: that are judged; None: all.
     """
-    terms = {name: model.heads[name].linear for name in model.state_tasks}
+    terms = {name: model.heads[name].linear for name in model.state_tasks if tasks is None or name in tasks}
     terms = {name: term for name, term in terms.items() if term is not None and not term.is_new}
     if not terms:
         return {}

@@ -5,6 +5,7 @@ Letters: M rows, T trees.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,6 +58,7 @@ def choose_tree_weights(
     processor: PolyRecProcessor,
     valid: SequenceDataset,
     autocast: AbstractContextManager[Any] | None = None,
+    tasks: Collection[str] | None = None,
 ) -> dict[str, tuple[Trees, TreeWeight]]:
     """Trees of the training rows and the number and weight with which validation rows have the smallest loss, {task:
     (trees, weight)} of the tasks that can have some; the model is left as it is.
@@ -66,11 +68,12 @@ def choose_tree_weights(
     Args:
         processor: whose last split the training rows are of.
         autocast: as of [`~polyrec.evaluation.evaluator.predict`].
+        tasks: that are judged; None: all.
 
     Raises:
         ValueError: the model reads other features than the processor gives.
     """
-    heads = {name: head for name, head in model.heads.items() if head.trees is not None}
+    heads = {n: h for n, h in model.heads.items() if h.trees is not None and (tasks is None or n in tasks)}
     valid = valid.fixed()
     labels = {name: valid.labels()[:, valid.task_names.index(name)] for name in heads if name in valid.task_names}
     judged = [name for name, known in labels.items() if (~np.isnan(known)).sum() > 1]

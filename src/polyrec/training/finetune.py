@@ -89,8 +89,8 @@ class _BestWeights(TrainerCallback):
             self.epoch, self.value, self.weights = round(state.epoch), value, self._copy()
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put the best weights back."""
+    def on_train_end(self, *args: Any, **unused: Any) -> None:
+        """Put the best weights back, before validation weighs what stands beside them."""
         for name, parameter in self.trained.items():
             parameter.copy_(self.weights[name])
 
@@ -102,9 +102,12 @@ def finetune(
     settings: FinetuneSettings,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Let one task go on; the model is changed in place and keeps its best epoch, the starting point included.
+    """Let one task go on; the model is changed in place and keeps its best epoch, the starting point included, beside
+    which validation weighs the task's linear term or trees anew.
 
     Args:
+        processor: that cut the parts: one that was loaded and has split nothing lets training read evidence that has
+            counted the very rows, and has nothing to weigh.
         parts: the training part is learnt, the validation part chooses the epoch and judges, the test part stays
             unread.
         training: further arguments of `PolyRecTrainingArguments` (batch sizes, weight decay, ...).
@@ -149,7 +152,6 @@ def _finetune(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    best.restore()
     model.eval()
     after, answers = _judge(model, parts, arguments)
     equal = {name: _equal(answered, answers, name) for name in others}

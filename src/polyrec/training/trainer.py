@@ -38,7 +38,7 @@ from polyrec.registry import nearest
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
+from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging, own_parameters
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.predictions import TaskPredictions
@@ -235,6 +235,7 @@ class PolyRecTrainer(ResumesSafely):
         trees a pair task; `train` ends with it.
 
         Both are of the training rows of the processor's last split: nothing happens with a processor that was loaded.
+        Tasks of which every parameter is frozen answer as before.
         """
         model, processor, valid = self._unwrapped, self.processing_class, self.eval_dataset
         if not isinstance(valid, SequenceDataset) or not isinstance(model, PolyRecForRecommendation):
@@ -242,9 +243,9 @@ class PolyRecTrainer(ResumesSafely):
         if not isinstance(processor, PolyRecProcessor) or not processor.has_training_rows:
             return
         with self._averaged():
-            judged, autocast = self._evaluated(), self.accelerator.autocast
-            linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast())
-            trees = choose_tree_weights(judged, processor, valid, autocast())
+            judged, autocast, tasks = self._evaluated(), self.accelerator.autocast, _learning(model)
+            linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
+            trees = choose_tree_weights(judged, processor, valid, autocast(), tasks)
         for name, weight in linear.items():
             model.heads[name].linear.weigh(weight.strength, weight.decay)
             self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
@@ -621,6 +622,13 @@ def _check_selection(args: PolyRecTrainingArguments, parts: list[str]) -> None:
             f"metric_for_best_model={metric!r} names none of the evaluation sets {', '.join(map(repr, parts))}: pass "
             f"e.g. metric_for_best_model='{parts[0]}_{metric.removeprefix('eval_')}', or None for no choice"
         )
+
+
+def _learning(model: PolyRecForRecommendation) -> list[str]:
+    """Tasks whose answers training changes: all of them, or those whose own parameters alone are not frozen."""
+    learnt = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {task: learnt.intersection(own_parameters(model, task)) for task in model.heads}
+    return [task for task in model.heads if own[task] or learnt.difference(*own.values())]
 
 
 def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
