@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation, PolyRecProcessor
+from polyrec import (
+    PolyRecCollator,
+    PolyRecConfig,
+    PolyRecForRecommendation,
+    PolyRecProcessor,
+    PolyRecTrainer,
+    PolyRecTrainingArguments,
+)
 from polyrec.data.neighbours import FOLDS, KINDS, fold_of, neighbours, worthwhile
 from polyrec.encoders.item import ItemRows
 from polyrec.encoders.moment import LATEST, Moment, latest_items
@@ -262,6 +269,38 @@ def test_training_reads_folds_and_nothing_else_does(world, tmp_path):
     model.save_pretrained(tmp_path)
     again = PolyRecForRecommendation.from_pretrained(tmp_path).eval()
     assert again.recommend(processor, [3, 4], k=5) == answers
+
+
+def test_a_training_that_may_read_its_own_answers_says_so(world, tmp_path, caplog):
+    """Prevents weights that silently learn to trust evidence which has counted the rows that are learnt."""
+    processor, splits = world
+    arguments = PolyRecTrainingArguments(
+        output_dir=tmp_path, use_cpu=True, disable_tqdm=True, max_steps=1, save_strategy="no"
+    )
+    torch.manual_seed(0)
+    model = PolyRecForRecommendation(processor.model_config(hidden_size=8, num_attention_heads=2))
+    PolyRecTrainer(model, arguments, splits.train, processing_class=processor).train()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = PolyRecProcessor.from_pretrained(tmp_path)
+    log, _ = loaded.resume(random_log())
+    resumed = loaded.training_set(log, np.ones(len(log), dtype=bool), None)
+
+    def said(processor, rows, frozen=False):
+        again = PolyRecForRecommendation.from_pretrained(tmp_path)
+        again.heads["next_item"].neighbours.requires_grad_(not frozen)
+        caplog.clear()
+        PolyRecTrainer(again, arguments, rows, processing_class=processor).train()
+        return (
+            "task 'next_item': nothing says which of the rows to be learnt its `neighbours` have counted" in caplog.text
+        )
+
+    assert said(loaded, resumed)
+    assert not said(loaded, resumed, frozen=True)
+    parts = loaded.split(random_log(), by="leave_one_out")
+    assert not said(loaded, parts.train)
+    other = random_log(users=149)
+    assert said(loaded, loaded.split(other, by="leave_one_out").train)  # of which the model has no folds
 
 
 def test_a_large_catalog_takes_no_more_than_twice_its_vectors():

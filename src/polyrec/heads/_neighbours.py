@@ -152,6 +152,11 @@ class ItemNeighbours(NeighbourTable):
         """Weights of the groups before training."""
         return torch.tensor([[_START[k][0] * _START[k][1] ** h for h in range(LATEST)] for k in KINDS])
 
+    @property
+    def is_cross_fitted(self) -> bool:
+        """Whether training reads tables that were counted without a question's own user."""
+        return len(self.fold_items) > 0
+
     @torch.no_grad()
     def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
         """Take the table of all users, and those without the users of each fold."""
@@ -177,6 +182,6 @@ class ItemNeighbours(NeighbourTable):
     def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         """The tables of items and values, and which rows of them the items of the events [..., H] have."""
         items, values, latest = super()._rows(moment)
-        if not self.training or moment.fold is None or not len(self.fold_items):
+        if not self.training or moment.fold is None or not self.is_cross_fitted:
             return items, values, latest
         return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(items) + latest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
 from polyrec.weighting.base import LossWeighting
+
+logger = logging.getLogger(__name__)
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -226,6 +229,7 @@ class PolyRecTrainer(ResumesSafely):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, see [`~polyrec.training.resuming.ResumesSafely.train`], and `weigh_by_validation`."""
+        _check_evidence(self._unwrapped)
         found = super().train(*args, **kwargs)
         self.weigh_by_validation()
         return found
@@ -621,6 +625,23 @@ def _check_selection(args: PolyRecTrainingArguments, parts: list[str]) -> None:
         raise ValueError(
             f"metric_for_best_model={metric!r} names none of the evaluation sets {', '.join(map(repr, parts))}: pass "
             f"e.g. metric_for_best_model='{parts[0]}_{metric.removeprefix('eval_')}', or None for no choice"
+        )
+
+
+def _check_evidence(model: nn.Module) -> None:
+    """Warn of a training whose questions may find their own answers counted in what they read."""
+    if not isinstance(model, PolyRecForRecommendation):
+        return
+    for name in model.state_tasks:
+        term = model.heads[name].neighbours
+        if term is None or term.is_new or term.is_cross_fitted or not any(p.requires_grad for p in term.parameters()):
+            continue
+        logger.warning(
+            "task %r: nothing says which of the rows to be learnt its `neighbours` have counted, so training may come "
+            "to trust evidence that holds its own answers: train with a processor that has just split the log that the "
+            "model was first trained on, or freeze the term, model.heads[%r].neighbours.requires_grad_(False)",
+            name,
+            name,
         )
 
 
