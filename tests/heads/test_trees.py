@@ -104,6 +104,37 @@ def test_what_validation_chose_is_what_it_measures(run):
         }
 
 
+def test_of_several_sets_the_named_one_weighs_and_none_is_told(run, tmp_path, caplog):
+    """Prevents sets by name, and none at all, from leaving linear terms and trees without a say, and without a word."""
+    processor, parts, trainer = run
+    own = choose_tree_weights(trainer.model, processor, parts.test)["like"][1]
+    assert own.rows != trainer.validated["like"].rows
+    for sets, metric, rows, told in (
+        ({"late": parts.test, "valid": parts.valid}, "eval_valid_mean_improvement", trainer.validated["like"].rows, ""),
+        ({"valid": parts.valid, "valid_late": parts.test}, "valid_late_like_auc", own.rows, ""),
+        (
+            {"late": parts.test, "valid": parts.valid},
+            None,
+            own.rows,
+            "'late', the first of 2, weighs the linear term of 'next_item', the trees of 'like', ",
+        ),
+        (
+            None,
+            "like_auc",
+            None,
+            "no validation rows weigh the linear term of 'next_item', the trees of 'like', the trees of 'rating'",
+        ),
+        ({}, "like_auc", None, "no validation rows weigh"),
+    ):
+        caplog.clear()
+        args = arguments(tmp_path, metric_for_best_model=metric)
+        model = PolyRecForRecommendation(tiny_config(processor))
+        other = PolyRecTrainer(model, args, parts.train, sets, processing_class=processor)
+        other.weigh_by_validation()
+        assert (other.validated["like"].rows if other.validated else None) == rows
+        assert (told in caplog.text) if told else not caplog.text
+
+
 def test_answers_are_means_of_the_network_and_lightgbm(run):
     """What the batch carries is what trees were grown on: scale, order and missing numbers of every column."""
     _, parts, trainer = run

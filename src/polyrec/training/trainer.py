@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,7 +38,8 @@ from polyrec.registry import nearest
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging, own_parameters
+from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
+from polyrec.training.evidence import EvidenceCheck, judging_set, weighed_by_validation
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.predictions import TaskPredictions
@@ -48,8 +48,6 @@ from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
 from polyrec.weighting.base import LossWeighting
-
-logger = logging.getLogger(__name__)
 
 CALLBACK_STATES = "callbacks.safetensors"
 
@@ -83,6 +81,8 @@ class PolyRecTrainer(ResumesSafely):
         model: the model; None with `model_init` (a function that makes one, see [`~transformers.Trainer`]).
         args: training arguments.
         train_dataset, eval_dataset: as `PolyRecProcessor.split` returns them; training also takes a `MixedDataset`.
+            Evaluation takes several sets, {name: set}, too. See `weigh_by_validation` for what evaluation rows choose
+            at the end, and what is left out without any.
         processing_class: the processor.
         teacher: who answers beside the labels, or the folder of one as `args.teacher`; the model's configuration says
             what is learnt of it (`distillation`). It is checked against the data, and against having learnt what the
@@ -151,6 +151,7 @@ class PolyRecTrainer(ResumesSafely):
             prepare_teacher(teacher, model, train_dataset, eval_dataset, processing_class)
             teacher.to(args.device)
         self.add_callback(_EpochCallback())
+        self.add_callback(EvidenceCheck())
         if args.task_patience or args.task_epochs:
             self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor, limits=args.task_epochs))
         if args.ema_decay:
@@ -229,25 +230,29 @@ class PolyRecTrainer(ResumesSafely):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, see [`~polyrec.training.resuming.ResumesSafely.train`], and `weigh_by_validation`."""
-        _check_evidence(self._unwrapped)
         found = super().train(*args, **kwargs)
         self.weigh_by_validation()
         return found
 
     def weigh_by_validation(self) -> None:
-        """Let the rows of the one `eval_dataset` say how much of its linear term a retrieval task serves, and of its
-        trees a pair task; `train` ends with it.
+        """Let validation rows say how much of its linear term a retrieval task serves, and of its trees a pair task;
+        `train` ends with it.
+
+        The rows are those of `eval_dataset`; of several sets, those of the one that `metric_for_best_model` names, or
+        else of the first one. Without any, what the model said before stays, and a warning says what is left out.
 
         Both are of the training rows of the processor's last split: nothing happens with a processor that was loaded.
         Tasks of which every parameter is frozen answer as before.
         """
-        model, processor, valid = self._unwrapped, self.processing_class, self.eval_dataset
-        if not isinstance(valid, SequenceDataset) or not isinstance(model, PolyRecForRecommendation):
+        model, processor = self._unwrapped, self.processing_class
+        if not isinstance(model, PolyRecForRecommendation) or not isinstance(processor, PolyRecProcessor):
             return
-        if not isinstance(processor, PolyRecProcessor) or not processor.has_training_rows:
+        tasks = weighed_by_validation(model, processor) if processor.has_training_rows else {}
+        valid = judging_set(self.eval_dataset, self.args.metric_for_best_model, tasks) if tasks else None
+        if valid is None:
             return
         with self._averaged():
-            judged, autocast, tasks = self._evaluated(), self.accelerator.autocast, _learning(model)
+            judged, autocast = self._evaluated(), self.accelerator.autocast
             linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
             trees = choose_tree_weights(judged, processor, valid, autocast(), tasks)
         for name, weight in linear.items():
@@ -626,30 +631,6 @@ def _check_selection(args: PolyRecTrainingArguments, parts: list[str]) -> None:
             f"metric_for_best_model={metric!r} names none of the evaluation sets {', '.join(map(repr, parts))}: pass "
             f"e.g. metric_for_best_model='{parts[0]}_{metric.removeprefix('eval_')}', or None for no choice"
         )
-
-
-def _check_evidence(model: nn.Module) -> None:
-    """Warn of a training whose questions may find their own answers counted in what they read."""
-    if not isinstance(model, PolyRecForRecommendation):
-        return
-    for name in model.state_tasks:
-        term = model.heads[name].neighbours
-        if term is None or term.is_new or term.is_cross_fitted or not any(p.requires_grad for p in term.parameters()):
-            continue
-        logger.warning(
-            "task %r: nothing says which of the rows to be learnt its `neighbours` have counted, so training may come "
-            "to trust evidence that holds its own answers: train with a processor that has just split the log that the "
-            "model was first trained on, or freeze the term, model.heads[%r].neighbours.requires_grad_(False)",
-            name,
-            name,
-        )
-
-
-def _learning(model: PolyRecForRecommendation) -> list[str]:
-    """Tasks whose answers training changes: all of them, or those whose own parameters alone are not frozen."""
-    learnt = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    own = {task: learnt.intersection(own_parameters(model, task)) for task in model.heads}
-    return [task for task in model.heads if own[task] or learnt.difference(*own.values())]
 
 
 def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
