@@ -17,6 +17,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import ranking
 from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
+from polyrec.evaluation.intervals import beyond_chance
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.heads._item_terms import ItemTerms
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -139,6 +140,6 @@ def _chosen(gains: list[np.ndarray], metric: str) -> LinearWeight:
     best = int(mean.argmax())
     gain = each[best] - each[0]
     strength, decay = _grid()[best]
-    if len(gain) < 2 or not gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5:
+    if not beyond_chance(gain):
         strength, decay = 0.0, 1.0
     return LinearWeight(strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric)

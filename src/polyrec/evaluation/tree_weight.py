@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, Trees, known_features
 from polyrec.evaluation.evaluator import answered
+from polyrec.evaluation.intervals import beyond_chance
 from polyrec.heads._trees import read_inputs, read_leaves, tree_inputs
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -143,8 +144,7 @@ def _chosen(head: Any, trees: Trees, known_CF: np.ndarray, labels: np.ndarray, o
             if best_losses is None or losses_M.mean() < best_losses.mean():
                 best, best_losses = (number, weight), losses_M
     assert best_losses is not None  # the grid is not empty
-    gain_M = without_M - best_losses
-    if not gain_M.mean() > gain_M.std() / len(gain_M) ** 0.5:
+    if not beyond_chance((without_M - best_losses).numpy()):
         best = (0, 0.0)
     return TreeWeight(*best, without_M.mean().item(), best_losses.mean().item(), len(rows))
 
