@@ -10,6 +10,7 @@ import pytest
 import torch
 from model_fixtures import PAIR_TASKS, TASKS, arguments, fit, synthetic_log, tiny_model
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 
@@ -209,6 +210,18 @@ def test_early_stopping_keeps_the_best_weights(world, tmp_path):
     assert trainer.state.best_metric == scores[1]
     assert_same_weights(weights(trainer.model), sabotage.best)
     assert not list(tmp_path.rglob("training_args.bin"))
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_bars_of_saving_follow_disable_tqdm(world, tmp_path, capfd, quiet):
+    """Prevents a bar for every checkpoint in the log of whoever turned bars off, and one that stays off for others."""
+    logging.enable_progress_bar()  # commands that ran before may have turned it off for all
+    trainer_of(world, tmp_path, disable_tqdm=quiet, num_train_epochs=1, save_strategy="epoch").train()
+    assert ("Writing model shards" in capfd.readouterr().err) is not quiet
+    assert list(tmp_path.glob("checkpoint-*/model.safetensors"))
+    if quiet:
+        tiny_model(world[0]).save_pretrained(tmp_path)
+        assert "Writing model shards" in capfd.readouterr().err
 
 
 class StopAt(TrainerCallback):

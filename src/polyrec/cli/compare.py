@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import transformers
 from tqdm.auto import tqdm
 
 from polyrec.cli.prepare import prepare
@@ -76,7 +75,6 @@ def _compare(
 ) -> Comparison:
     """Train what is not there yet, and compare."""
     tasks = parse_tasks(recipe.tasks)
-    transformers.utils.logging.disable_progress_bar()  # one bar for all runs instead of one per checkpoint
     processor, parts = prepare(recipe, verbose=True)
     parts.require("test")
     first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ logger = logging.get_logger(__name__)
 STATE_NAME = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED, _DELETED = ".unfinished-", ".deleted-"
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside, transformers draws no bars, as it does for written weights whatever `disable_tqdm` says."""
+    before = logging.set_tqdm_hook(lambda _, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -39,6 +39,7 @@ from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.callbacks import CheckpointedCallback, TaskEarlyStopping, WeightAveraging
+from polyrec.training.checkpoints import without_bars
 from polyrec.training.evidence import EvidenceCheck, judging_set, weighed_by_validation
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
@@ -530,7 +531,7 @@ class PolyRecTrainer(ResumesSafely):
     # -------------------------------------------------------------- on disk
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save model and processor; training arguments as JSON, because transformers' own file is a pickle."""
-        with self._averaged():
+        with self._averaged(), without_bars() if self.args.disable_tqdm else nullcontext():
             super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
