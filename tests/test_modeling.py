@@ -61,6 +61,8 @@ def test_training_does_not_score_what_no_loss_reads(world):
     output = model.train()(**batch)
     assert set(expected.logits) - set(output.logits) == {"next_item"}
     assert output.losses["next_item"] > 0
+    asked = model(**{k: v for k, v in batch.items() if k != "labels"})  # as the docs say
+    assert asked.logits["next_item"].shape == batch["candidate_ids"].shape
 
 
 def test_no_labels_no_loss_and_no_candidates_is_refused(world):

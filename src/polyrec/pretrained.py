@@ -66,8 +66,9 @@ class PolyRecOutput(ModelOutput):
         loss: scalar, the weighted objective; None without labels.
         losses: {task: scalar}, SUM of the task's losses over its known labels.
         counts: {task: scalar}, number (or weight) of known labels.
-        logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates, left out in
-            training mode where it has labels, whose loss does not read them.
+        logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates. In training
+            mode there are none (no such key) of a retrieval task that has labels, whose loss does not read them: call
+            the model without labels.
         states: [B, C, D], the state each candidate was answered from.
         queries: [B, C, D], what was typed before it was found; None if the model reads no queries.
         gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
