@@ -40,6 +40,16 @@ from polyrec.data.report import DataReport, DataWarning, main_process
 from polyrec.data.report_facts import TableIds, fit_report, match_log, order_warning, split_facts, table_matches
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import continued, request_table, variants, without_times
+from polyrec.data.row_lists import (
+    after_lists,
+    check_targets,
+    held_rows_last,
+    hide_lists,
+    item_events,
+    sequences,
+    with_lists,
+    with_row_users,
+)
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.sets import as_sets, held_out_last
 from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
@@ -182,6 +192,7 @@ class PolyRecProcessor:
         self.data_report: DataReport | None = None
         self.stored_events: StoredEvents | None = None  # what users did; None = unknown
         self._taken: tuple[np.ndarray, np.ndarray] | None = None  # people and items of training events, in order
+        self._folds = np.zeros(0, dtype=np.int64)  # of the same people
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
         self._linear: dict[tuple[str, int, int], Neighbours | None] = {}
@@ -231,11 +242,15 @@ class PolyRecProcessor:
         tasks = parse_tasks(tasks)
         known: Columns = from_dict(Columns, {} if columns is None else columns)
         refuse_labels_as_inputs(known, tasks)
-        columns = known if known.feedback else replace(known, feedback=_label_columns(tasks))
         log = read_table(interactions, "interactions")
+        columns = with_row_users(known, log)
+        columns = columns if columns.feedback else replace(columns, feedback=_label_columns(tasks))
+        log = with_lists(log, columns)
+        check_targets(log, columns)
         seconds, known_labels = times(log, columns, "interactions"), labels(log, tasks, "interactions")
         check_words(log, tasks, "interactions")
-        item_table = EntityTable.fit(None if items is None else read_table(items, "items"), log, columns, "items")
+        catalog = None if items is None else read_table(items, "items")
+        item_table = EntityTable.fit(catalog, item_events(log, columns), columns, "items")
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
         found = TableIds.of(log, columns.item, "item", item_table), TableIds.of(log, columns.user, "user", user_table)
         matches = table_matches(found)
@@ -258,7 +273,7 @@ class PolyRecProcessor:
         report = fit_report(log, columns, tasks, seconds, known_labels, found, matches, encoders, settings.ties)
         processor.data_report = report
         report.show(verbose)
-        processor.stored_events = StoredEvents()
+        processor.stored_events = StoredEvents() if columns.history is None else None
         return processor
 
     # ---------------------------------------------------------------- split
@@ -313,7 +328,7 @@ class PolyRecProcessor:
         by = ("random" if self.columns.time is None else "time") if by is None else by
         asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
         check_split(self.columns, by)
-        table = read_table(interactions, "interactions")
+        table = self._table_of(interactions)
         log, part = self._cut(table, past, asked)
         train = part == splits.TRAIN
         if self.data_report is not None:
@@ -329,8 +344,9 @@ class PolyRecProcessor:
             self.label_summary[name]["sampling_rate"] = share
         # Leave-one-out holds rows out of the middle of the log, so they must not count until their own part; of sets
         # nothing that is held out ever counts.
+        learnt_from = train if log.untimed is None else train | log.untimed
         source, known = {
-            "time": (None, None), "leave_one_out": (train, part != splits.TEST), "random": (train, train)
+            "time": (None, None), "leave_one_out": (train, part != splits.TEST), "random": (learnt_from, learnt_from)
         }[by]  # fmt: skip
         learnt = tested = None
         if self.statistics is not None:
@@ -373,7 +389,9 @@ class PolyRecProcessor:
         log = self._encode_log(table, past)
         self._check_ids(table, log, self.data_report)
         part = splits.cut(log, asked.by or "time", asked.fractions, asked.cut_times, seed=asked.seed)
-        if asked.by == "random":
+        if log.untimed is not None:
+            log = held_rows_last(log, part) if log.drawn else log
+        elif asked.by == "random":
             log, part = held_out_last(log, part)
         train = part == splits.TRAIN
         # `fit` saw the whole log; how feedback of the test rows is distributed must not reach the model.
@@ -389,6 +407,7 @@ class PolyRecProcessor:
         encoded = encode_columns(whole, self.event_encoders, log.row)
         log.event_features |= encoded["event"]
         log.candidate_features = encoded["candidate"]
+        hide_lists(log, self.event_encoders)
         if log.past is not None:
             encode_past(log.past, self.event_encoders)
         return log, part
@@ -402,7 +421,7 @@ class PolyRecProcessor:
 
     def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
-        table = read_table(interactions, "interactions")
+        table = self._table_of(interactions)
         log = self._encode_log(table, past)
         self._check_ids(table, log)
         return log
@@ -426,7 +445,12 @@ class PolyRecProcessor:
 
     def _encode_log(self, table: pa.Table, past: Any = None) -> EventLog:
         log = self._encode(table, past)
+        if self.columns.history is not None:
+            return after_lists(log, table, self.columns, self.tasks, self.items, self.event_encoders)
         return as_sets(log, table, self.columns) if self.columns.time is None else log
+
+    def _table_of(self, interactions: Any) -> pa.Table:
+        return with_lists(read_table(interactions, "interactions"), self.columns)
 
     def _encode(self, table: pa.Table, past: Any = None) -> EventLog:
         """[`encode_events`] of a table, whatever of it is known: requests are of new users and items, too."""
@@ -463,7 +487,7 @@ class PolyRecProcessor:
             ValueError: the log has no times, so that nothing tells what is new.
         """
         refuse_continuation(self.columns)
-        table = read_table(interactions, "interactions")
+        table = self._table_of(interactions)
         log = self.encode_events(table, past)
         self._meet(log)
         self._weigh(log, table)
@@ -472,8 +496,9 @@ class PolyRecProcessor:
         return log, counted
 
     def _store(self, log: EventLog, rows: np.ndarray | None = None) -> None:
-        self.stored_events = StoredEvents()
-        self.stored_events.add(log, rows)
+        if self.columns.history is None:
+            self.stored_events = StoredEvents()
+            self.stored_events.add(log, rows)
         self._trending = []
         self.recent = {task: RecentCounts(own, self.num_items) for task, own in self.mixtures.items()}
         self._count_recent(log, rows)
@@ -486,9 +511,10 @@ class PolyRecProcessor:
 
     @staticmethod
     def _taken_items(log: EventLog, task: str) -> np.ndarray:
-        """Items of events, 0 where the label of a task is known to be 0, int64 [R]."""
+        """Items of events, 0 where the label of a task is known to be 0, and in lists of rows, int64 [R]."""
         refused = log.event_features.get(REFUSED + task)
-        return log.item if refused is None else np.where(refused > 0, 0, log.item)
+        left_out = np.zeros(len(log), dtype=bool) if refused is None else refused > 0
+        return np.where(left_out if log.untimed is None else left_out | log.untimed, 0, log.item)
 
     @property
     def mixtures(self) -> dict[str, list[list[float]]]:
@@ -519,13 +545,20 @@ class PolyRecProcessor:
         return found
 
     def _weigh(self, log: EventLog, table: pa.Table) -> None:
-        weights = row_weights(table, self.columns, self.tasks, log.labels[np.argsort(log.row)], "interactions")
+        own = np.arange(len(log)) if log.untimed is None else np.flatnonzero(~log.untimed)
+        labels = log.labels[own[np.argsort(log.row[own])]]
+        weights = row_weights(table, self.columns, self.tasks, labels, "interactions")
         log.sample_weight = {task: values[log.row] for task, values in weights.items()}
 
     def _summarise(self, log: EventLog, train: np.ndarray) -> None:
         """Count items and summarise labels over the training rows."""
-        self._taken, self._neighbours, self._linear = (log.person[train], log.item[train]), {}, {}
-        refused = {n: v[train] > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
+        said = {n: v > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
+        event = np.flatnonzero(train)
+        if log.untimed is not None:
+            event = sequences(log, train, ~np.logical_and.reduce([*said.values()]) if said else None)
+        self._taken, self._neighbours, self._linear = (log.person[event], log.item[event]), {}, {}
+        self._folds = fold_of(log.groups)
+        refused = {n: v[event] for n, v in said.items()}
         if log.past is not None:
             # What people did before the log comes before their training events.
             person = np.concatenate([log.past.person, self._taken[0]])
@@ -621,7 +654,7 @@ class PolyRecProcessor:
         key = task, size, len(self.items)
         if key not in self._neighbours:
             user, item = self._taken_for(task)
-            fold = fold_of(user)
+            fold = self._folds[user]
             parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
             self._neighbours[key] = [
                 neighbours(user[part], item[part], len(self.items), size, self._ordered) for part in parts
@@ -651,8 +684,8 @@ class PolyRecProcessor:
 
     @property
     def _ordered(self) -> bool:
-        """Whether events have an order."""
-        return self.columns.time is not None
+        """Whether the events of a user have an order."""
+        return self.columns.time is not None or self.columns.history is not None
 
     def _task(self, name: str) -> TaskConfig:
         found = {t.name: t for t in self.tasks}
@@ -700,12 +733,13 @@ class PolyRecProcessor:
         found = [e.feature("item") for n, e in self.items.encoders.items() if f"item.{n}" not in hidden]
         found += [e.feature("user") for n, e in self.users.encoders.items() if f"user.{n}" not in hidden]
         found = [f for f in found if f.kind != "text"]
-        found += [e.feature("event") for e in self.event_encoders["event"].values()]
+        listed = self.columns.history is not None  # of past events nothing but the items is known then
+        found += [] if listed else [e.feature("event") for e in self.event_encoders["event"].values()]
         context = self.event_encoders["candidate"]
         found += [e.feature("candidate") for n, e in context.items() if f"context.{n}" not in hidden]
-        if self.columns.time is not None:
+        if self.columns.time is not None and not listed:
             found.append(FeatureConfig(TIME_GAP, "event", "numeric"))
-        if self.statistics is not None and self.statistics.targets:
+        if self.statistics is not None and self.statistics.targets and not listed:
             found.append(FeatureConfig(RESIDUALS, "event", "vector", size=len(self.statistics.targets)))
         if self.statistics is not None:
             found.append(FeatureConfig(STATISTICS, "candidate", "vector", size=len(self.statistics.names)))
@@ -976,11 +1010,13 @@ class PolyRecProcessor:
         """
         refuse_continuation(self.columns)
         log = self.encode_events(interactions)
-        check_later(log.time[np.argsort(log.row)], self._counted)
+        own = np.arange(len(log)) if log.untimed is None else np.flatnonzero(~log.untimed)
+        check_later(log.time[own[np.argsort(log.row[own])]], self._counted)
         before = None if self.stored_events is None or self.stored_events.is_empty else self.stored_events
         if self.statistics is not None:
             whole = log if before is None else continued(before.of(log.user_ids), log)
-            self.statistics.update(whole, whole.time <= self._counted, before)
+            held = whole.time <= self._counted
+            self.statistics.update(whole, held if whole.untimed is None else held | whole.untimed, before)
         self._meet(log)
         self._count_recent(log)
         if self.stored_events is not None:

@@ -19,7 +19,7 @@ FeatureKind = Literal["categorical", "multi", "numeric", "vector", "embedding", 
 FeatureSource = Literal["item", "user", "event", "candidate"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
-ROW_ORDER = "__row__"  # in the place of a time column: the order of the file's rows
+ROW_ORDER = "__row__"  # in the place of a time column: the order of the file's rows; of a user column: each row is one
 TIME_GAP = "time_gap"  # name of the event feature that holds the time since the event before
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
@@ -248,6 +248,10 @@ class Columns:
             oldest first: {column: feedback columns that are 1 for its items}. The first column holds the events
             themselves, e.g. {"watched": [], "liked": ["like"]}; feedback that no column names stays unknown.
         past_length: events of the past, the latest, that are read as history.
+        history: column of the interactions that lists the item ids before each row, oldest first: lists, or texts such
+            as "1 2 3", "1,2,3", "a|b" and "[1, 2]". Each row is then a sequence of its own, whose list is all that it
+            sees, and only the row's item is a target. `user` may be "__row__" (each row is a user of its own; also if
+            it is left out and there is no such column); else rows of one user are kept together.
         query: what the person typed and then found this item by; null or empty = they did not search. Needs a text
             encoder (`PolyRecProcessor.fit(text=...)`).
         query_item: the item that the query is the text of (the question that a duplicate is searched for), if any; it
@@ -275,6 +279,7 @@ class Columns:
     item_time: str | None = None
     past: dict[str, list[str]] | None = None
     past_length: Annotated[int, NOT_NEGATIVE] = 50
+    history: str | None = None
     query: str | None = None
     query_item: str | None = None
     max_unmatched: Annotated[float, SHARE] = 0.95
@@ -298,6 +303,7 @@ class Columns:
             raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
         if self.time is None or self.time == ROW_ORDER:
             self._check_without_times()
+        self._check_lists()
 
     def _check_without_times(self) -> None:
         """Refuse what compares with a time, where there is none."""
@@ -308,13 +314,26 @@ class Columns:
                     f"columns.{name}", f"needs times, and columns.time is {shown(self.time)}: leave it out"
                 )
 
+    def _check_lists(self) -> None:
+        """Refuse what does not go with a list of items in each row."""
+        if self.history is None:
+            if self.user == ROW_ORDER:
+                raise SettingError("columns.user", f"is {ROW_ORDER!r}, which needs columns.history: name the users")
+            return
+        for name in ("past", "query"):
+            if getattr(self, name) is not None:
+                raise SettingError(f"columns.{name}", "does not go with columns.history: leave one of both out")
+
     def _check_names(self) -> None:
         """Refuse one column for two meanings, and columns whose names stand for inputs that polyrec computes."""
         keys = {"user": self.user, "item": self.item}
         if self.time is not None:
             keys["time"] = self.time
-        if len(set(keys.values())) < len(keys):
-            raise SettingError("columns", f"has one column for several of {keys}: name three different ones")
+        if self.history is not None:
+            keys["history"] = self.history
+        named = [column for column in keys.values() if column != ROW_ORDER]
+        if len(set(named)) < len(named):
+            raise SettingError("columns", f"has one column for several of {keys}: name different ones")
         # Feedback and context are read side by side for past events, so that none may have the name of another.
         for name in ("feedback", "context"):
             for column in getattr(self, name):

@@ -20,6 +20,7 @@ from polyrec.data.propose import Proposal, propose_tasks
 from polyrec.data.report import main_process
 from polyrec.data.setup import setup_for
 from polyrec.data.tables import read_table
+from polyrec.schema import ROW_ORDER
 
 SAMPLE = 200_000  # rows that are read to decide
 _TITLES = {"title", "titel", "titre", "titulo", "name", "nom", "nombre", "nome", "label"}
@@ -125,6 +126,8 @@ def _values(
 ) -> dict[str, Any]:
     """The recipe's values."""
     columns: dict[str, Any] = {role: getattr(found, role) for role in ROLES}
+    if found.history is not None:
+        columns["history"] = found.history
     if found.reading is not None and found.reading.unit != "s":
         columns["time_unit"] = found.reading.unit
     if found.reading is not None and found.reading.format is not None:
@@ -145,7 +148,10 @@ def _split(found: Found) -> tuple[dict[str, Any], str]:
     """How the log is cut, and why."""
     shares = {"fractions": [0.8, 0.1, 0.1]}
     if found.time is None:
-        return {"by": "random", **shares}, "no times: a random tenth of each user's events tests"
+        whose = "each user's events" if found.lists is None else "the rows"
+        return {"by": "random", **shares}, f"no times: a random tenth of {whose} tests"
+    if found.lists is not None:
+        return {"by": "time", **shares}, "the last tenth of the time tests"
     if found.reading is None:
         return {"by": "leave_one_out"}, "rows stand for times"
     if found.reading.counts:
@@ -168,6 +174,10 @@ def _notes(found: Found) -> dict[str, str]:
         notes[role] = f"{found.reasons[role]}; {f.distinct:,} {role}s, {f.repeated:.1f} rows each"
         if f.known < 1:
             notes[role] += f"; missing in {1 - f.known:.1%} of rows, which training refuses: remove them"
+        if getattr(found, role) == ROW_ORDER:
+            notes[role] = found.reasons[role]
+    if found.lists is not None:
+        notes["history"] = found.reasons["history"] + "; a row sees its list and nothing else"
     notes["time"] = found.reasons["time"]
     if found.reading is not None:
         notes["time"] += f"; {_written(found.reading)}{found.reading.span}"

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.cli.prepare import read_run, tables_of
+from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import read_table, times
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -20,19 +21,27 @@ _RECOMMENDED = 5
 def example_people(run: Path, people: int) -> list[Example]:
     """People with short, middling and long histories, chosen by their number of events alone, so always the same ones.
 
-    Those with one event are left out: nothing would be left to guess from.
+    Those with one event are left out: nothing would be left to guess from. Rows with lists are as many people.
     """
     model, processor = PolyRecForRecommendation.from_pretrained(run).eval(), PolyRecProcessor.from_pretrained(run)
     columns = processor.columns
-    table = read_table(tables_of(read_run(run), "interactions")[0], "interactions")
+    table = with_lists(read_table(tables_of(read_run(run), "interactions")[0], "interactions"), columns)
     table = table.take(pa.array(np.argsort(times(table, columns, "interactions"), kind="stable")))
+    if columns.history is not None:
+        events = np.asarray(pc.list_value_length(table[columns.history])) + 1
+        return [_example(model, processor, row_events(table, columns, int(i))) for i in _chosen(events, people)]
     counts = pc.value_counts(table[columns.user].combine_chunks())
     events, ids = np.asarray(counts.field("counts")), counts.field("values")
+    chosen = _chosen(events, people)
+    return [_example(model, processor, table.filter(pc.equal(table[columns.user], ids[i]))) for i in chosen]
+
+
+def _chosen(events: np.ndarray, people: int) -> np.ndarray:
+    """Some people by their number of events."""
     asked = np.flatnonzero(events > 1)
     asked = asked[np.argsort(events[asked], kind="stable")]
     shares = (np.arange(people) + 0.5) / people  # of the way from the least to the most active
-    chosen = asked[np.unique((shares * len(asked)).astype(np.int64))] if len(asked) else asked
-    return [_example(model, processor, table.filter(pc.equal(table[columns.user], ids[i]))) for i in chosen]
+    return asked[np.unique((shares * len(asked)).astype(np.int64))] if len(asked) else asked
 
 
 def _example(model: PolyRecForRecommendation, processor: PolyRecProcessor, events: pa.Table) -> Example:

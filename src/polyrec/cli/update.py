@@ -20,6 +20,7 @@ from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
 from polyrec.core.swap import finish
 from polyrec.data.mixing import concatenate_tables
+from polyrec.data.row_lists import item_events, with_lists
 from polyrec.data.sequences import EventLog
 from polyrec.data.tables import ids, lookup, read_table
 from polyrec.distillation.fingerprint import fingerprint, item_digest
@@ -159,6 +160,7 @@ def continue_run(recipe: Recipe, processor: PolyRecProcessor) -> tuple[EventLog,
 def _add_items(processor: PolyRecProcessor, events: pa.Table, items: str | None) -> int:
     """Put new items into the catalog; how many they are. A catalog of ids alone takes them from the events."""
     key, before = processor.columns.item, processor.num_items
+    events = item_events(with_lists(events, processor.columns, "the new events"), processor.columns)
     if items is not None:
         processor.extend(items)
     taken = ids(events, key, "the new events", "item id")

@@ -87,6 +87,11 @@ ACTIONS = words_of(
     "buy purchase purchased cart addtocart add_to_cart add transaction checkout order ordered like favorite fav "
     "bookmark wishlist share follow comment download install subscribe rate complete start stop finish"
 )
+# Words of a column that lists what was before.
+HISTORIES = words_of(
+    "history histories hist historical sequence seq list prefix previous prev prior past before clicked viewed watched "
+    "bought recent verlauf historie historique historial"
+)
 GENERIC = words_of("type kind name act activity id user")  # words of names that may be of events, or of anything
 # Numbers of few values that are no feedback.
 NOT_FEEDBACK = words_of(

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
 from polyrec.data.column_words import NOT_FEEDBACK, is_about, stem, strength, tokens
+from polyrec.data.list_columns import ListColumn, find_lists
 from polyrec.registry import nearest
 from polyrec.schema import ROW_ORDER
 
@@ -57,7 +58,8 @@ class Found:
             in order of time.
         reasons: {role: why}.
         reading: how the times are read; None: there is no column of them.
-        facts: of all columns, by name.
+        facts: of all columns but that of lists, by name.
+        lists: the column that lists the items before each row, if there is one.
     """
 
     user: str
@@ -66,6 +68,12 @@ class Found:
     reasons: dict[str, str]
     reading: TimeReading | None
     facts: dict[str, ColumnFacts]
+    lists: ListColumn | None = None
+
+    @property
+    def history(self) -> str | None:
+        """The column of lists."""
+        return None if self.lists is None else self.lists.name
 
 
 def find_columns(
@@ -76,6 +84,8 @@ def find_columns(
     time_format: str | None = None,
 ) -> Found:
     """Find user, item and time among the columns of a log; without times its users have sets of events.
+
+    Where a column lists the items before each row, a row is a sequence of its own, and users are needless.
 
     Args:
         table: a sample of its rows.
@@ -98,9 +108,15 @@ def find_columns(
     _check_header(table, what)
     given = dict(given or {})
     said = given.pop("time") if given.get("time") in {NO_TIME, ROWS} - set(table.column_names) else None
+    if (lists := find_lists(table, given.get("item"))) is not None:
+        table = table.drop_columns([lists.name])
+        given.setdefault("item", lists.item)
     roles, reasons = _given(table, what, given, keys or {})
     found = {name: facts(table, name) for name in table.column_names}
     clocks = _times(table, found, roles, time_format)
+    if lists is not None:
+        reasons |= {"history": lists.reason, "item": "the ids that are listed"}
+        _row_users(table, roles, reasons, found, clocks)
     if "time" not in roles and clocks and said is None:
         roles["time"], reasons["time"] = _time(what, clocks)
     for choose in (_by_name, _by_content):
@@ -113,17 +129,35 @@ def find_columns(
         reasons["time"] = "as --time says"
     elif "time" not in roles or ("time" not in given and _owner(roles, found)):
         _check_unread(what, roles, found)
-        reasons["time"] = _without_time(roles, found)
+        reasons["time"] = _without_time(roles, found, lists is not None)
         roles.pop("time", None)
     for role in ("user", "item"):
-        if role not in given and _numbers_rows(found[roles[role]], 1.0):
+        if role not in given and roles[role] != ROW_ORDER and _numbers_rows(found[roles[role]], 1.0):
             raise ValueError(
                 f"{what}: {roles[role]!r} seems to be the {role} but is another one in every row, so that no {role} "
                 f"has two events: name the column with --{role}"
             )
     time = ROW_ORDER if said == ROWS else roles.get("time")
     reading = _reading(what, time, clocks.get(time, [])) if "time" in roles and time is not None else None
-    return Found(roles["user"], roles["item"], time, reasons, reading, found)
+    return Found(roles["user"], roles["item"], time, reasons, reading, found, lists)
+
+
+def _row_users(
+    table: pa.Table,
+    roles: dict[str, str],
+    reasons: dict[str, str],
+    found: dict[str, ColumnFacts],
+    clocks: Mapping[str, object],
+) -> None:
+    """The user of rows with lists: a column of that name whose users come again, else the row itself."""
+    name = roles.get("user") or _by_name("the log", "user", found, roles, clocks)
+    if name is not None and ("user" in roles or not _numbers_rows(found[name], 1.0)):
+        roles["user"] = name
+        reasons.setdefault("user", "its name; rows of one are kept together")
+        return
+    roles["user"] = ROW_ORDER
+    reasons["user"] = "each row is a sequence of its own" + f", as {name!r} says" * (name is not None)
+    found[ROW_ORDER] = ColumnFacts(ROW_ORDER, "whole", 1.0, table.num_rows, np.arange(table.num_rows))
 
 
 def _given(
@@ -163,7 +197,7 @@ def _check_unread(what: str, roles: Mapping[str, str], found: Mapping[str, Colum
         )
 
 
-def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:
+def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts], listed: bool) -> str:
     """Why there is no time, and what to say if there is one: the order of lines is not taken for it unasked."""
     fix = f"say --time {ROWS} if the lines stand in order of time"
     constant = [n for n, f in found.items() if strength("time", n) > 1 and f.distinct == 1]
@@ -175,7 +209,12 @@ def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) ->
     elif rising:
         fix = f"{rising[0]!r} grows from row to row of a {roles['user']!r}: say --time {rising[0]} if it is the order"
     why = f"{constant[0]!r} has one value" if constant else "no column of times"
-    return f"{why}: the events of a user are a set, a random tenth of which tests; {fix}"
+    what = (
+        "a random tenth of the rows tests"
+        if listed
+        else "the events of a user are a set, a random tenth of which tests"
+    )
+    return f"{why}: {what}; {fix}"
 
 
 def _owner(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:

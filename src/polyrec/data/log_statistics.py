@@ -174,7 +174,7 @@ class LogStatistics:
             self._recount_past(log)
         counted = self._count(log)
         self._reset()
-        self.log.update(self._table(log))
+        self.log.update(self._table(log), log.untimed)
         self._add_residuals(log, counted, np.ones(len(log), dtype=bool))
         return self.scaler.transform(counted)
 
@@ -241,7 +241,7 @@ class LogStatistics:
     def _count(
         self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
     ) -> np.ndarray:
-        counted = self.log.compute(self._table(log), visible_until, source)
+        counted = self.log.compute(self._table(log), visible_until, source, log.untimed)
         if self.past is None:
             return counted
         return np.concatenate([counted, self._past_features(log)], axis=1)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.ids import with_one_type
+from polyrec.data.row_lists import with_lists, with_row_users
 from polyrec.data.sequences import Candidates, SequenceDataset, WindowDataset
 from polyrec.data.tables import column, read_table
 from polyrec.registry import nearest
@@ -44,6 +45,8 @@ def concatenate_tables(
     read: dict[str, pa.Table] = {}
     for name, given in tables.items():
         table = read_table(given, name)
+        columns = with_row_users(columns, table)
+        table = with_lists(table, columns, name)
         for key, role in ((columns.user, "user id"), (columns.item, "item id"), (columns.time, "time")):
             if key is not None and key != ROW_ORDER:
                 column(table, key, name, role)
@@ -53,6 +56,8 @@ def concatenate_tables(
             raise ValueError(f"{name}: there is a column {source!r} already: give the source column another name")
         read[name] = table if source is None else table.append_column(source, pa.array([name] * table.num_rows))
     read = with_one_type(read, {columns.user: "user id", columns.item: "item id"})
+    if columns.history is not None:  # lists of ids have the type of the items
+        read = {name: with_lists(table, columns, name) for name, table in read.items()}
     try:
         return pa.concat_tables(read.values(), promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from polyrec.data.catalog import EntityTable
 from polyrec.data.id_match import IdMatch, match_ids
-from polyrec.data.tables import column, ids, is_null, lookup, normalise_ids
+from polyrec.data.tables import column, ids, lookup, normalise_ids
+from polyrec.data.text_lists import id_entries
 from polyrec.schema import Columns
 
 
@@ -123,11 +124,7 @@ def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
         values = values.cast(pa.list_(pa.int64()))
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         raise ValueError(f"past: column {name!r} has type {values.type}: give a list of item ids per person")
-    given = np.flatnonzero(~is_null(values))
-    lists = values.drop_null()  # Arrow may store entries of a missing list, which the two calls below treat differently
-    rows, flat = given[np.asarray(pc.list_parent_indices(lists))], lists.flatten()
-    keep = ~is_null(flat)
-    return rows[keep], normalise_ids(flat.filter(pa.array(keep)), f"past: column {name!r} (item ids)")
+    return id_entries(values, f"past: column {name!r} (item ids)")
 
 
 def check_marks(columns: Columns, feedback: Mapping[str, object] | Sequence[str]) -> None:

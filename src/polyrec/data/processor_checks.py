@@ -49,6 +49,12 @@ def check_untimed(columns: Columns, tasks: Sequence[TaskConfig]) -> None:
 
 def check_split(columns: Columns, by: str) -> None:
     """Refuse a split by times that are not there, and one that would train on what comes later."""
+    if columns.history is not None and by == "leave_one_out":
+        fix = "random" if columns.time is None else "time"
+        raise ValueError(
+            'the split by "leave_one_out" needs the events of each user one by one, and here each row is a sequence of '
+            f'its own (columns.history): leave `by` out, or by="{fix}"'
+        )
     if columns.time is None and by != "random":
         raise ValueError(
             f'the split by {by!r} needs times and the log has none (columns.time: null): leave `by` out, or by="random"'

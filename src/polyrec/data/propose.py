@@ -76,7 +76,10 @@ def propose_tasks(found: Found) -> Proposal:
     first: dict[str, Any] = {"name": "next_item", "head": "retrieval"}
     if next_label is not None:
         first["label"] = next_label
-    if found.time is not None and (share := _again(found, columns, next_label)) > REPEATED:
+    share = found.lists.again if found.lists is not None else 0.0
+    if found.time is not None and found.lists is None:
+        share = _again(found, columns, next_label)
+    if share > REPEATED:
         first["options"] = {"repeats": True}
         why += f"; {share:.0%} take an item again, so lists hold what was taken, too"
     proposal.tasks.append((first, why))

@@ -57,8 +57,10 @@ class Questions:
             trending: what was popular at each time, counted of the same events.
         """
         asked = self._asked(log, rows)
-        # All questions about a set see as much, so that one window, as long as it may be, serves them.
-        stride = max(self.max_history // 2, 1) if log.set_until is None else 1
+        # All questions about a set see as much, so that one window, as long as it may be, serves them; lists of rows
+        # have one question each.
+        one = log.set_until is not None or log.untimed is not None
+        stride = 1 if one else max(self.max_history // 2, 1)
         known: dict[str, Any] = {"source": source, "trending": trending}
         return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, **known)
 
@@ -90,6 +92,10 @@ class Questions:
                     f"max_delay is {max_delay}, but the log has no times (columns.time: null): leave it out"
                 )
             untimed_share = 0.0  # nothing follows from times
+        if log.untimed is not None and max_delay:
+            raise ValueError(
+                f"max_delay is {max_delay}, but the lists of rows (columns.history) have no times: leave it out"
+            )
         if max_delay < 0:
             raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
         candidates = self._asked(log, rows)
@@ -109,6 +115,7 @@ class Questions:
             self.task_names,
             values,
             self.max_history,
+            None if log.untimed is None else 1,
             shuffle_ties=shuffle_ties,
             own_view_tasks=retrieval if max_delay > 0 else (),
             delayed_share=delayed_share,
@@ -116,7 +123,7 @@ class Questions:
             keep_negatives=dict(keep_negatives or {}),
             source=source,
             untimed=self._untimed(untimed_share),
-            folds=fold_of(np.arange(len(log.user_ids))) if retrieval else None,
+            folds=fold_of(log.groups) if retrieval else None,
             trending=trending,
         )
 

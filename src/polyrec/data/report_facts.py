@@ -97,7 +97,9 @@ def fit_report(
     per_user = np.bincount(user.code, minlength=len(user.ids))
     times = _distinct(seconds)
     timed = columns.time is not None
-    tied = _in_group(_stamps(user.code, seconds, times))
+    tied = np.zeros(len(seconds), dtype=bool)  # rows with lists see no other rows
+    if columns.history is None:
+        tied = _in_group(_stamps(user.code, seconds, times))
     pairs = len(_distinct(user.code * len(item.ids) + item.code))
     placed = {own.name: (own.entity, own.rows) for own in entities}
     report = DataReport(
@@ -204,8 +206,8 @@ def split_facts(
         found[name] = SplitFacts(
             rows=len(rows),
             users=int(np.count_nonzero(np.diff(log.person[rows], prepend=-1))),  # rows are sorted by user
-            first=iso(log.time[rows].min()) if len(rows) and log.set_until is None else "",
-            last=iso(log.time[rows].max()) if len(rows) and log.set_until is None else "",
+            first=iso(log.time[rows].min()) if len(rows) and not log.drawn else "",
+            last=iso(log.time[rows].max()) if len(rows) and not log.drawn else "",
             labels={
                 task.name: float(log.labels[rows[known[:, j]], j].mean()) if known[:, j].any() else None
                 for j, task in enumerate(tasks)

@@ -49,9 +49,13 @@ class EventLog:
         sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
             count every label once.
         queries: what people typed before the event, if the log says so.
-        untimed: bool [R], events of a request whose times are made up: only their order is known. None: no such events.
+        untimed: bool [R], events of a request, or of the list of a row (`Columns.history`), whose times are made up:
+            only their order is known. They speak for their user alone, and are no targets. None: no such events.
         set_until: seconds. The log has no times: each user's events before this one are a set, which stands in a drawn
             order, and later ones are held out and see all of it, see `polyrec.data.sets`. None: events have an order.
+        drawn: times are places of a drawn order.
+        together: int64 [P], users with one number belong together: they are of one fold, and held out as one. None:
+            each user stands alone.
     """
 
     person: np.ndarray
@@ -70,6 +74,8 @@ class EventLog:
     queries: Queries | None = None
     untimed: np.ndarray | None = None
     set_until: float | None = None
+    drawn: bool = False
+    together: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         people = int(self.person[-1]) + 1 if len(self.person) else 0
@@ -80,6 +86,11 @@ class EventLog:
 
     def __len__(self) -> int:
         return len(self.person)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """A number of each user, int64 [P], the same for those who belong together."""
+        return np.arange(len(self.user_ids)) if self.together is None else self.together
 
     def visible(self, ties: str = "strict") -> np.ndarray:
         """How many of the person's events each event's candidate may see, int64 [R].

@@ -81,6 +81,7 @@ def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
         sample_weight=sorted_(log.sample_weight),
         queries=None if log.queries is None else log.queries.of_rows(row),
         set_until=set_until,
+        drawn=True,
     )
 
 

@@ -11,6 +11,7 @@ from polyrec.data.guess import Found
 
 _STEPS = 150  # of an epoch that a training should have: few, and the first epochs learn next to nothing
 _BATCHES = (8, 32)  # windows a step
+_MOST_ROWS = 128  # windows a step where each is a row with its list, and asks one question
 _WINDOW = 200  # events of a user that are read at once
 
 
@@ -46,8 +47,10 @@ def setup_for(found: Found) -> Setup:
         8
     """
     codes = found.facts[found.user].codes
-    windows = int(np.ceil(np.bincount(codes[codes >= 0]) / _WINDOW).sum())
-    batch = int(np.clip(2 ** round(np.log2(max(windows / _STEPS, 1))), *_BATCHES))
+    windows, (least, most) = int(np.ceil(np.bincount(codes[codes >= 0]) / _WINDOW).sum()), _BATCHES
+    if found.lists is not None:
+        windows, most = len(codes), _MOST_ROWS
+    batch = int(np.clip(2 ** round(np.log2(max(windows / _STEPS, 1))), least, most))
     training = {"num_train_epochs": 8, "per_device_train_batch_size": batch, "learning_rate": 0.001}
     return Setup(
         {"dropout": 0.3},

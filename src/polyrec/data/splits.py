@@ -34,13 +34,15 @@ def cut(
     """The part of each event of a log, cut as `PolyRecProcessor.split` says.
 
     Args:
-        among: bool [R], events that are cut, as if the log had no others; those get -1. Default: all.
+        among: bool [R], events that are cut, as if the log had no others; those get -1, as do those of lists of rows.
+            Default: all.
         seed: of "random".
 
     Raises:
         LeakageError: a training row lies later than what the evaluation may know.
     """
-    kept = np.arange(len(log)) if among is None else np.flatnonzero(among)
+    cuttable = np.ones(len(log), dtype=bool) if among is None else among
+    kept = np.flatnonzero(cuttable if log.untimed is None else cuttable & ~log.untimed)
     person, time, rows = log.person[kept], log.time[kept], log.row[kept]
     if by == "time":
         order = np.argsort(log.order[kept])
@@ -50,7 +52,10 @@ def cut(
         found = leave_one_out(np.append(np.flatnonzero(np.diff(person, prepend=-1)), len(person)))
         check_leakage(found, time, person=person, rows=rows)
     elif by == "random":
-        found = hold_out(person, log.order[kept], fractions, seed)
+        if log.together is None:
+            found = hold_out(person, log.order[kept], fractions, seed)
+        else:
+            found = hold_out_groups(log.together[person], fractions, seed)
     else:
         raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out", "random"')
     if not (found == TRAIN).any():
@@ -136,6 +141,26 @@ def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], s
     part[place < (tested + validated)[number]] = VALIDATION
     part[place < tested[number]] = TEST
     return part
+
+
+def hold_out_groups(group: np.ndarray, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Random shares of all events validate and test, those of one group together.
+
+    Args:
+        group: int64 [R].
+        fractions: three shares that sum to 1.
+
+    Example:
+        >>> hold_out_groups(np.array([7, 7, 8, 8, 9, 9]), (1 / 3, 1 / 3, 1 / 3)).tolist()
+        [0, 0, 1, 1, 2, 2]
+    """
+    _check_fractions(fractions)
+    groups, number, size = np.unique(group, return_inverse=True, return_counts=True)
+    draw = np.argsort(uniform(groups, seed, 0, _HELD_OUT), kind="stable")
+    place = np.empty(len(groups))
+    place[draw] = (np.cumsum(size[draw]) - size[draw] / 2) / len(group)
+    found = np.digitize(place, np.cumsum(fractions[::-1])[:2])
+    return np.array([TEST, VALIDATION, TRAIN], dtype=np.int8)[found[number]]
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:

@@ -158,15 +158,20 @@ class RunningStatistics:
 
     # -------------------------------------------------------------- compute
     def compute(
-        self, table: EventTable, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
+        self,
+        table: EventTable,
+        visible_until: np.ndarray | None = None,
+        source: np.ndarray | None = None,
+        untimed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Features of every row of a whole log, float32 [R, F], NaN = unknown.
 
         Args:
             visible_until: [R], seconds; a row sees only rows before min(its time, this). Default: its time.
             source: bool [R], rows that may be counted at all. Default: all.
+            untimed: bool [R], as of [`transform`]. Default: none.
         """
-        return self._over(table, {}, visible_until, source).features()
+        return self._over(table, {}, visible_until, source, held=untimed, untimed=untimed).features()
 
     def transform(
         self,

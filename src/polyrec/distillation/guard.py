@@ -187,7 +187,7 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
 
 def _times(log: EventLog) -> np.ndarray:
     """Times of events; 0 where they are places of a drawn order, which another split draws otherwise."""
-    return log.time if log.set_until is None else np.zeros(len(log))
+    return log.time if not log.drawn else np.zeros(len(log))
 
 
 def _repetition(log: EventLog) -> np.ndarray:

@@ -131,7 +131,7 @@ class Teacher(ABC):
             )
         latest = max(p.log.time[p.candidates.event].max(initial=-np.inf) for p in parts)
         for log, held in _held_out(parts, judged):
-            by_time = bool(held.any()) and log.set_until is None and latest <= log.time[held].min()
+            by_time = bool(held.any()) and not log.drawn and latest <= log.time[held].min()
             for rows in self.training_rows:
                 if rows is not None:
                     rows.check(log, held, processor.items.ids, by_time)

@@ -60,7 +60,7 @@ def slice_groups(
         "history": _by_history(visible_events(test)),
         "activity": _named(_activity(events_P, person), _ACTIVITY),
     }
-    if log.set_until is None:
+    if not log.drawn:
         found["time"] = _by_time(log.time[event])
     for name in columns or _first_category(processor):
         found[name] = _by_attribute(name, processor, test, item, person)

@@ -36,7 +36,7 @@ def _part(dataset: SequenceDataset) -> dict[str, Any]:
     asked = dataset.own_view
     times, labels = dataset.log.time[dataset.candidates.event[asked]], dataset.labels()[asked]
     known = (~np.isnan(labels)).sum(axis=0).tolist()
-    known_times = len(times) > 0 and dataset.log.set_until is None
+    known_times = len(times) > 0 and not dataset.log.drawn
     return {
         "rows": int(asked.sum()),
         "people": len(np.unique(dataset.people()[asked])),

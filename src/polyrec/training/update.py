@@ -111,6 +111,8 @@ def parts_of(
         ValueError: an event of a chunk is not later than all of the earlier ones.
     """
     chunk = np.searchsorted(np.cumsum(rows), log.row, side="right")
+    if log.untimed is not None:
+        chunk[log.untimed] = -1  # what a row lists is of no chunk
     cut = {name: (split or {})[name] for name in ("by", "fractions", "cuts") if name in (split or {})}
     part = splits.cut(log, among=chunk == 0, **cut)
     learnt, held = np.isin(part, (splits.TRAIN, splits.VALIDATION)), {"test": part == splits.TEST}
@@ -119,7 +121,13 @@ def parts_of(
     new = np.zeros(len(log), dtype=bool)
     for number, holdout in enumerate(holdouts, start=1):
         own, is_last = chunk == number, number == len(holdouts)
-        _check_later(log, own, chunk < number, "the new events" if is_last else f"update {number}", sum(rows[:number]))
+        _check_later(
+            log,
+            own,
+            (chunk >= 0) & (chunk < number),
+            "the new events" if is_last else f"update {number}",
+            sum(rows[:number]),
+        )
         latest = splits.cut(log, fractions=(1 - holdout, 0, holdout), among=own)
         held[NEW if is_last else f"update {number}"] = latest == splits.TEST
         if is_last:
@@ -133,9 +141,9 @@ def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str,
     """Refuse events from before what the model has seen: they would be learnt twice, or from the future."""
     latest = log.time[earlier].max()
     early = np.zeros(len(log), dtype=bool)
-    early[log.row] = own & (log.time <= latest)
+    early[log.row[own]] = log.time[own] <= latest
     if (row := first_bad_row(early)) is not None:
-        time = log.time[log.row == row][0]
+        time = log.time[own & (log.row == row)][0]
         when = f"earlier than {shown_time(latest)}, the" if time < latest else "the time of the"
         raise ValueError(
             f"{what}: row {row - first_row} has time {shown_time(time)}, {when} latest event known so far, as "

@@ -14,6 +14,7 @@ import torch
 from polyrec.core.names import ROW_KEYS
 from polyrec.data.columns import FIRST
 from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
+from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import ids, times
 from polyrec.explanation.explain import explain
 from polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -70,7 +71,8 @@ class DemoSession:
         k: int = 10,
     ) -> None:
         self.model, self.processor, self.k = model, processor, k
-        self.interactions, self.users = interactions, users
+        self.interactions = None if interactions is None else with_lists(interactions, processor.columns)
+        self.users = users
         shown = processor.columns.title
         self.titles = {
             item: f"{title or ''} [{item}]".strip()
@@ -104,6 +106,9 @@ class DemoSession:
             return []
         columns = self.processor.columns
         own = self._rows(self.interactions, columns.user, person, "interactions")
+        if columns.history is not None:  # of several rows the latest
+            row = int(np.argsort(times(own, columns, "interactions"), kind="stable")[-1])
+            return row_events(own, columns, row).to_pylist()[-self.processor.max_history :]
         seconds = times(own, columns, "interactions")
         latest = np.argsort(seconds, kind="stable")[-self.processor.max_history :]
         own = own.take(pa.array(latest))

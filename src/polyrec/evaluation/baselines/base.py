@@ -19,6 +19,7 @@ import numpy as np
 from polyrec.data.candidates import LeftOut
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import Histories, visible_history
+from polyrec.data.row_lists import sequences
 from polyrec.data.sequences import SequenceDataset
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of a data set, int64 [R] -> scores of the catalog, [R, N]
@@ -54,18 +55,27 @@ class CatalogTask:
         return np.flatnonzero(taken)
 
     def training_events(self) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items of the training rows, int64 each."""
-        event = self.train.candidates.event[self.training_rows()]
-        return self.train.log.person[event], self.train.log.item[event] - FIRST
+        """Users and items of the training rows, int64 each; with what their lists say (`Columns.history`)."""
+        log, rows = self.train.log, np.zeros(len(self.train.log), dtype=bool)
+        rows[self.train.candidates.event[self.training_rows()]] = True
+        event = sequences(log, rows)
+        event = event[log.item[event] >= FIRST]
+        return log.person[event], log.item[event] - FIRST
 
     def popularity(self) -> np.ndarray:
         """How often each item was taken in training, float64 [N]."""
-        return np.bincount(self.training_events()[1], minlength=self.num_items).astype(np.float64)
+        item = self.train.log.item[self.train.candidates.event[self.training_rows()]] - FIRST
+        return np.bincount(item, minlength=self.num_items).astype(np.float64)
 
     @property
     def ordered(self) -> bool:
-        """Whether the log has times."""
+        """Whether the events of a user have an order."""
         return self.train.log.set_until is None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the log has times."""
+        return not self.train.log.drawn
 
     @property
     def mixed(self) -> bool:
@@ -96,6 +106,8 @@ class CatalogTask:
             counts &= self.labels(dataset) > 0
         if dataset.source is not None:
             counts &= dataset.source
+        if log.untimed is not None:
+            counts &= ~log.untimed
         event = np.flatnonzero(counts)
         event = event[np.argsort(log.time[event], kind="stable")]
         return log.time[event], log.item[event] - FIRST

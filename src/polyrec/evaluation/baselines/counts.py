@@ -48,7 +48,7 @@ class RecentPopularity(CatalogBaseline):
     @classmethod
     def misfit(cls, task: CatalogTask) -> str | None:
         """It needs times."""
-        return None if task.ordered else NO_ORDER
+        return None if task.timed else NO_ORDER
 
     def scorer(self, dataset: SequenceDataset, half_life: str = "none", **settings: Any) -> Scorer:
         """Counts at the time of each row."""
@@ -122,7 +122,7 @@ class Newest(CatalogBaseline):
     @classmethod
     def misfit(cls, task: CatalogTask) -> str | None:
         """It needs times."""
-        return None if task.ordered else NO_ORDER
+        return None if task.timed else NO_ORDER
 
     def grids(self) -> Sequence[Mapping[str, Sequence[Any]]]:
         """The catalog's times are one choice where it has them."""
