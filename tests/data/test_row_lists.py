@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,16 @@ def test_the_latest_of_a_long_list_are_read():
     assert lengths == {4, 1}
     long = next(train[n] for n in range(len(train)) if len(train[n]["item_ids"]) == 4)
     assert [processor.items.ids[int(i) - 2].as_py() for i in long["item_ids"]] == [3, 4, 5, 6]
+
+
+def test_metrics_over_people_take_rows_of_one_user_together():
+    """Prevents a per-person AUC over rows of one candidate each, which is none, and intervals that are too narrow."""
+    table = prefixes(sessions())
+    processor, parts = fit(table, Columns(user="session", history="before"))
+    session = table["session"].to_numpy()[parts.train.log.row[parts.train.candidates.event]]
+    assert len(np.unique(parts.train.people())) == len(np.unique(session))
+    assert len(np.unique(np.stack([parts.train.people(), session]), axis=1).T) == len(np.unique(session))
+    assert processor.data_report.split["train"].users == len(np.unique(session))
 
 
 # ------------------------------------------------------------------ statistics
@@ -193,10 +204,12 @@ def test_baselines_count_pairs_of_lists_and_popularity_of_targets():
     log, event = parts.train.log, parts.train.candidates.event
     assert len(item) > len(event)
     assert np.bincount(log.item[event] - 2, minlength=5).tolist() == task.popularity().tolist()
-    learnt = set(table["session"].iloc[log.row[event]])
-    assert Counter(tuple(item[user == one].tolist()) for one in np.unique(user)) == Counter(
-        tuple(of[session]) for session in learnt
-    )
+    learnt = [of[session] for session in set(table["session"].iloc[log.row[event]])]
+    assert Counter(tuple(item[user == one].tolist()) for one in np.unique(user)) == Counter(map(tuple, learnt))
+    seen, taken = task.successions(1)
+    held = np.flatnonzero(seen.end > seen.begin)
+    followed = zip(seen.items[seen.begin[held]].tolist(), taken[held].tolist(), strict=True)
+    assert Counter(followed) == Counter(pair for items in learnt for pair in pairwise(items))
 
 
 # ------------------------------------------------------------------ reading

@@ -53,6 +53,8 @@ class DataReport:
         time: {"first", "last": ISO, "resolution": "day" ... "second" or finer, "distinct": times}; empty without times.
         ties: rows whose user has another event at the same time.
         blind: rows that see no event of their user, as all that are not later have the same time.
+        lists: {"column": of the items before each row, "median": ids in it, "empty": share of rows}; empty without such
+            a column.
         repeats: rows whose user had the item in another row before.
         duplicates: rows that equal another one in every column.
         matches: ids that one table uses, looked up in another.
@@ -83,6 +85,7 @@ class DataReport:
     time: dict[str, Any] = field(default_factory=dict)
     ties: float = 0.0
     blind: float = 0.0
+    lists: dict[str, Any] = field(default_factory=dict)
     repeats: float = 0.0
     duplicates: int = 0
     matches: list[IdMatch] = field(default_factory=list)
@@ -124,13 +127,7 @@ class DataReport:
         if per := self.events_per_user:
             numbers = ", ".join(f"{name} {value:,.0f}" for name, value in per.items())
             found.append(("per user", f"{numbers}; the largest has {_percent(self.largest_user)} of rows"))
-        if self.time:
-            t = self.time
-            span = f"{t['first']} to {t['last']}; {t['distinct']:,} distinct, resolution {t['resolution']}"
-            found.append(("time", span))
-            found.append(("ties", f"{_percent(self.ties)} of rows share their time with another event of their user"))
-        elif self.events_per_user:
-            found.append(("time", "none: the events of a user are a set, whatever their order in the file"))
+        found += self._time_lines()
         if self.events_per_user:
             where = "an earlier row" if self.time else "another row, too"
             repeats = f"{_percent(self.repeats)} of rows are an item that their user has in {where}"
@@ -152,6 +149,22 @@ class DataReport:
         if self.trees:
             found.append(("trees", self.trees))
         return [*found, *(("trending", f"{task}: {text}") for task, text in self.trending.items())]
+
+    def _time_lines(self) -> list[tuple[str, str]]:
+        """What gives the events of a user their order."""
+        found = []
+        if self.time:
+            t = self.time
+            span = f"{t['first']} to {t['last']}; {t['distinct']:,} distinct, resolution {t['resolution']}"
+            found.append(("time", span))
+        if self.lists:
+            shape = f"median {self.lists['median']:,.0f} ids, {_percent(self.lists['empty'])} of them empty"
+            found.append(("lists", f"{self.lists['column']}: {shape}; each row is a sequence of its own"))
+        elif self.time:
+            found.append(("ties", f"{_percent(self.ties)} of rows share their time with another event of their user"))
+        elif self.events_per_user:
+            found.append(("time", "none: the events of a user are a set, whatever their order in the file"))
+        return found
 
     def split_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and a row of cells for each part of the split."""

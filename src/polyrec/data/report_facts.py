@@ -8,6 +8,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,6 +124,7 @@ def fit_report(
         else {},
         ties=float(tied.mean()) if timed else 0.0,
         blind=_blind(user.code, seconds, tied) if timed else 0.0,
+        lists=_lists(table, columns.history),
         repeats=1 - pairs / len(seconds),
         duplicates=_duplicates(table, np.flatnonzero(tied)),
         matches=list(matches),
@@ -134,6 +136,14 @@ def fit_report(
         _column_facts(report, name, values)
     report.warnings += _fit_warnings(report, seconds, ties)
     return report
+
+
+def _lists(table: pa.Table, history: str | None) -> dict[str, Any]:
+    """The column of the items before each row, and how long its lists are."""
+    if history is None:
+        return {}
+    length = np.asarray(pc.list_value_length(table[history]))
+    return {"column": history, "median": float(np.median(length)), "empty": float((length == 0).mean())}
 
 
 def _fit_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterator[str]:
@@ -196,16 +206,18 @@ def split_facts(
         part: int8 [R], see `polyrec.data.splits`.
     """
     train = part == splits.TRAIN
-    seen_item = np.bincount(log.item[train], minlength=int(log.item.max()) + 1) > 0
+    met = train if log.untimed is None else np.isin(log.person, log.person[train])  # with the lists of training rows
+    seen_item = np.bincount(log.item[met], minlength=int(log.item.max()) + 1) > 0
     seen_item[UNKNOWN] = False
-    seen_user = np.bincount(log.person[train], minlength=len(log.user_ids)) > 0
+    people = log.people
+    seen_user = np.bincount(people[train], minlength=len(log.user_ids)) > 0
     found = {}
     for name, number in (("train", splits.TRAIN), ("validation", splits.VALIDATION), ("test", splits.TEST)):
         rows = np.flatnonzero(part == number)
         known = ~np.isnan(log.labels[rows])
         found[name] = SplitFacts(
             rows=len(rows),
-            users=int(np.count_nonzero(np.diff(log.person[rows], prepend=-1))),  # rows are sorted by user
+            users=int(np.count_nonzero(np.bincount(people[rows]))),
             first=iso(log.time[rows].min()) if len(rows) and not log.drawn else "",
             last=iso(log.time[rows].max()) if len(rows) and not log.drawn else "",
             labels={
@@ -213,7 +225,7 @@ def split_facts(
                 for j, task in enumerate(tasks)
             },
             unseen_items=float((~seen_item[log.item[rows]]).mean()) if len(rows) else 0.0,
-            unseen_users=float((~seen_user[log.person[rows]]).mean()) if len(rows) else 0.0,
+            unseen_users=float((~seen_user[people[rows]]).mean()) if len(rows) else 0.0,
             unranked={
                 task.name: int(((log.labels[rows, j] > 0) & (log.item[rows] < FIRST)).sum())
                 for j, task in enumerate(tasks)

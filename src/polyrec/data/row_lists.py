@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.data.catalog import EntityTable
-from polyrec.data.columns import ColumnEncoder
+from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.ids import ids, lookup, of_one_type
 from polyrec.data.sampling import id_hashes, splitmix64, uniform
 from polyrec.data.sequences import EventLog
@@ -214,6 +214,15 @@ def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) 
     left = left[~np.isin(key[left], key[index <= last[log.person]])]
     last[log.person[left]] = left
     return np.flatnonzero(index <= last[log.person])
+
+
+def taken_items(log: EventLog, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Users, and items of the catalog, of some rows' own events (int64), with what their lists say; int64 each."""
+    rows = np.zeros(len(log), dtype=bool)
+    rows[event] = True
+    told = sequences(log, rows)
+    told = told[log.item[told] >= FIRST]
+    return log.person[told], log.item[told] - FIRST
 
 
 def _told(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:

@@ -92,6 +92,13 @@ class EventLog:
         """A number of each user, int64 [P], the same for those who belong together."""
         return np.arange(len(self.user_ids)) if self.together is None else self.together
 
+    @property
+    def people(self) -> np.ndarray:
+        """Who each event is of, int64 [R]: its person, or those who belong together as one."""
+        if self.together is None:
+            return self.person
+        return np.unique(self.together, return_inverse=True)[1][self.person]
+
     def visible(self, ties: str = "strict") -> np.ndarray:
         """How many of the person's events each event's candidate may see, int64 [R].
 
@@ -463,8 +470,8 @@ class SequenceDataset(WindowDataset):
         return self.asked_labels(np.arange(self.num_candidates), epoch=None)
 
     def people(self) -> np.ndarray:
-        """Person of each candidate in `candidate_rows` order, int64 [C]."""
-        return self.log.person[self.candidates.event]
+        """Person of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.people`]."""
+        return self.log.people[self.candidates.event]
 
     def with_candidates(
         self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None

@@ -19,6 +19,7 @@ from polyrec.baselines import EASE, ItemKNN, Popularity
 from polyrec.data.candidates import excluded_items
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import visible_history
+from polyrec.data.row_lists import taken_items
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.factors import ALS, BPR
@@ -102,15 +103,15 @@ class CatalogTeacher(RowTeacher):
         self.log = isinstance(fresh, Popularity) if log is None else log
         self.exclude_seen, self.num_items = exclude_seen, processor.num_items
         event = _taken(train, self.task)
-        users, items = train.log.person[event], train.log.item[event] - FIRST
+        users, items = taken_items(train.log, event)
         number = processor.num_items - FIRST
         if scale is None:
-            held = np.flatnonzero(uniform(np.arange(len(train.log.user_ids)), seed, 0, "people") < _HELD_OUT)
-            out = np.isin(users, held)
+            held_P = uniform(train.log.groups, seed, 0, "people") < _HELD_OUT
+            out = held_P[users]
             self.scale = 1.0
             if out.any() and not out.all():
                 self.recommender = copy.deepcopy(fresh).fit(users[~out], items[~out], number)
-                self.scale = self._likeliest_scale(train, event[out], seed)
+                self.scale = self._likeliest_scale(train, event[held_P[train.log.person[event]]], seed)
         elif not 0 < scale < np.inf:
             raise ValueError(f"scale is {scale}; it must be a number > 0, or None to find it by likelihood")
         else:

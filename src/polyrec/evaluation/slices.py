@@ -58,7 +58,7 @@ def slice_groups(
     found: Groups = {
         "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, NEVER_MET)),
         "history": _by_history(visible_events(test)),
-        "activity": _named(_activity(events_P, person), _ACTIVITY),
+        "activity": _named(_activity(events_P, test.people()), _ACTIVITY),
     }
     if not log.drawn:
         found["time"] = _by_time(log.time[event])

@@ -19,7 +19,7 @@ import numpy as np
 from polyrec.data.candidates import LeftOut
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import Histories, visible_history
-from polyrec.data.row_lists import sequences
+from polyrec.data.row_lists import sequences, taken_items
 from polyrec.data.sequences import SequenceDataset
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of a data set, int64 [R] -> scores of the catalog, [R, N]
@@ -56,11 +56,7 @@ class CatalogTask:
 
     def training_events(self) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of the training rows, int64 each; with what their lists say (`Columns.history`)."""
-        log, rows = self.train.log, np.zeros(len(self.train.log), dtype=bool)
-        rows[self.train.candidates.event[self.training_rows()]] = True
-        event = sequences(log, rows)
-        event = event[log.item[event] >= FIRST]
-        return log.person[event], log.item[event] - FIRST
+        return taken_items(self.train.log, self.train.candidates.event[self.training_rows()])
 
     def popularity(self) -> np.ndarray:
         """How often each item was taken in training, float64 [N]."""
@@ -93,6 +89,24 @@ class CatalogTask:
         found = visible_history(dataset, rows, None if history == "all" else self.labels(dataset) > 0)
         begin = found.begin if last is None else np.maximum(found.begin, found.end - last)
         return Histories(begin, found.end, found.items - FIRST)
+
+    def successions(self, last: int, history: str = "taken") -> tuple[Histories, np.ndarray]:
+        """What training rows saw and then took, the last items before each and the item; of the catalog.
+
+        Within the lists of rows, each of their events has those before it.
+        """
+        log, rows = self.train.log, self.training_rows()
+        if log.untimed is None:
+            seen = self.histories(self.train, rows, last, history)
+            return seen, log.item[self.train.candidates.event[rows]] - FIRST
+        own = np.zeros(len(log), dtype=bool)
+        own[self.train.candidates.event[rows]] = True
+        event, known = sequences(log, own), log.item >= FIRST
+        event = event[known[event]]
+        before = np.concatenate([[0], np.cumsum(known)])
+        end = before[event]
+        begin = np.maximum(before[log.offsets[log.person[event]]], end - last)
+        return Histories(begin, end, log.item[known] - FIRST), log.item[event] - FIRST
 
     def countable(self, dataset: SequenceDataset, taken: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Times, ascending, and items of the events that questions of a data set may count, once they are over.

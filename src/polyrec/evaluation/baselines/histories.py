@@ -17,7 +17,6 @@ import scipy.sparse as sp
 from polyrec import baselines
 from polyrec.data.histories import Histories
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation.baselines.base import NO_ORDER, CatalogBaseline, CatalogTask, Scorer
 
 LAST = (10, 1, 3, 5, 20, None)
@@ -164,9 +163,8 @@ class Transitions(ItemToItem):
         return self._weights_NN
 
     def _counts(self, lag_decay: float, history: str) -> sp.csr_array:
-        train, rows, number = self.task.train, self.task.training_rows(), self.task.num_items
-        seen = self.task.histories(train, rows, last=10 if lag_decay else 1, history=history)
-        taken = train.log.item[train.candidates.event[rows]] - FIRST_ITEM
+        number = self.task.num_items
+        seen, taken = self.task.successions(10 if lag_decay else 1, history)
         found = sp.csr_array((number, number))
         for block in seen.blocks():
             before = event_weights(Histories(seen.begin[block], seen.end[block], seen.items), number, lag_decay)
