@@ -53,6 +53,7 @@ from polyrec.data.row_lists import (
 from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
 from polyrec.data.sets import as_sets, held_out_last
 from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
+from polyrec.data.setup import DROPOUT
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.statistics import check_later, shown_time
 from polyrec.data.stored_events import StoredEvents
@@ -763,6 +764,7 @@ class PolyRecProcessor:
             "features": self.features,
             "num_items": self.num_items,
             "max_history": self.max_history,
+            "dropout": DROPOUT,
         }
         if self.text is not None:
             changes = dict(overrides.pop("text", None) or {})

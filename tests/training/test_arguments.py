@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from model_fixtures import arguments, fit, tiny_model
+from safetensors.torch import load_file
 
-from polyrec import PolyRecTrainer
+from polyrec import PolyRecTrainer, PolyRecTrainingArguments
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 
 
@@ -25,6 +27,43 @@ def test_the_name_of_a_metric_says_which_way_is_better(tmp_path, prefix):
         assert arguments(tmp_path, metric_for_best_model=prefix + name).greater_is_better is True, name
     assert arguments(tmp_path, metric_for_best_model="eval_loss").greater_is_better is False
     assert arguments(tmp_path, metric_for_best_model="odd_rmse", greater_is_better=True).greater_is_better is True
+
+
+def test_without_a_word_the_best_weights_are_kept(tmp_path):
+    """Prevents the README's lines from ending with weights that have memorised the log."""
+    processor, splits = fit()
+    args = PolyRecTrainingArguments(tmp_path, num_train_epochs=3, use_cpu=True, disable_tqdm=True, learning_rate=0.05)
+    model = tiny_model(processor)
+    trainer = PolyRecTrainer(model, args, splits.train, splits.valid, processing_class=processor)
+    assert args.per_device_train_batch_size == 8
+    trainer.train()
+    found = [line["eval_mean_improvement"] for line in trainer.state.log_history if "eval_mean_improvement" in line]
+    assert len(found) == 3
+    assert trainer.state.best_metric == max(found)
+    saved = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), saved[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("said", [{"eval_strategy": "no"}, {"keep_best": False}, {"save_strategy": "no"}])
+def test_who_says_when_to_evaluate_or_save_is_obeyed(tmp_path, said):
+    """Prevents evaluations and checkpoints that somebody has turned off."""
+    processor, splits = fit()
+    args = PolyRecTrainingArguments(tmp_path, max_steps=2, use_cpu=True, disable_tqdm=True, **said)
+    trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, splits.valid, processing_class=processor)
+    trainer.train()
+    assert not any("eval_mean_improvement" in line for line in trainer.state.log_history)
+    assert not args.load_best_model_at_end
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_nothing_is_kept_without_one_evaluation_set(tmp_path, several):
+    """Prevents a refusal by transformers of a training that names no evaluation set, or several."""
+    processor, splits = fit()
+    args = PolyRecTrainingArguments(tmp_path, max_steps=1, use_cpu=True, disable_tqdm=True)
+    sets = {"valid": splits.valid, "test": splits.test} if several else None
+    PolyRecTrainer(tiny_model(processor), args, splits.train, sets, processing_class=processor).train()
+    assert args.eval_strategy == "no"
 
 
 def test_workers_that_never_hear_of_a_new_epoch_are_refused(tmp_path):

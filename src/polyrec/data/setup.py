@@ -12,6 +12,7 @@ from polyrec.data.guess import Found
 _STEPS = 150  # of an epoch that a training should have: few, and the first epochs learn next to nothing
 _BATCHES = (8, 32)  # windows a step
 _MOST_ROWS = 128  # windows a step where each is a row with its list, and asks one question
+DROPOUT = 0.3  # of models that begin without pretrained weights
 _WINDOW = 200  # events of a user that are read at once
 
 
@@ -36,6 +37,20 @@ class Setup:
         return {name: getattr(self, name) for name in self.why}
 
 
+def batch_size(windows: int, of_rows: bool = False) -> int:
+    """Windows a step, so that an epoch of so many has about 150 steps, and no fewer if it can be helped.
+
+    Args:
+        of_rows: whether each is a row with a list of what was before (`Columns.history`), and asks one question.
+
+    Example:
+        >>> [batch_size(windows) for windows in (600, 2_400, 100_000)]
+        [8, 16, 32]
+    """
+    least, most = _BATCHES
+    return int(np.clip(2 ** round(np.log2(max(windows / _STEPS, 1))), least, _MOST_ROWS if of_rows else most))
+
+
 def setup_for(found: Found) -> Setup:
     """The set-up of a log with these columns.
 
@@ -47,13 +62,15 @@ def setup_for(found: Found) -> Setup:
         8
     """
     codes = found.facts[found.user].codes
-    windows, (least, most) = int(np.ceil(np.bincount(codes[codes >= 0]) / _WINDOW).sum()), _BATCHES
-    if found.lists is not None:
-        windows, most = len(codes), _MOST_ROWS
-    batch = int(np.clip(2 ** round(np.log2(max(windows / _STEPS, 1))), least, most))
+    if found.lists is None:
+        windows = int(np.ceil(np.bincount(codes[codes >= 0]) / _WINDOW).sum())
+        batch = batch_size(windows)
+    else:
+        windows = len(codes)
+        batch = batch_size(windows, of_rows=True)
     training = {"num_train_epochs": 8, "per_device_train_batch_size": batch, "learning_rate": 0.001}
     return Setup(
-        {"dropout": 0.3},
+        {"dropout": DROPOUT},
         training,
         2,
         {

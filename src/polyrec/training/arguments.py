@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import trainer_log_levels
 
 from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range
 from polyrec.core.settings import SettingError, conform, nearest
+from polyrec.data.setup import batch_size
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 
 HUB_ARGUMENTS = (
@@ -60,14 +61,19 @@ def for_going_on(training: Mapping[str, Any]) -> dict[str, Any]:
 class PolyRecTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] with other defaults and a few additions.
 
-    Other defaults: learning rate 2e-3 with cosine decay (small models from scratch), no column removal (batches are
+    Other defaults: learning rate 1e-3 with cosine decay (small models from scratch), no column removal (batches are
     nested), batches of similar length, no external reporting unless asked for. The best model is the one with the
     highest `mean_improvement` (there is no `eval_loss`), and `greater_is_better` follows from the name of the metric.
+    Batches have 8 to 32 windows, by their number ([`~polyrec.data.setup.batch_size`]). Where nothing is said of
+    evaluating, saving or the best weights, a trainer with one `eval_dataset` keeps the best (`keep_best`).
     DDP does not look for unused parameters: each one gets a gradient in each batch, zeros where a task has no label.
     Nor does it send buffers (the whole catalog) from the first rank to the others in every step: those that change in
     training change alike on all ranks.
 
     Args:
+        keep_best: evaluate and save after each epoch (or as `eval_strategy` says) and end with the best weights: small
+            logs are soon memorised. None: if there is one `eval_dataset`, no `eval_strategy` is given, and
+            `save_strategy` and `load_best_model_at_end` are those of transformers.
         decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
         rank_k: length of the ranked lists in evaluation.
         exclude_seen: leave the items of the user's visible history out of the lists, measured and served, as the
@@ -91,9 +97,14 @@ class PolyRecTrainingArguments(TrainingArguments):
             them among the hyper-parameters.
     """
 
-    learning_rate: float = field(default=2e-3, metadata={"help": "The initial learning rate for AdamW."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "People (windows) per device and step."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Windows of users per device and step; default: 8 to 32, by their number."}
+    )
+    eval_strategy: IntervalStrategy | str | None = field(
+        default=None, metadata={"help": "When to evaluate; default: 'no', unless `keep_best`."}
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
     train_sampling_strategy: str = field(
@@ -115,6 +126,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Ranks keep buffers equal by themselves; True sends the catalog every step."}
+    )
+    keep_best: bool | None = field(
+        default=None, metadata={"help": "Evaluate and save each epoch, end with the best weights; default: if it can."}
     )
     decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
     rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
@@ -144,6 +158,11 @@ class PolyRecTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         conform(self, RANGES)
         self.check_names(vars(self))
+        if self.keep_best is None:
+            self.keep_best = (
+                self.eval_strategy is None and self.save_strategy == "steps" and not self.load_best_model_at_end
+            )
+        self.eval_strategy = self.eval_strategy or "no"
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers knows names that end with "loss" only: the highest RMSE would be the best.
             lower = ("loss", *(f"_{name}" for name in LOWER_IS_BETTER))
@@ -160,6 +179,24 @@ class PolyRecTrainingArguments(TrainingArguments):
             )
         if self.task_patience and self.eval_strategy == "no":
             raise ValueError("task_patience needs evaluations during training: pass eval_strategy='epoch' or 'steps'")
+
+    def settle(self, windows: int, evaluated: bool) -> None:
+        """Set what depends on the data; the trainer does.
+
+        Args:
+            windows: of an epoch.
+            evaluated: whether there is one `eval_dataset`.
+        """
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = max(batch_size(windows) // self.world_size, 1)
+        if self.keep_best and evaluated:
+            given = self.__dict__  # mypy cannot tell the types that transformers' fields have
+            when = IntervalStrategy.EPOCH if given["eval_strategy"] == "no" else given["eval_strategy"]
+            given.update(
+                eval_strategy=when, do_eval=True, save_strategy=SaveStrategy(when), load_best_model_at_end=True
+            )
+            given["save_steps"] = given["eval_steps"] or given["save_steps"]
+            given["save_total_limit"] = given["save_total_limit"] or 1
 
     @staticmethod
     def check_names(given: Mapping[str, Any]) -> None:

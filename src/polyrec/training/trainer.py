@@ -107,6 +107,8 @@ class PolyRecTrainer(ResumesSafely):
             raise TypeError(
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
+        windows = len(train_dataset) if isinstance(train_dataset, WindowDataset) else 0
+        args.settle(windows, isinstance(eval_dataset, SequenceDataset) and eval_dataset.num_candidates > 0)
         _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
             args.fingerprints = fingerprints(processing_class, train_dataset)
