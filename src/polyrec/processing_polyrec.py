@@ -22,7 +22,15 @@ from polyrec.data.encoding import encode_columns, encode_log, encode_past, fit_e
 from polyrec.data.label_summary import summarise
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.neighbours import FOLDS, Neighbours, fold_of, linear_neighbours, linear_size, neighbours, worthwhile
+from polyrec.data.neighbours import (
+    FOLDS,
+    Neighbours,
+    fold_of,
+    neighbours,
+    weighed_neighbours,
+    weighed_sizes,
+    worthwhile,
+)
 from polyrec.data.past import check_marks, read_past
 from polyrec.data.processor_checks import (
     check_keys_only,
@@ -196,7 +204,7 @@ class PolyRecProcessor:
         self._folds = np.zeros(0, dtype=np.int64)  # of the same people
         self._refused: dict[str, np.ndarray] = {}  # {retrieval task: which of them say that the item was not taken}
         self._neighbours: dict[tuple[str, int, int], list[Neighbours]] = {}  # of the same events, as asked for so far
-        self._linear: dict[tuple[str, int, int], Neighbours | None] = {}
+        self._weighed: dict[tuple[str, str, int, int], Neighbours | None] = {}
         self._pair_trees: PairTrees | None = None  # of the training rows of a split
         self._saved_mixtures: dict[str, list[list[float]]] | None = None  # of a loaded processor: its models read these
         self.recent: dict[str, RecentCounts] = {}  # {retrieval task that reads it: what is popular now}
@@ -557,7 +565,7 @@ class PolyRecProcessor:
         event = np.flatnonzero(train)
         if log.untimed is not None:
             event = sequences(log, train, ~np.logical_and.reduce([*said.values()]) if said else None)
-        self._taken, self._neighbours, self._linear = (log.person[event], log.item[event]), {}, {}
+        self._taken, self._neighbours, self._weighed = (log.person[event], log.item[event]), {}, {}
         self._folds = fold_of(log.groups)
         refused = {n: v[event] for n, v in said.items()}
         if log.past is not None:
@@ -578,7 +586,7 @@ class PolyRecProcessor:
             if task.head == "retrieval":
                 self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items), ordered=self._ordered)
                 if self._ordered:
-                    self.label_summary[task.name]["linear"] = linear_size(self._taken[0], len(self.items))
+                    self.label_summary[task.name] |= weighed_sizes(self._taken[0], len(self.items))
                 else:
                     self.label_summary[task.name]["of_sets"] = True
                 self.label_summary[task.name] |= self._trending_options(log, train, task)
@@ -662,13 +670,13 @@ class PolyRecProcessor:
             ]
         return self._neighbours[key]
 
-    def linear_neighbours(self, task: str, size: int) -> Neighbours | None:
-        """The weights of a linear item-item model of the training rows of the last split, see
-        [`~polyrec.data.neighbours.linear_neighbours`]; arguments and errors as of `item_neighbours`."""
-        key = task, size, len(self.items)
-        if key not in self._linear:
-            self._linear[key] = linear_neighbours(*self._taken_for(task), len(self.items), size)
-        return self._linear[key]
+    def weighed_neighbours(self, task: str, kind: str, size: int) -> Neighbours | None:
+        """Item-to-item scores of the training rows of the last split, see
+        [`~polyrec.data.neighbours.weighed_neighbours`]; arguments and errors as of `item_neighbours`."""
+        key = task, kind, size, len(self.items)
+        if key not in self._weighed:
+            self._weighed[key] = weighed_neighbours(kind, *self._taken_for(task), len(self.items), size)
+        return self._weighed[key]
 
     def _taken_for(self, task: str) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of the training rows that a task does not know to be refused."""

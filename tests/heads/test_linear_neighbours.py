@@ -1,4 +1,4 @@
-"""The linear term: EASE's weights, read in evaluation alone, as strong as validation says."""
+"""EASE's weights and transitions beside the network: read in evaluation alone, as strong as validation says."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from polyrec import (
     PolyRecTrainer,
     PolyRecTrainingArguments,
 )
-from polyrec.data.neighbours import linear_neighbours
+from polyrec.data.neighbours import weighed_neighbours
 from polyrec.encoders.item import ItemRows
 from polyrec.encoders.moment import LATEST, Moment
 from polyrec.evaluation import evaluator
@@ -20,13 +20,11 @@ from polyrec.evaluation.linear_weight import choose_linear_weights
 TASKS = [{"name": "next_item", "head": "retrieval", "options": {"neighbours": 0}}]
 
 
-def pairs_log(users=80, pairs=30, together=True):
-    """Users who take some pairs of items, one after the other; or what has no company at all."""
+def pairs_log(users=80, pairs=30):
+    """Users who take some pairs of items, one after the other."""
     drawn = np.random.default_rng(0)
     chosen = np.concatenate([drawn.choice(pairs, 4, replace=False) for _ in range(users)])
     item = np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel()
-    if not together:
-        item = np.concatenate([drawn.choice(2 * pairs, 8, replace=False) for _ in range(users)])
     return {
         "user_id": np.repeat(np.arange(users), 8),
         "item_id": item,
@@ -34,15 +32,11 @@ def pairs_log(users=80, pairs=30, together=True):
     }
 
 
-def world_of(**options):
-    log = pairs_log(**options)
-    processor = PolyRecProcessor.fit(log, tasks=TASKS, statistics=False, verbose=False)
-    return processor, processor.split(log, by="leave_one_out")
-
-
 @pytest.fixture(scope="module")
 def world():
-    return world_of()
+    log = pairs_log()
+    processor = PolyRecProcessor.fit(log, tasks=TASKS, statistics=False, verbose=False)
+    return processor, processor.split(log, by="leave_one_out")
 
 
 def untrained(processor):
@@ -56,7 +50,7 @@ def test_weights_are_those_of_the_regression_of_each_item_on_all_others():
     """Prevents weights of another model, of other items, or of another scale than the strongest neighbour's."""
     drawn = np.random.default_rng(1)
     user, item = np.divmod(np.unique(drawn.integers(0, 25 * 12, 120)), 12)
-    found = linear_neighbours(user, item + 2, num_items=14, size=4)
+    found = weighed_neighbours("linear", user, item + 2, num_items=14, size=4)
     taken = np.zeros((25, 12))
     taken[user, item] = 1
     expected = np.zeros((12, 12))
@@ -71,11 +65,26 @@ def test_weights_are_those_of_the_regression_of_each_item_on_all_others():
         np.testing.assert_allclose(found.values[i + 2, 0][-len(kept) :], row[kept], rtol=2e-3)
 
 
+def test_transitions_are_chances_of_what_comes_next():
+    """Prevents counts of what came before, roots of chances, and chances of rare items that one event decides."""
+    item = np.random.default_rng(1).integers(2, 9, (6, 12))
+    found = weighed_neighbours("transitions", np.repeat(np.arange(6), 12), item.ravel(), num_items=9, size=9)
+    expected = np.zeros((9, 9))
+    for row in item:
+        for at, lag in np.ndindex(12, 6):
+            if lag and at + lag < 12 and row[at] != row[at + lag]:
+                expected[row[at], row[at + lag]] += 0.7 ** (lag - 1)
+    expected /= expected.sum(axis=1, keepdims=True) + 5
+    expected /= expected[2:].max(axis=1).mean()
+    for i in range(2, 9):
+        np.testing.assert_allclose(found.values[i, 0][found.items[i] > 0], expected[i][expected[i] > 0], rtol=2e-3)
+
+
 def test_scores_add_the_weights_of_the_latest_items(world):
     """Prevents lists, pairs and training from reading a term that is not theirs."""
     processor, splits = world
     model = untrained(processor)
-    head, table = model.heads["next_item"], processor.linear_neighbours("next_item", 128)
+    head, table = model.heads["next_item"], processor.weighed_neighbours("next_item", "linear", 128)
     items, state = ItemRows(torch.randn(processor.num_items, 8)), torch.randn(3, 8)
     latest = torch.zeros(3, LATEST, dtype=torch.int64)
     latest[:, :2] = torch.tensor([[4, 9], [2, 0], [0, 0]])
@@ -104,23 +113,26 @@ def test_scores_add_the_weights_of_the_latest_items(world):
 
 
 def test_the_weight_that_is_chosen_measures_what_it_said(world):
-    """Prevents a weight chosen by other lists than those that are measured and served; and one that chance chose."""
+    """Prevents a weight chosen by other lists than those that are measured and served."""
     processor, splits = world
     model = untrained(processor)
     asked = splits.test  # whose targets are the second of a pair
-    weight = choose_linear_weights(model, asked)["next_item"]
+    chosen = choose_linear_weights(model, asked)
     head = model.heads["next_item"]
-    assert not head.linear.speaks  # it is the caller's to set
+    assert list(chosen) == [("next_item", "linear"), ("next_item", "transitions")]
+    assert not any(term.speaks for term in head.weighed.values())  # they are the caller's to set
     measured = []
-    for strength in (0.0, weight.strength):
-        head.linear.weigh(strength, weight.decay)
+    for kind, weight in [("linear", None), *((kind, weight) for (_, kind), weight in chosen.items())]:
+        if weight is not None:
+            head.weighed[kind].weigh(weight.strength, weight.decay)
         found = evaluator.evaluate(model, asked, evaluator.predict(model, asked))
         measured.append(found["next_item_ndcg@10"])
-    assert weight.strength > 0
-    np.testing.assert_allclose(measured, [weight.without, weight.value], atol=1e-9)
+    linear, transitions = chosen.values()
+    said = [linear.without, linear.value, transitions.value]
+    np.testing.assert_allclose(measured, said, atol=1e-9)
+    assert transitions.without == pytest.approx(linear.value, abs=1e-9)
     assert measured[1] > 2 * measured[0]
-    processor, splits = world_of(together=False)
-    assert choose_linear_weights(untrained(processor), splits.test)["next_item"].strength == 0
+    assert measured[2] >= measured[1]
 
 
 def test_a_trained_model_serves_the_weight_and_keeps_it(world, tmp_path):
@@ -142,7 +154,7 @@ def test_a_trained_model_serves_the_weight_and_keeps_it(world, tmp_path):
     assert answers == model.recommend(processor, [6, 10], k=5)
     assert {7, 11} <= {row["item"] for row in answers}
     told = {row["item"]: row for row in again.explain(processor, [6, 10], [7, 20])}
-    assert list(told[7]["terms"]) == ["network", "bias", "linear"]
+    assert list(told[7]["terms"])[:3] == ["network", "bias", "linear"]
     for item, row in told.items():
         assert sum(row["terms"].values()) == pytest.approx(row["score"], abs=1e-5), item
     assert told[7]["terms"]["linear"] > 2 * told[20]["terms"]["linear"]

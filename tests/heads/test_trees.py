@@ -116,13 +116,13 @@ def test_of_several_sets_the_named_one_weighs_and_none_is_told(run, tmp_path, ca
             {"late": parts.test, "valid": parts.valid},
             None,
             own.rows,
-            "'late', the first of 2, weighs the linear term of 'next_item', the trees of 'like', ",
+            "'late', the first of 2, weighs the linear terms of 'next_item', the trees of 'like', ",
         ),
         (
             None,
             "like_auc",
             None,
-            "no validation rows weigh the linear term of 'next_item', the trees of 'like', the trees of 'rating'",
+            "no validation rows weigh the linear terms of 'next_item', the trees of 'like', the trees of 'rating'",
         ),
         ({}, "like_auc", None, "no validation rows weigh"),
     ):
@@ -205,19 +205,16 @@ def test_training_does_not_read_trees(run):
 
 
 def test_trees_that_do_not_help_have_no_say(run):
-    """Prevents trees beside a network that knows better, and a gain of a few rows by chance from counting."""
+    """Prevents trees beside a network that knows better."""
     processor, parts, trainer = run
     labels = parts.valid.labels()[:, parts.valid.task_names.index("like")]
     head, known = trainer.model.heads["like"], known_features(parts.valid, np.arange(parts.valid.num_candidates))
     context = [name for name, _ in trainer.model.tree_inputs]
     trees = processor.pair_trees.grow(replace(head.task, options=head.options), context)
     sure = torch.from_numpy(np.where(labels == 1, 6.0, -6.0)).float()
-    assert tree_weight._chosen(head, trees, known, labels, sure).weight == 0
-    one_wrong = sure.clone()
-    one_wrong[int(np.flatnonzero(labels == 1)[0])] = -6.0
-    found = tree_weight._chosen(head, trees, known, labels, one_wrong)
+    found = tree_weight._chosen(head, trees, known, labels, sure)
     assert found.weight == 0
-    assert found.value < found.without
+    assert found.value == found.without
 
 
 def test_a_saved_model_keeps_its_trees(run, tmp_path):

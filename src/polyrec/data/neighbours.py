@@ -17,6 +17,7 @@ from polyrec.data.ridge import DENSE, ridge_weights, taken_matrix
 from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
+WEIGHED = ("linear", "transitions")  # tables of one kind each, whose weight validation chooses
 SET_KINDS = ("together", "similar", "linear")  # of users whose events have no order
 RIDGE = 400.0  # of "linear" of sets
 RIDGE_OF_LATEST = 200.0  # of "linear" where it is read for the latest items alone
@@ -26,6 +27,7 @@ STEPS, STEP_FADE = 5, 0.7  # of "next"
 SHRINKAGE = 5.0  # events that are added to those of an item: few say little about what follows it
 LONGEST = 500  # latest items of one user that "similar" compares: bounds its memory
 FOLDS = 4
+_SMALL = 50_000  # items whose tables are small whatever they hold
 _BLOCK = 1 << 22  # pairs of items compared at a time
 
 
@@ -42,15 +44,16 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
     """
     if not ordered and num_items <= 10_000:
         return 256
-    if num_items <= 50_000:
+    if num_items <= _SMALL:
         return 128
     return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
 
 
-def linear_size(user: np.ndarray, num_items: int) -> int:
-    """How many weights of a linear model of events in order to keep of each item: 128, or none of a log too large for
-    an inverse."""
-    return 128 if min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE else 0
+def weighed_sizes(user: np.ndarray, num_items: int) -> dict[str, int]:
+    """How many numbers of each item to keep of `WEIGHED` tables of events in order: 128; "linear" none of a log too
+    large for an inverse, "transitions" none of catalogs of which `worthwhile` keeps fewer neighbours."""
+    linear = min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE
+    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL)}
 
 
 class Neighbours(NamedTuple):
@@ -123,30 +126,36 @@ def _table(
     return Neighbours(items, values)
 
 
-def linear_neighbours(user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours | None:
-    """The largest weights of EASE (Steck, 2019; [`polyrec.data.ridge`]) of each item, as the one kind of evidence [N,
-    1, K], in units of the mean largest weight.
+def weighed_neighbours(kind: str, user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours | None:
+    """The largest scores of each item of one of `WEIGHED`, in units of the mean largest one: weights of EASE (Steck,
+    2019; [`polyrec.data.ridge`]), or chances of what comes next ("next" of [`neighbours`], without the roots).
 
     Args:
-        user, item: int64 [R]; item rows below 2 are skipped.
+        user, item: int64 [R], events in order within each user; item rows below 2 are skipped.
         size: K.
 
     Returns:
-        None where a log has too many users and items for an inverse, or no pair of items.
+        Values [N, 1, K]; None where a log has too many users and items for an inverse, or no pair of items.
 
     Example:
-        >>> found = linear_neighbours(np.array([0, 0, 1]), np.array([2, 3, 4]), num_items=5, size=1)
+        >>> user, item = np.array([0, 0, 1]), np.array([2, 3, 4])
+        >>> found = weighed_neighbours("linear", user, item, num_items=5, size=1)
         >>> found.items.ravel().tolist(), found.values.ravel().tolist()
         ([0, 0, 3, 2, 0], [0.0, 0.0, 1.0, 1.0, 0.0])
+        >>> weighed_neighbours("transitions", user, item, num_items=5, size=1).items.ravel().tolist()
+        [0, 0, 3, 0, 0]
     """
     known = item >= FIRST
-    weights = _linear_weights(user[known], item[known], num_items, size, RIDGE_OF_LATEST, np.negative)
-    weights.data[weights.data < 0] = 0  # of items with fewer neighbours than `size`
-    weights.eliminate_zeros()
-    if not weights.nnz:
+    user, item = user[known], item[known]
+    if kind == "linear":
+        scores = _linear_weights(user, item, num_items, size, RIDGE_OF_LATEST, np.negative)
+        scores.data[scores.data < 0] = 0  # of items with fewer neighbours than `size`
+        scores.eliminate_zeros()
+    else:
+        scores = _next(user, item, num_items).tocsr()
+    if not scores.nnz:
         return None
-    row, column = weights.nonzero()
-    return _table(row, column, [_scaled(weights)], num_items, size)
+    return _table(*_strongest(scores, size), [_scaled(scores)], num_items, size)
 
 
 def _together(user: np.ndarray, item: np.ndarray, num_items: int) -> sparse.csr_matrix:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize
 
 from polyrec.data.columns import FIRST
+from polyrec.data.neighbours import WEIGHED
 from polyrec.data.trending import RecentCounts
 
 HALF_LIVES = (3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
@@ -74,7 +75,7 @@ class TrendingFit(NamedTuple):
         found: dict[str, Any] = {} if aged else {"trending": self.mixture, "trending_start": self.power}
         if self.new_share < MOSTLY_NEW:
             return found
-        return found | {"neighbours": 0, "linear": 0} | ({} if smoothed else {"cold_negatives": False})
+        return found | dict.fromkeys(("neighbours", *WEIGHED), 0) | ({} if smoothed else {"cold_negatives": False})
 
 
 class _Rows(NamedTuple):

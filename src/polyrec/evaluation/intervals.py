@@ -1,4 +1,4 @@
-"""How sure metrics are: intervals over people, as fast as each metric allows, and gains against their error."""
+"""Intervals over people of a task's metrics, as fast as each metric allows."""
 
 from __future__ import annotations
 
@@ -38,13 +38,3 @@ def metric_interval(
 def bounds(interval: bootstrap.Interval) -> list[float]:
     """Both ends, as reports hold them."""
     return [interval.low, interval.high]
-
-
-def beyond_chance(gain_R: np.ndarray) -> bool:
-    """Whether rows gain more in the mean than the standard error of that mean; fewer than two rows never do.
-
-    Example:
-        >>> [beyond_chance(np.array(gains)) for gains in ([1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0])]
-        [True, False, False]
-    """
-    return len(gain_R) > 1 and bool(gain_R.mean() > gain_R.std(ddof=1) / len(gain_R) ** 0.5)

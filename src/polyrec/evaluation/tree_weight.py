@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, Trees, known_features
 from polyrec.evaluation.evaluator import answered
-from polyrec.evaluation.intervals import beyond_chance
 from polyrec.heads._trees import read_inputs, read_leaves, tree_inputs
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.processing_polyrec import PolyRecProcessor
@@ -49,7 +48,7 @@ class TreeWeight:
     def __str__(self) -> str:
         gain = f"loss {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         if not self.weight:
-            return f"no trees beside the network: they would gain less than chance ({gain})"
+            return f"no trees beside the network: they would gain nothing ({gain})"
         return f"{self.trees} trees beside the network, weight {self.weight:g}: {gain}"
 
 
@@ -64,7 +63,7 @@ def choose_tree_weights(
     """Trees of the training rows and the number and weight with which validation rows have the smallest loss, {task:
     (trees, weight)} of the tasks that can have some; the model is left as it is.
 
-    Trees that gain less than the standard error of their gain have no say.
+    A gain within its standard error counts, too, as of `choose_linear_weights`.
 
     Args:
         processor: whose last split the training rows are of.
@@ -134,24 +133,22 @@ def _chosen(head: Any, trees: Trees, known_CF: np.ndarray, labels: np.ndarray, o
     known_MF = read_inputs({"known": known.unsqueeze(0)}, [("known", known.shape[1])])
     arrays = [torch.from_numpy(values) for values in trees]
     numbers = [max(int(share * len(trees.leaf) / FORESTS), 1) * FORESTS for share in NUMBERS]
-    best, best_losses, without_M = (0, 0.0), None, _losses(head, own_M, y_M)
+    best, without = (0, 0.0), _loss(head, own_M, y_M)
+    least = without
     last = [number - 1 for number in numbers]
     sums_MN = torch.cat([read_leaves(some, *arrays).cumsum(1)[:, last] for some in known_MF.split(_ROWS)])
     for column, number in enumerate(numbers):
         theirs_M = head.logit_of_mean + sums_MN[:, column]
         for weight in WEIGHTS[1:]:
-            losses_M = _losses(head, torch.lerp(own_M, theirs_M, weight), y_M)
-            if best_losses is None or losses_M.mean() < best_losses.mean():
-                best, best_losses = (number, weight), losses_M
-    assert best_losses is not None  # the grid is not empty
-    if not beyond_chance((without_M - best_losses).numpy()):
-        best = (0, 0.0)
-    return TreeWeight(*best, without_M.mean().item(), best_losses.mean().item(), len(rows))
+            loss = _loss(head, torch.lerp(own_M, theirs_M, weight), y_M)
+            if loss < least:
+                best, least = (number, weight), loss
+    return TreeWeight(*best, without, least, len(rows))
 
 
-def _losses(head: Any, logits_M: Tensor, y_M: Tensor) -> Tensor:
-    """Loss of each row, in double precision."""
+def _loss(head: Any, logits_M: Tensor, y_M: Tensor) -> float:
+    """The mean loss, in double precision."""
     logits_M, y_M = logits_M.double(), y_M.double()
     if head.task.head == "binary":
-        return F.binary_cross_entropy_with_logits(logits_M, y_M, reduction="none")
-    return (logits_M - y_M) ** 2
+        return F.binary_cross_entropy_with_logits(logits_M, y_M).item()
+    return F.mse_loss(logits_M, y_M).item()

@@ -1,4 +1,4 @@
-"""A linear item-item model beside the network: evidence whose weight validation chooses after training.
+"""Classical recommenders beside the network: evidence whose weight validation chooses after training.
 
 Letters: M questions, H latest items, N items, K neighbours.
 """
@@ -15,13 +15,14 @@ from polyrec.heads._neighbours import NeighbourTable
 
 
 class LinearNeighbours(NeighbourTable):
-    r"""The linear term of a retrieval logit, e(i, j) = a sum_h d^h S[i_h, j], S the weights of EASE.
+    r"""A term of a retrieval logit, e(i, j) = a sum_h d^h S[i_h, j], S item-to-item scores.
 
-    i_0, i_1, ... are the latest items, as of [`~polyrec.heads._neighbours.ItemNeighbours`]. S was fitted to rank
-    (Steck, 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"), on the training rows themselves, whose own
-    answers it has seen. So no training reads it, and a and d are no parameters: the ranking of validation rows chooses
-    them ([`polyrec.evaluation.linear_weight`]), after which the sum of two unlike recommenders ranks better than
-    either. a is 0 until then, and stays so where validation gains nothing.
+    i_0, i_1, ... are the latest items, as of [`~polyrec.heads._neighbours.ItemNeighbours`]. S is a recommender of its
+    own, fitted on the training rows, whose own answers it has seen: the weights of EASE (Steck, 2019, "Embarrassingly
+    Shallow Autoencoders for Sparse Data"), or the chances of a Markov chain. So no training reads it, and a and d are
+    no parameters: the ranking of validation rows chooses them ([`polyrec.evaluation.linear_weight`]), after which the
+    sum of two unlike recommenders ranks better than either. a is 0 until then, and stays so where validation gains
+    nothing.
 
     Shapes: as of `NeighbourTable`, with one kind of evidence.
     """

@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import in_double
+from polyrec.data.neighbours import WEIGHED
 from polyrec.distillation.catalog import catalog_loss, sampled_rest, taught_cross_entropy
 from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
@@ -39,7 +40,7 @@ _FROM_DATA = (
     "age_start",
     "cold_negatives",
     "neighbours",
-    "linear",
+    *WEIGHED,
     "of_sets",
     "trending",
     "trending_start",
@@ -75,8 +76,9 @@ class RetrievalHead(TaskHead):
             of each item. 0: no such term. `of_sets`: with all of the user's events instead, whose order says nothing,
             see `SetNeighbours`, and what a question sees is no negative of it, see `Seen`. `processor.model_config()`
             sets both.
-            `linear`: a linear item-item model that is added after training with the weight that ranks validation best,
-            see `LinearNeighbours`; so many of its weights are kept of each item. 0: no such term.
+            `linear`, `transitions`: a linear item-item model (EASE), and chances of what comes next, that are added
+            after training with the weights that rank validation best, see `LinearNeighbours`; so many numbers are kept
+            of each item. 0: no such term.
             `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
             fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
             and sets it where recent popularity tells more of late training rows than that of all time.
@@ -108,6 +110,7 @@ class RetrievalHead(TaskHead):
         "neighbours": 0,
         "of_sets": False,
         "linear": 0,
+        "transitions": 0,
         "trending": (),
         "trending_start": 1.0,
     }
@@ -124,11 +127,14 @@ class RetrievalHead(TaskHead):
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
-        for option in ("neighbours", "linear"):
+        for option in ("neighbours", *WEIGHED):
             if self.options[option] < 0:
                 raise self.refuse(option, "it must be >= 0")
-        size, linear = self.options["neighbours"], self.options["linear"]
-        self.linear = LinearNeighbours(linear, config.num_items, task.name) if linear else None
+        size = self.options["neighbours"]
+        self.linear, self.transitions = (
+            LinearNeighbours(self.options[kind], config.num_items, task.name) if self.options[kind] else None
+            for kind in WEIGHED
+        )
         kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
         self.neighbours = (
             kind(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name) if size else None
@@ -177,12 +183,18 @@ class RetrievalHead(TaskHead):
     @property
     def reads_latest(self) -> bool:
         """Whether terms read the latest items."""
-        return self.neighbours is not None or self.linear is not None
+        return self.neighbours is not None or bool(self.weighed)
+
+    @property
+    def weighed(self) -> dict[str, LinearNeighbours]:
+        """The terms whose weight validation chooses, by their options."""
+        terms = zip(WEIGHED, (self.linear, self.transitions), strict=True)
+        return {kind: term for kind, term in terms if term is not None}
 
     @property
     def evidence(self) -> ItemTerms:
         """The terms that say what goes with the user's items."""
-        return ItemTerms([term for term in (self.neighbours, self._linear) if term is not None])
+        return ItemTerms([*([] if self.neighbours is None else [self.neighbours]), *self._speaking.values()])
 
     @property
     def terms(self) -> ItemTerms:
@@ -192,26 +204,26 @@ class RetrievalHead(TaskHead):
     @property
     def named_terms(self) -> dict[str, ItemTerm]:
         """The terms by the options that turn them on."""
-        every = {
+        every: dict[str, ItemTerm | None] = {
             "item_age": self.age,
             "repeats": self.repeats,
             "neighbours": self.neighbours,
-            "linear": self._linear,
+            **self._speaking,
             "trending": self.trending,
             "of_sets": self.seen,
         }
         return {name: term for name, term in every.items() if term is not None}
 
     @property
-    def _linear(self) -> LinearNeighbours | None:
-        return self.linear if self.linear is not None and self.linear.speaks else None
+    def _speaking(self) -> dict[str, LinearNeighbours]:
+        return {kind: term for kind, term in self.weighed.items() if term.speaks}
 
     def initialise(self) -> None:
         """Terms start with what the log knows, which a projection at random of the usual size would only blur."""
         if self.neighbours is not None:
             self.neighbours.initialise()
-        if self.linear is not None:
-            self.linear.initialise()
+        for term in self.weighed.values():
+            term.initialise()
         if self.trending is not None:
             self.trending.initialise()
         if self.repeats is not None:
@@ -233,10 +245,10 @@ class RetrievalHead(TaskHead):
             whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
             if self.neighbours.is_new or self.neighbours.holds(whole):
                 self.neighbours.load(whole, folds)
-        if self.linear is not None and self.linear.is_new:
-            table = processor.linear_neighbours(self.task.name, self.options["linear"])
+        for kind, term in self.weighed.items():
+            table = processor.weighed_neighbours(self.task.name, kind, self.options[kind]) if term.is_new else None
             if table is not None:
-                self.linear.load(table)
+                term.load(table)
 
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:
@@ -244,8 +256,8 @@ class RetrievalHead(TaskHead):
         self.sampled = num_items > self.options["sampled_above"]
         if self.neighbours is not None:
             self.neighbours.extend(num_items)
-        if self.linear is not None:
-            self.linear.extend(num_items)
+        for term in self.weighed.values():
+            term.extend(num_items)
         if self.trending is not None:
             self.trending.extend(num_items)
         if self.bias is not None:

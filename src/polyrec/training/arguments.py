@@ -180,15 +180,15 @@ class PolyRecTrainingArguments(TrainingArguments):
         if self.task_patience and self.eval_strategy == "no":
             raise ValueError("task_patience needs evaluations during training: pass eval_strategy='epoch' or 'steps'")
 
-    def settle(self, windows: int, evaluated: bool) -> None:
+    def settle(self, windows: int, of_rows: bool, evaluated: bool) -> None:
         """Set what depends on the data; the trainer does.
 
         Args:
-            windows: of an epoch.
+            windows, of_rows: of `batch_size`.
             evaluated: whether there is one `eval_dataset`.
         """
         if self.per_device_train_batch_size is None:
-            self.per_device_train_batch_size = max(batch_size(windows) // self.world_size, 1)
+            self.per_device_train_batch_size = max(batch_size(windows, of_rows) // self.world_size, 1)
         if self.keep_best and evaluated:
             given = self.__dict__  # mypy cannot tell the types that transformers' fields have
             when = IntervalStrategy.EPOCH if given["eval_strategy"] == "no" else given["eval_strategy"]

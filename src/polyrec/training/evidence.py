@@ -37,7 +37,7 @@ class EvidenceCheck(TrainerCallback):
 
 
 def weighed_by_validation(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> dict[str, str]:
-    """{task that learns: "linear term" or "trees"}, what training leaves to validation rows.
+    """{task that learns: "linear terms" or "trees"}, what training leaves to validation rows.
 
     A task does not learn if its own parameters are frozen and so are those that it shares with others.
     """
@@ -48,8 +48,8 @@ def weighed_by_validation(model: PolyRecForRecommendation, processor: PolyRecPro
     for task, head in model.heads.items():
         if not own[task] and not learnt.difference(*own.values()):
             continue
-        if head.reads == "state" and head.linear is not None and not head.linear.is_new:
-            found[task] = "linear term"
+        if head.reads == "state" and not all(term.is_new for term in head.weighed.values()):
+            found[task] = "linear terms"
         elif task in grown and head.trees is not None:
             found[task] = "trees"
     return found

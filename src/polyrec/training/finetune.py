@@ -103,7 +103,7 @@ def finetune(
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Let one task go on; the model is changed in place and keeps its best epoch, the starting point included, beside
-    which validation weighs the task's linear term or trees anew.
+    which validation weighs the task's linear terms or trees anew.
 
     Args:
         processor: that cut the parts: one that was loaded and has split nothing lets training read evidence that has

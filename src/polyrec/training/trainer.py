@@ -108,7 +108,8 @@ class PolyRecTrainer(ResumesSafely):
                 f"args must be PolyRecTrainingArguments, not {type(args).__name__}: its defaults fit nested batches"
             )
         windows = len(train_dataset) if isinstance(train_dataset, WindowDataset) else 0
-        args.settle(windows, isinstance(eval_dataset, SequenceDataset) and eval_dataset.num_candidates > 0)
+        of_rows = isinstance(processing_class, PolyRecProcessor) and processing_class.columns.history is not None
+        args.settle(windows, of_rows, isinstance(eval_dataset, SequenceDataset) and eval_dataset.num_candidates > 0)
         _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
             args.fingerprints = fingerprints(processing_class, train_dataset)
@@ -238,7 +239,7 @@ class PolyRecTrainer(ResumesSafely):
         return found
 
     def weigh_by_validation(self) -> None:
-        """Let validation rows say how much of its linear term a retrieval task serves, and of its trees a pair task;
+        """Let validation rows say how much of its linear terms a retrieval task serves, and of its trees a pair task;
         `train` ends with it.
 
         The rows are those of `eval_dataset`; of several sets, those of the one that `metric_for_best_model` names, or
@@ -258,13 +259,14 @@ class PolyRecTrainer(ResumesSafely):
             judged, autocast = self._evaluated(), self.accelerator.autocast
             linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
             trees = choose_tree_weights(judged, processor, valid, autocast(), tasks)
-        for name, weight in linear.items():
-            model.heads[name].linear.weigh(weight.strength, weight.decay)
-            self.log({f"linear_{name}": weight.strength, f"linear_gain_{name}": weight.value - weight.without})
+        for (name, kind), weight in linear.items():
+            model.heads[name].weighed[kind].weigh(weight.strength, weight.decay)
+            self.log({f"{kind}_{name}": weight.strength, f"{kind}_gain_{name}": weight.value - weight.without})
         for name, (grown, said) in trees.items():
             model.heads[name].trees.load(grown, said.trees, said.weight)
             self.log({f"trees_{name}": said.weight, f"trees_gain_{name}": said.without - said.value})
-        self.validated = linear | {name: said for name, (_, said) in trees.items()}
+        self.validated = {f"{name} {kind}": weight for (name, kind), weight in linear.items()}
+        self.validated |= {name: said for name, (_, said) in trees.items()}
 
     # ----------------------------------------------------------------- loss
     def _get_num_items_in_batch(
