@@ -897,6 +897,11 @@ class PolyRecProcessor:
             warnings.warn(f"{what}: running statistics are those of now", stacklevel=4)
         if user_id is None:
             return None
+        if self.columns.history is not None:
+            raise ValueError(
+                "user_id is given, but rows bring their own lists (columns.history), and no events of users are stored: "
+                "give the list as the history, without user_id"
+            )
         if self.stored_events is None:
             raise ValueError(
                 "user_id is given, but this processor has no stored events (they never leave with a shared model): "

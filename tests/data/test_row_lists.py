@@ -96,6 +96,20 @@ def test_the_latest_of_a_long_list_are_read():
     assert [processor.items.ids[int(i) - 2].as_py() for i in long["item_ids"]] == [3, 4, 5, 6]
 
 
+def test_attributes_of_users_are_joined_to_each_of_their_rows():
+    """Prevents attributes that follow the order of users, or of the file, instead of the row's own user."""
+    table = prefixes(sessions(20)).sample(frac=1, random_state=0)
+    users = pd.DataFrame({"session": np.arange(20)[::-1], "city": [f"city {n % 7}" for n in range(20)]})
+    columns = Columns(user="session", history="before")
+    processor = PolyRecProcessor.fit(table, users=users, tasks=TASKS, columns=columns, verbose=False)
+    log = processor.split(table).train.log
+    own = np.flatnonzero(~log.untimed)
+    known = users.set_index("session")["city"].loc[table["session"].to_numpy()[log.row[own]]]
+    vocabulary = processor.users.encoders["city"].vocabulary
+    found = [vocabulary[code - 2] for code in log.user_features["city"][log.person[own]]]
+    assert found == known.tolist()
+
+
 def test_metrics_over_people_take_rows_of_one_user_together():
     """Prevents a per-person AUC over rows of one candidate each, which is none, and intervals that are too narrow."""
     table = prefixes(sessions())
@@ -175,6 +189,7 @@ def test_of_rows_that_are_shown_and_not_taken_the_list_counts_once():
     assert found == Counter({(item[1], item[2], item[7]): 1, (item[3], item[4]): 1, (item[5], item[9]): 1})
 
 
+@pytest.mark.filterwarnings("ignore::polyrec.data.id_match.DataWarning")
 def test_neighbours_of_a_training_row_do_not_know_its_session():
     """Prevents evidence that tells the target: that of each fold is counted without all rows of its sessions."""
     of = [[4 * s, 4 * s + 1, 4 * s + 2, 4 * s + 3] for s in range(40)]  # of items that no other session has
@@ -194,16 +209,29 @@ def test_neighbours_of_a_training_row_do_not_know_its_session():
         np.testing.assert_array_equal(tables[number].items, expected.items)
 
 
+def test_what_many_sessions_begin_with_does_not_join_them():
+    """Prevents one group of all rows in a small catalog, which no split and no fold could divide."""
+    of = sessions(200, items=5)
+    log = fit(prefixes(of))[1].train.log
+    size = np.unique(log.together, return_counts=True)[1]
+    assert size.max() <= 0.1 * size.sum()
+    begin = log.offsets[:-1]
+    long = np.flatnonzero(np.diff(log.offsets) == 5)  # these go on from rows of four, and no shorter ones join them
+    four = {tuple(log.item[b : b + 4]): log.together[p] for p, b in enumerate(begin) if log.offsets[p + 1] - b == 4}
+    same = [four[tuple(log.item[begin[p] : begin[p] + 4])] == log.together[p] for p in long]
+    assert np.mean(same) > 0.9
+
+
 def test_baselines_count_pairs_of_lists_and_popularity_of_targets():
     """Prevents item-to-item baselines that see one item of each row, against which anything would look strong."""
-    of = sessions(80, items=5)
+    of = sessions(80, items=40)
     table = prefixes(of)
     _, parts = fit(table)
-    task = CatalogTask(parts.train, "next_item", 5)
+    task = CatalogTask(parts.train, "next_item", 40)
     user, item = task.training_events()
     log, event = parts.train.log, parts.train.candidates.event
     assert len(item) > len(event)
-    assert np.bincount(log.item[event] - 2, minlength=5).tolist() == task.popularity().tolist()
+    assert np.bincount(log.item[event] - 2, minlength=40).tolist() == task.popularity().tolist()
     learnt = [of[session] for session in set(table["session"].iloc[log.row[event]])]
     assert Counter(tuple(item[user == one].tolist()) for one in np.unique(user)) == Counter(map(tuple, learnt))
     seen, taken = task.successions(1)
@@ -264,6 +292,8 @@ def test_splits_and_delays_of_users_events_are_refused():
         processor.split(table, by="leave_one_out")
     with pytest.raises(ValueError, match="lists of rows .* have no times"):
         processor.split(table, max_delay=5.0)
+    with pytest.raises(ValueError, match="rows bring their own lists .* give the list as the history"):
+        processor.request([1], np.array([2]), user_id=3)
     with pytest.raises(ValueError, match="needs columns.history"):
         Columns(user=ROW_ORDER)
 

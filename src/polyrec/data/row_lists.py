@@ -29,6 +29,7 @@ from polyrec.data.text_lists import id_entries, id_lists
 from polyrec.schema import REFUSED, ROW_ORDER, TIME_GAP, Columns, TaskConfig
 
 _ORDER = "the order of rows with lists"
+_LARGEST_GROUP, _LONGEST_SHARED = 0.02, 5  # share of rows, and items that rows begin with by chance
 _LEAKS, _LEAST = 0.9, 20  # share of rows whose target ends its own list, of so many rows, from which on it is told
 
 
@@ -201,7 +202,9 @@ def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) 
     own = np.flatnonzero(rows)
     if log.untimed is None:
         return own if taken is None else own[taken[own]]
-    key, begin = _prefixes(log, log.groups), log.offsets[:-1]
+    users = log.people[log.offsets[:-1]]
+    alone = len(np.unique(users)) == len(users)  # then any row may go on from any other
+    key, begin = _prefixes(log, np.zeros_like(users) if alone else users), log.offsets[:-1]
     last = np.full(len(begin), -1)  # of the sequence of each row that counts, -1: it does not
     took = np.ones(len(own), dtype=bool) if taken is None else taken[own]
     last[log.person[own[took]]] = own[took]
@@ -251,9 +254,15 @@ def _together(log: EventLog, columns: Columns, user_ids: pa.Array, person: np.nd
         return id_hashes(user_ids, b"").view(np.int64)[person]
     key, begin = _prefixes(log, np.zeros(len(person), dtype=np.int64)), log.offsets[:-1]
     end = log.offsets[1:] - 1
-    whole = (end > begin)[log.person] & np.isin(key, key[end[end > begin]])  # one item alone joins too many
-    first = np.minimum.reduceat(np.where(whole, np.arange(len(log)), len(log)), begin)
-    return key[np.minimum(first, end)]
+    index, whole = np.arange(len(log)), np.isin(key, key[end])
+    found, large = np.zeros(len(begin), dtype=np.int64), np.ones(len(begin), dtype=bool)
+    for least in range(2, _LONGEST_SHARED + 1):  # what many rows begin with joins sessions that have nothing in common
+        told = whole & (index - begin[log.person] + 1 >= least)
+        first = np.minimum(np.minimum.reduceat(np.where(told, index, len(log)), begin), end)
+        found[large] = key[first][large]
+        _, code, size = np.unique(found, return_inverse=True, return_counts=True)
+        large = size[code] > max(_LARGEST_GROUP * len(begin), _LONGEST_SHARED)
+    return found
 
 
 def _prefixes(log: EventLog, groups: np.ndarray) -> np.ndarray:

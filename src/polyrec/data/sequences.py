@@ -94,10 +94,10 @@ class EventLog:
 
     @property
     def people(self) -> np.ndarray:
-        """Who each event is of, int64 [R]: its person, or those who belong together as one."""
+        """Who each event is of, int64 [R]: its person, and of rows with lists those of one user id are one."""
         if self.together is None:
             return self.person
-        return np.unique(self.together, return_inverse=True)[1][self.person]
+        return np.asarray(self.user_ids.dictionary_encode().indices).astype(np.int64)[self.person]
 
     def visible(self, ties: str = "strict") -> np.ndarray:
         """How many of the person's events each event's candidate may see, int64 [R].
