@@ -899,7 +899,7 @@ class PolyRecProcessor:
             return None
         if self.columns.history is not None:
             raise ValueError(
-                "user_id is given, but rows bring their own lists (columns.history), and no events of users are stored: "
+                "user_id is given, but rows bring their own lists (columns.history), and no user events are stored: "
                 "give the list as the history, without user_id"
             )
         if self.stored_events is None:
