@@ -45,7 +45,15 @@ from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.questions import Questions
 from polyrec.data.release import age_start, first_times, item_times, milliseconds
 from polyrec.data.report import DataReport, DataWarning, main_process
-from polyrec.data.report_facts import TableIds, fit_report, match_log, order_warning, split_facts, table_matches
+from polyrec.data.report_facts import (
+    TableIds,
+    fit_report,
+    list_matches,
+    match_log,
+    order_warning,
+    split_facts,
+    table_matches,
+)
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import continued, request_table, variants, without_times
 from polyrec.data.row_lists import (
@@ -262,7 +270,7 @@ class PolyRecProcessor:
         item_table = EntityTable.fit(catalog, item_events(log, columns), columns, "items")
         user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
         found = TableIds.of(log, columns.item, "item", item_table), TableIds.of(log, columns.user, "user", user_table)
-        matches = table_matches(found)
+        matches = [*table_matches(found), *list_matches(log, columns, item_table)]
         for match in matches:
             match.check(columns.max_unmatched)
         check_marks(columns, columns.feedback)

@@ -12,6 +12,7 @@ import pytest
 
 from polyrec import Columns, PolyRecProcessor
 from polyrec.data.guess import find_columns
+from polyrec.data.id_match import DataWarning
 from polyrec.data.neighbours import FOLDS, fold_of, neighbours
 from polyrec.data.row_lists import sequences
 from polyrec.data.text_lists import id_lists
@@ -139,12 +140,15 @@ def test_statistics_count_rows_and_a_list_for_its_own_row_alone():
     assert np.nansum(last.counts) == np.isfinite(like[train]).sum()
 
 
-def test_a_request_with_a_list_reads_what_a_row_with_it_does():
-    """Prevents a model that is served other inputs than it was trained on."""
+@pytest.mark.parametrize("updated", [False, True])
+def test_a_request_with_a_list_reads_what_a_row_with_it_does(updated):
+    """Prevents a model that is served other inputs than it was trained on, and updates that count lists."""
     table = prefixes(sessions(30))
     columns = Columns(user="session", history="before")
     processor, _ = fit(table[:-1], columns)
-    processor.resume(table[:-1])
+    processor.resume(table[:-20] if updated else table[:-1])
+    if updated:
+        processor.update(table[-20:-1])
     row = table.iloc[-1]
     asked = np.array([processor.items.rows(pa.array([row["item_id"]]))[0]])
     served = processor.request(row["before"], asked, time=float(row["timestamp"]))
@@ -281,6 +285,19 @@ def test_what_cannot_be_read_is_refused(table, columns, message):
     full = {name: [values[n % 3] for n in range(rows)] for name, values in BAD.items()} | table
     with pytest.raises(ValueError, match=message):
         PolyRecProcessor.fit(full, tasks=TASKS[:1], columns={"history": "before", **columns}, verbose=False)
+
+
+def test_lists_of_other_ids_and_empty_ones_are_told():
+    """Prevents a history in other ids than the catalog's, or none at all, from passing for a cold start."""
+    table = {"item_id": [f"N{n % 5}" for n in range(40)], "timestamp": list(range(40))}
+    items = {"item_id": [f"N{n}" for n in range(9)]}
+    table |= {"before": [[n % 9] for n in range(40)]}
+    columns = Columns(history="before")
+    with pytest.raises(ValueError, match="9 of 9 items of the lists are not in the items table .* letters in front"):
+        PolyRecProcessor.fit(table, items=items, tasks=TASKS[:1], columns=columns, verbose=False)
+    table |= {"before": pa.array([[]] * 40, pa.list_(pa.string()))}
+    with pytest.warns(DataWarning, match="100.0% of the lists in 'before' are empty"):
+        PolyRecProcessor.fit(table, tasks=TASKS[:1], columns=columns, verbose=False)
 
 
 def test_splits_and_delays_of_users_events_are_refused():

@@ -92,8 +92,10 @@ def split_by_source(dataset: SequenceDataset, source: Any) -> dict[str, Sequence
     asked = dataset.candidates
     coded = pc.dictionary_encode(pa.chunked_array(source) if isinstance(source, pa.ChunkedArray) else pa.array(source))
     coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-    if len(coded) != len(dataset.log):
-        raise ValueError(f"source has {len(coded)} values but the log has {len(dataset.log)} rows: give one per row")
+    untimed = dataset.log.untimed  # what rows list is of no row of the table
+    rows = len(dataset.log) if untimed is None else int((~untimed).sum())
+    if len(coded) != rows:
+        raise ValueError(f"source has {len(coded)} values but the log has {rows} rows: give one per row")
     codes = np.asarray(coded.indices)[dataset.log.row][asked.event]
     found = {}
     for code, name in enumerate(coded.dictionary.to_pylist()):

@@ -27,6 +27,7 @@ from polyrec.schema import Columns, TaskConfig
 _SPARSE = 0.05  # share of rows with a value under which a column is nearly empty
 _LARGE_USER, _LEAST_USERS, _LEAST_ROWS = 0.1, 20, 1_000  # a user with so many of so many rows looks like a bot
 _TIED, _DUPLICATED = 0.5, 0.01
+_EMPTY = 0.9  # share of empty lists from which on rows have next to no history
 _FUTURE = 2 * 86_400.0  # seconds ahead of this machine's clock that time zones do not explain
 _TIE_CHOICE = (
     "say columns.time: null if the times say nothing (the events of a user are then a set), or ties: order if the "
@@ -74,6 +75,15 @@ def table_matches(entities: Sequence[TableIds]) -> list[IdMatch]:
     return [own.match() for own in entities if own.name == "item" or own.entity.encoders]
 
 
+def list_matches(table: pa.Table, columns: Columns, items: EntityTable) -> list[IdMatch]:
+    """Ids that the rows of a table list (`Columns.history`) looked up in the items table; none without such lists."""
+    if columns.history is None:
+        return []
+    counts = pc.value_counts(column(table, columns.history, "interactions", "history").flatten())
+    used, rows = counts.field("values"), np.asarray(counts.field("counts"))
+    return [match_ids(used, rows, items.ids, "items of the lists", "items table")] if len(used) else []
+
+
 def fit_report(
     table: pa.Table,
     columns: Columns,
@@ -101,7 +111,8 @@ def fit_report(
     tied = np.zeros(len(seconds), dtype=bool)  # rows with lists see no other rows
     if columns.history is None:
         tied = _in_group(_stamps(user.code, seconds, times))
-    pairs = len(_distinct(user.code * len(item.ids) + item.code))
+    pair = user.code * len(item.ids) + item.code
+    pairs = len(_distinct(pair))
     placed = {own.name: (own.entity, own.rows) for own in entities}
     report = DataReport(
         rows=len(seconds),
@@ -126,7 +137,7 @@ def fit_report(
         blind=_blind(user.code, seconds, tied) if timed else 0.0,
         lists=_lists(table, columns.history),
         repeats=1 - pairs / len(seconds),
-        duplicates=_duplicates(table, np.flatnonzero(tied)),
+        duplicates=_duplicates(table, np.flatnonzero(tied if columns.history is None else _in_group(pair))),
         matches=list(matches),
         labels={task.name: _label(labels[:, j]) for j, task in enumerate(tasks)},
     )
@@ -151,6 +162,11 @@ def _fit_warnings(report: DataReport, seconds: np.ndarray, ties: str) -> Iterato
     yield from (separation.text() for separation in report.separations)
     if report.time:
         yield from _time_warnings(report, seconds, ties)
+    if report.lists and report.lists["empty"] > _EMPTY:
+        yield (
+            f"{100 * report.lists['empty']:.1f}% of the lists in {report.lists['column']!r} are empty: check that "
+            "it is the column of what was before each row"
+        )
     if report.users == 1 < report.rows:
         yield "all events are of one user: check which column holds users (columns.user)"
     elif report.largest_user > _LARGE_USER and report.users >= _LEAST_USERS and report.rows >= _LEAST_ROWS:
@@ -192,6 +208,7 @@ def match_log(
     if users.encoders and len(users.ids):
         rows = np.diff(log.offsets)
         found.append(match_ids(log.user_ids, rows, users.ids, *_names("user"), private=True))
+    found += list_matches(table, columns, items)
     found += [] if log.past is None else log.past.matches
     found += [] if log.queries is None or log.queries.match is None else [log.queries.match]
     return [match for match in found if match.unmatched]
