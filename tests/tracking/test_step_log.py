@@ -59,7 +59,7 @@ def test_evaluation_is_not_counted_as_training(world, tmp_path):
 
 def test_the_trainer_logs_all_of_it(world, tmp_path):
     """Prevents gates, throughput and memory from being measured and never logged."""
-    trainer = trained(world, tmp_path, embedding_learning_rate=1e-4)
+    trainer = trained(world, tmp_path, embedding_learning_rate=5e-5)
     lines = [row for row in trainer.state.log_history if "loss_like" in row]
     assert len(lines) == trainer.state.global_step
     sources = trainer.model.gate_sources

@@ -45,7 +45,7 @@ def test_without_a_word_the_best_weights_are_kept(tmp_path):
         torch.testing.assert_close(parameter.detach(), saved[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("said", [{"eval_strategy": "no"}, {"keep_best": False}, {"save_strategy": "no"}])
+@pytest.mark.parametrize("said", [{"eval_strategy": "no"}, {"keep_best": False}, {"save_strategy": "steps"}])
 def test_who_says_when_to_evaluate_or_save_is_obeyed(tmp_path, said):
     """Prevents evaluations and checkpoints that somebody has turned off."""
     processor, splits = fit()
@@ -53,7 +53,7 @@ def test_who_says_when_to_evaluate_or_save_is_obeyed(tmp_path, said):
     trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, splits.valid, processing_class=processor)
     trainer.train()
     assert not any("eval_mean_improvement" in line for line in trainer.state.log_history)
-    assert not args.load_best_model_at_end
+    assert args.load_best_model_at_end is False
 
 
 @pytest.mark.parametrize("several", [True, False])

@@ -72,8 +72,8 @@ class PolyRecTrainingArguments(TrainingArguments):
 
     Args:
         keep_best: evaluate and save after each epoch (or as `eval_strategy` says) and end with the best weights: small
-            logs are soon memorised. None: if there is one `eval_dataset`, no `eval_strategy` is given, and
-            `save_strategy` and `load_best_model_at_end` are those of transformers.
+            logs are soon memorised. None: if there is one `eval_dataset`, and none of `eval_strategy`, `save_strategy`,
+            `save_steps` and `load_best_model_at_end` is given.
         decay_embeddings: apply `weight_decay` to embedding tables, too (biases, norms and loss weights never decay).
         rank_k: length of the ranked lists in evaluation.
         exclude_seen: leave the items of the user's visible history out of the lists, measured and served, as the
@@ -104,6 +104,9 @@ class PolyRecTrainingArguments(TrainingArguments):
     )
     eval_strategy: IntervalStrategy | str | None = field(
         default=None, metadata={"help": "When to evaluate; default: 'no', unless `keep_best`."}
+    )
+    save_strategy: SaveStrategy | str | None = field(
+        default=None, metadata={"help": "When to save checkpoints; default: every `save_steps`, unless `keep_best`."}
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
@@ -159,10 +162,9 @@ class PolyRecTrainingArguments(TrainingArguments):
         conform(self, RANGES)
         self.check_names(vars(self))
         if self.keep_best is None:
-            self.keep_best = (
-                self.eval_strategy is None and self.save_strategy == "steps" and not self.load_best_model_at_end
-            )
-        self.eval_strategy = self.eval_strategy or "no"
+            unsaid = self.eval_strategy is None and self.save_strategy is None and not self.load_best_model_at_end
+            self.keep_best = unsaid and self.save_steps == TrainingArguments.save_steps
+        self.eval_strategy, self.save_strategy = self.eval_strategy or "no", self.save_strategy or "steps"
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers knows names that end with "loss" only: the highest RMSE would be the best.
             lower = ("loss", *(f"_{name}" for name in LOWER_IS_BETTER))
