@@ -234,7 +234,7 @@ class Columns:
             processor. Context and feedback columns may be embeddings, too.
         keys_only: attributes and context that running statistics count by, but that the model does not read itself:
             "item.<attribute>", "user.<attribute>" or "context.<column>". A creator with few events each is known well
-            by their rates and would be learnt by heart as a code.
+            by their rates and would be memorised as a code.
         title: column of the items table shown with recommendations.
         weight: {task: column} of weights of its labels in training (>= 0).
         propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs

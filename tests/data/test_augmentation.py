@@ -80,7 +80,7 @@ def test_a_transform_changes_no_log_and_repeats(people, gaps, transform, epoch):
 
 
 def test_epochs_and_windows_draw_for_themselves():
-    """Prevents one change from being learnt by heart, and all people from being masked at the same places."""
+    """Prevents one change from being memorised, and all people from being masked at the same places."""
     data = dataset(make_log([12, 12], [1]), max_history=12, transform=Mask(0.5))
     drawn = {tuple(w["item_ids"] == 1) for epoch in range(3) for w in windows(data, epoch)}
     assert len(drawn) == 6

@@ -162,7 +162,7 @@ def test_gaps_of_shuffled_ties_say_nothing_of_the_files_order(people, gaps, epoc
 
 
 def test_epochs_draw_other_orders():
-    """Prevents the order of a basket's lines in the file from being learnt by heart."""
+    """Prevents the order of a basket's lines in the file from being memorised."""
     data = dataset(make_log([12], [0]), "order", max_history=12, shuffle_ties=True)
     orders = set()
     for epoch in range(5):

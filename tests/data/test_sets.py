@@ -90,7 +90,7 @@ def test_shares_of_every_user_are_held_out(table, split):
 
 
 def test_training_sees_other_training_rows_and_the_rest_sees_all_of_them(table, split):
-    """Prevents a row in its own history, a held-out row in any, and one order that is learnt by heart."""
+    """Prevents a row in its own history, a held-out row in any, and one order that is memorised."""
     parts = split[1]
     trained, user, seen = set(rows_of(parts.train)), table["user_id"].to_numpy(), set()
     scale = fitted(table)[0].event_encoders["event"]["row"].encode

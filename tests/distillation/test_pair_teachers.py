@@ -117,7 +117,7 @@ def test_training_rows_are_answered_by_trees_that_have_not_learnt_them(case):
         teacher = LightGBMTeacher(parts.train, processor, ["like"], folds, 60, {**QUICK, "num_leaves": 31}, **chance)
         return roc_auc_score(y[known], teacher.numbers("like", parts.train, rows)[known])
 
-    assert auc(1) > 0.9  # learnt by heart, from features that say nothing
+    assert auc(1) > 0.9  # memorised, from features that say nothing
     assert abs(auc(4) - 0.5) < 0.1
 
 

@@ -176,7 +176,7 @@ def test_refuses_answers_that_are_no_numbers():
 
 
 def test_a_teacher_of_judged_rows_is_refused():
-    """Prevents the student's validation or test from measuring what its teacher has learnt by heart."""
+    """Prevents the student's validation or test from measuring what its teacher has memorised."""
     tables, processor, parts = world()
     later = fit(tables)[0]
     later.split(tables["interactions"], fractions=(0.9, 0.05, 0.05))

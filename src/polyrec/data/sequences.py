@@ -213,7 +213,7 @@ class SequenceDataset(WindowDataset):
         statistics: float32 [S, F] or None; rows 0..R-1 belong to the log's events, further rows to other views.
         max_history, stride: events per window, see above; the stride defaults to `max_history`.
         shuffle_ties: draw the order of events of one time anew in every epoch: their order in a file is mostly chance,
-            and a model that sees one order only learns it by heart. Candidates are asked where their event comes to
+            and a model that sees one order only memorises it. Candidates are asked where their event comes to
             stand. Of a log without times, so a question sees another part of its user's set in every epoch.
         seed: of all draws; in training the trainer's (`args.data_seed`, or `args.seed`) takes its place.
         own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes

@@ -74,7 +74,7 @@ def setup_for(found: Found) -> Setup:
         training,
         2,
         {
-            "model": "logs of this size are soon learnt by heart",
+            "model": "logs of this size are soon memorised",
             "training": f"{windows:,} windows of up to {_WINDOW} events make {-(-windows // batch):,} steps an epoch",
             "early_stopping_patience": "most logs are learnt in 2 to 4 epochs; the weights of the best one are kept",
         },
