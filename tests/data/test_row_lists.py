@@ -338,3 +338,10 @@ def test_the_column_of_lists_is_found_by_name_and_content():
     similar = [[str(int(i) // 2), str(int(i) // 3)] for i in table["item_id"]]
     for name, values in (("genres", genres), ("slate", slate), ("similar", similar)):
         assert find_columns(pa.table({**log, name: values})).history is None
+
+
+def test_a_number_of_the_row_is_no_item_of_its_list():
+    """Prevents prescriptions, which number the rows, from being recommended by small numbers of symptoms."""
+    rows = {"number": np.arange(100), "symptoms": [[n % 7, 7 + n % 5] for n in range(100)]}
+    with pytest.raises(ValueError, match="no column is surely the user"):
+        find_columns(pa.table(rows))

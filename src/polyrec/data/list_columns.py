@@ -65,12 +65,17 @@ def find_lists(table: pa.Table, item: str | None = None) -> ListColumn | None:
 
 
 def _items(table: pa.Table) -> list[str]:
-    """Columns whose names say that they hold items, the surest ones; where none does, all that are not users'."""
+    """Columns whose names say that they hold items, the surest ones; where none does, all that are not users' and do
+    not number the rows, as whose ids any list of small numbers would be known."""
     sure = {name: strength("item", name) for name in table.column_names if not is_list(table[name].type)}
     best = max(sure.values(), default=0.0)
     if best > 1:
         return [name for name, said in sure.items() if said == best]
-    return [name for name in sure if strength("user", name) < 2 and not strength("time", name)]
+    return [
+        name
+        for name in sure
+        if strength("user", name) < 2 and not strength("time", name) and facts(table, name).distinct < table.num_rows
+    ]
 
 
 def _judged(table: pa.Table, name: str, item: str) -> tuple[tuple[bool, float], ListColumn] | None:
