@@ -404,9 +404,9 @@ class PolyRecForRecommendation(MultiTaskModel):
             every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
             moment = moment._replace(history=visible_items(item_ids, candidate_positions), refused=every)
         latest = {
-            name: latest_items(item_ids, candidate_positions, refused_BL.get(name))
+            name: latest_items(item_ids, candidate_positions, refused_BL.get(name), head.latest_events)
             for name, head in heads.items()
-            if head.reads_latest
+            if head.latest_events
         }
         if latest:
             fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)

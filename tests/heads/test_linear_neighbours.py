@@ -11,9 +11,9 @@ from polyrec import (
     PolyRecTrainer,
     PolyRecTrainingArguments,
 )
-from polyrec.data.neighbours import weighed_neighbours
+from polyrec.data.neighbours import REACH, weighed_neighbours
 from polyrec.encoders.item import ItemRows
-from polyrec.encoders.moment import LATEST, Moment
+from polyrec.encoders.moment import Moment
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.linear_weight import choose_linear_weights
 
@@ -86,19 +86,19 @@ def test_scores_add_the_weights_of_the_latest_items(world):
     model = untrained(processor)
     head, table = model.heads["next_item"], processor.weighed_neighbours("next_item", "linear", 128)
     items, state = ItemRows(torch.randn(processor.num_items, 8)), torch.randn(3, 8)
-    latest = torch.zeros(3, LATEST, dtype=torch.int64)
-    latest[:, :2] = torch.tensor([[4, 9], [2, 0], [0, 0]])
+    latest = torch.zeros(3, REACH, dtype=torch.int64)
+    latest[:, :2], latest[0, 30] = torch.tensor([[4, 9], [2, 0], [0, 0]]), 12
     moment = Moment(latest={"next_item": latest})
     with torch.no_grad():
         without = head(state, items, moment)
-        head.linear.weigh(3.0, 0.5)
+        head.linear.weigh(3.0, 0.9)
         found = (head(state, items, moment) - without)[:, 2:].numpy()
         ids = torch.tensor([[5, 7]]).expand(3, 2)
         of_pairs = head.terms.of_pairs(state, moment, ids)
     expected = np.zeros((3, processor.num_items))
-    for m, h in np.ndindex(3, 2):
+    for m, h in np.argwhere(latest.numpy()):
         item = int(latest[m, h])
-        expected[m, table.items[item]] += 3.0 * 0.5**h * table.values[item, 0].astype(float)
+        expected[m, table.items[item]] += 3.0 * 0.9**h * table.values[item, 0].astype(float)
     np.testing.assert_allclose(found, expected[:, 2:], atol=1e-5)
     np.testing.assert_allclose(of_pairs, expected[:, [5, 7]], atol=1e-5)
     batch = PolyRecCollator()([splits.train[n] for n in range(4)])

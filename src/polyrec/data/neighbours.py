@@ -23,6 +23,7 @@ RIDGE = 400.0  # of "linear" of sets
 RIDGE_OF_LATEST = 200.0  # of "linear" where it is read for the latest items alone
 WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
 POWER = 0.4  # by which frequent items are damped on both sides of "together"
+REACH = 50  # latest items that tables of `WEIGHED` are read for: of made-up orders, old ones say as much as new ones
 STEPS, STEP_FADE = 5, 0.7  # of "next"
 SHRINKAGE = 5.0  # events that are added to those of an item: few say little about what follows it
 LONGEST = 500  # latest items of one user that "similar" compares: bounds its memory
@@ -50,10 +51,11 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
 
 
 def weighed_sizes(user: np.ndarray, num_items: int) -> dict[str, int]:
-    """How many numbers of each item to keep of `WEIGHED` tables of events in order: 128; "linear" none of a log too
-    large for an inverse, "transitions" none of catalogs of which `worthwhile` keeps fewer neighbours."""
+    """How many numbers of each item to keep of `WEIGHED` tables of events in order, and "reach", of how many latest
+    items to read them: 128 and 50; "linear" none of a log too large for an inverse, "transitions" none of catalogs of
+    which `worthwhile` keeps fewer neighbours."""
     linear = min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE
-    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL)}
+    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL), "reach": REACH}
 
 
 class Neighbours(NamedTuple):

@@ -35,7 +35,7 @@ class Moment(NamedTuple):
         times: int64 [...], milliseconds since the epoch; None: nobody said.
         history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
         refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
-        latest: {task: int64 [..., LATEST]}, the latest visible items that were not refused, the latest first, 0 = none.
+        latest: {task: int64 [..., H]}, at least LATEST visible items that were not refused, the latest first, 0 = none.
         fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
         trending: {task: what was popular then}.
     """
@@ -74,7 +74,7 @@ class Moment(NamedTuple):
 
 
 NOT_TOLD = Moment()
-LATEST = 10  # items that item-to-item evidence is read for
+LATEST = 10  # items for which training reads item-to-item evidence
 
 
 def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
     return torch.where(index_L < positions.unsqueeze(-1), item_ids.unsqueeze(1), 0)
 
 
-def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = None) -> Tensor:
-    """The latest known items that each candidate sees, [B, L] and [B, C] -> [B, C, LATEST], 0 where there are no more.
+def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = None, number: int = LATEST) -> Tensor:
+    """The latest known items that each candidate sees, [B, L] and [B, C] -> [B, C, number], 0 where there are no more.
 
     Args:
         refused: bool [B, L], events that are left out.
@@ -102,7 +102,7 @@ def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = N
     if refused is not None:
         counts = counts & ~refused
     number_BL = F.pad(counts.cumsum(1), (1, 0))  # of counted events before each position
-    wanted = number_BL.gather(1, positions).unsqueeze(-1) - torch.arange(LATEST, device=positions.device)
+    wanted = number_BL.gather(1, positions).unsqueeze(-1) - torch.arange(number, device=positions.device)
     # The n-th counted event is where the number first reaches n.
     place = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
     found = item_ids.gather(1, place.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)

@@ -23,7 +23,7 @@ from polyrec.heads._item_terms import ItemTerms
 from polyrec.heads._linear import LinearNeighbours
 from polyrec.modeling_polyrec import PolyRecForRecommendation
 
-STRENGTHS = tuple(2.0**n for n in range(-5, 4))  # what the strongest neighbour of the latest item adds to its logit
+STRENGTHS = tuple(2.0**n for n in range(-6, 4))  # what the strongest neighbour of the latest item adds to its logit
 DECAYS = (0.9, 0.7, 1.0)
 _SCORES = 40_000_000  # about, of one weight: seconds for the grid
 _FEWEST = 500

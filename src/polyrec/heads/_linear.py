@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import initialization as init
 
 from polyrec.data.neighbours import Neighbours
-from polyrec.encoders.moment import LATEST
 from polyrec.heads._neighbours import NeighbourTable
 
 
@@ -29,9 +28,9 @@ class LinearNeighbours(NeighbourTable):
 
     weights: Tensor
 
-    def __init__(self, size: int, num_items: int, task: str = "") -> None:
-        super().__init__(size, num_items, 1, task)
-        self.register_buffer("weights", torch.zeros(LATEST))  # a d^h
+    def __init__(self, size: int, num_items: int, reach: int, task: str = "") -> None:
+        super().__init__(size, num_items, 1, task, reach)
+        self.register_buffer("weights", torch.zeros(reach))  # a d^h
 
     def initialise(self) -> None:
         """Start without a say."""
@@ -46,7 +45,7 @@ class LinearNeighbours(NeighbourTable):
     @torch.no_grad()
     def weigh(self, strength: float, decay: float) -> None:
         """Set a and d."""
-        self.weights.copy_(strength * decay ** torch.arange(LATEST))
+        self.weights.copy_(strength * decay ** torch.arange(self.reach))
 
     @torch.no_grad()
     def load(self, table: Neighbours) -> None:
@@ -55,4 +54,4 @@ class LinearNeighbours(NeighbourTable):
 
     def logits(self, state: Tensor) -> Tensor:
         """The weights, the same for every state, [..., D] -> [..., H]."""
-        return self.weights.to(state.dtype).expand(*state.shape[:-1], LATEST)
+        return self.weights.to(state.dtype).expand(*state.shape[:-1], self.reach)

@@ -29,6 +29,7 @@ class NeighbourTable(nn.Module):
         size: K.
         kinds: T.
         task: whose label says which events count.
+        reach: H, how many of the latest items it reads.
 
     Shapes: latest items [M, H] -> numbers of items [M, N], one for each of the G groups (kind, place of the item).
     """
@@ -36,9 +37,9 @@ class NeighbourTable(nn.Module):
     items: Tensor
     values: Tensor
 
-    def __init__(self, size: int, num_items: int, kinds: int, task: str = "") -> None:
+    def __init__(self, size: int, num_items: int, kinds: int, task: str = "", reach: int = LATEST) -> None:
         super().__init__()
-        self.task, self.kinds, self.size = task, kinds, kinds * LATEST
+        self.task, self.kinds, self.reach, self.size = task, kinds, reach, kinds * reach
         self.register_buffer("items", torch.zeros(num_items, size, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(num_items, kinds, size, dtype=torch.float16))
 
@@ -84,7 +85,7 @@ class NeighbourTable(nn.Module):
 
     def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
-        weights = of_groups.unflatten(-1, (self.kinds, LATEST)).transpose(-1, -2)  # [..., H, T]
+        weights = of_groups.unflatten(-1, (self.kinds, self.reach)).transpose(-1, -2)  # [..., H, T]
         return (self._of_own(moment, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
 
     def _of_own(self, moment: Moment, ids: Tensor) -> Tensor:
@@ -96,7 +97,8 @@ class NeighbourTable(nn.Module):
 
     def _events(self, moment: Moment) -> Tensor | None:
         """Items of the events that are read, [..., H], 0 = none; None: nobody said."""
-        return (moment.latest or {}).get(self.task)
+        latest = (moment.latest or {}).get(self.task)
+        return None if latest is None else latest[..., : self.reach]
 
     def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         """The tables of items and values, and which rows of them the items of the events [..., H] have."""

@@ -20,7 +20,7 @@ from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
 from polyrec.distillation_config import TaskDistillation
 from polyrec.encoders.growth import add_rows, in_blocks
 from polyrec.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.encoders.moment import NOT_TOLD, Moment
+from polyrec.encoders.moment import LATEST, NOT_TOLD, Moment
 from polyrec.heads._draw import draw
 from polyrec.heads._item_age import SOURCES, ItemAge
 from polyrec.heads._item_terms import ItemTerm, ItemTerms
@@ -41,6 +41,7 @@ _FROM_DATA = (
     "cold_negatives",
     "neighbours",
     *WEIGHED,
+    "reach",
     "of_sets",
     "trending",
     "trending_start",
@@ -78,7 +79,7 @@ class RetrievalHead(TaskHead):
             sets both.
             `linear`, `transitions`: a linear item-item model (EASE), and chances of what comes next, that are added
             after training with the weights that rank validation best, see `LinearNeighbours`; so many numbers are kept
-            of each item. 0: no such term.
+            of each item. 0: no such term. `reach`: how many of the latest items they read.
             `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
             fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
             and sets it where recent popularity tells more of late training rows than that of all time.
@@ -111,6 +112,7 @@ class RetrievalHead(TaskHead):
         "of_sets": False,
         "linear": 0,
         "transitions": 0,
+        "reach": LATEST,
         "trending": (),
         "trending_start": 1.0,
     }
@@ -127,12 +129,14 @@ class RetrievalHead(TaskHead):
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
-        for option in ("neighbours", *WEIGHED):
-            if self.options[option] < 0:
-                raise self.refuse(option, "it must be >= 0")
+        for option, least in (*dict.fromkeys(("neighbours", *WEIGHED), 0).items(), ("reach", 1)):
+            if self.options[option] < least:
+                raise self.refuse(option, f"it must be >= {least}")
         size = self.options["neighbours"]
         self.linear, self.transitions = (
-            LinearNeighbours(self.options[kind], config.num_items, task.name) if self.options[kind] else None
+            LinearNeighbours(self.options[kind], config.num_items, self.options["reach"], task.name)
+            if self.options[kind]
+            else None
             for kind in WEIGHED
         )
         kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
@@ -181,9 +185,11 @@ class RetrievalHead(TaskHead):
         return self.options["repeats"] or self.options["of_sets"]
 
     @property
-    def reads_latest(self) -> bool:
-        """Whether terms read the latest items."""
-        return self.neighbours is not None or bool(self.weighed)
+    def latest_events(self) -> int:
+        """How many of the latest items terms read; 0: none of them does."""
+        if self.weighed and not self.training:
+            return max(self.options["reach"], LATEST)
+        return LATEST if self.neighbours is not None or self.weighed else 0
 
     @property
     def weighed(self) -> dict[str, LinearNeighbours]:
