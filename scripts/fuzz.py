@@ -1,4 +1,4 @@
-"""Odd inputs of every kind: tables, recipes, requests, flags and corrupted run folders.
+"""Odd inputs of every kind: tables, rows with lists, recipes, requests, flags and corrupted run folders.
 
     python scripts/fuzz.py --cases 10000
 

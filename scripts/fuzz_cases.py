@@ -266,6 +266,50 @@ def _same_events(
         raise Silent("other events than the table holds")
 
 
+LISTS: dict[str, Callable[[list[str]], Any]] = {
+    "lists": list,
+    "arrays": lambda ids: np.array(ids, dtype=object),
+    "blanks": " ".join,
+    "commas": ",".join,
+    "bars": "|".join,
+    "as Python writes them": str,
+}
+
+
+def list_case(world: World, number: int) -> Case:
+    """Rows that each list what was before them, in some writing, which must be read as these lists; or damaged ones."""
+    random = of(6, number)
+    writing = pick(random, list(LISTS))
+    before = [
+        world.log["item_id"][begin:row].tolist()
+        for begin, end in ((n, n + 8) for n in range(0, len(world.log), 8))
+        for row in range(begin, end)
+    ]
+    rows = world.log.drop(columns=["timestamp", "surface"]).assign(before=[LISTS[writing](ids) for ids in before])
+    damage = _damage(random, rows) if number % 2 else None
+    about = writing + (f", {damage[1]}" if damage else "")
+
+    def check() -> None:
+        table = rows if damage is None else damage[0]
+        columns = {"history": "before", "time": None, **({} if number % 4 < 2 else {"user": "__row__"})}
+        processor = PolyRecProcessor.fit(table, tasks=TASKS, columns=columns)
+        parts = processor.split(table)
+        for part in parts:
+            if len(part):
+                part[0]
+        if damage is not None:
+            return
+        ids = np.array([None, None, *processor.items.ids.to_pylist()], dtype=object)
+        log = parts.train.log
+        events = np.split(ids[log.item], log.offsets[1:-1])
+        found = {int(log.row[begin]): each.tolist() for begin, each in zip(log.offsets, events, strict=False)}
+        right = {row: [*listed, item] for row, (listed, item) in enumerate(zip(before, rows["item_id"], strict=True))}
+        if found != right:
+            raise Silent("other lists than the table holds")
+
+    return check, about
+
+
 def _damage(random: np.random.Generator, log: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """A log with something odd in it."""
     name = pick(random, list(log))
@@ -459,6 +503,7 @@ def folder_case(world: World, number: int) -> Case:
 
 CASES: dict[str, Callable[[World, int], Case]] = {
     "table": table_case,
+    "list": list_case,
     "recipe": recipe_case,
     "request": request_case,
     "flag": flag_case,

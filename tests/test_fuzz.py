@@ -7,7 +7,7 @@ import fuzz_cases
 import numpy as np
 import pytest
 
-SAMPLE = {"table": 250, "request": 150, "flag": 40, "recipe": 30, "folder": 30}
+SAMPLE = {"table": 220, "list": 30, "request": 150, "flag": 40, "recipe": 30, "folder": 30}
 FIRST = 1_000_000  # other cases than the campaign's
 
 
