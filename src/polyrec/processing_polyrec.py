@@ -594,7 +594,7 @@ class PolyRecProcessor:
             if task.head == "retrieval":
                 self.label_summary[task.name]["neighbours"] = worthwhile(len(self.items), ordered=self._ordered)
                 if self._ordered:
-                    self.label_summary[task.name] |= weighed_sizes(self._taken[0], len(self.items))
+                    self.label_summary[task.name] |= weighed_sizes(self._taken[0], len(self.items), self.max_history)
                 else:
                     self.label_summary[task.name]["of_sets"] = True
                 self.label_summary[task.name] |= self._trending_options(log, train, task)

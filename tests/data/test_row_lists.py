@@ -340,6 +340,23 @@ def test_the_column_of_lists_is_found_by_name_and_content():
         assert find_columns(pa.table({**log, name: values})).history is None
 
 
+def test_small_numbers_of_anything_else_are_no_history():
+    """Prevents interests, places and vectors of a log from making each of its rows a sequence of its own."""
+    drawn, rows = np.random.default_rng(0), 1000
+    log = {
+        "user_id": np.repeat(np.arange(50), 20),
+        "item_id": drawn.integers(0, 300, rows),
+        "timestamp": 1_600_000_000 + np.arange(rows) * 100,
+    }
+    interests = [",".join(map(str, drawn.integers(0, 300, drawn.integers(1, 20)))) for _ in range(50)]
+    for name, values in (
+        ("interests", np.repeat(interests, 20)),
+        ("slots", [f"{a},{b}" for a, b in drawn.integers(0, 10, (rows, 2))]),
+        ("vector", drawn.integers(0, 256, (rows, 4)).tolist()),
+    ):
+        assert find_columns(pa.table({**log, name: values})).history is None, name
+
+
 def test_a_number_of_the_row_is_no_item_of_its_list():
     """Prevents prescriptions, which number the rows, from being recommended by small numbers of symptoms."""
     rows = {"number": np.arange(100), "symptoms": [[n % 7, 7 + n % 5] for n in range(100)]}

@@ -35,7 +35,7 @@ def test_without_a_word_the_best_weights_are_kept(tmp_path):
     args = PolyRecTrainingArguments(tmp_path, num_train_epochs=3, use_cpu=True, disable_tqdm=True, learning_rate=0.05)
     model = tiny_model(processor)
     trainer = PolyRecTrainer(model, args, splits.train, splits.valid, processing_class=processor)
-    assert args.per_device_train_batch_size == 8
+    assert trainer.args.per_device_train_batch_size == 8
     trainer.train()
     found = [line["eval_mean_improvement"] for line in trainer.state.log_history if "eval_mean_improvement" in line]
     assert len(found) == 3
@@ -53,7 +53,7 @@ def test_who_says_when_to_evaluate_or_save_is_obeyed(tmp_path, said):
     trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, splits.valid, processing_class=processor)
     trainer.train()
     assert not any("eval_mean_improvement" in line for line in trainer.state.log_history)
-    assert args.load_best_model_at_end is False
+    assert trainer.args.load_best_model_at_end is False
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -61,9 +61,22 @@ def test_nothing_is_kept_without_one_evaluation_set(tmp_path, several):
     """Prevents a refusal by transformers of a training that names no evaluation set, or several."""
     processor, splits = fit()
     args = PolyRecTrainingArguments(tmp_path, max_steps=1, use_cpu=True, disable_tqdm=True)
-    sets = {"valid": splits.valid, "test": splits.test} if several else None
-    PolyRecTrainer(tiny_model(processor), args, splits.train, sets, processing_class=processor).train()
-    assert args.eval_strategy == "no"
+    PolyRecTrainer(tiny_model(processor), args, splits.train, splits.valid, processing_class=processor)
+    sets = {"valid": splits.valid, "test": splits.test} if several else None  # the same arguments, other data
+    trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, sets, processing_class=processor)
+    trainer.train()
+    assert trainer.args.eval_strategy == "no"
+    assert args.per_device_train_batch_size is None
+    assert args.to_sanitized_dict()["train_batch_size"] == 32
+
+
+def test_without_a_metric_nothing_is_the_best(tmp_path):
+    """Prevents a refusal by transformers of a training that wants no choice of weights."""
+    processor, splits = fit()
+    args = PolyRecTrainingArguments(tmp_path, max_steps=1, use_cpu=True, disable_tqdm=True, metric_for_best_model=None)
+    trainer = PolyRecTrainer(tiny_model(processor), args, splits.train, splits.valid, processing_class=processor)
+    trainer.train()
+    assert trainer.args.eval_strategy == "no"
 
 
 def test_workers_that_never_hear_of_a_new_epoch_are_refused(tmp_path):

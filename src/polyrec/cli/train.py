@@ -145,9 +145,10 @@ def _arguments(
     }
     if quiet:
         training["disable_tqdm"] = True
+    keep_best = training.pop("keep_best", None) is not False
     if "no" not in (training["eval_strategy"], training["save_strategy"]):
-        training.setdefault("load_best_model_at_end", True)
-    return PolyRecTrainingArguments(**training)
+        training.setdefault("load_best_model_at_end", keep_best)
+    return PolyRecTrainingArguments(**training, keep_best=False)
 
 
 def save_training(trainer: PolyRecTrainer, processor: PolyRecProcessor, parts: Splits, folder: str | Path) -> None:

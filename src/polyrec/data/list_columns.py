@@ -19,6 +19,7 @@ from polyrec.data.text_lists import id_entries, id_lists
 
 _KNOWN, _KNOWN_OF_NAMED = 0.8, 0.1  # share of the listed ids that must be items, of any column and of one so named
 _SEVERAL = 0.1  # share of rows that list more than one id
+_COVERED, _LENGTHS = 0.3, 3  # share of the items that lists of any name must hold, and how many lengths they have
 _OWN = 0.9  # share of rows that list their own item from which on the lists are what was shown
 
 
@@ -95,10 +96,24 @@ def _judged(table: pa.Table, name: str, item: str) -> tuple[tuple[bool, float], 
     if known < (_KNOWN_OF_NAMED if named else _KNOWN):
         return None
     again = _again(rows, listed, target)
-    if not named and (again >= _OWN or _is_attribute(table, name, item)):
+    if not named and (
+        again >= _OWN
+        or _is_attribute(table, name, item)
+        or not _is_like_a_history(table, name, listed, target, per_row)
+    ):
         return None
     reason = f"{'its name, and ' * named}{known:.0%} of the ids that it lists are in {item!r}"
     return (named, known), ListColumn(name, item, reason, again)
+
+
+def _is_like_a_history(table: pa.Table, name: str, listed: pa.Array, target: pa.Array, per_row: np.ndarray) -> bool:
+    """Whether a column that no name tells of holds histories: many of the items, in lists of many lengths, that are no
+    attribute of a user; small numbers of anything else (interests, places, vectors) look like ids, too."""
+    covered = float(np.asarray(pc.is_valid(lookup(target.unique().drop_null(), listed.unique()))).mean())
+    if covered < _COVERED or len(np.unique(per_row)) < _LENGTHS:
+        return False
+    users = [other for other in table.column_names if strength("user", other) >= 2]
+    return not any(_is_attribute(table, name, user) for user in users)
 
 
 def _again(rows: np.ndarray, listed: pa.Array, target: pa.Array) -> float:
@@ -110,7 +125,7 @@ def _again(rows: np.ndarray, listed: pa.Array, target: pa.Array) -> float:
 
 
 def _is_attribute(table: pa.Table, name: str, item: str) -> bool:
-    """Whether an item has one list, whatever the row."""
+    """Whether an item (or a user) has one list, whatever the row."""
     values = decoded(column(table, name, "sample", "lists"))
     texts = values if is_text(values.type) else pa.array([str(v) for v in values.to_pylist()])
     both = pa.table({"item": column(table, item, "sample", "item"), "list": texts})

@@ -50,12 +50,16 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
     return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
 
 
-def weighed_sizes(user: np.ndarray, num_items: int) -> dict[str, int]:
-    """How many numbers of each item to keep of `WEIGHED` tables of events in order, and "reach", of how many latest
-    items to read them: 128 and 50; "linear" none of a log too large for an inverse, "transitions" none of catalogs of
-    which `worthwhile` keeps fewer neighbours."""
+def weighed_sizes(user: np.ndarray, num_items: int, max_history: int) -> dict[str, int]:
+    """How many numbers of each item to keep of `WEIGHED` tables of events in order, 128, and "reach", of how many
+    latest items to read them: 50, or half a window, as much as evaluations see at least.
+
+    "linear" keeps none of a log too large for an inverse, "transitions" of catalogs of which `worthwhile` keeps fewer
+    neighbours.
+    """
     linear = min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE
-    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL), "reach": REACH}
+    reach = max(min(REACH, max_history // 2), 1)
+    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL), "reach": reach}
 
 
 class Neighbours(NamedTuple):

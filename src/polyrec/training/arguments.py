@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ RANGES: Mapping[str, Range] = {
 # Arguments of a training from scratch that mean nothing when a trained model goes on for a little while.
 _OF_A_WHOLE_RUN = (
     "max_steps", "load_best_model_at_end", "save_total_limit", "task_patience", "task_epochs", "ema_decay",
-    "eval_steps", "restore_callback_states_from_checkpoint", "seed", "teacher", *HUB_ARGUMENTS,
+    "eval_steps", "restore_callback_states_from_checkpoint", "seed", "teacher", "keep_best", *HUB_ARGUMENTS,
 )  # fmt: skip
 
 
@@ -182,23 +183,27 @@ class PolyRecTrainingArguments(TrainingArguments):
         if self.task_patience and self.eval_strategy == "no":
             raise ValueError("task_patience needs evaluations during training: pass eval_strategy='epoch' or 'steps'")
 
-    def settle(self, windows: int, of_rows: bool, evaluated: bool) -> None:
-        """Set what depends on the data; the trainer does.
+    def settled(self, windows: int, of_rows: bool, evaluated: bool) -> PolyRecTrainingArguments:
+        """A copy with what depends on the data, for one trainer.
 
         Args:
             windows, of_rows: of `batch_size`.
             evaluated: whether there is one `eval_dataset`.
         """
-        if self.per_device_train_batch_size is None:
-            self.per_device_train_batch_size = max(batch_size(windows, of_rows) // self.world_size, 1)
-        if self.keep_best and evaluated:
-            given = self.__dict__  # mypy cannot tell the types that transformers' fields have
+        found = copy.copy(self)
+        if found.per_device_train_batch_size is None:
+            found.per_device_train_batch_size = max(batch_size(windows, of_rows) // self.world_size, 1)
+        if self.keep_best and evaluated and self.metric_for_best_model is not None:
+            given = found.__dict__  # mypy cannot tell the types that transformers' fields have
             when = IntervalStrategy.EPOCH if given["eval_strategy"] == "no" else given["eval_strategy"]
-            given.update(
-                eval_strategy=when, do_eval=True, save_strategy=SaveStrategy(when), load_best_model_at_end=True
-            )
-            given["save_steps"] = given["eval_steps"] or given["save_steps"]
-            given["save_total_limit"] = given["save_total_limit"] or 1
+            given.update(eval_strategy=when, do_eval=True, save_strategy=SaveStrategy(when))
+            given.update(save_steps=given["eval_steps"] or given["save_steps"], load_best_model_at_end=True)
+        return found
+
+    @property
+    def train_batch_size(self) -> int:
+        """Windows a step of this process; before a trainer knows its data, the most that it would take."""
+        return super().train_batch_size if self.per_device_train_batch_size is not None else batch_size(1 << 30)
 
     @staticmethod
     def check_names(given: Mapping[str, Any]) -> None:

@@ -109,7 +109,8 @@ class PolyRecTrainer(ResumesSafely):
             )
         windows = len(train_dataset) if isinstance(train_dataset, WindowDataset) else 0
         of_rows = isinstance(processing_class, PolyRecProcessor) and processing_class.columns.history is not None
-        args.settle(windows, of_rows, isinstance(eval_dataset, SequenceDataset) and eval_dataset.num_candidates > 0)
+        one_set = isinstance(eval_dataset, SequenceDataset) and eval_dataset.num_candidates > 0
+        args = args.settled(windows, of_rows, one_set)
         _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
             args.fingerprints = fingerprints(processing_class, train_dataset)
