@@ -328,7 +328,7 @@ def _damage(random: np.random.Generator, log: pd.DataFrame) -> tuple[pd.DataFram
         "column": lambda: log.assign(**{name: [copy.deepcopy(value)] * len(log)}),
         "dropped": lambda: log.drop(columns=name),
         "renamed": lambda: log.rename(columns={name: f" {name.upper()}"}),
-        "constant": lambda: log.assign(**{name: log[name].iloc[0]}),
+        "constant": lambda: log.assign(**{name: [log[name].iloc[0]] * len(log)}),
         "few rows": lambda: log.head(int(random.integers(0, 4))),
         "doubled": lambda: pd.concat([log, log]),
         "empty": lambda: log.assign(**{name: pd.Series([None] * len(log), dtype=object)}),
