@@ -83,6 +83,7 @@ def choose_linear_weights(
     terms = {
         (name, kind): term for name, head in heads.items() for kind, term in head.weighed.items() if not term.is_new
     }
+    valid = valid.fixed()
     before = {key: term.weights.clone() for key, term in terms.items()}
     found: dict[tuple[str, str], LinearWeight] = {}
     try:
@@ -91,7 +92,7 @@ def choose_linear_weights(
         with model.eval_mode() as model, autocast or nullcontext():
             for chosen in WEIGHED:
                 some = {name: term for (name, kind), term in terms.items() if kind == chosen}
-                for name, each in (_metrics(model, some, valid.fixed(), k, exclude_seen) if some else {}).items():
+                for name, each in (_metrics(model, some, valid, k, exclude_seen) if some else {}).items():
                     weight = found[name, chosen] = _chosen(each, f"ndcg@{k}", chosen)
                     some[name].weigh(weight.strength, weight.decay)
     finally:
