@@ -196,7 +196,7 @@ def answers_of(run: Path) -> bytes:
     """Recommendations, predictions and metrics of a run, and what its recipe and its figures say."""
     import pyarrow.parquet as pq
 
-    from polyrec.cli.prepare import read_run
+    from polyrec.runs.prepare import read_run
     from polyrec.tracking.run_files import RunFiles
 
     events = pq.read_table(run.parent / "log.parquet")

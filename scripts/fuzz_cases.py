@@ -20,9 +20,9 @@ import yaml
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main as polyrec
-from polyrec.cli.prepare import prepare
-from polyrec.cli.recipe import load_recipe
-from polyrec.cli.train import build_trainer
+from polyrec.runs.prepare import prepare
+from polyrec.runs.recipe import load_recipe
+from polyrec.runs.train import build_trainer
 
 Case = tuple[Callable[[], None], str]
 TASKS = [

@@ -437,13 +437,13 @@ def main_(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from transformers.utils import logging
 
-    import polyrec.cli.compare
-    import polyrec.cli.distill
-    import polyrec.cli.finetune
-    import polyrec.cli.quantize
-    import polyrec.cli.score
-    import polyrec.cli.train
-    import polyrec.cli.update  # noqa: F401
+    import polyrec.runs.compare
+    import polyrec.runs.distill
+    import polyrec.runs.finetune
+    import polyrec.runs.quantize
+    import polyrec.runs.score
+    import polyrec.runs.train
+    import polyrec.runs.update  # noqa: F401
 
     logging.disable_progress_bar()
     sys.exit(main_())

@@ -19,18 +19,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from polyrec.cli.prepare import prepare, read_run
-from polyrec.cli.recipe import Recipe
+from polyrec.core.registry import HEADS
+from polyrec.core.schema import parse_tasks
 from polyrec.data.candidates import left_out
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator, ranking
 from polyrec.evaluation.scored import rank_rows, ranked_rows
-from polyrec.heads.base import TaskHead
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
-from polyrec.registry import HEADS
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.heads.base import TaskHead
+from polyrec.runs.prepare import prepare, read_run
+from polyrec.runs.recipe import Recipe
 from polyrec.runs.transaction import put_file
-from polyrec.schema import parse_tasks
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of the data set [R] -> scores of the catalog [R, N]
 

@@ -9,10 +9,10 @@ from typing import Any
 import recipe_policy
 from recipe_tables import SOURCES
 
-from polyrec.cards.about import About
 from polyrec.cards.card import write_card as write_run_card
 from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
+from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
 
 COST_NAME = "cost.json"

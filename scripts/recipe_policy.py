@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
-from polyrec.cli.prepare import read_run
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation.off_policy import LoggedRows, epsilon_greedy_policy, policy_value, softmax_policy
-from polyrec.recommendation import answers
+from polyrec.inference.recommendation import answers
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.runs.prepare import read_run
 from polyrec.runs.transaction import put_file
 
 NAME = "off_policy.json"

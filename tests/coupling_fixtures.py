@@ -11,8 +11,8 @@ from model_fixtures import random_batch, random_config
 from torch import Tensor
 
 from polyrec import PolyRecForRecommendation
-from polyrec.coupling.base import CoupledTask, Coupling
-from polyrec.heads.base import TaskHead
+from polyrec.modules.coupling.base import CoupledTask, Coupling
+from polyrec.modules.heads.base import TaskHead
 
 NAN = float("nan")
 

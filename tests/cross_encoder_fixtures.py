@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyrec import PolyRecCrossEncoder, PolyRecCrossEncoderProcessor, Splits
-from polyrec.cross_encoder.collator import collate
-from polyrec.cross_encoder.sampling import CandidateSample
+from polyrec.models.cross_encoder.collator import collate
+from polyrec.models.cross_encoder.sampling import CandidateSample
 
 PROMPT = {"max_length": 40, "item_tokens": 6}
 

@@ -73,7 +73,7 @@ def main() -> None:
     from transformers.models.bert import modeling_bert  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    import polyrec.pipeline
+    import polyrec.inference.pipeline
     import polyrec.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)

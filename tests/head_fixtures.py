@@ -9,8 +9,8 @@ from model_fixtures import random_config
 from text_fixtures import tiny_bert
 
 from polyrec import FeatureConfig, PolyRecConfig
-from polyrec.heads.base import TaskHead
-from polyrec.registry import HEADS
+from polyrec.core.registry import HEADS
+from polyrec.modules.heads.base import TaskHead
 
 NAN = float("nan")
 FEATURES = [FeatureConfig("length", "candidate", "numeric")]

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.event_log import Candidates, EventLog
+from polyrec.data.sequences import SequenceDataset
 
 people = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 gaps = st.lists(st.integers(0, 2), min_size=1, max_size=7)

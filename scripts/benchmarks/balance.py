@@ -103,7 +103,7 @@ def resume(report: common.Report, people: int | None) -> None:
 
 def methods() -> list[str]:
     """Methods of aggregation whose packages are installed; others are warned of."""
-    from polyrec.weighting.aggregation import METHODS
+    from polyrec.modules.weighting.aggregation import METHODS
 
     found = []
     for method, modules in METHODS.items():

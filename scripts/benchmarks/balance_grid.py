@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from polyrec.registry import EXPERTS, WEIGHTINGS
+from polyrec.core.registry import EXPERTS, WEIGHTINGS
 
 AGGREGATION = "aggregation"  # the weighting that is many methods
 DEFAULT_EXPERTS = "shared_bottom"

@@ -24,14 +24,14 @@ from typing import Any
 import pandas as pd
 from transformers.utils.logging import disable_progress_bar
 
-from polyrec.cli.init import recipe_of
-from polyrec.cli.prepare import prepare
-from polyrec.cli.recipe import Recipe, load_recipe
-from polyrec.cli.train import build_trainer
 from polyrec.evaluation.baselines import baseline_table
 from polyrec.evaluation.metric_names import MODEL, best_system, better_baselines, by_task, figures
 from polyrec.evaluation.page import plain
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.init import recipe_of
+from polyrec.runs.prepare import prepare
+from polyrec.runs.recipe import Recipe, load_recipe
+from polyrec.runs.train import build_trainer
 
 SHARES = [0.8, 0.1, 0.1]
 SPLITS = {"time": {"by": "time", "fractions": SHARES}, "leave_one_out": {"by": "leave_one_out"}}

@@ -160,8 +160,8 @@ class Protocol:
 
     def _asked(self, teacher: Teacher) -> dict[str, Any]:
         from polyrec import PolyRecForRecommendation
+        from polyrec.distillation.predictions import teacher_predictions
         from polyrec.evaluation import evaluator
-        from polyrec.evaluation.teachers import teacher_predictions
 
         model, found = PolyRecForRecommendation(self.processor.model_config(**self.config["model"])), {}
         for part, data in self.judged.items():
@@ -192,7 +192,7 @@ class Protocol:
     def throughput(self, student: Any) -> tuple[float, float]:
         """People per second that the teacher and a student answer."""
         from polyrec.distillation.live import LiveTeacher
-        from polyrec.evaluation.throughput import one_question_each, people_per_second
+        from polyrec.distillation.throughput import one_question_each, people_per_second
 
         lists = [t.name for t in self.processor.tasks if t.ranks_catalog]
         systems = {"teacher": self.teacher, "student": LiveTeacher(student, self.processor, top_k=10)}

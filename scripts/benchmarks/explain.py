@@ -110,10 +110,10 @@ def measure(
     import pyarrow as pa
     from scipy.stats import spearmanr
 
-    from polyrec.explanation.events import leave_one_out, successive_leave_one_out
-    from polyrec.explanation.faithfulness import area, curves
-    from polyrec.explanation.gradients import integrated_gradients
-    from polyrec.explanation.question import Question
+    from polyrec.inference.explanation.events import leave_one_out, successive_leave_one_out
+    from polyrec.inference.explanation.faithfulness import area, curves
+    from polyrec.inference.explanation.gradients import integrated_gradients
+    from polyrec.inference.explanation.question import Question
 
     request = {"context": asked.context, "time": asked.time}
     item = asked.item

@@ -20,7 +20,7 @@ from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, 
 from polyrec.data.batching import BatchReader
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
-from polyrec.encoders.item import ItemRows
+from polyrec.modules.encoders.item import ItemRows
 
 LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
 

@@ -39,7 +39,7 @@ from polyrec import (
     PolyRecTrainingArguments,
 )
 from polyrec.evaluation import evaluator
-from polyrec.modeling_polyrec import to_device
+from polyrec.models.batches import to_device
 
 TASKS = [
     {"name": "next_item", "head": "retrieval"},

@@ -122,7 +122,8 @@ def extended(data: NewItems, folder: Path, splits: Any) -> dict[str, Any]:
     import torch
 
     from polyrec import PolyRecForRecommendation, PolyRecProcessor
-    from polyrec.data.sequences import Candidates, SequenceDataset
+    from polyrec.data.event_log import Candidates
+    from polyrec.data.sequences import SequenceDataset
     from polyrec.evaluation.evaluator import evaluate, predict
 
     model = PolyRecForRecommendation.from_pretrained(folder).eval()

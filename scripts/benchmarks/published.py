@@ -20,12 +20,12 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from polyrec.cli.init import recipe_of
-from polyrec.cli.prepare import prepare
-from polyrec.cli.recipe import Recipe, load_recipe
-from polyrec.cli.train import build_trainer
 from polyrec.evaluation.baselines import baseline_table
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.init import recipe_of
+from polyrec.runs.prepare import prepare
+from polyrec.runs.recipe import Recipe, load_recipe
+from polyrec.runs.train import build_trainer
 from polyrec.training.trainer import PolyRecTrainer
 
 LENGTHS = (5, 10, 20)

@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
 from polyrec.data.release import milliseconds
-from polyrec.encoders.item import FIRST_ITEM
-from polyrec.encoders.moment import Moment
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.encoders.moment import Moment
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
 

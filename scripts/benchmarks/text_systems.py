@@ -60,7 +60,8 @@ def polyrec(
     import fitting
 
     from polyrec import PolyRecProcessor
-    from polyrec.data.sequences import Candidates, SequenceDataset
+    from polyrec.data.event_log import Candidates
+    from polyrec.data.sequences import SequenceDataset
 
     processor = PolyRecProcessor.fit(
         data.events,

@@ -94,7 +94,7 @@ def main() -> None:
     import torch
 
     from polyrec import PolyRecProcessor
-    from polyrec.transfer import for_catalog
+    from polyrec.inference.transfer import for_catalog
 
     torch.set_num_threads(args.threads)
     domains: dict[str, Any] = {}

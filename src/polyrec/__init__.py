@@ -11,57 +11,54 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from polyrec.core.version import __version__ as __version__
 
 _MODULES = {
-    "cross_encoder.configuration_cross_encoder": ["PolyRecCrossEncoderConfig"],
-    "cross_encoder.modeling_cross_encoder": ["PolyRecCrossEncoder"],
-    "cross_encoder.processing_cross_encoder": ["PolyRecCrossEncoderProcessor"],
-    "cross_encoder.sampling": ["CandidateSample"],
-    "cross_encoder.trainer": ["CrossEncoderTrainer"],
-    "configuration_polyrec": ["PolyRecConfig"],
-    "modeling_polyrec": ["PolyRecForRecommendation", "PolyRecModel", "PolyRecOutput", "PolyRecPreTrainedModel"],
-    "processing_polyrec": ["PolyRecProcessor", "Splits"],
-    "schema": ["Columns", "FeatureConfig", "TaskConfig"],
+    "core.schema": ["Columns", "FeatureConfig", "TaskConfig"],
     "data.collator": ["PolyRecCollator"],
+    "models.polyrec.configuration_polyrec": ["PolyRecConfig"],
+    "models.polyrec.modeling_polyrec": ["PolyRecForRecommendation", "PolyRecModel"],
+    "models.polyrec.processing_polyrec": ["PolyRecProcessor", "Splits"],
+    "models.pretrained": ["PolyRecOutput", "PolyRecPreTrainedModel"],
+    "models.cross_encoder.configuration_cross_encoder": ["PolyRecCrossEncoderConfig"],
+    "models.cross_encoder.modeling_cross_encoder": ["PolyRecCrossEncoder"],
+    "models.cross_encoder.processing_cross_encoder": ["PolyRecCrossEncoderProcessor"],
+    "models.cross_encoder.sampling": ["CandidateSample"],
+    "inference.pipeline": ["RecommendationPipeline"],
     "training.arguments": ["PolyRecTrainingArguments"],
-    "pipeline": ["RecommendationPipeline"],
+    "training.cross_encoder_trainer": ["CrossEncoderTrainer"],
     "training.trainer": ["PolyRecTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from polyrec.configuration_polyrec import PolyRecConfig as PolyRecConfig
-    from polyrec.cross_encoder.configuration_cross_encoder import (
+    from polyrec.core.schema import Columns as Columns
+    from polyrec.core.schema import FeatureConfig as FeatureConfig
+    from polyrec.core.schema import TaskConfig as TaskConfig
+    from polyrec.data.collator import PolyRecCollator as PolyRecCollator
+    from polyrec.inference.pipeline import RecommendationPipeline as RecommendationPipeline
+    from polyrec.models.cross_encoder.configuration_cross_encoder import (
         PolyRecCrossEncoderConfig as PolyRecCrossEncoderConfig,
     )
-    from polyrec.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder as PolyRecCrossEncoder
-    from polyrec.cross_encoder.processing_cross_encoder import (
+    from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder as PolyRecCrossEncoder
+    from polyrec.models.cross_encoder.processing_cross_encoder import (
         PolyRecCrossEncoderProcessor as PolyRecCrossEncoderProcessor,
     )
-    from polyrec.cross_encoder.sampling import CandidateSample as CandidateSample
-    from polyrec.cross_encoder.trainer import CrossEncoderTrainer as CrossEncoderTrainer
-    from polyrec.data.collator import PolyRecCollator as PolyRecCollator
-    from polyrec.modeling_polyrec import (
+    from polyrec.models.cross_encoder.sampling import CandidateSample as CandidateSample
+    from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig as PolyRecConfig
+    from polyrec.models.polyrec.modeling_polyrec import (
         PolyRecForRecommendation as PolyRecForRecommendation,
     )
-    from polyrec.modeling_polyrec import (
+    from polyrec.models.polyrec.modeling_polyrec import (
         PolyRecModel as PolyRecModel,
     )
-    from polyrec.modeling_polyrec import (
-        PolyRecOutput as PolyRecOutput,
-    )
-    from polyrec.modeling_polyrec import (
-        PolyRecPreTrainedModel as PolyRecPreTrainedModel,
-    )
-    from polyrec.pipeline import RecommendationPipeline as RecommendationPipeline
-    from polyrec.processing_polyrec import PolyRecProcessor as PolyRecProcessor
-    from polyrec.processing_polyrec import Splits as Splits
-    from polyrec.schema import Columns as Columns
-    from polyrec.schema import FeatureConfig as FeatureConfig
-    from polyrec.schema import TaskConfig as TaskConfig
+    from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor as PolyRecProcessor
+    from polyrec.models.polyrec.processing_polyrec import Splits as Splits
+    from polyrec.models.pretrained import PolyRecOutput as PolyRecOutput
+    from polyrec.models.pretrained import PolyRecPreTrainedModel as PolyRecPreTrainedModel
     from polyrec.training.arguments import PolyRecTrainingArguments as PolyRecTrainingArguments
+    from polyrec.training.cross_encoder_trainer import CrossEncoderTrainer as CrossEncoderTrainer
     from polyrec.training.trainer import PolyRecTrainer as PolyRecTrainer
 
 
@@ -76,9 +73,7 @@ def __getattr__(name: str) -> Any:
 # Importing polyrec registers its Auto classes and its pipeline, which needs torch; only the command line, whose
 # `--help` must be quick, is spared (it imports what a command needs when the command runs).
 if Path(sys.argv[0]).name != "polyrec":
-    _cross_encoder = "cross_encoder.modeling_cross_encoder", "cross_encoder.processing_cross_encoder"
-    for _module in ("modeling_polyrec", *_cross_encoder, "pipeline"):
-        importlib.import_module(f"polyrec.{_module}")
+    importlib.import_module("polyrec.inference")
 
 
 def __dir__() -> list[str]:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyrec import PolyRecConfig
-from polyrec.registry import EXPERTS, WEIGHTINGS
-from polyrec.weighting.aggregation import METHODS
+from polyrec.core.registry import EXPERTS, WEIGHTINGS
+from polyrec.modules.weighting.aggregation import METHODS
 
 FULL = full_grid(list(METHODS))
 

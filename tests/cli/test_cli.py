@@ -10,7 +10,7 @@ import yaml
 from model_fixtures import synthetic_log
 
 from polyrec.cli.main import main
-from polyrec.cli.recipe import load_recipe
+from polyrec.runs.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

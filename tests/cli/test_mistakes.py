@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from polyrec.cli import main as cli
-from polyrec.cli import prepare as prepared
 from polyrec.cli.flags import cutoffs
 from polyrec.cli.main import main
-from polyrec.cli.recipe import load_recipe
+from polyrec.runs import prepare as prepared
+from polyrec.runs.recipe import load_recipe
 
 TASKS = "[{name: like, head: binary, label: 'rating >= 4'}, {name: stars, head: regression, label: rating}]"
 
@@ -85,7 +85,7 @@ def test_settings_are_refused_before_tables_are_read(recipe, setting, message, c
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(recipe):
     """Prevents `learning_rate: 1e-3` from ending in a comparison of text with a number."""
-    from polyrec.cli.recipe_checks import check_sections
+    from polyrec.runs.recipe_checks import check_sections
 
     found = load_recipe(str(recipe), {"training": {"learning_rate": "1e-3"}, "split": {"max_delay": "1e2"}})
     check_sections(found)  # accepted; what reads them converts them

@@ -7,8 +7,8 @@ import torch
 from coupling_fixtures import NAN, chain, chain_batch, model_of
 
 from polyrec import PolyRecForRecommendation, TaskConfig
-from polyrec.coupling.base import Coupling
-from polyrec.registry import COUPLINGS
+from polyrec.core.registry import COUPLINGS
+from polyrec.modules.coupling.base import Coupling
 
 KINDS = COUPLINGS.names()
 NAMES = ["click", "cart", "buy"]

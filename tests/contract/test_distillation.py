@@ -7,13 +7,13 @@ import torch
 from head_fixtures import NAN, head_of
 from torch import Tensor
 
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.registry import HEADS
 from polyrec.data.release import NO_TIME
 from polyrec.distillation.lists import top_list
-from polyrec.distillation_config import TaskDistillation
-from polyrec.encoders.item import ItemRows
-from polyrec.encoders.moment import Moment
-from polyrec.heads.base import TaskHead
-from polyrec.registry import HEADS
+from polyrec.modules.encoders.item import ItemRows
+from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.heads.base import TaskHead
 
 PAIR_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "pair"]
 LIST_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "state"]

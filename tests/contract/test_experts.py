@@ -7,8 +7,8 @@ import torch
 from model_fixtures import random_batch, random_config
 
 from polyrec import PolyRecForRecommendation
-from polyrec.experts.base import ExpertLayer
-from polyrec.registry import EXPERTS
+from polyrec.core.registry import EXPERTS
+from polyrec.modules.experts.base import ExpertLayer
 
 KINDS = EXPERTS.names()
 NAMES = ["like", "click", "rating"]

@@ -15,10 +15,10 @@ from model_fixtures import random_batch, random_config
 from torch.nn import functional as F
 
 from polyrec import PolyRecForRecommendation
-from polyrec.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.core.registry import HEADS
 from polyrec.evaluation.evaluator import DETAIL_METRICS, PAIR_METRICS
-from polyrec.heads.base import TaskHead
-from polyrec.registry import HEADS
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.modules.heads.base import TaskHead
 
 KINDS = [pytest.param(name, id=name) for name in HEADS.names()]
 
@@ -382,7 +382,7 @@ def test_sampled_loss_converges_to_the_full_softmax_under_uneven_sampling():
 
 def test_sampling_of_a_large_catalog_reads_few_items(monkeypatch):
     """Prevents the sampled path from failing when only the mentioned rows of the item table are encoded."""
-    monkeypatch.setattr("polyrec.encoders.item.WHOLE_TABLE", 4)
+    monkeypatch.setattr("polyrec.modules.encoders.item.WHOLE_TABLE", 4)
     torch.manual_seed(0)
     tasks = [{"name": "task", "head": "retrieval", "options": {"sampled_above": 4, "num_negatives": 5}}]
     model = PolyRecForRecommendation(random_config(tasks=tasks, num_items=500)).train()

@@ -9,8 +9,8 @@ from text_fixtures import text_processor
 from torch import nn
 
 from polyrec import PolyRecConfig, PolyRecForRecommendation
-from polyrec.objectives.base import Objective
-from polyrec.registry import OBJECTIVES
+from polyrec.core.registry import OBJECTIVES
+from polyrec.modules.objectives.base import Objective
 
 KINDS = OBJECTIVES.names()
 kinds = pytest.mark.parametrize("kind", KINDS)

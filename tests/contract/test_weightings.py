@@ -8,8 +8,8 @@ from model_fixtures import random_batch, random_config
 from torch import nn
 
 from polyrec import PolyRecForRecommendation
-from polyrec.registry import WEIGHTINGS
-from polyrec.weighting.base import LossWeighting, StepContext
+from polyrec.core.registry import WEIGHTINGS
+from polyrec.modules.weighting.base import LossWeighting, StepContext
 
 KINDS = WEIGHTINGS.names()
 NAMES = ["like", "click", "next_item"]

@@ -19,7 +19,8 @@ from polyrec.data.augmentation import (
     SimilarItems,
     Substitute,
 )
-from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.event_log import Candidates
+from polyrec.data.sequences import SequenceDataset
 
 SIMILAR = SimilarItems(np.concatenate([np.zeros((2, 2), np.int64), 500 + np.arange(2 * 80).reshape(80, 2)]))
 shares = st.floats(0, 1)

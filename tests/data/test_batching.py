@@ -19,9 +19,10 @@ from polyrec.data import batching
 from polyrec.data.augmentation import Mask
 from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.past import PastEvents
-from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation.evaluator import predict
 
 

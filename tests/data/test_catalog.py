@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from polyrec.core.schema import Columns
 from polyrec.data.catalog import EntityTable, _looks_like_text
 from polyrec.data.columns import FIRST, MISSING, UNKNOWN
 from polyrec.data.tables import read_table
-from polyrec.schema import Columns
 
 
 def catalog(items: dict | None = None, events: dict | None = None, name: str = "items", **columns) -> EntityTable:

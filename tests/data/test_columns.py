@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyrec.core.schema import from_dict
 from polyrec.data.columns import FIRST, MISSING, UNKNOWN, ColumnEncoder, infer_kind
-from polyrec.schema import from_dict
 
 WHAT = "items: column 'c'"
 lists_of_tags = st.lists(st.none() | st.lists(st.none() | st.sampled_from("abcd"), max_size=4), min_size=1, max_size=8)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from polyrec import Columns, PolyRecProcessor, TaskConfig
-from polyrec.backbones import TextConfig
+from polyrec.core.backbones import TextConfig
 from polyrec.data.queries import Queries
 from polyrec.data.report import DataReport, DataWarning
 

@@ -14,9 +14,9 @@ from model_fixtures import COLUMNS, TASKS, synthetic_log
 from scipy.stats import norm
 
 from polyrec import PolyRecProcessor
+from polyrec.core.schema import RESIDUALS
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.statistics import EventTable, RunningStatistics, StatisticConfig
-from polyrec.schema import RESIDUALS
 
 LOG = [
     {"keys": ["item"], "baseline": "context", "count": True, "gap": True},

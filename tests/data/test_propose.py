@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from polyrec.core.schema import parse_tasks
 from polyrec.data.guess import find_columns
 from polyrec.data.labels import check_learnable, labels
 from polyrec.data.propose import propose_tasks
 from polyrec.data.setup import setup_for
-from polyrec.schema import parse_tasks
 
 N = 400
 _random = np.random.default_rng(1)

@@ -14,8 +14,9 @@ from window_fixtures import make_log
 from polyrec import PolyRecProcessor
 from polyrec.data.batching import BatchReader
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.event_log import Candidates
 from polyrec.data.queries import Queries, in_order_of_appearance, read_queries
-from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.sequences import SequenceDataset
 from polyrec.data.texts import TokenTable
 
 TEXTS = ["title 1", "", None, "  title\t1 ", "drama", "  "]

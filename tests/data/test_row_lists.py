@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from polyrec import Columns, PolyRecProcessor
+from polyrec.core.schema import ROW_ORDER, STATISTICS
 from polyrec.data.guess import find_columns
 from polyrec.data.id_match import DataWarning
 from polyrec.data.neighbours import FOLDS, fold_of, neighbours
 from polyrec.data.row_lists import sequences
 from polyrec.data.text_lists import id_lists
 from polyrec.evaluation.baselines.base import CatalogTask
-from polyrec.schema import ROW_ORDER, STATISTICS
 
 TASKS = [{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary"}]
 LISTS = Columns(user=ROW_ORDER, time=None, history="before")

@@ -16,7 +16,7 @@ from window_fixtures import dataset, joined, make_log, windows
 
 from polyrec import PolyRecConfig, PolyRecProcessor
 from polyrec.data.sampling import dropped_negatives, uniform
-from polyrec.heads.binary import BinaryHead
+from polyrec.modules.heads.binary import BinaryHead
 
 
 # ------------------------------------------------------------------ draws

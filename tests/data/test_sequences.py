@@ -11,8 +11,9 @@ from window_fixtures import dataset, gaps, joined, make_log, people, same_window
 from polyrec import PolyRecCollator, PolyRecProcessor
 from polyrec.data.augmentation import Mask
 from polyrec.data.encoding import time_gap
+from polyrec.data.event_log import Candidates
 from polyrec.data.past import PastEvents
-from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.sequences import SequenceDataset
 from polyrec.data.untimed import Untimed
 
 

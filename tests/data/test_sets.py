@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from polyrec import PolyRecProcessor
+from polyrec.core.schema import RESIDUALS, STATISTICS
 from polyrec.data.splits import LeakageError
-from polyrec.distillation.guard import TrainingRows
-from polyrec.schema import RESIDUALS, STATISTICS
+from polyrec.data.training_rows import TrainingRows
 
 TASKS: list[Any] = [{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary"}]
 COLUMNS = {"time": None, "feedback": {"like": "numeric", "row": "numeric"}}

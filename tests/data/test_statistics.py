@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import QuantileTransformer
 
+from polyrec.core.schema import from_dict
 from polyrec.data.event_table import MultiValued
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.scaling import StatisticsScaler, quantile_knots, rank_gaussian
 from polyrec.data.statistics import EventTable, RunningStatistics, StatisticConfig
-from polyrec.schema import from_dict
 
 TARGETS = ["like", "stars"]
 PRIOR = [0.4, 3.5]

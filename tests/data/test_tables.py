@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from polyrec import PolyRecProcessor, TaskConfig
+from polyrec.core.schema import Columns, Label
 from polyrec.data.tables import as_table, label_values, labels, lookup, normalise_ids, numbers, read_table, times
-from polyrec.encoders.history import CandidateAttention
-from polyrec.schema import Columns, Label
+from polyrec.modules.encoders.history import CandidateAttention
 
 TASKS = [TaskConfig("rating", head="regression")]
 

@@ -12,7 +12,7 @@ from text_fixtures import tiny_bert
 from transformers import AutoTokenizer
 
 from polyrec import PolyRecProcessor
-from polyrec.backbones import TextConfig, resolve
+from polyrec.core.backbones import TextConfig, resolve
 from polyrec.data.texts import TokenTable, load_tokenizer, render, tokenize
 
 CONFIG = resolve(TextConfig(str(tiny_bert()), max_length=8))

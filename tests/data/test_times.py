@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from polyrec import PolyRecProcessor
+from polyrec.core.schema import Columns
 from polyrec.data.tables import read_time, seconds, times
 from polyrec.data.times import _COMPACT
-from polyrec.schema import Columns
 
 NOON = 1675166400  # 2023-01-31 12:00 UTC
 

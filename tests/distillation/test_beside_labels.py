@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.losses import linear_cross_entropy
 from polyrec.distillation.catalog import catalog_loss, taught_cross_entropy
 from polyrec.distillation.choices import chosen
 from polyrec.distillation.ranking_losses import LIST_LOSSES
-from polyrec.distillation_config import TaskDistillation
-from polyrec.losses import linear_cross_entropy
 
 NONE = float("-inf")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.linear_loss import Placed
 from polyrec.distillation.catalog import catalog_loss, sampled_rest
 from polyrec.distillation.choices import chosen
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_kl, list_loss
-from polyrec.distillation_config import TaskDistillation
-from polyrec.linear_loss import Placed
 
 NONE = float("-inf")
 
@@ -84,7 +84,7 @@ def problem(dtype=torch.float64):
 def test_the_loss_of_chunks_is_that_of_kept_logits(kind, groups, monkeypatch):
     """Prevents a gradient written by hand from being another than the loss's: of the list, the rest, or what is left out."""
     # Orders are drawn per chunk: for the same draws there must be one.
-    monkeypatch.setattr("polyrec.linear_loss._CHUNK", 1000 if kind == "rank_distil" else 2 * 11)
+    monkeypatch.setattr("polyrec.core.linear_loss._CHUNK", 1000 if kind == "rank_distil" else 2 * 11)
     leaves, listed, group_MN, logits = problem()
     tempered = LIST_LOSSES[kind].tempered
     plan = chosen(TaskDistillation(kind, temperature=2.0 if tempered else 1.0), LIST_LOSSES, "task")

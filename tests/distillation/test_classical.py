@@ -8,7 +8,6 @@ import torch
 from model_fixtures import fit, synthetic_log
 from teacher_fixtures import batch_of, probabilities, world
 
-from polyrec.baselines import EASE, Popularity
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import visible_history
 from polyrec.data.splits import LeakageError
@@ -16,6 +15,7 @@ from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.stored import StoredTeacher, write_answers
 from polyrec.evaluation import ranking
+from polyrec.evaluation.baselines.recommenders import EASE, Popularity
 from polyrec.evaluation.scored import rank_rows
 
 

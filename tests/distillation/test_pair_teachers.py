@@ -9,12 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from teacher_fixtures import batch_of
 
+from polyrec.core.schema import TaskConfig
 from polyrec.data.splits import LeakageError
 from polyrec.data.trees import known_features
 from polyrec.distillation.pair_answers import exchanged_probabilities
 from polyrec.distillation.scorers import Scorer, ScorerTeacher
 from polyrec.distillation.trees import LightGBMTeacher
-from polyrec.schema import TaskConfig
 
 TASKS = [
     {"name": "like", "head": "binary", "label": "rating >= 4"},

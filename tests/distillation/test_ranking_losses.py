@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from polyrec.core.distillation_config import TaskDistillation
 from polyrec.distillation.choices import SoftLoss, chosen
 from polyrec.distillation.ranking_losses import (
     LIST_LOSSES,
@@ -22,7 +23,6 @@ from polyrec.distillation.ranking_losses import (
     plackett_luce,
     rank_distil,
 )
-from polyrec.distillation_config import TaskDistillation
 
 NAN, NONE = float("nan"), float("-inf")
 SEEDS, TEMPERATURES = st.integers(0, 2**32 - 1), st.floats(0.25, 8.0)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 from torch.nn import functional as F
 
+from polyrec.core.distillation_config import StateDistillation
 from polyrec.distillation.representation import STATE_LOSSES, gate_kl, same_sources, state_loss
-from polyrec.distillation_config import StateDistillation
 
 NAN = float("nan")
 KINDS = [pytest.param(name, id=name) for name in STATE_LOSSES]

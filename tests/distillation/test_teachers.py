@@ -6,11 +6,11 @@ import torch
 from model_fixtures import TASKS, clone, fit, model_inputs, synthetic_log, tiny_model
 from teacher_fixtures import batch_of, live, probabilities, world
 
+from polyrec.core.distillation_config import DistillationConfig
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.splits import LeakageError
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation_config import DistillationConfig
 
 
 def test_answers_are_those_of_the_model():

@@ -13,7 +13,7 @@ import pytest
 from docs_fixtures import DOCS, ROOT, blocks, run_page
 
 import polyrec
-from polyrec import registry
+from polyrec.core import registry
 
 FIRST = DOCS / "quickstart.md"
 KINDS = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
@@ -94,7 +94,7 @@ def test_planted_warnings_fail_the_build(copied):
     plants = [
         ("docs/tasks.md", "# ", "# [a page](nothing.md) "),
         ("docs/experts.md", "# ", "# [a part of one](data.md#nothing-is-called-so) "),
-        ("src/polyrec/weighting/fixed.py", 'r"""', 'r"""See [it][polyrec.nothing]. '),
+        ("src/polyrec/modules/weighting/fixed.py", 'r"""', 'r"""See [it][polyrec.nothing]. '),
     ]
     for file, old, new in plants:
         text = (copied / file).read_text(encoding="utf-8")

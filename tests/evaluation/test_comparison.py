@@ -13,14 +13,14 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyrec.core.registry import HEADS
+from polyrec.core.schema import TaskConfig
 from polyrec.evaluation import comparison_report, evaluator, ranking
 from polyrec.evaluation.bootstrap import draws
 from polyrec.evaluation.comparison import compare, plan
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.evaluator import Predictions, Ranking
 from polyrec.evaluation.resampled_metrics import repeated_rows, resampled_mean, resampled_metric
-from polyrec.registry import HEADS
-from polyrec.schema import TaskConfig
 
 TASKS = [
     TaskConfig("like", "binary"),

@@ -14,11 +14,12 @@ from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, arguments, fit, model_inp
 from window_fixtures import gaps, make_log, people
 
 from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
-from polyrec.data.sequences import Candidates, SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
+from polyrec.data.event_log import Candidates
+from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.evaluator import Predictions, Ranking
 from polyrec.evaluation.report import compare_with_baselines, format_report
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 K = 5
 
@@ -104,7 +105,7 @@ def test_a_table_encoded_before_answers_alike(world, monkeypatch, whole_table, o
     """Prevents a forward pass that is given the items from answering otherwise than one that encodes them."""
     processor, splits, _ = world
     model = tiny_model(processor, **options)
-    monkeypatch.setattr("polyrec.encoders.item.WHOLE_TABLE", whole_table)
+    monkeypatch.setattr("polyrec.modules.encoders.item.WHOLE_TABLE", whole_table)
     batch = model_inputs(PolyRecCollator()([splits.test[i] for i in range(6)]))
     with torch.no_grad():
         own, given = model(**batch), model(**batch, items=model.item_encoder.table())

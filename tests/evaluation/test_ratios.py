@@ -9,13 +9,13 @@ import pytest
 from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecProcessor, PolyRecTrainer
+from polyrec.core.registry import HEADS
 from polyrec.distillation.gating import believe
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.comparison import Measured, MetricComparison, TaskComparison
 from polyrec.evaluation.comparison_report import _percent
 from polyrec.evaluation.report import compare_with_baselines, format_report
-from polyrec.heads.base import TaskHead
-from polyrec.registry import HEADS
+from polyrec.modules.heads.base import TaskHead
 from polyrec.training.callbacks import watched_metric
 from polyrec.training.forgetting import fall, falls_beyond, forgetting
 

@@ -11,13 +11,13 @@ import torch
 from model_fixtures import arguments, tiny_model
 
 from polyrec import PolyRecProcessor, PolyRecTrainer
-from polyrec.baselines import Popularity
+from polyrec.core.schema import TaskConfig
 from polyrec.data.candidates import excluded_items, left_out
 from polyrec.evaluation import evaluator, ranking
+from polyrec.evaluation.baselines.recommenders import Popularity
 from polyrec.evaluation.protocol import evaluation_facts, format_facts
 from polyrec.evaluation.report import compare_with_baselines
 from polyrec.evaluation.scored import Ranking
-from polyrec.schema import TaskConfig
 
 K, USERS, ITEMS = 5, 12, 16
 NEXT = [{"name": "next_item", "head": "retrieval"}]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from polyrec.core.escapes import printable, printable_lines
-from polyrec.pipeline import RecommendationPipeline
+from polyrec.inference.pipeline import RecommendationPipeline
 
 REFUSED = {
     "a file": ({"history": "/srv/log.parquet"}, "history is a str"),

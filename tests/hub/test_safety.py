@@ -12,9 +12,9 @@ from model_fixtures import fit, tiny_model
 from text_fixtures import tiny_bert
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
-from polyrec.backbones import TextConfig, resolve
-from polyrec.encoders.backbone import Backbone
+from polyrec.core.backbones import TextConfig, resolve
 from polyrec.hub.safety import check_model, check_weights, named_as
+from polyrec.modules.encoders.backbone import Backbone
 
 LOAD = """
 import json, pathlib, warnings

@@ -18,7 +18,7 @@ from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.core.manifest import read_manifest, write_manifest
 from polyrec.hub.isolated import isolated
-from polyrec.hub.push import check_loads
+from polyrec.inference.check import check_loads
 
 VECTORS = {"item_features": {"genre": "categorical", "price": "numeric"}, "context": {"surface": "categorical"}}
 

@@ -15,11 +15,12 @@ from model_fixtures import TASKS, arguments, fit, tiny_model
 from safetensors.torch import load_file, save_file
 
 from polyrec import PolyRecTrainer
-from polyrec.cli.recipe import Recipe, load_recipe
-from polyrec.cli.train import build_trainer
 from polyrec.core.manifest import check_manifest, excerpt, read_manifest, write_manifest
-from polyrec.hub.push import check_loads, push_folder
+from polyrec.hub.push import push_folder
 from polyrec.hub.scan import scan
+from polyrec.inference.check import check_loads
+from polyrec.runs.recipe import Recipe, load_recipe
+from polyrec.runs.train import build_trainer
 from polyrec.tracking.training_file import write_training
 from polyrec.training.arguments import for_going_on
 

@@ -6,7 +6,7 @@ import pytest
 from model_fixtures import PAIR_TASKS, TASKS, fit, model_inputs, tiny_model
 
 from polyrec import PolyRecCollator
-from polyrec.registry import EXPERTS, WEIGHTINGS
+from polyrec.core.registry import EXPERTS, WEIGHTINGS
 
 AITM = {"name": "love", "head": "binary", "label": "rating >= 5", "parent": "like", "coupling": "aitm"}
 OPTIONS = {

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from model_fixtures import tiny_config
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor
-from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.event_log import Candidates
+from polyrec.data.sequences import SequenceDataset
 
 TASKS = [
     {"name": "next_item", "head": "retrieval", "options": {"trending": [[20.0, 50.0], [200.0, 5.0]]}},

@@ -9,9 +9,9 @@ import pytest
 import recipe_baselines
 
 from polyrec import PolyRecProcessor
-from polyrec.cli.recipe import Recipe
+from polyrec.core.registry import HEADS
 from polyrec.evaluation.metrics import log_loss
-from polyrec.registry import HEADS
+from polyrec.runs.recipe import Recipe
 
 LOG = {
     "user_id": [1, 1, 1, 2, 2, 1, 1, 2],

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import recipe_tables
 
-from polyrec.cli.recipe import load_recipe
-from polyrec.schema import Columns, from_dict, parse_tasks
+from polyrec.core.schema import Columns, from_dict, parse_tasks
+from polyrec.runs.recipe import load_recipe
 
 RECIPES = Path(recipe_tables.__file__).parent / "recipes"
 

@@ -11,8 +11,8 @@ from run_fixtures import trained_run
 
 from polyrec.cards import unsupported_figures
 from polyrec.cli.main import main
-from polyrec.cli.report_people import example_people
 from polyrec.reporting import Example, report_page
+from polyrec.reporting.example_people import example_people
 from polyrec.tracking.run_files import RunFiles
 
 _ALONE = {"meta", "link", "img", "br", "hr"}

@@ -185,9 +185,9 @@ def test_a_training_of_other_items_is_never_resumed(world, tmp_path, monkeypatch
 
 def test_a_trainer_of_python_refuses_other_items_too(world, tmp_path):
     """Also without the command line, and for checkpoints of before there were manifests."""
-    from polyrec.cli.prepare import prepare
-    from polyrec.cli.recipe import load_recipe
-    from polyrec.cli.train import build_trainer
+    from polyrec.runs.prepare import prepare
+    from polyrec.runs.recipe import load_recipe
+    from polyrec.runs.train import build_trainer
 
     other = reordered(world, tmp_path)
     recipe = load_recipe(str(other / "recipe.yaml"), {"output": str(tmp_path / "out")})

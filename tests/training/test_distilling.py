@@ -8,12 +8,12 @@ from model_fixtures import TASKS, arguments, clone, fit, model_inputs, synthetic
 from torch.nn import functional as F
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
+from polyrec.core.distillation_config import TaskDistillation
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.table import TableTeacher
-from polyrec.distillation_config import TaskDistillation
 
 ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
 

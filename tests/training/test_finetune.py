@@ -12,13 +12,13 @@ import yaml
 from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
-from polyrec.cli import finetune as cli_finetune
 from polyrec.cli.main import main
 from polyrec.data.neighbours import FOLDS
-from polyrec.distillation.fingerprint import fingerprint
-from polyrec.encoders.moment import LATEST, Moment
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.tree_weight import choose_tree_weights
+from polyrec.models.polyrec.fingerprint import fingerprint
+from polyrec.modules.encoders.moment import LATEST, Moment
+from polyrec.runs import finetune as cli_finetune
 from polyrec.training.finetune import FinetuneSettings, finetune
 
 OPTIONS = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
@@ -175,7 +175,7 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):
     def reached(*_):
         raise ValueError("it trains")
 
-    monkeypatch.setattr("polyrec.cli.finetune.finetune", reached)
+    monkeypatch.setattr("polyrec.runs.finetune.finetune", reached)
     same = ["finetune", run, "--task", "rating", "--learning-rate", "0.02", "--epochs"]
     for options, said in (
         (["2"], "already been fine-tuned just so"),

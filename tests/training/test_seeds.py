@@ -6,10 +6,10 @@ import torch
 from model_fixtures import arguments, fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
-from polyrec.cross_encoder.sampling import CandidateSample
 from polyrec.data.augmentation import Mask
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.sampling import stream
+from polyrec.models.cross_encoder.sampling import CandidateSample
 
 TASKS = [{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary", "label": "rating >= 4"}]
 

@@ -9,7 +9,7 @@ from model_fixtures import arguments, fit, tiny_model
 from test_trainer import StopAt, assert_same_weights, weights
 
 from polyrec import PolyRecTrainer
-from polyrec.registry import WEIGHTINGS
+from polyrec.core.registry import WEIGHTINGS
 
 NAMES = ["like", "next_item", "rating"]
 LAMBDAS = {"like": 1.0, "next_item": 1.0, "rating": 0.5}

@@ -6,10 +6,10 @@ import pytest
 gradio_client = pytest.importorskip("gradio_client", reason="pip install 'polyrec[web]'")
 pytest.importorskip("gradio", reason="pip install 'polyrec[web]'")
 
-from polyrec.cli.demo import open_session  # noqa: E402
 from polyrec.cli.main import main  # noqa: E402
 from polyrec.web.guard import guarded  # noqa: E402
 from polyrec.web.page import THEME, build_page  # noqa: E402
+from polyrec.web.serve import open_session  # noqa: E402
 
 EVENTS, RECOMMENDED, ANSWERED = 0, 1, 2  # what every change of the history brings back
 

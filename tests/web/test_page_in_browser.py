@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("gradio", reason="pip install 'polyrec[web]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
-from polyrec.cli.demo import open_session  # noqa: E402
 from polyrec.cli.main import main  # noqa: E402
 from polyrec.web.guard import guarded  # noqa: E402
 from polyrec.web.page import THEME, build_page  # noqa: E402
+from polyrec.web.serve import open_session  # noqa: E402
 
 BROWSER = os.environ.get("POLYREC_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from polyrec.cards.about import About
 from polyrec.cards.limits import limits, slice_sections
 from polyrec.cards.metadata import base_models, card_data, teacher_names
 from polyrec.core.escapes import sentence
 from polyrec.core.files import write_atomically
+from polyrec.core.schema import from_dict
 from polyrec.core.secrets import hide_secrets, without_secrets
 from polyrec.evaluation.metric_names import day
 from polyrec.evaluation.page import Section, Table, markdown
 from polyrec.evaluation.plotting import to_png
-from polyrec.schema import from_dict
+from polyrec.runs.card_section import About
 from polyrec.tracking.curves import task_curves
 from polyrec.tracking.run_files import RunFiles
 from polyrec.tracking.tables import baseline_points, figure_table

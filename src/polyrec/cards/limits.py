@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from polyrec.cards.about import About
 from polyrec.core.escapes import sentence
 from polyrec.evaluation.metric_names import MODEL, best_system
 from polyrec.evaluation.page import Section, Table
+from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
 from polyrec.tracking.tables import group_rows, told
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from polyrec.cards.about import About
 from polyrec.evaluation.metric_names import MODEL, figures
+from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
 
 LIBRARY = "polyrec"

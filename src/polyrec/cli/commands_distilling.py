@@ -47,7 +47,7 @@ def add_distill(commands: Commands) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
-    from polyrec.cli.distill_settings import DistillSettings
+    from polyrec.runs.distill_settings import DistillSettings
 
     names = ("logits", "target_parameters", "target_latency", "temperature", "alpha", "start", "resamples")
     settings = DistillSettings(
@@ -59,7 +59,7 @@ def _distill(options: argparse.Namespace) -> None:
         **chosen_flags(options, names),
     )
     recipe = read_recipe(options, "-student")
-    from polyrec.cli.distill import distill_recipe
+    from polyrec.runs.distill import distill_recipe
 
     distill_recipe(recipe, settings)
 
@@ -108,7 +108,7 @@ def _score(options: argparse.Namespace) -> None:
     if options.recipe is None and options.interactions is None:
         options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
     recipe = read_recipe(options)
-    from polyrec.cli.score import ScoreSettings, score
+    from polyrec.runs.score import ScoreSettings, score
 
     names = ("part", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
     given = chosen_flags(options, names)
@@ -131,7 +131,7 @@ def add_factorize(commands: Commands) -> None:
 
 
 def _factorize(options: argparse.Namespace) -> None:
-    from polyrec.cli.factorize import factorize_run
+    from polyrec.runs.factorize import factorize_run
 
     factorize_run(options.run_folder, options.rank, options.output)
 
@@ -151,6 +151,6 @@ def add_quantize(commands: Commands) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from polyrec.cli.quantize import quantize_run
+    from polyrec.runs.quantize import quantize_run
 
     quantize_run(options.run_folder, options.output)

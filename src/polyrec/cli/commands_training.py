@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from polyrec.cli.flags import COLUMN_FLAGS, Commands, add_columns, add_recipe, chosen_flags, read_recipe
-from polyrec.extras import check_extra
+from polyrec.core.extras import check_extra
 
 
 def add_init(commands: Commands) -> None:
@@ -27,7 +27,7 @@ def add_init(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    from polyrec.cli.init import init
+    from polyrec.runs.init import init
 
     given = chosen_flags(options, COLUMN_FLAGS)
     init(options.table, options.items_flag or options.items, options.users, given, options.output)
@@ -45,7 +45,7 @@ def add_train(commands: Commands) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     recipe = read_recipe(options)
-    from polyrec.cli.train import train
+    from polyrec.runs.train import train
 
     train(recipe, resume=options.resume)
 
@@ -75,7 +75,7 @@ def add_compare(commands: Commands) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     recipe = read_recipe(options, "-comparison")
-    from polyrec.cli.compare import compare_recipe
+    from polyrec.runs.compare import compare_recipe
 
     kinds = [kind.strip() for kind in options.variants.split(",")]
     compare_recipe(recipe, options.seeds, kinds, options.resamples, html=not options.no_html)
@@ -98,7 +98,7 @@ def add_tune(commands: Commands) -> None:
 def _tune(options: argparse.Namespace) -> None:
     recipe = read_recipe(options, "-tuning")
     check_extra("optuna", "tune", "searches")
-    from polyrec.cli.tune import tune_recipe
+    from polyrec.runs.tune import tune_recipe
 
     tune_recipe(recipe, options.trials)
 
@@ -126,7 +126,7 @@ def add_finetune(commands: Commands) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from polyrec.cli.finetune import finetune_run
+    from polyrec.runs.finetune import finetune_run
     from polyrec.training.finetune import FinetuneSettings
 
     names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
@@ -165,7 +165,7 @@ def add_update(commands: Commands) -> None:
 
 
 def _update(options: argparse.Namespace) -> None:
-    from polyrec.cli.update import update_run
+    from polyrec.runs.update import update_run
     from polyrec.training.update import UpdateSettings
 
     names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from polyrec.cli.flags import Commands, chosen_flags, cutoffs
-from polyrec.extras import check_extra
+from polyrec.core.extras import check_extra
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from polyrec.cli.evaluate import evaluate_run
+    from polyrec.runs.evaluate import evaluate_run
 
     evaluate_run(options.run_folder, options.part, options.output, options.k)
 
@@ -120,7 +120,7 @@ def add_demo(commands: Commands) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     check_extra("gradio", "web", "web demos")
-    from polyrec.cli.demo import demo
+    from polyrec.web.serve import demo
 
     demo(options.run_folder, options.host, options.port, options.k, options.open, options.users)
 
@@ -145,7 +145,7 @@ def add_card(commands: Commands) -> None:
 
 def _card(options: argparse.Namespace) -> None:
     check_extra("matplotlib", "report", "training curves")
-    from polyrec.cli.card import card_run
+    from polyrec.cards.runs import card_run
 
     given = chosen_flags(options, ("name", "license", "datasets", "repository"))
     card_run(options.run_folder, options.output, given)
@@ -167,7 +167,7 @@ def add_report(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     check_extra("matplotlib", "report", "plots")
-    from polyrec.cli.report import report_runs
+    from polyrec.reporting.runs import report_runs
 
     report_runs(options.run_folders, **chosen_flags(options, ("output", "people")))
 

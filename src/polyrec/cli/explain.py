@@ -8,10 +8,10 @@ from typing import Any
 from polyrec.cli.flags import json_line
 from polyrec.cli.recommend import read_history, read_items, read_user
 from polyrec.core.escapes import printable, printable_lines
-from polyrec.explanation.neighbours import neighbours, plot_items
-from polyrec.explanation.reasons import as_text
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.inference.explanation.neighbours import neighbours, plot_items
+from polyrec.inference.explanation.reasons import as_text
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 def explain_run(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyrec.cli.recipe import Recipe, load_recipe, parse_override, parse_task
 from polyrec.core.settings import nearest
 from polyrec.core.swap import recover
+from polyrec.runs.recipe import Recipe, load_recipe, parse_override, parse_task
 
 COLUMN_FLAGS = ("user", "item", "time", "time_format")
 Commands = Any  # argparse does not name the type of add_subparsers
@@ -101,7 +101,7 @@ def _of_table(options: argparse.Namespace, given: dict[str, str]) -> dict[str, A
         return None
     if options.interactions is not None:
         raise ValueError(f"the event log is given twice, as {options.recipe} and as --interactions: leave one out")
-    from polyrec.cli.init import recipe_of
+    from polyrec.runs.init import recipe_of
 
     return recipe_of(options.recipe, options.items, options.users, given)
 

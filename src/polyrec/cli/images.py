@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyrec.data.tables import column, read_table
-from polyrec.encoders.image import ImageConfig, store_images
+from polyrec.modules.encoders.image import ImageConfig, store_images
 
 
 def encode_images(

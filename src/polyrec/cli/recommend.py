@@ -9,8 +9,8 @@ import pyarrow as pa
 from polyrec.cli.flags import json_line
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 def recommend(

@@ -16,8 +16,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyrec import __version__
 from polyrec.core.files import write_atomically
+from polyrec.core.version import __version__
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polyrec.registry import nearest
+from polyrec.core.registry import nearest
 
 _LARGE = 1 << 31  # bytes of text that offsets of 32 bits cannot reach
 

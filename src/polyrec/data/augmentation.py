@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from polyrec.core.schema import TIME_GAP
 from polyrec.data.columns import FIRST, UNKNOWN
-from polyrec.schema import TIME_GAP
 
 Window = dict[str, Any]
 Transform = Callable[[Window, np.random.Generator], Window]

@@ -5,23 +5,56 @@ Letters: B windows, L events, C candidates, R events of the log, E events of the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.core.schema import STATISTICS, TIME_GAP
+from polyrec.data.event_log import Candidates, EventLog, WindowSpans
 from polyrec.data.release import milliseconds
 from polyrec.data.ties import ShuffledTies
-from polyrec.schema import STATISTICS, TIME_GAP
-
-if TYPE_CHECKING:
-    from polyrec.data.sequences import SequenceDataset, WindowSpans
+from polyrec.data.trending import Trending
+from polyrec.data.untimed import Untimed
 
 
 def tensors(values: dict[str, Any]) -> dict[str, Any]:
     """Arrays in nested dicts as tensors."""
     return {n: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for n, v in values.items()}
+
+
+class Windows(Protocol):
+    """What is read of a [`~polyrec.data.sequences.SequenceDataset`], which makes readers of itself."""
+
+    log: EventLog
+    candidates: Candidates
+    task_names: list[str]
+    statistics: np.ndarray | None
+    max_history: int
+    shuffle_ties: bool
+    seed: int
+    epoch: int
+    delayed_share: float | None
+    transform: Any
+    untimed: Untimed | None
+    known_until: float
+    folds: np.ndarray | None
+    trending: Trending | None
+
+    def spans(self, indices: np.ndarray) -> WindowSpans:
+        """Where windows lie."""
+
+    def shuffled(
+        self, indices: np.ndarray, epoch: int, asked: np.ndarray, window: np.ndarray, positions: np.ndarray
+    ) -> ShuffledTies:
+        """Some windows with events of one time exchanged."""
+
+    def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
+        """Which of the candidates an epoch asks."""
+
+    def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Labels that an epoch asks candidates for."""
 
 
 class WindowBatch(NamedTuple):
@@ -41,7 +74,7 @@ class BatchReader:
         dataset: what to read.
     """
 
-    def __init__(self, dataset: SequenceDataset) -> None:
+    def __init__(self, dataset: Windows) -> None:
         if not self.supports(dataset):
             raise ValueError("windows with a transform are read one by one: use the collator")
         self.dataset = dataset
@@ -55,7 +88,7 @@ class BatchReader:
         self._people = {name: torch.from_numpy(values) for name, values in log.user_features.items()}
 
     @staticmethod
-    def supports(dataset: SequenceDataset) -> bool:
+    def supports(dataset: Windows) -> bool:
         """Whether the windows of a data set can be read at once."""
         return dataset.transform is None
 

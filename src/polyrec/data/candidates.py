@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from polyrec.core.registry import HEADS
+from polyrec.core.schema import TaskConfig
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import Histories, visible_history
 from polyrec.data.sequences import SequenceDataset
-from polyrec.registry import HEADS
-from polyrec.schema import TaskConfig
 
 LeftOut = Literal["history", "own item", "nothing"]
 

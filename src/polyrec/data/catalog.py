@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import VECTOR_FILE, Columns
 from polyrec.data.arrays import column, first_bad_row, is_list, is_text
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
 from polyrec.data.id_match import warn_of_respelled
 from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
-from polyrec.schema import VECTOR_FILE, Columns
 
 # Of saved items tables.
 COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN = OWN_COLUMNS = "__training_events__", "__first_event__", "__recent__"

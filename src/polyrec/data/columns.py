@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import FeatureConfig, FeatureKind, FeatureSource
 from polyrec.data.arrays import (
     decoded,
     example,
@@ -26,7 +27,6 @@ from polyrec.data.scaling import quantile_knots, rank_gaussian
 from polyrec.data.text_lists import looks_like_lists, parse_lists, separator_of
 from polyrec.data.typed_text import any_matches
 from polyrec.data.vectors import vector_column
-from polyrec.schema import FeatureConfig, FeatureKind, FeatureSource
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of categorical and multi-valued columns; values begin at FIRST
 _FEW = 32  # a feedback or context number with at most this many distinct values is read as a category

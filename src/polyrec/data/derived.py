@@ -8,12 +8,12 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.schema import Columns
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.release import item_times
 from polyrec.data.statistic_config import DAY, HOUR
 from polyrec.data.tables import column, ids, times
-from polyrec.schema import Columns
 
 CLOCK, AGE = "hour", "item_age"
 _QUARTER, _EPOCH = 900, datetime(1970, 1, 1, tzinfo=UTC)

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import REFUSED, TIME_GAP, Columns, TaskConfig
 from polyrec.data.arrays import decoded
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
+from polyrec.data.event_log import EventLog
 from polyrec.data.past import PastEvents
-from polyrec.data.sequences import EventLog
 from polyrec.data.tables import column, first_bad_row, ids, is_null, label_values, labels, times
-from polyrec.schema import REFUSED, TIME_GAP, Columns, TaskConfig
 
 Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyrec.registry import nearest
+from polyrec.core.registry import nearest
 
 CODE_BITS = 31  # a pair of codes is packed into one int64: first << 31 | second
 

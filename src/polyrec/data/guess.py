@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import ROW_ORDER
 from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
 from polyrec.data.column_words import NOT_FEEDBACK, is_about, stem, strength, tokens
 from polyrec.data.list_columns import ListColumn, find_lists
-from polyrec.registry import nearest
-from polyrec.schema import ROW_ORDER
 
 ROLES = ("user", "item", "time")
 _UNIQUE = 0.9  # share of distinct values from which on a column without a telling name numbers rows

@@ -47,7 +47,7 @@ class Histories(NamedTuple):
             first = last
 
     def scores(self, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Scores [R, N] of a recommender that takes histories written out (`polyrec.baselines`)."""
+        """Scores [R, N] of a recommender that takes histories written out (`evaluation.baselines.recommenders`)."""
         return np.concatenate([score(*self.ragged(rows)) for rows in self.blocks()])
 
 

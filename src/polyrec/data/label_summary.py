@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.schema import TaskConfig
 from polyrec.data.scaling import grouped_quantiles
-from polyrec.schema import TaskConfig
 
 _MOST_CLASSES = 10_000
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import Label, TaskConfig
 from polyrec.data.arrays import column, decoded, example, first_bad_row, is_number, is_text, numbers, numbers_of_text
-from polyrec.registry import nearest
-from polyrec.schema import Label, TaskConfig
 
 
 def labels(table: pa.Table, tasks: list[TaskConfig], name: str) -> np.ndarray:

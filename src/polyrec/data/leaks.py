@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.derived import with_derived
 from polyrec.data.tables import column, numbers
-from polyrec.schema import Columns, TaskConfig
 
 _PER_CLASS = 3_000  # rows of each class (or 2 times as many of a number) that are read
 _LEAST, _LEAST_OF_CLASS = 50, 10  # rows, and rows of a class, under which chance may separate

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import RESIDUALS, Columns, Label, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
+from polyrec.data.event_log import EventLog
 from polyrec.data.event_table import Codes, EventTable
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.past import PastEvents
 from polyrec.data.scaling import StatisticsScaler
-from polyrec.data.sequences import EventLog
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import label_values, read_json
-from polyrec.registry import nearest
-from polyrec.schema import RESIDUALS, Columns, Label, TaskConfig
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import ROW_ORDER, Columns
+from polyrec.data.event_log import Candidates
 from polyrec.data.ids import with_one_type
 from polyrec.data.row_lists import with_lists, with_row_users
-from polyrec.data.sequences import Candidates, SequenceDataset, WindowDataset
+from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.data.tables import column, read_table
-from polyrec.registry import nearest
-from polyrec.schema import ROW_ORDER, Columns
 
 
 def concatenate_tables(

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import Columns
 from polyrec.data.catalog import EntityTable
 from polyrec.data.id_match import IdMatch, match_ids
 from polyrec.data.tables import column, ids, lookup, normalise_ids
 from polyrec.data.text_lists import id_entries
-from polyrec.schema import Columns
 
 
 @dataclass

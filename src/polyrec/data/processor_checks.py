@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from polyrec.backbones import TextConfig
+from polyrec.core.backbones import TextConfig
+from polyrec.core.registry import nearest
+from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
-from polyrec.data.sequences import EventLog
+from polyrec.data.event_log import EventLog
 from polyrec.data.tables import first_bad_row
-from polyrec.registry import nearest
-from polyrec.schema import Columns, TaskConfig
 
 
 def check_text_changes(text: TextConfig, changes: Mapping[str, Any]) -> None:

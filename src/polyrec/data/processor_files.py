@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from polyrec.backbones import TextConfig
+from polyrec.core.backbones import TextConfig
+from polyrec.core.schema import Columns, TaskConfig, from_dict, parse_tasks
 from polyrec.core.settings import saved_files
 from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN, EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
@@ -22,7 +23,6 @@ from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import column, ids, read_json
 from polyrec.data.texts import load_tokenizer
 from polyrec.data.trending import RecentCounts
-from polyrec.schema import Columns, TaskConfig, from_dict, parse_tasks
 
 FORMAT_VERSION = 1
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME, EVENTS_NAME = (

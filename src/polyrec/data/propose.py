@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.core.names import check_task_name, check_task_names
+from polyrec.core.schema import Label
 from polyrec.data.column_facts import ColumnFacts, tells
 from polyrec.data.column_words import (
     ACTIONS,
@@ -26,7 +27,6 @@ from polyrec.data.column_words import (
 )
 from polyrec.data.guess import Found
 from polyrec.data.labels import label_values
-from polyrec.schema import Label
 
 LEAST_SHARE = 0.01  # of rows that a word or a flag must have
 REPEATED = 0.05  # share of events with an earlier item of their user from which on lists must hold such items

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polyrec.backbones import TextConfig
+from polyrec.core.backbones import TextConfig
+from polyrec.core.schema import Columns
 from polyrec.data.catalog import EntityTable
 from polyrec.data.id_match import IdMatch, match_ids
 from polyrec.data.tables import column, is_null, normalise_ids
 from polyrec.data.texts import TokenTable, tokenize
-from polyrec.schema import Columns
 
 NO_QUERY = -1
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.schema import TIME_GAP, TaskConfig
+from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.neighbours import fold_of
 from polyrec.data.sampling import DELAY, uniform
-from polyrec.data.sequences import Candidates, EventLog, SequenceDataset
+from polyrec.data.sequences import SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE
 from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
-from polyrec.schema import TIME_GAP, TaskConfig
 
 
 @dataclass(frozen=True)

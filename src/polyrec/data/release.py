@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from polyrec.core.schema import Columns
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST
 from polyrec.data.tables import column, seconds
-from polyrec.schema import Columns
 
 NO_TIME = 1 << 62  # it never happened, or nobody knows when
 _MINUTE, _LONGEST = 60_000, 20 * 365.25 * 24 * 60  # milliseconds; minutes in 20 years
@@ -67,7 +67,7 @@ def age_start(
 ) -> list[float]:
     """Log of how many times more often an item of some age is taken than any item that is there, [K + 1].
 
-    The last entry is for items whose time is not known, or not yet: see `polyrec.heads._item_age`.
+    The last entry is for items whose time is not known, or not yet: see `polyrec.modules.heads.terms.item_age`.
 
     Args:
         appeared: int64 [N], milliseconds.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyrec.data.sequences import Candidates, SequenceDataset
+from polyrec.data.event_log import Candidates
+from polyrec.data.sequences import SequenceDataset
 
 
 def with_replay(dataset: SequenceDataset, new: np.ndarray, share: float, seed: int = 0) -> SequenceDataset:
@@ -21,7 +22,7 @@ def with_replay(dataset: SequenceDataset, new: np.ndarray, share: float, seed: i
         seed: of the draw.
 
     Example:
-        >>> from polyrec.data.sequences import EventLog
+        >>> from polyrec.data.event_log import EventLog
         >>> import pyarrow as pa
         >>> nine = np.arange(9)
         >>> log = EventLog(nine // 3, nine, nine.astype(float), nine, nine, pa.array([1, 2, 3]), np.ones((9, 1)))

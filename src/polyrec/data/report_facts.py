@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data import splits
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder
+from polyrec.data.event_log import EventLog
 from polyrec.data.id_match import FEW, IdMatch, match_ids
 from polyrec.data.leaks import aggregated_labels, separating_columns
 from polyrec.data.report import DataReport, SplitFacts
-from polyrec.data.sequences import EventLog
 from polyrec.data.tables import column, ids, is_null
-from polyrec.schema import Columns, TaskConfig
 
 _SPARSE = 0.05  # share of rows with a value under which a column is nearly empty
 _LARGE_USER, _LEAST_USERS, _LEAST_ROWS = 0.1, 20, 1_000  # a user with so many of so many rows looks like a bot

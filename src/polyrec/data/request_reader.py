@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
+from polyrec.core.schema import Columns, TaskConfig
 from polyrec.core.settings import SettingError, as_number, check_keys, nearest, read_value, shown
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.tables import as_table, column, label_values
 from polyrec.data.times import read_time
-from polyrec.schema import Columns, TaskConfig
 
 # Scalars of requests, by the names that functions give them.
 _SCALARS: Mapping[str, Any] = {

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.schema import TIME_GAP, Columns
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.encoding import time_gap
-from polyrec.data.sequences import EventLog
+from polyrec.data.event_log import EventLog
 from polyrec.data.statistics import shown_time
 from polyrec.data.stored_events import merge
 from polyrec.data.tables import as_array, as_table, column, first_bad_row, ids, is_null, times
-from polyrec.schema import TIME_GAP, Columns
 
 
 def request_table(

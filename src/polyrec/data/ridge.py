@@ -42,7 +42,8 @@ def taken_matrix(user: np.ndarray, item: np.ndarray, num_items: int) -> sp.csr_a
 
 
 def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
-    """Blocks of rows of EASE's weights (Steck, 2019), one after the other, see [`polyrec.baselines.EASE`].
+    """Blocks of rows of EASE's weights (Steck, 2019), one after the other, see
+    [`polyrec.evaluation.baselines.recommenders.EASE`].
 
     Args:
         taken_UN: 1 where a user took an item.

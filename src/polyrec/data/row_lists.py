@@ -18,15 +18,15 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.schema import REFUSED, ROW_ORDER, TIME_GAP, Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import FIRST, ColumnEncoder
+from polyrec.data.event_log import EventLog
 from polyrec.data.ids import ids, lookup, of_one_type
 from polyrec.data.sampling import id_hashes, splitmix64, uniform
-from polyrec.data.sequences import EventLog
 from polyrec.data.splits import TRAIN
 from polyrec.data.tables import column
 from polyrec.data.text_lists import id_entries, id_lists
-from polyrec.schema import REFUSED, ROW_ORDER, TIME_GAP, Columns, TaskConfig
 
 _ORDER = "the order of rows with lists"
 _LARGEST_GROUP, _LONGEST_SHARED = 0.02, 5  # share of rows, and items that rows begin with by chance

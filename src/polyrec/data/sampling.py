@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from polyrec.registry import nearest
+from polyrec.core.registry import nearest
 
 VIEW = "the view of an event"  # keys of draws; those of negatives are names of tasks
 DELAY = "the delay of an event"

@@ -1,8 +1,8 @@
-"""Events in order, and the windows of them that a model reads.
+"""The windows of an event log that a model reads.
 
-An [`EventLog`] holds every event once, sorted by (person, time, order), in flat arrays. A [`SequenceDataset`] asks
-questions about it: *candidates* (which item, seen after how many of the person's events, with which labels), cut
-into windows of at most `max_history` events. Both are numpy only and without a Python loop over events.
+A [`SequenceDataset`] asks questions about an [`EventLog`]: *candidates* (which item, seen after how many of the
+person's events, with which labels), cut into windows of at most `max_history` events. It is numpy only and without a
+Python loop over events.
 
 Letters: R events, P people, C candidates, F statistics, T tasks.
 """
@@ -12,157 +12,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from polyrec.core.schema import STATISTICS, TIME_GAP
 from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.batching import BatchReader, WindowBatch
+from polyrec.data.event_log import Candidates, EventLog, WindowSpans
 from polyrec.data.past import PastEvents
-from polyrec.data.queries import Queries
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.data.ties import ShuffledTies, shuffle_ties
 from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
-from polyrec.schema import STATISTICS, TIME_GAP
-
-
-@dataclass(repr=False)
-class EventLog:
-    """All events, sorted by (person, time, order).
-
-    Args:
-        person: int64 [R], dense index of the person, ascending.
-        item: int64 [R], row of the item table (1 = unknown item).
-        time: float64 [R], seconds.
-        order: int64 [R], rank of the event in time over the whole log (ties broken by the order column, then by row).
-        row: int64 [R], row of the user's own table.
-        user_ids: Arrow array [P], id of each person.
-        labels: float32 [R, T], NaN = unknown.
-        event_features: {name: [R] or [R, K]}, known once the event had happened.
-        candidate_features: {name: [R] or [R, K]}, known before the answer.
-        user_features: {name: [P] or [P, K]}.
-        measures: {name: float32 [R]}, numeric feedback that running statistics count beside the labels.
-        past: events before the log, of the same people.
-        sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
-            count every label once.
-        queries: what people typed before the event, if the log says so.
-        untimed: bool [R], events of a request, or of the list of a row (`Columns.history`), whose times are made up:
-            only their order is known. They speak for their user alone, and are no targets. None: no such events.
-        set_until: seconds. The log has no times: each user's events before this one are a set, which stands in a drawn
-            order, and later ones are held out and see all of it, see `polyrec.data.sets`. None: events have an order.
-        drawn: times are places of a drawn order.
-        together: int64 [P], users with one number belong together: they are of one fold, and held out as one. None:
-            each user stands alone.
-    """
-
-    person: np.ndarray
-    item: np.ndarray
-    time: np.ndarray
-    order: np.ndarray
-    row: np.ndarray
-    user_ids: pa.Array
-    labels: np.ndarray
-    event_features: dict[str, np.ndarray] = field(default_factory=dict)
-    candidate_features: dict[str, np.ndarray] = field(default_factory=dict)
-    user_features: dict[str, np.ndarray] = field(default_factory=dict)
-    measures: dict[str, np.ndarray] = field(default_factory=dict)
-    past: PastEvents | None = None
-    sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
-    queries: Queries | None = None
-    untimed: np.ndarray | None = None
-    set_until: float | None = None
-    drawn: bool = False
-    together: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        people = int(self.person[-1]) + 1 if len(self.person) else 0
-        self.offsets = np.searchsorted(self.person, np.arange(people + 1))
-
-    def __repr__(self) -> str:
-        return f"EventLog({len(self):,} events, {len(self.offsets) - 1:,} users, {len(np.unique(self.item)):,} items)"
-
-    def __len__(self) -> int:
-        return len(self.person)
-
-    @property
-    def groups(self) -> np.ndarray:
-        """A number of each user, int64 [P], the same for those who belong together."""
-        return np.arange(len(self.user_ids)) if self.together is None else self.together
-
-    @property
-    def people(self) -> np.ndarray:
-        """Who each event is of, int64 [R]: its person, and of rows with lists those of one user id are one."""
-        if self.together is None:
-            return self.person
-        return np.asarray(self.user_ids.dictionary_encode().indices).astype(np.int64)[self.person]
-
-    def visible(self, ties: str = "strict") -> np.ndarray:
-        """How many of the person's events each event's candidate may see, int64 [R].
-
-        "strict": those with an earlier time, so the lines of one basket never see each other. "order": those before
-        it in the log, for files whose order within one second is meant. Of a set: those before it in the drawn order.
-        """
-        index = np.arange(len(self))
-        if self.set_until is not None:
-            return np.minimum(
-                index - self.offsets[self.person], self.visible_before(np.full(len(self), self.set_until))
-            )
-        if ties == "order":
-            return index - self.offsets[self.person]
-        if ties != "strict":
-            raise ValueError(
-                f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}'
-            )
-        begins = np.ones(len(self), dtype=bool)
-        begins[1:] = (np.diff(self.person) != 0) | (np.diff(self.time) != 0)
-        return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.person]
-
-    def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
-        """How many events of each event's person lie before `cutoff` [R] (seconds), int64 [R]."""
-        moments, rank = np.unique(self.time, return_inverse=True)
-        span = len(moments) + 1
-        stamp = self.person * span + rank  # ascending, as the log is sorted
-        return np.searchsorted(stamp, self.person * span + np.searchsorted(moments, cutoff)) - self.offsets[self.person]
-
-
-@dataclass(repr=False)
-class Candidates:
-    """Questions about a log, in any order.
-
-    Args:
-        event: int64 [C], the event of the log whose item is asked about.
-        position: int64 [C], how many of the person's events are visible (counted from the person's first event).
-        statistic: int64 [C], row of the data set's statistics; defaults to `event`.
-    """
-
-    event: np.ndarray
-    position: np.ndarray
-    statistic: np.ndarray = None  # type: ignore[assignment]  # filled by __post_init__
-
-    def __post_init__(self) -> None:
-        if self.statistic is None:
-            self.statistic = self.event
-
-    def __repr__(self) -> str:
-        return f"Candidates({len(self.event):,})"
-
-    @staticmethod
-    def concatenate(parts: list[Candidates]) -> Candidates:
-        """All candidates of several sets, which share one log and one table of statistics."""
-        return Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("event", "position", "statistic")))
-
-
-class WindowSpans(NamedTuple):
-    """Where windows lie, int64 [B] each: person, events start:stop of that person, candidates first:last asked."""
-
-    person: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    first_asked: np.ndarray
-    last_asked: np.ndarray
 
 
 class WindowDataset(ABC):

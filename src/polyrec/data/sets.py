@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import TIME_GAP, Columns
+from polyrec.data.event_log import EventLog
 from polyrec.data.ids import ids
 from polyrec.data.sampling import uniform
-from polyrec.data.sequences import EventLog
 from polyrec.data.splits import TRAIN
-from polyrec.schema import TIME_GAP, Columns
 
 _ORDER = "the order of a set"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from polyrec.backbones import TextConfig
+from polyrec.core.backbones import TextConfig
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.settings import SettingError, conform, shown
 from polyrec.data.statistic_config import StatisticsConfig

@@ -6,14 +6,11 @@ All functions return `part`, int8 [R]: 0 = train, 1 = validation, 2 = test, -1 =
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyrec.data.event_log import EventLog
 from polyrec.data.sampling import uniform
-
-if TYPE_CHECKING:
-    from polyrec.data.sequences import EventLog
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 _HELD_OUT = "rows that are held out"

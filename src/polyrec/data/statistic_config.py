@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import from_dict
 from polyrec.core.settings import conform
-from polyrec.registry import nearest
-from polyrec.schema import from_dict
 
 BASELINES = ("none", "global", "context", "item", "user", "item+user")
 REDUCTIONS = ("mean", "max", "min")

@@ -35,13 +35,13 @@ from pathlib import Path
 
 import numpy as np
 
+from polyrec.core.schema import from_dict
 from polyrec.data.event_table import EventTable, MultiValued
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig
 from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
 from polyrec.data.tables import read_json
-from polyrec.schema import from_dict
 
 __all__ = ["EventTable", "MultiValued", "RunningStatistics", "StatisticConfig"]
 

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.schema import RESIDUALS, TIME_GAP
 from polyrec.data.augmentation import missing_rows
 from polyrec.data.encoding import time_gap
+from polyrec.data.event_log import EventLog
 from polyrec.data.past import PastEvents
 from polyrec.data.sampling import id_hashes
 from polyrec.data.saved_tables import read_saved, write_saved
-from polyrec.data.sequences import EventLog
-from polyrec.schema import RESIDUALS, TIME_GAP
 
 _MOST = 16  # tables that are looked through; more are merged
 _DERIVED = (RESIDUALS, TIME_GAP)  # of an event and those before it, so that they are computed with the history

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from polyrec.backbones import TextConfig
-from polyrec.registry import nearest
+from polyrec.core.backbones import TextConfig
+from polyrec.core.registry import nearest
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.schema import ROW_ORDER, Columns
 from polyrec.data.arrays import column, decoded, first_bad_row, is_null, is_text, numbers_of_text, shown
-from polyrec.schema import ROW_ORDER, Columns
 
 # A plain number of seconds beyond this (year 3268) is almost surely milliseconds or finer.
 _LATEST_SECOND = 4.1e10

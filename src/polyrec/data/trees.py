@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyrec.core.schema import TaskConfig
 from polyrec.data.sequences import SequenceDataset
-from polyrec.schema import TaskConfig
 
 DEPTH = 6  # splits on the way to a leaf
 FORESTS = 4  # that are averaged: where positives are few, one differs much from the next

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.core.schema import STATISTICS
 from polyrec.data.sampling import uniform
-from polyrec.schema import STATISTICS
 
 _KEY = "a history without times"
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data.tables import column, first_bad_row, numbers
-from polyrec.registry import nearest
-from polyrec.schema import Columns, TaskConfig
 
 
 def row_weights(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.linear_loss import Groups, linear_loss
+from polyrec.core.reduction import known_weight
 from polyrec.distillation.losses import at_least_single
 from polyrec.distillation.ranking_losses import list_loss
-from polyrec.distillation_config import TaskDistillation
-from polyrec.linear_loss import Groups, linear_loss
-from polyrec.reduction import known_weight
 
 _NONE = float("-inf")
 
@@ -34,7 +34,7 @@ def catalog_loss(
     The student's side is its logits of the listed items and r_i = log sum_j exp(z_ij / T) over all others. Logits
     [M, N] are never kept: the loss of a chunk's lists says what the gradients of these K + 1 numbers are, and they what
     those of its logits are, g_ir softmax(z_ij / T)_j / T for an item that is not listed. So lists cost about as much
-    time and memory as labels do (`polyrec.linear_loss`).
+    time and memory as labels do (`polyrec.core.linear_loss`).
 
     Args:
         plan: one of `LIST_LOSSES`, checked by `chosen`.
@@ -93,8 +93,8 @@ def taught_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     r"""Cross entropy of labels and a loss of lists from ONE pass over the catalog, whose costly parts they share.
 
-    sum_i w_i [log sum_j exp(z_ij) - z_it] as `polyrec.losses.linear_cross_entropy`, and `catalog_loss` at T = 1. Their
-    gradients are one matrix, so it must be known beforehand how they will be added.
+    sum_i w_i [log sum_j exp(z_ij) - z_it] as `polyrec.core.losses.linear_cross_entropy`, and `catalog_loss` at T = 1.
+    Their gradients are one matrix, so it must be known beforehand how they will be added.
 
     Args:
         plan: with temperature 1.

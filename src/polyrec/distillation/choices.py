@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyrec.distillation_config import TaskDistillation
-from polyrec.registry import checked_options, nearest
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.registry import checked_options, nearest
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is asked of it
 WHOLE: Rule = (lambda value: type(value) is int and value >= 1, "it must be a whole number >= 1")

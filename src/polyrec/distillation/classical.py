@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -15,30 +15,28 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from torch import Tensor
 
-from polyrec.baselines import EASE, ItemKNN, Popularity
+from polyrec.core.registry import nearest
 from polyrec.data.candidates import excluded_items
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import visible_history
 from polyrec.data.row_lists import taken_items
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.factors import ALS, BPR
-from polyrec.distillation.fingerprint import data_digest, digest
-from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.lists import rows_at_once, top_list
 from polyrec.distillation.rows import RowTeacher
 from polyrec.distillation.teacher import check_numbers
-from polyrec.registry import nearest
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.evaluation.baselines.recommenders import EASE, ItemKNN, Popularity
+from polyrec.models.polyrec.fingerprint import data_digest, digest
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 _NO_NUMBERS = "its recommender gives none; one that diverged wants more regularization or fewer factors"
 _HELD_OUT, _AT_MOST = 0.1, 4000  # share of people, and rows of theirs, by which logits are scaled
 
 
 class Recommender(Protocol):
-    """What ranks the catalog for a history; items are numbered 0..N-1, see `polyrec.baselines`."""
+    """What ranks the catalog for a history; items are numbered 0..N-1, see `evaluation.baselines.recommenders`."""
 
     def fit(self, users: np.ndarray, items: np.ndarray, n_items: int) -> Self:
         """Learn from events, int [E] each."""

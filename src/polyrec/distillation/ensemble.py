@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from polyrec.core.registry import nearest
 from polyrec.data.columns import FIRST
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import digest
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.lists import NO_ITEM, rows_at_once, spread, top_list
 from polyrec.distillation.teacher import PerTask, Teacher
-from polyrec.registry import nearest
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.fingerprint import digest
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 class EnsembleTeacher(Teacher):

@@ -1,7 +1,7 @@
 """Matrix factorisations of the library `implicit` (an optional extra), asked about histories.
 
-Items are numbered 0..N-1; histories are ragged, see `polyrec.baselines`. Letters: E events, R histories, N items, F
-factors.
+Items are numbered 0..N-1; histories are ragged, see `evaluation.baselines.recommenders`. Letters: E events, R
+histories, N items, F factors.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 
-from polyrec.baselines import history_matrix
-from polyrec.extras import check_extra
+from polyrec.core.extras import check_extra
+from polyrec.evaluation.baselines.recommenders import history_matrix
 
 
 class ALS:

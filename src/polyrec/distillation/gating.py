@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from polyrec.distillation_config import DistillationConfig
+from polyrec.core.distillation_config import DistillationConfig
 
 
 @dataclass(frozen=True)

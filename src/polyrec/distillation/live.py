@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +18,15 @@ from torch import Tensor
 
 from polyrec.data.columns import FIRST, UNKNOWN
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import input_parts, task_differences, task_parts, weights_digest
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.lists import asked_lists, rows_at_once, spread, top_list
 from polyrec.distillation.teacher import PerTask, Teacher, check_numbers
+from polyrec.models.polyrec.fingerprint import input_parts, task_differences, task_parts, weights_digest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import ItemRows
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from polyrec.encoders.item import ItemRows
-    from polyrec.modeling_polyrec import PolyRecForRecommendation
-    from polyrec.processing_polyrec import PolyRecProcessor
 
 # What a polyrec model reads of a batch; labels, weights and other teachers' answers are not among it.
 _INPUTS = (

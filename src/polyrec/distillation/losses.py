@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyrec.reduction import masked_sum, over_members, per_member
+from polyrec.core.reduction import masked_sum, over_members, per_member
 
 _LARGEST = 20.0  # logarithm of a rate: e^20 = 5e8 expected events
 

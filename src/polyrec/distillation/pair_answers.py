@@ -6,16 +6,14 @@ Letters: M candidates, F features, K numbers of an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from polyrec.core.registry import nearest
+from polyrec.core.schema import TaskConfig
 from polyrec.data.sequences import SequenceDataset
-from polyrec.registry import nearest
-from polyrec.schema import TaskConfig
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 Features = Callable[[SequenceDataset, np.ndarray], np.ndarray]
 _SMALLEST = 1e-7  # a probability is kept this far from 0 and 1

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.reduction import masked_sum
 from polyrec.distillation.choices import WHOLE, SoftLoss, one_of
 from polyrec.distillation.losses import at_least_single, divergence
-from polyrec.distillation_config import TaskDistillation
-from polyrec.reduction import masked_sum
 
 _NONE = float("-inf")
 _FAR_BELOW = -1e30  # of a logit: no chance, where -inf would have a gradient of NaN

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyrec.core.distillation_config import StateDistillation
+from polyrec.core.reduction import known_weight, masked_sum
+from polyrec.core.registry import checked_options
 from polyrec.distillation.losses import at_least_single
-from polyrec.distillation_config import StateDistillation
-from polyrec.reduction import known_weight, masked_sum
-from polyrec.registry import checked_options
 
 _SMALLEST = 1e-12  # of a gate
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import item_digest, task_differences, task_parts
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.lists import asked_lists, spread
 from polyrec.distillation.teacher import Teacher
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.fingerprint import item_digest, task_differences, task_parts
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 class RowTeacher(Teacher):

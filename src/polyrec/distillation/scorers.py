@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from polyrec.core.registry import nearest
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.training_rows import TrainingRows
 from polyrec.data.trees import known_features
-from polyrec.distillation.fingerprint import digest
-from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.pair_answers import (
     Features,
     answer_width,
@@ -22,10 +22,8 @@ from polyrec.distillation.pair_answers import (
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher
-from polyrec.registry import nearest
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.fingerprint import digest
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 @dataclass(frozen=True)

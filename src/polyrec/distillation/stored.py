@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,10 @@ from tqdm.auto import tqdm
 from polyrec.core.files import replacing, write_atomically
 from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.table import AnswerSource, AnswerTable, ListAnswers, TableTeacher, ask
 from polyrec.distillation.teacher import Teacher
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 FORMAT_VERSION = 1
 MANIFEST, ROWS = "manifest.json", "training_rows.{}.safetensors"

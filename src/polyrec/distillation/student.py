@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.configuration_polyrec import PolyRecConfig
+from polyrec.core.reduction import known_weight, mean_loss
 from polyrec.distillation.representation import gate_kl, state_loss
-from polyrec.encoders.item import PADDING_ITEM, ItemRows
-from polyrec.encoders.moment import NOT_TOLD, Moment
-from polyrec.encoders.query import CandidateQueries
-from polyrec.encoders.shared import RealPairs
-from polyrec.reduction import known_weight, mean_loss
+from polyrec.modules.encoders.item import PADDING_ITEM, ItemRows
+from polyrec.modules.encoders.moment import NOT_TOLD, Moment
+from polyrec.modules.encoders.query import CandidateQueries
+from polyrec.modules.encoders.shared import RealPairs
 
 STATES, GATES = "distilled_states", "distilled_gates"
 Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from torch.utils.data import DataLoader, Subset
 
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import data_digest, fingerprint, item_digest, task_differences, task_parts
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import Drawn, places, with_unlabelled
-from polyrec.encoders.item import FIRST_ITEM, PADDING_ITEM
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.fingerprint import data_digest, fingerprint, item_digest, task_differences, task_parts
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
 
 NO_LIST = -1
 

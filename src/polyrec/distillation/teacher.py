@@ -8,23 +8,22 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.core.distillation_config import DistillationConfig
+from polyrec.core.registry import nearest
+from polyrec.data.event_log import EventLog
 from polyrec.data.mixing import MixedDataset
-from polyrec.data.sequences import EventLog, SequenceDataset, WindowDataset
+from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.data.splits import LeakageError
-from polyrec.distillation.guard import TrainingRows
+from polyrec.data.training_rows import TrainingRows
 from polyrec.distillation.representation import same_sources
 from polyrec.distillation.unlabelled import Drawn, draw_evenly
-from polyrec.distillation_config import DistillationConfig
-from polyrec.registry import nearest
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 PerTask = Mapping[str, Any]
 
@@ -43,7 +42,7 @@ class Teacher(ABC):
     * `teacher_states` [B, C, D] and `teacher_gates` {task: [B, C, E]}, of teachers that have them and are asked to.
 
     **What no teacher may know.** `prepare` refuses one that has learnt rows by which the student is judged (see
-    `polyrec.distillation.guard`), and one that does not say what it has learnt unless `trust` says that somebody has
+    `polyrec.data.training_rows`), and one that does not say what it has learnt unless `trust` says that somebody has
     made sure.
 
     Subclasses implement `pair_tasks`, `list_tasks`, `training_rows`, `revision`, `bind` and `score`.

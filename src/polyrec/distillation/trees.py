@@ -6,15 +6,15 @@ Letters: M candidates, F features, K numbers of an answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from polyrec.core.extras import check_extra
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.training_rows import TrainingRows
 from polyrec.data.trees import known_features
-from polyrec.distillation.fingerprint import data_digest, digest
-from polyrec.distillation.guard import TrainingRows
 from polyrec.distillation.pair_answers import (
     Features,
     answer_width,
@@ -24,10 +24,8 @@ from polyrec.distillation.pair_answers import (
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher
-from polyrec.extras import check_extra
-
-if TYPE_CHECKING:
-    from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.fingerprint import data_digest, digest
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 _OBJECTIVES = {
     "binary": "binary",

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from polyrec.core.schema import STATISTICS
 from polyrec.data.derived import AGE
-from polyrec.encoders.item import FIRST_ITEM, PADDING_ITEM
-from polyrec.schema import STATISTICS
+from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
 
 _OF_ITEM = (STATISTICS, AGE)
 _COPIED = ("candidate_positions", "candidate_times", "candidate_query", "query_items", "candidate_trending")

@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 from scipy.special import expit, logit
 
+from polyrec.core.registry import nearest
 from polyrec.evaluation.evaluator import Predictions
 from polyrec.evaluation.metrics import log_loss
-from polyrec.heads.binary import BinaryHead
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.registry import nearest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.heads.binary import BinaryHead
 
 logger = logging.getLogger(__name__)
 

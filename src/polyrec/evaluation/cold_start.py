@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.metric_names import by_task
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 HISTORIES = (0, 1, 2, 5)
 NEW_ITEMS = "new_items"

@@ -22,13 +22,13 @@ from typing import Literal
 
 import numpy as np
 
+from polyrec.core.registry import HEADS, nearest
+from polyrec.core.schema import TaskConfig
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import bootstrap, evaluator, ranking
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.evaluation.resampled_metrics import ResampledMetric, repeated_rows, resampled_mean, resampled_metric
-from polyrec.registry import HEADS, nearest
-from polyrec.schema import TaskConfig
 
 MULTI, SINGLE, LEAVE_ONE_OUT = "multi", "single", "leave-one-out"
 KINDS = (MULTI, SINGLE, LEAVE_ONE_OUT)

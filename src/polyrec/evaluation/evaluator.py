@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.encoders.moment import Moment
 from polyrec.evaluation import metrics, ranking
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
-from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput, to_device
+from polyrec.models.batches import to_device
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.modules.encoders.moment import Moment
 
 logger = logging.getLogger(__name__)
 

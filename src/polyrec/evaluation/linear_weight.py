@@ -15,13 +15,13 @@ import torch
 
 from polyrec.data.neighbours import WEIGHED
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import ranking
 from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
-from polyrec.heads._item_terms import ItemTerms
-from polyrec.heads._linear import LinearNeighbours
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.heads.terms.item_terms import ItemTerms
+from polyrec.modules.heads.terms.linear import LinearNeighbours
 
 STRENGTHS = tuple(2.0**n for n in range(-6, 4))  # what the strongest neighbour of the latest item adds to its logit
 DECAYS = (0.9, 0.7, 1.0)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from polyrec.core.registry import nearest
 from polyrec.evaluation.bootstrap import Interval, draws, interval_of
-from polyrec.registry import nearest
 
 Terms = tuple[np.ndarray, np.ndarray]  # two columns [R]: the estimate is sum(first) / sum(second)
 

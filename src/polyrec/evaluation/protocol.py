@@ -7,10 +7,10 @@ from typing import Any
 
 from polyrec.data.candidates import POLICIES
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator, ranking
 from polyrec.evaluation.scored import Ranking
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 EVALUATION = "_evaluation"  # where metrics.json holds them
 

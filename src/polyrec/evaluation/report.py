@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.baselines.base import CatalogTask
 from polyrec.evaluation.baselines.pairs import PairBaselines
@@ -21,7 +20,8 @@ from polyrec.evaluation.baselines.table import Systems, misfits, ranked_baseline
 from polyrec.evaluation.figures import list_figures, pair_figures
 from polyrec.evaluation.metric_names import MODEL, better_baselines, chosen_text, figures, lower_is_better, of_tasks
 from polyrec.evaluation.reliability import predicts_means, reliability
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 LEFT_OUT = "baselines_left_out"  # of the model's entry: {baseline: why it is not in the table}
 

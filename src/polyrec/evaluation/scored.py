@@ -11,8 +11,8 @@ from torch import Tensor
 
 from polyrec.data.candidates import LeftOut, excluded_items
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import ranking
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 _ROWS = 1024  # more gain nothing
 _BYTES = 1 << 25  # of scores that are ranked at a time; a few copies of as much are made on the way

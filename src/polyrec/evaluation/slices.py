@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.registry import nearest
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation import bootstrap, evaluator, ranking
 from polyrec.evaluation.cold_start import visible_events
 from polyrec.evaluation.intervals import bounds, metric_interval
 from polyrec.evaluation.metric_names import day
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.registry import nearest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 POPULARITY = ("head", "middle", "tail")
 NEVER_MET = "never met"

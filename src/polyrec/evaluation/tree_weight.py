@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, Trees, known_features
 from polyrec.evaluation.evaluator import answered
-from polyrec.heads._trees import read_inputs, read_leaves, tree_inputs
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.heads.terms.trees import read_inputs, read_leaves, tree_inputs
 
 NUMBERS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of the trees that are tried, the first ones
 WEIGHTS = tuple(n / 10 for n in range(11))

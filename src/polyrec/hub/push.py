@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from polyrec.core.manifest import MANIFEST_NAME, excerpt
-from polyrec.data.processor_files import CONFIG_NAME
+from polyrec.core.offers import offered
+from polyrec.core.version import __version__
 from polyrec.hub.card import minimal_card, tagged
 from polyrec.hub.errors import explained
 from polyrec.hub.files import CARD_NAME, KINDS, MODEL_CONFIG, NEVER, PEOPLE, kind_of, matches
@@ -102,7 +102,7 @@ def push_folder(
         _warn_of_people(found)
     _warn_of_local_bases(folder)
     if load:
-        check_loads(folder)
+        offered("check_loads")(folder)
     api = hub_api()
     with explained(repo_id, revision, pushing=True):
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -144,8 +144,6 @@ def push_folder(
 
 def hub_api() -> HfApi:
     """The client, which reads HF_ENDPOINT, HF_TOKEN and so on, and names polyrec as its user."""
-    from polyrec import __version__
-
     return HfApi(library_name="polyrec", library_version=__version__)
 
 
@@ -155,30 +153,6 @@ def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> st
     if path.exists():
         return tagged(path.read_text(encoding="utf-8"), tags)
     return None if CARD_NAME in held else minimal_card(folder, repo_id, tags)
-
-
-def check_loads(folder: Path) -> None:
-    """Load the model and the processor of a folder, and recommend once if both are there.
-
-    Raises:
-        ValueError: a file is missing, damaged, or not of the same run.
-    """
-    import polyrec  # its classes are imported when they are named
-
-    config = json.loads((folder / MODEL_CONFIG).read_text("utf-8")) if (folder / MODEL_CONFIG).exists() else None
-    reranks = config is not None and "cross_encoder" in str(config.get("model_type", ""))
-    model = processor = None
-    if (folder / CONFIG_NAME).exists():
-        cls = polyrec.PolyRecCrossEncoderProcessor if reranks else polyrec.PolyRecProcessor
-        processor = cls.from_pretrained(folder)
-    if config is not None:
-        model = (polyrec.PolyRecCrossEncoder if reranks else polyrec.PolyRecForRecommendation).from_pretrained(folder)
-    if model is None or processor is None:
-        return
-    if model.item_counts.any() and model.item_counts.tolist() != processor.item_counts.astype(np.float32).tolist():
-        raise ValueError(f"{folder}: model and processor are of different runs: they count other events of items")
-    if not reranks and (model.pair_tasks or any(model.heads[t].excludes == "history" for t in model.state_tasks)):
-        model.recommend(processor, [processor.items.ids[0].as_py()], k=1)
 
 
 def _checkpointed(found: Scan) -> list[str]:

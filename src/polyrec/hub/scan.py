@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.schema import from_dict
 from polyrec.core.secrets import EMAIL
 from polyrec.data.processor_files import CONFIG_NAME, STATISTICS_NAME
 from polyrec.data.statistic_config import StatisticConfig
 from polyrec.hub.contents import secret_cells, secrets_of_file, text_columns
 from polyrec.hub.files import NEVER, PEOPLE, kind_of, matches
-from polyrec.schema import from_dict
 
 _NAMES = re.compile(
     r"(?:^|_)(e_?mail(?:_?address)?s?|(?:tele|mobile|cell|home|work|contact)?_?phone(?:_?(?:number|no|nr))?s?|"

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from polyrec import __version__
 from polyrec.core.files import write_atomically
 from polyrec.core.manifest import READ_FILES, fits, read_manifest
-from polyrec.schema import VECTOR_FILE
+from polyrec.core.schema import VECTOR_FILE
+from polyrec.core.version import __version__
 
 ABOUT_NAME = "recipe.json"
 _TABLES = ("interactions", "items", "users", "past")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.fingerprint import data_digest, fingerprint
-from polyrec.encoders.item import FIRST_ITEM
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.fingerprint import data_digest, fingerprint
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 
 def fingerprints(processor: PolyRecProcessor, dataset: SequenceDataset) -> dict[str, str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.schema import TaskConfig, parse_tasks
 from polyrec.core.yaml_text import read_yaml
 from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
-from polyrec.schema import TaskConfig, parse_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
 
 METRICS_NAME = "metrics.json"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyrec.encoders.item import PADDING_ITEM
+from polyrec.modules.encoders.item import PADDING_ITEM
 
 
 class StepLog:

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from polyrec import __version__
 from polyrec.core.files import write_atomically
 from polyrec.core.secrets import without_secrets
+from polyrec.core.version import __version__
 from polyrec.evaluation.page import plain
 
 TRAINING_NAME = "training.json"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec.core.modules import exact
+from polyrec.core.registry import nearest
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.multitask import MultiTaskModel
-from polyrec.registry import nearest
+from polyrec.models.multitask import MultiTaskModel
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 
 # What tells that a task overfits, the first of these that it has: likelihoods show it before rankings do.
 WATCHED_METRICS = ("logloss", "class_logloss", "poisson_deviance", "rmse", "mae", "ndcg")

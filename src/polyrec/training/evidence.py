@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.callbacks import own_parameters
 
 logger = logging.getLogger(__name__)

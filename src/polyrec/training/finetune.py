@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from polyrec.core.ranges import POSITIVE, Range
+from polyrec.core.registry import nearest
 from polyrec.core.settings import conform
 from polyrec.data.collator import PolyRecCollator
 from polyrec.evaluation import evaluator
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
-from polyrec.registry import nearest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.callbacks import own_parameters, watched_metric
 from polyrec.training.cost import CostMeter

@@ -11,7 +11,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.metric_names import by_task
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.update import NEW
 

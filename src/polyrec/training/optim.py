@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from polyrec.encoders.backbone import Backbone, backbones
+from polyrec.modules.encoders.backbone import Backbone, backbones
 
 BACKBONE_RATES = {"full": 5e-5, "lora": 5e-4}  # what sentence-transformers and PEFT users take; "top:N" as "full"
 

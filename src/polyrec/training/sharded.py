@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 
 
 def whole_copy(model: PolyRecForRecommendation) -> PolyRecForRecommendation:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from polyrec.core.modules import in_double
-from polyrec.encoders.item import PADDING_ITEM
-from polyrec.encoders.item_table import item_table
-from polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import PADDING_ITEM
+from polyrec.modules.encoders.item_table import item_table
 
 _LAYER = re.compile(r"(model\.history_encoder\.backbone\.\w+)\.(\d+)\.(.+)")
 _IDS = "model.item_encoder.id_embedding."

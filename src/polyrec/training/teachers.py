@@ -7,14 +7,14 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.core.configuration_polyrec import PolyRecConfig
+from polyrec.core.distillation_config import DistillationConfig
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.stored import MANIFEST, StoredTeacher
 from polyrec.distillation.teacher import Teacher, parts_of
-from polyrec.distillation_config import DistillationConfig
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 

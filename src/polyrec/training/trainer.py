@@ -18,6 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction, speed_metrics
 
+from polyrec.core.reduction import known_weight, mean_loss
+from polyrec.core.registry import nearest
 from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sampling import ORDER, stream
@@ -25,16 +27,15 @@ from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import with_unlabelled
-from polyrec.encoders.backbone import backbones
-from polyrec.encoders.item import PADDING_ITEM
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.linear_weight import LinearWeight, choose_linear_weights
 from polyrec.evaluation.tree_weight import TreeWeight, choose_tree_weights
-from polyrec.heads.base import TaskHead
-from polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
-from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.reduction import known_weight, mean_loss
-from polyrec.registry import nearest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.backbone import backbones
+from polyrec.modules.encoders.item import PADDING_ITEM
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.weighting.base import LossWeighting
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
 from polyrec.training.arguments import PolyRecTrainingArguments
@@ -48,7 +49,6 @@ from polyrec.training.resuming import ResumesSafely
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
 from polyrec.training.teachers import chosen_teacher, prepare_teacher
-from polyrec.weighting.base import LossWeighting
 
 CALLBACK_STATES = "callbacks.safetensors"
 

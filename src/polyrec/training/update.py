@@ -19,12 +19,13 @@ from transformers import PrinterCallback, set_seed
 from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE, SHARE, Range
 from polyrec.core.settings import conform
 from polyrec.data import splits
+from polyrec.data.event_log import EventLog
 from polyrec.data.replay import with_replay
-from polyrec.data.sequences import EventLog, SequenceDataset
+from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import shown_time
 from polyrec.data.tables import first_bad_row
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen

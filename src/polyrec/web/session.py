@@ -16,10 +16,10 @@ from polyrec.data.columns import FIRST
 from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
 from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import ids, times
-from polyrec.explanation.explain import explain
-from polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.recommendation import answers, recommend
+from polyrec.inference.explanation.explain import explain
+from polyrec.inference.recommendation import answers, recommend
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 Event = dict[str, Any]
 _PAUSE = 60.0  # seconds between the last event of a history and one that is added to it

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from polyrec import baselines
 from polyrec.data.histories import Histories
 from polyrec.data.sequences import SequenceDataset
+from polyrec.evaluation.baselines import recommenders
 from polyrec.evaluation.baselines.base import NO_ORDER, CatalogBaseline, CatalogTask, Scorer
 
 LAST = (10, 1, 3, 5, 20, None)
@@ -89,13 +89,13 @@ class ItemToItem(HistoryBaseline):
 
 
 class ItemKNN(ItemToItem):
-    """S of [`polyrec.baselines.ItemKNN`]: tf-idf cosine, the 200 nearest neighbours of each item."""
+    """S of [`polyrec.evaluation.baselines.recommenders.ItemKNN`]: tf-idf cosine, 200 neighbours of each item."""
 
     name = "item_knn"
 
     def __init__(self, task: CatalogTask) -> None:
         super().__init__(task)
-        self._fitted = baselines.ItemKNN().fit(*task.training_events(), task.num_items)
+        self._fitted = recommenders.ItemKNN().fit(*task.training_events(), task.num_items)
 
     def similarity(self, **settings: Any) -> sp.csr_array:
         """Cosines."""
@@ -103,7 +103,7 @@ class ItemKNN(ItemToItem):
 
 
 class EASE(ItemToItem):
-    """S of [`polyrec.baselines.EASE`]; the ridge is chosen after `last` and `decay`."""
+    """S of [`polyrec.evaluation.baselines.recommenders.EASE`]; the ridge is chosen after `last` and `decay`."""
 
     name = "ease"
     defaults = {**ItemToItem.defaults, "ridge": 200.0}
@@ -117,7 +117,7 @@ class EASE(ItemToItem):
     @classmethod
     def misfit(cls, task: CatalogTask) -> str | None:
         """It needs a dense matrix of the catalog."""
-        most = baselines.EASE().max_items
+        most = recommenders.EASE().max_items
         return f"a catalog of {task.num_items:,} items is too large: at most {most:,}" * (task.num_items > most) or None
 
     def similarity(self, ridge: float = 200.0, **settings: Any) -> np.ndarray:
@@ -125,7 +125,9 @@ class EASE(ItemToItem):
         if ridge != self._ridge:
             self._weights_NN = np.zeros((0, 0), dtype=np.float32)  # two of them would be twice the memory
             self._ridge = ridge
-            self._weights_NN = baselines.EASE(ridge).fit(*self.task.training_events(), self.task.num_items).weights_NN
+            self._weights_NN = (
+                recommenders.EASE(ridge).fit(*self.task.training_events(), self.task.num_items).weights_NN
+            )
         return self._weights_NN
 
 
@@ -199,7 +201,7 @@ def event_weights(seen: Histories, num_items: int, decay: float, once: bool = Fa
     """
     offsets, items = seen.ragged()
     if not once:
-        return baselines.history_matrix(offsets, items, num_items, None, decay)
+        return recommenders.history_matrix(offsets, items, num_items, None, decay)
     length_R = np.diff(offsets)
     row = np.repeat(np.arange(len(length_R)), length_R)
     back = offsets[1:][row] - 1 - np.arange(len(items))

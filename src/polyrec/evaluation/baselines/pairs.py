@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyrec.baselines import BiasModel
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
 from polyrec.data.trees import GROWING, known_features
 from polyrec.evaluation import evaluator
+from polyrec.evaluation.baselines.recommenders import BiasModel
 
 _FEWEST = 1000  # training labels below which trees are not grown
 _ROUNDS, _PATIENCE, _UNTUNED = 1000, 30, 100

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.registry import HEADS, nearest
 from polyrec.data.candidates import left_out
 from polyrec.data.release import NO_TIME
 from polyrec.data.sequences import SequenceDataset
-from polyrec.encoders.item import FIRST_ITEM
 from polyrec.evaluation.baselines.base import CatalogBaseline, CatalogTask
 from polyrec.evaluation.baselines.counts import Newest, Popularity, RecentPopularity
 from polyrec.evaluation.baselines.histories import EASE, ItemKNN, Repeat, Transitions
@@ -18,8 +18,8 @@ from polyrec.evaluation.baselines.pairs import PairBaselines
 from polyrec.evaluation.baselines.tuning import Choice, by_time, choose
 from polyrec.evaluation.figures import list_figures, pair_figures
 from polyrec.evaluation.scored import Ranking, rank_rows, ranked_rows
-from polyrec.processing_polyrec import PolyRecProcessor, Splits
-from polyrec.registry import HEADS, nearest
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 Systems = dict[str, dict[str, Any]]
 

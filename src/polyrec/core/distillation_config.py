@@ -1,0 +1,176 @@
+"""How a student learns from a teacher, task by task: strict values that travel with the model's configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from polyrec.core.registry import nearest
+from polyrec.core.schema import from_dict
+from polyrec.core.settings import SettingError, conform, shown
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TaskDistillation:
+    r"""How one task learns from the teacher's answers beside its labels.
+
+        L = h(t) * hard + alpha(t) * soft,   h = 1 - alpha(t) unless `hard_share` says otherwise
+
+    where both are means over what the batch knows (labels; the teacher's answers), and a soft loss of probabilities is
+    multiplied by temperature^2, which keeps its gradient as large as without (Hinton et al., 2015, "Distilling the
+    Knowledge in a Neural Network").
+
+    Args:
+        loss: of the soft labels; "auto": the one that fits the head (KL of probabilities, squares of numbers).
+        temperature: by which logits of both sides are divided; > 1 shows more of what the teacher thinks of unlikely
+            answers. Numbers have none.
+        alpha: weight of the soft loss; 0 is plain training, bit by bit.
+        hard_share: weight of the hard loss; None: 1 - alpha(t).
+        schedule: "constant", or how alpha falls to 0 until the end of training: "linear", "cosine".
+        warmup: share of training in which alpha rises from 0.
+        top_k: items per list that are asked of a teacher of a retrieval task.
+        options: of the loss.
+
+    Example:
+        >>> plan = TaskDistillation(alpha=0.8, schedule="linear", warmup=0.1)
+        >>> [round(plan.alpha_at(t), 2) for t in (0, 0.05, 0.1, 0.55, 1)]
+        [0.0, 0.4, 0.8, 0.4, 0.0]
+    """
+
+    loss: str = "auto"
+    temperature: float = 1.0
+    alpha: float = 0.5
+    hard_share: float | None = None
+    schedule: str = "constant"
+    warmup: float = 0.0
+    top_k: int = 100
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        conform(self)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be a number > 0")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; {nearest(self.schedule, list(SCHEDULES))}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it must be a share of training, in [0, 1)")
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be >= 1")
+        if self.hard_share is None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}; it must be in [0, 1], or give hard_share beside it")
+        for name, value in (("alpha", self.alpha), ("hard_share", self.hard_share)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number >= 0")
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything."""
+        return self.alpha > 0 or self.hard_share is not None
+
+    def alpha_at(self, progress: float) -> float:
+        """Weight of the soft loss when this share of training is done."""
+        if progress < self.warmup:
+            return self.alpha * progress / self.warmup
+        left = 1 - min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        falling = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+        return self.alpha * falling[self.schedule]
+
+    def hard_share_at(self, progress: float) -> float:
+        """Weight of the hard loss when this share of training is done."""
+        return 1 - self.alpha_at(progress) if self.hard_share is None else self.hard_share
+
+
+@dataclass(frozen=True)
+class StateDistillation:
+    """Learning from the teacher's states, see `polyrec.distillation.representation`.
+
+    Args:
+        loss: "projection" (squares, after a linear map), "experts" (distillation experts) or "relation" (distances and
+            angles among the batch's states).
+        teacher_width: of the teacher's states.
+        weight: of the loss.
+        options: of the loss.
+    """
+
+    LOSSES: ClassVar[tuple[str, ...]] = ("projection", "experts", "relation")
+
+    teacher_width: int
+    loss: str = "projection"
+    weight: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        conform(self, where="states")
+        if self.loss not in self.LOSSES:
+            raise ValueError(f"unknown loss of states {self.loss!r}; {nearest(self.loss, list(self.LOSSES))}")
+        if self.teacher_width < 1 or not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"teacher_width must be >= 1 and weight > 0, not {self.teacher_width} and {self.weight}: leave "
+                "`states` out to learn nothing from states"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What a student learns from its teacher.
+
+    Args:
+        tasks: {task: how}; tasks that are not in it learn from their labels alone.
+        separate: let the loss weighting see the hard losses alone, and add the soft ones with constant weights
+            (lambda * alpha). By default both are one task's loss.
+        states: of states, or None.
+        gates: weight of the KL between the gates of teacher and student, whose experts must be the same; 0 = none.
+        unlabelled: items drawn at random per window that are asked of the teacher alone: it labels what nobody has
+            taken. Stored answers have some if they were asked for (`polyrec score --unlabelled`).
+        teacher: what taught it, for the record.
+
+    Example:
+        >>> DistillationConfig.parse({"tasks": {"like": {"alpha": 0.7}}}, ["like"]).tasks["like"].alpha
+        0.7
+        >>> DistillationConfig.parse({"tasks": {"likes": {}}}, ["like"])
+        Traceback (most recent call last):
+            ...
+        ValueError: distillation: unknown task 'likes'; known: like; did you mean 'like'?
+    """
+
+    tasks: dict[str, TaskDistillation]
+    separate: bool = False
+    states: StateDistillation | None = None
+    gates: float = 0.0
+    unlabelled: int = 0
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        conform(self, where="distillation")
+        if not 0 <= self.gates < math.inf:
+            raise ValueError(f"distillation: gates is {self.gates}; it must be a weight >= 0")
+        if self.unlabelled < 0:
+            raise ValueError(f"distillation: unlabelled is {self.unlabelled}; it must be >= 0 items per window")
+
+    @classmethod
+    def parse(cls, values: DistillationConfig | Mapping[str, Any], task_names: Iterable[str]) -> DistillationConfig:
+        """From plain values, strictly."""
+        names = list(task_names)
+        plain = asdict(values) if isinstance(values, DistillationConfig) else dict(values)
+        tasks = {}
+        given = plain.pop("tasks", {})
+        if not isinstance(given, Mapping):
+            raise SettingError(
+                "distillation.tasks", f"is {shown(given)}; it must be a mapping such as {{like: {{alpha: 0.5}}}}"
+            )
+        for name, own in given.items():
+            if f"{name}_soft" in names:
+                raise ValueError(f"distillation: the soft loss of {name!r} has the name of the task '{name}_soft'")
+            if name not in names:
+                raise ValueError(f"distillation: unknown task {name!r}; {nearest(name, names)}")
+            try:
+                tasks[name] = from_dict(TaskDistillation, own or {})
+            except ValueError as error:
+                raise ValueError(f"distillation of task {name!r}: {error}") from error
+        states = plain.pop("states", None)
+        found = None if states is None else from_dict(StateDistillation, states)
+        return from_dict(cls, {**plain, "tasks": tasks, "states": found})

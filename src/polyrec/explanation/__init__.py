@@ -1,5 +1,0 @@
-"""Why a model answers as it does: past events, attributes and words of the item, experts; and what it knows overall."""
-
-from polyrec.explanation.explain import explain
-
-__all__ = ["explain"]

@@ -1,0 +1,153 @@
+"""One task asked about some items for one person, answerable again when something about the person had been different.
+
+Letters: V variants, L events of the history, C items asked about, N items, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyrec.core.modules import eval_view
+from polyrec.core.registry import nearest
+from polyrec.data.event_log import EventLog
+from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.pretrained import PolyRecOutput
+from polyrec.modules.encoders.item import ItemRows
+
+_EVENTS = 16_384  # events that are read at once, so that memory does not grow with the number of variants
+_SCORES = 1 << 24  # scores of the whole catalog that are held at once
+_PAIRS = 1 << 21  # (item asked about, event) pairs that are attended at once
+
+
+@dataclass(eq=False)
+class Question:
+    """What is asked, encoded once.
+
+    Effects are differences of *answers*, which are not cut off and add up better than what a person reads: log odds of
+    a probability, the log of a rate, a number in the label's unit, and of a retrieval task the log probability among
+    all items. (Its scores are learnt by a softmax and so known up to a number that all items of a history share: scores
+    of two histories cannot be compared.) A head that gives several numbers per pair answers with its prediction.
+
+    Args:
+        history: the person's events, oldest first, as for `recommend`.
+        rows: int64 [C], rows of the item table.
+        task: that is explained.
+        request: arguments of `processor.request`: user, context, time, query.
+    """
+
+    model: PolyRecForRecommendation
+    processor: PolyRecProcessor
+    history: Any
+    rows: np.ndarray
+    task: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in self.model.heads:
+            raise ValueError(f"unknown task {self.task!r}; {nearest(self.task, list(self.model.heads))}")
+        if self.head.reads == "state" and self.head.excludes != "history":
+            raise ValueError(f"task {self.task!r} answers queries: only answers about people are explained")
+        if not len(self.rows):
+            raise ValueError("nothing to explain: give at least one item")
+        self.model = eval_view(self.model)  # ids that training drops by chance are no explanation
+        self.log: EventLog = self.processor.request_log(self.history, self.rows, **self.request)
+        self.items: ItemRows = self.model.item_encoder.table()
+
+    @property
+    def events(self) -> int:
+        """L, events of the whole history."""
+        return len(self.log) - len(self.rows)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """int64, which events of the history the model reads: the latest `max_history`."""
+        return np.arange(max(self.events - self.processor.max_history, 0), self.events)
+
+    @property
+    def head(self) -> Any:
+        """Of the task."""
+        return self.model.heads[self.task]
+
+    def batches(self, keep_VL: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
+        """Inputs of the model about some variants, see `PolyRecProcessor.request_windows`, in pieces."""
+        windows = self.processor.request_windows(self.log, len(self.rows), keep_VL)
+        longest = max(len(window["item_ids"]) for window in windows) + 1
+        size = max(min(_EVENTS // longest, _PAIRS // (longest * len(self.rows))), 1)
+        for first in range(0, len(windows), size):
+            yield as_batch(windows[first : first + size], self.model)
+
+    def answer(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> Tensor:
+        """Answers to a batch of this question, [B, C].
+
+        Args:
+            items: vectors of the items asked about, instead of the model's own; other items stay as they are.
+            changed: further arguments of the model.
+        """
+        return self.ask(batch, items, **changed)[0]
+
+    def ask(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
+        """Answers and predictions, [B, C] each; arguments as for `answer`."""
+        items = self.items if items is None else items
+        if self.head.reads == "state":
+            # Nothing but the state is needed: pairs are left out, which are most of the work.
+            read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
+            states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
+            asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+            question_B1D = self._asked_with(batch, states_BLD)
+            question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
+            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, moment).float()
+            size = max(_SCORES // len(self.items.vectors_MD), 1)
+            first, blocks = moment.at((slice(None), 0)), torch.arange(len(asked), device=asked.device).split(size)
+            some = ((question_B1D[at, 0], first.at(at)) for at in blocks)
+            total_B = torch.cat([self.head(q, self.items, m).float().logsumexp(-1) for q, m in some])
+            return score_BC - total_B.unsqueeze(-1), self.head.predict(score_BC)
+        logits = self.forward(batch, items, **changed).logits
+        assert logits is not None
+        prediction = self.head.predict(logits[self.task])
+        return self.head.exchanged(logits[self.task]) if self.head.exchange_width is None else prediction, prediction
+
+    def _asked_with(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
+        """What a retrieval head asks the catalog with, [B, 1, D]: a row is asked at one moment."""
+        position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
+        return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, np.ndarray]:
+        """What each part of a retrieval task's score adds to it, {part: float64 [C]}; of other tasks nothing."""
+        if self.head.reads != "state":
+            return {}
+        batch = next(iter(self.batches()))
+        read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
+        question_B1D = self._asked_with(batch, self.model.model(**read, items=self.items).last_hidden_state)
+        asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+        question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
+        found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, moment)
+        return {name: part[0].cpu().double().numpy() for name, part in found.items()}
+
+    def inputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """The start and the events of a batch as the backbone reads them, [B, L + 1, D]."""
+        read = batch["item_ids"], batch["event_features"], batch["user_features"]
+        return self.model.model.history_encoder.embed(self.items, *read)
+
+    def forward(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> PolyRecOutput:
+        """All that the model says about a batch."""
+        return self.model(**batch, items=self.items if items is None else items, **changed)
+
+    @torch.no_grad()
+    def variants(self, keep_VL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers and predictions if only some events of the history had happened, float64 [V, C] each.
+
+        Args:
+            keep_VL: bool [V, L].
+        """
+        found = [self.ask(batch) for batch in self.batches(keep_VL)]
+        answers, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
+        return answers, predictions

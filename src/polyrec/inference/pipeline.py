@@ -1,0 +1,105 @@
+"""`pipeline("recommendation", model=...)`: transformers' shortest way from a name on the Hub to recommendations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoProcessor, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from polyrec.core.settings import check_keys, shown
+from polyrec.data.remote_requests import check_history, check_text, check_values
+from polyrec.data.request_reader import read_scalar
+from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+
+TASK = "recommendation"
+_REQUEST = ("history", "user_id", "user", "context", "time", "query")
+
+
+class RecommendationPipeline(Pipeline):
+    """Recommends items, or finds them by a query, for one person or several.
+
+    A person is a dict with any of `history`, `user_id`, `user`, `context`, `time` and `query`, see
+    [`~polyrec.inference.recommendation.recommend`]; a list of them gives a list of answers. Requests may come
+    from strangers: a history is a list of item ids or of events, never the name of a file, and sizes are bounded.
+
+    Args:
+        model: a name on the Hub or a folder, or a [`PolyRecForRecommendation`].
+        processor: its [`PolyRecProcessor`]; default: the one saved with the model.
+        k: recommendations per person.
+        rank_by: the task that ranks; default: the model's first one that needs no query.
+        exclude_seen: leave out items of the history; default: as `recommend` and `search` have it.
+        reasons: also say why, by `model.explain`: each row gets its `reason` and the `events` that speak for it.
+
+    Example:
+        >>> from transformers import pipeline
+        >>> recommender = pipeline("recommendation", model="user/model")     # doctest: +SKIP
+        >>> recommender({"history": [318, 858], "user": {"age": 33}}, k=10)  # doctest: +SKIP
+    """
+
+    _load_processor = False  # transformers' AutoProcessor knows its own kinds only
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model: PolyRecForRecommendation, processor: PolyRecProcessor | None = None, **options: Any):
+        super().__init__(model=model, **options)
+        if processor is None:
+            processor = PolyRecProcessor.from_pretrained(model.name_or_path, revision=model.hub_commit)
+        self.processor: PolyRecProcessor = processor
+
+    def _sanitize_parameters(
+        self,
+        k: int | None = None,
+        rank_by: str | None = None,
+        exclude_seen: bool | None = None,
+        reasons: bool | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if reasons is not None:
+            reasons = read_scalar("reasons", reasons)
+        given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen, "reasons": reasons}
+        return {}, {name: value for name, value in given.items() if value is not None}, {}
+
+    def preprocess(self, person: Any) -> dict[str, Any]:
+        """A person as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
+        if not isinstance(person, Mapping):
+            raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {shown(person)}")
+        check_keys(person, _REQUEST, "a request")
+        check_history(person.get("history"))
+        for name in ("user", "context"):
+            if person.get(name) is not None:
+                check_values(person[name], name)
+        if person.get("query") is not None:
+            check_text(person["query"], "query")
+        check_values({"time": person.get("time")}, "person")
+        return {"person": dict(person)}
+
+    def _forward(self, inputs: dict[str, Any], reasons: bool = False, **options: Any) -> dict[str, Any]:
+        person = {name: value for name, value in inputs["person"].items() if value is not None}
+        history = person.pop("history", None)
+        if "query" in person:
+            if reasons:
+                raise ValueError("reasons are those of recommendations: ask without a query, or without reasons=True")
+            found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
+        else:
+            found = self.model.recommend(self.processor, history, **person, **options)
+        if reasons and found:
+            items, task = [row["item"] for row in found], options.get("task")
+            told = self.model.explain(self.processor, history, items, task=task, **person)
+            found = [
+                row | {name: why[name] for name in ("reason", "events")} for row, why in zip(found, told, strict=True)
+            ]
+        return {"found": found}
+
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows as `model.recommend` gives them."""
+        return outputs["found"]
+
+
+AutoProcessor.register(PolyRecConfig, PolyRecProcessor, exist_ok=True)
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=PolyRecForRecommendation, type="text")

@@ -1,0 +1,128 @@
+"""From what somebody typed to readable results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from polyrec.core.names import ROW_KEYS
+from polyrec.core.offers import offer
+from polyrec.core.registry import nearest
+from polyrec.data.request_reader import read_scalar
+from polyrec.inference.recommendation import answers, best_items
+from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
+
+
+@offer
+@torch.no_grad()
+def search(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    query: str,
+    history: Any = None,
+    k: int = 10,
+    *,
+    user: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
+    time: Any = None,
+    user_id: Any = None,
+    task: str | None = None,
+    expand: int = 0,
+    expand_weight: float = 0.3,
+    exclude_seen: bool = False,
+    query_item: Any = None,
+) -> list[dict[str, Any]]:
+    """Find items by what somebody typed.
+
+    Args:
+        query: in any language the text encoder knows; longer ones than it reads are cut.
+        history, user, context, time, user_id: who asks, and when, as for `recommend`; a personal search reads them, and
+            so do the other tasks' answers.
+        k: number of results.
+        task: the search task that ranks; default: the model's first one.
+        expand: widen the query by so many of the items that it finds first; 0 = not.
+        expand_weight: how far, in [0, 1], see `SearchHead.expanded`.
+        exclude_seen: leave out items of the history. People search for what they know, so by default it is found.
+        query_item: id of the item that the query is the text of, which is left out, as in evaluations
+            (`columns.query_item`).
+
+    Returns:
+        k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
+        that judges items (knowing the query) and `cold_item` (True: never met in training). None for an empty query.
+    """
+    k, query, task, expand, expand_weight, exclude_seen = (
+        read_scalar(name, value)
+        for name, value in (
+            ("k", k),
+            ("query", query),
+            ("task", task),
+            ("expand", expand),
+            ("expand_weight", expand_weight),
+            ("exclude_seen", exclude_seen),
+        )
+    )
+    searches = [name for name in model.state_tasks if model.heads[name].excludes == "own item"]
+    if not searches:
+        raise ValueError(f"the model has no search task; its tasks are {list(model.heads)}")
+    if task is not None and task not in searches:
+        raise ValueError(f"unknown search task {task!r}; {nearest(task, searches)}")
+    with model.eval_mode() as model:
+        name = task or searches[0]
+        request = {"user": user, "context": context, "time": time, "query": query, "user_id": user_id}
+        items = model.item_encoder.table()
+        found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
+        if found is None:
+            return []
+        if query_item is not None:
+            row = processor.items.rows(pa.array([query_item]))
+            if (row < FIRST_ITEM).any():
+                raise ValueError(
+                    f"query_item {query_item!r} is not in the catalog: leave it out, or extend the processor"
+                )
+            found[row] = -np.inf
+        best = best_items(found, k)
+        others = answers(model, processor, history, best, request, items) if model.pair_tasks and len(best) else {}
+    return [
+        {
+            "rank": n + 1,
+            **processor.describe(int(row)),
+            "score": float(found[row]),
+            **{name: float(others[name][n]) for name in model.pair_tasks if name not in ROW_KEYS},
+            "cold_item": bool(processor.item_counts[row] == 0),
+        }
+        for n, row in enumerate(best)
+    ]
+
+
+def _scores(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    task: str,
+    history: Any,
+    request: Mapping[str, Any],
+    items: ItemRows,
+    expand: int,
+    expand_weight: float,
+    exclude_seen: bool,
+) -> np.ndarray | None:
+    """Scores of all rows of the item table, [N]; None if nothing was typed."""
+    window = processor.request(history, np.array([FIRST_ITEM]), **request)
+    if (window["candidate_query"] < 0).all():
+        return None
+    batch = as_batch([window], model)
+    output, moment = model(**batch, items=items), model.moment(**batch).at((slice(None), 0))
+    head = model.heads[task]
+    question = head.question(output.states[:, 0], output.queries[:, 0])
+    if expand:
+        question = head.expanded(question, items, expand, expand_weight, moment)
+    scores = head(question, items, moment)[0].float().cpu().numpy()
+    if exclude_seen:
+        scores[window["history_items"]] = -np.inf
+    return scores

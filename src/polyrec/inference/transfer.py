@@ -1,0 +1,57 @@
+"""A model that knows items by their texts answers about another catalog."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from polyrec.data.neighbours import WEIGHED
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+
+
+@torch.no_grad()
+def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> PolyRecForRecommendation:
+    """The same weights over the items of another processor, without any training there.
+
+    What has been learnt about people's histories holds wherever items are known by texts alone (UniSRec, Hou et al.,
+    2022, "Towards Universal Sequence Representation Learning for Recommender Systems"). The result can be trained on.
+
+    Args:
+        model: without item ids (`PolyRecConfig(item_ids=False)`) and with a text encoder.
+        processor: of the other data, with the same text encoder and features; its tasks do not matter.
+
+    Raises:
+        ValueError: the model knows things that the other data cannot have.
+    """
+    if model.config.item_ids or model.config.text is None:
+        raise ValueError(
+            "only a model that knows its items by texts alone answers about others: train it with "
+            "model_config(item_ids=False) and a processor fitted with text=..."
+        )
+    if processor.text is None or processor.text.model != model.config.text["model"]:
+        raise ValueError(f"fit the other processor with the text encoder {model.config.text['model']!r}")
+    ours = {(f.source, f.name): f for f in model.config.feature_configs}
+    theirs = {(f.source, f.name): f for f in processor.features}
+    if ours != theirs:
+        wrong = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        raise ValueError(
+            f"the model and the other data differ in features {wrong}: leave out (of both) what only one of them has"
+        )
+    config = copy.deepcopy(model.config)
+    config.num_items = processor.num_items
+    other = PolyRecForRecommendation(config)
+    own = other.state_dict()
+    of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
+    tables = [f".{name}.{part}" for name in ("neighbours", *WEIGHED) for part in ("items", "values")]
+    rows = (*of_items, ".age.released", *tables)
+    learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
+    other.load_state_dict(learnt)
+    counts = torch.from_numpy(processor.item_counts).float()
+    other.load_catalog(processor.items.encoded, counts)
+    other.load_texts(processor)
+    other.load_times(processor)
+    if processor.has_training_rows:
+        other.load_neighbours(processor)
+    return other.eval()

@@ -1,0 +1,235 @@
+"""From vectors of pairs to answers and losses: what models share, wherever the vectors come from.
+
+Letters: B people, C candidates, M pairs, P width of pairs, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyrec.core.configuration_multitask import MultiTaskConfig
+from polyrec.core.reduction import mean_loss, per_member
+from polyrec.core.registry import COUPLINGS, EXPERTS, WEIGHTINGS
+from polyrec.core.schema import parents_first
+from polyrec.distillation.student import SoftLosses, Sums, means_of, soft_name
+from polyrec.models.pretrained import PolyRecOutput, PolyRecPreTrainedModel
+from polyrec.modules.coupling.base import CoupledTask
+from polyrec.modules.encoders.features import module_name
+from polyrec.modules.encoders.pair import LinearSkip
+from polyrec.modules.encoders.shared import RealPairs, gramian
+from polyrec.modules.experts.base import ExpertOutput
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms.trees import read_inputs, tree_inputs
+from polyrec.modules.weighting.base import StepContext
+
+
+@dataclass
+class PairAnswers:
+    """What the pair tasks answered.
+
+    Args:
+        experts: hidden vectors and gates.
+        own_logits: {task: [B, C(, M)(, K)]}, of the task's own head.
+        logits: the same after coupling with the parent's answer.
+    """
+
+    experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
+    own_logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MultiTaskModel(PolyRecPreTrainedModel):
+    """Base of models with tasks: heads, experts, couplings and the loss weighting, and how they meet.
+
+    A subclass makes vectors of pairs and calls `answer_pairs`, `pair_loss` and `combine`.
+    """
+
+    # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
+    accepts_loss_kwargs = False
+
+    def build_encoders(self, config: Any) -> int:
+        """Make what turns inputs into pair vectors; returns how many numbers beside them the linear skip reads."""
+        return 0
+
+    def build_tasks(self, config: MultiTaskConfig, heads: Mapping[str, TaskHead]) -> None:
+        """Make what the tasks need.
+
+        Args:
+            heads: {task: head}, in the order of the configuration.
+        """
+        if not config.tasks:
+            raise ValueError(
+                'the configuration has no tasks: pass e.g. tasks=[TaskConfig("next_item", head="retrieval")]'
+            )
+        for name in config.task_names:
+            if module_name(name) != name:
+                raise ValueError(f"task name {name!r} is taken by torch in every module: choose another one")
+        self.heads = nn.ModuleDict(dict(heads))
+        self.pair_tasks = [name for name, head in self.heads.items() if head.reads == "pair"]
+        self.state_tasks = [name for name, head in self.heads.items() if head.reads == "state"]
+        self.tree_inputs = tree_inputs(config.feature_configs)
+        grown = [name for name in self.pair_tasks if self.heads[name].trees is not None]
+        if grown and not self.tree_inputs:
+            raise ValueError(
+                f"option 'trees' of task {grown[0]!r} needs running statistics or context: fit the processor with "
+                "statistics=True, or set it to 0"
+            )
+        evidence = self.build_encoders(config)
+        if self.pair_tasks:
+            self.experts = EXPERTS.get(config.experts)(config, self.pair_tasks)
+            self.skip = LinearSkip(config, {n: self.heads[n].own_width for n in self.pair_tasks}, evidence)
+        tasks = {t.name: t for t in config.task_configs}
+        self.parents = {t.name: t.parent for t in tasks.values() if t.parent is not None}
+        self.couplings = nn.ModuleDict(
+            {n: COUPLINGS.get(str(tasks[n].coupling))(tasks[n], tasks[p], config) for n, p in self.parents.items()}
+        )
+        self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
+        self.weighting = WEIGHTINGS.get(config.weighting)(config)
+        self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
+
+    @property
+    def gate_sources(self) -> dict[str, list[str]]:
+        """What the gates of its experts weigh, {pair task: names of sources}; empty without gates."""
+        return self.experts.gate_names if self.pair_tasks else {}
+
+    def own_parts(self, task: str) -> list[nn.Module]:
+        """The modules that serve one task alone: its head, its linear skip and its coupling with its parent."""
+        keyed = [self.heads, self.couplings, *([self.skip.linear] if self.pair_tasks else [])]
+        return [parts[task] for parts in keyed if task in parts]
+
+    def answer_pairs(
+        self,
+        pair_1MP: Tensor,
+        real_1M: Tensor,
+        candidate_features: dict[str, Tensor],
+        evidence_1ME: Tensor | None = None,
+        own_1MD: Mapping[str, Tensor] | None = None,
+    ) -> PairAnswers:
+        """Logits [1, M] of the pair tasks about M pairs, parents before their children.
+
+        Args:
+            real_1M: bool, which candidates are no padding.
+            candidate_features: {name: [1, M(, K)]}.
+            own_1MD: {task: what is added to its hidden vectors}.
+        """
+        found = PairAnswers(self.experts(pair_1MP, real_1M))
+        if own_1MD is not None:
+            found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
+        skipped = self.skip(candidate_features, evidence_1ME)
+        trees_1M = self._trees(candidate_features)
+        for name in self.answer_order:
+            hidden, parent = found.experts.hidden[name], self.parents.get(name)
+            if parent is not None:
+                hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])
+            found.experts.hidden[name] = hidden  # a grandchild reads what its parent read
+            own = self.heads[name](self.heads[name].adapted(hidden))
+            if name in skipped:
+                own = own + per_member(skipped[name], own)
+            if name in trees_1M:
+                own = torch.lerp(own.float(), per_member(trees_1M[name], own), self.heads[name].trees.weight)
+            own = self.heads[name].finish(own, candidate_features)
+            found.own_logits[name] = found.logits[name] = own
+            if parent is not None:
+                found.logits[name] = self.couplings[name].logits(own, found.logits[parent])
+        return found
+
+    def _trees(self, candidate_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{pair task: the logits of its trees, [1, M]} of the tasks whose trees have a say."""
+        trees = {name: self.heads[name].trees for name in self.pair_tasks}
+        speaking = {name: own for name, own in trees.items() if own is not None and own.speaks}
+        if not speaking:
+            return {}
+        known_MF = read_inputs(candidate_features, self.tree_inputs)
+        return {name: (self.heads[name].logit_of_mean + own(known_MF)).unsqueeze(0) for name, own in speaking.items()}
+
+    def pair_loss(
+        self,
+        name: str,
+        answers: PairAnswers,
+        pairs: RealPairs,
+        labels: Mapping[str, Tensor],
+        sample_weight: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of a pair task's losses and the number (or weight) of its known labels.
+
+        Args:
+            labels, sample_weight: {task: [B, C]}; a task that is not in the labels of a batch contributes 0, with a
+                gradient of 0.
+        """
+        logits, head = answers.logits[name], self.heads[name]
+
+        def known(task: str) -> Tensor:
+            if task in labels:
+                return pairs.pack(labels[task])
+            return torch.full((1, len(pairs.index_M)), float("nan"), device=logits.device)
+
+        weight = pairs.pack(sample_weight[name]) if name in sample_weight else None
+        if name in self.parents:
+            parent = self.parents[name]
+            return self.couplings[name].loss(
+                CoupledTask(
+                    head,
+                    answers.experts.hidden[name],
+                    answers.own_logits[name],
+                    logits,
+                    answers.logits[parent],
+                    known(name),
+                    known(parent),
+                    weight,
+                )
+            )
+        if name not in labels:
+            return nothing(logits)
+        return head.loss(logits, known(name), weight)
+
+    def combine(
+        self,
+        output: PolyRecOutput,
+        denominators: Mapping[str, Tensor] | None,
+        share: float,
+        meeting: list[Tensor],
+        penalty: Tensor | None,
+        soft: Sums | None = None,
+        progress: float = 0.0,
+    ) -> None:
+        """Make the objective of the tasks' `losses` and `counts` in the output.
+
+        Args:
+            denominators, share: see `forward`.
+            meeting: tensors that all tasks read, where their gradients are compared.
+            penalty: of the experts.
+            soft, progress: what is learnt of a teacher, and which share of the training is done.
+        """
+        assert output.losses is not None
+        assert output.counts is not None
+        divisors = output.counts if denominators is None else denominators
+        means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
+        added, active = list[Tensor](), {name: divisors[name] > 0 for name in means}
+        if soft is not None and self.soft_losses is not None:
+            output.soft = means_of(soft, denominators)
+            means, apart = self.soft_losses.join(means, output.soft, progress)
+            for task in self.soft_losses.plans:  # the teacher's answers are labels, too
+                count = (soft[soft_name(task)][1] if denominators is None else denominators[soft_name(task)]) > 0
+                if task not in apart:
+                    active[task] = active[task] | count
+            added = [*self.weighting.scaled(apart).values(), *self.soft_losses.further(output.soft)]
+        means = self.weighting.scaled(means)
+        context = StepContext(share, active)
+        if self.weighting.needs_gradients and torch.is_grad_enabled():
+            output.gramian = context.gramian = gramian(means, meeting)
+        output.loss, output.weights = self.weighting(means, context)
+        for more in added:
+            output.loss = output.loss + more
+        if penalty is not None:
+            output.loss = output.loss + share * penalty
+
+
+def nothing(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a task without labels in a batch: 0, with a gradient of 0, of 0 labels."""
+    total = 0.0 * logits.sum()
+    return total, total.new_zeros(())

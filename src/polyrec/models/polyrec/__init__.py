@@ -1,0 +1,1 @@
+"""The recommender: configuration, model and processor."""

@@ -1,0 +1,54 @@
+"""How often items that came later are shown: biases of what nobody has taken yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from polyrec.models.batches import as_batch
+from polyrec.models.multitask import MultiTaskModel
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM
+
+_PEOPLE, _EVENTS = 256, 10  # longer and shorter histories are further from how real people's states answer
+
+
+@torch.no_grad()
+def level_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_N: torch.Tensor) -> None:
+    """Let new items get as much of a retrieval task's softmax, each, as items that have been taken, see `level`.
+
+    An extension knows no people. It asks about some whose events took items by chance, as often as these are taken.
+
+    Args:
+        new_N: bool [N], items whose vectors were told by their texts (`ItemEncoder.extend`).
+    """
+    heads = [model.heads[name] for name in model.state_tasks if model.heads[name].excludes == "history"]
+    counts = model.item_encoder.counts.cpu().double().numpy()
+    if not heads or not new_N.any() or not counts.any():
+        return
+    drawn = np.random.default_rng(0).choice(len(counts), (_PEOPLE, _EVENTS), p=counts / counts.sum())
+    with model.eval_mode() as model:
+        windows = windows_of(processor, drawn)
+        items = model.item_encoder.table()
+        batch = as_batch(windows, model)
+        states, moment = model(**batch, items=items).states[:, 0], model.moment(**batch).at((slice(None), 0))
+        for head in heads:
+            head.level(states, items, model.item_encoder.counts > 0, new_N, moment)
+
+
+def windows_of(processor: PolyRecProcessor, histories_VL: np.ndarray) -> list[dict[str, Any]]:
+    """Requests of new users, each about the catalog's first item.
+
+    Each is what `processor.request` makes of its history. All are variants of one request, in which only the events of
+    one user happened: that reads and counts once, not once per user.
+
+    Args:
+        histories_VL: int64 [V, L], rows of items, oldest first, without times.
+    """
+    users, events = histories_VL.shape
+    history = processor.items.ids.take(pa.array(histories_VL.ravel() - FIRST_ITEM)).to_pylist()
+    log = processor.request_log(history, np.array([FIRST_ITEM]))
+    return processor.request_windows(log, 1, np.repeat(np.eye(users, dtype=bool), events, axis=1))

@@ -1,0 +1,109 @@
+"""When a question is asked and after which events: what a logit may depend on beside the person's state.
+
+Letters: B windows, C candidates, L events of a window, M questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyrec.modules.encoders.item import FIRST_ITEM
+
+
+class Trending(NamedTuple):
+    """What was trending.
+
+    Args:
+        snapshot: int64 [...], of each question.
+        items, values: of the snapshots, [U, K] each, see [`~polyrec.data.trending.Snapshots`].
+    """
+
+    snapshot: Tensor
+    items: Tensor
+    values: Tensor
+
+
+class Moment(NamedTuple):
+    """The moments of some questions.
+
+    Args:
+        times: int64 [...], milliseconds since the epoch; None: nobody said.
+        history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
+        refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
+        latest: {task: int64 [..., H]}, at least LATEST visible items that were not refused, the latest first, 0 = none.
+        fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
+        trending: {task: what was popular then}.
+    """
+
+    times: Tensor | None = None
+    history: Tensor | None = None
+    refused: Mapping[str, Tensor] | None = None
+    latest: Mapping[str, Tensor] | None = None
+    fold: Tensor | None = None
+    trending: Mapping[str, Trending] | None = None
+
+    def rows(self, chosen_M: Tensor) -> Moment:
+        """Some questions of a batch, [B, C] -> [M].
+
+        Args:
+            chosen_M: int64 or bool, places in the flattened batch.
+        """
+        return self._each(lambda part: part.flatten(0, 1)[chosen_M])
+
+    def at(self, index: Any) -> Moment:
+        """Some of the questions, by any index of their own dimensions."""
+        return self._each(lambda part: part[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Moment:
+        times, history, fold = (
+            None if part is None else change(part) for part in (self.times, self.history, self.fold)
+        )
+        refused, latest = (
+            None if parts is None else {task: change(part) for task, part in parts.items()}
+            for parts in (self.refused, self.latest)
+        )
+        trending = None
+        if self.trending is not None:
+            trending = {task: own._replace(snapshot=change(own.snapshot)) for task, own in self.trending.items()}
+        return Moment(times, history, refused, latest, fold, trending)
+
+
+NOT_TOLD = Moment()
+LATEST = 10  # items for which training reads item-to-item evidence
+
+
+def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
+    """Items of the events that each candidate sees, [B, L] and [B, C] -> [B, C, L], 0 where there is none.
+
+    Example:
+        >>> visible_items(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2]])).tolist()
+        [[[0, 0, 0], [5, 6, 0]]]
+    """
+    index_L = torch.arange(item_ids.shape[1], device=item_ids.device)
+    return torch.where(index_L < positions.unsqueeze(-1), item_ids.unsqueeze(1), 0)
+
+
+def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = None, number: int = LATEST) -> Tensor:
+    """The latest known items that each candidate sees, [B, L] and [B, C] -> [B, C, number], 0 where there are no more.
+
+    Args:
+        refused: bool [B, L], events that are left out.
+
+    Example:
+        >>> latest_items(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2]]))[..., :3].tolist()
+        [[[0, 0, 0], [6, 5, 0]]]
+    """
+    counts = item_ids >= FIRST_ITEM
+    if refused is not None:
+        counts = counts & ~refused
+    number_BL = F.pad(counts.cumsum(1), (1, 0))  # of counted events before each position
+    wanted = number_BL.gather(1, positions).unsqueeze(-1) - torch.arange(number, device=positions.device)
+    # The n-th counted event is where the number first reaches n.
+    place = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
+    found = item_ids.gather(1, place.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)
+    return torch.where(wanted > 0, found, 0)

@@ -1,0 +1,249 @@
+"""The contract of a head: it knows all about its kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from polyrec.core.configuration_polyrec import PolyRecConfig
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.modules import KeepsPrecision
+from polyrec.core.registry import checked_options
+from polyrec.core.schema import TaskConfig
+from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
+from polyrec.distillation.losses import huber_error, squared_error
+from polyrec.modules.encoders.task_adapters import TaskAdapter
+from polyrec.modules.heads.terms.trees import TreeBlend
+
+Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
+
+
+class TaskHead(KeepsPrecision):
+    """Base of all heads.
+
+    A *pair* head reads a hidden vector per (state, candidate); a *state* head reads the state alone and scores the
+    whole catalog.
+
+    Subclasses declare `reads`, `default_options` (every option with its default; others are refused) and `metrics`
+    (names of `PAIR_METRICS` or `DETAIL_METRICS` in `polyrec.evaluation.evaluator`, the main one first, which must be a
+    pair metric), and implement `forward`, `loss` and `predict`.
+
+    A head whose answer takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
+    not. Members of an ensemble come before it. A head with `details` sets their number, `detail_width`. The way of an
+    answer:
+
+        forward(hidden) -> own [B, C(, M)(, K)]   + linear skip   -> finish -> coupling -> logits
+        loss(logits, labels), predict(logits), details(logits)
+
+    Teachers and students exchange answers in units that do not depend on a head's options: `exchanged` turns logits
+    into them, and `distill_loss` compares logits with a teacher's answer in them. A pair head declares `soft_losses`,
+    {name: what it reads of a plan}, "auto" first.
+    """
+
+    reads: ClassVar[Literal["pair", "state"]]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    default_options: ClassVar[dict[str, Any]] = {}
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {}
+    logit_width: int | None = None
+    detail_width: int | None = None
+    excludes: ClassVar[Literal["history", "own item"]] = "history"  # of lists, see `polyrec.data.candidates`
+
+    def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__()
+        self.task = task
+        what = f"task {task.name!r} (head {task.head!r})"
+        self.options = checked_options(task.options, self.default_options, what)
+        most = self.options.get("trees", 0)
+        if most < 0:
+            raise self.refuse("trees", "it must be >= 0")
+        self.trees = TreeBlend(most) if most else None
+        self.width = config.pair_width if self.reads == "pair" else config.hidden_size
+        rank = (config.task_adapters or {}).get(task.name)
+        self.adapter = None if rank is None else TaskAdapter(self.width, rank)
+
+    @classmethod
+    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+        """Options that fit the training labels (base rate, spread); the task's own options override them."""
+        return {}
+
+    def initialise(self) -> None:
+        """Set parameters that should not start at random; called after the default initialisation."""
+
+    def add_adapter(self, rank: int) -> None:
+        """Give the task a new adapter, which changes nothing yet, in place of one that it may have."""
+        like = next(self.parameters())
+        self.adapter = TaskAdapter(self.width, rank).to(like.device, like.dtype)
+        self.adapter.initialise()
+
+    def adapted(self, hidden: Tensor) -> Tensor:
+        """What the head reads, or asks with, of what the tasks share, [..., D] -> [..., D]."""
+        return hidden if self.adapter is None else self.adapter(hidden)
+
+    def extend(self, num_items: int, known_N: Tensor) -> None:
+        """Add what the head holds per item for items up to `num_items`; what it holds already stays bit-equal.
+
+        Args:
+            known_N: which of the items before had training events, bool [N].
+        """
+
+    def load_times(self, processor: Any) -> None:
+        """Take when items appeared (`processor.item_times`), if the head reads it."""
+
+    def load_neighbours(self, processor: Any) -> None:
+        """Take what goes with what (`processor.item_neighbours`), if the head reads it."""
+
+    @property
+    def logit_of_mean(self) -> float:
+        """What trees of the task add to: the logit of the labels' mean."""
+        return 0.0
+
+    @property
+    def own_width(self) -> int | None:
+        """Numbers per pair that `forward` gives, if `finish` changes that; None = one, without an axis."""
+        return self.logit_width
+
+    def finish(self, own: Tensor, candidate_features: Mapping[str, Tensor]) -> Tensor:
+        """Make logits of what `forward` and the linear skip say, knowing the candidate's features {name: [B, C]}."""
+        return own
+
+    def mean_over_members(self, logits: Tensor) -> Tensor:
+        """Logits [B, C(, M)(, K)] -> [B, C(, K)]."""
+        return logits.mean(2) if logits.dim() == (3 if self.logit_width is None else 4) else logits
+
+    def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
+        """Which candidates count in the loss, bool [B, C]."""
+        return ~torch.isnan(labels)
+
+    def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (sum of losses, number or weight of known labels), both scalars; NaN labels count as nothing."""
+        raise NotImplementedError
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Turn logits into the ONE number per pair that a person reads: a probability, or one in the label's unit."""
+        raise NotImplementedError
+
+    @property
+    def exchange_width(self) -> int | None:
+        """Numbers per pair of an exchanged answer; None = one, without an axis."""
+        return self.logit_width
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """Logits [B, C(, M)(, K)] in the units in which teachers answer, by kind of head, in single precision.
+
+        Binary: log odds; multiclass: K log-weights; ordinal: K - 1 conditional log odds; count: log rate; numbers: in
+        the label's unit.
+        """
+        raise NotImplementedError
+
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `predict` and `details` would give of the logits that were exchanged."""
+        return self.predict(exchanged), self.details(exchanged)
+
+    def answered(self, teacher: Tensor) -> Tensor:
+        """Which pairs a teacher has answered, bool [B, C]: those that count in `distill_loss`."""
+        missing = torch.isnan(teacher)
+        return ~(missing if self.exchange_width is None else missing.any(-1))
+
+    def checked_plan(self, plan: TaskDistillation) -> TaskDistillation:
+        """The plan with its loss and options spelt out; one that this head cannot follow is refused."""
+        if self.reads == "pair" and plan.top_k != TaskDistillation.top_k:
+            raise ValueError(
+                f"task {self.task.name!r} (head {self.task.head!r}) is distilled without lists: leave top_k out"
+            )
+        return chosen(plan, self.soft_losses, f"task {self.task.name!r} (head {self.task.head!r})")
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (sum of soft losses, number or weight of the teacher's answers), both scalars.
+
+        Args:
+            logits: [B, C(, M)(, K)], of this head.
+            teacher: [B, C(, K)], exchanged, NaN = no answer.
+            plan: which loss, and its temperature; its schedule is not this function's.
+            weight: [B, C].
+            labels: [B, C], NaN = unknown, for losses that ask whether the teacher is right.
+        """
+        raise NotImplementedError
+
+    def details(self, logits: Tensor) -> Tensor | None:
+        """What metrics read beside the prediction, [..., K] (probabilities of classes, quantiles); None = nothing."""
+        return None
+
+    def refuse(self, option: str, rule: str) -> ValueError:
+        """The error that an option breaks a rule ("it must be > 0")."""
+        return ValueError(f"option {option!r} of task {self.task.name!r} is {self.options[option]!r}; {rule}")
+
+
+def trees_option(summary: Summary) -> dict[str, Any]:
+    """The option `trees` of heads that can have them, where the training rows allow trees."""
+    return {"trees": summary["trees"]} if "trees" in summary else {}
+
+
+class NumberHead(TaskHead):
+    """Base of heads that predict a number in the label's unit from logits in units of the label's spread.
+
+    Losses of tasks with different units can then be added.
+    """
+
+    reads = "pair"
+    default_options: ClassVar[dict[str, Any]] = {"mean": 0.0, "std": 1.0, "minimum": None, "maximum": None}
+    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
+        "squared": SoftLoss(),
+        "huber": SoftLoss(options={"delta": 1.0}, rules={"delta": POSITIVE}),
+    }
+
+    def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
+        super().__init__(task, config)
+        if not self.options["std"] > 0:
+            raise self.refuse("std", "it must be > 0")
+
+    @classmethod
+    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+        """Mean, spread and range of the training labels."""
+        return {name: summary[name] for name in NumberHead.default_options}
+
+    def in_spread(self, values: Tensor) -> Tensor:
+        """Numbers in the label's unit as numbers in units of its spread; what is unknown stays so."""
+        return (values - self.options["mean"]) / self.options["std"]
+
+    def standardised(self, labels: Tensor) -> Tensor:
+        """Labels in units of their spread; unknown ones become 0."""
+        return torch.nan_to_num(self.in_spread(labels)).float()
+
+    def exchanged(self, logits: Tensor) -> Tensor:
+        """In the label's unit, and not clipped: a limit is of predictions."""
+        return self.options["mean"] + self.options["std"] * logits.float()
+
+    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Numbers within the label's limits."""
+        return super().read_exchanged(self.in_spread(exchanged))
+
+    def distill_loss(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        plan: TaskDistillation,
+        weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of the teacher's numbers in units of the label's spread: (sum, count)."""
+        plan, wide = self.checked_plan(plan), self.exchange_width is not None
+        if plan.loss == "huber":
+            return huber_error(logits, self.in_spread(teacher), plan.options["delta"], weight, wide)
+        return squared_error(logits, self.in_spread(teacher), weight, wide)
+
+    def in_unit(self, logits: Tensor) -> Tensor:
+        """Standardised numbers in the label's unit, within [minimum, maximum]."""
+        value = self.exchanged(logits)
+        if self.options["minimum"] is None and self.options["maximum"] is None:
+            return value
+        return torch.clamp(value, self.options["minimum"], self.options["maximum"])

@@ -1,0 +1,1 @@
+"""What heads add to their logits: one file per term."""

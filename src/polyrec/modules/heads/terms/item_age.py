@@ -1,0 +1,129 @@
+"""How long an item has been there: what a person's state says of new and of old items.
+
+Letters: M questions, N items, K buckets of ages, G = K + 2 groups of items, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from polyrec.core.linear_loss import Placed
+from polyrec.data.release import NO_TIME, age_edges
+from polyrec.modules.encoders.moment import Moment
+
+SOURCES = ("release", "first_event")
+
+
+class ItemAge(nn.Module):
+    r"""The age term of a retrieval logit, a(s_i, j) = (A s_i + c)_{g(t_i - r_j)}.
+
+    t_i is when question i is asked, r_j when item j appeared, and g the number of one of K buckets of ages, which grow
+    geometrically from one minute to 20 years: g(x) = floor(K log(1 + x / minute) / log(20 years / minute)). c starts at
+    how many times more often an age is taken than it is there (`polyrec.data.release.age_start`), A at 0. Every item is
+    in one of K + 2 groups, so that the term costs one small product [M, D] x [D, G] and a look-up:
+
+    * the buckets 0..K-1;
+    * K: not seen yet. With `source="first_event"` this holds all items without an event *strictly before* the question,
+      also the one whose first event is the answer, so that the group says nothing about which of them comes. With
+      `source="release"`: items of which the catalog does not say when they appeared;
+    * K + 1: not there yet, by the catalog. Such items are impossible (-inf). An item counts as there at the very moment
+      of its release, with age 0.
+
+    Times are int64 milliseconds since the epoch.
+
+    Args:
+        source: where r_j comes from, "release" (the catalog) or "first_event" (the log).
+        buckets: K.
+        start: c as it starts, [K + 1]; None: zeros.
+        rate: how many times faster than other parameters c learns.
+
+    Shapes: states [M, D] -> logits of groups [M, G]; times [M] -> groups of items [M, N].
+
+    Example:
+        >>> age = ItemAge("release", buckets=8, num_items=5, hidden_size=4)
+        >>> age.initialise()
+        >>> _ = age.released.copy_(torch.tensor([NO_TIME, NO_TIME, 0, 3_600_000, 10_000_000]))
+        >>> age.groups(Moment(torch.tensor([3_600_000])), torch.arange(2, 5)).tolist()  # an hour, just there, not there
+        [[2, 0, 9]]
+    """
+
+    released: Tensor
+
+    def __init__(
+        self,
+        source: str,
+        buckets: int,
+        num_items: int,
+        hidden_size: int,
+        start: Sequence[float] | None = None,
+        rate: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.source, self.buckets, self.rate = source, buckets, rate
+        self.size = buckets + 2
+        self.start = [0.0] * (buckets + 1) if start is None else list(start)
+        self.by_state = nn.Linear(hidden_size, buckets + 1, bias=False)
+        self.prior = nn.Embedding(buckets + 1, 1)
+        self.register_buffer("released", torch.full((num_items,), NO_TIME))
+
+    def initialise(self) -> None:
+        """Start with what everybody prefers."""
+        init.zeros_(self.by_state.weight)
+        init.copy_(self.prior.weight, torch.tensor(self.start).unsqueeze(1) / self.rate)
+        init.constant_(self.released, NO_TIME)
+
+    @torch.no_grad()
+    def load(self, released_N: Tensor) -> None:
+        """Take when items appeared, int64 [N]; there may be more of them now."""
+        self.released = released_N.to(self.released)
+
+    def logits(self, state_MD: Tensor) -> Tensor:
+        """What a state says of each group, [M, D] -> [M, G]; the last one is -inf."""
+        return F.pad(self.by_state(state_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
+
+    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+        """Groups of items for the logits of a catalog."""
+        return Placed(self.groups(moment, ids))
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+        """The same; those at the places `targets_M` were taken, and so were there."""
+        own_M1 = self.own_groups(moment, ids[targets_M].unsqueeze(1))
+        return Placed(self.groups(moment, ids).scatter_(1, targets_M.unsqueeze(1), own_M1))
+
+    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""
+        released_N = self.released[ids]
+        age_MN = _asked(moment).unsqueeze(-1) - released_N
+        unknown_N = released_N == NO_TIME
+        if self.source == "release":
+            groups_MN = torch.where(age_MN < 0, self.buckets + 1, self._bucket(age_MN))
+            return torch.where(unknown_N, self.buckets, groups_MN)
+        return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
+
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        return of_groups.gather(-1, self.own_groups(moment, ids))
+
+    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The same for items of each question's own, [...] and [..., K] -> [..., K]; who asks says they are there."""
+        released = self.released[ids]
+        age = _asked(moment).unsqueeze(-1) - released
+        unseen = released == NO_TIME if self.source == "release" else age <= 0
+        return torch.where(unseen, self.buckets, self._bucket(age))
+
+    def _bucket(self, age: Tensor) -> Tensor:
+        return torch.bucketize(age, torch.from_numpy(age_edges(self.buckets)).to(age.device), right=True)
+
+
+def _asked(moment: Moment) -> Tensor:
+    if moment.times is None:
+        raise ValueError(
+            "a task with `item_age` must be told when it is asked: pass candidate_times [B, C] to the model, or the "
+            "moments of `model.moment(...)` where it scores the catalog"
+        )
+    return moment.times

@@ -1,0 +1,131 @@
+"""What a person took before: what their state says of what comes again.
+
+Letters: M questions, L events, N items, K items asked about, G = 1 + 5 * 8 groups of items, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from polyrec.core.linear_loss import Placed
+from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
+from polyrec.modules.encoders.moment import Moment
+
+_TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
+_AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
+
+_FEW = 4  # items of a question's own up to which a look at every event is quicker than sorting them
+
+
+class Repeats(nn.Module):
+    r"""The repeat term of a retrieval logit, r(s_i, j) = (A s_i + c)_{g(n_ij, d_ij)}.
+
+    n_ij is how often item j is among the events that question i sees in its window, and d_ij how many events ago it
+    was there last. Frequency and recency explain most of what people take again (Anderson et al., 2014, "The Dynamics
+    of Repeat Consumption"); how much of that there is at all is up to the person's state (Ren et al., 2019,
+    "RepeatNet"). Group 0, whose term is 0, holds all items that were not taken; the others are 5 ranges of n by 8
+    ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up for each event. A and c start at
+    0.
+
+    Args:
+        rate: how many times faster than other parameters c learns.
+        task: whose label says which events count: those where it is known to be 0 (seen, and not taken) do not.
+
+    Shapes: states [M, D] -> logits of groups [M, G]; histories [M, L] -> groups of their items [M, L].
+
+    Example:
+        >>> repeats = Repeats(hidden_size=4)
+        >>> moment = Moment(history=torch.tensor([[3, 4, 3, 0]]))
+        >>> repeats.own_groups(moment, torch.arange(2, 6)[None]).tolist()  # 3: twice, the latest
+        [[0, 9, 2, 0]]
+    """
+
+    def __init__(self, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
+        super().__init__()
+        self.rate, self.task = rate, task
+        self.size = 1 + (len(_TIMES) + 1) * (len(_AGO) + 1)
+        self.by_state = nn.Linear(hidden_size, self.size - 1, bias=False)
+        self.prior = nn.Embedding(self.size - 1, 1)
+
+    def initialise(self) -> None:
+        """Start without a preference."""
+        init.zeros_(self.by_state.weight)
+        init.zeros_(self.prior.weight)
+
+    def logits(self, state: Tensor) -> Tensor:
+        """What a state says of each group, [..., D] -> [..., G]; the first one is 0."""
+        return F.pad(self.by_state(state) + self.rate * self.prior.weight.squeeze(-1), (1, 0))
+
+    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+        """Groups for the logits of a catalog, of what was taken alone: histories [M, L] -> [M, L].
+
+        Args:
+            ids: ascending, each once.
+        """
+        items_ML, order_ML = self._sorted(moment)
+        # Events of one item stand together, the latest at the end: there, all is known of it.
+        index_L = torch.arange(items_ML.shape[1], device=ids.device)
+        begins_ML = F.pad(items_ML[:, 1:] != items_ML[:, :-1], (1, 0), value=True)
+        ends_ML = F.pad(begins_ML[:, 1:], (0, 1), value=True) & (items_ML >= FIRST_ITEM)
+        first_ML = torch.where(begins_ML, index_L, 0).cummax(dim=1).values
+        group_ML = self._group(index_L - first_ML + 1, order_ML, self._seen(items_ML))
+        beyond = int(ids[-1]) + 1
+        column_of = torch.full((beyond + 1,), -1, device=ids.device)  # many times faster than a search
+        column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[items_ML.clamp(max=beyond)]
+        asked_ML = ends_ML & (column_ML >= 0)
+        return Placed(torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0))  # group 0 adds nothing
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+        """The same, whatever was taken then."""
+        return self.placed(moment, ids)
+
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        return of_groups.gather(-1, self.own_groups(moment, ids))
+
+    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+        """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
+        if ids.shape[-1] <= _FEW:
+            history = self._history(moment)
+            found = history.unsqueeze(-2) == ids.unsqueeze(-1)
+            times, place = found.sum(-1), torch.arange(1, history.shape[-1] + 1, device=ids.device)
+            last = (found * place).amax(-1) - 1
+        else:
+            history, order = self._sorted(moment)
+            ids = ids.contiguous()
+            stop = torch.searchsorted(history, ids, right=True)
+            times = stop - torch.searchsorted(history, ids)
+            last = order.gather(-1, (stop - 1).clamp(min=0))
+        group = self._group(times, last, self._seen(history))
+        return torch.where((times > 0) & (ids >= FIRST_ITEM), group, 0)
+
+    def _sorted(self, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Items of histories in order, and where each stood."""
+        return self._history(moment).sort(dim=-1, stable=True)
+
+    def _history(self, moment: Moment) -> Tensor:
+        """Items of the events that count, those of no item for all others, [..., L] with L > 0."""
+        if moment.history is None:
+            raise ValueError(
+                "a task with `repeats` must be told what was taken before: pass the moments of `model.moment(...)` "
+                "where it scores the catalog"
+            )
+        history, refused = moment.history, (moment.refused or {}).get(self.task)
+        if refused is not None:  # such an event is one, of no item
+            history = torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)
+        return history if history.shape[-1] else F.pad(history, (0, 1))
+
+    @staticmethod
+    def _seen(items: Tensor) -> Tensor:
+        """How many events there are, [..., 1]."""
+        return (items > 0).sum(-1, keepdim=True)
+
+    @staticmethod
+    def _group(times: Tensor, place: Tensor, seen: Tensor) -> Tensor:
+        """The group of what was taken so often, the last time at a place among the events seen."""
+        often = torch.bucketize(times, torch.tensor(_TIMES, device=times.device), right=True)
+        ago = torch.bucketize(seen - place, torch.tensor(_AGO, device=times.device), right=True)
+        return 1 + often * (len(_AGO) + 1) + ago

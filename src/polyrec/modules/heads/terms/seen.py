@@ -1,0 +1,47 @@
+"""What a user took already is no candidate of training where lists leave it out and nobody takes anything twice.
+
+Letters: M questions, L events of a window, N items, K items asked about.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyrec.core.linear_loss import Absent
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.encoders.moment import Moment
+
+
+class Seen:
+    r"""A term of -infinity for visible items, in training: softmax over j not in {k visible}.
+
+    In a set every item stands once, and what goes best with its items is mostly in it. A softmax over the whole catalog
+    would learn of those that what goes together is *not* taken, and unlearn all item-to-item evidence. What was taken
+    all the same stays a candidate. Served and measured lists leave the history out by themselves.
+    """
+
+    size = 0
+
+    def logits(self, state: Tensor) -> Tensor:
+        """No group, [..., D] -> [..., 0]."""
+        return state[..., :0]
+
+    def placed(self, moment: Moment, ids: Tensor) -> Absent:
+        """Every item is a candidate."""
+        return Absent(None)
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Absent:
+        """Which of the items are no candidates: those that are visible, but for what was taken."""
+        assert moment.history is not None  # heads of sets are told
+        beyond = int(ids[-1]) + 1
+        column_of = torch.full((beyond + 1,), -1, device=ids.device)
+        column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[
+            moment.history.clamp(max=beyond)
+        ]
+        seen_ML = (moment.history >= FIRST_ITEM) & (column_ML >= 0)
+        return Absent(torch.where(seen_ML & (column_ML != targets_M.unsqueeze(1)), column_ML, -1))
+
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """Nothing, [..., 0] and [..., K] -> [..., K]."""
+        return of_groups.new_zeros(ids.shape)

@@ -1,0 +1,81 @@
+"""What is popular now, whoever asks, weighed by the state.
+
+Letters: M questions, U snapshots of a batch, N items, K items of a snapshot, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from polyrec.core.linear_loss import PlacedNumbers
+from polyrec.modules.encoders.moment import Moment, Trending
+from polyrec.modules.heads.terms.item_terms import find_items, place_numbers
+
+
+class TrendingItems(nn.Module):
+    r"""The term of recent popularity of a retrieval logit, (A s_i + c) log p_j(t_i), p_j = 1 + sum_t a_t n_tj.
+
+    n_tj counts how often item j was taken strictly before the question, an event of age x as 2^{-x / h_t}, of the K
+    hottest items; p of others is 1 (see [`~polyrec.data.trending.RecentCounts`]). An untrained model ranks by recent
+    popularity: c starts at the power that fits late training rows best, A at 0. What was counted comes with each batch,
+    so that nothing here grows with catalog or log.
+
+    Args:
+        start: c as it starts.
+        rate: how many times faster than other parameters c learns.
+        task: whose label says which events count.
+
+    Shapes: states [M, D] -> logits [M, 1]; questions [M] -> numbers of items [M, N].
+    """
+
+    size = 1
+
+    def __init__(self, num_items: int, hidden_size: int, start: float = 1.0, rate: float = 1.0, task: str = "") -> None:
+        super().__init__()
+        self.num_items, self.start, self.rate, self.task = num_items, start, rate, task
+        self.by_state = nn.Linear(hidden_size, 1, bias=False)
+        self.prior = nn.Embedding(1, 1)
+
+    def initialise(self) -> None:
+        """Start with what everybody prefers."""
+        init.zeros_(self.by_state.weight)
+        init.constant_(self.prior.weight, self.start / self.rate)
+
+    def extend(self, num_items: int) -> None:
+        """There are more items now."""
+        self.num_items = num_items
+
+    def logits(self, state: Tensor) -> Tensor:
+        """The weight of a state, [..., D] -> [..., 1]."""
+        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
+
+    def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
+        """The columns and numbers of trending items for the logits of some items.
+
+        Args:
+            ids: ascending, each once.
+        """
+        rows_M1, items, values = self._snapshots(moment)
+        return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
+
+    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
+        """The same, whatever came then."""
+        return self.placed(moment, ids)
+
+    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+        """The numbers of items of each question's own, [..., 1], [...] and [..., K] -> [..., K]."""
+        rows, items, values = self._snapshots(moment)
+        rows = rows.expand_as(ids)
+        place, is_trending = find_items(items, rows, ids)
+        return values[rows, place].to(of_groups.dtype) * of_groups * is_trending
+
+    def _snapshots(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [..., 1] of the snapshots' items and values [U, K]."""
+        found: Trending | None = (moment.trending or {}).get(self.task)
+        if found is None:
+            raise ValueError(
+                f"task {self.task!r} reads `trending` and the batch does not say what was: set the option in the tasks "
+                "of the processor before split, or pass the moments of `model.moment(...)` where it scores the catalog"
+            )
+        return found.snapshot.unsqueeze(-1), found.items, found.values

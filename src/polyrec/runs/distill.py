@@ -1,0 +1,374 @@
+"""`polyrec distill`: recipe and teachers in; a student, and whether the teachers helped it, out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+from tqdm.auto import tqdm
+
+from polyrec.core.distillation_config import DistillationConfig
+from polyrec.core.files import write_atomically
+from polyrec.core.lock import locked
+from polyrec.core.swap import beside, publish, recover
+from polyrec.distillation.gating import Belief, believe, gated
+from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.student import GATES, STATES, soft_name
+from polyrec.distillation.teacher import Teacher
+from polyrec.distillation.throughput import one_question_each, people_per_second
+from polyrec.evaluation import evaluator
+from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
+from polyrec.models.polyrec.fingerprint import fingerprint as processor_digest
+from polyrec.models.polyrec.fingerprint import item_digest
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.distill_report import REPORT_NAME, WITHOUT, Study, System, write_report
+from polyrec.runs.distill_settings import DistillSettings
+from polyrec.runs.distill_teacher import (
+    Judge,
+    answered_plan,
+    build_members,
+    joined,
+    models_of,
+    only_for_training,
+    planned,
+    run_folders,
+    with_plan,
+)
+from polyrec.runs.evaluate import report_run
+from polyrec.runs.facts import about_recipe, about_run, fingerprint, revision_of
+from polyrec.runs.prepare import RECIPE_NAME, prepare
+from polyrec.runs.recipe import Recipe
+from polyrec.runs.stopping import train_safely
+from polyrec.runs.student_size import sized, width_for_latency, width_for_parameters
+from polyrec.runs.train import build_config, build_trainer, name_place, save_training
+from polyrec.runs.transaction import complete, distillation_draft, place_of
+from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.checkpoints import newest_checkpoint
+from polyrec.training.cost import CostMeter, cost_of
+from polyrec.training.memory import forget_peak_memory, peak_memory
+from polyrec.training.shrink import start_from_teacher
+from polyrec.training.trainer import PolyRecTrainer
+
+TEACHER, ALONE, STUDENT = "teacher", "alone", "student"
+_NO_RESULT = ("output", "tune")  # what of a recipe changes no result
+_MORE = ("alone", "ablations", "resamples", "trust")  # what may be asked for later, of the same student
+_START_NAME, _WIDTH_NAME = "start.json", "width.json"
+
+
+@dataclass
+class _Workshop:
+    """What every training of one distillation shares."""
+
+    recipe: Recipe
+    settings: DistillSettings
+    about: Mapping[str, Any]
+    processor: PolyRecProcessor
+    parts: Splits
+    arguments: PolyRecTrainingArguments
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output)
+
+    def model_folder(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def train(
+        self, name: str, recipe: Recipe, teacher: Teacher | None = None, start: LiveTeacher | None = None
+    ) -> ComparisonRun:
+        """Train a model, answer the test part and put both away; one that is there already is kept."""
+        home, expected = self.folder / "runs" / name, fingerprint({**self.about, "name": name, "model": recipe.model})
+        if (found := ComparisonRun.load_whole(home)) is not None:
+            if found.fingerprint != expected:
+                raise ValueError(f"{home} does not belong to this recipe and these teachers: delete it")
+            return found
+        work = home.with_name(f".{name}.work")
+        forget_peak_memory()
+        trainer = build_trainer(
+            recipe,
+            self.processor,
+            self.parts.train,
+            self.parts.valid,
+            callbacks=[CostMeter()],
+            quiet=True,
+            teacher=teacher,
+            output_dir=str(work),
+            restore_callback_states_from_checkpoint=True,
+        )
+        if start is not None:
+            taken = start_from_teacher(trainer.model, self.processor, start.model, start.processor)
+            self._write(trainer, self.folder / _START_NAME, json.dumps(asdict(taken), indent=2) + "\n")
+        train_safely(trainer, newest_checkpoint(work), "the same command")
+        cost = cost_of(trainer)
+        metrics = {"peak_memory": float(peak_memory() or "nan")}
+        k = trainer.args.rank_k
+        valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.answers(self.parts.valid), k)
+        metrics |= {f"valid/{task}": value for task, value in valid.items()}
+        predictions = trainer.answers(self.parts.test)
+        metrics |= evaluator.evaluate(trainer.model, self.parts.test, predictions, k)
+        tasks = tuple(sorted(t["name"] for t in recipe.tasks))
+        run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
+        if trainer.is_world_process_zero():
+            shutil.rmtree(
+                self.model_folder(name), ignore_errors=True
+            )  # its files may be those of the run that is there
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(self.model_folder(name)))
+        if trainer.is_world_process_zero():
+            save_training(trainer, self.processor, self.parts, self.model_folder(name))
+            run.save(home)
+            shutil.rmtree(work, ignore_errors=True)  # checkpoints
+        trainer.accelerator.wait_for_everyone()
+        return run
+
+    def model(self, name: str) -> PolyRecForRecommendation:
+        """A model that was put away."""
+        found = PolyRecForRecommendation.from_pretrained(self.model_folder(name))
+        return found.to(self.arguments.device).eval()
+
+    @staticmethod
+    def _write(trainer: PolyRecTrainer, path: Path, text: str) -> None:
+        if trainer.is_world_process_zero():
+            write_atomically(path, text)
+
+
+def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
+    """Make a student of teachers, with the split, budget and seed of the recipe, and say what they were good for.
+
+    The output folder is a run like any other (recipe.yaml, metrics.json, model, processor), with distill.json and
+    distill.md. Trainings that are done are kept in `runs/`, so that an interrupted distillation goes on.
+
+    Args:
+        recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
+    """
+    if recipe.training.get("teacher") is not None:
+        raise ValueError("training.teacher is of `polyrec train`: leave it out, and pass --teacher or --logits")
+    own_plan = recipe.model.get("distillation") is not None
+    asked = {name: value for name, value in _plain(asdict(settings)).items() if name not in _MORE}
+    about = about_recipe(recipe.to_dict(), _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
+    place = place_of(recipe.output)
+    draft = beside(place, "draft")
+    facts = about_run(recipe.to_dict())
+    arguments = PolyRecTrainingArguments(output_dir=str(draft), **recipe.training)
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                stack.enter_context(locked(place))
+                distillation_draft(place, about)
+        study, runs, shop = _distill(replace(recipe, output=str(draft)), settings, own_plan, about, arguments)
+        if arguments.process_index != 0:
+            return study
+        student = next(run for run in runs if run.variant == STUDENT)
+        _finish(shop, student, place)
+        rank_k, seed = arguments.rank_k, arguments.seed
+        write_report(study, runs, shop.processor.tasks, shop.parts.test, rank_k, seed, draft)
+        items, processor = item_digest(shop.processor), processor_digest(shop.processor)
+        complete(draft, facts | {"items": items, "processor": processor})
+        publish(draft, place)
+    print(f"the student is in {place}, beside {REPORT_NAME}.json and {REPORT_NAME}.md")
+    return study
+
+
+def _distill(
+    recipe: Recipe,
+    settings: DistillSettings,
+    own_plan: bool,
+    about: Mapping[str, Any],
+    arguments: PolyRecTrainingArguments,
+) -> tuple[Study, list[ComparisonRun], _Workshop]:
+    """Train what is not there yet, in the recipe's output folder."""
+    transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
+    processor, parts = prepare(recipe, verbose=True)
+    recipe = planned(recipe, settings)
+    members = build_members(recipe, processor, parts, settings)
+    start = _start(members, settings)
+    recipe = answered_plan(recipe, members, settings, own_plan)
+    with arguments.main_process_first(local=False):
+        recipe = _fitted(recipe, processor, parts, settings)
+    shop = _Workshop(recipe, settings, about, processor, parts, arguments)
+    model = PolyRecForRecommendation(build_config(recipe, processor))
+    PolyRecTrainer.load_processor(model, processor)
+    judge = Judge(model, processor, parts, arguments)
+    teacher, judged, weights = joined(members, judge, recipe)
+    plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
+    teacher.check_plan(plan, model.gate_sources)  # before hours of training, not after
+    judge.prepared(teacher, parts.train)
+    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.alone)
+    alone = shop.train(ALONE, with_plan(recipe, None)) if settings.alone else None
+    bar.update(settings.alone)
+    beliefs = _beliefs(shop, judge, judged, alone)
+    recipe = shop.recipe = with_plan(recipe, replace(gated(plan, beliefs), teacher=_name(settings)))
+    answers = None if judged is None else _teacher_run(judge, judged)
+    bar.update()
+    student = shop.train(STUDENT, recipe, teacher, start)
+    bar.update()
+    runs = [run for run in (answers, alone, student) if run is not None]
+    runs += _ablations(shop, teacher, start, beliefs, bar)
+    bar.close()
+    study = Study(
+        settings=_plain(asdict(settings)),
+        plan=recipe.model["distillation"],
+        weights=weights,
+        beliefs=beliefs,
+        systems=_systems(shop, members, teacher, [alone, student]),
+        start=_read(shop.folder / _START_NAME),
+        notes=shop.notes,
+    )
+    return study, runs, shop
+
+
+def _start(members: Sequence[Teacher], settings: DistillSettings) -> LiveTeacher | None:
+    """Whose weights the student begins with."""
+    if settings.start != "teacher":
+        return None
+    if not isinstance(members[0], LiveTeacher):
+        raise ValueError(
+            f"--start teacher takes the weights of the first --teacher, and {settings.teachers[0]!r} is no run of "
+            "`polyrec train`: name such a run first, each teacher by a --teacher of its own, or leave --start out"
+        )
+    return members[0]
+
+
+def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: DistillSettings) -> Recipe:
+    """The recipe with the width that the target asks for, found once: a clock does not say the same twice."""
+    if settings.target_parameters is None and settings.target_latency is None:
+        return recipe
+    place = Path(recipe.output) / _WIDTH_NAME
+    if not place.exists():
+        plain = with_plan(recipe, None)  # what distils is not part of the student that answers
+        if settings.target_parameters is not None:
+            width = width_for_parameters(plain, processor, settings.target_parameters)
+        else:
+            width = width_for_latency(plain, processor, parts.valid, float(settings.target_latency or 0))
+        write_atomically(place, json.dumps({"hidden_size": width}) + "\n")
+    return sized(recipe, _read(place)["hidden_size"])
+
+
+def _beliefs(shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None) -> dict[str, Belief]:
+    plan = shop.recipe.model["distillation"]["tasks"]
+    found: dict[str, float] = {}
+    if judged is None:
+        shop.notes.append(
+            "Stored answers are about the training part alone: the teacher was not judged, and no alpha was changed."
+        )
+    else:
+        found = judge.improvements(judge.predictions(judged, shop.parts.valid), shop.parts.valid)
+    popular = judge.popularity() if any(task in found for task in judge.model.state_tasks) else {}
+    own = {} if alone is None else alone.metrics
+    return {
+        task: believe(p["alpha"], found.get(task), popular.get(task, 0.0), own.get(f"valid/{task}"))
+        for task, p in plan.items()
+    }
+
+
+def _teacher_run(judge: Judge, teacher: Teacher) -> ComparisonRun:
+    test = judge.parts.test
+    predictions = judge.predictions(teacher, test)
+    metrics = evaluator.evaluate(judge.model, test, predictions, judge.arguments.rank_k)
+    tasks = tuple(sorted({*predictions.values, *predictions.rankings}))
+    nothing = Cost(0.0, 0.0, 0.0, float("nan"))
+    return ComparisonRun(TEACHER, tasks, judge.arguments.seed, "", nothing, metrics, predictions)
+
+
+def _ablations(
+    shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, Belief], bar: tqdm
+) -> list[ComparisonRun]:
+    """The student without each soft loss, those of states and gates included."""
+    if not shop.settings.ablations:
+        return []
+    plan = DistillationConfig.parse(shop.recipe.model["distillation"], [t["name"] for t in shop.recipe.tasks])
+    left = {
+        soft_name(task): replace(plan, tasks={name: own for name, own in plan.tasks.items() if name != task})
+        for task in sorted(task for task, belief in beliefs.items() if belief.alpha > 0)
+    }
+    left |= {} if plan.states is None else {STATES: replace(plan, states=None)}
+    left |= {GATES: replace(plan, gates=0.0)} if plan.gates else {}
+    bar.total = (bar.total or 0) + len(left)
+    found = []
+    for name, rest in left.items():
+        asked = any(own.acts for own in rest.tasks.values()) or rest.states is not None or rest.gates > 0
+        recipe = with_plan(shop.recipe, rest if asked else None)
+        found.append(shop.train(f"{WITHOUT}{name}", recipe, teacher if asked else None, start))
+        bar.update()
+    return found
+
+
+def _systems(
+    shop: _Workshop, members: Sequence[Teacher], teacher: Teacher, runs: Sequence[ComparisonRun | None]
+) -> dict[str, System]:
+    """Size and speed of teacher, student alone and student, side by side."""
+    lists = [t.name for t in shop.processor.tasks if t.ranks_catalog]
+    runs_of_teacher = run_folders(shop.settings.teachers)
+    own = [model for member in members for model in models_of(member)]
+    found = {
+        TEACHER: System(
+            parameters=sum(model.num_parameters() - only_for_training(model) for model in own) if own else None,
+            bytes=sum(_bytes(folder) for folder in runs_of_teacher) if runs_of_teacher else None,
+        )
+    }
+    if own and not all(models_of(member) for member in members):
+        shop.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
+    asked: dict[str, Teacher] = {} if shop.settings.logits else {TEACHER: teacher}
+    for run in runs:
+        if run is not None:
+            model = shop.model(run.variant)
+            found[run.variant] = System(
+                parameters=model.num_parameters() - only_for_training(model),
+                bytes=_bytes(shop.model_folder(run.variant)),
+                cost=asdict(run.cost),
+                peak_memory=run.metrics["peak_memory"],
+            )
+            asked[run.variant] = LiveTeacher(model, shop.processor, trust=True)
+    for system in asked.values():
+        system.prepare(shop.parts.test, shop.processor, [shop.parts.valid, shop.parts.test])
+    batches = one_question_each(shop.parts.test, lists)
+    for name, speed in people_per_second(asked, batches).items():
+        found[name].people_per_second = speed
+    return found
+
+
+def _finish(shop: _Workshop, student: ComparisonRun, place: Path) -> None:
+    """Make the draft a run: the student, its recipe and its metrics."""
+    shutil.copytree(shop.model_folder(STUDENT), shop.folder, dirs_exist_ok=True)
+    text = yaml.safe_dump(replace(shop.recipe, output=str(place)).to_dict(), sort_keys=False)
+    write_atomically(shop.folder / RECIPE_NAME, text)
+    name_place(shop.folder / "training_args.json", place)
+    metrics = shop.folder / "metrics.json"
+    parts = shop.parts
+    model, slices = shop.model(STUDENT), shop.recipe.slices
+    own = student.predictions, shop.arguments, metrics, shop.processor, slices
+    report_run(model, parts.train, parts.test, *own, valid=parts.valid)
+
+
+def _revisions(settings: DistillSettings) -> dict[str, str]:
+    """What changes when a run that teaches is trained anew."""
+    stored = [Path(settings.logits)] if settings.logits else []
+    found = {}
+    for folder in (f for f in [*run_folders(settings.teachers), *stored] if f.is_dir()):
+        found[str(folder)] = revision_of(recover(folder))
+    return found
+
+
+def _name(settings: DistillSettings) -> str:
+    return ", ".join([*settings.teachers, *settings.classical, *([settings.logits] if settings.logits else [])])
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

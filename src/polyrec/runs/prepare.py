@@ -1,0 +1,112 @@
+"""The data of a recipe, which every command but `recommend` begins with."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.schema import Columns, from_dict
+from polyrec.core.settings import saved_files
+from polyrec.core.swap import recover
+from polyrec.data.ids import with_one_type
+from polyrec.data.mixing import concatenate_tables
+from polyrec.data.report import DataWarning
+from polyrec.data.tables import read_table
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.facts import check_data
+from polyrec.runs.recipe import Recipe, read_recipe_file
+from polyrec.runs.recipe_checks import check_sections
+from polyrec.tracking.facts import fingerprints
+from polyrec.tracking.training_file import TRAINING_NAME
+
+RECIPE_NAME = "recipe.yaml"
+
+
+def read_run(run: str | Path) -> Recipe:
+    """The recipe of a run folder."""
+    path = recover(run) / RECIPE_NAME
+    check_manifest(run, [RECIPE_NAME])
+    if not path.exists():
+        raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
+    with saved_files():
+        recipe = from_dict(Recipe, read_recipe_file(path))
+        recipe.check()
+    return recipe
+
+
+def tables_of(recipe: Recipe, name: str) -> list[str]:
+    """Paths of a kind of table ("interactions", "items", "users"): that of the recipe and those of its updates."""
+    given = [getattr(recipe, name), *(update.get(name) for update in recipe.updates)]
+    return [path for path in given if path]
+
+
+def prepare(recipe: Recipe, verbose: bool = False, seed: int | None = None) -> tuple[PolyRecProcessor, Splits]:
+    """The processor and the split of a recipe; what its updates brought is part of the data like all the rest.
+
+    Args:
+        verbose: print the `DataReport`, which commands that begin with a recipe do once.
+        seed: of what is drawn for the split (`max_delay`); default: that of the recipe's training.
+    """
+    check_sections(recipe)
+    interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # they stand in the report
+        processor = PolyRecProcessor.fit(
+            *(interactions, items, users), tasks=recipe.tasks, columns=recipe.columns, verbose=False, **recipe.processor
+        )
+        parts = processor.split(interactions, past=recipe.past, **{**recipe.split, "seed": _seed(recipe, seed)})
+    if verbose and processor.data_report is not None:
+        processor.data_report.show()
+    return processor, parts
+
+
+def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
+    """The saved processor of a run, and the split that the run was trained on.
+
+    Raises:
+        ValueError: the tables have changed since, so it would be another split; says how to judge new rows.
+    """
+    check_data(run, recipe.to_dict())
+    processor = PolyRecProcessor.from_pretrained(run)
+    for users in tables_of(recipe, "users"):
+        processor.extend(users=read_table(users, "users"))  # they are not saved with it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
+        parts = processor.split(
+            joined_table(recipe, "interactions"), past=recipe.past, **{**recipe.split, "seed": _seed(recipe)}
+        )
+    if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
+        _check_events(Path(run), fingerprints(processor, parts.train)["data"])
+    return processor, parts
+
+
+def _check_events(run: Path, found: str) -> None:
+    path = run / TRAINING_NAME
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    held = facts.get("data", {}).get("fingerprints", {}).get("data")
+    if held is not None and held != found:
+        raise ValueError(f"the interactions changed since {run} was trained: put the earlier content back")
+
+
+def _seed(recipe: Recipe, given: int | None = None) -> int:
+    """The one that is given, or else that of the split, of the training's data or of the training."""
+    named = (given, recipe.split.get("seed"), recipe.training.get("data_seed"), recipe.training.get("seed"))
+    return int(next((seed for seed in named if seed is not None), 0))
+
+
+def joined_table(recipe: Recipe, name: str) -> Any:
+    """A table of a recipe with what its updates added; None = it has none."""
+    paths = tables_of(recipe, name)
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    tables = {path: read_table(path, name) for path in paths}
+    if name == "interactions":
+        return concatenate_tables(tables, from_dict(Columns, recipe.columns))
+    columns = from_dict(Columns, recipe.columns)
+    tables = with_one_type(tables, {columns.item if name == "items" else columns.user: f"{name[:-1]} id"})
+    return pa.concat_tables(tables.values(), promote_options="permissive").combine_chunks()

@@ -1,0 +1,57 @@
+"""`polyrec demo`: a page on this machine that shows what a run recommends, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyrec.data.tables import read_table
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.prepare import RECIPE_NAME, joined_table, read_run
+from polyrec.web.guard import guarded, is_local
+from polyrec.web.page import THEME, build_page
+from polyrec.web.session import DemoSession
+
+
+def open_session(run: str, k: int = 10, users: bool = False) -> DemoSession:
+    """The model of a run, and the users of the tables that its recipe names, if they are asked for.
+
+    Without them, or without the data, histories are built by hand.
+
+    Args:
+        users: let visitors see ids of users and load their events.
+    """
+    processor = PolyRecProcessor.from_pretrained(run)
+    model = PolyRecForRecommendation.from_pretrained(run)
+    tables = {}
+    if users and (Path(run) / RECIPE_NAME).exists():
+        try:
+            recipe = read_run(run)
+        except ValueError as error:
+            print(f"no users to choose from: {error}")
+        else:
+            found = {name: joined_table(recipe, name) for name in ("interactions", "users")}
+            tables = {name: read_table(table, name) for name, table in found.items() if table is not None}
+    return DemoSession(model, processor, tables.get("interactions"), tables.get("users"), k)
+
+
+def demo(run: str, host: str, port: int, k: int, browser: bool, users: bool = False) -> None:
+    """Serve the page until it is interrupted; nothing is sent to or asked of the internet."""
+    page = build_page(open_session(run, k, users))
+    print(f"serving http://{host}:{port}, Ctrl-C stops it")
+    if not is_local(host):
+        seen = "choose users by their ids and see their events" if users else "use the model and see the catalog"
+        print(f"{host} is no loopback address: whoever reaches this machine can {seen}; there is no password")
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=browser,
+            theme=THEME,
+            footer_links=[],
+            quiet=True,
+            **guarded(host),
+        )
+    except OSError as error:
+        raise ValueError(f"cannot serve at {host}:{port} ({error}): choose another --port or --host") from error
