@@ -169,7 +169,9 @@ def tests_of(covered: CoverageData, seconds: dict[str, float], mutant: Mutant, b
     `polyrec/hub`, and of its file, `test_fetch.py` for `fetch.py`.
     """
     lines = covered.contexts_by_lineno(str(SOURCE.parent / mutant.path))
-    mirrored = re.compile(rf"tests/{mutant.path.parent.name}/|tests/(.*/)?test_{mutant.path.stem}(_.*)?\.py::")
+    mirrored = re.compile(
+        rf"tests/{'/'.join(mutant.path.parent.parts[1:])}/|tests/(.*/)?test_{mutant.path.stem}(_.*)?\.py::"
+    )
     found: set[str] = set()
     for first, last in mutant.scopes[:-1]:
         found = found or _tests(context for line in range(first, last + 1) for context in lines.get(line, []))

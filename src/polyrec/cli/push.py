@@ -10,6 +10,7 @@ from typing import Any
 from polyrec.hub.errors import Refused
 from polyrec.hub.push import push_folder
 from polyrec.hub.scan import Scan, scan
+from polyrec.inference.check import check_loads
 
 
 def push_run(
@@ -40,6 +41,8 @@ def push_run(
         return found
     if not (Path(run) / "README.md").exists():
         print(f"the card will say the least; `polyrec card {run}` writes one with figures")
+    check_loads(Path(run))
+    options["load"] = False  # it has been
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
         try:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import read_table, times
+from polyrec.inference.explanation.explain import explain
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.reporting.people import Example, title_of
@@ -49,5 +50,5 @@ def _example(model: PolyRecForRecommendation, processor: PolyRecProcessor, event
     rows = processor.items.rows(events[columns.item].combine_chunks())
     titles = [title_of(processor.describe(int(row))) if row > 1 else "an item outside the catalog" for row in rows]
     read = [c for c in events.column_names if c != columns.user]
-    found = model.explain(processor, history=events.select(read).slice(0, events.num_rows - 1), k=_RECOMMENDED)
+    found = explain(model, processor, history=events.select(read).slice(0, events.num_rows - 1), k=_RECOMMENDED)
     return Example(len(titles) - 1, titles[:-1], titles[-1], found)
