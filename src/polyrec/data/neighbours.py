@@ -17,13 +17,13 @@ from polyrec.data.ridge import DENSE, ridge_weights, taken_matrix
 from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
-WEIGHED = ("linear", "transitions")  # tables of one kind each, whose weight validation chooses
+TABLES = ("linear", "transitions")  # tables of one kind each, whose weight validation chooses
 SET_KINDS = ("together", "similar", "linear")  # of users whose events have no order
 RIDGE = 400.0  # of "linear" of sets
 RIDGE_OF_LATEST = 200.0  # of "linear" where it is read for the latest items alone
 WINDOW, FADE = 10, 0.9  # of "together": events to both sides, and what one step further counts
 POWER = 0.4  # by which frequent items are damped on both sides of "together"
-REACH = 50  # latest items that tables of `WEIGHED` are read for: of made-up orders, old ones say as much as new ones
+REACH = 50  # latest items that tables of `TABLES` are read for: of made-up orders, old ones say as much as new ones
 STEPS, STEP_FADE = 5, 0.7  # of "next"
 SHRINKAGE = 5.0  # events that are added to those of an item: few say little about what follows it
 LONGEST = 500  # latest items of one user that "similar" compares: bounds its memory
@@ -51,7 +51,7 @@ def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> i
 
 
 def weighed_sizes(user: np.ndarray, num_items: int, max_history: int) -> dict[str, int]:
-    """How many numbers of each item to keep of `WEIGHED` tables of events in order, 128, and "reach", of how many
+    """How many numbers of each item to keep of `TABLES` tables of events in order, 128, and "reach", of how many
     latest items to read them: 50, or half a window, as much as evaluations see at least.
 
     "linear" keeps none of a log too large for an inverse, "transitions" of catalogs of which `worthwhile` keeps fewer
@@ -133,7 +133,7 @@ def _table(
 
 
 def weighed_neighbours(kind: str, user: np.ndarray, item: np.ndarray, num_items: int, size: int) -> Neighbours | None:
-    """The largest scores of each item of one of `WEIGHED`, in units of the mean largest one: weights of EASE (Steck,
+    """The largest scores of each item of one of `TABLES`, in units of the mean largest one: weights of EASE (Steck,
     2019; [`polyrec.data.ridge`]), or chances of what comes next ("next" of [`neighbours`], without the roots).
 
     Args:

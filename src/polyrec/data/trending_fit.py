@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize
 
 from polyrec.data.columns import FIRST
-from polyrec.data.neighbours import WEIGHED
+from polyrec.data.neighbours import TABLES
 from polyrec.data.trending import RecentCounts
 
 HALF_LIVES = (3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
@@ -48,12 +48,11 @@ class TrendingFit(NamedTuple):
 
     def reason(self, aged: bool = False) -> str:
         """Whether a task reads recent popularity, and why, for the data report; `aged` as for [`options`]."""
-        if self.helps and aged:
-            return "recent popularity is not read: the option item_age tells what is new, and both would count it twice"
         hours = ", ".join(f"{half_life / 3600:g}" for half_life, _ in self.mixture)
-        read = (
-            f"recent popularity is read (half-lives {hours} hours)" if self.helps else "recent popularity is not read"
-        )
+        beside = f"recent popularity (half-lives {hours} hours) is weighed after training, and not read by it"
+        if self.helps and aged:
+            return f"{beside}: the option item_age tells what is new, and both would count it twice"
+        read = f"training reads recent popularity (half-lives {hours} hours)" if self.helps else beside
         return (
             f"{read}: it raises the log likelihood of late training rows by {self.gain:.3f} (standard error "
             f"{self.error:.3f}, needed {WORTHWHILE:g}); {self.new_share:.0%} of their items are new"
@@ -70,12 +69,11 @@ class TrendingFit(NamedTuple):
             aged: whether the task reads ages since release, beside which recent popularity was not judged: what is new
                 would count twice (on Travel Stack Exchange, NDCG@10 on validation .367 instead of .399).
         """
-        if not self.helps:
-            return {}
-        found: dict[str, Any] = {} if aged else {"trending": self.mixture, "trending_start": self.power}
-        if self.new_share < MOSTLY_NEW:
+        learnt = self.helps and not aged
+        found = {"trending": self.mixture, "trending_start": self.power if learnt else 0.0, "recent": True}
+        if not self.helps or self.new_share < MOSTLY_NEW:
             return found
-        return found | dict.fromkeys(("neighbours", *WEIGHED), 0) | ({} if smoothed else {"cold_negatives": False})
+        return found | dict.fromkeys(("neighbours", *TABLES), 0) | ({} if smoothed else {"cold_negatives": False})
 
 
 class _Rows(NamedTuple):

@@ -135,7 +135,7 @@ class LiveTeacher(Teacher):
         own, asked = task_parts(self.processor), task_parts(processor)
         for name in (n for n in (*self.model.pair_tasks, *self.model.state_tasks) if n in asked):
             problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
-        for name in (n for n in self.model.state_tasks if n in asked and self.model.heads[n].trending is not None):
+        for name in (n for n in self.model.state_tasks if n in asked and self.model.heads[n].options["trending"]):
             counted = [p.mixtures.get(name) for p in (self.processor, processor)]
             if counted[0] != counted[1]:
                 problems.append(f"task {name!r}: it reads trending={counted[0]}, and the data count {counted[1]}")

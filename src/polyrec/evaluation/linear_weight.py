@@ -1,4 +1,4 @@
-"""How much classical item-to-item models have to say beside the network, chosen by the ranking of validation rows.
+"""How much simple recommenders have to say beside the network, chosen by the ranking of validation rows.
 
 Letters: M questions, N items.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyrec.data.neighbours import WEIGHED
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
 from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
@@ -21,13 +20,12 @@ from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.modules.heads.terms.item_terms import ItemTerms
-from polyrec.modules.heads.terms.linear import LinearNeighbours
+from polyrec.modules.heads.terms.weighed import WeighedTerm
 
-STRENGTHS = tuple(2.0**n for n in range(-6, 4))  # what the strongest neighbour of the latest item adds to its logit
-DECAYS = (0.9, 0.7, 1.0)
+STRENGTHS = tuple(2.0**n for n in range(-6, 4))  # e.g. what the strongest neighbour of the latest item adds
 _SCORES = 40_000_000  # about, of one weight: seconds for the grid
 _FEWEST = 500
-_TITLES = {"linear": "linear neighbours", "transitions": "transitions"}
+_TITLES = {"linear": "linear neighbours", "transitions": "transitions", "recent": "recent popularity"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class LinearWeight:
     """The weight of one term.
 
     Args:
-        kind: which, of `WEIGHED`.
-        strength, decay: of `LinearNeighbours.weigh`; strength 0: it has no say.
+        kind: which, of `RetrievalHead.weighed`.
+        strength, decay: of `WeighedTerm.weigh`; strength 0: it has no say.
         without, value: the metric of the validation rows without and with the term.
         rows: validation rows that were ranked.
         metric: e.g. "ndcg@10".
@@ -53,8 +51,9 @@ class LinearWeight:
     def __str__(self) -> str:
         gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         if not self.strength:
-            return f"no {_TITLES[self.kind]}: they would gain nothing ({gain})"
-        return f"{_TITLES[self.kind]} of weight {self.strength:g}, fading by {self.decay:g}: {gain}"
+            return f"no {_TITLES[self.kind]}: no gain ({gain})"
+        fading = f", fading by {self.decay:g}" if self.decay < 1 else ""
+        return f"{_TITLES[self.kind]} of weight {self.strength:g}{fading}: {gain}"
 
 
 @torch.no_grad()
@@ -69,8 +68,8 @@ def choose_linear_weights(
     """The weights that rank validation rows best, {(task, kind of term): weight} of tasks with such terms and rows; the
     model is left as it is.
 
-    NDCG@k is compared on the same rows, at most a few thousand, with one weight after the other; of the second kind of
-    term, beside what was chosen of the first. A gain within its standard error counts, too: sums of unlike
+    NDCG@k is compared on the same rows, at most a few thousand, with one weight after the other; of each kind of term
+    beside what was chosen of those before. A gain within its standard error counts, too: sums of unlike
     recommenders are rarely worse than one of them (of four logs, such gains held on later rows, 6% in the mean).
 
     Args:
@@ -90,10 +89,10 @@ def choose_linear_weights(
         for term in terms.values():
             term.weigh(0.0, 1.0)
         with model.eval_mode() as model, autocast or nullcontext():
-            for chosen in WEIGHED:
+            for chosen in dict.fromkeys(kind for _, kind in terms):
                 some = {name: term for (name, kind), term in terms.items() if kind == chosen}
                 for name, each in (_metrics(model, some, valid, k, exclude_seen) if some else {}).items():
-                    weight = found[name, chosen] = _chosen(each, f"ndcg@{k}", chosen)
+                    weight = found[name, chosen] = _chosen(each, some[name].decays, f"ndcg@{k}", chosen)
                     some[name].weigh(weight.strength, weight.decay)
     finally:
         for key, term in terms.items():
@@ -103,7 +102,7 @@ def choose_linear_weights(
 
 def _metrics(
     model: PolyRecForRecommendation,
-    terms: Mapping[str, LinearNeighbours],
+    terms: Mapping[str, WeighedTerm],
     valid: SequenceDataset,
     k: int,
     exclude_seen: bool | None,
@@ -141,24 +140,24 @@ def _of_rows(asked: Asked, kept: np.ndarray) -> Asked | None:
     return Asked(asked.rows[index], asked.states[at], typed, asked.moment.at(at))
 
 
-def _grid() -> list[tuple[float, float]]:
-    return [(0.0, 1.0), *((strength, decay) for decay in DECAYS for strength in STRENGTHS)]
+def _grid(decays: tuple[float, ...]) -> list[tuple[float, float]]:
+    return [(0.0, 1.0), *((strength, decay) for decay in decays for strength in STRENGTHS)]
 
 
-def _weighed(plain_MN: torch.Tensor, term: LinearNeighbours, asked: Asked) -> Iterator[torch.Tensor]:
+def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: Asked) -> Iterator[torch.Tensor]:
     """Scores with each weight of the grid; the first one is 0."""
     yield plain_MN.clone()
     ids_N = torch.arange(plain_MN.shape[1], device=plain_MN.device)
-    for decay in DECAYS:
+    for decay in term.decays:
         term.weigh(1.0, decay)
         own_MN = ItemTerms([term]).add_to(torch.zeros_like(plain_MN), asked.states, asked.moment, ids_N)
         for strength in STRENGTHS:
             yield plain_MN + strength * own_MN
 
 
-def _chosen(each: np.ndarray, metric: str, kind: str) -> LinearWeight:
+def _chosen(each: np.ndarray, decays: tuple[float, ...], metric: str, kind: str) -> LinearWeight:
     """The best of the grid, of metrics [grid, M]."""
     mean = each.mean(axis=1)
     best = int(mean.argmax())
-    strength, decay = _grid()[best]
+    strength, decay = _grid(decays)[best]
     return LinearWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric)

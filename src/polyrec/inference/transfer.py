@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from polyrec.data.neighbours import WEIGHED
+from polyrec.data.neighbours import TABLES
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
@@ -44,7 +44,7 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
     of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
-    tables = [f".{name}.{part}" for name in ("neighbours", *WEIGHED) for part in ("items", "values")]
+    tables = [f".{name}.{part}" for name in ("neighbours", *TABLES) for part in ("items", "values")]
     rows = (*of_items, ".age.released", *tables)
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
     other.load_state_dict(learnt)

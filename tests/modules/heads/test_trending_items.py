@@ -10,6 +10,7 @@ from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation, Po
 from polyrec.distillation.live import _ItemRows
 from polyrec.evaluation.baselines.table import baseline_table
 from polyrec.evaluation.evaluator import evaluate, predict
+from polyrec.evaluation.linear_weight import choose_linear_weights
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.moment import Moment, Trending
 from polyrec.modules.heads.retrieval import RetrievalHead
@@ -132,7 +133,7 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     """Prevents a model that ranks what nobody reads any more where all that comes is new."""
     processor, splits = world
     assert processor.model_config().task_configs[0].options["trending"]
-    assert "next_item: recent popularity is read (half-lives 1 hours)" in str(processor.data_report)
+    assert "next_item: training reads recent popularity (half-lives 1 hours)" in str(processor.data_report)
     best = baseline_table(processor, splits, systems=["recent_popularity"], resamples=0)["next_item"]
     model, found = ndcg(processor, splits, 2)
     assert found > 0.97 * best["recent_popularity"]["ndcg@10"] > 0.4
@@ -145,8 +146,8 @@ def test_what_is_new_counts_once():
     """Prevents recent popularity, fitted without ages, from being added to ages that say the same."""
     processor, _ = prepared(item_age="release")
     options = processor.model_config().task_configs[0].options
-    assert ("trending" in options, options["neighbours"], options["cold_negatives"]) == (False, 0, False)
-    assert "next_item: recent popularity is not read: the option item_age" in str(processor.data_report)
+    assert (options["trending_start"], options["neighbours"], options["cold_negatives"]) == (0, 0, False)
+    assert "and not read by it: the option item_age tells what is new" in str(processor.data_report)
 
 
 def test_a_saved_processor_keeps_what_its_models_read(world, tmp_path):
@@ -217,3 +218,40 @@ def test_lists_follow_the_news_after_update_and_reload(world, tmp_path):
     again.extend({"item_id": [10_000]})
     again.save_pretrained(tmp_path)
     assert PolyRecProcessor.from_pretrained(tmp_path).recent["next_item"].counts.shape[1] == again.num_items
+
+
+def test_what_training_does_not_read_validation_weighs():
+    """Prevents recent popularity that says little of likelihood, and much of ranks, from being left out, and a weight
+    of it that training reads or that is not the one that was measured."""
+    processor, splits = prepared(trending=[[3600.0, 10.0]], trending_start=0.0, recent=True, neighbours=0, linear=0, transitions=0)
+    torch.manual_seed(0)
+    config = processor.model_config(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    model = PolyRecForRecommendation(config).eval()
+    head = model.heads["next_item"]
+    assert head.trending is None
+    assert list(head.weighed) == ["recent"]
+    (said,) = choose_linear_weights(model, splits.valid).values()
+    batch = PolyRecCollator()([splits.train[n] for n in range(4)])
+    batch.pop("candidate_rows")
+    lost, found = [], []
+    for strength in (0.0, said.strength):
+        head.recent.weigh(strength, said.decay)
+        torch.manual_seed(0)
+        lost.append(model.train()(**batch).loss.item())
+        found.append(evaluate(model, splits.valid, predict(model, splits.valid))["next_item_ndcg@10"])
+    assert lost[0] == lost[1]
+    np.testing.assert_allclose(found, [said.without, said.value], atol=1e-9)
+    assert found[1] > 0.4 > 10 * found[0]
+    window = splits.valid[0]
+    shown = window["trending"]["next_item"]
+    row = window["candidate_trending"][0]
+    moment = Moment(trending={"next_item": Trending(torch.tensor([row]), *map(torch.from_numpy, shown.values()))})
+    items = ItemRows(torch.randn(processor.num_items, 8))
+    with torch.no_grad():
+        model.eval()
+        weighed = head(torch.zeros(1, 8), items, moment)
+        head.recent.weigh(0.0, 1.0)
+        added = (weighed - head(torch.zeros(1, 8), items, moment))[0].numpy()
+    expected = np.zeros(processor.num_items)
+    expected[shown["items"][row]] = said.strength * shown["values"][row].astype(float)
+    np.testing.assert_allclose(added[2:], expected[2:], atol=2e-3)

@@ -611,7 +611,8 @@ class PolyRecProcessor:
         if "trending" in task.options or self.columns.time is None:
             return {}
         if self._saved_mixtures is not None:
-            return {"trending": self._saved_mixtures.get(task.name, ())}
+            mixture = self._saved_mixtures.get(task.name, ())
+            return {"trending": mixture, "recent": bool(mixture)}
         options = {**HEADS.get(task.head).default_options, **task.options}
         taken = train & (self._taken_items(log, task.name) >= FIRST)
         events = log.person[taken], log.item[taken], log.time[taken]

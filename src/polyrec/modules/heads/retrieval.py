@@ -18,7 +18,7 @@ from polyrec.core.modules import in_double
 from polyrec.core.reduction import known_weight, masked_sum
 from polyrec.core.registry import HEADS, nearest
 from polyrec.core.schema import TaskConfig
-from polyrec.data.neighbours import WEIGHED
+from polyrec.data.neighbours import TABLES
 from polyrec.distillation.catalog import catalog_loss, sampled_rest, taught_cross_entropy
 from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
@@ -34,17 +34,19 @@ from polyrec.modules.heads.terms.neighbours import ItemNeighbours
 from polyrec.modules.heads.terms.repeats import Repeats
 from polyrec.modules.heads.terms.seen import Seen
 from polyrec.modules.heads.terms.set_neighbours import SetNeighbours
-from polyrec.modules.heads.terms.trending import TrendingItems
+from polyrec.modules.heads.terms.trending import TrendingItems, WeighedRecentItems
+from polyrec.modules.heads.terms.weighed import WeighedTerm
 
 _FROM_DATA = (
     "age_start",
     "cold_negatives",
     "neighbours",
-    *WEIGHED,
+    *TABLES,
     "reach",
     "of_sets",
     "trending",
     "trending_start",
+    "recent",
 )  # options that a processor finds
 
 
@@ -82,8 +84,9 @@ class RetrievalHead(TaskHead):
             of each item. 0: no such term. `reach`: how many of the latest items they read.
             `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
             fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
-            and sets it where recent popularity tells more of late training rows than that of all time.
-            `trending_start`: the power of popularity at the start.
+            and sets it by late training rows. `trending_start`: the power of popularity at the start; 0: no training
+            reads it, as where it tells no more than the popularity of all time. `recent`: add it after training, too,
+            with the weight that ranks validation best, see `WeighedRecentItems`.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -115,6 +118,7 @@ class RetrievalHead(TaskHead):
         "reach": LATEST,
         "trending": (),
         "trending_start": 1.0,
+        "recent": False,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -129,7 +133,7 @@ class RetrievalHead(TaskHead):
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
-        for option, least in (*dict.fromkeys(("neighbours", *WEIGHED), 0).items(), ("reach", 1)):
+        for option, least in (*dict.fromkeys(("neighbours", *TABLES), 0).items(), ("reach", 1)):
             if self.options[option] < least:
                 raise self.refuse(option, f"it must be >= {least}")
         size = self.options["neighbours"]
@@ -137,13 +141,13 @@ class RetrievalHead(TaskHead):
             LinearNeighbours(self.options[kind], config.num_items, self.options["reach"], task.name)
             if self.options[kind]
             else None
-            for kind in WEIGHED
+            for kind in TABLES
         )
         kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
         self.neighbours = (
             kind(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name) if size else None
         )
-        self.trending = self._trending(config)
+        self.trending, self.recent = self._trending(config)
         once = self.options["of_sets"] and not self.options["repeats"] and not self.options["label_smoothing"]
         self.seen = Seen() if once else None
         self.sampled = config.num_items > self.options["sampled_above"]
@@ -171,13 +175,17 @@ class RetrievalHead(TaskHead):
             raise self.refuse("label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"')
         return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
 
-    def _trending(self, config: PolyRecConfig) -> TrendingItems | None:
-        mixture, start = self.options["trending"], self.options["trending_start"]
+    def _trending(self, config: PolyRecConfig) -> tuple[TrendingItems | None, WeighedRecentItems | None]:
+        mixture, start, name = self.options["trending"], self.options["trending_start"], self.task.name
         if not mixture:
-            return None
+            return None, None
         if not all(isinstance(part, Sequence) and len(part) == 2 and min(part) > 0 for part in mixture):
             raise self.refuse("trending", "it must hold pairs [half-life in seconds, weight], both > 0: [[3600, 100]]")
-        return TrendingItems(config.num_items, config.hidden_size, start, self.options["bias_rate"], self.task.name)
+        rate, num_items = self.options["bias_rate"], config.num_items
+        return (
+            None if not start else TrendingItems(num_items, config.hidden_size, start, rate, name),
+            WeighedRecentItems(num_items, name) if self.options["recent"] else None,
+        )
 
     @property
     def reads_history(self) -> bool:
@@ -187,20 +195,25 @@ class RetrievalHead(TaskHead):
     @property
     def latest_events(self) -> int:
         """How many of the latest items terms read; 0: none of them does."""
-        if self.weighed and not self.training:
+        if self._tables and not self.training:
             return max(self.options["reach"], LATEST)
-        return LATEST if self.neighbours is not None or self.weighed else 0
+        return LATEST if self.neighbours is not None or self._tables else 0
 
     @property
-    def weighed(self) -> dict[str, LinearNeighbours]:
-        """The terms whose weight validation chooses, by their options."""
-        terms = zip(WEIGHED, (self.linear, self.transitions), strict=True)
+    def _tables(self) -> dict[str, LinearNeighbours]:
+        terms = zip(TABLES, (self.linear, self.transitions), strict=True)
         return {kind: term for kind, term in terms if term is not None}
+
+    @property
+    def weighed(self) -> dict[str, WeighedTerm]:
+        """The terms whose weight validation chooses, one after the other, by their options."""
+        return {**self._tables, **({} if self.recent is None else {"recent": self.recent})}
 
     @property
     def evidence(self) -> ItemTerms:
         """The terms that say what goes with the user's items."""
-        return ItemTerms([*([] if self.neighbours is None else [self.neighbours]), *self._speaking.values()])
+        tables = [term for term in self._tables.values() if term.speaks]
+        return ItemTerms([*([] if self.neighbours is None else [self.neighbours]), *tables])
 
     @property
     def terms(self) -> ItemTerms:
@@ -221,7 +234,7 @@ class RetrievalHead(TaskHead):
         return {name: term for name, term in every.items() if term is not None}
 
     @property
-    def _speaking(self) -> dict[str, LinearNeighbours]:
+    def _speaking(self) -> dict[str, WeighedTerm]:
         return {kind: term for kind, term in self.weighed.items() if term.speaks}
 
     def initialise(self) -> None:
@@ -251,7 +264,7 @@ class RetrievalHead(TaskHead):
             whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
             if self.neighbours.is_new or self.neighbours.holds(whole):
                 self.neighbours.load(whole, folds)
-        for kind, term in self.weighed.items():
+        for kind, term in self._tables.items():
             table = processor.weighed_neighbours(self.task.name, kind, self.options[kind]) if term.is_new else None
             if table is not None:
                 term.load(table)

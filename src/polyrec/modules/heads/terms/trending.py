@@ -1,4 +1,4 @@
-"""What is popular now, whoever asks, weighed by the state.
+"""What is popular now, whoever asks.
 
 Letters: M questions, U snapshots of a batch, N items, K items of a snapshot, D width.
 """
@@ -11,44 +11,31 @@ from transformers import initialization as init
 from polyrec.core.linear_loss import PlacedNumbers
 from polyrec.modules.encoders.moment import Moment, Trending
 from polyrec.modules.heads.terms.item_terms import find_items, place_numbers
+from polyrec.modules.heads.terms.weighed import WeighedTerm
 
 
-class TrendingItems(nn.Module):
-    r"""The term of recent popularity of a retrieval logit, (A s_i + c) log p_j(t_i), p_j = 1 + sum_t a_t n_tj.
+class RecentItems(nn.Module):
+    """What a question's time says of items: log p_j of the K hottest, 0 of others.
 
-    n_tj counts how often item j was taken strictly before the question, an event of age x as 2^{-x / h_t}, of the K
-    hottest items; p of others is 1 (see [`~polyrec.data.trending.RecentCounts`]). An untrained model ranks by recent
-    popularity: c starts at the power that fits late training rows best, A at 0. What was counted comes with each batch,
-    so that nothing here grows with catalog or log.
+    p_j = 1 + sum_t a_t n_tj, n_tj how often item j was taken strictly before the question, an event of age x counting
+    2^{-x / h_t} (see [`~polyrec.data.trending.RecentCounts`]). What was counted comes with each batch, so that nothing
+    here grows with catalog or log.
 
     Args:
-        start: c as it starts.
-        rate: how many times faster than other parameters c learns.
         task: whose label says which events count.
 
-    Shapes: states [M, D] -> logits [M, 1]; questions [M] -> numbers of items [M, N].
+    Shapes: questions [M] -> numbers of items [M, N].
     """
 
     size = 1
 
-    def __init__(self, num_items: int, hidden_size: int, start: float = 1.0, rate: float = 1.0, task: str = "") -> None:
+    def __init__(self, num_items: int, task: str = "") -> None:
         super().__init__()
-        self.num_items, self.start, self.rate, self.task = num_items, start, rate, task
-        self.by_state = nn.Linear(hidden_size, 1, bias=False)
-        self.prior = nn.Embedding(1, 1)
-
-    def initialise(self) -> None:
-        """Start with what everybody prefers."""
-        init.zeros_(self.by_state.weight)
-        init.constant_(self.prior.weight, self.start / self.rate)
+        self.num_items, self.task = num_items, task
 
     def extend(self, num_items: int) -> None:
         """There are more items now."""
         self.num_items = num_items
-
-    def logits(self, state: Tensor) -> Tensor:
-        """The weight of a state, [..., D] -> [..., 1]."""
-        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
 
     def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
         """The columns and numbers of trending items for the logits of some items.
@@ -79,3 +66,40 @@ class TrendingItems(nn.Module):
                 "of the processor before split, or pass the moments of `model.moment(...)` where it scores the catalog"
             )
         return found.snapshot.unsqueeze(-1), found.items, found.values
+
+
+class TrendingItems(RecentItems):
+    r"""The term of recent popularity of a retrieval logit that training learns, (A s_i + c) log p_j(t_i).
+
+    An untrained model ranks by recent popularity: c starts at the power that fits late training rows best, A at 0.
+
+    Args:
+        start: c as it starts.
+        rate: how many times faster than other parameters c learns.
+        task: as of `RecentItems`.
+
+    Shapes: states [M, D] -> logits [M, 1].
+    """
+
+    def __init__(self, num_items: int, hidden_size: int, start: float = 1.0, rate: float = 1.0, task: str = "") -> None:
+        super().__init__(num_items, task)
+        self.start, self.rate = start, rate
+        self.by_state = nn.Linear(hidden_size, 1, bias=False)
+        self.prior = nn.Embedding(1, 1)
+
+    def initialise(self) -> None:
+        """Start with what everybody prefers."""
+        init.zeros_(self.by_state.weight)
+        init.constant_(self.prior.weight, self.start / self.rate)
+
+    def logits(self, state: Tensor) -> Tensor:
+        """The weight of a state, [..., D] -> [..., 1]."""
+        return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
+
+
+class WeighedRecentItems(RecentItems, WeighedTerm):
+    """Recent popularity beside the network, a log p_j(t_i), a being one number that validation chooses."""
+
+    def __init__(self, num_items: int, task: str = "") -> None:
+        super().__init__(num_items, task)
+        self.register_weights(1)
