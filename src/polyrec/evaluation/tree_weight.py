@@ -63,7 +63,7 @@ def choose_tree_weights(
     """Trees of the training rows and the number and weight with which validation rows have the smallest loss, {task:
     (trees, weight)} of the tasks that can have some; the model is left as it is.
 
-    A gain within its standard error counts, too, as of `choose_linear_weights`.
+    A gain within its standard error counts, too, as of `choose_term_weights`.
 
     Args:
         processor: whose last split the training rows are of.

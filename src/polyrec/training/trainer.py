@@ -28,7 +28,7 @@ from polyrec.distillation.student import blank
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import with_unlabelled
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.linear_weight import LinearWeight, choose_linear_weights
+from polyrec.evaluation.term_weight import TermWeight, choose_term_weights
 from polyrec.evaluation.tree_weight import TreeWeight, choose_tree_weights
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -140,7 +140,7 @@ class PolyRecTrainer(ResumesSafely):
         # transformers know the old one alone. Goes away when `ddp_broadcast_buffers` is handed on by the new name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         self._bare: tuple[Any, PolyRecForRecommendation] | None = None  # see `_unwrapped`
-        self.validated: dict[str, LinearWeight | TreeWeight] = {}  # {task: what validation chose after training}
+        self.validated: dict[str, TermWeight | TreeWeight] = {}  # {task: what validation chose after training}
         if args.device.type == "cpu":
             keep_freed_memory()
         # `compute_loss` divides by the counts of the whole accumulation window itself.
@@ -258,7 +258,7 @@ class PolyRecTrainer(ResumesSafely):
             return
         with self._averaged():
             judged, autocast = self._evaluated(), self.accelerator.autocast
-            linear = choose_linear_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
+            linear = choose_term_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
             trees = choose_tree_weights(judged, processor, valid, autocast(), tasks)
         for (name, kind), weight in linear.items():
             model.heads[name].weighed[kind].weigh(weight.strength, weight.decay)

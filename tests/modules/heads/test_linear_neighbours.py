@@ -13,7 +13,7 @@ from polyrec import (
 )
 from polyrec.data.neighbours import REACH, weighed_neighbours
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.linear_weight import choose_linear_weights
+from polyrec.evaluation.term_weight import choose_term_weights
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.moment import Moment
 
@@ -117,7 +117,7 @@ def test_the_weight_that_is_chosen_measures_what_it_said(world):
     processor, splits = world
     model = untrained(processor)
     asked = splits.test  # whose targets are the second of a pair
-    chosen = choose_linear_weights(model, asked)
+    chosen = choose_term_weights(model, asked)
     head = model.heads["next_item"]
     assert list(chosen) == [("next_item", "linear"), ("next_item", "transitions")]
     assert not any(term.speaks for term in head.weighed.values())  # they are the caller's to set

@@ -10,7 +10,7 @@ from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation, Po
 from polyrec.distillation.live import _ItemRows
 from polyrec.evaluation.baselines.table import baseline_table
 from polyrec.evaluation.evaluator import evaluate, predict
-from polyrec.evaluation.linear_weight import choose_linear_weights
+from polyrec.evaluation.term_weight import choose_term_weights
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.moment import Moment, Trending
 from polyrec.modules.heads.retrieval import RetrievalHead
@@ -223,14 +223,16 @@ def test_lists_follow_the_news_after_update_and_reload(world, tmp_path):
 def test_what_training_does_not_read_validation_weighs():
     """Prevents recent popularity that says little of likelihood, and much of ranks, from being left out, and a weight
     of it that training reads or that is not the one that was measured."""
-    processor, splits = prepared(trending=[[3600.0, 10.0]], trending_start=0.0, recent=True, neighbours=0, linear=0, transitions=0)
+    processor, splits = prepared(
+        trending=[[3600.0, 10.0]], trending_start=0.0, recent=True, neighbours=0, linear=0, transitions=0
+    )
     torch.manual_seed(0)
     config = processor.model_config(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     model = PolyRecForRecommendation(config).eval()
     head = model.heads["next_item"]
     assert head.trending is None
     assert list(head.weighed) == ["recent"]
-    (said,) = choose_linear_weights(model, splits.valid).values()
+    (said,) = choose_term_weights(model, splits.valid).values()
     batch = PolyRecCollator()([splits.train[n] for n in range(4)])
     batch.pop("candidate_rows")
     lost, found = [], []

@@ -16,8 +16,8 @@ from polyrec.modules.heads.terms.weighed import WeighedTerm
 class LinearNeighbours(NeighbourTable, WeighedTerm):
     r"""A term of a retrieval logit, e(i, j) = a sum_h d^h S[i_h, j], S item-to-item scores.
 
-    i_0, i_1, ... are the latest items, as of [`~polyrec.modules.heads.terms.neighbours.ItemNeighbours`]. S was fitted on
-    the training rows, whose own answers it has seen: the weights of EASE (Steck, 2019, "Embarrassingly Shallow
+    i_0, i_1, ... are the latest items, as of [`~polyrec.modules.heads.terms.neighbours.ItemNeighbours`]. S was fitted
+    on the training rows, whose own answers it has seen: the weights of EASE (Steck, 2019, "Embarrassingly Shallow
     Autoencoders for Sparse Data"), or the chances of a Markov chain. So it is a
     [`~polyrec.modules.heads.terms.weighed.WeighedTerm`].
 

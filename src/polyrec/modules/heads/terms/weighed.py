@@ -13,7 +13,7 @@ class WeighedTerm(nn.Module):
     """Base of the terms of a retrieval logit that are recommenders of their own and have seen their training answers.
 
     No training reads them, and their weights, a d^h of group h, are no parameters: validation chooses a and d
-    ([`polyrec.evaluation.linear_weight`]), after which the sum of unlike recommenders ranks better than each of them. a
+    ([`polyrec.evaluation.term_weight`]), after which the sum of unlike recommenders ranks better than each of them. a
     is 0 until then, and stays so where validation gains nothing.
     """
 

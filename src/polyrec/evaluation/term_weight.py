@@ -29,7 +29,7 @@ _TITLES = {"linear": "linear neighbours", "transitions": "transitions", "recent"
 
 
 @dataclass(frozen=True)
-class LinearWeight:
+class TermWeight:
     """The weight of one term.
 
     Args:
@@ -57,14 +57,14 @@ class LinearWeight:
 
 
 @torch.no_grad()
-def choose_linear_weights(
+def choose_term_weights(
     model: PolyRecForRecommendation,
     valid: SequenceDataset,
     k: int = 10,
     exclude_seen: bool | None = None,
     autocast: AbstractContextManager[Any] | None = None,
     tasks: Collection[str] | None = None,
-) -> dict[tuple[str, str], LinearWeight]:
+) -> dict[tuple[str, str], TermWeight]:
     """The weights that rank validation rows best, {(task, kind of term): weight} of tasks with such terms and rows; the
     model is left as it is.
 
@@ -84,7 +84,7 @@ def choose_linear_weights(
     }
     valid = valid.fixed()
     before = {key: term.weights.clone() for key, term in terms.items()}
-    found: dict[tuple[str, str], LinearWeight] = {}
+    found: dict[tuple[str, str], TermWeight] = {}
     try:
         for term in terms.values():
             term.weigh(0.0, 1.0)
@@ -155,9 +155,9 @@ def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: Asked) -> Iterato
             yield plain_MN + strength * own_MN
 
 
-def _chosen(each: np.ndarray, decays: tuple[float, ...], metric: str, kind: str) -> LinearWeight:
+def _chosen(each: np.ndarray, decays: tuple[float, ...], metric: str, kind: str) -> TermWeight:
     """The best of the grid, of metrics [grid, M]."""
     mean = each.mean(axis=1)
     best = int(mean.argmax())
     strength, decay = _grid(decays)[best]
-    return LinearWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric)
+    return TermWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric)
