@@ -184,11 +184,11 @@ class Found:
 
 
 _TRAIN = ["train", "{world}/recipe.yaml", "--set", "training.seed=6"]
-_UPDATE = ["update", "{root}/run", "--new", "{world}/new.parquet", "--max-drop", "9"]
-_DISTILL = ["distill", "{world}/recipe.yaml", "--teacher", "{root}/run", "--resamples", "5", "--no-alone"]
+_UPDATE = ["update", "{root}/run", "--new", "{world}/new.parquet", "--max-regression", "9"]
+_DISTILL = ["distill", "{world}/recipe.yaml", "--teacher", "{root}/run", "--resamples", "5", "--no-baseline"]
 _COMPARE = ["compare", "{world}/recipe.yaml", "--seeds", "1", "--variants", "multi,single", "--resamples", "5"]
 _SCORE = ["score", "{root}/run", "{world}/recipe.yaml", "--shard-rows", "60"]
-_EVALUATE = ["evaluate", "{root}/run", "--part", "valid", "--output", "{root}/run/valid.json"]
+_EVALUATE = ["evaluate", "{root}/run", "--split", "valid", "--output", "{root}/run/valid.json"]
 _FINETUNE = ["finetune", "{root}/run", "--task", "rating", "--epochs", "1"]
 COMMANDS = [
     Command("train over a run", "trained", "run", _TRAIN),

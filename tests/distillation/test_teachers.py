@@ -206,7 +206,7 @@ def test_unknown_training_rows_need_trust():
     """Prevents an older folder, which cannot say what was learnt, from being taken for a clean one."""
     _, processor, parts = world()
     processor.training_rows = None
-    with pytest.raises(LeakageError, match=r"trust=True \(--trust-teacher\)"):
+    with pytest.raises(LeakageError, match=r"trust=True \(--skip-overlap-check\)"):
         live(processor).prepare(parts.train, processor)
     live(processor, trust=True).prepare(parts.train, processor)
 

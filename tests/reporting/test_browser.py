@@ -48,5 +48,5 @@ def test_the_page_fits_and_says_nothing_on_the_console(width, tmp_path_factory, 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     run = trained_run(tmp_path_factory.mktemp("browser"))
-    assert main(["report", str(run), "--people", "1"]) == 0
+    assert main(["report", str(run), "--num-users", "1"]) == 0
     return run

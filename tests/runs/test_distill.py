@@ -103,7 +103,7 @@ def test_a_whole_distillation(world, tmp_path, capsys, interrupt):
 
 def test_the_teachers_values_are_those_of_its_own_run(world, tmp_path):
     """Prevents a teacher that is measured by another harness than its run was."""
-    found = distilled(world, tmp_path / "s", "--teacher", str(world / "teacher"), *NARROW, "--no-alone")
+    found = distilled(world, tmp_path / "s", "--teacher", str(world / "teacher"), *NARROW, "--no-baseline")
     run = json.loads((world / "teacher" / "metrics.json").read_text())
     for task in ("next_item", "rating"):
         own = run[task]["polyrec"]
@@ -166,7 +166,7 @@ def test_stored_answers_teach(world, tmp_path):
     """Prevents stored answers from being asked about parts that they do not know."""
     logits = str(tmp_path / "logits")
     assert main(["score", str(world / "teacher"), "--output", logits]) == 0
-    found = distilled(world, tmp_path / "s", "--logits", logits, *NARROW)
+    found = distilled(world, tmp_path / "s", "--teacher-outputs", logits, *NARROW)
     assert set(found["systems"]) == {"teacher", "alone", "student"}
     assert "teacher" not in found["tasks"]["rating"]["metrics"]["rmse"]
     assert any("not judged" in note for note in found["notes"])
@@ -175,13 +175,13 @@ def test_stored_answers_teach(world, tmp_path):
 
 def test_targets_are_met(world, tmp_path):
     """Prevents a student that is larger than asked for, or smaller than it could be."""
-    flags = ["--teacher", str(world / "teacher"), "--no-alone", "--target-parameters", "6000"]
+    flags = ["--teacher", str(world / "teacher"), "--no-baseline", "--target-parameters", "6000"]
     found = distilled(world, tmp_path / "s", *flags)
     small = PolyRecForRecommendation.from_pretrained(tmp_path / "s")
     assert json.loads((tmp_path / "s" / "width.json").read_text()) == {"hidden_size": small.config.hidden_size}
     assert found["systems"]["student"]["parameters"] == small.num_parameters() <= 6000
     assert (
-        main(["distill", str(world / "recipe.yaml"), *flags, "--output", str(tmp_path / "t"), "--start", "teacher"])
+        main(["distill", str(world / "recipe.yaml"), *flags, "--output", str(tmp_path / "t"), "--init-from", "teacher"])
         == 0
     )
     start = json.loads((tmp_path / "t" / "distill.json").read_text())["start"]
@@ -199,7 +199,7 @@ def test_what_states_and_gates_brought_is_told_beside_tasks(world, tmp_path):
     plan = "model.distillation={tasks: {rating: {alpha: 0.5}}, states: {teacher_width: 16}, gates: 0.1}"
     experts = ["--set", "model.experts=mmoe"]
     assert main(["train", str(world / "recipe.yaml"), *experts, "--output", str(tmp_path / "mmoe")]) == 0
-    flags = ["--teacher", str(tmp_path / "mmoe"), "--start", "teacher", "--ablations", *experts, "--set", plan]
+    flags = ["--teacher", str(tmp_path / "mmoe"), "--init-from", "teacher", "--ablations", *experts, "--set", plan]
     found = distilled(world, tmp_path / "s", *flags)
     believed = {task for task, belief in found["beliefs"].items() if belief["alpha"] > 0}
     assert set(found["brought"]) == {*believed, "distilled_states", "distilled_gates"}
@@ -215,7 +215,7 @@ def test_names_of_several_teachers_are_those_of_their_folders(world, tmp_path):
     """Prevents a teacher inside an ensemble from being trained anew unnoticed, and from weighing nothing."""
     copied = tmp_path / "teacher"
     shutil.copytree(world / "teacher", copied, ignore=shutil.ignore_patterns("checkpoint-*"))
-    flags = ["--teacher", f"{copied},item_knn", *NARROW, "--no-alone"]
+    flags = ["--teacher", f"{copied},item_knn", *NARROW, "--no-baseline"]
     found = distilled(world, tmp_path / "s", *flags)
     model = PolyRecForRecommendation.from_pretrained(copied)
     assert found["systems"]["teacher"]["parameters"] == model.num_parameters()
@@ -253,9 +253,9 @@ def test_a_target_of_milliseconds(world, monkeypatch):
         ([], "no teacher given"),
         (["--teacher", "nowhere"], "there is no run folder 'nowhere'"),
         (["--classical", "eese"], "did you mean 'ease'"),
-        (["--classical", "ease", "--start", "teacher"], "--start teacher needs a run"),
-        (["--teacher", "ease", "--start", "teacher"], "'ease' is no run of `polyrec train`: name such a run first"),
-        (["--teacher", "item_knn,ease", "--start", "teacher"], "each teacher by a --teacher of its own"),
+        (["--classical", "ease", "--init-from", "teacher"], "--init-from teacher needs a run"),
+        (["--teacher", "ease", "--init-from", "teacher"], "'ease' is no run of `polyrec train`: name such a run first"),
+        (["--teacher", "item_knn,ease", "--init-from", "teacher"], "each teacher by a --teacher of its own"),
         (["--classical", "ease", "--set", "training.teacher=runs/mine"], "leave it out, and pass --teacher"),
         (["--classical", "ease", "--alpha", "2"], "--alpha is 2.0"),
         (["--classical", "ease", "--temperature", "0"], "--temperature is 0.0"),

@@ -251,12 +251,12 @@ def test_changed_tables_are_refused_by_who_reads_a_run(world, tmp_path, capsys):
 def test_events_are_not_learnt_twice(world, tmp_path, capsys):
     """An update that was killed after its swap and run again must not count its events twice."""
     shutil.copytree(world / "straight", tmp_path / "run")
-    update = ["update", str(tmp_path / "run"), "--new", str(world / "new.parquet"), "--max-drop", "9"]
+    update = ["update", str(tmp_path / "run"), "--new", str(world / "new.parquet"), "--max-regression", "9"]
     assert main(update) == 0
     before = (tmp_path / "run" / MANIFEST_NAME).read_bytes()
     shutil.copy(world / "new.parquet", tmp_path / "renamed.parquet")
     for path in (world / "new.parquet", tmp_path / "renamed.parquet"):
-        assert main([*update[:3], str(path), "--max-drop", "9"]) == 2
+        assert main([*update[:3], str(path), "--max-regression", "9"]) == 2
         assert "already learnt" in capsys.readouterr().err
     assert (tmp_path / "run" / MANIFEST_NAME).read_bytes() == before
     check_manifest(tmp_path / "run")

@@ -109,7 +109,7 @@ def test_ensembles_with_classical_teachers(run, tmp_path):
     recipe = str(run.parent / "recipe.yaml")
     output = str(tmp_path / "both")
     assert (
-        main(["score", f"{run},item_knn,lightgbm", recipe, "--output", output, "--part", "valid", "--set", plan]) == 0
+        main(["score", f"{run},item_knn,lightgbm", recipe, "--output", output, "--split", "valid", "--set", plan]) == 0
     )
     manifest = json.loads((tmp_path / "both" / "manifest.json").read_text())
     assert (manifest["top_k"]["next_item"], manifest["temperatures"]["next_item"], manifest["teachers"]) == (4, 3.0, 3)
@@ -130,5 +130,5 @@ def test_what_is_refused(run, tmp_path, capsys):
     (unknown / "training_rows.safetensors").unlink()
     (unknown / "manifest.json").unlink()
     assert main(["score", str(unknown), recipe, "--output", output]) == 2
-    assert "--trust-teacher" in capsys.readouterr().err
-    assert main(["score", str(unknown), recipe, "--output", output, "--trust-teacher"]) == 0
+    assert "--skip-overlap-check" in capsys.readouterr().err
+    assert main(["score", str(unknown), recipe, "--output", output, "--skip-overlap-check"]) == 0

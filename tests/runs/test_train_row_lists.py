@@ -80,7 +80,7 @@ def test_examples_of_people_are_rows_with_their_lists(run):
 
 def test_later_rows_update_a_run(run, capsys):
     """Prevents that an update asks about items of lists, or leaves out a new item that only lists hold."""
-    fresh = ["--output", str(run.parent / "fresh"), "--members", "1", "--max-drop", "1"]
+    fresh = ["--output", str(run.parent / "fresh"), "--members", "1", "--max-regression", "1"]
     assert main(["update", str(run), "--new", str(run.parent / "later.csv"), *fresh]) == 0
     printed = capsys.readouterr().out
     assert "events: new 36," in printed

@@ -94,7 +94,7 @@ def test_an_update_reports_what_it_did(world, fresh):
 def test_updates_follow_each_other(world, fresh, tmp_path, capsys):
     """Prevents a second update from forgetting where the data of the first lie, or from counting its events twice."""
     shutil.copytree(fresh[0], tmp_path / "one")
-    assert main(["update", str(tmp_path / "one"), "--new", str(world / "newer.parquet"), "--max-drop", "9"]) == 0
+    assert main(["update", str(tmp_path / "one"), "--new", str(world / "newer.parquet"), "--max-regression", "9"]) == 0
     report = json.loads((tmp_path / "one" / "update.json").read_text())
     assert set(report["before"]) == {"test", "update 1", "new"}
     processor = PolyRecProcessor.from_pretrained(tmp_path / "one")
@@ -114,10 +114,10 @@ def test_updates_follow_each_other(world, fresh, tmp_path, capsys):
 def test_a_worse_model_replaces_nothing(world, capsys):
     """Prevents a good model from being lost to an update that forgot."""
     before = contents(world / "run")
-    assert update(world, "--learning-rate", 3.0, "--replay", 0, "--members", 1, "--max-drop", 0.01) == 2
+    assert update(world, "--learning-rate", 3.0, "--replay", 0, "--members", 1, "--max-regression", 0.01) == 2
     error = capsys.readouterr().err
     assert "is left as it was" in error
-    assert "--max-drop" in error
+    assert "--max-regression" in error
     assert contents(world / "run") == before
     assert json.loads((world / "run-refused" / "update.json").read_text())["falls"]
     PolyRecForRecommendation.from_pretrained(world / "run-refused")
@@ -129,7 +129,7 @@ def test_replaces_the_run_and_interruptions_do_not(world, tmp_path, interrupt):
         shutil.copytree(world / "run", tmp_path / name)
     before = contents(tmp_path / "one")
     interrupt(3)
-    new = ["--new", str(world / "new.parquet"), "--max-drop", "9"]
+    new = ["--new", str(world / "new.parquet"), "--max-regression", "9"]
     assert main(["update", str(tmp_path / "one"), *new]) == 130
     assert contents(tmp_path / "one") == before
     interrupt(None)

@@ -197,7 +197,7 @@ def test_falls_are_those_beyond_the_limit():
         ({"replay": 1.2}, "replay is 1.2"),
         ({"members": 0}, "members is 0"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"max_drop": -1}, "max_drop is -1"),
+        ({"max_regression": -1}, "max_regression is -1"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):

@@ -29,7 +29,9 @@ def add_distill(commands: Commands) -> None:
         metavar="NAME",
         help="ease, item_knn, als, bpr, popularity, lightgbm (of pair tasks); repeat",
     )
-    distill.add_argument("--logits", metavar="FOLDER", help="answers to the training part, written by `polyrec score`")
+    distill.add_argument(
+        "--teacher-outputs", metavar="FOLDER", help="outputs on the training split, stored by `polyrec score`"
+    )
     distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
     distill.add_argument(
         "--target-latency", type=float, metavar="MS", help="widest student that answers one person in MS milliseconds"
@@ -37,25 +39,33 @@ def add_distill(commands: Commands) -> None:
     distill.add_argument("--temperature", type=float, help="of tasks that have one (default: of the plan, else 1)")
     distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: of the plan, else 0.5)")
     distill.add_argument(
-        "--start", choices=["random", "teacher"], help="of the student's weights (default: random); the first --teacher"
+        "--init-from",
+        choices=["random", "teacher"],
+        help="initial weights of the student: random (default), or those of the first --teacher",
     )
-    distill.add_argument("--no-alone", action="store_true", help="no student without a teacher to compare with")
+    distill.add_argument(
+        "--no-baseline", action="store_true", help="do not train a student without a teacher to compare with"
+    )
     distill.add_argument("--ablations", action="store_true", help="also train without each soft loss in turn")
     distill.add_argument("--resamples", type=int, help="of the bootstrap over people (default: 1000)")
-    distill.add_argument("--trust-teacher", action="store_true", help="that does not say which rows it has learnt")
+    distill.add_argument(
+        "--skip-overlap-check",
+        action="store_true",
+        help="accept a teacher whose training rows are unknown: it may have seen the validation or test split",
+    )
     distill.set_defaults(run=_distill)
 
 
 def _distill(options: argparse.Namespace) -> None:
     from polyrec.runs.distill_settings import DistillSettings
 
-    names = ("logits", "target_parameters", "target_latency", "temperature", "alpha", "start", "resamples")
+    names = ("teacher_outputs", "target_parameters", "target_latency", "temperature", "alpha", "init_from", "resamples")
     settings = DistillSettings(
         teachers=tuple(options.teacher),
         classical=tuple(options.classical),
-        alone=not options.no_alone,
+        baseline=not options.no_baseline,
         ablations=options.ablations,
-        trust=options.trust_teacher,
+        skip_overlap_check=options.skip_overlap_check,
         **chosen_flags(options, names),
     )
     recipe = read_recipe(options, "-student")
@@ -81,7 +91,7 @@ def add_score(commands: Commands) -> None:
     )
     add_recipe(score, "folder of the answers")
     score.add_argument(
-        "--part", choices=["train", "valid", "test"], default="train", help="of the split (default: train)"
+        "--split", choices=["train", "valid", "test"], default="train", help="which split to score (default: train)"
     )
     score.add_argument("-k", "--top-k", type=int, help="items per list (default: of the recipe's plan, else 100)")
     score.add_argument(
@@ -97,7 +107,9 @@ def add_score(commands: Commands) -> None:
         "such (distillation.unlabelled; default: none)",
     )
     score.add_argument(
-        "--trust-teacher", action="store_true", help="take a teacher that does not say which rows it has learnt"
+        "--skip-overlap-check",
+        action="store_true",
+        help="accept a teacher whose training rows are unknown: it may have seen the validation or test split",
     )
     score.set_defaults(run=_score)
 
@@ -110,9 +122,11 @@ def _score(options: argparse.Namespace) -> None:
     recipe = read_recipe(options)
     from polyrec.runs.score import ScoreSettings, score
 
-    names = ("part", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
+    names = ("split", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
     given = chosen_flags(options, names)
-    score(options.teacher, recipe, options.output, ScoreSettings(trust=options.trust_teacher, **given))
+    score(
+        options.teacher, recipe, options.output, ScoreSettings(skip_overlap_check=options.skip_overlap_check, **given)
+    )
 
 
 def add_factorize(commands: Commands) -> None:

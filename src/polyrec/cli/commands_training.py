@@ -141,8 +141,8 @@ def add_update(commands: Commands) -> None:
         help="let a trained run learn newer events, and say what it forgot",
         description="Continues the training of a run on events that came later and on a share of the old ones, and "
         "judges it before and after on held-out new events and on the old test part. The run is replaced unless a "
-        "metric falls by more than --max-drop; then the updated model goes to RUN-refused. People need not be known; "
-        "items that are not in the catalog are added with --items.",
+        "metric falls by more than --max-regression; then the updated model goes to RUN-refused. Users may be new; new "
+        "items are added with --items.",
     )
     update.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or by an update")
     update.add_argument("--new", required=True, metavar="PATH", help="events that came later, .parquet or .csv")
@@ -157,7 +157,10 @@ def add_update(commands: Commands) -> None:
         "--holdout", type=float, metavar="SHARE", help="latest of the new events, only evaluated (default: 0.1)"
     )
     update.add_argument(
-        "--max-drop", type=float, metavar="SHARE", help="by which a metric may fall on any slice (default: 0.05)"
+        "--max-regression",
+        type=float,
+        metavar="SHARE",
+        help="relative drop of a metric that is allowed on any slice (default: 0.05)",
     )
     update.add_argument("--seed", type=int, help="(default: 0)")
     update.add_argument("--again", action="store_true", help="learn events that the run has learnt already once more")
@@ -168,7 +171,7 @@ def _update(options: argparse.Namespace) -> None:
     from polyrec.runs.update import update_run
     from polyrec.training.update import UpdateSettings
 
-    names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_drop", "seed")
+    names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_regression", "seed")
     given = chosen_flags(options, names)
     settings = UpdateSettings(**given)
     update_run(options.run_folder, options.new, options.items, options.users, options.output, settings, options.again)

@@ -13,7 +13,7 @@ def add_evaluate(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="metrics of a trained run beside simple baselines")
     evaluate.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
     evaluate.add_argument(
-        "--part", choices=["valid", "test"], default="test", help="which part of the split (default: test)"
+        "--split", choices=["valid", "test"], default="test", help="which split to evaluate on (default: test)"
     )
     evaluate.add_argument(
         "--k",
@@ -28,7 +28,7 @@ def add_evaluate(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from polyrec.runs.evaluate import evaluate_run
 
-    evaluate_run(options.run_folder, options.part, options.output, options.k)
+    evaluate_run(options.run_folder, options.split, options.output, options.k)
 
 
 def add_recommend(commands: Commands) -> None:
@@ -83,8 +83,10 @@ def add_explain(commands: Commands) -> None:
     explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     explain.add_argument("--events", type=int, default=3, help="past events named per item (default: 3)")
     explain.add_argument("--neighbours", metavar="ID", help="instead: the items most like this one")
-    explain.add_argument("--picture", metavar="FILE", help="instead: draw the items' space as .png, .svg or .pdf")
-    explain.add_argument("--words", action="store_true", help="also judge the words of the items' texts")
+    explain.add_argument("--plot", metavar="FILE", help="instead: plot all item embeddings as .png, .svg or .pdf")
+    explain.add_argument(
+        "--token-attribution", action="store_true", help="also attribute scores to words of the item text"
+    )
     explain.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     explain.set_defaults(run=_explain)
 
@@ -92,10 +94,10 @@ def add_explain(commands: Commands) -> None:
 def _explain(options: argparse.Namespace) -> None:
     from polyrec.cli.explain import explain_items, explain_run
 
-    if options.neighbours is not None or options.picture is not None:
-        explain_items(options.run_folder, options.neighbours, options.picture, options.k, options.json)
+    if options.neighbours is not None or options.plot is not None:
+        explain_items(options.run_folder, options.neighbours, options.plot, options.k, options.json)
         return
-    given = {name: getattr(options, name) for name in ("task", "k", "events", "words")}
+    given = {name: getattr(options, name) for name in ("task", "k", "events")} | {"words": options.token_attribution}
     explain_run(options.run_folder, options.history, options.user, options.item, options.json, **given)
 
 
@@ -161,7 +163,7 @@ def add_report(commands: Commands) -> None:
     )
     report.add_argument("run_folders", nargs="+", metavar="RUN", help="folder written by `polyrec train` or distill")
     report.add_argument("--output", metavar="FILE", help="(default: report.html in the first RUN)")
-    report.add_argument("--people", type=int, metavar="N", help="examples of each run, 0 = none (default: 3)")
+    report.add_argument("--num-users", type=int, metavar="N", help="example users of each run, 0 = none (default: 3)")
     report.set_defaults(run=_report)
 
 
@@ -169,7 +171,7 @@ def _report(options: argparse.Namespace) -> None:
     check_extra("matplotlib", "report", "plots")
     from polyrec.reporting.runs import report_runs
 
-    report_runs(options.run_folders, **chosen_flags(options, ("output", "people")))
+    report_runs(options.run_folders, **chosen_flags(options, ("output", "num_users")))
 
 
 def add_push(commands: Commands) -> None:

@@ -36,18 +36,18 @@ def explain_run(
     return found
 
 
-def explain_items(run: str, item: str | None, picture: str | None, k: int, as_json: bool) -> list[dict[str, Any]]:
+def explain_items(run: str, item: str | None, plot: str | None, k: int, as_json: bool) -> list[dict[str, Any]]:
     """Print the neighbours of an item, or draw the space of all items (and both, if both are asked for).
 
     Args:
         item: its id.
-        picture: file to write.
+        plot: file to write.
     """
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     near = [] if item is None else read_items(item, processor, "--neighbours")
-    if picture is not None:
-        print(f"written to {plot_items(model, processor, picture, near)}")
+    if plot is not None:
+        print(f"written to {plot_items(model, processor, plot, near)}")
     found = [row for one in near for row in neighbours(model, processor, one, k)]
     for row in found:
         text = f"{row['similarity']:>8.3f}  {_name(row)} ({row['events']} events)"

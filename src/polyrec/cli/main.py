@@ -13,6 +13,7 @@ from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
 from polyrec.cli.flags import check_run_folders
+from polyrec.cli.renamed import with_new_names
 from polyrec.core.escapes import printable
 from polyrec.core.secrets import hide_secrets
 from polyrec.core.signals import Interrupted, handled, interrupt
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a title that a terminal cannot write is no reason to stop
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(with_new_names(sys.argv[1:] if arguments is None else arguments))
     try:
         with handled(interrupt):
             check_run_folders(options)

@@ -209,7 +209,7 @@ class TableTeacher(Teacher):
             rows = np.concatenate([part.log.row[part.candidates.event] for part in parts])[self._at < 0]
             raise ValueError(
                 f"{len(rows)} of the {len(self._at)} candidates of the student's data have no stored answer, e.g. that "
-                f"of row {rows[0]} of the interactions: score that part of the data too (polyrec score --part), or "
+                f"of row {rows[0]} of the interactions: score that part of the data too (polyrec score --split), or "
                 'pass missing="skip" to learn these from their labels alone'
             )
 

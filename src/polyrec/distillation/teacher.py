@@ -126,7 +126,7 @@ class Teacher(ABC):
             raise LeakageError(
                 "the teacher does not say which rows it has learnt (it was saved by an older version, or without "
                 "training_rows.safetensors), so nobody knows whether it has learnt what the student is judged by: "
-                "train it again, or, if you are sure that it has not, pass trust=True (--trust-teacher)"
+                "train it again, or, if you are sure that it has not, pass trust=True (--skip-overlap-check)"
             )
         latest = max(p.log.time[p.candidates.event].max(initial=-np.inf) for p in parts)
         for log, held in _held_out(parts, judged):

@@ -14,18 +14,19 @@ from polyrec.tracking.run_files import RunFiles
 PAGE_NAME = "report.html"
 
 
-def report_runs(runs: Sequence[str], output: str | None = None, people: int = 3) -> Path:
+def report_runs(runs: Sequence[str], output: str | None = None, num_users: int = 3) -> Path:
     """Write the page, into the folder of the first run by default.
 
     Args:
-        people: examples of each run; their events are read from its recipe's table and go onto the page without ids.
+        num_users: example users of each run; their events are read from its recipe's table and go onto the page without
+            ids.
     """
     files = [RunFiles.read(recover(run)) for run in runs]
     examples: dict[str, Sequence[Example]] = {}
-    if people:
+    if num_users:
         from polyrec.reporting.example_people import example_people  # the one part that needs the models
 
-        examples = {name: example_people(run.folder, people) for name, run in run_names(files).items()}
+        examples = {name: example_people(run.folder, num_users) for name, run in run_names(files).items()}
     path = Path(output) if output else files[0].folder / PAGE_NAME
     put_file(path, report_page(files, examples))
     print(f"written to {path} ({path.stat().st_size / 1e6:.2f} MB)")

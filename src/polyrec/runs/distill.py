@@ -59,7 +59,7 @@ from polyrec.training.trainer import PolyRecTrainer
 
 TEACHER, ALONE, STUDENT = "teacher", "alone", "student"
 _NO_RESULT = ("output", "tune")  # what of a recipe changes no result
-_MORE = ("alone", "ablations", "resamples", "trust")  # what may be asked for later, of the same student
+_MORE = ("baseline", "ablations", "resamples", "skip_overlap_check")  # what may be asked for later, of the same student
 _START_NAME, _WIDTH_NAME = "start.json", "width.json"
 
 
@@ -151,7 +151,9 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
         recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
     """
     if recipe.training.get("teacher") is not None:
-        raise ValueError("training.teacher is of `polyrec train`: leave it out, and pass --teacher or --logits")
+        raise ValueError(
+            "training.teacher is of `polyrec train`: leave it out, and pass --teacher or --teacher-outputs"
+        )
     own_plan = recipe.model.get("distillation") is not None
     asked = {name: value for name, value in _plain(asdict(settings)).items() if name not in _MORE}
     about = about_recipe(recipe.to_dict(), _NO_RESULT) | {"distill": asked, "teachers": _revisions(settings)}
@@ -202,9 +204,9 @@ def _distill(
     plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
     teacher.check_plan(plan, model.gate_sources)  # before hours of training, not after
     judge.prepared(teacher, parts.train)
-    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.alone)
-    alone = shop.train(ALONE, with_plan(recipe, None)) if settings.alone else None
-    bar.update(settings.alone)
+    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.baseline)
+    alone = shop.train(ALONE, with_plan(recipe, None)) if settings.baseline else None
+    bar.update(settings.baseline)
     beliefs = _beliefs(shop, judge, judged, alone)
     recipe = shop.recipe = with_plan(recipe, replace(gated(plan, beliefs), teacher=_name(settings)))
     answers = None if judged is None else _teacher_run(judge, judged)
@@ -228,12 +230,12 @@ def _distill(
 
 def _start(members: Sequence[Teacher], settings: DistillSettings) -> LiveTeacher | None:
     """Whose weights the student begins with."""
-    if settings.start != "teacher":
+    if settings.init_from != "teacher":
         return None
     if not isinstance(members[0], LiveTeacher):
         raise ValueError(
-            f"--start teacher takes the weights of the first --teacher, and {settings.teachers[0]!r} is no run of "
-            "`polyrec train`: name such a run first, each teacher by a --teacher of its own, or leave --start out"
+            f"--init-from teacher takes the weights of the first --teacher, and {settings.teachers[0]!r} is no run of "
+            "`polyrec train`: name such a run first, each teacher by a --teacher of its own, or leave --init-from out"
         )
     return members[0]
 
@@ -317,7 +319,7 @@ def _systems(
     }
     if own and not all(models_of(member) for member in members):
         shop.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
-    asked: dict[str, Teacher] = {} if shop.settings.logits else {TEACHER: teacher}
+    asked: dict[str, Teacher] = {} if shop.settings.teacher_outputs else {TEACHER: teacher}
     for run in runs:
         if run is not None:
             model = shop.model(run.variant)
@@ -351,7 +353,7 @@ def _finish(shop: _Workshop, student: ComparisonRun, place: Path) -> None:
 
 def _revisions(settings: DistillSettings) -> dict[str, str]:
     """What changes when a run that teaches is trained anew."""
-    stored = [Path(settings.logits)] if settings.logits else []
+    stored = [Path(settings.teacher_outputs)] if settings.teacher_outputs else []
     found = {}
     for folder in (f for f in [*run_folders(settings.teachers), *stored] if f.is_dir()):
         found[str(folder)] = revision_of(recover(folder))
@@ -359,7 +361,9 @@ def _revisions(settings: DistillSettings) -> dict[str, str]:
 
 
 def _name(settings: DistillSettings) -> str:
-    return ", ".join([*settings.teachers, *settings.classical, *([settings.logits] if settings.logits else [])])
+    return ", ".join(
+        [*settings.teachers, *settings.classical, *([settings.teacher_outputs] if settings.teacher_outputs else [])]
+    )
 
 
 def _bytes(folder: Path) -> int:

@@ -58,12 +58,12 @@ def _flagged(task: TaskConfig, own: TaskDistillation, settings: DistillSettings)
 
 def build_members(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: DistillSettings) -> list[Any]:
     """Each teacher that is asked for, runs first."""
-    score, plan = ScoreSettings(trust=settings.trust), recipe.model["distillation"]
+    score, plan = ScoreSettings(skip_overlap_check=settings.skip_overlap_check), recipe.model["distillation"]
     members: list[Teacher] = [
         build_teacher(name, recipe, processor, parts, score) for name in (*settings.teachers, *settings.classical)
     ]
-    if settings.logits is not None:
-        members.append(StoredTeacher(settings.logits, trust=settings.trust))
+    if settings.teacher_outputs is not None:
+        members.append(StoredTeacher(settings.teacher_outputs, trust=settings.skip_overlap_check))
     for member in members:
         if isinstance(member, LiveTeacher):
             member.states, member.gates = plan["states"] is not None, plan["gates"] > 0

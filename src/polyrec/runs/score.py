@@ -38,21 +38,21 @@ class ScoreSettings:
     """How answers are written.
 
     Args:
-        part: of the split that is asked about, "train", "valid" or "test".
+        split: which one is scored, "train", "valid" or "test".
         top_k, temperature: of lists; None: those of the recipe's plan (`model.distillation`), else 100 and 1.
         shard_rows: candidates of a file, about.
         batch_size: windows asked about at a time.
         unlabelled: items drawn beside each candidate, about which pair tasks are asked, too.
-        trust: take a teacher that does not say what it has learnt.
+        skip_overlap_check: take a teacher that does not say what it has learnt.
     """
 
-    part: Literal["train", "valid", "test"] = "train"
+    split: Literal["train", "valid", "test"] = "train"
     top_k: Annotated[int, Range(1, 1_000_000)] | None = None
     temperature: Annotated[float, POSITIVE] | None = None
     shard_rows: Annotated[int, Range(1, 10**9)] = 100_000
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     unlabelled: Annotated[int, Range(0, 1_000_000)] = 0
-    trust: bool = False
+    skip_overlap_check: bool = False
 
     def __post_init__(self) -> None:
         conform(self, where="score")
@@ -68,7 +68,7 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
     """
     processor, parts = prepare(recipe)
     teacher = build_teacher(names, recipe, processor, parts, settings)
-    dataset: SequenceDataset = parts._asdict()[settings.part]
+    dataset: SequenceDataset = parts._asdict()[settings.split]
     device = PolyRecTrainingArguments(output_dir=output, **recipe.training).device
     teacher.to(device)
     judged = [part for name, part in parts._asdict().items() if name != "train"]
@@ -105,9 +105,9 @@ def build_teacher(
 def _one(name: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: ScoreSettings) -> Teacher:
     lists = _lists(recipe, settings)
     if name in RECOMMENDERS:
-        return CatalogTeacher(name, parts.train, processor, trust=settings.trust, **lists)
+        return CatalogTeacher(name, parts.train, processor, trust=settings.skip_overlap_check, **lists)
     if name == TREES:
-        return LightGBMTeacher(parts.train, processor, trust=settings.trust)
+        return LightGBMTeacher(parts.train, processor, trust=settings.skip_overlap_check)
     name, _, lists_of = name.partition("@")
     if not Path(name).is_dir():
         raise ValueError(
@@ -116,11 +116,13 @@ def _one(name: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, 
     if isinstance(AutoConfig.from_pretrained(name), PolyRecCrossEncoderConfig):
         first = _one(lists_of, recipe, processor, parts, settings) if lists_of else None
         reader = PolyRecCrossEncoderProcessor.from_pretrained(name)
-        return CrossEncoderTeacher(PolyRecCrossEncoder.from_pretrained(name), reader, first, settings.trust)
+        return CrossEncoderTeacher(
+            PolyRecCrossEncoder.from_pretrained(name), reader, first, settings.skip_overlap_check
+        )
     if lists_of:
         raise ValueError(f"{name!r} is no cross-encoder: only those rerank the lists of another teacher (A@B)")
     model = PolyRecForRecommendation.from_pretrained(name)
-    return LiveTeacher(model, PolyRecProcessor.from_pretrained(name), trust=settings.trust, **lists)
+    return LiveTeacher(model, PolyRecProcessor.from_pretrained(name), trust=settings.skip_overlap_check, **lists)
 
 
 def _lists(recipe: Recipe, settings: ScoreSettings) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def update_run(
 
     Raises:
         ValueError: the run has learnt these events already, or its earlier tables have changed.
-        UpdateRefused: a metric fell by more than `settings.max_drop` and the run would have been overwritten.
+        UpdateRefused: a metric fell by more than `settings.max_regression` and the run would have been overwritten.
     """
     target = place_of(output or run)
     with locked(target):  # from the first look at the run: of two updates at a time one would be lost
@@ -112,7 +112,7 @@ def _update(
     judged = time.process_time()
     after = measure(model, data.held, arguments)
     cost |= {"preparation_cpu_seconds": prepared - begin, "evaluation_cpu_seconds": time.process_time() - judged}
-    lost = falls_beyond(before, after, settings.max_drop)
+    lost = falls_beyond(before, after, settings.max_regression)
     report = {
         "settings": asdict(settings),
         "rows": data.rows,
@@ -134,9 +134,9 @@ def _update(
         worst = lost[0]
         raise UpdateRefused(
             f"{run} is left as it was: {worst['metric']} of {worst['task']!r} on {worst['slice']!r} fell by "
-            f"{worst['fall']:.1%} ({worst['before']:.4f} -> {worst['after']:.4f}), more than --max-drop "
-            f"{settings.max_drop:g} allows, as did {len(lost) - 1} more; the updated model is in {place}. Raise "
-            "--replay, lower --learning-rate or --epochs, or allow it with --max-drop"
+            f"{worst['fall']:.1%} ({worst['before']:.4f} -> {worst['after']:.4f}), more than --max-regression "
+            f"{settings.max_regression:g} allows, as did {len(lost) - 1} more; the updated model is in {place}. Raise "
+            "--replay, lower --learning-rate or --epochs, or allow it with --max-regression"
         )
     return report
 

@@ -52,7 +52,7 @@ class UpdateSettings:
             are as fresh as the events themselves; letting a few events change what they mean cost whole steps
             (measured, `model_cards/update.md`).
         holdout: share of the new events, the latest ones, that is not learnt but tells how well they are answered.
-        max_drop: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
+        max_regression: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
         seed: of the draw of replayed windows and of training.
     """
 
@@ -63,12 +63,12 @@ class UpdateSettings:
     members: Annotated[int, Range(1, 1_000)] = 3
     freeze_skip: bool = True
     holdout: float = 0.1
-    max_drop: Annotated[float, NOT_NEGATIVE] = 0.05
+    max_regression: Annotated[float, NOT_NEGATIVE] = 0.05
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         conform(self, where="update")
-        for name, low, high in (("replay", 0, 1), ("max_drop", 0, np.inf)):
+        for name, low, high in (("replay", 0, 1), ("max_regression", 0, np.inf)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [{low}, {high}]")
         for name in ("epochs", "members"):

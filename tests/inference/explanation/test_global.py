@@ -116,7 +116,7 @@ def test_command_line(world, tmp_path, capsys):
     processor.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     picture = tmp_path / "items.svg"
-    assert main(["explain", str(tmp_path), "--neighbours", "5", "--picture", str(picture), "-k", "3", "--json"]) == 0
+    assert main(["explain", str(tmp_path), "--neighbours", "5", "--plot", str(picture), "-k", "3", "--json"]) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [row["item"] for row in printed] == [row["item"] for row in neighbours(model, processor, 5, k=3)]
     assert "<svg" in picture.read_text()

@@ -24,7 +24,7 @@ def test_a_folder_of_a_cross_encoder_is_a_teacher(tmp_path):
     recipe = SimpleNamespace(model={}, tasks=TASKS)
 
     def built(names: str):
-        return build_teacher(names, recipe, processor, splits, ScoreSettings(trust=True, top_k=4))
+        return build_teacher(names, recipe, processor, splits, ScoreSettings(skip_overlap_check=True, top_k=4))
 
     alone, chain = built(str(cross)), built(f"{cross}@{first}")
     assert isinstance(alone, CrossEncoderTeacher)
