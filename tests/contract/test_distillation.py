@@ -11,6 +11,7 @@ from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.registry import HEADS
 from polyrec.data.release import NO_TIME
 from polyrec.distillation.lists import top_list
+from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of, soft_loss
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.moment import Moment
 from polyrec.modules.heads.base import TaskHead
@@ -18,8 +19,10 @@ from polyrec.modules.heads.base import TaskHead
 PAIR_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "pair"]
 LIST_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "state"]
 KINDS = [pytest.param(kind, id=kind) for kind in PAIR_KINDS]
-LOSSES = [pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in PAIR_KINDS for loss in HEADS.get(kind).soft_losses]
-TEMPERED = [p for p in LOSSES if HEADS.get(p.values[0]).soft_losses[p.values[1]].tempered]
+LOSSES = [
+    pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in PAIR_KINDS for loss in kind_of(HEADS.get(kind)).losses
+]
+TEMPERED = [p for p in LOSSES if kind_of(HEADS.get(p.values[0])).losses[p.values[1]].tempered]
 # Options that change what logits mean, and must not change what is exchanged.
 SHIFTED = {
     "binary": {"positive_weight": 3.0, "sampling_rate": 0.1, "label_smoothing": 0.1, "focal_gamma": 1.0},
@@ -49,7 +52,7 @@ def calibrated(kind: str, **options) -> TaskHead:
 def gradient(head: TaskHead, own: Tensor, teacher: Tensor, plan: TaskDistillation) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by what `forward` says."""
     own = own.clone().requires_grad_()
-    total, _ = head.distill_loss(answers(head, own=own), teacher, plan)
+    total, _ = soft_loss(head, answers(head, own=own), teacher, plan)
     (found,) = torch.autograd.grad(total, own)
     return total.detach(), found
 
@@ -58,9 +61,10 @@ def gradient(head: TaskHead, own: Tensor, teacher: Tensor, plan: TaskDistillatio
 def test_it_says_what_it_exchanges(kind):
     """Prevents a head that cannot be taught, or whose units a teacher would have to guess."""
     cls = HEADS.get(kind)
-    assert cls.soft_losses
+    losses = kind_of(cls)
+    assert losses.losses
     assert "Exchanged" in cls.__doc__
-    assert all(f'"{loss}"' in cls.__doc__ for loss in cls.soft_losses)
+    assert all(f'"{loss}"' in losses.__doc__ for loss in losses.losses)
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -98,7 +102,7 @@ def test_options_of_teacher_and_student_may_differ(kind):
     teacher, student = calibrated(kind, **SHIFTED[kind]), head_of(kind)
     given = teacher.exchanged(answers(teacher))  # a plain student has logits in these units
     torch.testing.assert_close(student.exchanged(given), given)
-    assert student.distill_loss(given, given, TaskDistillation())[0] < 1e-6
+    assert soft_loss(student, given, given, TaskDistillation())[0] < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "loss"), TEMPERED)
@@ -116,17 +120,17 @@ def test_temperature_is_used(kind, loss):
 def test_a_temperature_that_would_be_ignored_is_refused(kind, loss):
     """Prevents a temperature that is accepted and never used."""
     with pytest.raises(ValueError, match=f"{loss!r} of task 'task' .head {kind!r}. has no temperature"):
-        head_of(kind).checked_plan(TaskDistillation(loss, temperature=2.0))
+        checked_plan(head_of(kind), TaskDistillation(loss, temperature=2.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_losses_and_options_are_refused(kind):
     """Prevents a misspelt loss or option from being ignored."""
-    loss = next(iter(HEADS.get(kind).soft_losses))
+    loss = next(iter(kind_of(HEADS.get(kind)).losses))
     with pytest.raises(ValueError, match=f"unknown distillation loss '{loss}x' of task 'task'.*did you mean '{loss}'"):
-        head_of(kind).checked_plan(TaskDistillation(f"{loss}x"))
+        checked_plan(head_of(kind), TaskDistillation(f"{loss}x"))
     with pytest.raises(ValueError, match=f"unknown option 'x' of distillation loss '{loss}' of task 'task'"):
-        head_of(kind).checked_plan(TaskDistillation(options={"x": 1}))
+        checked_plan(head_of(kind), TaskDistillation(options={"x": 1}))
 
 
 @pytest.mark.parametrize(("kind", "loss"), LOSSES)
@@ -138,19 +142,19 @@ def test_missing_answers_weights_members_and_parts(kind, loss):
     if head.exchange_width is not None:
         teacher[0, 1, 0] = 1.0
     labels = torch.tensor([[0.0, 1.0, NAN, 1.0]] * 2)
-    known = head.answered(teacher)
+    known = answered(head, teacher)
     assert known.sum() == 7
     for members in (1, 3):
         logits = answers(head, members)
-        total, count = head.distill_loss(logits, teacher, plan, labels=labels)
+        total, count = soft_loss(head, logits, teacher, plan, labels=labels)
         assert total.dtype == torch.float32
         assert torch.isfinite(total)
         assert count == 7
-        parts = [head.distill_loss(logits[r : r + 1], teacher[r : r + 1], plan, labels=labels[:1]) for r in (0, 1)]
+        parts = [soft_loss(head, logits[r : r + 1], teacher[r : r + 1], plan, labels=labels[:1]) for r in (0, 1)]
         torch.testing.assert_close(sum(part for part, _ in parts), total)
-        weighted = head.distill_loss(logits, teacher, plan, torch.where(known, 3.0, NAN), labels)
+        weighted = soft_loss(head, logits, teacher, plan, torch.where(known, 3.0, NAN), labels)
         torch.testing.assert_close(weighted, (3 * total, 3 * count))
-    apart = [head.distill_loss(logits[:, :, m], teacher, plan, labels=labels)[0] for m in range(3)]
+    apart = [soft_loss(head, logits[:, :, m], teacher, plan, labels=labels)[0] for m in range(3)]
     torch.testing.assert_close(total, sum(apart) / 3)
 
 
@@ -180,7 +184,9 @@ def test_extreme_answers_stay_finite(kind, loss):
 
 
 # ------------------------------------------------------------------ heads that score the catalog
-LISTS = [pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in LIST_KINDS for loss in HEADS.get(kind).soft_losses]
+LISTS = [
+    pytest.param(kind, loss, id=f"{kind}-{loss}") for kind in LIST_KINDS for loss in kind_of(HEADS.get(kind)).losses
+]
 ITEMS, DAY = 12, 86_400_000
 
 
@@ -205,7 +211,7 @@ def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Moment]:
 def test_a_catalog_as_its_own_teacher_is_at_the_minimum(kind, loss, options, sampled):
     """Prevents a student from scoring lists in another way than a teacher: bias, age, or what is no candidate."""
     head, items, states, asked = searcher(kind, **options)
-    plan = head.checked_plan(TaskDistillation(loss, temperature=2.0 if head.soft_losses[loss].tempered else 1.0))
+    plan = checked_plan(head, TaskDistillation(loss, temperature=2.0 if kind_of(head).losses[loss].tempered else 1.0))
     excluded = torch.tensor([0, 4, 0, 7, 0, 0])
     with torch.no_grad():
         scores = head(states, items, asked).scatter(1, excluded.unsqueeze(1), float("-inf"))
@@ -214,12 +220,14 @@ def test_a_catalog_as_its_own_teacher_is_at_the_minimum(kind, loss, options, sam
     negatives = torch.arange(2, ITEMS) if sampled else None
     torch.manual_seed(0)
     leaves = [items.vectors_MD, *head.project.parameters()]
-    total, count = head.distill_lists(plan, states, listed, teacher, items, counts, negatives, excluded, asked)
+    total, count = kind_of(head).lists(head, plan, states, listed, teacher, items, counts, negatives, excluded, asked)
     gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     assert count == 6
     if loss != "plackett_luce":  # it has no minimum
         assert abs(total.item()) < 1e-4
         assert all(gradient.abs().max() < 1e-4 for gradient in gradients)
-    other, _ = head.distill_lists(plan, states.flip(0), listed, teacher, items, counts, negatives, excluded, asked)
+    other, _ = kind_of(head).lists(
+        head, plan, states.flip(0), listed, teacher, items, counts, negatives, excluded, asked
+    )
     assert other > total + 0.05
     assert any(g.abs().max() > 1e-3 for g in torch.autograd.grad(other, leaves, materialize_grads=True))

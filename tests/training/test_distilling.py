@@ -13,6 +13,8 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.soft_losses.catalog import CatalogOutput
+from polyrec.distillation.student import attach_soft_losses
 from polyrec.distillation.table import TableTeacher
 
 ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
@@ -34,7 +36,13 @@ def teacher_of(world, model, **options):
 
 
 def student_of(world, plan, seed=0, **options):
-    return tiny_model(world[0], seed, distillation=None if plan is None else {"tasks": plan}, **options).train()
+    return taught(tiny_model(world[0], seed, distillation=None if plan is None else {"tasks": plan}, **options))
+
+
+def taught(model):
+    """A model whose forward pass reads a teacher's answers, as a trainer makes it."""
+    attach_soft_losses(model)
+    return model.train()
 
 
 def trained(world, folder, model, teacher=None, **options):
@@ -160,8 +168,8 @@ def test_one_pass_for_labels_and_lists_trains_as_two(world, teacher_model, monke
         head, plan = student.heads["next_item"], student.soft_losses.plans["next_item"]
         head.options["label_smoothing"] = 0.0
         if not together:
-            monkeypatch.setattr(type(head), "teaches_beside_labels", lambda self, plan: False)
-        assert head.teaches_beside_labels(plan) is together
+            monkeypatch.setattr(CatalogOutput, "beside_labels", staticmethod(lambda head, plan: False))
+        assert CatalogOutput.beside_labels(head, plan) is together
         output = student(**model_inputs(batch), teacher=answers, progress=0.3)
         output.loss.backward()
         found.append((output.loss, {n: p.grad for n, p in student.named_parameters() if p.grad is not None}))
@@ -218,7 +226,7 @@ def test_kept_apart_the_weighting_sees_labels_alone(world, teacher_model, tmp_pa
     """Prevents soft losses from driving a weighting that was told to balance the hard ones."""
     teacher, batch = teacher_of_bound(world, teacher_model), batch_of(world)
     plan = {"like": {"alpha": 0.5, "hard_share": 1.0}}
-    model = tiny_model(world[0], distillation={"tasks": plan, "separate": True}, weighting="uncertainty").train()
+    model = taught(tiny_model(world[0], distillation={"tasks": plan, "separate": True}, weighting="uncertainty"))
     plain = model(**model_inputs(batch))
     found = loss_of(model, batch, teacher)
     weight = {task["name"]: task.get("weight", 1.0) for task in TASKS}["like"]
@@ -230,7 +238,7 @@ def test_states_and_gates_are_learnt_as_well(world, tmp_path):
     experts = {"experts": "mmoe", "expert_options": {"num_experts": 2}}
     master = tiny_model(world[0], seed=7, hidden_size=16, **experts)
     plan = {"tasks": {}, "states": {"teacher_width": 16, "weight": 0.2}, "gates": 0.3}
-    student, batch = tiny_model(world[0], distillation=plan, **experts).train(), batch_of(world)
+    student, batch = taught(tiny_model(world[0], distillation=plan, **experts)), batch_of(world)
     teacher = teacher_of_bound(world, master, states=True, gates=True)
     answers, plain = teacher.score(batch), student(**model_inputs(batch)).loss
     found = student(**model_inputs(batch), teacher=answers)
@@ -287,7 +295,7 @@ def test_stored_answers_cannot_answer_drawn_items(world, teacher_model, tmp_path
 def test_a_batch_with_answers_alone_counts_for_a_weighting(world, teacher_model):
     """Prevents a weighting from leaving a task out of a step in which only the teacher has answered it."""
     plan = {"tasks": {"like": {"alpha": 0.5}}}
-    student = tiny_model(world[0], distillation=plan, weighting="uncertainty").train()
+    student = taught(tiny_model(world[0], distillation=plan, weighting="uncertainty"))
     batch = batch_of(world)
     batch["labels"]["like"].fill_(float("nan"))
     answers, asked = teacher_of_bound(world, teacher_model).score(batch), []

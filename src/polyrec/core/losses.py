@@ -7,6 +7,8 @@ from torch import Tensor
 
 from polyrec.core.linear_loss import Groups, linear_loss
 
+LARGEST_LOG_RATE = 20.0  # e^20 = 5e8 expected events
+
 
 def linear_cross_entropy(
     query_MD: Tensor,
@@ -65,3 +67,9 @@ def linear_cross_entropy(
         return (losses * weight).sum()
 
     return linear_loss(query_MD, items_ND, bias_N, judge, of_groups_MG, groups)
+
+
+def half_poisson_deviance(log_rate: Tensor, mean: Tensor) -> Tensor:
+    """e^z - y z + y log y - y, elementwise; beyond z = 20 e^z continues as its tangent, so that nothing overflows."""
+    rate = torch.exp(log_rate.clamp(max=LARGEST_LOG_RATE)) * (1 + (log_rate - LARGEST_LOG_RATE).clamp(min=0))
+    return rate - mean * log_rate + torch.xlogy(mean, mean) - mean

@@ -1,4 +1,4 @@
-"""One small registry for the parts a user may add: heads, experts, couplings, weightings and objectives.
+"""One small registry for the parts a user may add: heads, experts, couplings, weightings, objectives, soft losses.
 
 A part is ONE file in the part's folder, named like the part, holding one decorated class:
 
@@ -106,3 +106,4 @@ EXPERTS = Registry("expert layer", "polyrec.modules.experts")
 COUPLINGS = Registry("coupling", "polyrec.modules.coupling")
 WEIGHTINGS = Registry("loss weighting", "polyrec.modules.weighting")
 OBJECTIVES = Registry("objective", "polyrec.modules.objectives")
+SOFT_LOSSES = Registry("kind of output", "polyrec.distillation.soft_losses")

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyrec.core.losses import LARGEST_LOG_RATE, half_poisson_deviance
 from polyrec.core.reduction import masked_sum, over_members, per_member
-
-_LARGEST = 20.0  # logarithm of a rate: e^20 = 5e8 expected events
 
 
 # ------------------------------------------------------------------ probabilities
@@ -106,7 +105,7 @@ def poisson_kl(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -
         (1.0, 1.0)
     """
     student, teacher, known = sides(student, teacher)
-    losses = half_poisson_deviance(student, teacher.clamp(max=_LARGEST).exp())
+    losses = half_poisson_deviance(student, teacher.clamp(max=LARGEST_LOG_RATE).exp())
     return masked_sum(over_members(losses, known), known, weight)
 
 
@@ -221,9 +220,3 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
     """KL(p || q) of log probabilities [..., K] -> [...]; what the teacher gives no chance to adds nothing."""
     p = log_teacher.exp()
     return torch.where(p > 0, p * (log_teacher - log_student), 0.0).sum(-1)
-
-
-def half_poisson_deviance(log_rate: Tensor, mean: Tensor) -> Tensor:
-    """e^z - y z + y log y - y, elementwise; beyond z = 20 e^z continues as its tangent, so that nothing overflows."""
-    rate = torch.exp(log_rate.clamp(max=_LARGEST)) * (1 + (log_rate - _LARGEST).clamp(min=0))
-    return rate - mean * log_rate + torch.xlogy(mean, mean) - mean

@@ -6,7 +6,6 @@ Letters: B people, C candidates, M rows of some subset, D width, K numbers of an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,43 +14,15 @@ from torch import Tensor, nn
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.reduction import known_weight, mean_loss
 from polyrec.distillation.representation import gate_kl, state_loss
-from polyrec.modules.encoders.item import PADDING_ITEM, ItemRows
-from polyrec.modules.encoders.moment import NOT_TOLD, Moment
-from polyrec.modules.encoders.query import CandidateQueries
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of
+from polyrec.models.multitask import MultiTaskModel
+from polyrec.models.teaching import Answered, FurtherLosses, Sums
+from polyrec.modules.encoders.item import PADDING_ITEM
 
 STATES, GATES = "distilled_states", "distilled_gates"
-Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
 
 
-@dataclass
-class Answered:
-    """A training batch as the student has answered it.
-
-    Args:
-        pairs: its real candidates, which are packed as [1, M, ...].
-        logits, labels: {pair task: [1, M(, members)(, K)]} and {task: [1, M]}.
-        gates: {pair task: [1, M, E]}.
-        real_BC: which candidates are none of padding.
-        state_BCD, items: what retrieval tasks are asked from, and the items they can find.
-        counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
-        queries, moment: what was typed, and when and after which events, if tasks read them.
-    """
-
-    pairs: RealPairs
-    logits: Mapping[str, Tensor]
-    labels: Mapping[str, Tensor]
-    gates: Mapping[str, Tensor]
-    real_BC: Tensor
-    state_BCD: Tensor
-    items: ItemRows
-    counts_N: Tensor
-    negatives: Mapping[str, Tensor] = field(default_factory=dict)
-    queries: CandidateQueries | None = None
-    moment: Moment = NOT_TOLD
-
-
-class SoftLosses(nn.Module):
+class SoftLosses(FurtherLosses):
     r"""The soft losses of a configuration's `distillation`: (sum, count) per task, and how they join the hard ones.
 
     By default a task's loss is h(t) * hard + alpha(t) * soft, which the loss weighting sees as one; both are means over
@@ -70,7 +41,7 @@ class SoftLosses(nn.Module):
         found = config.student_of
         assert found is not None  # there would be nothing to build
         self.config = found
-        self.plans = {name: heads[name].checked_plan(own) for name, own in sorted(found.tasks.items()) if own.acts}
+        self.plans = {name: checked_plan(heads[name], own) for name, own in sorted(found.tasks.items()) if own.acts}
         self.states = None if found.states is None else state_loss(found.states, config.hidden_size)
         self.weights = {} if found.states is None else {STATES: found.states.weight}
         self.weights |= {GATES: found.gates} if found.gates else {}
@@ -114,7 +85,12 @@ class SoftLosses(nn.Module):
         for task, (targets_BC, weight_BC) in known.items():
             plan, head, name = self.plans.get(task), heads[task], soft_name(task)
             answered_BC = _answered(head, task, teacher)
-            if plan is None or answered_BC is None or self.config.separate or not head.teaches_beside_labels(plan):
+            if (
+                plan is None
+                or answered_BC is None
+                or self.config.separate
+                or not kind_of(head).beside_labels(head, plan)
+            ):
                 continue
             hard_share, alpha = plan.hard_share_at(progress), plan.alpha_at(progress)
             if not hard_share > 0 or not alpha > 0 or student.items.rows_M is not None:
@@ -127,7 +103,8 @@ class SoftLosses(nn.Module):
             rows_M = ((targets_BC > 0) | answered_BC).flatten().nonzero().squeeze(-1)
             asked = _Rows(rows_M, head, task, teacher, student)
             unanswered_M1 = ~answered_BC.flatten()[rows_M].unsqueeze(1)
-            hard[task], soft[name] = head.taught_loss(
+            hard[task], soft[name] = kind_of(head).with_labels(
+                head,
                 plan,
                 asked.question_MD,
                 targets_BC.flatten()[rows_M],
@@ -163,8 +140,8 @@ class SoftLosses(nn.Module):
                 found[soft_name(task)] = self._list(head, task, teacher, student)
             elif task in (teacher.get("teacher_logits") or {}):
                 exchanged = student.pairs.pack(teacher["teacher_logits"][task])
-                found[soft_name(task)] = head.distill_loss(
-                    student.logits[task], exchanged, plan, labels=student.labels.get(task)
+                found[soft_name(task)] = kind_of(head).loss(
+                    head, student.logits[task], exchanged, plan, None, student.labels.get(task)
                 )
             else:
                 nothing = 0.0 * student.logits[task].sum()
@@ -187,7 +164,8 @@ class SoftLosses(nn.Module):
             nothing = 0.0 * student.state_BCD.sum()
             return nothing, nothing.new_zeros(())
         asked = _Rows(rows_M, head, task, teacher, student)
-        return head.distill_lists(
+        return kind_of(head).lists(
+            head,
             plan,
             asked.question_MD,
             asked.listed_MK,
@@ -198,6 +176,15 @@ class SoftLosses(nn.Module):
             asked.own_M,
             asked.moment,
         )
+
+    def means(self, found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Sums divided by the counts of the whole optimizer step, or by their own."""
+        return {n: mean_loss(total, count if divisors is None else divisors[n]) for n, (total, count) in found.items()}
+
+    def taught(self, found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """{task: whether the teacher has answered anything, bool scalar}: its answers are labels, too."""
+        names = {task: soft_name(task) for task in self.plans}
+        return {t: (found[name][1] if divisors is None else divisors[name]) > 0 for t, name in names.items()}
 
     def alphas(self, progress: float) -> dict[str, float]:
         """{soft name: weight of that loss in its task's}."""
@@ -243,6 +230,25 @@ class _Rows:
         self.own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
 
 
+def attach_soft_losses(model: MultiTaskModel, seed: int = 0) -> None:
+    """Let a model's `forward` add what its configuration says that it learns of a teacher (`distillation`).
+
+    Their parameters are trained with the model and saved with its checkpoints; a model that is loaded does without.
+
+    Args:
+        model: of which the losses become a part, `model.soft_losses`.
+        seed: of their parameters.
+    """
+    if not model.config.distillation or model.soft_losses is not None:
+        return
+    with torch.random.fork_rng(devices=[]):  # a student's other draws are those of the model without a teacher
+        torch.manual_seed(seed)
+        losses = SoftLosses(model.config, model.heads)
+        for module in losses.modules():
+            model._init_weights(module)
+    model.soft_losses = losses.to(model.device, model.dtype)
+
+
 def soft_name(task: str) -> str:
     """Name of the soft loss of a task, in logs and counts."""
     return f"{task}_soft"
@@ -257,16 +263,11 @@ def blank(teacher: Mapping[str, Any], rows: slice) -> None:
         teacher["teacher_states"][rows] = float("nan")
 
 
-def means_of(found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Sums divided by the counts of the whole optimizer step, or by their own."""
-    return {n: mean_loss(total, count if divisors is None else divisors[n]) for n, (total, count) in found.items()}
-
-
 def _answered(head: Any, task: str, teacher: Mapping[str, Any]) -> Tensor | None:
     """Which candidates the teacher answered, bool [B, C]; None = it does not know the task."""
     if head.reads == "pair":
         logits = (teacher.get("teacher_logits") or {}).get(task)
-        return None if logits is None else head.answered(logits)
+        return None if logits is None else answered(head, logits)
     scores = (teacher.get("teacher_scores") or {}).get(task)
     return None if scores is None else ~torch.isnan(scores).any(-1)
 

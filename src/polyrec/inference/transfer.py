@@ -46,7 +46,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
     tables = [f".{name}.{part}" for name in ("neighbours", *TABLES) for part in ("items", "values")]
     rows = (*of_items, ".age.released", *tables)
-    learnt = {name: own[name] if name.endswith(rows) else value for name, value in model.state_dict().items()}
+    state = {name: value for name, value in model.state_dict().items() if name in own}  # no teacher's
+    learnt = {name: own[name] if name.endswith(rows) else value for name, value in state.items()}
     other.load_state_dict(learnt)
     counts = torch.from_numpy(processor.item_counts).float()
     other.load_catalog(processor.items.encoded, counts)

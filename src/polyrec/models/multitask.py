@@ -16,8 +16,8 @@ from polyrec.core.configuration_multitask import MultiTaskConfig
 from polyrec.core.reduction import mean_loss, per_member
 from polyrec.core.registry import COUPLINGS, EXPERTS, WEIGHTINGS
 from polyrec.core.schema import parents_first
-from polyrec.distillation.student import SoftLosses, Sums, means_of, soft_name
 from polyrec.models.pretrained import PolyRecOutput, PolyRecPreTrainedModel
+from polyrec.models.teaching import FurtherLosses, Sums
 from polyrec.modules.coupling.base import CoupledTask
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.pair import LinearSkip
@@ -51,6 +51,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
 
     # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
     accepts_loss_kwargs = False
+    soft_losses: FurtherLosses | None  # what a trainer has attached, see `polyrec.distillation.student`
 
     def build_encoders(self, config: Any) -> int:
         """Make what turns inputs into pair vectors; returns how many numbers beside them the linear skip reads."""
@@ -90,7 +91,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         )
         self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
-        self.soft_losses = SoftLosses(config, self.heads) if config.distillation else None
+        self.register_module("soft_losses", None)  # here among the modules, if a trainer attaches any
 
     @property
     def gate_sources(self) -> dict[str, list[str]]:
@@ -211,12 +212,11 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
         added, active = list[Tensor](), {name: divisors[name] > 0 for name in means}
         if soft is not None and self.soft_losses is not None:
-            output.soft = means_of(soft, denominators)
+            output.soft = self.soft_losses.means(soft, denominators)
             means, apart = self.soft_losses.join(means, output.soft, progress)
-            for task in self.soft_losses.plans:  # the teacher's answers are labels, too
-                count = (soft[soft_name(task)][1] if denominators is None else denominators[soft_name(task)]) > 0
+            for task, taught in self.soft_losses.taught(soft, denominators).items():
                 if task not in apart:
-                    active[task] = active[task] | count
+                    active[task] = active[task] | taught
             added = [*self.weighting.scaled(apart).values(), *self.soft_losses.further(output.soft)]
         means = self.weighting.scaled(means)
         context = StepContext(share, active)

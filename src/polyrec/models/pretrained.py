@@ -97,6 +97,8 @@ class PolyRecPreTrainedModel(PreTrainedModel):
 
     config_class = PolyRecConfig
     base_model_prefix = "model"
+    # What compared a student's states with its teacher's, in its training.
+    _keys_to_ignore_on_load_unexpected = [r"^soft_losses\."]
     hub_commit: str | None = None  # of the repository that the model was loaded from
     supports_gradient_checkpointing = True
     # The history backbone decides; without these flags transformers refuses an implementation that it could use.

@@ -37,7 +37,6 @@ from polyrec.runs.distill_teacher import (
     build_members,
     joined,
     models_of,
-    only_for_training,
     planned,
     run_folders,
     with_plan,
@@ -313,7 +312,7 @@ def _systems(
     own = [model for member in members for model in models_of(member)]
     found = {
         TEACHER: System(
-            parameters=sum(model.num_parameters() - only_for_training(model) for model in own) if own else None,
+            parameters=sum(model.num_parameters() for model in own) if own else None,
             bytes=sum(_bytes(folder) for folder in runs_of_teacher) if runs_of_teacher else None,
         )
     }
@@ -324,7 +323,7 @@ def _systems(
         if run is not None:
             model = shop.model(run.variant)
             found[run.variant] = System(
-                parameters=model.num_parameters() - only_for_training(model),
+                parameters=model.num_parameters(),
                 bytes=_bytes(shop.model_folder(run.variant)),
                 cost=asdict(run.cost),
                 peak_memory=run.metrics["peak_memory"],

@@ -17,6 +17,7 @@ from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher, validation_weights
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.predictions import teacher_predictions
+from polyrec.distillation.soft_losses.base import kind_of
 from polyrec.distillation.stored import StoredTeacher
 from polyrec.distillation.teacher import Teacher
 from polyrec.evaluation import evaluator
@@ -47,7 +48,7 @@ def with_plan(recipe: Recipe, plan: DistillationConfig | None) -> Recipe:
 
 
 def _flagged(task: TaskConfig, own: TaskDistillation, settings: DistillSettings) -> TaskDistillation:
-    known = HEADS.get(task.head).soft_losses
+    known = kind_of(HEADS.get(task.head)).losses
     loss = known.get(next(iter(known)) if own.loss == "auto" else own.loss)
     if settings.alpha is not None:
         own = replace(own, alpha=settings.alpha)
@@ -88,11 +89,6 @@ def models_of(teacher: Teacher) -> list[Any]:
     if isinstance(teacher, CrossEncoderTeacher):
         return [teacher.model, *([] if teacher.first_stage is None else models_of(teacher.first_stage))]
     return [teacher.model] if isinstance(teacher, LiveTeacher) else []
-
-
-def only_for_training(model: Any) -> int:
-    """Parameters that a student answers without: what compares its states with its teacher's."""
-    return 0 if model.soft_losses is None else sum(p.numel() for p in model.soft_losses.parameters())
 
 
 def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillSettings, own: bool) -> Recipe:

@@ -17,5 +17,5 @@ def whole_copy(model: PolyRecForRecommendation) -> PolyRecForRecommendation:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     with torch.random.fork_rng(devices=[]):  # initial weights must not come out of the training's random state
         whole = PolyRecForRecommendation(model.config)
-    whole.load_state_dict(state)
+    whole.load_state_dict({name: value for name, value in state.items() if not name.startswith("soft_losses.")})
     return whole.to(model.device).eval()

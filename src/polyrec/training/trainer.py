@@ -24,7 +24,7 @@ from polyrec.core.secrets import without_secrets
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sampling import ORDER, stream
 from polyrec.data.sequences import SequenceDataset, WindowDataset
-from polyrec.distillation.student import blank
+from polyrec.distillation.student import attach_soft_losses, blank
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import with_unlabelled
 from polyrec.evaluation import evaluator
@@ -114,9 +114,9 @@ class PolyRecTrainer(ResumesSafely):
         _check_selection(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         if isinstance(processing_class, PolyRecProcessor) and isinstance(train_dataset, SequenceDataset):
             args.fingerprints = fingerprints(processing_class, train_dataset)
-        self.processing_class, self.args = processing_class, args  # `call_model_init` reads them
+        self.processing_class, self.args, self.teacher = processing_class, args, teacher  # `call_model_init` reads them
         if model is not None:
-            teacher = chosen_teacher(args, model, teacher)
+            self.teacher = chosen_teacher(args, model, teacher)
             self._prepare_model(model)
         super().__init__(
             model=model,
@@ -129,7 +129,9 @@ class PolyRecTrainer(ResumesSafely):
         )
         if model is None:
             model = self._unwrapped_at_start()
-            teacher = chosen_teacher(args, model, teacher)
+            self.teacher = chosen_teacher(args, model, teacher)
+            self._attach(model)
+        teacher = self.teacher
         if args.n_gpu > 1:
             raise ValueError(
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would weigh their labels wrongly: start "
@@ -151,7 +153,6 @@ class PolyRecTrainer(ResumesSafely):
         self._rates: dict[str, float] = {}
         self._task_logged_step = 0
         self._window = _Window(1.0)
-        self.teacher = teacher
         if teacher is not None:
             prepare_teacher(teacher, model, train_dataset, eval_dataset, processing_class)
             teacher.to(args.device)
@@ -172,6 +173,12 @@ class PolyRecTrainer(ResumesSafely):
             model.config.exclude_seen = self.args.exclude_seen
         if self.processing_class is not None:
             self.load_processor(model, self.processing_class)
+        self._attach(model)
+
+    def _attach(self, model: PolyRecForRecommendation) -> None:
+        """Let a student's `forward` add what it learns of its teacher."""
+        if self.teacher is not None:
+            attach_soft_losses(model, self.args.seed)
 
     def _unwrapped_at_start(self) -> PolyRecForRecommendation:
         """The model that `model_init` made."""

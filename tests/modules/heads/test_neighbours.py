@@ -174,7 +174,7 @@ def test_pairs_and_samples_say_what_the_catalog_says(head):
         every = head(state, items, moment)
         pairs = head.pair_logits(of_pairs, items.lookup(ids), ids, items, spread)
         sample = torch.tensor([7, 3, 3, 29, 2])
-        sampled = head._of_sample(state, head.project(state), sample, items, moment)
+        sampled = head.of_sample(state, head.project(state), sample, items, moment)
     # An age is what an item has that was there; in the catalog all are not seen yet, as in pairs.
     torch.testing.assert_close(pairs, every.gather(1, ids), atol=2e-5, rtol=0)
     torch.testing.assert_close(sampled, every[:, sample], atol=2e-5, rtol=0)

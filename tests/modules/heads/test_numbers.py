@@ -86,7 +86,7 @@ def test_watch_time_ranks_are_those_of_rank_gaussian():
     """Prevents labels from being ranked in another group, or the many zeros from being ranked below themselves."""
     head, seconds, scaled = watch_head()
     logits = head.finish(torch.zeros(len(seconds)), {"length": torch.from_numpy(scaled)})
-    found = head._ranks(torch.from_numpy(seconds).float(), head._rows(logits)).numpy()
+    found = head._ranks(torch.from_numpy(seconds).float(), head.rows(logits)).numpy()
     group = np.minimum(np.floor(torch.special.ndtr(torch.from_numpy(scaled)).numpy() * GROUPS), GROUPS - 1)
     for g in range(GROUPS):
         rows = group == g
@@ -122,7 +122,7 @@ def test_watch_time_loss_is_the_squared_error_of_the_rank():
     z = torch.randn(len(seconds))
     logits = head.finish(z, {"length": torch.from_numpy(scaled)})
     labels = torch.from_numpy(seconds).float()
-    rank = head._ranks(labels, head._rows(logits))
+    rank = head._ranks(labels, head.rows(logits))
     total, count = head.loss(logits, labels)
     torch.testing.assert_close(total, 12 * F.mse_loss(torch.sigmoid(z), rank, reduction="sum"))
     torch.testing.assert_close(twice.loss(logits, 2 * labels)[0], total, rtol=1e-4, atol=0)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.core.distillation_config import TaskDistillation
 from polyrec.data.collator import PolyRecCollator
-from polyrec.distillation.choices import chosen
 from polyrec.distillation.live import LiveTeacher
+from polyrec.distillation.soft_losses.base import checked_plan, kind_of
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.moment import Moment, visible_items
@@ -175,14 +175,14 @@ def test_the_sampled_softmax_equals_the_naive_one():
 def test_lists_of_a_teacher_are_learnt_with_repeats(sampled_above):
     """Prevents a student that is judged by other scores than it answers with: its own top lists cost nothing to learn."""
     head, items, states, _, counts, moment = head_of(sampled_above=sampled_above)
-    plan = chosen(TaskDistillation(), head.soft_losses, "task")
+    plan = checked_plan(head, TaskDistillation())
     everything = torch.arange(FIRST_ITEM, ITEMS)
     scores = head(states, items, moment)[:, FIRST_ITEM:].detach()
     teacher = F.pad(scores, (0, 1), value=float("-inf"))
     listed = everything.expand(len(states), -1)
     negatives = everything if head.sampled else None
     states.requires_grad_()
-    total, count = head.distill_lists(plan, states, listed, teacher, items, counts, negatives, moment=moment)
+    total, count = kind_of(head).lists(head, plan, states, listed, teacher, items, counts, negatives, moment=moment)
     entropy = torch.distributions.Categorical(logits=scores).entropy().sum()
     assert count == len(states)
     assert min(abs(total.item()), abs(total.item() - entropy.item())) < 1e-3  # a KL, or a cross entropy

@@ -54,7 +54,7 @@ def test_logits_are_those_of_a_loop_in_catalog_pairs_and_samples(head):
                 expected[m, item] += weight[m] * value
         every = head(state, items, moment)
         pairs = head.pair_logits(state.unsqueeze(1).expand(9, 7, WIDTH), items.lookup(ids), ids, items, spread)
-        sampled = head._of_sample(state, head.project(state), sample, items, moment)
+        sampled = head.of_sample(state, head.project(state), sample, items, moment)
         head.trending.prior.weight.zero_()
         head.trending.by_state.weight.zero_()
         without = head(state, items, moment)

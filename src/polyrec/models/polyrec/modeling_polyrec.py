@@ -15,12 +15,12 @@ from transformers import AutoModel
 from polyrec.core.offers import offered
 from polyrec.core.registry import HEADS, OBJECTIVES
 from polyrec.core.schema import REFUSED, RESIDUALS
-from polyrec.distillation.student import Answered, Sums
 from polyrec.models.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.models.polyrec.extension import level_new_items
 from polyrec.models.polyrec.int8 import convert
 from polyrec.models.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
+from polyrec.models.teaching import Answered, FurtherLosses, Sums
 from polyrec.modules.encoders.history import HistoryEncoder
 from polyrec.modules.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.modules.encoders.moment import NOT_TOLD, Moment, Trending, latest_items, visible_items
@@ -190,7 +190,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         objectives = dict(self.objectives.items()) if labels is not None and self.training else {}
         drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
         further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
-        soft_losses, teacher = self.soft_losses if labels is not None else None, teacher or {}
+        soft_losses, teacher = self._soft_losses(labels, teacher), teacher or {}
         if soft_losses is not None:
             further += [listed.flatten() for listed in teacher.get("teacher_items", {}).values()]
         asked_about = [item_ids, candidate_ids] if self.reads_people else [candidate_ids]
@@ -302,6 +302,14 @@ class PolyRecForRecommendation(MultiTaskModel):
             )
         assert self.item_encoder.text is not None  # the configuration sees to it
         return self.query_encoder(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, own_items_BC)
+
+    def _soft_losses(self, labels: Any, teacher: Mapping[str, Any] | None) -> FurtherLosses | None:
+        if teacher and self.soft_losses is None:
+            raise ValueError(
+                "a teacher's answers are given, but nothing says what is learnt of them: let PolyRecTrainer train the "
+                "model, or call polyrec.distillation.student.attach_soft_losses(model)"
+            )
+        return None if labels is None else self.soft_losses
 
     def _negatives(self) -> dict[str, Tensor]:
         if self.item_encoder.negatives_of_batch:

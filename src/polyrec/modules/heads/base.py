@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.modules import KeepsPrecision
 from polyrec.core.registry import checked_options
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import POSITIVE, SoftLoss, chosen
-from polyrec.distillation.losses import huber_error, squared_error
 from polyrec.modules.encoders.task_adapters import TaskAdapter
 from polyrec.modules.heads.terms.trees import TreeBlend
 
@@ -38,15 +35,17 @@ class TaskHead(KeepsPrecision):
         forward(hidden) -> own [B, C(, M)(, K)]   + linear skip   -> finish -> coupling -> logits
         loss(logits, labels), predict(logits), details(logits)
 
-    Teachers and students exchange answers in units that do not depend on a head's options: `exchanged` turns logits
-    into them, and `distill_loss` compares logits with a teacher's answer in them. A pair head declares `soft_losses`,
-    {name: what it reads of a plan}, "auto" first.
+    What the output IS says `output_kind`: "bernoulli" (log odds), "categorical" (log-weights of K classes), "ordinal"
+    (K - 1 conditional log odds), "number", "quantiles" (K of them), "rank" (a number by its rank), "rate" (its
+    logarithm) or "catalog" (scores of all items). `exchanged` turns logits into units that do not depend on a head's
+    options, and `in_loss_units` these into the ones in which the loss of labels compares them. By these three others
+    know how to compare outputs (`polyrec.distillation.soft_losses`).
     """
 
     reads: ClassVar[Literal["pair", "state"]]
+    output_kind: ClassVar[str | None] = None  # None: nobody can teach it
     metrics: ClassVar[tuple[str, ...]] = ()
     default_options: ClassVar[dict[str, Any]] = {}
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {}
     logit_width: int | None = None
     detail_width: int | None = None
     excludes: ClassVar[Literal["history", "own item"]] = "history"  # of lists, see `polyrec.data.candidates`
@@ -138,41 +137,13 @@ class TaskHead(KeepsPrecision):
         """
         raise NotImplementedError
 
+    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+        """Exchanged outputs as the loss of labels compares them; of numbers that is what `forward` gives."""
+        return exchanged
+
     def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `predict` and `details` would give of the logits that were exchanged."""
         return self.predict(exchanged), self.details(exchanged)
-
-    def answered(self, teacher: Tensor) -> Tensor:
-        """Which pairs a teacher has answered, bool [B, C]: those that count in `distill_loss`."""
-        missing = torch.isnan(teacher)
-        return ~(missing if self.exchange_width is None else missing.any(-1))
-
-    def checked_plan(self, plan: TaskDistillation) -> TaskDistillation:
-        """The plan with its loss and options spelt out; one that this head cannot follow is refused."""
-        if self.reads == "pair" and plan.top_k != TaskDistillation.top_k:
-            raise ValueError(
-                f"task {self.task.name!r} (head {self.task.head!r}) is distilled without lists: leave top_k out"
-            )
-        return chosen(plan, self.soft_losses, f"task {self.task.name!r} (head {self.task.head!r})")
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (sum of soft losses, number or weight of the teacher's answers), both scalars.
-
-        Args:
-            logits: [B, C(, M)(, K)], of this head.
-            teacher: [B, C(, K)], exchanged, NaN = no answer.
-            plan: which loss, and its temperature; its schedule is not this function's.
-            weight: [B, C].
-            labels: [B, C], NaN = unknown, for losses that ask whether the teacher is right.
-        """
-        raise NotImplementedError
 
     def details(self, logits: Tensor) -> Tensor | None:
         """What metrics read beside the prediction, [..., K] (probabilities of classes, quantiles); None = nothing."""
@@ -196,10 +167,6 @@ class NumberHead(TaskHead):
 
     reads = "pair"
     default_options: ClassVar[dict[str, Any]] = {"mean": 0.0, "std": 1.0, "minimum": None, "maximum": None}
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
-        "squared": SoftLoss(),
-        "huber": SoftLoss(options={"delta": 1.0}, rules={"delta": POSITIVE}),
-    }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
@@ -223,23 +190,13 @@ class NumberHead(TaskHead):
         """In the label's unit, and not clipped: a limit is of predictions."""
         return self.options["mean"] + self.options["std"] * logits.float()
 
+    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+        """In units of the label's spread."""
+        return self.in_spread(exchanged)
+
     def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
         """Numbers within the label's limits."""
         return super().read_exchanged(self.in_spread(exchanged))
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of the teacher's numbers in units of the label's spread: (sum, count)."""
-        plan, wide = self.checked_plan(plan), self.exchange_width is not None
-        if plan.loss == "huber":
-            return huber_error(logits, self.in_spread(teacher), plan.options["delta"], weight, wide)
-        return squared_error(logits, self.in_spread(teacher), weight, wide)
 
     def in_unit(self, logits: Tensor) -> Tensor:
         """Standardised numbers in the label's unit, within [minimum, maximum]."""

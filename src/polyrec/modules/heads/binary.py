@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +11,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.losses import binary_kl, squared_error
 from polyrec.modules.heads.base import Summary, TaskHead, trees_option
 
 
@@ -38,8 +34,7 @@ class BinaryHead(TaskHead):
     calibration on validation (`polyrec.evaluation.calibration`; slope 1 and intercept 0 until then). Focal loss and
     label smoothing pull probabilities to the middle and are NOT undone: calibrate afterwards.
 
-    Exchanged are the log odds of that probability. Soft losses: "kl", of answers that both corrections shift as they do
-    in the loss of labels, so that soft and hard losses of a row weigh alike; "squared", of log odds.
+    Exchanged are the log odds of that probability.
 
     Args:
         task: options
@@ -63,7 +58,7 @@ class BinaryHead(TaskHead):
     """
 
     reads = "pair"
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True), "squared": SoftLoss()}
+    output_kind = "bernoulli"
     metrics = ("auc", "gauc", "logloss", "calibration_error")
     default_options: ClassVar[dict[str, Any]] = {
         "prior": 0.5,
@@ -135,23 +130,13 @@ class BinaryHead(TaskHead):
         slope, intercept = self.calibration.float()
         return slope * logits.float() + intercept
 
+    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+        """Log odds as both corrections shift them."""
+        return exchanged + self.offset
+
     def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
         """The probability of log odds that are calibrated already."""
         return torch.sigmoid(exchanged), None
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """KL to the teacher's probabilities, or squares of log odds: (sum, count)."""
-        plan, student = self.checked_plan(plan), self.exchanged(logits)
-        if plan.loss == "squared":
-            return squared_error(student, teacher, weight)
-        return binary_kl(student + self.offset, teacher.float() + self.offset, plan.temperature, weight)
 
     @torch.no_grad()
     def calibrate(self, slope: float, intercept: float) -> None:

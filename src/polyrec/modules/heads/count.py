@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +10,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.losses import half_poisson_deviance
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.losses import half_poisson_deviance, poisson_kl
 from polyrec.modules.heads.base import Summary, TaskHead
 
 _LARGEST = 20.0  # of the logit: e^20 = 5e8 expected events
@@ -33,8 +30,7 @@ class CountHead(TaskHead):
     the likelihood and is 0 for a perfect answer, so weightings that compare losses can use it. It estimates the mean
     whatever the true spread of the counts is. Beyond z = 20 exp(z) continues as its tangent, so that nothing overflows.
 
-    `predict` returns f, the expected count. Exchanged is z, the logarithm of f. Soft loss: "kl", of Poisson
-    distributions, which is L with the teacher's f in the place of y.
+    `predict` returns f, the expected count. Exchanged is z, the logarithm of f.
 
     Args:
         task: option `mean` (of the training labels; the bias starts at its logarithm).
@@ -51,7 +47,7 @@ class CountHead(TaskHead):
     """
 
     reads = "pair"
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss()}
+    output_kind = "rate"
     metrics = ("poisson_deviance", "mae")
     default_options: ClassVar[dict[str, Any]] = {"mean": 1.0}
 
@@ -89,15 +85,3 @@ class CountHead(TaskHead):
     def exchanged(self, logits: Tensor) -> Tensor:
         """Logarithm of the expected count."""
         return logits.float()
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """KL to the teacher's Poisson distribution: (sum, count)."""
-        self.checked_plan(plan)
-        return poisson_kl(logits, teacher, weight)

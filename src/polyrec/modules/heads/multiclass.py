@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +10,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.losses import multiclass_kl
 from polyrec.modules.heads.base import Summary, TaskHead
 
 
@@ -27,7 +23,7 @@ class MulticlassHead(TaskHead):
     Labels are class numbers 0..K-1. `predict` returns the number of the most likely class, `details` all K
     probabilities. Where the classes have an order, `ordinal` needs fewer labels.
 
-    Exchanged are the logits, of which only differences matter. Soft loss: "kl".
+    Exchanged are the logits, of which only differences matter.
 
     Args:
         task: options `num_classes` (K; `processor.model_config()` takes it from the training labels) and `prior` (K
@@ -47,7 +43,7 @@ class MulticlassHead(TaskHead):
     """
 
     reads = "pair"
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True)}
+    output_kind = "categorical"
     metrics = ("accuracy", "class_logloss")
     default_options: ClassVar[dict[str, Any]] = {"num_classes": None, "prior": None}
 
@@ -98,17 +94,6 @@ class MulticlassHead(TaskHead):
     def exchanged(self, logits: Tensor) -> Tensor:
         """Log-weights of the classes."""
         return logits.float()
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """KL to the teacher's probabilities: (sum, count)."""
-        return multiclass_kl(logits, teacher, self.checked_plan(plan).temperature, weight)
 
     def details(self, logits: Tensor) -> Tensor:
         """Probabilities of the classes, [..., K]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +10,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.losses import ordinal_kl
 from polyrec.modules.heads.base import Summary, TaskHead
 
 
@@ -36,7 +32,7 @@ class OrdinalHead(TaskHead):
 
     `predict` returns the expected label, minimum + sum_k P(y > r_k), in the label's unit.
 
-    Exchanged are the log odds z of the questions. Soft loss: "kl", of the distributions of the label.
+    Exchanged are the log odds z of the questions.
 
     Args:
         task: options `minimum` and `maximum` (the lowest and highest class, whole numbers; `processor.model_config()`
@@ -56,7 +52,7 @@ class OrdinalHead(TaskHead):
     """
 
     reads = "pair"
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True)}
+    output_kind = "ordinal"
     metrics = ("rmse", "mae", "accuracy", "quadratic_kappa")
     default_options: ClassVar[dict[str, Any]] = {"minimum": None, "maximum": None, "prior": None}
 
@@ -117,14 +113,3 @@ class OrdinalHead(TaskHead):
     def exchanged(self, logits: Tensor) -> Tensor:
         """Log odds of the questions."""
         return logits.float()
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """KL to the teacher's distribution of the label: (sum, count)."""
-        return ordinal_kl(logits, teacher, self.checked_plan(plan).temperature, weight)

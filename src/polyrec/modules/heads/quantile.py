@@ -28,7 +28,7 @@ class QuantileHead(NumberHead):
     Distribution-free Time Series Forecasting"). The head starts at the quantiles of a normal distribution.
 
     `predict` returns the median in the label's unit (or the quantile nearest to it), `details` all of them. Exchanged
-    are all of them, too. Soft losses: "squared" and "huber" (option `delta`), quantile by quantile.
+    are all of them, too.
 
     Args:
         task: options `quantiles` (q, ascending), `mean` and `std` of the training labels, `minimum` and `maximum` of a
@@ -44,6 +44,7 @@ class QuantileHead(NumberHead):
         ([8.0, 10.0, 14.0], 10.0)
     """
 
+    output_kind = "quantiles"
     metrics = ("mae", "interval_coverage")
     default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "quantiles": [0.1, 0.5, 0.9]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import NOT_NEGATIVE, SoftLoss
-from polyrec.distillation.losses import bounded_error
 from polyrec.modules.heads.base import NumberHead, Summary, trees_option
 
 
@@ -24,8 +20,7 @@ class RegressionHead(NumberHead):
     r"""A mean by squared loss in units of the label's own spread, L = sum_i w_i ((y_i - m) / s - z_i)^2.
 
     The head predicts z, the standardised label, so that losses of tasks with different units can be added; `predict`
-    returns m + s z, clipped to [minimum, maximum]. Exchanged is the same without clipping. Soft losses, all in units of
-    the spread: "squared", "huber" (option `delta`) and "bounded" (option `margin`).
+    returns m + s z, clipped to [minimum, maximum]. Exchanged is the same without clipping.
 
     Args:
         task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no
@@ -45,10 +40,7 @@ class RegressionHead(NumberHead):
         1.0
     """
 
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {
-        **NumberHead.soft_losses,
-        "bounded": SoftLoss(options={"margin": 0.0}, rules={"margin": NOT_NEGATIVE}),
-    }
+    output_kind = "number"
     metrics = ("rmse", "mae")
     default_options: ClassVar[dict[str, Any]] = {**NumberHead.default_options, "loss": "squared", "trees": 0}
 
@@ -75,21 +67,6 @@ class RegressionHead(NumberHead):
         else:
             losses = (logits.float() - target).square()
         return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
-
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of the teacher's number in units of the label's spread: (sum, count)."""
-        plan = self.checked_plan(plan)
-        if plan.loss != "bounded":
-            return super().distill_loss(logits, teacher, plan, weight)
-        labels = None if labels is None else self.in_spread(labels)
-        return bounded_error(logits, self.in_spread(teacher), labels, plan.options["margin"], weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The predicted mean in the label's unit."""

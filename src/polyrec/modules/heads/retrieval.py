@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,16 +12,12 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.losses import linear_cross_entropy
 from polyrec.core.modules import in_double
 from polyrec.core.reduction import known_weight, masked_sum
 from polyrec.core.registry import HEADS, nearest
 from polyrec.core.schema import TaskConfig
 from polyrec.data.neighbours import TABLES
-from polyrec.distillation.catalog import catalog_loss, sampled_rest, taught_cross_entropy
-from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
 from polyrec.modules.encoders.growth import add_rows, in_blocks
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.moment import LATEST, NOT_TOLD, Moment
@@ -98,8 +94,8 @@ class RetrievalHead(TaskHead):
     """
 
     reads = "state"
+    output_kind = "catalog"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = LIST_LOSSES
     further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
     default_options: ClassVar[dict[str, Any]] = {
         "num_negatives": 1024,
@@ -438,7 +434,7 @@ class RetrievalHead(TaskHead):
         negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
-        negative_MK = self._of_sample(state_MD, query_MD, negatives_K, items, moment) - log_q_N[negatives_K]
+        negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, moment) - log_q_N[negatives_K]
         if self.terms:
             target_M = target_M + self.terms.of_pairs(state_MD, moment, targets_M.unsqueeze(1)).squeeze(1)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
@@ -446,10 +442,15 @@ class RetrievalHead(TaskHead):
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
 
-    def _of_sample(self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, moment: Moment) -> Tensor:
+    def of_sample(self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, moment: Moment) -> Tensor:
         """Scores of the same items for every state, [M, K]."""
         logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
         return self.terms.add_to(logits_MK, state_MD, moment, ids_K, distinct=False) if self.terms else logits_MK
+
+    def of_pairs(self, state_MD: Tensor, query_MD: Tensor, ids_MK: Tensor, items: ItemRows, moment: Moment) -> Tensor:
+        """Scores of each state's own items, [M, K]."""
+        logits_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(ids_MK)) + self._bias(ids_MK, items)
+        return logits_MK + self.terms.of_pairs(state_MD, moment, ids_MK) if self.terms else logits_MK
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
@@ -469,88 +470,7 @@ class RetrievalHead(TaskHead):
         # The chance to be among the batch's items at all, which is not in proportion to the count.
         return found_K, torch.log(-torch.expm1(draws * torch.log1p(-log_q_N.exp())))
 
-    def distill_lists(
-        self,
-        plan: TaskDistillation,
-        state_MD: Tensor,
-        listed_MK: Tensor,
-        teacher_MK1: Tensor,
-        items: ItemRows,
-        counts_N: Tensor,
-        negatives_K: Tensor | None,
-        excluded_M: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
-    ) -> tuple[Tensor, Tensor]:
-        """A loss of the teacher's lists: (sum, number of lists).
-
-        Args:
-            plan: checked.
-            listed_MK, teacher_MK1: items of the lists, 0 = none, and the teacher's scores, all other items last, see
-                [`~polyrec.distillation.teacher.Teacher`].
-            items: rows that include the listed items.
-            counts_N, negatives_K, excluded_M, moment: as of `retrieval_loss`; of negatives, only "all other items" are
-                made.
-        """
-        query_MD = self.project(state_MD)
-        if items.rows_M is None and negatives_K is None:
-            rows_N, bias_N = self._all_biases(items)
-            of_groups_MG = groups = None
-            if self.terms:
-                of_groups_MG, groups = self.terms.logits(state_MD), self.terms.groups(moment, rows_N)
-            vectors = items.vectors_MD
-            return catalog_loss(
-                plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
-            )
-        own_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(listed_MK)) + self._bias(listed_MK, items)
-        if self.terms:
-            own_MK = own_MK + self.terms.of_pairs(state_MD, moment, listed_MK)
-        sampled_K, log_expected_N = self.sample(items, counts_N, negatives_K, len(state_MD))
-        sampled_MK = self._of_sample(state_MD, query_MD, sampled_K, items, moment)
-        own_MK = own_MK.masked_fill(listed_MK < FIRST_ITEM, float("-inf"))
-        if excluded_M is not None:
-            own_MK = own_MK.masked_fill(listed_MK == excluded_M.unsqueeze(1), float("-inf"))
-            sampled_MK = sampled_MK.masked_fill(sampled_K == excluded_M.unsqueeze(1), float("-inf"))
-        rest_M = sampled_rest(sampled_MK, sampled_K, log_expected_N[sampled_K], listed_MK, plan.temperature)
-        return list_loss(plan, own_MK, rest_M, teacher_MK1)
-
-    def teaches_beside_labels(self, plan: TaskDistillation) -> bool:
-        """Whether labels and a teacher's lists are judged by the same logits, so that one pass can serve both."""
-        options = self.options
-        same = options["cold_negatives"] and not options["label_smoothing"] and self.age is None
-        return plan.temperature == 1 and same and not self.sampled
-
-    def taught_loss(
-        self,
-        plan: TaskDistillation,
-        state_MD: Tensor,
-        targets_M: Tensor,
-        listed_MK: Tensor,
-        teacher_MK1: Tensor,
-        items: ItemRows,
-        soft_share: Tensor,
-        weight_M: Tensor | None = None,
-        excluded_M: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`retrieval_loss` and `distill_lists` at once, where `teaches_beside_labels`: (sum, count) of each.
-
-        Args:
-            targets_M: those below 2 have no label.
-            teacher_MK1: NaN where the teacher has no answer.
-            items: the whole table.
-            soft_share: the two sums are going to be added in the proportion 1 : soft_share.
-        """
-        assert items.rows_M is None
-        rows_N, bias_N = self._all_biases(items)
-        weight_M = known_weight(targets_M >= FIRST_ITEM, weight_M)
-        of_groups_MG = self.terms.logits(state_MD) if self.terms else None
-        groups = self.terms.groups(moment, rows_N) if self.terms else None
-        targets_M, query_MD = targets_M.clamp(min=FIRST_ITEM), self.project(state_MD)
-        lists = (listed_MK, teacher_MK1, soft_share, excluded_M, of_groups_MG, groups)
-        hard, soft = taught_cross_entropy(plan, query_MD, items.vectors_MD, bias_N, targets_M, weight_M, *lists)
-        return (hard, weight_M.sum()), (soft, (~torch.isnan(teacher_MK1).any(1)).sum().to(soft))
-
-    def _all_biases(self, items: ItemRows) -> tuple[Tensor, Tensor]:
+    def all_biases(self, items: ItemRows) -> tuple[Tensor, Tensor]:
         """Rows of the whole table and their biases; padding and the unknown item are no candidates."""
         rows_N = torch.arange(len(items.vectors_MD), device=items.vectors_MD.device)
         return rows_N, self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.distillation.choices import SoftLoss
 from polyrec.modules.heads.base import Summary, TaskHead
 
 
@@ -36,8 +34,7 @@ class WatchTimeHead(TaskHead):
     logistic regression, Covington et al., 2016, estimates the mean seconds, but lets long items outweigh short ones:
     what is removed here.)
 
-    Exchanged is the watch time in the label's unit. Soft loss: "squared", 12 sum_i w_i (sigmoid(z_i) - F_g(t_i))^2 for
-    the teacher's watch time t; where labels are so often alike that t fills several quantiles, any of them will do.
+    Exchanged is the watch time in the label's unit.
 
     Ten groups, equally frequent in training, are read from the scaled duration in the batch; where it is unknown the
     label is ranked among all.
@@ -61,7 +58,7 @@ class WatchTimeHead(TaskHead):
     """
 
     reads = "pair"
-    soft_losses: ClassVar[Mapping[str, SoftLoss]] = {"squared": SoftLoss()}
+    output_kind = "rank"
     metrics = ("mae", "rmse", "xauc")
     default_options: ClassVar[dict[str, Any]] = {"duration": None, "group_quantiles": None}
     logit_width = 2
@@ -111,12 +108,12 @@ class WatchTimeHead(TaskHead):
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squared error of the quantile at the known labels: (sum, count)."""
         target = per_member(torch.nan_to_num(labels).float(), logits[..., 0])
-        losses = 12 * (torch.sigmoid(logits[..., 0]) - self._ranks(target, self._rows(logits))).square()
+        losses = 12 * (torch.sigmoid(logits[..., 0]) - self._ranks(target, self.rows(logits))).square()
         return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         """Watch time in the label's unit."""
-        rows_Q = self._rows(logits)
+        rows_Q = self.rows(logits)
         place = torch.sigmoid(logits[..., :1]) * (rows_Q.shape[-1] - 1)
         below = place.floor().clamp(max=rows_Q.shape[-1] - 2)
         low, high = (rows_Q.gather(-1, below.long() + step) for step in (0, 1))
@@ -135,22 +132,7 @@ class WatchTimeHead(TaskHead):
         """Watch time as it is."""
         return exchanged, None
 
-    def distill_loss(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        plan: TaskDistillation,
-        weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Squared error of the quantile at the teacher's watch times: (sum, count)."""
-        self.checked_plan(plan)
-        student = torch.sigmoid(logits[..., 0].float())
-        low, high = self._filled(per_member(torch.nan_to_num(teacher).float(), student), self._rows(logits))
-        losses = 12 * (student - student.detach().clamp(low, high)).square()
-        return masked_sum(over_members(losses, teacher), self.answered(teacher), weight)
-
-    def _rows(self, logits: Tensor) -> Tensor:
+    def rows(self, logits: Tensor) -> Tensor:
         """Quantiles of each answer's group, [..., Q]."""
         # round: the mean over members of one number may miss it by a rounding error.
         return self.quantiles.float()[logits[..., 1].round().long()]
@@ -158,11 +140,11 @@ class WatchTimeHead(TaskHead):
     @classmethod
     def _ranks(cls, values: Tensor, rows_Q: Tensor) -> Tensor:
         """Share of the distribution below each value, in [0, 1]; a value that fills several quantiles: their middle."""
-        low, high = cls._filled(values, rows_Q)
+        low, high = cls.filled(values, rows_Q)
         return (low + high) / 2
 
     @staticmethod
-    def _filled(values: Tensor, rows_Q: Tensor) -> tuple[Tensor, Tensor]:
+    def filled(values: Tensor, rows_Q: Tensor) -> tuple[Tensor, Tensor]:
         """Where in the distribution, in [0, 1], each value begins and ends: apart where many labels are alike."""
         value = values.unsqueeze(-1).contiguous()
         first, behind = (torch.searchsorted(rows_Q, value, right=right) for right in (False, True))

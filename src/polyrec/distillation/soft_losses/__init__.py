@@ -1,0 +1,1 @@
+"""What a student's outputs lose against a teacher's: one file per kind of output (`TaskHead.output_kind`)."""

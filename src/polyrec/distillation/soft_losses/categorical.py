@@ -1,0 +1,31 @@
+"""Log-weights of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from polyrec.core.distillation_config import TaskDistillation
+from polyrec.core.registry import SOFT_LOSSES
+from polyrec.distillation.choices import SoftLoss
+from polyrec.distillation.losses import multiclass_kl
+from polyrec.distillation.soft_losses.base import KindOfOutput
+
+
+@SOFT_LOSSES.register("categorical")
+class CategoricalOutput(KindOfOutput):
+    r"""One of K classes, by their log-weights.
+
+    "kl": L = T^2 sum_i w_i KL(p_i || q_i), see [`~polyrec.distillation.losses.multiclass_kl`].
+    """
+
+    losses: ClassVar[Mapping[str, SoftLoss]] = {"kl": SoftLoss(tempered=True)}
+
+    @staticmethod
+    def loss(
+        head: Any, logits: Tensor, teacher: Tensor, plan: TaskDistillation, weight: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher's probabilities: (sum, count)."""
+        return multiclass_kl(logits, teacher, plan.temperature, weight)
