@@ -388,6 +388,12 @@ def _check_kinds(declared: Mapping[str, str], known: list[str], files: bool = Fa
             raise ValueError(f"unknown kind {kind!r} of column {column!r}; {nearest(kind, known)}")
 
 
+def label_columns(tasks: Sequence[TaskConfig]) -> tuple[str, ...]:
+    """Columns of the labels: what a past event is known to have brought."""
+    found = [t.parsed_label.column for t in tasks if t.parsed_label is not None]
+    return tuple(dict.fromkeys(found))
+
+
 def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskConfig]:
     """Make TaskConfigs of dicts; refuse an empty list, duplicate names and weights that sum to 0."""
     if isinstance(tasks, str | Mapping) or not isinstance(tasks, Collection):

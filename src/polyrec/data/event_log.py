@@ -76,6 +76,11 @@ class EventLog:
         return len(self.person)
 
     @property
+    def own_rows(self) -> np.ndarray:
+        """The events that are rows of the table, int64; those of the lists of rows are none."""
+        return np.arange(len(self)) if self.untimed is None else np.flatnonzero(~self.untimed)
+
+    @property
     def groups(self) -> np.ndarray:
         """A number of each user, int64 [P], the same for those who belong together."""
         return np.arange(len(self.user_ids)) if self.together is None else self.together

@@ -206,7 +206,7 @@ def test_lists_follow_the_news_after_update_and_reload(world, tmp_path):
     model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float())
     before = model.recommend(processor, k=3)
     test = news()[news().timestamp >= splits.test.log.time[splits.test.candidates.event].min()]
-    later = news()[news().timestamp > processor._counted]
+    later = news()[news().timestamp > processor._state.counted]
     processor.update(later)
     after = model.recommend(processor, k=3)
     today = test[test.timestamp >= test.timestamp.max() - 24 * HOUR].item_id
@@ -217,7 +217,7 @@ def test_lists_follow_the_news_after_update_and_reload(world, tmp_path):
     assert model.recommend(again, k=3) == after
     again.extend({"item_id": [10_000]})
     again.save_pretrained(tmp_path)
-    assert PolyRecProcessor.from_pretrained(tmp_path).recent["next_item"].counts.shape[1] == again.num_items
+    assert PolyRecProcessor.from_pretrained(tmp_path).trends.recent["next_item"].counts.shape[1] == again.num_items
 
 
 def test_what_training_does_not_read_validation_weighs():
