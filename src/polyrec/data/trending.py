@@ -223,18 +223,23 @@ def _count(counts_TJ: np.ndarray, place: np.ndarray, times: np.ndarray, recent: 
 def _block(recent: RecentCounts, times: np.ndarray, items: np.ndarray, spans: Sequence[tuple[int, int]]) -> Snapshots:
     """Snapshots after each of some pieces of events, which are counted."""
     begin, end = spans[0][0], spans[-1][1]
-    own, new = items[begin:end], recent.time
+    own, ends = items[begin:end], np.array([last for _, last in spans])
     pool_J, counts_TJ = recent.pool(also=np.unique(own[own >= FIRST]))
-    place, half_lives_T1 = np.searchsorted(pool_J, own), recent.half_lives[:, None]
-    popularity_SJ = np.empty((len(spans), len(pool_J)))
-    for s, (first, last) in enumerate(spans):
-        now, events = times[last - 1], np.flatnonzero(own[first - begin : last - begin] >= FIRST) + first
-        if np.isfinite(new):
-            counts_TJ *= np.exp2(-(now - new) / half_lives_T1)
-        _count(counts_TJ, place[events - begin], times[events], recent, now)
-        popularity_SJ[s], new = recent.weights @ counts_TJ, now
+    now_S = times[ends - 1]
+    event = np.flatnonzero(own >= FIRST)
+    piece, place = np.searchsorted(ends, begin + event, side="right"), np.searchsorted(pool_J, own[event])
+    age = times[begin + event] - now_S[piece]  # when the snapshot is taken
+    added_TSJ = np.zeros((len(recent.half_lives), len(spans), len(pool_J)))
+    for added_SJ, half_life in zip(added_TSJ, recent.half_lives, strict=True):
+        np.add.at(added_SJ, (piece, place), np.exp2(age / half_life))
+    before = recent.time if np.isfinite(recent.time) else now_S[0]
+    fade_TS = np.exp2(-np.diff(now_S, prepend=before) / recent.half_lives[:, None])
+    for s in range(len(spans)):
+        counts_TJ *= fade_TS[:, s, None]
+        counts_TJ += added_TSJ[:, s]
+        added_TSJ[:, s] = counts_TJ
     recent.add(times[begin:end], own)
-    return _snapshots(pool_J, popularity_SJ, recent.size)
+    return _snapshots(pool_J, np.tensordot(recent.weights, added_TSJ, 1), recent.size)
 
 
 def _snapshots(pool_J: np.ndarray, popularity_SJ: np.ndarray, size: int) -> Snapshots:
