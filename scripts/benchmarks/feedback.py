@@ -63,7 +63,7 @@ def _views(processor: PolyRecProcessor, data: Splits, part: str) -> dict[str, Se
     """The same rows by what is known when they are answered."""
     rows = getattr(data, part)
     cutoffs = {"frozen/": _begin(data.valid), "frozen_valid/": _begin(rows)}
-    return {"": rows} | {view: processor.frozen(rows, cutoff) for view, cutoff in cutoffs.items()}
+    return {"": rows} | {view: processor.without_updates(rows, cutoff) for view, cutoff in cutoffs.items()}
 
 
 def _begin(dataset: SequenceDataset) -> float:

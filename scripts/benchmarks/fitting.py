@@ -44,8 +44,8 @@ def load(data: Path, config: Mapping[str, Any], threads: int, **split: Any) -> t
         columns=config["columns"],
         **config["processor"],
     )
-    past = data / "history.parquet" if config["columns"].get("past") else None
-    return processor, processor.split(interactions, past=past, **split, **config["split"])
+    past = data / "history.parquet" if config["columns"].get("prior_history") else None
+    return processor, processor.split(interactions, prior_history=past, **split, **config["split"])
 
 
 @dataclass

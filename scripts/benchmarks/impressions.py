@@ -44,9 +44,13 @@ COSTS = ("train_cpu_seconds", "train_wall_seconds", "rows_per_cpu_second", "para
 VARIANTS: dict[str, dict[str, Any]] = {
     "polyrec": {},
     "no_statistics": {"processor.statistics": False},
-    "no_past": {"columns.past": None},
+    "no_past": {"columns.prior_history": None},
     "no_attention": {"model.candidate_attention_heads": 0},
-    "no_sequence": {"model.candidate_attention_heads": 0, "processor.max_history": 1, "columns.past_length": 0},
+    "no_sequence": {
+        "model.candidate_attention_heads": 0,
+        "processor.max_history": 1,
+        "columns.prior_history_length": 0,
+    },
     "no_delay": {"split.max_delay": 0, "split.delayed_share": None},
     "random_ids": {"model.item_cooccurrence": 0, "model.freeze_item_ids": False, "model.item_id_dropout": 0.3},
     "ple_uncertainty": {"model.experts": "ple", "model.expert_options": {}, "model.weighting": "uncertainty"},
@@ -59,7 +63,7 @@ def polyrec(args: Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
 
     processor, data = fitting.load(args.data, config, args.threads)
     views = {
-        part: {"": rows, "frozen/": processor.frozen(rows, _begin(rows))}
+        part: {"": rows, "frozen/": processor.without_updates(rows, _begin(rows))}
         for part, rows in (("valid", data.valid), ("test", data.test))
     }
     # Known from before the test: from the validation rows, too.

@@ -127,7 +127,7 @@ class Protocol:
 
         dataset = self.processor.evaluation_set(self.log, rows, self.statistics)
         if begin is not None:
-            dataset = self.processor.frozen(dataset, float(self.log.time[begin].min()))
+            dataset = self.processor.without_updates(dataset, float(self.log.time[begin].min()))
         answers = evaluator.predict(model, dataset)
         found = evaluator.evaluate(model, dataset, answers)
         named = common.rename(found, list(model.heads))

@@ -29,7 +29,7 @@ PLAN = {
             "teacher": {"members": 2, "top_k": 100, "model": {"hidden_size": 16}},
             "student": {"model": {"dropout": 0.0}},
             "alone": {"model": {"dropout": 0.3}},
-            "small": {"model": {"item_rank": 2}},
+            "small": {"model": {"item_embedding_rank": 2}},
             "plan": {"next_item": {"alpha": 0.9}, "like": {"alpha": 0.3}},
         }
     },

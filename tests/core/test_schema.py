@@ -12,9 +12,9 @@ import pytest
 from torch import nn
 
 from polyrec.core.names import METRIC_BEGINNINGS
+from polyrec.core.older_files import saved_files
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import Columns, FeatureConfig, Label, TaskConfig, from_dict, parse_tasks
-from polyrec.core.settings import saved_files
 
 
 # ---------------------------------------------------------------------- labels
@@ -171,7 +171,7 @@ def test_unknown_keys_are_refused_with_the_nearest():
         ({"feedback": ["rating", "time_gap"]}, "columns.feedback names 'time_gap', an input that polyrec makes"),
         ({"context": ["statistics"]}, "columns.context names 'statistics', an input that polyrec makes"),
         ({"propensity_clip": True}, r"columns.propensity_clip is True; it must be a number in \[0, 1\]"),
-        ({"past_length": 1.5}, "columns.past_length is 1.5; it must be a whole number >= 0"),
+        ({"prior_history_length": 1.5}, "columns.prior_history_length is 1.5; it must be a whole number >= 0"),
         ({"time_unit": "min"}, "columns.time_unit is 'min'; it must be 's' or 'ms' or 'us' or 'ns'"),
     ],
 )

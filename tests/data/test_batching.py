@@ -21,7 +21,7 @@ from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.mixing import MixedDataset
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation.evaluator import predict
 
@@ -71,7 +71,7 @@ def rich_log(people, gaps, random, past=None) -> EventLog:
         offsets = np.concatenate([[0], np.cumsum(held)])
         known = features(offsets[-1])
         del known["codes"]  # a feature that the past says nothing about
-        log.past = PastEvents(offsets, random.integers(1, 99, offsets[-1]), {}, known, length)
+        log.prior_history = PriorHistory(offsets, random.integers(1, 99, offsets[-1]), {}, known, length)
     return log
 
 
@@ -124,17 +124,21 @@ def test_batches_of_a_processors_data_sets(part):
     """Prevents a feature that only real logs have (residuals, gaps, lists, weights) from being lost or misplaced."""
     tables = synthetic_log(keep=0.7)
     tables["interactions"]["weight"] = np.linspace(0.1, 1, len(tables["interactions"]["rating"]))
-    columns = {"context": ["surface"], "past": {"watched": [], "liked": ["like"]}, "feedback": ["rating", "like"]}
+    columns = {
+        "context": ["surface"],
+        "prior_history": {"watched": [], "liked": ["like"]},
+        "feedback": ["rating", "like"],
+    }
     tables["interactions"]["like"] = (np.arange(len(tables["interactions"]["rating"])) % 3 == 0).astype(int)
     processor, _ = fit(tables, columns=columns | {"weight": {"like": "weight"}}, max_history=4)
     past = {"user_id": [3, 1, 99], "watched": [[1, 2, 3, 4, 5], [7], [1]], "liked": [[2, 9], [], [4]]}
     splits = processor.split(
-        tables["interactions"], past=past, max_delay=3000.0, delayed_share=0.5,
+        tables["interactions"], prior_history=past, max_delay=3000.0, delayed_share=0.5,
         keep_negatives={"like": 0.5},
     )  # fmt: skip
     dataset = getattr(splits, part)
     dataset.set_epoch(2)
-    assert dataset.log.past is not None
+    assert dataset.log.prior_history is not None
     for indices in np.array_split(np.random.default_rng(0).permutation(len(dataset)), 3):
         found = BatchReader(dataset)(indices)
         assert {"statistics", "surface"} == set(found["candidate_features"])

@@ -139,9 +139,9 @@ def expected_start(processor, share=0.3, size=8):
 def test_vectors_are_those_of_training_rows_and_the_past():
     """Prevents item vectors from knowing what people took in the test, and the past from being left out."""
     tables = synthetic_log(20)
-    processor, splits = fit(tables, columns={"past": {"watched": []}, "feedback": ["rating"]})
+    processor, splits = fit(tables, columns={"prior_history": {"watched": []}, "feedback": ["rating"]})
     past = {"user_id": [3, 5], "watched": [[23, 22], [1, 2, 3]]}
-    splits = processor.split(tables["interactions"], past=past)
+    splits = processor.split(tables["interactions"], prior_history=past)
     log = splits.train.log
     rows = np.sort(splits.train.candidates.event)
     events = [(p, -1, i + 2) for p, watched in ((3, [23, 22]), (5, [1, 2, 3])) for i in watched]

@@ -175,7 +175,7 @@ def test_a_bot_and_an_order_against_time_are_named():
     [
         ({"context": ["click"]}, [TaskConfig("click", "binary")], "columns.context: the label of task 'click' reads"),
         ({"context": ["rating"]}, [LIKE], "'rating', .* name it in columns.feedback"),
-        ({"context": {"rating": "numeric"}, "keys_only": ["context.rating"]}, [LIKE], "columns.context"),
+        ({"context": {"rating": "numeric"}, "statistics_only": ["context.rating"]}, [LIKE], "columns.context"),
         ({"order": "click"}, [TaskConfig("click", "binary")], "columns.order"),
         ({}, [TaskConfig("late", "binary", label="timestamp > 3000")], "columns.time"),
     ],
@@ -322,14 +322,16 @@ def test_past_tables_and_new_rows_of_other_ids_are_named():
     """Prevents pasts of nobody or of unknown items, and items that are added a second time in another spelling."""
     log = events()
     past = {"user_id": np.arange(24), "watched": [[n % 20, (n + 1) % 20] for n in range(24)]}
-    processor = fit(log, columns={"past": {"watched": []}})
-    processor.split(log, past=past)
-    with pytest.raises(ValueError, match="20 of 20 items of the past table are not in the items table"):
-        processor.split(log, past=past | {"watched": [[f"i{n}" for n in taken] for taken in past["watched"]]})
-    with pytest.raises(ValueError, match="24 of 24 users of the interactions are not in the past table .* 0 and 'u0'"):
-        processor.split(log, past=past | {"user_id": [f"u{n}" for n in range(24)]})
-    with pytest.warns(DataWarning, match="3 of 23 items of the past table"):
-        processor.split(log, past=past | {"watched": [*past["watched"][:-1], [700, 701, 702]]})
+    processor = fit(log, columns={"prior_history": {"watched": []}})
+    processor.split(log, prior_history=past)
+    with pytest.raises(ValueError, match="20 of 20 items of the prior history are not in the items table"):
+        processor.split(log, prior_history=past | {"watched": [[f"i{n}" for n in taken] for taken in past["watched"]]})
+    with pytest.raises(
+        ValueError, match="24 of 24 users of the interactions are not in the prior history .* 0 and 'u0'"
+    ):
+        processor.split(log, prior_history=past | {"user_id": [f"u{n}" for n in range(24)]})
+    with pytest.warns(DataWarning, match="3 of 23 items of the prior history"):
+        processor.split(log, prior_history=past | {"watched": [*past["watched"][:-1], [700, 701, 702]]})
     assert processor.data_report.matches[-1].unmatched == 3
     with pytest.warns(DataWarning, match="items: item_id: most of the new ids are known ones .* without the letters"):
         processor.extend({"item_id": [f"item{n}" for n in range(20)]})

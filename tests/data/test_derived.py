@@ -42,11 +42,11 @@ def derived(times, items=None, item=None, **columns):
     ),
     st.sampled_from([0, 8, -5, 5.5, 12.75, -11, 14]),
 )
-def test_hours_are_those_of_the_peoples_clock(moments, offset):
+def test_hours_are_those_of_the_users_time_zone(moments, offset):
     """Prevents an offset of the wrong sign, one that loses its half hours, and midnight in the wrong day."""
     moments = [m.replace(microsecond=0, tzinfo=UTC) for m in moments]
     zone = timezone(timedelta(hours=offset))
-    found = derived(np.array([m.timestamp() for m in moments]), clock=offset)
+    found = derived(np.array([m.timestamp() for m in moments]), time_zone=offset)
     assert found["hour"].to_pylist() == [m.astimezone(zone).hour for m in moments]
     assert pa.types.is_integer(found["hour"].type)
 
@@ -59,25 +59,25 @@ def test_hours_are_those_of_the_peoples_clock(moments, offset):
 def test_hours_of_a_zone_are_those_of_pandas(moments, zone):
     """Prevents half of the year from being an hour off."""
     moments = pd.DatetimeIndex([m.replace(microsecond=0) for m in moments], tz="UTC")
-    found = derived(np.array([m.timestamp() for m in moments]), clock=zone)
+    found = derived(np.array([m.timestamp() for m in moments]), time_zone=zone)
     assert found["hour"].to_pylist() == moments.tz_convert(zone).hour.tolist()
 
 
 @pytest.mark.parametrize(
-    ("clock", "message"),
+    ("time_zone", "message"),
     [
-        ("Europe/Berlim", "columns.clock is 'Europe/Berlim', which is no time zone; did you mean 'Europe/Berlin'"),
+        ("Europe/Berlim", "columns.time_zone is 'Europe/Berlim', which is no time zone; did you mean 'Europe/Berlin'"),
         ("nowhere", "hours from UTC"),
         ("../../etc/passwd", "no time zone"),
         (25, "hours from UTC are -24 to 24"),
-        (float("nan"), "columns.clock|clock"),
-        (True, "clock"),
+        (float("nan"), "columns.time_zone"),
+        (True, "time_zone"),
     ],
 )
-def test_an_unknown_clock_is_refused(clock, message):
+def test_an_unknown_time_zone_is_refused(time_zone, message):
     """Prevents a misspelt zone from being UTC, or an error of the last step."""
     with pytest.raises(ValueError, match=message):
-        Columns(clock=clock)
+        Columns(time_zone=time_zone)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -85,7 +85,7 @@ def test_times_of_any_unit_and_type_give_the_same_hour_and_age(unit):
     """Prevents milliseconds from being taken for seconds where times become context."""
     factor = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
     seconds = np.array([1_600_000_000, 1_600_050_000])
-    items, given = catalog((seconds[:1] - DAY) * factor), {"clock": 1, "item_time": "born", "time_unit": unit}
+    items, given = catalog((seconds[:1] - DAY) * factor), {"time_zone": 1, "item_time": "born", "time_unit": unit}
     expected = {"hour": [13, 3], "item_age": [1.0, 1.0 + 50_000 / DAY]}
     stamps = pa.array(seconds * factor).cast(pa.timestamp(unit))
     for times in (seconds * factor, stamps, [str(t) for t in stamps.cast(pa.timestamp("s")).to_pylist()]):
@@ -132,7 +132,7 @@ def born_log():
 
 
 def processor_of(tables, **columns):
-    columns = COLUMNS | {"clock": 8, "item_time": "born"} | columns
+    columns = COLUMNS | {"time_zone": 8, "item_time": "born"} | columns
     return PolyRecProcessor.fit(**tables, tasks=TASKS, columns=columns, max_history=8)
 
 
@@ -141,7 +141,7 @@ def test_nothing_is_derived_unless_asked_for():
     assert derived_names(Columns()) == []
     table = pa.table({"timestamp": [1]})
     assert with_derived(table, Columns(), catalog([0])) is table
-    assert derived_names(Columns(clock=0.0, item_time="born")) == ["hour", "item_age"]  # 0 is UTC, not nothing
+    assert derived_names(Columns(time_zone=0.0, item_time="born")) == ["hour", "item_age"]  # 0 is UTC, not nothing
 
 
 def test_derived_context_is_a_feature_of_candidates_and_of_past_events():

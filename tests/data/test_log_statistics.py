@@ -44,7 +44,7 @@ def world(people=12, statistics=None, past=True, order=None, **columns):
     rows = len(events["rating"])
     events["like"] = random.choice([0.0, 1.0, np.nan], rows)
     events["seconds"] = np.where(random.random(rows) < 0.1, np.nan, random.exponential(30, rows))
-    columns = COLUMNS | {"feedback": FEEDBACK} | columns | ({"past": PAST_COLUMNS} if past else {})
+    columns = COLUMNS | {"feedback": FEEDBACK} | columns | ({"prior_history": PAST_COLUMNS} if past else {})
     statistics = {"log": LOG, "past": PAST, "context": CONTEXT, "targets": ["seconds"]} | (statistics or {})
     if not past:
         del statistics["past"]
@@ -59,7 +59,7 @@ def world(people=12, statistics=None, past=True, order=None, **columns):
 
 
 def split_of(tables, processor, past=True, **options):
-    return processor.split(tables["interactions"], past=tables["past"] if past else None, **options)
+    return processor.split(tables["interactions"], prior_history=tables["past"] if past else None, **options)
 
 
 def statistics_of(splits):
@@ -265,7 +265,7 @@ def test_features_do_not_depend_on_the_order_of_the_file(seed):
 def test_residuals_of_past_events():
     """Prevents a past event's like from being read as another target's, and unknown labels from saying something."""
     tables, processor = world()
-    past = split_of(tables, processor).train.log.past
+    past = split_of(tables, processor).train.log.prior_history
     targets = processor.statistics.targets
     assert targets == ["like", "rating", "seconds"]
     liked = np.array([liked for _, _, liked in past_by_hand(tables)])
@@ -286,7 +286,7 @@ def test_a_mark_speaks_for_a_task_only_where_it_is_the_label(label, same):
     tables["interactions"]["like"] = np.arange(len(tables["interactions"]["rating"])) % 2
     head = "binary" if ">=" in label or "=" in label else "regression"
     tasks = [{"name": "task", "head": head, "label": label}]
-    columns = COLUMNS | {"feedback": ["rating", "like"], "past": PAST_COLUMNS}
+    columns = COLUMNS | {"feedback": ["rating", "like"], "prior_history": PAST_COLUMNS}
     processor = PolyRecProcessor.fit(**tables, tasks=tasks, columns=columns)
     assert processor.statistics.marked == ({"task": "like"} if same else {})
 
@@ -295,12 +295,12 @@ def test_a_mark_speaks_for_a_measure():
     """Prevents the marks of feedback that no task learns from being dropped."""
     tables = synthetic_log(12)
     tables["interactions"]["like"] = np.arange(len(tables["interactions"]["rating"])) % 2
-    columns = COLUMNS | {"feedback": ["rating", "like"], "past": PAST_COLUMNS}
+    columns = COLUMNS | {"feedback": ["rating", "like"], "prior_history": PAST_COLUMNS}
     processor = PolyRecProcessor.fit(**tables, tasks=TASKS[2:], columns=columns, statistics={"targets": ["like"]})
     past = {"user_id": [1], "watched": [[1, 2]], "liked": [[2]]}
-    log = processor.split(tables["interactions"], past=past).train.log
+    log = processor.split(tables["interactions"], prior_history=past).train.log
     assert processor.statistics.targets == ["rating", "like"]
-    assert log.past.event_features[RESIDUALS].tolist() == [
+    assert log.prior_history.event_features[RESIDUALS].tolist() == [
         [pytest.approx(float("nan"), nan_ok=True), v] for v in (-1, 1)
     ]
 
@@ -333,11 +333,11 @@ def test_default_statistics_count_everything_declared():
 def test_marks_are_needed_to_count_the_past():
     """Prevents statistics of a past without feedback, which have no target, from failing in a matrix of no columns."""
     tables = synthetic_log(8)
-    columns = COLUMNS | {"past": {"watched": []}}
+    columns = COLUMNS | {"prior_history": {"watched": []}}
     processor = PolyRecProcessor.fit(**tables, tasks=TASKS, columns=columns)
-    log = processor.split(tables["interactions"], past={"user_id": [1], "watched": [[2]]}).train.log
+    log = processor.split(tables["interactions"], prior_history={"user_id": [1], "watched": [[2]]}).train.log
     assert processor.statistics.past is None
-    assert np.isnan(log.past.event_features.get(RESIDUALS, np.array([np.nan]))).all()
+    assert np.isnan(log.prior_history.event_features.get(RESIDUALS, np.array([np.nan]))).all()
 
 
 # ------------------------------------------------------------------ refusals

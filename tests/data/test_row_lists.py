@@ -273,7 +273,11 @@ BAD = {"item_id": [1, 2, 3], "timestamp": [1, 2, 3]}
         ({"before": ["[1]", "[2]", "[3"]}, {}, r"holds '\[3' in row 2, which is no list"),
         ({"befor": [[1], [2], [3]]}, {}, "no column 'before'.*did you mean 'befor'"),
         ({"before": [[1.5], [2.0], []]}, {}, "fractional"),
-        ({"before": [[1], [2], [3]]}, {"past": {"watched": []}}, "columns.past.* does not go with columns.history"),
+        (
+            {"before": [[1], [2], [3]]},
+            {"prior_history": {"watched": []}},
+            "columns.prior_history.* does not go with columns.history",
+        ),
         ({"before": [[1], [2], [3]]}, {"item": "before"}, "one column for several"),
         ({"before": [[9, n % 3 + 1] for n in range(30)]}, {}, "also the last id of 'before' in 100% of the rows"),
         ({"before": [[n % 3 + 1, 9] for n in range(30)]}, {}, "also the first id of 'before' in 100% of the rows"),

@@ -12,7 +12,7 @@ from polyrec import PolyRecCollator, PolyRecProcessor
 from polyrec.data.augmentation import Mask
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import Candidates
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.untimed import Untimed
 
@@ -389,8 +389,8 @@ def test_the_past_comes_before_the_first_event(people, gaps, max_history, length
     held = data.draw(st.lists(st.integers(0, 5), min_size=len(people), max_size=len(people)))
     offsets = np.concatenate([[0], np.cumsum(held)])
     item = 1000 + np.arange(offsets[-1])
-    log.past = PastEvents(offsets, item, {}, {"stars": item}, length)
-    plain = seen_by_each(dataset(dataclasses.replace(log, past=None), max_history=max_history))
+    log.prior_history = PriorHistory(offsets, item, {}, {"stars": item}, length)
+    plain = seen_by_each(dataset(dataclasses.replace(log, prior_history=None), max_history=max_history))
     with_past = dataset(log, max_history=max_history)
     for i, window in enumerate(windows(with_past)):
         assert len(window["item_ids"]) <= max_history

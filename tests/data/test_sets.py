@@ -11,7 +11,7 @@ import pytest
 from polyrec import PolyRecProcessor
 from polyrec.core.schema import RESIDUALS, STATISTICS
 from polyrec.data.splits import LeakageError
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 
 TASKS: list[Any] = [{"name": "next_item", "head": "retrieval"}, {"name": "like", "head": "binary"}]
 COLUMNS = {"time": None, "feedback": {"like": "numeric", "row": "numeric"}}
@@ -195,18 +195,18 @@ def test_another_split_is_known_to_have_learnt_what_is_judged(table, split):
     """Prevents a teacher of other held-out rows from passing, as places in a drawn order differ between splits."""
     processor, parts = split
     other = processor.split(table, seed=1)
-    learnt = TrainingRows.asked(other.train, processor.items.ids)
+    learnt = TrainingSetSketch.asked(other.train, processor.items.ids)
     judged = np.isin(parts.test.log.row, rows_of(parts.test))
     with pytest.raises(LeakageError, match="has learnt"):
         learnt.check(parts.test.log, judged, processor.items.ids)
-    TrainingRows.asked(parts.train, processor.items.ids).check(parts.test.log, judged, processor.items.ids)
+    TrainingSetSketch.asked(parts.train, processor.items.ids).check(parts.test.log, judged, processor.items.ids)
 
 
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
         ({"order": "row"}, {}, "columns.order needs times, and columns.time is None"),
-        ({"clock": 1}, {}, "columns.clock needs times"),
+        ({"time_zone": 1}, {}, "columns.time_zone needs times"),
         ({"time": "__row__", "item_time": "row"}, {}, "columns.item_time needs times, and columns.time is '__row__'"),
         ({}, {"statistics": {"log": [{"keys": ["item"], "baseline": "none", "gap": True}]}}, "'item-none' fades or"),
         ({}, {"tasks": [{"name": "n", "head": "retrieval", "options": {"item_age": "first_event"}}]}, "item_age"),
@@ -226,7 +226,7 @@ def test_splits_and_updates_that_need_times_are_refused(table, split):
     with pytest.raises(ValueError, match="max_delay is 5.0, but the log has no times"):
         processor.split(table, max_delay=5.0)
     with pytest.raises(ValueError, match="nothing can be hidden from a time on"):
-        processor.frozen(parts.test, 5.0)
+        processor.without_updates(parts.test, 5.0)
     for call in (processor.update, processor.resume):
         with pytest.raises(ValueError, match="a log without times .* cannot go on: .* train again"):
             call(table)

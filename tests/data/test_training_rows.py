@@ -10,7 +10,7 @@ from window_fixtures import gaps, make_log, people
 
 from polyrec import PolyRecProcessor
 from polyrec.data.splits import LeakageError
-from polyrec.data.training_rows import TrainingRows, event_hashes
+from polyrec.data.training_rows import TrainingSetSketch, event_hashes
 
 ITEMS = pa.array([f"item {n}" for n in range(100)])
 
@@ -34,7 +34,7 @@ def test_any_shared_row_is_found_and_no_other_alarms(people, gaps, data):
     log = make_log(people, gaps)
     learnt = np.array(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
     judged = np.array(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
-    rows = TrainingRows.of(log, learnt, ITEMS)
+    rows = TrainingSetSketch.of(log, learnt, ITEMS)
     assert (rows.number, rows.is_complete) == (learnt.sum(), True)
     if (learnt & judged).any():
         with pytest.raises(LeakageError, match=rf"learnt {(learnt & judged).sum()} of the {judged.sum()} rows"):
@@ -72,7 +72,7 @@ def test_a_small_leak_in_a_sketch_is_found_as_often_as_promised():
     honest = np.arange(6000) >= 5000
     found = 0
     for _ in range(200):
-        rows = TrainingRows.of(log, learnt, ITEMS, size=500)
+        rows = TrainingSetSketch.of(log, learnt, ITEMS, size=500)
         rows.check(log, honest, ITEMS)
         try:
             rows.check(log, judged, ITEMS)
@@ -84,7 +84,7 @@ def test_a_small_leak_in_a_sketch_is_found_as_often_as_promised():
 def test_a_sketch_says_how_many_rows_it_stands_for():
     """Prevents the message from belittling a leak by what happens to be in the sketch."""
     log = random_log(6000)
-    rows = TrainingRows.of(log, np.arange(6000) < 4000, ITEMS, size=1000)
+    rows = TrainingSetSketch.of(log, np.arange(6000) < 4000, ITEMS, size=1000)
     with pytest.raises(LeakageError, match=r"\(about \d+: its sketch shows 25.0% of its rows\)") as caught:
         rows.check(log, np.arange(6000) < 2000, ITEMS)
     about = int(str(caught.value).split("about ")[1].split(":")[0])
@@ -96,7 +96,7 @@ def test_rows_learnt_later_are_added_once(size):
     """Prevents an update's rows from being forgotten, and replayed ones from being counted again."""
     log = random_log(3000)
     index = np.arange(3000)
-    first = TrainingRows.of(log, index < 1000, ITEMS, size=size)
+    first = TrainingSetSketch.of(log, index < 1000, ITEMS, size=size)
     both = first.extended(log, (index >= 500) & (index < 2000), ITEMS, size=size)
     assert both.number == pytest.approx(2000, rel=0 if size > 3000 else 0.15)
     whole = np.sort(event_hashes(log, ITEMS, first.salt)[index < 2000])
@@ -110,12 +110,12 @@ def test_rows_learnt_later_are_added_once(size):
 def test_a_teacher_from_after_the_cut_is_refused():
     """Prevents a teacher that learnt other people's later events from telling the future of the trends."""
     log = random_log(2000)
-    late = TrainingRows.of(log, (log.person < 10) & (log.time <= 40), ITEMS)
+    late = TrainingSetSketch.of(log, (log.person < 10) & (log.time <= 40), ITEMS)
     judged = (log.person >= 10) & (log.time >= 30)
     late.check(log, judged, ITEMS)
     with pytest.raises(LeakageError, match="up to time 40, later than 30"):
         late.check(log, judged, ITEMS, by_time=True)
-    TrainingRows.of(log, (log.person < 10) & (log.time <= 30), ITEMS).check(log, judged, ITEMS, by_time=True)
+    TrainingSetSketch.of(log, (log.person < 10) & (log.time <= 30), ITEMS).check(log, judged, ITEMS, by_time=True)
 
 
 def test_a_processor_remembers_its_training_rows(tmp_path, people_by_name):

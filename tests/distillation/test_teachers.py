@@ -9,7 +9,7 @@ from teacher_fixtures import batch_of, live, probabilities, world
 from polyrec.core.distillation_config import DistillationConfig
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.splits import LeakageError
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.live import LiveTeacher
 
 
@@ -197,7 +197,7 @@ def test_a_teacher_of_later_times_is_refused():
     log = parts.train.log
     teacher = live(processor)
     late = np.isin(np.arange(len(log)), parts.test.candidates.event[-1:])
-    teacher._learnt = TrainingRows.of(log, late, processor.items.ids)
+    teacher._learnt = TrainingSetSketch.of(log, late, processor.items.ids)
     with pytest.raises(LeakageError, match="later than"):
         teacher.prepare(parts.train, processor, judged=[parts.valid])
 

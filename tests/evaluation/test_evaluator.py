@@ -387,7 +387,7 @@ def seen_rate(dataset):
 def test_prequential_gauc_is_biased_and_said_to_be(caplog):
     """Prevents a GAUC of 0.3 on random answers from being read as a model that has it all backwards."""
     processor, prequential, cutoff = random_answers()
-    frozen = processor.frozen(prequential, cutoff)
+    frozen = processor.without_updates(prequential, cutoff)
     assert evaluator.sees_evaluated_labels(prequential)
     assert not evaluator.sees_evaluated_labels(frozen)
     model = tiny_model(processor)

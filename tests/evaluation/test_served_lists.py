@@ -145,9 +145,9 @@ def test_past_events_are_history():
     """Prevents items of the past table, which a request's history holds, from being listed in evaluations alone."""
     log = {"user_id": [0] * 4, "item_id": [0, 1, 2, 3], "timestamp": [*range(4)]}
     past = {"user_id": [0], "seen": [[3, 9]]}
-    columns = {"past": {"seen": []}}
+    columns = {"prior_history": {"seen": []}}
     processor = PolyRecProcessor.fit(log, tasks=NEXT, columns=columns, statistics=False)
-    parts = processor.split(log, by="leave_one_out", past=past)
+    parts = processor.split(log, by="leave_one_out", prior_history=past)
     pairs = list(excluded_items("history", parts.test, np.array([0])))
     assert sorted(np.concatenate([items for _, items in pairs]) - 2) == [0, 1, 2, 3]
     assert evaluator.predict(tiny_model(processor), parts.test).rankings["next_item"].excluded.tolist() == [True]

@@ -61,7 +61,7 @@ def views(world):
         for name in ("train", "valid", "test"):  # training rows hold the first events of items
             counted = ~hidden.get(name, np.zeros(len(part), dtype=bool))
             yield task, getattr(parts, name), counted, np.inf
-            yield task, processor.frozen(getattr(parts, name), cutoff), counted, cutoff
+            yield task, processor.without_updates(getattr(parts, name), cutoff), counted, cutoff
 
 
 # ------------------------------------------------------------------ what is known when
@@ -257,7 +257,7 @@ def test_running_rates_know_earlier_labels_alone(world):
     """Prevents a row's own label, or one of the same second, from predicting it; frozen, nothing new is known."""
     for processor, parts in world.values():
         log, known = parts.test.log, parts.train.labels()[:, 1]
-        for dataset in (parts.test, processor.frozen(parts.test, float(np.median(log.time)))):
+        for dataset in (parts.test, processor.without_updates(parts.test, float(np.median(log.time)))):
             first = pairs.running_bias(known, dataset, 1)
             for c, event in enumerate(dataset.candidates.event[:10]):
                 late = log.time >= min(log.time[event], dataset.known_until)

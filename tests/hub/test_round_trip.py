@@ -115,7 +115,7 @@ def test_adapters_come_back_on_their_base(hub, succeed, tmp_path):
 def test_a_student_comes_back_as_it_was(hub, succeed, tmp_path):
     """Prevents a student whose configuration of distillation asks for its teacher when it is loaded."""
     model, processor, batch = _first_stage(
-        item_rank=4, distillation={"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}
+        item_embedding_rank=4, distillation={"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}
     )
     _check(hub, succeed, tmp_path, model, processor, batch, "PolyRecForRecommendation", "PolyRecProcessor")
 

@@ -14,7 +14,7 @@ import torch
 from model_fixtures import PAIR_TASKS, TASKS, fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecCollator, PolyRecConfig, PolyRecForRecommendation
-from polyrec.core.settings import saved_files
+from polyrec.core.older_files import saved_files
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 NEW_ITEMS = {22, 23}  # never in the log, see `synthetic_log`

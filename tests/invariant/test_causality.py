@@ -206,7 +206,7 @@ def test_a_frozen_view_hides_everything_after_the_cutoff(world):
 
     def frozen_logits(interactions):
         splits = processor.split({k: v for k, v in interactions.items() if k != "row"}, cuts=cuts)
-        view = processor.frozen(splits.test, cuts[1])
+        view = processor.without_updates(splits.test, cuts[1])
         batch = model_inputs(PolyRecCollator()([view[i] for i in range(len(view))]))
         return answer(model, batch).logits
 

@@ -20,8 +20,8 @@ COLUMNS = {
     "feedback": {"rating": "categorical", "seconds": "numeric", "moods": "multi", "visits": "numeric"},
     "context": {"surface": "categorical", "place": "numeric"},
     "item_features": {"genre": "categorical", "price": "numeric"},
-    "clock": 3,
-    "past": {"watched": [], "rated": ["visits"]},
+    "time_zone": 3,
+    "prior_history": {"watched": [], "rated": ["visits"]},
     "weight": {"like": "trust"},
 }
 STATISTICS = {"targets": ["seconds"], "context": [["context.surface"], ["context.place"]]}
@@ -57,7 +57,7 @@ def fitted(tables, how) -> tuple[PolyRecProcessor, Splits]:
     processor = PolyRecProcessor.fit(
         **tables, tasks=TASKS_AND_COUNT, columns=COLUMNS, max_history=6, statistics=STATISTICS
     )
-    return processor, processor.split(tables["interactions"], past=PAST, **SPLITS[how], **OPTIONS)
+    return processor, processor.split(tables["interactions"], prior_history=PAST, **SPLITS[how], **OPTIONS)
 
 
 def rows_of(part) -> np.ndarray:
@@ -156,8 +156,8 @@ def test_a_later_split_forgets_the_earlier_one(how):
     """Prevents scales, vectors and counts of a larger training part from staying with a processor that is split anew."""
     tables, first, first_splits = original(how)
     processor, _ = fitted(tables, how)
-    processor.split(tables["interactions"], past=PAST, fractions=(0.9, 0.05, 0.05))
-    splits = processor.split(tables["interactions"], past=PAST, **SPLITS[how], **OPTIONS)
+    processor.split(tables["interactions"], prior_history=PAST, fractions=(0.9, 0.05, 0.05))
+    splits = processor.split(tables["interactions"], prior_history=PAST, **SPLITS[how], **OPTIONS)
     assert_same_knowledge(processor, first)
     for one, other in zip(splits, first_splits, strict=True):
         assert_same_windows(one, other)

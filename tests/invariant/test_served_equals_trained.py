@@ -45,8 +45,8 @@ USERS = {"user_id": np.arange(4), "age": [20.0, 30.0, 40.0, 50.0]}
 COLUMNS = {
     "feedback": {"rating": "numeric", "seconds": "numeric"},
     "context": {"surface": "categorical"},
-    "past": {"watched": [], "liked": ["seconds"]},
-    "clock": 0,
+    "prior_history": {"watched": [], "liked": ["seconds"]},
+    "time_zone": 0,
 }
 PAST = {"user_id": [0, 2], "watched": [[1, 5], [3]], "liked": [[5], []]}
 SURFACE = {"surface": "home"}
@@ -80,7 +80,7 @@ def fitted() -> tuple[PolyRecProcessor, PolyRecForRecommendation]:
     processor = PolyRecProcessor.fit(
         log, ITEMS, USERS, tasks=TASKS, columns=COLUMNS, max_history=8, statistics=STATISTICS
     )
-    processor.split(log, past=PAST)
+    processor.split(log, prior_history=PAST)
     torch.manual_seed(0)
     return processor, PolyRecForRecommendation(tiny_config(processor)).eval()
 

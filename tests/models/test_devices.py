@@ -26,7 +26,7 @@ TASKS = [
 ]
 NEW = {"item_id": [100, 101], "title": ["title 1", "title 2"], "genre": ["action", "drama"], "price": [0.5, 0.1]}
 OPTIONS = [
-    {"experts": "ple", "weighting": "gradnorm", "item_rank": 4, "task_item_embeddings": True},
+    {"experts": "ple", "weighting": "gradnorm", "item_embedding_rank": 4, "task_item_embeddings": True},
     {"weighting": "aggregation", "weighting_options": {"method": "mgda"}, "text": {"tuning": "full"}},
 ]
 

@@ -23,7 +23,8 @@ def start(world, student, teacher):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"experts": "mmoe", "num_hidden_layers": 3}, {"item_rank": 4, "task_item_embeddings": True}]
+    "options",
+    [{}, {"experts": "mmoe", "num_hidden_layers": 3}, {"item_embedding_rank": 4, "task_item_embeddings": True}],
 )
 def test_all_layers_answer_as_the_teacher(options, world):
     """Prevents a part that is left at random: student and teacher of one shape give the same answers."""
@@ -39,7 +40,7 @@ def test_all_layers_answer_as_the_teacher(options, world):
 
 def test_a_full_rank_table_answers_as_the_whole_one(world):
     """Prevents factors that give other vectors than those they are made of."""
-    teacher, student = tiny_model(world[0], 1), tiny_model(world[0], 2, item_rank=8)
+    teacher, student = tiny_model(world[0], 1), tiny_model(world[0], 2, item_embedding_rank=8)
     found = start(world, student, teacher)
     assert found.items_kept == pytest.approx(1)
     with torch.no_grad():

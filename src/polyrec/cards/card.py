@@ -24,7 +24,7 @@ from polyrec.tracking.run_files import RunFiles
 from polyrec.tracking.tables import baseline_points, figure_table
 
 CARD_NAME, CURVES_NAME = "README.md", "training_curves.png"
-_PATHS = ("interactions", "items", "users", "past")
+_PATHS = ("interactions", "items", "users", "prior_history")
 
 
 def make_card(run: RunFiles, about: About | None = None, curves: str | None = None) -> ModelCard:

@@ -29,7 +29,9 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--items", metavar="PATH", help="item attributes")
     parser.add_argument("--users", metavar="PATH", help="attributes of people")
     add_columns(parser)
-    parser.add_argument("--past", metavar="PATH", help="what people did before the log, lists of item ids")
+    parser.add_argument(
+        "--prior-history", metavar="PATH", help="items that users interacted with before the log: lists of item ids"
+    )
     parser.add_argument(
         "--task",
         action="append",
@@ -80,7 +82,7 @@ def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
-    overrides |= chosen_flags(options, ("interactions", "items", "users", "past", "output"))
+    overrides |= chosen_flags(options, ("interactions", "items", "users", "prior_history", "output"))
     given = chosen_flags(options, COLUMN_FLAGS)
     values = _of_table(options, given) if options.recipe is not None else None
     if values is None:

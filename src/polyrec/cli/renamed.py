@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+_OF_RECIPES = {"--past": "--prior-history"}  # of every command that reads a recipe
 RENAMED = {
+    "compare": _OF_RECIPES,
     "distill": {
+        **_OF_RECIPES,
         "--logits": "--teacher-outputs",
         "--no-alone": "--no-baseline",
         "--start": "--init-from",
@@ -15,7 +18,9 @@ RENAMED = {
     "evaluate": {"--part": "--split"},
     "explain": {"--picture": "--plot", "--words": "--token-attribution"},
     "report": {"--people": "--num-users"},
-    "score": {"--part": "--split", "--trust-teacher": "--skip-overlap-check"},
+    "score": {**_OF_RECIPES, "--part": "--split", "--trust-teacher": "--skip-overlap-check"},
+    "train": _OF_RECIPES,
+    "tune": _OF_RECIPES,
     "update": {"--max-drop": "--max-regression"},
 }
 

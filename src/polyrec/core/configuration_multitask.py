@@ -12,12 +12,13 @@ from transformers import PreTrainedConfig
 
 from polyrec.core.backbones import TextConfig, resolve
 from polyrec.core.distillation_config import DistillationConfig
+from polyrec.core.older_files import saved_files
 from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, POSITIVE, Range
 from polyrec.core.registry import EXPERTS, WEIGHTINGS, nearest
 from polyrec.core.schema import FeatureConfig, TaskConfig, from_dict, parse_tasks
-from polyrec.core.settings import reads_arguments, saved_files
+from polyrec.core.settings import reads_arguments
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: other names of some keys, see `polyrec.core.older_files`
 
 # What transformers itself writes into config.json or passes to the constructor beside the declared fields.
 _TRANSFORMERS_KEYS = frozenset(

@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from polyrec.core.backbones import BackboneConfig, resolve
 from polyrec.core.configuration_multitask import RANGES as SHARED_RANGES
 from polyrec.core.configuration_multitask import MultiTaskConfig
+from polyrec.core.older_files import reads_section
 from polyrec.core.ranges import BELOW_ONE, NOT_NEGATIVE, Range
 from polyrec.core.registry import OBJECTIVES
 from polyrec.core.schema import from_dict
@@ -26,7 +27,7 @@ RANGES: Mapping[str, Range] = {
     "candidate_attention_heads": Range(0, 65_536),
     "intermediate_size": Range(1, 1_000_000),
     "max_history": Range(1, 1_000_000),
-    "item_rank": Range(1, 65_536),
+    "item_embedding_rank": Range(1, 65_536),
     "attention_dropout": BELOW_ONE,
     "item_id_dropout": BELOW_ONE,
     "item_cooccurrence": NOT_NEGATIVE,
@@ -34,6 +35,7 @@ RANGES: Mapping[str, Range] = {
 _MOST_BYTES = 64 * 2**30  # of weights; a model that needs more is refused before anything is allocated
 
 
+@reads_section("model")
 @reads_arguments(RANGES)
 @strict
 class PolyRecConfig(MultiTaskConfig):
@@ -63,7 +65,7 @@ class PolyRecConfig(MultiTaskConfig):
             heads and pair tasks.
         item_ids: give each item a vector (and a bias) of its own. Without, an item is what its text and attributes say,
             so that the model can score items of another catalog.
-        item_rank: R of id vectors of low rank, N R + R D parameters instead of N D, see
+        item_embedding_rank: R of id vectors of low rank, N R + R D parameters instead of N D, see
             [`~polyrec.modules.encoders.item_table.LowRankItemTable`]; None: whole vectors.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
@@ -114,7 +116,7 @@ class PolyRecConfig(MultiTaskConfig):
     history_backbone: dict | None = None
     queries: bool = False
     item_ids: bool = True
-    item_rank: int | None = None
+    item_embedding_rank: int | None = None
     objectives: dict[str, dict | None] | None = None
     attention_dropout: float = 0.0
     item_id_dropout: float = 0.1
@@ -151,10 +153,12 @@ class PolyRecConfig(MultiTaskConfig):
         self._check_objectives()
         if self.queries and self.text is None:
             raise ValueError("queries=True needs a text encoder: pass text={'model': ...}")
-        if self.item_rank is not None and not (self.item_ids and 1 <= self.item_rank <= self.hidden_size):
+        if self.item_embedding_rank is not None and not (
+            self.item_ids and 1 <= self.item_embedding_rank <= self.hidden_size
+        ):
             raise ValueError(
-                f"item_rank is {self.item_rank}; it is of id vectors (item_ids) and must be in 1..hidden_size "
-                f"({self.hidden_size}), or None for whole vectors"
+                f"item_embedding_rank is {self.item_embedding_rank}; it is of id embeddings (item_ids) and must be in "
+                f"1..hidden_size ({self.hidden_size}), or None for full rank"
             )
         for name in ("num_attention_heads", "candidate_attention_heads"):
             if (heads := getattr(self, name)) and self.hidden_size % heads:
@@ -167,7 +171,7 @@ class PolyRecConfig(MultiTaskConfig):
         width, inner = self.hidden_size, self.intermediate_size or 4 * self.hidden_size
         tables = 1 + len(self.tasks or []) * self.task_item_embeddings
         floats = {
-            "num_items x hidden_size": self.num_items * (self.item_rank or width) * tables * self.item_ids,
+            "num_items x hidden_size": self.num_items * (self.item_embedding_rank or width) * tables * self.item_ids,
             "num_hidden_layers x hidden_size x intermediate_size": self.num_hidden_layers
             * (4 * width**2 + 3 * width * inner)
             * (self.history_config is None and self.history_backbone is None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from polyrec.core.settings import reads_saved
+from polyrec.core.older_files import reads_saved
 
 # Of a recommendation beside the predictions of tasks, which stand in the same row under the names of the tasks.
 ROW_KEYS = ("rank", "item", "title", "score", "cold_item", "cold_start")

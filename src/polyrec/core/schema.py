@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from polyrec.core.names import check_task_name, check_task_names
+from polyrec.core.older_files import reads_section
 from polyrec.core.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SHARE
 from polyrec.core.registry import COUPLINGS, HEADS, nearest
 from polyrec.core.settings import SettingError, conform, read, shown
@@ -212,6 +213,7 @@ class FeatureConfig:
         conform(self, where=f"features.{self.name}")
 
 
+@reads_section("columns")
 @dataclass(frozen=True)
 class Columns:
     """Which column of which table means what.
@@ -232,7 +234,7 @@ class Columns:
             type. Vectors of items may also lie in a file with one row per row of the items table, in its order:
             {"image": "embedding:vectors.npy"} (or .safetensors); it is read in pieces, and a copy is saved with the
             processor. Context and feedback columns may be embeddings, too.
-        keys_only: attributes and context that running statistics count by, but that the model does not read itself:
+        statistics_only: attributes and context that running statistics count by, but that are no inputs themselves:
             "item.<attribute>", "user.<attribute>" or "context.<column>". A creator with few events each is known well
             by their rates and would be memorised as a code.
         title: column of the items table shown with recommendations.
@@ -240,14 +242,14 @@ class Columns:
         propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs
             1 / max(propensity, propensity_clip) in training.
         propensity_clip: the least propensity that is believed.
-        clock: the people's time zone, by name ("Europe/Berlin", summer time included) or as hours from UTC; given, the
+        time_zone: of the users, by name ("Europe/Berlin", summer time included) or as hours from UTC; given, the
             hour of the day is a context feature named "hour".
         item_time: column of the items table that says when an item appeared; given, its age at the event is a context
             feature named "item_age".
-        past: what people did before the log, from a `past` table with one row per person and columns of item id lists,
+        prior_history: what users did before the log, from a table with one row per user and columns of item id lists,
             oldest first: {column: feedback columns that are 1 for its items}. The first column holds the events
             themselves, e.g. {"watched": [], "liked": ["like"]}; feedback that no column names stays unknown.
-        past_length: events of the past, the latest, that are read as history.
+        prior_history_length: how many of those events, the latest, are read as history.
         history: column of the interactions that lists the item ids before each row, oldest first: lists, or texts such
             as "1 2 3", "1,2,3", "a|b" and "[1, 2]". Each row is then a sequence of its own, whose list is all that it
             sees, and only the row's item is a target. `user` may be "__row__" (each row is a user of its own; also if
@@ -270,15 +272,15 @@ class Columns:
     context: tuple[str, ...] | dict[str, str] = ()
     item_features: dict[str, str] | None = None
     user_features: dict[str, str] | None = None
-    keys_only: tuple[str, ...] = ()
+    statistics_only: tuple[str, ...] = ()
     title: str | None = "title"
     weight: dict[str, str] = field(default_factory=dict)
     propensity: dict[str, str] = field(default_factory=dict)
     propensity_clip: Annotated[float, SHARE] = 0.01
-    clock: float | str | None = None
+    time_zone: float | str | None = None
     item_time: str | None = None
-    past: dict[str, list[str]] | None = None
-    past_length: Annotated[int, NOT_NEGATIVE] = 50
+    prior_history: dict[str, list[str]] | None = None
+    prior_history_length: Annotated[int, NOT_NEGATIVE] = 50
     history: str | None = None
     query: str | None = None
     query_item: str | None = None
@@ -296,18 +298,18 @@ class Columns:
         self._check_names()
         if self.query_item is not None and self.query is None:
             raise ValueError("columns.query_item says what a query is the text of: name the column of queries, too")
-        _check_clock(self.clock)
+        _check_time_zone(self.time_zone)
         if self.time_format is not None:
             _check_format(self.time_format)
-        if self.past is not None and not self.past:
-            raise ValueError("columns.past names no column: name the columns of item ids, or leave it out")
+        if self.prior_history is not None and not self.prior_history:
+            raise ValueError("columns.prior_history names no column: name the columns of item ids, or leave it out")
         if self.time is None or self.time == ROW_ORDER:
             self._check_without_times()
         self._check_lists()
 
     def _check_without_times(self) -> None:
         """Refuse what compares with a time, where there is none."""
-        needless = ["time_format", "clock", "item_time", *(["order", "past"] if self.time is None else [])]
+        needless = ["time_format", "time_zone", "item_time", *(["order", "prior_history"] if self.time is None else [])]
         for name in needless:
             if getattr(self, name) is not None:
                 raise SettingError(
@@ -320,7 +322,7 @@ class Columns:
             if self.user == ROW_ORDER:
                 raise SettingError("columns.user", f"is {ROW_ORDER!r}, which needs columns.history: name the users")
             return
-        for name in ("past", "query"):
+        for name in ("prior_history", "query"):
             if getattr(self, name) is not None:
                 raise SettingError(f"columns.{name}", "does not go with columns.history: leave one of both out")
 
@@ -349,16 +351,16 @@ class Columns:
         return asdict(self)
 
 
-def _check_clock(clock: float | str | None) -> None:
-    """Refuse a time zone that nobody knows, and hours that no clock is away from UTC."""
-    if isinstance(clock, str):
+def _check_time_zone(zone: float | str | None) -> None:
+    """Refuse a time zone that does not exist, and hours that no zone is away from UTC."""
+    if isinstance(zone, str):
         known = zoneinfo.available_timezones()
-        if clock not in known:
-            close = difflib.get_close_matches(clock, sorted(known), n=1)
+        if zone not in known:
+            close = difflib.get_close_matches(zone, sorted(known), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "give a name such as 'Europe/Berlin', or hours from UTC"
-            raise SettingError("columns.clock", f"is {clock!r}, which is no time zone; {hint}")
-    elif clock is not None and not -24 <= clock <= 24:
-        raise SettingError("columns.clock", f"is {clock}; hours from UTC are -24 to 24, or name a zone")
+            raise SettingError("columns.time_zone", f"is {zone!r}, which is no time zone; {hint}")
+    elif zone is not None and not -24 <= zone <= 24:
+        raise SettingError("columns.time_zone", f"is {zone}; hours from UTC are -24 to 24, or name a zone")
 
 
 def _check_format(written: str) -> None:

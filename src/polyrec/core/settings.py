@@ -22,18 +22,17 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from polyrec.core.older_files import in_section
 from polyrec.core.ranges import Range
 from polyrec.core.setting_words import bare, choices_of, expected, takes_list, takes_text
 
 _EXPONENT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}", re.ASCII)
 _LARGEST = 2**63 - 1  # of a whole number without a range
 _SHOWN = 80  # characters of a value in a message
-_reading_saved: ContextVar[bool] = ContextVar("reading_saved", default=False)
 
 
 class SettingError(ValueError):
@@ -66,21 +65,6 @@ def section(name: str) -> Iterator[None]:
         if not name or error.name == name or error.name.startswith((f"{name}.", f"{name}[")):
             raise
         raise SettingError(f"{name}.{error.name}", error.problem) from error
-
-
-@contextmanager
-def saved_files() -> Iterator[None]:
-    """Inside, names that are refused today are accepted, because files of an earlier version hold them."""
-    token = _reading_saved.set(True)
-    try:
-        yield
-    finally:
-        _reading_saved.reset(token)
-
-
-def reads_saved() -> bool:
-    """Whether what is being read comes from files of a saved run, see [`saved_files`]."""
-    return _reading_saved.get()
 
 
 def nearest(name: Any, known: Collection[Any]) -> str:
@@ -161,6 +145,7 @@ def read_arguments(
     if not isinstance(values, Mapping):
         what = f"{where or cls.__name__} is {shown(values)}"
         raise ValueError(f"{what}; it must be a mapping of some of {', '.join(known)}")
+    values = in_section(cls, values)
     if only is None:
         check_keys(values, known, where or cls.__name__)
     hints = _hints(cls)

@@ -78,7 +78,7 @@ class BatchReader:
         if not self.supports(dataset):
             raise ValueError("windows with a transform are read one by one: use the collator")
         self.dataset = dataset
-        log, past = dataset.log, dataset.log.past
+        log, past = dataset.log, dataset.log.prior_history
         known = {} if past is None else past.event_features
         self._padding = len(log) + (0 if past is None else len(past.item))
         self._items = _Table(log.item, None if past is None else past.item)
@@ -104,8 +104,8 @@ class BatchReader:
         if data.delayed_share is not None:
             stop = np.maximum(np.minimum(stop, most), start)
         before = np.zeros(len(start), dtype=np.int64)
-        if log.past is not None:
-            held = np.minimum(np.diff(log.past.offsets)[windows.person], log.past.length)
+        if log.prior_history is not None:
+            held = np.minimum(np.diff(log.prior_history.offsets)[windows.person], log.prior_history.length)
             before = np.where(
                 (start == 0) & real_BC.any(axis=1), np.minimum(held, data.max_history - (stop - start)), 0
             )
@@ -176,7 +176,7 @@ class BatchReader:
         self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
     ) -> np.ndarray:
         """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the person's."""
-        log, past = self.dataset.log, self.dataset.log.past
+        log, past = self.dataset.log, self.dataset.log.prior_history
         length = before + stop - start
         place_BL = np.arange(_rounded(length, multiple)) - before[:, None]
         rows_BL = (log.offsets[person] + start)[:, None] + place_BL

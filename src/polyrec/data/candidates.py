@@ -53,8 +53,8 @@ def excluded_items(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Items that are no candidates, in pieces: (index into `rows`, row of the item table) of each pair, both int64.
 
-    The history is the whole of it, beyond the window and with the events of `log.past`, as a request that sends it all
-    has it. A pair may come twice.
+    The history is the whole of it, beyond the window and with the events of `log.prior_history`, as in a request that
+    sends it all. A pair may come twice.
 
     Args:
         what: of [`left_out`].
@@ -68,9 +68,9 @@ def excluded_items(
         yield index, own[index]
     elif what == "history":
         yield from _pairs(visible_history(dataset, rows))
-        if log.past is not None:
-            offsets, user = log.past.offsets, log.person[event]
-            yield from _pairs(Histories(offsets[user], offsets[user + 1], log.past.item))
+        if log.prior_history is not None:
+            offsets, user = log.prior_history.offsets, log.person[event]
+            yield from _pairs(Histories(offsets[user], offsets[user + 1], log.prior_history.item))
 
 
 def _pairs(histories: Histories) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -23,14 +23,14 @@ def derived_names(columns: Columns) -> list[str]:
     """Names of the context columns that are derived.
 
     Example:
-        >>> derived_names(Columns(clock=0))
+        >>> derived_names(Columns(time_zone=0))
         ['hour']
     """
-    return [name for name, given in ((CLOCK, columns.clock), (AGE, columns.item_time)) if given is not None]
+    return [name for name, given in ((CLOCK, columns.time_zone), (AGE, columns.item_time)) if given is not None]
 
 
 def with_derived(table: pa.Table, columns: Columns, items: EntityTable) -> pa.Table:
-    """Add "hour" (0..23, if `columns.clock` is given) and "item_age" (days, if `columns.item_time` is) to a log.
+    """Add "hour" (0..23, if `columns.time_zone` is given) and "item_age" (days, if `columns.item_time` is) to a log.
 
     Raises:
         ValueError: the log has a column of such a name, and nobody could say which of the two was read.
@@ -38,8 +38,8 @@ def with_derived(table: pa.Table, columns: Columns, items: EntityTable) -> pa.Ta
     for name, values in _derived(table, columns, items).items():
         if name in table.column_names:
             raise ValueError(
-                f"interactions: column {name!r} is in the table and also derived (columns.clock, columns.item_time): "
-                "rename or drop the column"
+                f"interactions: column {name!r} is in the table and also derived (columns.time_zone, "
+                "columns.item_time): rename or drop the column"
             )
         table = table.append_column(name, values)
     return table
@@ -50,8 +50,8 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str,
     if not derived_names(columns):
         return found
     now = times(table, columns, "interactions")
-    if columns.clock is not None:
-        found[CLOCK] = pa.array(hours_of_day(now, columns.clock))
+    if columns.time_zone is not None:
+        found[CLOCK] = pa.array(hours_of_day(now, columns.time_zone))
     if columns.item_time is not None:
         rows = items.rows(ids(table, columns.item, "interactions", "item id"))
         appeared = item_times(columns, items)
@@ -60,24 +60,24 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str,
     return found
 
 
-def hours_of_day(seconds: np.ndarray, clock: float | str) -> np.ndarray:
+def hours_of_day(seconds: np.ndarray, zone: float | str) -> np.ndarray:
     """Hour of the day of times since the epoch, int64 [R], 0..23.
 
     Args:
         seconds: [R].
-        clock: hours from UTC, or the name of a time zone, whose summer time counts.
+        zone: hours from UTC, or the name of a time zone, whose summer time counts.
 
     Example:
         >>> # 11:00 UTC in January and in July
         >>> hours_of_day(np.array([1673780400.0, 1689418800.0]), "Europe/Berlin").tolist()
         [12, 13]
     """
-    if not isinstance(clock, str):
-        return ((seconds + clock * HOUR) % DAY // HOUR).astype(np.int64)
-    zone = ZoneInfo(clock)
+    if not isinstance(zone, str):
+        return ((seconds + zone * HOUR) % DAY // HOUR).astype(np.int64)
+    region = ZoneInfo(zone)
     # No zone changes its clock but at a quarter of an hour; a log has few of them, so each is asked about once.
     quarters, place = np.unique(np.floor(seconds / _QUARTER), return_inverse=True)
-    hours = [(_EPOCH + timedelta(seconds=q * _QUARTER)).astimezone(zone).hour for q in quarters.tolist()]
+    hours = [(_EPOCH + timedelta(seconds=q * _QUARTER)).astimezone(region).hour for q in quarters.tolist()]
     return np.array(hours, dtype=np.int64)[place]
 
 

@@ -13,7 +13,7 @@ from polyrec.data.arrays import decoded
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.event_log import EventLog
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.tables import column, first_bad_row, ids, is_null, label_values, labels, times
 
 Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
@@ -88,7 +88,7 @@ def encode_columns(table: pa.Table, encoders: Encoders, row: np.ndarray) -> dict
     }
 
 
-def encode_past(past: PastEvents, encoders: Encoders) -> None:
+def encode_prior_history(past: PriorHistory, encoders: Encoders) -> None:
     """Event features of the past: what its marks say, everything else missing."""
     rows = len(past.item)
     for name, encoder in {**encoders["candidate"], **encoders["event"]}.items():
@@ -96,7 +96,7 @@ def encode_past(past: PastEvents, encoders: Encoders) -> None:
             values = pa.array(past.marks[name] == 1)
             if not set(encoder.vocabulary) & {"false", "true"}:  # the categories of a column of booleans
                 values = values.cast(pa.int64())
-            past.event_features[name] = encoder.encode(values, f"past: mark {name!r}")
+            past.event_features[name] = encoder.encode(values, f"prior_history: mark {name!r}")
         else:
             past.event_features[name] = encoder.missing(rows)
     past.event_features[TIME_GAP] = np.full(rows, np.nan, dtype=np.float32)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.queries import Queries
 
 
@@ -33,7 +33,7 @@ class EventLog:
         candidate_features: {name: [R] or [R, K]}, known before the answer.
         user_features: {name: [P] or [P, K]}.
         measures: {name: float32 [R]}, numeric feedback that running statistics count beside the labels.
-        past: events before the log, of the same people.
+        prior_history: events before the log, of the same users.
         sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
             count every label once.
         queries: what people typed before the event, if the log says so.
@@ -57,7 +57,7 @@ class EventLog:
     candidate_features: dict[str, np.ndarray] = field(default_factory=dict)
     user_features: dict[str, np.ndarray] = field(default_factory=dict)
     measures: dict[str, np.ndarray] = field(default_factory=dict)
-    past: PastEvents | None = None
+    prior_history: PriorHistory | None = None
     sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
     queries: Queries | None = None
     untimed: np.ndarray | None = None

@@ -13,8 +13,8 @@ from polyrec.data.derived import fit_derived
 from polyrec.data.encoding import fit_event_columns
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.past import check_marks
 from polyrec.data.pipeline import LogPipeline
+from polyrec.data.prior_history import check_marks
 from polyrec.data.report import DataReport
 from polyrec.data.report_facts import TableIds, fit_report, list_matches, table_matches
 from polyrec.data.row_lists import check_targets, item_events, with_lists, with_row_users

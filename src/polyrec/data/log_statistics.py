@@ -20,7 +20,7 @@ from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
 from polyrec.data.event_table import Codes, EventTable
 from polyrec.data.level_history import LevelHistory
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
@@ -37,8 +37,8 @@ class LogStatistics:
 
     Args:
         log: statistics of the log; their targets are the pair tasks and further numeric feedback columns.
-        past: statistics of the events before the log, whose targets are the feedback columns that `Columns.past`
-            marks; None without a past table.
+        past: statistics of the events before the log, whose targets are the feedback columns that
+            `Columns.prior_history` marks; None without prior history.
         items: the catalog.
         encoders: {"user": {...}, "candidate": {...}}, encoders of the attributes that may be keys.
         marked: {target of the log: mark of the past that says the same}, for the residuals of past events.
@@ -68,7 +68,7 @@ class LogStatistics:
         self.spread: dict[str, float] = {}
         self.past_spread: dict[str, float] = {}  # of marks of the past
         self._history: LevelHistory | None = None  # built when it is first needed, never saved
-        self._of_past: tuple[PastEvents, RunningStatistics] | None = None  # of the last log, likewise
+        self._of_past: tuple[PriorHistory, RunningStatistics] | None = None  # of the last log, likewise
 
     @classmethod
     def of(
@@ -100,9 +100,9 @@ class LogStatistics:
             log = RunningStatistics(config.log, targets, context=context)
         if not ordered and targets and _OF_ITEMS.name not in [s.name for s in log.statistics]:
             log = RunningStatistics([*log.statistics, _OF_ITEMS], targets, context=context)
-        if columns.past is None or not any(columns.past.values()):
+        if columns.prior_history is None or not any(columns.prior_history.values()):
             return cls(log, None, items, encoders, {}, tasks, ordered)
-        marks = sorted({mark for meant in columns.past.values() for mark in meant})
+        marks = sorted({mark for meant in columns.prior_history.values() for mark in meant})
         past = RunningStatistics(_default_past(item_keys) if config.past is None else config.past, marks)
         names = {t.name: t.parsed_label for t in pair}
         marked = {n: rule.column for n, rule in names.items() if rule is not None and _says_the_same(rule, marks)}
@@ -153,7 +153,10 @@ class LogStatistics:
         self.log.prior = np.nanmean(values[train], axis=0)
         self.spread = dict(zip(self.targets, np.nanstd(values[train], axis=0).tolist(), strict=True))
         if self.past is not None:
-            known = [np.zeros(0) if log.past is None else log.past.marks[mark] for mark in self.past.targets]
+            known = [
+                np.zeros(0) if log.prior_history is None else log.prior_history.marks[mark]
+                for mark in self.past.targets
+            ]
             self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
             self.past_spread = {m: float(v.std()) for m, v in zip(self.past.targets, known, strict=True) if len(v)}
             self._recount_past(log)
@@ -186,7 +189,7 @@ class LogStatistics:
         assert self.past is not None
         self.past.reset()
         self._of_past = None
-        if log.past is not None:
+        if log.prior_history is not None:
             self.past.update(self._past_table(log))
 
     def compute(
@@ -249,11 +252,11 @@ class LogStatistics:
     def _past_features(self, log: EventLog) -> np.ndarray:
         """Features of every event of a log that come of the events before it, [R, F]."""
         assert self.past is not None
-        if log.past is None:
+        if log.prior_history is None:
             return self.past.transform(self._table(log, self.past))
         known = self._of_past
-        if known is None or known[0] is not log.past:
-            self._of_past = known = log.past, self.past.with_users(self._past_table(log))
+        if known is None or known[0] is not log.prior_history:
+            self._of_past = known = log.prior_history, self.past.with_users(self._past_table(log))
         return known[1].transform(self._table(log, self.past))
 
     def _add_residuals(self, log: EventLog, features: np.ndarray, held: np.ndarray) -> None:
@@ -269,13 +272,13 @@ class LogStatistics:
         # The baselines come first.
         expected = features[:, : len(self.targets)] if self.ordered else self._said_by_others(log, held)
         log.event_features[RESIDUALS] = ((self._targets(log) - expected) / scale).astype(np.float32)
-        if self.past is not None and log.past is not None:
-            found = np.full((len(log.past.item), len(self.targets)), np.nan, dtype=np.float32)
+        if self.past is not None and log.prior_history is not None:
+            found = np.full((len(log.prior_history.item), len(self.targets)), np.nan, dtype=np.float32)
             prior = dict(zip(self.past.targets, self.past.prior, strict=True))
             for target, mark in self.marked.items():
                 spread = max(self.past_spread.get(mark, 1.0), 1e-6)
-                found[:, self.targets.index(target)] = (log.past.marks[mark] - prior[mark]) / spread
-            log.past.event_features[RESIDUALS] = found
+                found[:, self.targets.index(target)] = (log.prior_history.marks[mark] - prior[mark]) / spread
+            log.prior_history.event_features[RESIDUALS] = found
 
     def _said_by_others(self, log: EventLog, held: np.ndarray) -> np.ndarray:
         """The shrunk mean of each event's item over the events of other users that the state has counted, [R, T]."""
@@ -307,7 +310,7 @@ class LogStatistics:
         return EventTable(time=time, keys=keys, targets=targets)
 
     def _past_table(self, log: EventLog) -> EventTable:
-        past: PastEvents | None = log.past
+        past: PriorHistory | None = log.prior_history
         assert past is not None
         assert self.past is not None
         unknown = {n: e.missing(len(past.item)) for n, e in self.encoders["candidate"].items()}

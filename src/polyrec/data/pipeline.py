@@ -14,10 +14,10 @@ from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.derived import with_derived
-from polyrec.data.encoding import encode_columns, encode_log, encode_past
+from polyrec.data.encoding import encode_columns, encode_log, encode_prior_history
 from polyrec.data.event_log import EventLog
 from polyrec.data.log_statistics import LogStatistics
-from polyrec.data.past import read_past
+from polyrec.data.prior_history import read_prior_history
 from polyrec.data.processor_checks import check_searches
 from polyrec.data.queries import NO_QUERY, Queries
 from polyrec.data.report import DataReport, DataWarning, main_process
@@ -54,12 +54,12 @@ class LogPipeline:
         """The table, with the lists of its rows where the log has such."""
         return with_lists(read_table(interactions, "interactions"), self.columns)
 
-    def encode(self, table: pa.Table, past: Any = None) -> EventLog:
+    def encode(self, table: pa.Table, prior_history: Any = None) -> EventLog:
         """The log of a table, sorted by (user, time, order), whatever of it is known: requests are of new users and
         items, too.
 
         Args:
-            past: what users did before, a table as `columns.past` describes it.
+            prior_history: what users did before, a table as `columns.prior_history` describes it.
         """
         columns, what = self.columns, "interactions"
         table = with_derived(table, columns, self.items)
@@ -74,22 +74,26 @@ class LogPipeline:
             searches = [j for j, t in enumerate(self.tasks) if t.head == "search"]
             log.labels[np.ix_(log.queries.index == NO_QUERY, searches)] = np.nan
             check_searches(log, searches, columns, what)
-        if past is not None:
-            if columns.past is None:
-                raise ValueError("a past table is given but columns.past does not say which of its columns to read")
-            log.past = read_past(read_table(past, "past"), columns, self.items, log.user_ids)
-            encode_past(log.past, self.event_encoders)
+        if prior_history is not None:
+            if columns.prior_history is None:
+                raise ValueError(
+                    "prior_history is given, but columns.prior_history does not say which of its columns to read"
+                )
+            log.prior_history = read_prior_history(
+                read_table(prior_history, "prior_history"), columns, self.items, log.user_ids
+            )
+            encode_prior_history(log.prior_history, self.event_encoders)
         return log
 
-    def encode_events(self, table: pa.Table, past: Any = None, report: DataReport | None = None) -> EventLog:
+    def encode_events(self, table: pa.Table, prior_history: Any = None, report: DataReport | None = None) -> EventLog:
         """The log of a table of which next to nothing unknown is accepted, with the lists of its rows, or as sets where
         it has no times.
 
         Args:
-            past: as of [`encode`].
+            prior_history: as of [`encode`].
             report: where warnings of unknown ids are to stand, too.
         """
-        log = self.encode(table, past)
+        log = self.encode(table, prior_history)
         if self.columns.history is not None:
             log = after_lists(log, table, self.columns, self.tasks, self.items, self.event_encoders)
         elif self.columns.time is None:
@@ -125,8 +129,8 @@ class LogPipeline:
         log.event_features |= encoded["event"]
         log.candidate_features = encoded["candidate"]
         hide_lists(log, self.event_encoders)
-        if log.past is not None:
-            encode_past(log.past, self.event_encoders)
+        if log.prior_history is not None:
+            encode_prior_history(log.prior_history, self.event_encoders)
 
     def weigh(self, log: EventLog, table: pa.Table) -> None:
         """Give the log the sample weights of its rows."""

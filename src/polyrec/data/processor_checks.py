@@ -91,12 +91,12 @@ def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: 
         )
 
 
-def check_keys_only(
+def check_statistics_only(
     columns: Columns, items: EntityTable, users: EntityTable, context: Mapping[str, ColumnEncoder]
 ) -> None:
     """Refuse columns that are to be keys of statistics only but are no attributes at all."""
     known = [f"item.{n}" for n in items.encoders] + [f"user.{n}" for n in users.encoders]
     known += [f"context.{n}" for n in context]
-    for name in columns.keys_only:
+    for name in columns.statistics_only:
         if name not in known:
-            raise ValueError(f"columns.keys_only: unknown {name!r}; {nearest(name, known)}")
+            raise ValueError(f"columns.statistics_only: unknown {name!r}; {nearest(name, known)}")

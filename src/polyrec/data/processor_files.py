@@ -13,8 +13,8 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from polyrec.core.backbones import TextConfig
+from polyrec.core.older_files import saved_files
 from polyrec.core.schema import Columns, TaskConfig, from_dict, parse_tasks
-from polyrec.core.settings import saved_files
 from polyrec.data.catalog import COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN, EntityTable, read_files, save_files
 from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_statistics import LogStatistics
@@ -24,7 +24,7 @@ from polyrec.data.tables import column, ids, read_json
 from polyrec.data.texts import load_tokenizer
 from polyrec.data.trending import RecentCounts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: other names of some columns, see `polyrec.core.older_files`
 CONFIG_NAME, ITEMS_NAME, STATISTICS_NAME, VECTORS_NAME, ROWS_NAME, USERS_NAME, EVENTS_NAME = (
     "processor_config.json", "items.parquet", "statistics", "item_vectors", "training_rows.safetensors",
     "users.parquet", "stored_events.parquet",
@@ -59,7 +59,7 @@ def save(
     Args:
         users: its encoders are kept, its rows are not.
         include_users: keep its rows, too, in users.parquet.
-        training_rows: what `TrainingRows.arrays` gives; None: unknown.
+        training_rows: what `TrainingSetSketch.arrays` gives; None: unknown.
         stored_events: what users did; None: unknown.
         recent: {task: how often items were taken lately}.
         plain: further values of JSON's types.
@@ -118,7 +118,8 @@ def load(folder: Path) -> dict[str, Any]:
     """
     config = read_json(folder / CONFIG_NAME)
     _check_config(config, folder / CONFIG_NAME)
-    columns = from_dict(Columns, config["columns"])
+    with saved_files():
+        columns = from_dict(Columns, config["columns"])
     table = read_saved(folder / ITEMS_NAME, "items")
     counts = np.asarray(column(table, COUNTS_COLUMN, ITEMS_NAME, "training counts"))
     first_event = np.full(len(counts), np.inf)

@@ -209,7 +209,7 @@ def match_log(
         rows = np.diff(log.offsets)
         found.append(match_ids(log.user_ids, rows, users.ids, *_names("user"), private=True))
     found += list_matches(table, columns, items)
-    found += [] if log.past is None else log.past.matches
+    found += [] if log.prior_history is None else log.prior_history.matches
     found += [] if log.queries is None or log.queries.match is None else [log.queries.match]
     return [match for match in found if match.unmatched]
 

@@ -161,7 +161,7 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         measures=of_rows(log.measures),
         queries=None if log.queries is None else log.queries.of_rows(row),
         untimed=None if log.untimed is None else log.untimed[row],
-        past=None if log.past is None else log.past.repeated(len(keep_VR)),
+        prior_history=None if log.prior_history is None else log.prior_history.repeated(len(keep_VR)),
     )
     found.event_features[TIME_GAP] = time_gap(found)
     return found

@@ -20,7 +20,7 @@ from polyrec.core.schema import STATISTICS, TIME_GAP
 from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.event_log import Candidates, EventLog, WindowSpans
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
 from polyrec.data.ties import ShuffledTies, shuffle_ties
@@ -62,7 +62,7 @@ class SequenceDataset(WindowDataset):
 
     A person's candidates are grouped by how much they may see: those that see (b * stride, (b + 1) * stride] events
     share a window that ends at their last visible event and holds at most `max_history` events (before a person's first
-    event those of `log.past`, as far as there is place). With
+    event those of `log.prior_history`, as far as there is place). With
     `stride == max_history` each event is read once (training); a smaller stride re-reads events so that each
     candidate sees at least `max_history - stride` of them (evaluation).
 
@@ -87,9 +87,10 @@ class SequenceDataset(WindowDataset):
             others is unknown in that task, and nothing else changes.
         transform: changes what a window shows of the history, see `polyrec.data.augmentation`.
         source: bool [R], events that the statistics of this set may count; None: all. Whoever computes them again for
-            another view (`Questions.frozen`) keeps to it.
+            another view (`ExampleBuilder.without_updates`) keeps to it.
         untimed: shows a share of the windows as if nobody knew when their events happened; None: none.
-        known_until: seconds; no candidate sees an event at or after it, nor do its statistics (`Questions.frozen`).
+        known_until: seconds; no candidate sees an event at or after it, nor do its statistics
+            (`ExampleBuilder.without_updates`).
         folds: int64 [U], from 1, the fold of each user of the log, see `polyrec.data.neighbours`; None: in none.
         trending: what was popular at each time, counted of the events in `source`; None: no task reads it.
     """
@@ -141,8 +142,8 @@ class SequenceDataset(WindowDataset):
     def lengths(self) -> list[int]:
         """Events or (expected) candidates of each window, whichever are more."""
         events, asked = self._stop - self._start, np.diff(self._candidate_offsets)
-        if self.log.past is not None:
-            past = np.minimum(np.diff(self.log.past.offsets)[self._person], self.log.past.length)
+        if self.log.prior_history is not None:
+            past = np.minimum(np.diff(self.log.prior_history.offsets)[self._person], self.log.prior_history.length)
             events = np.where(self._start == 0, np.minimum(events + past, self.max_history), events)
         if self.delayed_share is not None and self._two_views is not None:
             chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
@@ -249,11 +250,11 @@ class SequenceDataset(WindowDataset):
             found |= self.trending.read(np.minimum(log.time[rows], self.known_until))
         if log.queries is not None:
             found |= log.queries.window(rows)
-        if log.past is not None and start == 0 and len(asked):
-            found = self._after_past(log.past, person, found)
+        if log.prior_history is not None and start == 0 and len(asked):
+            found = self._after_past(log.prior_history, person, found)
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
 
-    def _after_past(self, past: PastEvents, person: int, window: dict[str, Any]) -> dict[str, Any]:
+    def _after_past(self, past: PriorHistory, person: int, window: dict[str, Any]) -> dict[str, Any]:
         """A window that begins with the person's first event, after as much of their past as it has place for."""
         read = past.read(person, self.max_history - len(window["item_ids"]))
         item, known = past.item[read], past.event_features

@@ -82,13 +82,13 @@ class CutLog:
 
 
 def cut_log(
-    pipeline: LogPipeline, table: pa.Table, past: Any, settings: SplitSettings, report: DataReport | None
+    pipeline: LogPipeline, table: pa.Table, prior_history: Any, settings: SplitSettings, report: DataReport | None
 ) -> CutLog:
     """Encode a log and cut it; the pipeline's encoders take the scales of the training rows.
 
     Args:
         table: as of `LogPipeline.read`.
-        past: as of `LogPipeline.encode`.
+        prior_history: as of `LogPipeline.encode`.
         report: takes what was found.
 
     Raises:
@@ -96,7 +96,7 @@ def cut_log(
         ValueError: a task has no label in the training rows.
     """
     by = settings.by or ("random" if pipeline.columns.time is None else "time")
-    log = pipeline.encode_events(table, past, report)
+    log = pipeline.encode_events(table, prior_history, report)
     part = splits.cut(log, by, settings.fractions, settings.cut_times, seed=settings.seed)
     if log.untimed is not None:
         log = held_rows_last(log, part) if log.drawn else log

@@ -22,7 +22,7 @@ from polyrec.core.schema import RESIDUALS, TIME_GAP
 from polyrec.data.augmentation import missing_rows
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import EventLog
-from polyrec.data.past import PastEvents
+from polyrec.data.prior_history import PriorHistory
 from polyrec.data.sampling import id_hashes
 from polyrec.data.saved_tables import read_saved, write_saved
 
@@ -125,13 +125,17 @@ class StoredEvents:
             columns[f"user:{name}"] = _lists(values, np.arange(len(users) + 1))
         for name, values in _event_columns(log).items():
             columns[name] = _lists(values, offsets)
-        if log.past is not None:
-            past = {"item": log.past.item}
-            past |= {f"mark:{name}": values for name, values in log.past.marks.items()}
-            past |= {f"event:{name}": values for name, values in log.past.event_features.items() if name != RESIDUALS}
-            columns |= {f"past:{name}": _lists(values, log.past.offsets) for name, values in past.items()}
+        if log.prior_history is not None:
+            past = {"item": log.prior_history.item}
+            past |= {f"mark:{name}": values for name, values in log.prior_history.marks.items()}
+            past |= {
+                f"event:{name}": values
+                for name, values in log.prior_history.event_features.items()
+                if name != RESIDUALS
+            }
+            columns |= {f"past:{name}": _lists(values, log.prior_history.offsets) for name, values in past.items()}
             wide |= _widths(past, "past:")
-        length = None if log.past is None else log.past.length
+        length = None if log.prior_history is None else log.prior_history.length
         facts = json.dumps({"salt": self.salt.hex(), "past_length": length, "widths": wide})
         columns["facts"] = pa.array([facts] + [None] * (len(users) - 1), pa.string())  # of the whole file
         write_saved(pa.table(columns), path)
@@ -168,7 +172,7 @@ class StoredEvents:
             measures=_named(values, "measure:"),
         )
         if facts["past_length"] is not None:
-            log.past = PastEvents(
+            log.prior_history = PriorHistory(
                 read["past:item"][1],
                 values["past:item"],
                 _named(values, "past:mark:"),
@@ -232,7 +236,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
         candidate_features=columns(lambda log: log.candidate_features),
         user_features=_attributes([(log, people) for log, people, _ in parts]),
         measures=columns(lambda log: log.measures),
-        past=_past([(log, people) for log, people, _ in parts]),
+        prior_history=_past([(log, people) for log, people, _ in parts]),
         untimed=untimed if untimed.any() else None,
     )
     found.event_features[TIME_GAP] = time_gap(found)
@@ -252,9 +256,9 @@ def _attributes(parts: Sequence[tuple[EventLog, np.ndarray]]) -> dict[str, np.nd
     return found
 
 
-def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PastEvents | None:
+def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PriorHistory | None:
     """Events before the log: those of the first log that has any of the user."""
-    given = [(log.past, people) for log, people in parts if log.past is not None]
+    given = [(log.prior_history, people) for log, people in parts if log.prior_history is not None]
     if not given:
         return None
     chosen = np.full(len(given[0][1]), -1)
@@ -274,7 +278,7 @@ def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PastEvents | None:
         return np.concatenate([of(past)[at] for (past, _), at in zip(given, rows, strict=True)])[sort]
 
     first = given[0][0]
-    return PastEvents(
+    return PriorHistory(
         np.searchsorted(np.concatenate(place)[sort], np.arange(len(chosen) + 1)),
         gathered(lambda past: past.item),
         {name: gathered(lambda past, name=name: past.marks[name]) for name in first.marks},

@@ -40,11 +40,11 @@ class TrainingEvidence:
             event = sequences(log, train, ~np.logical_and.reduce([*said.values()]) if said else None)
         user, item = log.person[event], log.item[event]
         refused = {n.removeprefix(REFUSED): v[event] for n, v in said.items()}
-        if log.past is not None:  # it comes before the users' training events
-            user = np.concatenate([log.past.person, user])
+        if log.prior_history is not None:  # it comes before the users' training events
+            user = np.concatenate([log.prior_history.person, user])
             order = np.argsort(user, kind="stable")
-            user, item = user[order], np.concatenate([log.past.item, item])[order]
-            unknown = np.zeros(len(log.past.item), dtype=bool)
+            user, item = user[order], np.concatenate([log.prior_history.item, item])[order]
+            unknown = np.zeros(len(log.prior_history.item), dtype=bool)
             refused = {name: np.concatenate([unknown, values])[order] for name, values in refused.items()}
         return cls(user, item, fold_of(log.groups), refused, ordered)
 

@@ -23,7 +23,7 @@ _SALT_BYTES = 16
 
 
 @dataclass(frozen=True)
-class TrainingRows:
+class TrainingSetSketch:
     r"""Which events a model learnt: how many, from when to when, and a bottom-k sketch of them.
 
     An event is (user id, item id, time, and the how-manieth of the log's events that share these three it is). The k =
@@ -55,7 +55,7 @@ class TrainingRows:
         >>> from polyrec.data.event_log import EventLog
         >>> three = np.arange(3)
         >>> log = EventLog(three * 0, three + 2, three * 1.0, three, three, pa.array([7]), np.ones((3, 1)))
-        >>> learnt = TrainingRows.of(log, np.array([True, True, False]), pa.array(["a", "b", "c"]))
+        >>> learnt = TrainingSetSketch.of(log, np.array([True, True, False]), pa.array(["a", "b", "c"]))
         >>> learnt.check(log, np.array([False, False, True]), pa.array(["a", "b", "c"]))
         >>> learnt.check(log, np.array([False, True, True]), pa.array(["a", "b", "c"]))
         Traceback (most recent call last):
@@ -70,7 +70,7 @@ class TrainingRows:
     salt: bytes
 
     @classmethod
-    def of(cls, log: EventLog, rows: np.ndarray, items: pa.Array, size: int = SKETCH) -> TrainingRows:
+    def of(cls, log: EventLog, rows: np.ndarray, items: pa.Array, size: int = SKETCH) -> TrainingSetSketch:
         """Of some events (bool [R]) of a log.
 
         Args:
@@ -84,7 +84,7 @@ class TrainingRows:
         return cls(len(found), first, latest, found[:size], salt)
 
     @classmethod
-    def asked(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingRows:
+    def asked(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingSetSketch:
         """Of all events that a data set asks about."""
         rows = np.isin(np.arange(len(dataset.log)), dataset.candidates.event)
         return cls.of(dataset.log, rows, items)
@@ -94,7 +94,7 @@ class TrainingRows:
         """Whether every event learnt is in the sketch."""
         return len(self.sketch) == self.number
 
-    def extended(self, log: EventLog, rows: np.ndarray, items: pa.Array, size: int = SKETCH) -> TrainingRows:
+    def extended(self, log: EventLog, rows: np.ndarray, items: pa.Array, size: int = SKETCH) -> TrainingSetSketch:
         """With further events (bool [R]) of a log; those learnt before may be among them."""
         found = np.sort(event_hashes(log, items, self.salt)[rows])
         if not len(found):
@@ -107,7 +107,7 @@ class TrainingRows:
         if not self.is_complete:
             sketch = sketch[: len(self.sketch)]  # hashes of earlier events above these were not kept
         time = log.time[rows]
-        return TrainingRows(
+        return TrainingSetSketch(
             number, min(self.first, float(time.min())), max(self.latest, float(time.max())), sketch[:size], self.salt
         )
 
@@ -161,7 +161,7 @@ class TrainingRows:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingRows:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingSetSketch:
         """Rebuild from [`arrays`]."""
         first, latest = arrays["times"].tolist()
         return cls(int(arrays["number"][0]), first, latest, arrays["sketch"], arrays["salt"].tobytes())

@@ -22,7 +22,7 @@ from polyrec.data.histories import visible_history
 from polyrec.data.row_lists import taken_items
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.factors import ALS, BPR
 from polyrec.distillation.lists import rows_at_once, top_list
 from polyrec.distillation.rows import RowTeacher
@@ -122,7 +122,7 @@ class CatalogTeacher(RowTeacher):
             ]
         )
         self.recommender = copy.deepcopy(fresh).fit(users, items, number)
-        self._learnt = TrainingRows.asked(train, processor.items.ids)
+        self._learnt = TrainingSetSketch.asked(train, processor.items.ids)
 
     @property
     def list_tasks(self) -> tuple[str, ...]:

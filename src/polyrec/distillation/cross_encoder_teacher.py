@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.live import NO_NUMBERS
 from polyrec.distillation.teacher import Teacher, check_numbers
 from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
@@ -75,7 +75,7 @@ class CrossEncoderTeacher(Teacher):
         return True
 
     @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What its processor, and the first stage, say that they learnt."""
         return (self._learnt, *(() if self.first_stage is None else self.first_stage.training_rows))
 

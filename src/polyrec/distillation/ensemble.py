@@ -15,7 +15,7 @@ from torch import Tensor
 from polyrec.core.registry import nearest
 from polyrec.data.columns import FIRST
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import NO_ITEM, rows_at_once, spread, top_list
 from polyrec.distillation.teacher import PerTask, Teacher
 from polyrec.models.polyrec.fingerprint import digest
@@ -84,7 +84,7 @@ class EnsembleTeacher(Teacher):
         return any(t.answers_drawn for t in self.teachers)
 
     @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What each of its teachers has learnt."""
         return tuple(rows for t in self.teachers for rows in t.training_rows)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyrec.data.columns import FIRST, UNKNOWN
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import asked_lists, rows_at_once, spread, top_list
 from polyrec.distillation.teacher import PerTask, Teacher, check_numbers
 from polyrec.models.polyrec.fingerprint import input_parts, task_differences, task_parts, weights_digest
@@ -109,7 +109,7 @@ class LiveTeacher(Teacher):
         return True
 
     @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What its processor says that it learnt."""
         return (self._learnt,)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import asked_lists, spread
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.fingerprint import item_digest, task_differences, task_parts
@@ -32,7 +32,7 @@ class RowTeacher(Teacher):
         options: of [`Teacher`].
     """
 
-    _learnt: TrainingRows | None
+    _learnt: TrainingSetSketch | None
     _revision: str
 
     def __init__(self, processor: PolyRecProcessor, **options: Any) -> None:
@@ -52,7 +52,7 @@ class RowTeacher(Teacher):
         return ()
 
     @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What it was fitted on."""
         return (self._learnt,)
 

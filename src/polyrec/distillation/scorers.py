@@ -13,7 +13,7 @@ import numpy as np
 
 from polyrec.core.registry import nearest
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import known_features
 from polyrec.distillation.pair_answers import (
     Features,
@@ -80,7 +80,7 @@ class ScorerTeacher(RowTeacher):
         self._tasks = {name: pair_task(processor, name) for name in self.scorers}
         self._widths = {name: answer_width(task, processor.label_summary) for name, task in self._tasks.items()}
         self._revision = digest([revision, sorted(self.scorers)])
-        self._learnt = None if fitted_on is None else TrainingRows.asked(fitted_on, processor.items.ids)
+        self._learnt = None if fitted_on is None else TrainingSetSketch.asked(fitted_on, processor.items.ids)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:

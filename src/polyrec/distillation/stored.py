@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from polyrec.core.files import replacing, write_atomically
 from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.table import AnswerSource, AnswerTable, ListAnswers, TableTeacher, ask
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -215,7 +215,7 @@ def _about(source: AnswerSource) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingRows | None, ...]) -> dict[str, Shard]:
+def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingSetSketch | None, ...]) -> dict[str, Shard]:
     """Make the folder this teacher's, or find which shards of it are there."""
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -304,8 +304,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _read_rows(path: Path) -> TrainingRows | None:
-    return TrainingRows.from_arrays(load_file(path)) if path.exists() else None
+def _read_rows(path: Path) -> TrainingSetSketch | None:
+    return TrainingSetSketch.from_arrays(load_file(path)) if path.exists() else None
 
 
 def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:

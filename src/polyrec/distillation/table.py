@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import Drawn, places, with_unlabelled
@@ -97,7 +97,7 @@ class AnswerSource:
     tasks: Mapping[str, Mapping[str, Any]]
     top_k: Mapping[str, int]
     temperatures: Mapping[str, float]
-    training_rows: tuple[TrainingRows | None, ...]
+    training_rows: tuple[TrainingSetSketch | None, ...]
 
     @classmethod
     def of(cls, teacher: Teacher, dataset: SequenceDataset, processor: PolyRecProcessor) -> AnswerSource:
@@ -176,7 +176,7 @@ class TableTeacher(Teacher):
         return all(table.drawn is not None for table in self.tables)
 
     @property
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What the teacher who answered had learnt."""
         return self.source.training_rows
 

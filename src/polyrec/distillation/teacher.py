@@ -20,7 +20,7 @@ from polyrec.data.event_log import EventLog
 from polyrec.data.mixing import MixedDataset
 from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.data.splits import LeakageError
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.representation import same_sources
 from polyrec.distillation.unlabelled import Drawn, draw_evenly
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -72,7 +72,7 @@ class Teacher(ABC):
 
     @property
     @abstractmethod
-    def training_rows(self) -> tuple[TrainingRows | None, ...]:
+    def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What it, or each of those it consists of, has learnt; None = nobody knows."""
 
     @property

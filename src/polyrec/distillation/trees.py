@@ -13,7 +13,7 @@ import numpy as np
 from polyrec.core.extras import check_extra
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import known_features
 from polyrec.distillation.pair_answers import (
     Features,
@@ -110,7 +110,7 @@ class LightGBMTeacher(RowTeacher):
             own = self._fold[train.candidates.event[rows]]
             kept = [np.ones(len(rows), dtype=bool), *(own != f for f in range(folds) if folds > 1)]
             self._models[name] = [self._fit(name, known[k & ~np.isnan(y)], y[k & ~np.isnan(y)], trees) for k in kept]
-        self._learnt = TrainingRows.asked(train, processor.items.ids)
+        self._learnt = TrainingSetSketch.asked(train, processor.items.ids)
         seen = [len(rows), float(np.nansum(known)), float(np.nansum(labels))]
         options = {name: repr(value) for name, value in self._parameters.items()}
         self._revision = digest([trees, folds, names, options, data_digest(train.log, processor.items.ids), seen])

@@ -38,8 +38,8 @@ def visible_events(dataset: SequenceDataset) -> np.ndarray:
     """How many earlier events each candidate may see, those of the past table included, int64 [C]."""
     asked, log = dataset.candidates, dataset.log
     seen = asked.position.copy()
-    if log.past is not None:
-        seen += np.diff(log.past.offsets)[log.person[asked.event]]
+    if log.prior_history is not None:
+        seen += np.diff(log.prior_history.offsets)[log.person[asked.event]]
     return seen
 
 

@@ -234,7 +234,7 @@ def evaluate(
     earlier candidates. GAUC counts people with both labels only, and among them an earlier positive predicts a
     negative, like drawing without replacement: of those who were asked twice, whoever said yes first said no then. A
     model that rightly learns from what it sees is punished, and one warning says so. Judge prequential answers by AUC,
-    logloss and RMSE, and GAUC on `processor.frozen(...)`, where nothing evaluated is visible.
+    logloss and RMSE, and GAUC on `processor.without_updates(...)`, where nothing evaluated is visible.
 
     Args:
         groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
@@ -287,7 +287,7 @@ def improvements(
 def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
     """Whether some candidate's visible history holds an event that is itself evaluated (see `evaluate`).
 
-    So it is prequentially; not in `processor.frozen(...)`, nor where each person is asked at one time only.
+    So it is prequentially; not in `processor.without_updates(...)`, nor where each person is asked at one time only.
     """
     log, event = dataset.log, dataset.candidates.event
     visible_until = log.offsets[log.person[event]] + dataset.candidates.position
@@ -302,7 +302,7 @@ def _warn_of_biased_gauc(tasks: str) -> None:
     logger.warning(
         "GAUC of %s is biased: candidates see labels of earlier candidates of the same person, and among people with "
         "both labels these predict the opposite; judge prequential answers by AUC, logloss and RMSE, and GAUC on "
-        "processor.frozen(...)",
+        "processor.without_updates(...)",
         tasks,
     )
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from polyrec.core.files import write_atomically
 from polyrec.core.manifest import READ_FILES, fits, read_manifest
+from polyrec.core.older_files import with_new_keys
 from polyrec.core.schema import VECTOR_FILE
 from polyrec.core.version import __version__
 
 ABOUT_NAME = "recipe.json"
-_TABLES = ("interactions", "items", "users", "past")
+_TABLES = ("interactions", "items", "users", "prior_history")
 _DESCRIPTION = ("slices", "card")  # what of a recipe says how results are told, not what they are
 # Arguments of a training by which its weights do not change. Secrets are among them, so none gets into a manifest.
 _NEUTRAL = (
@@ -85,7 +86,7 @@ def check_data(folder: str | Path, recipe: Mapping[str, Any]) -> None:
     held = None if manifest is None else manifest.facts.get("data")
     if held is None:
         return
-    changed = differences(held, data_of(recipe))
+    changed = differences(with_new_keys(held, say=_silent), data_of(recipe))
     if changed:
         paths = [f"{name} ({recipe[name]})" if recipe.get(name) else name for name in changed]
         raise ValueError(
@@ -101,7 +102,7 @@ def training_differences(held: Mapping[str, Any], about: Mapping[str, Any]) -> t
     Returns:
         dotted names of what forbids it, and of what does not: how long it trains, and the version.
     """
-    found = differences(held, about)
+    found = differences(_current(held), about)
     allowed = [name for name in found if name in (*_LENGTH, "polyrec")]
     return [name for name in found if name not in allowed], allowed
 
@@ -114,7 +115,7 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
             held = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): delete that folder, or choose another --output") from error
-        found = differences(_placeless(held), _placeless(about))
+        found = differences(_placeless(_current(held)), _placeless(about))
         if found:
             raise ValueError(
                 f"{folder} holds results of another recipe or other data, they differ in {', '.join(found)}: choose "
@@ -174,6 +175,18 @@ def _digest_of(path: str | Path) -> str:
 def _digest(path: str, *of_this_content: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _current(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a run, which an earlier version may have written, under the names of today."""
+    own = {
+        name: with_new_keys(held[name], say=_silent) for name in ("recipe", "data") if isinstance(held.get(name), dict)
+    }
+    return {**held, **own}
+
+
+def _silent(message: str) -> None:
+    """Nobody can change the facts of a run."""
 
 
 def _placeless(about: dict[str, Any]) -> dict[str, Any]:

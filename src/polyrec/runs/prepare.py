@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.older_files import saved_files
 from polyrec.core.schema import Columns, from_dict
-from polyrec.core.settings import saved_files
 from polyrec.core.swap import recover
 from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
@@ -59,7 +59,9 @@ def prepare(recipe: Recipe, verbose: bool = False, seed: int | None = None) -> t
         processor = PolyRecProcessor.fit(
             *(interactions, items, users), tasks=recipe.tasks, columns=recipe.columns, verbose=False, **recipe.processor
         )
-        parts = processor.split(interactions, past=recipe.past, **{**recipe.split, "seed": _seed(recipe, seed)})
+        parts = processor.split(
+            interactions, prior_history=recipe.prior_history, **{**recipe.split, "seed": _seed(recipe, seed)}
+        )
     if verbose and processor.data_report is not None:
         processor.data_report.show()
     return processor, parts
@@ -78,7 +80,9 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
         parts = processor.split(
-            joined_table(recipe, "interactions"), past=recipe.past, **{**recipe.split, "seed": _seed(recipe)}
+            joined_table(recipe, "interactions"),
+            prior_history=recipe.prior_history,
+            **{**recipe.split, "seed": _seed(recipe)},
         )
     if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
         _check_events(Path(run), fingerprints(processor, parts.train)["data"])

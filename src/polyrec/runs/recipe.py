@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from polyrec.core.older_files import new_key, reads_section, with_new_keys
 from polyrec.core.ranges import NOT_NEGATIVE
 from polyrec.core.schema import Columns, TaskConfig, from_dict, parse_tasks
 from polyrec.core.secrets import without_secrets
@@ -32,13 +34,14 @@ def _exists(path: str) -> bool:
         return False
 
 
+@reads_section("")
 @dataclass
 class Recipe:
     """What `polyrec train` does.
 
     Args:
         interactions, items, users: paths of .parquet or .csv tables.
-        past: path of a table of what people did before the log, see `Columns.past`.
+        prior_history: path of a table of what users did before the log, see `Columns.prior_history`.
         tasks: list of task dicts (name, head, label, weight, options).
         columns: arguments of `Columns`.
         split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}); default: by
@@ -59,7 +62,7 @@ class Recipe:
     interactions: str = ""
     items: str | None = None
     users: str | None = None
-    past: str | None = None
+    prior_history: str | None = None
     tasks: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +83,7 @@ class Recipe:
         """Refuse what cannot work before anything heavy is imported."""
         if not self.interactions:
             raise ValueError("no interactions given: set `interactions:` in the YAML file or pass --interactions PATH")
-        for name in ("interactions", "items", "users", "past"):
+        for name in ("interactions", "items", "users", "prior_history"):
             for path in (getattr(self, name), *(update.get(name) for update in self.updates)):
                 if path and not _exists(path):
                     raise ValueError(f"{name}: no such file: {shown(path)}")
@@ -110,8 +113,10 @@ def load_recipe(source: str | dict[str, Any] | None, overrides: Mapping[str, Any
         overrides: {"model.hidden_size": 64, "output": ...}; see `set_entry`.
     """
     values = read_recipe_file(Path(source)) if isinstance(source, str) else source or {}
+    what = source if isinstance(source, str) else "the recipe"
+    values = with_new_keys(values, say=lambda text: print(f"{what}: {text}", file=sys.stderr))
     for key, value in overrides.items():
-        set_entry(values, key, value)
+        set_entry(values, new_key(key, say=lambda text: print(text, file=sys.stderr)), value)
     return from_dict(Recipe, values)
 
 

@@ -37,7 +37,8 @@ def width_for_parameters(recipe: Recipe, processor: PolyRecProcessor, most: int)
         smallest = parameters_of(sized(recipe, _smallest(recipe, processor)), processor)
         raise ValueError(
             f"no student has {most:,} parameters or fewer: the smallest has {smallest:,}. Raise --target-parameters, "
-            "give id vectors a low rank (--set model.item_rank=8), or take parts away (experts, task_item_embeddings)"
+            "give id embeddings a low rank (--set model.item_embedding_rank=8), or remove modules (experts, "
+            "task_item_embeddings)"
         )
     return found
 

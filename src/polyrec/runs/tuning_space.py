@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
+from polyrec.core.older_files import new_key
 from polyrec.core.ranges import NOT_NEGATIVE
 from polyrec.core.registry import checked_options, nearest
 from polyrec.core.schema import from_dict
@@ -130,7 +131,9 @@ class SearchSpace:
         space = default_space(recipe) if given["space"] is None else given["space"]
         if not isinstance(space, Mapping) or not space:
             raise ValueError(f"tune.space must be a mapping of what to search, not {space!r}")
-        found = cls(tuple(Dimension.parse(key, value) for key, value in space.items()), given["startup_trials"])
+        found = cls(
+            tuple(Dimension.parse(new_key(key), value) for key, value in space.items()), given["startup_trials"]
+        )
         for dimension in found.dimensions:
             found.apply(recipe, {dimension.key: dimension.examples[0]})  # unknown tasks and sections are refused
         return found

@@ -152,7 +152,7 @@ def continue_run(recipe: Recipe, processor: PolyRecProcessor) -> tuple[EventLog,
     paths = tables_of(recipe, "interactions")
     names = ["interactions", *(f"update {n}" for n in range(1, len(paths)))]
     tables = {name: read_table(path, name) for name, path in zip(names, paths, strict=True)}
-    log, statistics = processor.resume(concatenate_tables(tables, processor.columns), recipe.past)
+    log, statistics = processor.resume(concatenate_tables(tables, processor.columns), recipe.prior_history)
     holdouts = [update["holdout"] for update in recipe.updates]
     return log, statistics, parts_of(log, [t.num_rows for t in tables.values()], holdouts, recipe.split)
 

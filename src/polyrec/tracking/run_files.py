@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from polyrec.core.manifest import check_manifest, read_manifest
+from polyrec.core.older_files import saved_files, with_new_keys
 from polyrec.core.schema import TaskConfig, parse_tasks
 from polyrec.core.yaml_text import read_yaml
 from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
@@ -114,4 +115,5 @@ def _recipe(path: Path) -> Any:
         raise ValueError(f"{path} is no text ({error}): the file is damaged") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no mapping: the file is damaged")
-    return found
+    with saved_files():
+        return with_new_keys(found)

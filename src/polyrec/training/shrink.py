@@ -102,7 +102,7 @@ def factorise_items(model: PolyRecForRecommendation, rank: int) -> float:
     config, table = model.config, model.item_encoder.id_embedding
     if table is None:
         raise ValueError("the model has no id vectors (item_ids=False): there is nothing to cut to a lower rank")
-    largest = (config.item_rank or config.hidden_size + 1) - 1
+    largest = (config.item_embedding_rank or config.hidden_size + 1) - 1
     if not 1 <= rank <= largest:
         raise ValueError(f"rank is {rank}; the id vectors can be cut to a rank of 1 to {largest}")
     vectors_ND = table.whole()
@@ -110,7 +110,7 @@ def factorise_items(model: PolyRecForRecommendation, rank: int) -> float:
     low.place(torch.arange(len(vectors_ND), device=vectors_ND.device) != PADDING_ITEM, vectors_ND)
     model.item_encoder.id_embedding = low
     model.item_encoder.freeze()
-    config.item_rank = rank
+    config.item_embedding_rank = rank
     length = vectors_ND.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
     return float(low.whole().square().sum() / length)
 

@@ -17,8 +17,8 @@ from polyrec.modules.experts._batched import BatchedLinear
 VARIANTS = {
     "shared": {},
     "experts": {"experts": "mmoe", "task_item_embeddings": True, "hidden_size": 16},
-    "low rank": {"item_rank": 8, "hidden_size": 16},
-    "very low rank": {"item_rank": 3},
+    "low rank": {"item_embedding_rank": 8, "hidden_size": 16},
+    "very low rank": {"item_embedding_rank": 3},
     "no history layers": {"num_hidden_layers": 0, "candidate_attention_heads": 0},
 }
 

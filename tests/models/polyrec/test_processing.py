@@ -106,7 +106,7 @@ def test_nothing_about_people_is_saved(people_by_name, tmp_path):
         ("processor_config.json", '{"a": ', "processor_config.json is not valid JSON .*damaged"),
         ("processor_config.json", "{}", "processor_config.json has no 'format_version': the file is damaged"),
         ("processor_config.json", '{"format_version": 1}', "processor_config.json has no 'columns'"),
-        ("processor_config.json", '{"format_version": 99}', "has format 99, newer than 1: update polyrec"),
+        ("processor_config.json", '{"format_version": 99}', "has format 99, newer than 2: update polyrec"),
         ("items.parquet", "PAR1", "items.parquet .*truncated"),
         ("items.parquet", None, "items: no such file: .*items.parquet"),
         ("statistics/log/statistics.json", None, "has no statistics.json"),
@@ -147,7 +147,7 @@ def test_a_frozen_view_knows_nothing_after_its_cutoff(fitted):
     changed["rating"] = np.where(late, 6 - changed["rating"], changed["rating"])
     other = processor.split(changed).test  # training rows are the same, so scales are, too
     processor.split(log["interactions"])  # back to the fixture's statistics
-    views = [processor.frozen(dataset, cutoff) for dataset in (parts.test, other)]
+    views = [processor.without_updates(dataset, cutoff) for dataset in (parts.test, other)]
     seen = 0
     for i in range(len(parts.test)):
         first, second = (view[i] for view in views)
@@ -180,7 +180,7 @@ def frozen_inputs(processor, events, cutoff):
     """{person: what each later question sees at the cutoff}, which is the same for all of a person's questions."""
     found = {}
     test = processor.split(events, cuts=(cutoff, cutoff)).test
-    view = processor.frozen(test, cutoff)
+    view = processor.without_updates(test, cutoff)
     for window in (view[i] for i in range(len(view))):
         person = view.people()[window["candidate_rows"][0]]
         position = window["candidate_positions"].max()
@@ -196,7 +196,7 @@ def frozen_inputs(processor, events, cutoff):
 def test_a_frozen_view_of_the_past_is_the_view_itself(fitted):
     """Prevents `frozen` from hiding what happened before the cutoff."""
     _, processor, parts = fitted
-    view = processor.frozen(parts.test, 1e12)
+    view = processor.without_updates(parts.test, 1e12)
     for i in range(len(view)):
         windows_equal(view[i], parts.test[i])
 
@@ -238,7 +238,7 @@ def test_a_frozen_view_keeps_to_what_its_rows_may_count(tables, part):
     for rating in (1.0, 5.0):
         tables["interactions"]["rating"][held] = rating
         dataset = getattr(processor.split(tables["interactions"], by="leave_one_out"), part)
-        view = processor.frozen(dataset, float(np.quantile(dataset.log.time, 0.9)))
+        view = processor.without_updates(dataset, float(np.quantile(dataset.log.time, 0.9)))
         found.append(view.statistics[view.candidates.statistic])
     assert np.array_equal(*found, equal_nan=True)
 
@@ -487,7 +487,7 @@ def test_next_item_alone_needs_no_labels(tables, tmp_path):
     assert "residuals" not in names
     assert "statistics" in names
     assert "residuals" not in parts.train[0]["event_features"]
-    assert processor.frozen(parts.test, 1e6 + 500)[0]["candidate_features"]["statistics"].shape[1] > 0
+    assert processor.without_updates(parts.test, 1e6 + 500)[0]["candidate_features"]["statistics"].shape[1] > 0
     windows_equal(reloaded(processor, tmp_path).request([3, 4], asked), processor.request([3, 4], asked))
 
 

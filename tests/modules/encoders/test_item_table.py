@@ -66,7 +66,7 @@ def batch_of(parts):
 def test_it_trains_saves_and_loads(options, tmp_path):
     """Prevents a matrix without gradient, or one that a saved model does not bring back."""
     processor, parts = fit(synthetic_log(people=24))
-    model = tiny_model(processor, item_rank=3, **options).train()
+    model = tiny_model(processor, item_embedding_rank=3, **options).train()
     model(**model_inputs(batch_of(parts))).loss.backward()
     ids = model.item_encoder.id_embedding
     assert ids.up.weight.grad.abs().sum() > 0
@@ -85,7 +85,7 @@ def test_it_trains_saves_and_loads(options, tmp_path):
 def test_frozen_ids_stay_frozen(tmp_path):
     """Prevents the shared matrix from training where the vectors are to stay."""
     processor, _ = fit(synthetic_log(people=24))
-    model = tiny_model(processor, item_rank=3, freeze_item_ids=True)
+    model = tiny_model(processor, item_embedding_rank=3, freeze_item_ids=True)
     model.save_pretrained(tmp_path)
     for found in (model, PolyRecForRecommendation.from_pretrained(tmp_path)):
         assert not any(p.requires_grad for p in found.item_encoder.id_embedding.parameters())
@@ -95,7 +95,7 @@ def test_it_grows_and_old_answers_stay():
     """Prevents new items from moving old ones, and from starting elsewhere than at the unknown item."""
     log = synthetic_log(people=24)
     processor, parts = fit(log)
-    model, batch = tiny_model(processor, item_rank=3), model_inputs(batch_of(parts))
+    model, batch = tiny_model(processor, item_embedding_rank=3), model_inputs(batch_of(parts))
     with torch.no_grad():
         before = model(**batch).logits
         processor.extend(
@@ -113,15 +113,17 @@ def test_cooccurrence_start_is_met():
     processor, _ = fit(synthetic_log(people=24))
     starts = []
     for rank in (None, 8):
-        model = PolyRecForRecommendation(tiny_config(processor, item_cooccurrence=0.5, item_rank=rank))
+        model = PolyRecForRecommendation(tiny_config(processor, item_cooccurrence=0.5, item_embedding_rank=rank))
         PolyRecTrainer.load_processor(model, processor)
         starts.append(model.item_encoder.id_embedding.whole()[model.item_encoder.known])
     torch.testing.assert_close(starts[1], starts[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"item_rank": 0}, {"item_rank": 9}, {"item_rank": 2, "item_ids": False}])
+@pytest.mark.parametrize(
+    "options", [{"item_embedding_rank": 0}, {"item_embedding_rank": 9}, {"item_embedding_rank": 2, "item_ids": False}]
+)
 def test_ranks_that_make_no_sense_are_refused(options):
     """Prevents a rank that is larger than the width, or of vectors that there are not."""
     processor, _ = fit(synthetic_log(people=24))
-    with pytest.raises(ValueError, match="item_rank is"):
+    with pytest.raises(ValueError, match="item_embedding_rank is"):
         tiny_config(processor, **options)

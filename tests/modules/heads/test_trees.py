@@ -162,7 +162,7 @@ def test_weights_scales_and_context_of_the_model_count(tmp_path):
     log = synthetic_log(people=200)
     drawn = np.random.default_rng(5)
     log["interactions"]["importance"] = drawn.integers(1, 5, len(log["interactions"]["user_id"])).astype(float)
-    columns = {**COLUMNS, "weight": {"rating": "importance"}, "keys_only": ["context.surface"]}
+    columns = {**COLUMNS, "weight": {"rating": "importance"}, "statistics_only": ["context.surface"]}
     tasks = [{"name": "rating", "head": "regression", "options": {"mean": 1.0, "std": 10.0}}]
     processor, parts = fit(log, tasks, columns=columns)
     model = PolyRecForRecommendation(tiny_config(processor))

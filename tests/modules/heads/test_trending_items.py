@@ -138,7 +138,7 @@ def test_news_needs_it_and_the_processor_finds_out(world):
     model, found = ndcg(processor, splits, 2)
     assert found > 0.97 * best["recent_popularity"]["ndcg@10"] > 0.4
     assert ndcg(*prepared(trending=()), 2)[1] < 0.1
-    frozen = processor.frozen(splits.test, float(splits.test.log.time[splits.train.candidates.event].max()))
+    frozen = processor.without_updates(splits.test, float(splits.test.log.time[splits.train.candidates.event].max()))
     assert evaluate(model, frozen, predict(model, frozen))["next_item_ndcg@10"] < 0.5 * found
 
 

@@ -17,14 +17,14 @@ from polyrec.data.log_state import LogState
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.neighbours import Neighbours
 from polyrec.data.pipeline import LogPipeline
-from polyrec.data.processor_checks import check_keys_only, check_queries, check_text_changes, check_untimed
+from polyrec.data.processor_checks import check_queries, check_statistics_only, check_text_changes, check_untimed
 from polyrec.data.release import item_times, milliseconds
 from polyrec.data.report import DataReport
 from polyrec.data.setup import DROPOUT
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.texts import TokenTable, check_template, load_tokenizer, render, tokenize
 from polyrec.data.training_evidence import TrainingEvidence
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import PairTrees
 from polyrec.data.trends import Trends
 from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
@@ -69,14 +69,14 @@ class FittedProcessor:
         self.first_event = np.full(len(items), np.inf)  # of each item in the log, in seconds
         self.label_summary: dict[str, dict[str, Any]] = {}
         self.log_columns: list[str] = []  # of the log that was fitted, also those that nothing reads; [] = unknown
-        self.training_rows: TrainingRows | None = None  # None = unknown
+        self.training_rows: TrainingSetSketch | None = None  # None = unknown
         self.data_report: DataReport | None = None
         self.stored_events: StoredEvents | None = None  # what users did; None = unknown
         self.evidence: TrainingEvidence | None = None  # of the last split; it is not saved
         self._pair_trees: PairTrees | None = None  # of the training rows of a split
         self._saved_mixtures: dict[str, list[list[float]]] | None = None  # of a loaded processor: its models read these
         self.trends = Trends({}, len(items))
-        check_keys_only(columns, items, users, event_encoders["candidate"])
+        check_statistics_only(columns, items, users, event_encoders["candidate"])
 
     def __repr__(self) -> str:
         tasks = [task.name for task in self.tasks]
@@ -90,7 +90,7 @@ class FittedProcessor:
     @property
     def features(self) -> list[FeatureConfig]:
         """Every input of the model, described."""
-        hidden = set(self.columns.keys_only)
+        hidden = set(self.columns.statistics_only)
         found = [e.feature("item") for n, e in self.items.encoders.items() if f"item.{n}" not in hidden]
         found += [e.feature("user") for n, e in self.users.encoders.items() if f"user.{n}" not in hidden]
         found = [f for f in found if f.kind != "text"]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from polyrec.core.backbones import TextConfig
+from polyrec.core.older_files import deprecated, renamed_argument
 from polyrec.core.schema import Columns, TaskConfig
 from polyrec.data import splits
 from polyrec.data.derived import derived_names
 from polyrec.data.event_log import EventLog
+from polyrec.data.examples import ExampleBuilder
 from polyrec.data.fitting import fit_pipeline
 from polyrec.data.processor_checks import check_split, refuse_continuation
-from polyrec.data.questions import Questions
 from polyrec.data.request_builder import RequestBuilder
 from polyrec.data.request_reader import RequestReader
 from polyrec.data.sequences import SequenceDataset
@@ -26,7 +27,7 @@ from polyrec.data.tables import read_table
 from polyrec.data.task_summary import TaskSummaries
 from polyrec.data.texts import check_template
 from polyrec.data.training_evidence import TrainingEvidence
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import MOST, PairTrees
 from polyrec.data.trends import Trends
 from polyrec.models.polyrec.saved_processor import SavedProcessor
@@ -116,11 +117,12 @@ class PolyRecProcessor(SavedProcessor):
         cuts: Sequence[Any] | None = None,
         shuffle_ties: bool = True,
         max_delay: float = 0.0,
-        past: Any = None,
+        prior_history: Any = None,
         delayed_share: float | None = None,
         keep_negatives: Mapping[str, float] | None = None,
         seed: int = 0,
         untimed_share: float = UNTIMED_SHARE,
+        past: Any = None,
     ) -> Splits:
         """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
 
@@ -134,7 +136,7 @@ class PolyRecProcessor(SavedProcessor):
             max_delay: seconds. Each training row is also asked as it looks when what happened in the last
                 U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
                 the time for which a deployed model will not be fed.
-            past: what people did before the log, a table as `columns.past` describes it.
+            prior_history: what users did before the log, a table as `columns.prior_history` describes it.
             delayed_share: with `max_delay`, an epoch asks each training row in one of its two views: the delayed one
                 with this chance. None: in both, which takes about twice the time.
             keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
@@ -143,6 +145,7 @@ class PolyRecProcessor(SavedProcessor):
                 drawn has the trainer's seed.
             untimed_share: share of the training windows that are shown as if nobody knew when their events happened,
                 drawn anew in every epoch, so that the model can answer about histories without times.
+            past: old name of `prior_history`; goes with the next release.
 
         In a log without times (`columns.time` None) a user's events are a set. What is held out sees all of the user's
         training events, and statistics of all training events; nothing that is held out is seen. A training row sees a
@@ -150,20 +153,21 @@ class PolyRecProcessor(SavedProcessor):
         count the training events before it in an order drawn once (`polyrec.data.sets` says why not all others).
 
         Otherwise validation and test are *prequential*: every event strictly before a row is visible as history and in
-        the running statistics. [`frozen`] hides what happened after a time.
+        the running statistics. [`without_updates`] hides what happened after a time.
 
         Raises:
             polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         """
+        prior_history = renamed_argument("past", past, "prior_history", prior_history)
         drawn: dict[str, Any] = {"keep_negatives": keep_negatives, "untimed_share": untimed_share, "seed": seed}
         by = ("random" if self.columns.time is None else "time") if by is None else by
         asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
         check_split(self.columns, by)
         pipeline = self._pipeline
-        cut = cut_log(pipeline, pipeline.read(interactions), past, asked, self.data_report)
+        cut = cut_log(pipeline, pipeline.read(interactions), prior_history, asked, self.data_report)
         log, train = cut.log, cut.train
         self._summarise(log, train)
-        self.training_rows = TrainingRows.of(log, train, self.items.ids)
+        self.training_rows = TrainingSetSketch.of(log, train, self.items.ids)
         for name, share in (asked.keep_negatives or {}).items():
             if self._task(name).head != "binary":
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
@@ -218,26 +222,31 @@ class PolyRecProcessor(SavedProcessor):
         self.trends = Trends(self.mixtures, self.num_items)
         self.trends.count(log, rows)
 
-    def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
+    def without_updates(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics.
 
         Only the row's own context stays. This is how a model answers that is not fed new events.
         """
-        return self._questions.frozen(dataset, cutoff)
+        return self._examples.without_updates(dataset, cutoff)
 
-    def encode_events(self, interactions: Any, past: Any = None) -> EventLog:
+    def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
+        """Old name of [`without_updates`]; goes with the next release."""
+        deprecated("processor.frozen is now processor.without_updates; the old name will be removed")
+        return self.without_updates(dataset, cutoff)
+
+    def encode_events(self, interactions: Any, prior_history: Any = None) -> EventLog:
         """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
         pipeline = self._pipeline
-        return pipeline.encode_events(pipeline.read(interactions), past)
+        return pipeline.encode_events(pipeline.read(interactions), prior_history)
 
-    def resume(self, interactions: Any, past: Any = None) -> tuple[EventLog, np.ndarray | None]:
+    def resume(self, interactions: Any, prior_history: Any = None) -> tuple[EventLog, np.ndarray | None]:
         """A log that went on after it was split: its events and running statistics, with nothing fitted anew.
 
         The statistics then stand after its last event. Ask about it with [`training_set`] and [`evaluation_set`].
 
         Args:
             interactions: all events, the earlier ones included.
-            past: as in [`split`].
+            prior_history: as in [`split`].
 
         Raises:
             ValueError: the log has no times, so that nothing tells what is new.
@@ -245,7 +254,7 @@ class PolyRecProcessor(SavedProcessor):
         refuse_continuation(self.columns)
         pipeline = self._pipeline
         table = pipeline.read(interactions)
-        log = pipeline.encode_events(table, past)
+        log = pipeline.encode_events(table, prior_history)
         self._state.see(log)
         pipeline.weigh(log, table)
         counted = None if self.statistics is None else self.statistics.resume(log)
@@ -253,8 +262,8 @@ class PolyRecProcessor(SavedProcessor):
         return log, counted
 
     @property
-    def _questions(self) -> Questions:
-        return Questions(self.tasks, self.max_history, self.ties, self.statistics, derived_names(self.columns))
+    def _examples(self) -> ExampleBuilder:
+        return ExampleBuilder(self.tasks, self.max_history, self.ties, self.statistics, derived_names(self.columns))
 
     def evaluation_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, source: np.ndarray | None = None
@@ -264,7 +273,7 @@ class PolyRecProcessor(SavedProcessor):
         Args:
             source: bool [R], events that `statistics` count; None: all.
         """
-        return self._questions.evaluation(log, rows, statistics, source, self.trends.of_log(log, source))
+        return self._examples.evaluation(log, rows, statistics, source, self.trends.of_log(log, source))
 
     def training_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, **options: Any
@@ -277,7 +286,7 @@ class PolyRecProcessor(SavedProcessor):
                 `max_delay`, `delayed_share`, `keep_negatives`, `untimed_share` and `seed`.
         """
         trending = self.trends.of_log(log, options.get("source"))
-        return self._questions.training(log, rows, statistics, trending=trending, **options)
+        return self._examples.training(log, rows, statistics, trending=trending, **options)
 
     # -------------------------------------------------------------- serving
     def request(
@@ -318,7 +327,7 @@ class PolyRecProcessor(SavedProcessor):
         """
         log = self.request_log(history, items, user_id=user_id, user=user, context=context, time=time, query=query)
         known = log.item[: len(log) - len(items)]
-        known = known if log.past is None else np.concatenate([log.past.item, known])
+        known = known if log.prior_history is None else np.concatenate([log.prior_history.item, known])
         return self.request_windows(log, len(items))[0] | {"history_items": known}
 
     def request_log(self, history: Any, items: np.ndarray, **request: Any) -> EventLog:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from polyrec.data import processor_files
 from polyrec.data.report import DataReport
-from polyrec.data.training_rows import TrainingRows
+from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trends import Trends
 from polyrec.hub.fetch import fetch
 from polyrec.hub.files import PROCESSOR_FILES, PROCESSOR_RECORDED
@@ -24,7 +24,7 @@ class SavedProcessor(FittedProcessor):
 
     def save_pretrained(self, folder: str | Path, include_users: bool = False, **unused: Any) -> None:
         """Write processor_config.json, items.parquet, statistics/, item_vectors/ and two files that never leave:
-        training_rows.safetensors, see [`TrainingRows`], and stored_events.parquet.
+        training_rows.safetensors, see [`TrainingSetSketch`], and stored_events.parquet.
 
         Those two are all that is about users, who are in them as salted hashes. stored_events.parquet holds what each
         of them did, so that requests may give a `user_id`; set `stored_events` to None to leave it out. The
@@ -104,7 +104,7 @@ class SavedProcessor(FittedProcessor):
         stored, recent = found.pop("stored_events"), found.pop("recent")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
-        processor.training_rows = None if learnt is None else TrainingRows.from_arrays(learnt)
+        processor.training_rows = None if learnt is None else TrainingSetSketch.from_arrays(learnt)
         processor.first_event, processor.log_columns = first_event, log_columns
         processor.data_report = None if report is None else DataReport.from_dict(report)
         processor.stored_events = stored

@@ -74,7 +74,9 @@ class ItemEncoder(KeepsPrecision):
         self.num_items, self.id_dropout = config.num_items, config.item_id_dropout
         features = [f for f in config.feature_configs if f.source == "item"]
         self.id_embedding = (
-            item_table(config.num_items, config.hidden_size, config.item_rank, config.initializer_range, PADDING_ITEM)
+            item_table(
+                config.num_items, config.hidden_size, config.item_embedding_rank, config.initializer_range, PADDING_ITEM
+            )
             if config.item_ids
             else None
         )

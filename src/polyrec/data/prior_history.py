@@ -20,7 +20,7 @@ from polyrec.data.text_lists import id_entries
 
 
 @dataclass
-class PastEvents:
+class PriorHistory:
     """Events before the log, oldest first within each person.
 
     Args:
@@ -44,14 +44,14 @@ class PastEvents:
         """int64 [E], index of each event's person."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def repeated(self, count: int) -> PastEvents:
+    def repeated(self, count: int) -> PriorHistory:
         """The past of one person as that of several."""
         events = len(self.item)
 
         def tiled(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: np.concatenate([values] * count) for name, values in columns.items()}
 
-        return PastEvents(
+        return PriorHistory(
             np.arange(count + 1) * events,
             np.tile(self.item, count),
             tiled(self.marks),
@@ -65,26 +65,26 @@ class PastEvents:
         return slice(max(self.offsets[person], stop - min(room, self.length)), stop)
 
 
-def read_past(table: pa.Table, columns: Columns, items: EntityTable, people: pa.Array) -> PastEvents:
+def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, people: pa.Array) -> PriorHistory:
     """Read a past table for the people of a log.
 
     Item ids that only a column of marks holds (somebody's likes reach further back than the list of what they watched)
     become events before those of the first column.
 
     Args:
-        table: one row per person, see `Columns.past`.
+        table: one row per person, see `Columns.prior_history`.
         people: ids [P] of the log's people; rows of others are not read.
 
     Raises:
         ValueError: a person with two rows, a column that is missing or holds no lists.
     """
-    assert columns.past is not None
-    owners = ids(table, columns.user, "past", "user id")
+    assert columns.prior_history is not None
+    owners = ids(table, columns.user, "prior_history", "user id")
     if len(pc.unique(owners)) < len(owners):
         twice = next(v for v, n in ((x["values"], x["counts"]) for x in pc.value_counts(owners).to_pylist()) if n > 1)
-        raise ValueError(f"past: {columns.user} {twice} has several rows: keep one row per person, with lists")
+        raise ValueError(f"prior_history: {columns.user} {twice} has several rows: keep one row per person, with lists")
     person = np.asarray(lookup(owners, normalise_ids(people)).fill_null(-1)).astype(np.int64)
-    lists = {name: _lists(table, name) for name in columns.past}
+    lists = {name: _lists(table, name) for name in columns.prior_history}
     # Events are told apart by their ids: items that are not in the catalog share one row of it.
     given = [taken for _, taken in lists.values()]
     if len({taken.type for taken in given}) > 1:
@@ -94,9 +94,9 @@ def read_past(table: pa.Table, columns: Columns, items: EntityTable, people: pa.
     ends = np.cumsum([len(taken) for taken in given])[:-1]
     span = len(item_rows) + 1
     keys = {n: rows * span + c for (n, (rows, _)), c in zip(lists.items(), np.split(codes, ends), strict=True)}
-    first_list = keys[next(iter(columns.past))]
+    first_list = keys[next(iter(columns.prior_history))]
     parts, known = [first_list], np.unique(first_list)
-    for name in list(columns.past)[1:]:
+    for name in list(columns.prior_history)[1:]:
         extra, at = np.unique(keys[name], return_index=True)
         at = np.sort(at[~np.isin(extra, known)])  # in the order of the list
         known = np.union1d(known, extra)
@@ -105,34 +105,36 @@ def read_past(table: pa.Table, columns: Columns, items: EntityTable, people: pa.
     key = key[person[key // span] >= 0]
     key = key[np.argsort(person[key // span], kind="stable")]
     marks: dict[str, np.ndarray] = {}
-    for name, meant in columns.past.items():
+    for name, meant in columns.prior_history.items():
         held = np.isin(key, keys[name]).astype(np.float64)
         marks |= {feedback: np.maximum(marks.get(feedback, 0.0), held) for feedback in meant}
     offsets = np.searchsorted(person[key // span], np.arange(len(people) + 1))
     taken = np.bincount(codes, minlength=len(pool.dictionary))
-    matches = [match_ids(pool.dictionary, taken, items.ids, "items of the past table", "items table")]
+    matches = [match_ids(pool.dictionary, taken, items.ids, "items of the prior history", "items table")]
     if (person < 0).all():  # that many of the log's people have no past is nothing strange
         rows = np.ones(len(people), dtype=np.int64)
-        matches.append(match_ids(people, rows, owners, "users of the interactions", "past table", private=True))
-    return PastEvents(offsets, item_rows[key % span], marks, length=columns.past_length, matches=tuple(matches))
+        matches.append(match_ids(people, rows, owners, "users of the interactions", "prior history", private=True))
+    return PriorHistory(
+        offsets, item_rows[key % span], marks, length=columns.prior_history_length, matches=tuple(matches)
+    )
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
     """Row of the table of every id in a list column, int64 [E], and the ids [E]."""
-    values = column(table, name, "past", "item ids")
+    values = column(table, name, "prior_history", "item ids")
     if pa.types.is_null(values.type):  # nobody has any
         values = values.cast(pa.list_(pa.int64()))
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-        raise ValueError(f"past: column {name!r} has type {values.type}: give a list of item ids per person")
-    return id_entries(values, f"past: column {name!r} (item ids)")
+        raise ValueError(f"prior_history: column {name!r} has type {values.type}: give a list of item ids per person")
+    return id_entries(values, f"prior_history: column {name!r} (item ids)")
 
 
 def check_marks(columns: Columns, feedback: Mapping[str, object] | Sequence[str]) -> None:
-    """Every feedback column named by `Columns.past` must be one of the log's."""
-    for name, meant in (columns.past or {}).items():
+    """Every feedback column named by `Columns.prior_history` must be one of the log's."""
+    for name, meant in (columns.prior_history or {}).items():
         for mark in meant:
             if mark not in feedback:
                 raise ValueError(
-                    f"columns.past: {name!r} marks {mark!r}, which is not a feedback column of the log: "
+                    f"columns.prior_history: {name!r} marks {mark!r}, which is not a feedback column of the log: "
                     f"{sorted(feedback)}"
                 )

@@ -13,7 +13,7 @@ from model_fixtures import COLUMNS, TASKS, fit, model_inputs, synthetic_log, tin
 from polyrec import Columns, PolyRecCollator, PolyRecProcessor
 from polyrec.data.candidates import excluded_items
 from polyrec.data.catalog import EntityTable
-from polyrec.data.past import check_marks, read_past
+from polyrec.data.prior_history import check_marks, read_prior_history
 from polyrec.data.tables import read_table
 
 COLUMNS_OF_PAST = {"watched": [], "liked": ["like"], "finished": ["long", "like"]}
@@ -25,8 +25,8 @@ def catalog(ids=ITEMS) -> EntityTable:
 
 
 def read(table, people, past=COLUMNS_OF_PAST, items=None, **options):
-    columns = Columns(past=past, **options)
-    return read_past(read_table(table, "past"), columns, items or catalog(), pa.array(people))
+    columns = Columns(prior_history=past, **options)
+    return read_prior_history(read_table(table, "prior_history"), columns, items or catalog(), pa.array(people))
 
 
 def naive(table, people, past):
@@ -132,11 +132,14 @@ def test_people_of_the_log_alone_and_in_their_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"user_id": [4, 4]}, "past: user_id 4 has several rows: keep one row per person, with lists"),
-        ({"user_id": [4, None]}, r"past: column 'user_id' \(user id\) has no value in row 1"),
-        ({"watched": ["a,b", "c"]}, "past: column 'watched' has type string: give a list of item ids per person"),
-        ({"watched": [1, 2]}, "past: column 'watched' has type int64: give a list"),
-        ({"liked": [[0.5], []]}, r"past: column 'liked' \(item ids\) is fractional in row 0"),
+        ({"user_id": [4, 4]}, "prior_history: user_id 4 has several rows: keep one row per person, with lists"),
+        ({"user_id": [4, None]}, r"prior_history: column 'user_id' \(user id\) has no value in row 1"),
+        (
+            {"watched": ["a,b", "c"]},
+            "prior_history: column 'watched' has type string: give a list of item ids per person",
+        ),
+        ({"watched": [1, 2]}, "prior_history: column 'watched' has type int64: give a list"),
+        ({"liked": [[0.5], []]}, r"prior_history: column 'liked' \(item ids\) is fractional in row 0"),
     ],
 )
 def test_tables_that_cannot_be_meant_are_refused(change, message):
@@ -148,17 +151,19 @@ def test_tables_that_cannot_be_meant_are_refused(change, message):
 
 def test_a_missing_column_is_named():
     """Prevents a misspelt column of the past from being read as nobody having done anything."""
-    with pytest.raises(ValueError, match=r"past: no column 'liked' \(needed as item ids\); known: .*mean 'likes'"):
+    with pytest.raises(
+        ValueError, match=r"prior_history: no column 'liked' \(needed as item ids\); known: .*mean 'likes'"
+    ):
         read({"user_id": [4], "watched": [["a"]], "likes": [["a"]], "finished": [[]]}, [4])
 
 
 def test_marks_must_be_feedback():
     """Prevents a mark that no feature reads from being dropped without a word."""
-    check_marks(Columns(past={"liked": ["like"]}), {"like": "categorical"})
+    check_marks(Columns(prior_history={"liked": ["like"]}), {"like": "categorical"})
     check_marks(Columns(), [])
     with pytest.raises(ValueError, match=r"'liked' marks 'lik', which is not a feedback column of the log: \['like'\]"):
-        check_marks(Columns(past={"watched": [], "liked": ["lik"]}), ["like"])
-    columns = COLUMNS | {"past": {"watched": ["liked"]}, "feedback": ["rating"]}
+        check_marks(Columns(prior_history={"watched": [], "liked": ["lik"]}), ["like"])
+    columns = COLUMNS | {"prior_history": {"watched": ["liked"]}, "feedback": ["rating"]}
     with pytest.raises(ValueError, match="'watched' marks 'liked', which is not a feedback column"):
         PolyRecProcessor.fit(**synthetic_log(8), tasks=TASKS, columns=columns)
 
@@ -166,10 +171,13 @@ def test_marks_must_be_feedback():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"past": {}}, "columns.past names no column"),
-        ({"past": ["watched"]}, "columns.past is .*it must be a mapping or null"),
-        ({"past": {"liked": "like"}}, r"columns.past.liked is 'like'; it must be a list of texts, e.g. \['like'\]"),
-        ({"past_length": -1}, "columns.past_length is -1; it must be a whole number >= 0"),
+        ({"prior_history": {}}, "columns.prior_history names no column"),
+        ({"prior_history": ["watched"]}, "columns.prior_history is .*it must be a mapping or null"),
+        (
+            {"prior_history": {"liked": "like"}},
+            r"columns.prior_history.liked is 'like'; it must be a list of texts, e.g. \['like'\]",
+        ),
+        ({"prior_history_length": -1}, "columns.prior_history_length is -1; it must be a whole number >= 0"),
     ],
 )
 def test_declarations_that_cannot_be_meant_are_refused(options, message):
@@ -181,32 +189,32 @@ def test_declarations_that_cannot_be_meant_are_refused(options, message):
 def test_a_past_that_no_column_declares_is_refused(tables):
     """Prevents a past table from being passed and never read."""
     processor, _ = fit(tables)
-    with pytest.raises(ValueError, match="columns.past does not say which of its columns to read"):
-        processor.split(tables["interactions"], past={"user_id": [1], "watched": [[1]]})
+    with pytest.raises(ValueError, match="columns.prior_history does not say which of its columns to read"):
+        processor.split(tables["interactions"], prior_history={"user_id": [1], "watched": [[1]]})
 
 
 # ------------------------------------------------------------------ windows and model
 PAST = {"watched": [], "liked": ["like"]}
 
 
-def log_with_past(max_history=6, past_length=4, kind=int, **options):
+def log_with_prior_history(max_history=6, past_length=4, kind=int, **options):
     """The synthetic log with a column "like", and what its people did before: person p watched p items, liked some."""
     tables = synthetic_log(12, 24, 10)
     events = tables["interactions"]
     events["like"] = (np.nan_to_num(events["rating"]) >= 4).astype(kind)
-    columns = COLUMNS | {"feedback": ["like", "rating"], "past": PAST, "past_length": past_length}
+    columns = COLUMNS | {"feedback": ["like", "rating"], "prior_history": PAST, "prior_history_length": past_length}
     processor = PolyRecProcessor.fit(**tables, tasks=TASKS, columns=columns, max_history=max_history)
     past = {
         "user_id": np.arange(12),
         "watched": [list(range(p)) for p in range(12)],
         "liked": [[i for i in range(p) if i % 2] for p in range(12)],
     }
-    return processor, processor.split(events, past=past, shuffle_ties=False, **options)
+    return processor, processor.split(events, prior_history=past, shuffle_ties=False, **options)
 
 
 def test_what_is_counted_of_the_past_unless_said_otherwise():
     """Prevents a rate without the number of events behind it: of one event or a hundred, it would look the same."""
-    processor, _ = log_with_past()
+    processor, _ = log_with_prior_history()
     names = {name for name in processor.statistics.names if name.startswith("past.")}
     attributes = [f"item.{name}" for name in ("genre", "tags", "price")]
     pairs = [f"user*{key}" for key in ("item", *attributes)]
@@ -218,7 +226,7 @@ def test_what_is_counted_of_the_past_unless_said_otherwise():
 @pytest.mark.parametrize(("max_history", "past_length"), [(12, 4), (12, 0), (1, 4), (30, 30), (8, 9)])
 def test_windows_begin_with_the_latest_of_the_past(max_history, past_length):
     """Prevents the oldest events of the past from being read, windows from overflowing, and positions from staying."""
-    _, splits = log_with_past(max_history, past_length)
+    _, splits = log_with_prior_history(max_history, past_length)
     checked = 0
     for part in splits:
         log = part.log
@@ -246,7 +254,7 @@ def test_windows_begin_with_the_latest_of_the_past(max_history, past_length):
 
 def test_lists_leave_out_what_was_taken_before_the_log():
     """Prevents another person's past, or none, from being left out of lists that are measured."""
-    _, splits = log_with_past()
+    _, splits = log_with_prior_history()
     for part in splits:
         rows = np.arange(part.num_candidates)
         pairs = np.concatenate([np.stack(found, 1) for found in excluded_items("history", part, rows)])
@@ -263,18 +271,18 @@ def test_lists_leave_out_what_was_taken_before_the_log():
 @pytest.mark.parametrize("kind", [int, float, bool])
 def test_marks_are_read_like_feedback_of_any_type(kind):
     """Prevents a like before the log from being another value than one in it, because one is 1 and the other true."""
-    processor, splits = log_with_past(kind=kind)
+    processor, splits = log_with_prior_history(kind=kind)
     log, encoder = splits.train.log, processor.event_encoders["event"]["like"]
     assert encoder.kind == "categorical"
     yes, no = (log.event_features["like"][log.labels[:, 1] == label] for label in (1, 0))
-    held = log.past.event_features["like"]
-    assert set(held[log.past.marks["like"] == 1]) == set(yes)
-    assert set(held[log.past.marks["like"] == 0]) == set(no)
+    held = log.prior_history.event_features["like"]
+    assert set(held[log.prior_history.marks["like"] == 1]) == set(yes)
+    assert set(held[log.prior_history.marks["like"] == 0]) == set(no)
 
 
 def test_history_across_windows_has_no_past():
     """Prevents events of the past from being read between two windows of one person, where they did not happen."""
-    _, splits = log_with_past(max_history=3)
+    _, splits = log_with_prior_history(max_history=3)
     part = splits.train
     spans = part.spans(np.arange(len(part)))
     later = np.flatnonzero(spans.start > 0)
@@ -287,7 +295,7 @@ def test_history_across_windows_has_no_past():
 
 def test_the_first_question_sees_all_of_the_past_and_nothing_else():
     """Prevents a person's first event from being asked of a stranger, or of somebody who has already answered."""
-    processor, splits = log_with_past(max_history=16, past_length=9)
+    processor, splits = log_with_prior_history(max_history=16, past_length=9)
     model, data = tiny_model(processor), splits.train
     window = data[len(data) - 1]
     held = min(int(data.log.user_ids[int(data.spans(np.array([len(data) - 1])).person[0])].as_py()), 9)

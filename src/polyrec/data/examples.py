@@ -20,7 +20,7 @@ from polyrec.data.untimed import Untimed
 
 
 @dataclass(frozen=True)
-class Questions:
+class ExampleBuilder:
     """Makes data sets of the events of a log.
 
     Args:
@@ -132,7 +132,7 @@ class Questions:
         columns = np.zeros(0, dtype=np.int64) if self.statistics is None else self.statistics.timed_columns
         return Untimed(share, (TIME_GAP, *self.timed_context), columns) if share else None
 
-    def frozen(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
+    def without_updates(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
         """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
         if dataset.log.set_until is not None:
             raise ValueError("nothing can be hidden from a time on: the log has no times (columns.time: null)")
