@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, Splits
 from polyrec.data.release import milliseconds
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 SEARCH, NEXT_ITEM = "search", "next_item"  # tasks of the protocol's file
 
@@ -112,9 +112,9 @@ class Answers:
         return found[torch.tensor(asked.event.to_numpy())]
 
 
-def _moment(lists: Lists, rows: np.ndarray) -> Moment:
+def _moment(lists: Lists, rows: np.ndarray) -> RequestContext:
     """When lists are asked for, [M]."""
-    return Moment(torch.from_numpy(milliseconds(lists.time[rows].astype(float))))
+    return RequestContext(torch.from_numpy(milliseconds(lists.time[rows].astype(float))))
 
 
 class Choose(TrainerCallback):

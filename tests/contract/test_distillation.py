@@ -13,7 +13,7 @@ from polyrec.data.release import NO_TIME
 from polyrec.distillation.lists import top_list
 from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of, soft_loss
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.base import TaskHead
 
 PAIR_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "pair"]
@@ -73,8 +73,8 @@ def test_exchanged_answers_have_one_shape_and_type(kind, members):
     """Prevents answers that a student of another kind of ensemble or precision could not take."""
     head = calibrated(kind)
     for dtype in (torch.float32, torch.bfloat16):
-        found = head.exchanged(answers(head, members, dtype=dtype))
-        inner = (() if members == 1 else (members,)) + (() if head.exchange_width is None else (head.exchange_width,))
+        found = head.canonical_logits(answers(head, members, dtype=dtype))
+        inner = (() if members == 1 else (members,)) + (() if head.canonical_width is None else (head.canonical_width,))
         assert found.shape == (2, 4, *inner)
         assert found.dtype == torch.float32
         assert torch.isfinite(found).all()
@@ -86,7 +86,7 @@ def test_a_head_as_its_own_teacher_is_at_the_minimum(kind, loss, options):
     """Prevents a soft loss whose minimum lies beside the teacher: by an offset, a clipping, a calibration or a unit."""
     head = calibrated(kind, **options.get(kind, {}))
     own = torch.randn(2, 4, *(() if head.own_width is None else (head.own_width,)))
-    teacher = head.exchanged(answers(head, own=own))
+    teacher = head.canonical_logits(answers(head, own=own))
     total, found = gradient(head, own, teacher, TaskDistillation(loss))
     assert abs(total.item()) < 1e-5
     assert found.abs().max() < 1e-5
@@ -100,8 +100,8 @@ def test_a_head_as_its_own_teacher_is_at_the_minimum(kind, loss, options):
 def test_options_of_teacher_and_student_may_differ(kind):
     """Prevents logits from being compared that mean different things, as those of a head with another mean."""
     teacher, student = calibrated(kind, **SHIFTED[kind]), head_of(kind)
-    given = teacher.exchanged(answers(teacher))  # a plain student has logits in these units
-    torch.testing.assert_close(student.exchanged(given), given)
+    given = teacher.canonical_logits(answers(teacher))  # a plain student has logits in these units
+    torch.testing.assert_close(student.canonical_logits(given), given)
     assert soft_loss(student, given, given, TaskDistillation())[0] < 1e-6
 
 
@@ -110,7 +110,7 @@ def test_temperature_is_used(kind, loss):
     """Prevents a temperature that is accepted and never used."""
     head = head_of(kind)
     own, teacher = (torch.randn(2, 4, *(() if head.own_width is None else (head.own_width,))) for _ in range(2))
-    teacher = head.exchanged(answers(head, own=teacher))
+    teacher = head.canonical_logits(answers(head, own=teacher))
     cold, warm = (gradient(head, own, teacher, TaskDistillation(loss, temperature=t))[1] for t in (1.0, 3.0))
     assert (warm - cold).norm() > 0.01 * cold.norm()
     assert 1 / 3 < warm.norm() / cold.norm() < 3
@@ -137,9 +137,9 @@ def test_unknown_losses_and_options_are_refused(kind):
 def test_missing_answers_weights_members_and_parts(kind, loss):
     """Prevents a NaN from poisoning a batch, and sums and counts that the reduction could not add up."""
     head, plan = head_of(kind), TaskDistillation(loss)
-    teacher = head.exchanged(answers(head, seed=1))
+    teacher = head.canonical_logits(answers(head, seed=1))
     teacher[0, 1] = NAN
-    if head.exchange_width is not None:
+    if head.canonical_width is not None:
         teacher[0, 1, 0] = 1.0
     labels = torch.tensor([[0.0, 1.0, NAN, 1.0]] * 2)
     known = answered(head, teacher)
@@ -163,7 +163,7 @@ def test_no_answer_gives_a_gradient_of_zero(kind, loss):
     """Prevents an absent gradient, which stops DDP, where a teacher has nothing to say."""
     head = head_of(kind)
     own = torch.randn(2, 4, *(() if head.own_width is None else (head.own_width,)))
-    teacher = torch.full_like(head.exchanged(answers(head, own=own)), NAN)
+    teacher = torch.full_like(head.canonical_logits(answers(head, own=own)), NAN)
     total, found = gradient(head, own, teacher, TaskDistillation(loss))
     assert total == 0
     assert found.count_nonzero() == 0
@@ -176,7 +176,9 @@ def test_extreme_answers_stay_finite(kind, loss):
     values = torch.tensor([[-1e4, -100.0, 100.0, 1e4]] * 2)
     own = values if head.own_width is None else torch.stack([values, *[-values] * (head.own_width - 1)], dim=-1)
     with torch.no_grad():
-        teachers = [head.exchanged(answers(head, own=side)) for side in (own, own.flip(1), torch.zeros_like(own))]
+        teachers = [
+            head.canonical_logits(answers(head, own=side)) for side in (own, own.flip(1), torch.zeros_like(own))
+        ]
     for teacher in teachers:
         total, found = gradient(head, own, teacher, TaskDistillation(loss))
         assert torch.isfinite(total)
@@ -190,7 +192,7 @@ LISTS = [
 ITEMS, DAY = 12, 86_400_000
 
 
-def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Moment]:
+def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, RequestContext]:
     """A head all of whose parameters say something, items, states and when and after what they ask."""
     head = head_of(kind, **options)
     for parameter in head.parameters():
@@ -198,7 +200,7 @@ def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, Moment]:
     if options.get("item_age"):
         head.age.load(torch.cat([torch.full((2,), NO_TIME), torch.arange(ITEMS - 2) * DAY]))
     items = ItemRows(torch.randn(ITEMS, 8).requires_grad_(), id_rows_M=torch.arange(ITEMS))
-    return head, items, torch.randn(6, 8), Moment(torch.arange(3, 9) * DAY, torch.randint(2, ITEMS, (6, 5)))
+    return head, items, torch.randn(6, 8), RequestContext(torch.arange(3, 9) * DAY, torch.randint(2, ITEMS, (6, 5)))
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["all", "sampled"])

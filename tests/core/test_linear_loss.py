@@ -61,7 +61,7 @@ def test_numbers_of_shared_table_rows_are_added_to_the_right_logits(questions):
     torch.manual_seed(0)
     columns, values = torch.randint(0, 7, (3, 4)), torch.rand(3, 2, 4)  # U = 3, K = 4, T = 2
     rows, groups = torch.randint(0, 3, (questions, 6)), torch.randn(questions, 1 + 2 * 6)  # H = 6, one other group
-    placed = linear_loss.PlacedNumbers(columns[rows], values, rows).beyond(1)
+    placed = linear_loss.SparseBias(columns[rows], values, rows).beyond(1)
     found, gradient = placed.add(torch.zeros(questions, 7), groups), torch.randn(questions, 7)
     expected, expected_gradient = torch.zeros(questions, 7), torch.zeros_like(groups)
     for r, h, t, k in itertools.product(range(questions), range(6), range(2), range(4)):

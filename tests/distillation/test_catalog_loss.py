@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyrec.core.distillation_config import TaskDistillation
-from polyrec.core.linear_loss import Placed
+from polyrec.core.linear_loss import GroupBias
 from polyrec.distillation.catalog import catalog_loss, sampled_rest
 from polyrec.distillation.choices import chosen
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_kl, list_loss
@@ -94,7 +94,7 @@ def test_the_loss_of_chunks_is_that_of_kept_logits(kind, groups, monkeypatch):
     excluded = torch.tensor([0, 5, 0, listed[3, 0].item(), 0, 9, 0])
     if not groups:
         leaves[3] = torch.zeros(7, 3, dtype=torch.float64, requires_grad=True)
-    further = (leaves[3], lambda rows: [Placed(group_MN[rows])]) if groups else (None, None)
+    further = (leaves[3], lambda rows: [GroupBias(group_MN[rows])]) if groups else (None, None)
     torch.manual_seed(0)
     found = catalog_loss(plan, *leaves[:3], listed, teacher, weight, excluded, *further)
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from teacher_fixtures import batch_of
 from polyrec.core.schema import TaskConfig
 from polyrec.data.splits import LeakageError
 from polyrec.data.trees import known_features
-from polyrec.distillation.pair_answers import exchanged_probabilities
+from polyrec.distillation.pair_answers import canonical_probabilities
 from polyrec.distillation.scorers import Scorer, ScorerTeacher
 from polyrec.distillation.trees import LightGBMTeacher
 
@@ -38,18 +38,18 @@ def test_probabilities_become_exchange_units():
     """Prevents log odds of another event than the label: the head's own formulas give the probabilities back."""
     random = np.random.default_rng(0)
     p = softmax(random.normal(size=(50, 4)), axis=1)
-    np.testing.assert_allclose(expit(exchanged_probabilities(p[:, 0], TaskConfig("a", "binary"))), p[:, 0])
+    np.testing.assert_allclose(expit(canonical_probabilities(p[:, 0], TaskConfig("a", "binary"))), p[:, 0])
     both = np.stack([1 - p[:, 0], p[:, 0]], 1)
-    np.testing.assert_allclose(expit(exchanged_probabilities(both, TaskConfig("a", "binary"))), p[:, 0])
-    np.testing.assert_allclose(softmax(exchanged_probabilities(p, TaskConfig("a", "multiclass")), axis=1), p)
-    further = expit(exchanged_probabilities(p, TaskConfig("a", "ordinal")))  # P(y > r_k | y >= r_k)
+    np.testing.assert_allclose(expit(canonical_probabilities(both, TaskConfig("a", "binary"))), p[:, 0])
+    np.testing.assert_allclose(softmax(canonical_probabilities(p, TaskConfig("a", "multiclass")), axis=1), p)
+    further = expit(canonical_probabilities(p, TaskConfig("a", "ordinal")))  # P(y > r_k | y >= r_k)
     again = np.cumprod(np.concatenate([np.ones((50, 1)), further], 1), 1) * np.concatenate(
         [1 - further, np.ones((50, 1))], 1
     )
     np.testing.assert_allclose(again, p, atol=1e-9)
-    assert np.isfinite(exchanged_probabilities(np.array([[1.0, 0, 0], [0, 0, 1]]), TaskConfig("a", "ordinal"))).all()
+    assert np.isfinite(canonical_probabilities(np.array([[1.0, 0, 0], [0, 0, 1]]), TaskConfig("a", "ordinal"))).all()
     with pytest.raises(ValueError, match="has no probabilities"):
-        exchanged_probabilities(p[:, 0], TaskConfig("a", "regression"))
+        canonical_probabilities(p[:, 0], TaskConfig("a", "regression"))
 
 
 def test_features_are_known_before_the_answer(case):

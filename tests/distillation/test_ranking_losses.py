@@ -219,7 +219,7 @@ def test_differences_alone_matter(kind, seed, shift):
 def test_no_answer_and_empty_places_are_nothing(kind):
     """Prevents padding of short lists, items that the student cannot answer, and missing rows from teaching anything."""
     student, rest, teacher = lists()
-    # A list of four items, and the same with two places that one side or the other leaves empty. (Drawn orders differ
+    # A list of four items, and the same with two places that one side or the other leaves empty. (SampledCandidates orders differ
     # with the number of places: all four are asked about, and their loss is that of their average.)
     short = loss_of(kind)(student[:, :4], rest, torch.cat([teacher[:, :4], teacher[:, -1:]], dim=1))
     longer, own = teacher.clone(), student.clone()

@@ -9,7 +9,7 @@ from model_fixtures import fit, synthetic_log, tiny_model
 from polyrec.core.distillation_config import DistillationConfig
 from polyrec.core.registry import HEADS
 from polyrec.distillation.classical import CatalogTeacher
-from polyrec.distillation.gating import believe, gated
+from polyrec.distillation.gating import gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.predictions import teacher_predictions
 from polyrec.distillation.throughput import one_question_each, people_per_second
@@ -102,7 +102,7 @@ def test_exchanged_answers_read_as_the_heads_own(kind):
     inner = () if head.own_width is None else (head.own_width,)
     own = torch.randn(2, 4, *inner, generator=torch.Generator().manual_seed(0))
     logits = head.finish(own, {"length": torch.tensor([[-2.0, -0.5, 0.5, 0.1], [2.0, 0.1, -0.1, 1.0]])})
-    said, more = head.read_exchanged(head.exchanged(logits))
+    said, more = head.read_canonical(head.canonical_logits(logits))
     torch.testing.assert_close(said, head.predict(logits), rtol=1e-4, atol=1e-5)
     expected = head.details(logits)
     assert (more is None) == (expected is None)
@@ -140,7 +140,7 @@ def test_speed_asks_each_person_once(world):
 )
 def test_beliefs(teacher, baseline, alone, alpha):
     """Prevents a teacher that knows nothing from teaching, and one that is better than the student from being muted."""
-    assert believe(0.6, teacher, baseline, alone).alpha == pytest.approx(alpha)
+    assert select_alpha(0.6, teacher, baseline, alone).alpha == pytest.approx(alpha)
 
 
 def test_a_task_that_is_not_taught_learns_from_its_labels_in_full():
@@ -149,6 +149,6 @@ def test_a_task_that_is_not_taught_learns_from_its_labels_in_full():
         {"tasks": {"like": {"alpha": 0.5, "hard_share": 0.3}, "love": {"alpha": 0.5, "temperature": 2}}, "gates": 0.1},
         ["like", "love"],
     )
-    found = gated(plan, {"like": believe(0.5, 0.0, 0.0, None), "love": believe(0.5, 0.1, 0.0, 0.2)})
+    found = gated(plan, {"like": select_alpha(0.5, 0.0, 0.0, None), "love": select_alpha(0.5, 0.1, 0.0, 0.2)})
     assert not found.tasks["like"].acts
     assert (found.tasks["love"].alpha, found.tasks["love"].temperature, found.gates) == (0.25, 2, 0.1)

@@ -32,8 +32,8 @@ def test_answers_are_those_of_the_model():
     taken = (batch["labels"]["next_item"] > 0) & (batch["candidate_ids"] > 1)
     scores = found["teacher_scores"]["next_item"]
     assert (~torch.isnan(scores[..., -1]) == taken).all()
-    moment = teacher.model.moment(**batch).rows(taken.flatten())
-    logits = teacher.model.score_items(output.states[taken], "next_item", moment=moment)
+    context = teacher.model.request_context(**batch).rows(taken.flatten())
+    logits = teacher.model.score_items(output.states[taken], "next_item", context=context)
     listed = probabilities(found["teacher_items"]["next_item"][taken], scores[taken], processor.num_items, 2.0)
     whole = torch.softmax(logits / 2, -1).detach().numpy()
     known = ~np.isnan(listed)

@@ -50,8 +50,8 @@ def naive_predictions(model, dataset, exclude_seen):
             if target < FIRST_ITEM or not dataset.labels()[row, 0] > 0:
                 continue
             with torch.no_grad():
-                moment = model.moment(**model_inputs(batch)).at((slice(None), c))
-                scores = model.score_items(output.states[0, c : c + 1], "next_item", moment=moment)
+                context = model.request_context(**model_inputs(batch)).at((slice(None), c))
+                scores = model.score_items(output.states[0, c : c + 1], "next_item", context=context)
                 scores = scores[0, FIRST_ITEM:].numpy().copy()
             mine = scores[target - FIRST_ITEM]
             if exclude_seen:

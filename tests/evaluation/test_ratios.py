@@ -10,7 +10,7 @@ from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.core.registry import HEADS
-from polyrec.distillation.gating import believe
+from polyrec.distillation.gating import select_alpha
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.comparison import Measured, MetricComparison, TaskComparison
 from polyrec.evaluation.comparison_report import _percent
@@ -89,7 +89,7 @@ def test_relative_gains_over_nearly_nothing_are_not_given():
 
 def test_a_teacher_that_cannot_be_judged_keeps_its_alpha():
     """Prevents NaN from reading as `no better than a constant`."""
-    assert believe(0.5, float("nan"), 0.0, float("nan")).alpha == 0.5
+    assert select_alpha(0.5, float("nan"), 0.0, float("nan")).alpha == 0.5
 
 
 def test_every_head_has_a_metric_by_which_it_may_stop():

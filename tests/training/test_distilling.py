@@ -125,11 +125,11 @@ def test_a_whole_catalog_list_is_the_kl_of_two_softmaxes(world, teacher_model):
         states = found.states.flatten(0, 1)[asked]
         with torch.no_grad():
             answer = teacher_model(**{k: v for k, v in model_inputs(batch).items() if k != "labels"})
-            moment = teacher_model.moment(**batch).rows(asked)
+            context = teacher_model.request_context(**batch).rows(asked)
             theirs = (
-                teacher_model.score_items(answer.states.flatten(0, 1)[asked], "next_item", moment=moment)[:, 2:] / 1.5
+                teacher_model.score_items(answer.states.flatten(0, 1)[asked], "next_item", context=context)[:, 2:] / 1.5
             )
-        own = student.score_items(states, "next_item", moment=moment)[:, 2:] / 1.5
+        own = student.score_items(states, "next_item", context=context)[:, 2:] / 1.5
         p, q = theirs.softmax(-1), own.softmax(-1)
         if top_k == 100:
             kl = (p * (p / q).log()).sum(-1)

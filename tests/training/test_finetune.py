@@ -17,7 +17,7 @@ from polyrec.data.neighbours import FOLDS
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.tree_weight import choose_tree_weights
 from polyrec.models.polyrec.fingerprint import fingerprint
-from polyrec.modules.encoders.moment import LATEST, Moment
+from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.runs import finetune as cli_finetune
 from polyrec.training.finetune import FinetuneSettings, finetune
 
@@ -162,8 +162,8 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):
     new = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
     assert new.config.task_adapters == {"rating": 8}
     states = torch.randn(3, 8)
-    moment = Moment(latest={"next_item": torch.arange(2, 5).repeat(3, LATEST)[:, :LATEST]})
-    one, other = (model.eval().score_items(states, "next_item", moment=moment) for model in (old, new))
+    context = RequestContext(latest={"next_item": torch.arange(2, 5).repeat(3, LATEST)[:, :LATEST]})
+    one, other = (model.eval().score_items(states, "next_item", context=context) for model in (old, new))
     assert torch.equal(one, other)
     assert len(json.loads((tmp_path / "run" / "finetune.json").read_text())) == 1
     told = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Judge = Callable[[Tensor, Tensor, bool], Tensor]
+LossFn = Callable[[Tensor, Tensor, bool], Tensor]
 # Logits per chunk. CPU: 4 MiB in fp32; fewer cost time per chunk, more leave the cache. Elsewhere each chunk costs the
 # launch of some kernels, which 128 MiB keep busy, and memory is the bound.
 _CHUNK = 1 << 20
@@ -18,7 +18,7 @@ _CHUNK_OF_ACCELERATORS = 1 << 25
 _NEVER = -1e4  # whose exponential is 0 beside any logit, and which half precision holds
 
 
-class Placed(NamedTuple):
+class GroupBias(NamedTuple):
     """Which group of a row adds its number to which logit.
 
     Args:
@@ -40,12 +40,12 @@ class Placed(NamedTuple):
         own = gradient if self.columns is None else gradient.gather(1, self.columns)
         of_groups.scatter_add_(1, self.group, own)
 
-    def beyond(self, groups: int) -> Placed:
+    def beyond(self, groups: int) -> GroupBias:
         """The same where some groups of other terms come first."""
-        return Placed(self.group + groups, self.columns)
+        return GroupBias(self.group + groups, self.columns)
 
 
-class PlacedNumbers(NamedTuple):
+class SparseBias(NamedTuple):
     """Numbers of few logits of a row, each the sum of some values times the row's groups.
 
     The values of a row are H rows of a table, which rows of logits share: they are read where they lie and never
@@ -80,7 +80,7 @@ class PlacedNumbers(NamedTuple):
         found = found.unflatten(0, (len(gradient), read)).transpose(1, 2).flatten(1)
         of_groups[:, self.first : self.first + kinds * read] += found
 
-    def beyond(self, groups: int) -> PlacedNumbers:
+    def beyond(self, groups: int) -> SparseBias:
         """The same where some groups of other terms come first."""
         return self._replace(first=self.first + groups)
 
@@ -92,7 +92,7 @@ class PlacedNumbers(NamedTuple):
         return F.embedding_bag(of_kinds, table, per_sample_weights=weights, mode="sum")
 
 
-class DenseNumbers(NamedTuple):
+class DenseBias(NamedTuple):
     """Numbers of all logits of a row, each the sum of some values times the row's groups.
 
     Args:
@@ -115,12 +115,12 @@ class DenseNumbers(NamedTuple):
         for kind in range(self.values.shape[1]):
             of_groups[:, self.first + kind] += (self.values[:, kind].to(gradient.dtype) * gradient).sum(-1)
 
-    def beyond(self, groups: int) -> DenseNumbers:
+    def beyond(self, groups: int) -> DenseBias:
         """The same where some groups of other terms come first."""
         return self._replace(first=self.first + groups)
 
 
-class Absent(NamedTuple):
+class ExcludedItems(NamedTuple):
     """Logits of a row that are no candidates.
 
     Args:
@@ -140,13 +140,13 @@ class Absent(NamedTuple):
     def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
         """No group has a part in it."""
 
-    def beyond(self, groups: int) -> Absent:
+    def beyond(self, groups: int) -> ExcludedItems:
         """The same: there are no groups."""
         return self
 
 
-AnyPlaced = Placed | PlacedNumbers | DenseNumbers | Absent
-Groups = Callable[[Tensor], Sequence[AnyPlaced]]
+AnyBias = GroupBias | SparseBias | DenseBias | ExcludedItems
+Groups = Callable[[Tensor], Sequence[AnyBias]]
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -158,7 +158,7 @@ class _LinearLoss(torch.autograd.Function):
         bias_N: Tensor,
         of_groups_MG: Tensor | None,
         groups: Groups | None,
-        judge: Judge,
+        loss_fn: LossFn,
         shares_J: Tensor | None,
     ) -> Tensor:
         wants_gradient = any(ctx.needs_input_grad)
@@ -176,10 +176,10 @@ class _LinearLoss(torch.autograd.Function):
             placed = () if groups is None or of_groups_MG is None else groups(rows)
             for term in placed:
                 term.add(logits, of_groups_MG[rows].to(exact))  # type: ignore[index]
-            total += judge(rows, logits, wants_gradient)
+            total += loss_fn(rows, logits, wants_gradient)
             if not wants_gradient:
                 continue
-            gradient = logits  # the judge has made it that
+            gradient = logits  # the loss_fn has made it that
             grad_bias_N += gradient.sum(0)
             if grad_groups_MG is not None:
                 own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1])
@@ -220,7 +220,7 @@ def linear_loss(
     query_MD: Tensor,
     items_ND: Tensor,
     bias_N: Tensor,
-    judge: Judge,
+    loss_fn: LossFn,
     of_groups_MG: Tensor | None = None,
     groups: Groups | None = None,
     shares_J: Tensor | None = None,
@@ -232,12 +232,12 @@ def linear_loss(
 
     Args:
         query_MD, items_ND, bias_N: queries [M, D], items [N, D], biases [N]; a bias of -inf: no candidate.
-        judge: numbers of some rows, int64 [R], their logits [R, N], in single precision (or double), and whether a
+        loss_fn: numbers of some rows, int64 [R], their logits [R, N], in single precision (or double), and whether a
             gradient is wanted -> the sum of their losses. It leaves the gradient of this sum in the place of the
             logits.
         of_groups_MG: what each row says of each group of items, [M, G].
         groups: which group is added to which item for some rows, int64 [R] -> what says so, any number of them.
-        shares_J: of J losses of the same logits: in which proportion they are going to be added. The judge then returns
+        shares_J: of J losses of the same logits: in which proportion they are going to be added. The loss then returns
             their sums [J], and leaves the gradient of sum_j shares_j sum_j. Another proportion is an error in backward:
             gradients of each would take J times as much.
 
@@ -249,4 +249,4 @@ def linear_loss(
         >>> linear_loss(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4), squares).item()
         72.0
     """
-    return _LinearLoss.apply(query_MD, items_ND, bias_N, of_groups_MG, groups, judge, shares_J)
+    return _LinearLoss.apply(query_MD, items_ND, bias_N, of_groups_MG, groups, loss_fn, shares_J)

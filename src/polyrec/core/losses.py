@@ -38,7 +38,7 @@ def linear_cross_entropy(
         excluded_M: int64 [M], a column that is no candidate in this row, < 0 = none; not with label smoothing.
         of_groups_MG: what each row says of each group, [M, G]; -inf: its items are no candidates, which needs label
             smoothing 0 and a target of another group.
-        groups: which group is added to which column for some rows, int64 [R] -> [`polyrec.core.linear_loss.Placed`].
+        groups: which group is added to which column for some rows, int64 [R] -> [`polyrec.core.linear_loss.GroupBias`].
             It is asked chunk by chunk, so that there is never a matrix [M, N].
 
     Example:

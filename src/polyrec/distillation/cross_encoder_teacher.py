@@ -135,7 +135,7 @@ class CrossEncoderTeacher(Teacher):
             output = model(**send_to_device(inputs, model.device))
             real_BC = inputs["candidate_ids"].to(model.device) > 0
             for name in self.pair_tasks:
-                found = model.heads[name].exchanged(output.logits[name]).float()
+                found = model.heads[name].canonical_logits(output.logits[name]).float()
                 known = real_BC if found.dim() == 2 else real_BC.unsqueeze(-1)
                 check_numbers(found, known, name, NO_NUMBERS)
                 answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))

@@ -25,7 +25,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 class EnsembleTeacher(Teacher):
     r"""The mean answer of several teachers: seeds of one model, or kinds of teachers mixed.
 
-    Answers are averaged as they are exchanged, with weights w_m that sum to 1 over the teachers that have an answer:
+    Answers are averaged as canonical logits, with weights w_m that sum to 1 over the teachers that have an answer:
 
         z = \sum_m w_m z_m
 

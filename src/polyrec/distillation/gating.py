@@ -10,7 +10,7 @@ from polyrec.core.distillation_config import DistillationConfig
 
 
 @dataclass(frozen=True)
-class Belief:
+class AlphaSelection:
     """Why a task has its alpha.
 
     Args:
@@ -29,7 +29,7 @@ class Belief:
     reason: str
 
 
-def believe(planned: float, teacher: float | None, baseline: float, alone: float | None) -> Belief:
+def select_alpha(planned: float, teacher: float | None, baseline: float, alone: float | None) -> AlphaSelection:
     r"""The alpha of a task.
 
         alpha = planned * clip((teacher - baseline) / (alone - baseline), 0, 1)
@@ -39,14 +39,14 @@ def believe(planned: float, teacher: float | None, baseline: float, alone: float
     student alone, all or nothing.
 
     Example:
-        >>> believe(0.5, teacher=0.15, baseline=0.1, alone=0.2).alpha
+        >>> select_alpha(0.5, teacher=0.15, baseline=0.1, alone=0.2).alpha
         0.25
-        >>> believe(0.5, teacher=0.1, baseline=0.1, alone=None).reason
+        >>> select_alpha(0.5, teacher=0.1, baseline=0.1, alone=None).reason
         'no better than an answer that knows no person'
     """
     teacher, alone = (None if value is None or not math.isfinite(value) else value for value in (teacher, alone))
     if teacher is None:
-        return Belief(
+        return AlphaSelection(
             teacher,
             baseline,
             alone,
@@ -55,15 +55,15 @@ def believe(planned: float, teacher: float | None, baseline: float, alone: float
             "not judged: validation has no answers, or labels of one value",
         )
     if not teacher > baseline:
-        return Belief(teacher, baseline, alone, planned, 0.0, "no better than an answer that knows no person")
+        return AlphaSelection(teacher, baseline, alone, planned, 0.0, "no better than an answer that knows no person")
     if alone is not None and teacher < alone:
         share = (teacher - baseline) / (alone - baseline)
         reason = f"worse than the student alone: {share:.0%} of its improvement"
-        return Belief(teacher, baseline, alone, planned, round(planned * share, 12), reason)
-    return Belief(teacher, baseline, alone, planned, planned, "believed")
+        return AlphaSelection(teacher, baseline, alone, planned, round(planned * share, 12), reason)
+    return AlphaSelection(teacher, baseline, alone, planned, planned, "believed")
 
 
-def gated(plan: DistillationConfig, beliefs: Mapping[str, Belief]) -> DistillationConfig:
+def gated(plan: DistillationConfig, beliefs: Mapping[str, AlphaSelection]) -> DistillationConfig:
     """The plan with the alphas that were found; a task that is not taught any more learns from its labels in full."""
     tasks = {}
     for name, own in plan.tasks.items():

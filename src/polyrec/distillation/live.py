@@ -170,7 +170,7 @@ class LiveTeacher(Teacher):
             real_BC = inputs["candidate_ids"] > 0
             known_BC = real_BC if self._rows is None else real_BC & (inputs["candidate_ids"] != UNKNOWN)
             for name in self.pair_tasks:
-                found = model.heads[name].exchanged(output.logits[name]).float()
+                found = model.heads[name].canonical_logits(output.logits[name]).float()
                 known = known_BC if found.dim() == 2 else known_BC.unsqueeze(-1)
                 check_numbers(found, known, name, NO_NUMBERS)
                 answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
@@ -191,7 +191,7 @@ class LiveTeacher(Teacher):
             return None if values is None else values.flatten(0, 1)[rows_M]
 
         states_MD = output.states.flatten(0, 1)[rows_M]
-        queries_MD, moment = of(output.queries), model.moment(**inputs).rows(rows_M)
+        queries_MD, context = of(output.queries), model.request_context(**inputs).rows(rows_M)
         own_M = of(inputs.get("query_items")) if model.heads[task].excludes == "own item" else None
         found = []
         for at in torch.arange(len(rows_M), device=model.device).split(rows_at_once(model.config.num_items)):
@@ -200,7 +200,7 @@ class LiveTeacher(Teacher):
                 task,
                 self._table,
                 None if queries_MD is None else queries_MD[at],
-                moment.at(at),
+                context.at(at),
             ).float()
             if own_M is not None:
                 logits_MN = logits_MN.scatter(1, own_M[at].unsqueeze(1), float("-inf"))

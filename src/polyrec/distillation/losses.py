@@ -12,7 +12,7 @@ What all of them have in common:
   As T grows, T^2 KL becomes a squared difference of logits.
 
 Letters: B people, C candidates, M members, K classes, questions or quantiles. Units of the logits are those in which
-teachers and students exchange answers, see `TaskHead.exchanged`.
+teachers and students exchange answers, see `TaskHead.canonical_logits`.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ Features = Callable[[SequenceDataset, np.ndarray], np.ndarray]
 _SMALLEST = 1e-7  # a probability is kept this far from 0 and 1
 
 
-def exchanged_probabilities(p: np.ndarray, task: TaskConfig) -> np.ndarray:
-    """Probabilities in the units in which answers to a task are exchanged.
+def canonical_probabilities(p: np.ndarray, task: TaskConfig) -> np.ndarray:
+    """Probabilities in the units in which a task has canonical logits.
 
     Example:
-        >>> exchanged_probabilities(np.array([0.5, 1.0]), TaskConfig("like", "binary")).round(1).tolist()
+        >>> canonical_probabilities(np.array([0.5, 1.0]), TaskConfig("like", "binary")).round(1).tolist()
         [0.0, 16.1]
-        >>> exchanged_probabilities(np.array([[0.2, 0.4, 0.4]]), TaskConfig("stars", "ordinal")).round(3).tolist()
+        >>> canonical_probabilities(np.array([[0.2, 0.4, 0.4]]), TaskConfig("stars", "ordinal")).round(3).tolist()
         [[1.386, 0.0]]
     """
     p = np.clip(p, _SMALLEST, 1 - _SMALLEST)
@@ -41,7 +41,7 @@ def exchanged_probabilities(p: np.ndarray, task: TaskConfig) -> np.ndarray:
 
 
 def answer_width(task: TaskConfig, summary: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
-    """Shape of an exchanged answer: () or (K,)."""
+    """Shape of canonical logits: () or (K,)."""
     if task.head == "multiclass":
         return (classes_of(task, summary)[1],)
     if task.head == "ordinal":

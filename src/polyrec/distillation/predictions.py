@@ -41,7 +41,7 @@ def teacher_predictions(
     say; a task that gets no answer at all is left out.
 
     Args:
-        heads: of the student, which say what exchanged answers mean.
+        heads: of the student, which say what canonical logits mean.
         num_items: rows of the item table.
         k: length of ranked lists.
         exclude_seen: what the lists leave out, see `polyrec.data.candidates.left_out`.
@@ -61,7 +61,7 @@ def teacher_predictions(
         real = rows >= 0
         at = rows[real].numpy()
         for name in pair_tasks:
-            said, more = heads[name].read_exchanged(answers["teacher_logits"][name])
+            said, more = heads[name].read_canonical(answers["teacher_logits"][name])
             values[name][at] = said.flatten()[real].numpy()
             if more is not None:
                 details.setdefault(name, np.full((dataset.num_candidates, more.shape[-1]), np.nan, dtype=np.float32))

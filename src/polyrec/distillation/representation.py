@@ -49,7 +49,7 @@ class StateLoss(nn.Module):
         """
         raise NotImplementedError
 
-    def refuse(self, option: str, rule: str) -> ValueError:
+    def option_error(self, option: str, rule: str) -> ValueError:
         """The error that an option breaks a rule."""
         return ValueError(f"option {option!r} of a loss of states is {self.options[option]!r}; {rule}")
 
@@ -128,12 +128,12 @@ class DistillationExperts(StateLoss):
         super().__init__(plan, width)
         experts, hidden = self.options["experts"], self.options["hidden"]
         if not (type(experts) is int and experts >= 1):
-            raise self.refuse("experts", "it must be a whole number >= 1")
+            raise self.option_error("experts", "it must be a whole number >= 1")
         hidden = (width + plan.teacher_width) // 2 if hidden is None else hidden
         if not (type(hidden) is int and hidden >= 1):
-            raise self.refuse("hidden", "it must be a whole number >= 1, or None")
+            raise self.option_error("hidden", "it must be a whole number >= 1, or None")
         if not 0 < self.options["coldest"] <= self.options["hottest"]:
-            raise self.refuse("coldest", f"it must be > 0 and at most hottest, {self.options['hottest']}")
+            raise self.option_error("coldest", f"it must be > 0 and at most hottest, {self.options['hottest']}")
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, plan.teacher_width))
             for _ in range(experts)
@@ -190,9 +190,9 @@ class Relations(StateLoss):
     def __init__(self, plan: StateDistillation, width: int) -> None:
         super().__init__(plan, width)
         if not self.options["angle"] >= 0:
-            raise self.refuse("angle", "it must be a weight >= 0")
+            raise self.option_error("angle", "it must be a weight >= 0")
         if not (type(self.options["rows"]) is int and self.options["rows"] >= 3):
-            raise self.refuse("rows", "it must be a whole number >= 3")
+            raise self.option_error("rows", "it must be a whole number >= 3")
 
     def forward(
         self, student: Tensor, teacher: Tensor, weight: Tensor | None = None, progress: float = 0.0

@@ -18,7 +18,7 @@ from polyrec.data.trees import known_features
 from polyrec.distillation.pair_answers import (
     Features,
     answer_width,
-    exchanged_probabilities,
+    canonical_probabilities,
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher
@@ -33,7 +33,7 @@ class Scorer:
     Args:
         answer: features [M, F] -> answers [M] or [M, K], e.g. `classifier.predict_proba` of scikit-learn.
         units: of these: "probability" (of yes, [M] or of no and yes, [M, 2]; of K classes, [M, K]), "log odds" (and
-            whatever else is exchanged already, see `polyrec.distillation.teacher.Teacher`) or "number" (in the label's
+            or canonical logits already, see `polyrec.distillation.teacher.Teacher`) or "number" (in the label's
             unit).
     """
 
@@ -96,7 +96,7 @@ class ScorerTeacher(RowTeacher):
         scorer, own = self.scorers[task], self._tasks[task]
         found = np.asarray(scorer.answer(self.features(dataset, rows)), dtype=np.float64)
         if scorer.units == "probability":
-            found = exchanged_probabilities(found, own)
+            found = canonical_probabilities(found, own)
         if found.shape != (len(rows), *self.width(task)):
             raise ValueError(
                 f"the scorer of task {task!r} (head {own.head!r}) gives answers of shape {list(found.shape)} for "

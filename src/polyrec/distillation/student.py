@@ -16,7 +16,7 @@ from polyrec.core.reduction import known_weight, mean_loss
 from polyrec.distillation.representation import gate_kl, state_loss
 from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of
 from polyrec.models.multitask import MultiTaskModel
-from polyrec.models.teaching import Answered, FurtherLosses, Sums
+from polyrec.models.teaching import FurtherLosses, StudentOutput, Sums
 from polyrec.modules.encoders.item import PADDING_ITEM
 
 STATES, GATES = "distilled_states", "distilled_gates"
@@ -69,7 +69,7 @@ class SoftLosses(FurtherLosses):
         self,
         teacher: Mapping[str, Any],
         heads: Mapping[str, nn.Module],
-        student: Answered,
+        student: StudentOutput,
         known: Mapping[str, tuple[Tensor, Tensor | None]],
         denominators: Mapping[str, Tensor] | None,
         progress: float = 0.0,
@@ -114,7 +114,7 @@ class SoftLosses(FurtherLosses):
                 each[1] / each[0],
                 None if weight_BC is None else weight_BC.flatten()[rows_M],
                 asked.own_M,
-                asked.moment,
+                asked.context,
             )
         return hard, soft
 
@@ -122,7 +122,7 @@ class SoftLosses(FurtherLosses):
         self,
         teacher: Mapping[str, Any],
         heads: Mapping[str, nn.Module],
-        student: Answered,
+        student: StudentOutput,
         progress: float = 0.0,
         found: Sums | None = None,
     ) -> Sums:
@@ -139,9 +139,9 @@ class SoftLosses(FurtherLosses):
             if head.reads == "state":
                 found[soft_name(task)] = self._list(head, task, teacher, student)
             elif task in (teacher.get("teacher_logits") or {}):
-                exchanged = student.pairs.pack(teacher["teacher_logits"][task])
+                canonical = student.pairs.pack(teacher["teacher_logits"][task])
                 found[soft_name(task)] = kind_of(head).loss(
-                    head, student.logits[task], exchanged, plan, None, student.labels.get(task)
+                    head, student.logits[task], canonical, plan, None, student.labels.get(task)
                 )
             else:
                 nothing = 0.0 * student.logits[task].sum()
@@ -155,7 +155,7 @@ class SoftLosses(FurtherLosses):
             found[GATES] = sum(part[0] for part in parts), sum(part[1] for part in parts)
         return found
 
-    def _list(self, head: Any, task: str, teacher: Mapping[str, Any], student: Answered) -> tuple[Tensor, Tensor]:
+    def _list(self, head: Any, task: str, teacher: Mapping[str, Any], student: StudentOutput) -> tuple[Tensor, Tensor]:
         answered_BC, plan = _answered(head, task, teacher), self.plans[task]
         rows_M = torch.zeros(0, dtype=torch.int64, device=student.state_BCD.device)
         if answered_BC is not None:
@@ -174,7 +174,7 @@ class SoftLosses(FurtherLosses):
             student.counts_N,
             student.negatives.get(task),
             asked.own_M,
-            asked.moment,
+            asked.context,
         )
 
     def means(self, found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -218,14 +218,16 @@ class SoftLosses(FurtherLosses):
 class _Rows:
     """What is asked of a head that scores the catalog about some candidates of a batch, and what the teacher says."""
 
-    def __init__(self, rows_M: Tensor, head: Any, task: str, teacher: Mapping[str, Any], student: Answered) -> None:
+    def __init__(
+        self, rows_M: Tensor, head: Any, task: str, teacher: Mapping[str, Any], student: StudentOutput
+    ) -> None:
         def of(values_BC: Tensor | None) -> Tensor | None:
             return None if values_BC is None else values_BC.flatten(0, 1).index_select(0, rows_M)
 
         queries = student.queries
         self.listed_MK = teacher["teacher_items"][task].flatten(0, 1).index_select(0, rows_M)
         self.teacher_MK1 = teacher["teacher_scores"][task].flatten(0, 1).index_select(0, rows_M)
-        self.moment = student.moment.rows(rows_M)
+        self.context = student.context.rows(rows_M)
         self.question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
         self.own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
 

@@ -21,7 +21,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
-from polyrec.distillation.unlabelled import Drawn, places, with_unlabelled
+from polyrec.distillation.unlabelled import SampledCandidates, places, with_unlabelled
 from polyrec.models.polyrec.fingerprint import data_digest, fingerprint, item_digest, task_differences, task_parts
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
@@ -235,7 +235,9 @@ class TableTeacher(Teacher):
             )
         return at
 
-    def draw(self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> Drawn:
+    def draw(
+        self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator
+    ) -> SampledCandidates:
         """Some of the items that were drawn beside the window's candidates when the teacher was asked."""
         beside_BU, _ = places(batch, count, generator)
         each = min(table.drawn.shape[1] for table in self.tables if table.drawn is not None)
@@ -246,7 +248,7 @@ class TableTeacher(Teacher):
             assert table.drawn is not None  # see `answers_drawn`
             items_M[chosen] = table.drawn[local, numbers_BU.flatten().numpy()[chosen]]
         items_BU = torch.from_numpy(items_M).view(beside_BU.shape)
-        return Drawn(beside_BU, items_BU.to(beside_BU.device), numbers_BU.to(beside_BU.device))
+        return SampledCandidates(beside_BU, items_BU.to(beside_BU.device), numbers_BU.to(beside_BU.device))
 
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Look a batch up, see [`Teacher`]."""
@@ -254,7 +256,7 @@ class TableTeacher(Teacher):
         rows_BC = batch["candidate_rows"]
         at_M = self._rows(rows_BC)
         pieces = self._pieces(at_M)
-        drawn: Drawn | None = batch.get("drawn")
+        drawn: SampledCandidates | None = batch.get("drawn")
         beside = [] if drawn is None else self._pieces(self._rows(rows_BC.gather(1, drawn.beside_BU)))
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
@@ -285,7 +287,7 @@ class TableTeacher(Teacher):
         return answers
 
     def _about_drawn(
-        self, task: str, drawn: Drawn, beside: Sequence[tuple[AnswerTable, np.ndarray, np.ndarray]]
+        self, task: str, drawn: SampledCandidates, beside: Sequence[tuple[AnswerTable, np.ndarray, np.ndarray]]
     ) -> Tensor:
         """Answers about drawn items, [B, U(, K)]; `beside` are pieces of the candidates that they stand beside."""
         numbers_M, width = drawn.numbers_BU.flatten().cpu().numpy(), self.tables[0].numbers[task].shape[1:]
@@ -377,13 +379,15 @@ def ask(
     return table
 
 
-def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> Drawn:
+def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> SampledCandidates:
     """All items drawn beside the candidates of a batch, U for each of its B * C places; `real` [M] are no padding."""
     (people, asked), each = asked_BC, items_MU.shape[1]
     items = np.full((people * asked, each), PADDING_ITEM, dtype=np.int64)
     items[real] = items_MU
     beside = torch.arange(asked).repeat_interleave(each).expand(people, -1)
-    return Drawn(beside, torch.from_numpy(items).view(people, -1), torch.arange(each).repeat(asked).expand(people, -1))
+    return SampledCandidates(
+        beside, torch.from_numpy(items).view(people, -1), torch.arange(each).repeat(asked).expand(people, -1)
+    )
 
 
 def _taken(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -22,7 +22,7 @@ from polyrec.data.sequences import SequenceDataset, WindowDataset
 from polyrec.data.splits import LeakageError
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.representation import same_sources
-from polyrec.distillation.unlabelled import Drawn, draw_evenly
+from polyrec.distillation.unlabelled import SampledCandidates, draw_evenly
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 PerTask = Mapping[str, Any]
@@ -196,7 +196,9 @@ class Teacher(ABC):
         """Whether it answers pair tasks about items beside the data set's candidates, too."""
         return False
 
-    def draw(self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> Drawn:
+    def draw(
+        self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator
+    ) -> SampledCandidates:
         """So many items per window that are asked of it alone; `score` finds them in the batch's `drawn`."""
         return draw_evenly(batch, count, num_items, generator)
 

@@ -18,8 +18,8 @@ from polyrec.data.trees import known_features
 from polyrec.distillation.pair_answers import (
     Features,
     answer_width,
+    canonical_probabilities,
     classes_of,
-    exchanged_probabilities,
     levels_of,
     pair_task,
 )
@@ -153,7 +153,7 @@ class LightGBMTeacher(RowTeacher):
     def _answer(self, name: str, models: Sequence[Any], x: np.ndarray) -> np.ndarray:
         task = self._tasks[name]
         if task.head == "ordinal":
-            return exchanged_probabilities(models[0].predict(x), task)
+            return canonical_probabilities(models[0].predict(x), task)
         if task.head == "quantile":  # each fitted by itself, so they may cross
             return np.sort(np.stack([model.predict(x) for model in models], axis=1), axis=1)
         return models[0].predict(x, raw_score=task.head in ("binary", "multiclass", "count"))

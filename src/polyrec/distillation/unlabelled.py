@@ -19,7 +19,7 @@ _OF_ITEM = (STATISTICS, AGE)
 _COPIED = ("candidate_positions", "candidate_times", "candidate_query", "query_items", "candidate_trending")
 
 
-class Drawn(NamedTuple):
+class SampledCandidates(NamedTuple):
     """Items drawn for the windows of a batch.
 
     Args:
@@ -40,14 +40,14 @@ def places(batch: Mapping[str, Any], count: int, generator: torch.Generator) -> 
     return (drawn_BU * real_B1).long(), real_B1 > 0  # padding is on the right
 
 
-def draw_evenly(batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> Drawn:
+def draw_evenly(batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> SampledCandidates:
     """Items drawn evenly from the catalog, each beside a candidate of its window that is drawn, too."""
     beside_BU, asked_B1 = places(batch, count, generator)
     items_BU = torch.randint(FIRST_ITEM, num_items, tuple(beside_BU.shape), generator=generator).to(beside_BU.device)
-    return Drawn(beside_BU, items_BU.masked_fill(~asked_B1, PADDING_ITEM), torch.zeros_like(beside_BU))
+    return SampledCandidates(beside_BU, items_BU.masked_fill(~asked_B1, PADDING_ITEM), torch.zeros_like(beside_BU))
 
 
-def with_unlabelled(batch: Mapping[str, Any], drawn: Drawn) -> dict[str, Any]:
+def with_unlabelled(batch: Mapping[str, Any], drawn: SampledCandidates) -> dict[str, Any]:
     """A batch with U more candidates per window, all labels of which are unknown.
 
     Each stands where one of the window's own candidates stands: it sees as many events and has the same context, but
@@ -61,7 +61,8 @@ def with_unlabelled(batch: Mapping[str, Any], drawn: Drawn) -> dict[str, Any]:
     Example:
         >>> batch = {"candidate_ids": torch.tensor([[5, 6, 0]]), "candidate_positions": torch.tensor([[1, 4, 0]]),
         ...          "candidate_rows": torch.tensor([[0, 1, -1]]), "candidate_features": {}, "labels": {}}
-        >>> more = with_unlabelled(batch, Drawn(torch.tensor([[1, 0]]), torch.tensor([[7, 8]]), torch.zeros(1, 2)))
+        >>> sampled = SampledCandidates(torch.tensor([[1, 0]]), torch.tensor([[7, 8]]), torch.zeros(1, 2))
+        >>> more = with_unlabelled(batch, sampled)
         >>> more["candidate_ids"].tolist(), more["candidate_positions"].tolist(), more["candidate_rows"].tolist()
         ([[5, 6, 0, 7, 8]], [[1, 4, 0, 4, 1]], [[0, 1, -1, -1, -1]])
     """

@@ -22,7 +22,7 @@ from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_
 from polyrec.models.batches import to_device
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +105,13 @@ class Asked(NamedTuple):
         rows: int64 [M], candidates of the data set.
         states: [M, D].
         queries: [M, D], of what was typed; None: nothing.
-        moment: of each.
+        context: of each.
     """
 
     rows: np.ndarray
     states: torch.Tensor
     queries: torch.Tensor | None
-    moment: Moment
+    context: RequestContext
 
 
 class Answered(NamedTuple):
@@ -120,14 +120,14 @@ class Answered(NamedTuple):
     Args:
         rows: int64 [B, C], candidates of the data set, below 0 = padding.
         labels: {task: [B, C]}.
-        output, moments: of the model.
+        output, contexts: of the model.
         items: the encoded table.
     """
 
     rows: torch.Tensor
     labels: Mapping[str, torch.Tensor]
     output: PolyRecOutput
-    moments: Moment
+    contexts: RequestContext
     items: ItemRows
 
     def questions(self, task: str, size: int) -> Iterator[Asked]:
@@ -136,12 +136,12 @@ class Answered(NamedTuple):
         states_BCD, queries_BCD = self.output.states, self.output.queries
         assert states_BCD is not None  # there are candidates
         there = taken.to(states_BCD.device)
-        states, moment = states_BCD.flatten(0, 1)[there], self.moments.rows(there)
+        states, context = states_BCD.flatten(0, 1)[there], self.contexts.rows(there)
         queries = None if queries_BCD is None else queries_BCD.flatten(0, 1)[there]
         rows = self.rows.flatten()[taken].numpy()
         for chunk in torch.arange(len(rows)).split(size):
             typed = None if queries is None else queries[chunk]
-            yield Asked(rows[chunk.numpy()], states[chunk], typed, moment.at(chunk))
+            yield Asked(rows[chunk.numpy()], states[chunk], typed, context.at(chunk))
 
 
 def answered(
@@ -165,7 +165,7 @@ def answered(
     for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
         asked = to_device(batch, model.device)
-        yield Answered(rows, labels, model(**asked, items=items), model.moment(**asked), items)
+        yield Answered(rows, labels, model(**asked, items=items), model.request_context(**asked), items)
 
 
 @torch.no_grad()
@@ -204,7 +204,7 @@ def predict(
             for name in model.state_tasks:
                 leaves = lists_leave_out(model, name, exclude_seen)
                 for asked in batch.questions(name, rows_at_once(model.config.num_items)):
-                    scores = model.score_items(asked.states, name, batch.items, asked.queries, asked.moment).float()
+                    scores = model.score_items(asked.states, name, batch.items, asked.queries, asked.context).float()
                     parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked.rows, leaves, k))
     rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}
     return Predictions(pairs.values, rankings, pairs.details)

@@ -121,7 +121,7 @@ def _metrics(
                 if (some := _of_rows(asked, ranked[name])) is None:
                     continue
                 term.weigh(0.0, 1.0)
-                plain_MN = model.score_items(some.states, name, batch.items, some.queries, some.moment).float()
+                plain_MN = model.score_items(some.states, name, batch.items, some.queries, some.context).float()
                 found = []
                 for scores_MN in _weighed(plain_MN, term, some):
                     lists = rank_scores(scores_MN[:, FIRST_ITEM:], valid, some.rows, leaves, 0)
@@ -137,7 +137,7 @@ def _of_rows(asked: Asked, kept: np.ndarray) -> Asked | None:
         return None
     at = torch.from_numpy(index).to(asked.states.device)
     typed = None if asked.queries is None else asked.queries[at]
-    return Asked(asked.rows[index], asked.states[at], typed, asked.moment.at(at))
+    return Asked(asked.rows[index], asked.states[at], typed, asked.context.at(at))
 
 
 def _grid(decays: tuple[float, ...]) -> list[tuple[float, float]]:
@@ -150,7 +150,7 @@ def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: Asked) -> Iterato
     ids_N = torch.arange(plain_MN.shape[1], device=plain_MN.device)
     for decay in term.decays:
         term.weigh(1.0, decay)
-        own_MN = ItemTerms([term]).add_to(torch.zeros_like(plain_MN), asked.states, asked.moment, ids_N)
+        own_MN = ItemTerms([term]).add_to(torch.zeros_like(plain_MN), asked.states, asked.context, ids_N)
         for strength in STRENGTHS:
             yield plain_MN + strength * own_MN
 

@@ -91,8 +91,8 @@ def _recommend(
     if ranking_task in model.state_tasks:
         batch = as_batch([window], model)
         state = model(**batch, items=items).states[:, 0]
-        moment = model.moment(**batch).at((slice(None), 0))
-        scores = model.score_items(state, ranking_task, items, moment=moment)[0].float().cpu().numpy()
+        request_context = model.request_context(**batch).at((slice(None), 0))
+        scores = model.score_items(state, ranking_task, items, context=request_context)[0].float().cpu().numpy()
     else:
         others = answers(model, processor, history, np.arange(FIRST_ITEM, processor.num_items), request, items)
         others = {name: np.concatenate([np.full(FIRST_ITEM, -np.inf), own]) for name, own in others.items()}

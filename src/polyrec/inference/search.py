@@ -117,12 +117,12 @@ def _scores(
     if (window["candidate_query"] < 0).all():
         return None
     batch = as_batch([window], model)
-    output, moment = model(**batch, items=items), model.moment(**batch).at((slice(None), 0))
+    output, request_context = model(**batch, items=items), model.request_context(**batch).at((slice(None), 0))
     head = model.heads[task]
     question = head.question(output.states[:, 0], output.queries[:, 0])
     if expand:
-        question = head.expanded(question, items, expand, expand_weight, moment)
-    scores = head(question, items, moment)[0].float().cpu().numpy()
+        question = head.expanded(question, items, expand, expand_weight, request_context)
+    scores = head(question, items, request_context)[0].float().cpu().numpy()
     if exclude_seen:
         scores[window["history_items"]] = -np.inf
     return scores

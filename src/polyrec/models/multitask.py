@@ -21,7 +21,7 @@ from polyrec.models.teaching import FurtherLosses, Sums
 from polyrec.modules.coupling.base import CoupledTask
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.pair import LinearSkip
-from polyrec.modules.encoders.shared import RealPairs, gramian
+from polyrec.modules.encoders.shared import PackedPairs, gramian
 from polyrec.modules.experts.base import ExpertOutput
 from polyrec.modules.heads.base import TaskHead
 from polyrec.modules.heads.terms.trees import read_inputs, tree_inputs
@@ -152,7 +152,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         self,
         name: str,
         answers: PairAnswers,
-        pairs: RealPairs,
+        pairs: PackedPairs,
         labels: Mapping[str, Tensor],
         sample_weight: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:

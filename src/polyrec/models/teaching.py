@@ -15,15 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import NOT_TOLD, Moment
 from polyrec.modules.encoders.query import CandidateQueries
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext
+from polyrec.modules.encoders.shared import PackedPairs
 
 Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
 
 
 @dataclass
-class Answered:
+class StudentOutput:
     """A training batch as the model has answered it.
 
     Args:
@@ -33,10 +33,10 @@ class Answered:
         real_BC: which candidates are none of padding.
         state_BCD, items: what retrieval tasks are asked from, and the items they can find.
         counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
-        queries, moment: what was typed, and when and after which events, if tasks read them.
+        queries, context: what was typed, and when and after which events, if tasks read them.
     """
 
-    pairs: RealPairs
+    pairs: PackedPairs
     logits: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
     gates: Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class Answered:
     counts_N: Tensor
     negatives: Mapping[str, Tensor] = field(default_factory=dict)
     queries: CandidateQueries | None = None
-    moment: Moment = NOT_TOLD
+    context: RequestContext = NO_CONTEXT
 
 
 class FurtherLosses(nn.Module):
@@ -56,7 +56,7 @@ class FurtherLosses(nn.Module):
         self,
         teacher: Mapping[str, Any],
         heads: Mapping[str, nn.Module],
-        student: Answered,
+        student: StudentOutput,
         known: Mapping[str, tuple[Tensor, Tensor | None]],
         denominators: Mapping[str, Tensor] | None,
         progress: float = 0.0,
@@ -68,7 +68,7 @@ class FurtherLosses(nn.Module):
         self,
         teacher: Mapping[str, Any],
         heads: Mapping[str, nn.Module],
-        student: Answered,
+        student: StudentOutput,
         progress: float = 0.0,
         found: Sums | None = None,
     ) -> Sums:

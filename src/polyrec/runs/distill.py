@@ -18,7 +18,7 @@ from polyrec.core.distillation_config import DistillationConfig
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
 from polyrec.core.swap import beside, publish, recover
-from polyrec.distillation.gating import Belief, believe, gated
+from polyrec.distillation.gating import AlphaSelection, gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
 from polyrec.distillation.teacher import Teacher
@@ -254,7 +254,9 @@ def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings
     return sized(recipe, _read(place)["hidden_size"])
 
 
-def _beliefs(shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None) -> dict[str, Belief]:
+def _beliefs(
+    shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None
+) -> dict[str, AlphaSelection]:
     plan = shop.recipe.model["distillation"]["tasks"]
     found: dict[str, float] = {}
     if judged is None:
@@ -266,7 +268,7 @@ def _beliefs(shop: _Workshop, judge: Judge, judged: Teacher | None, alone: Compa
     popular = judge.popularity() if any(task in found for task in judge.model.state_tasks) else {}
     own = {} if alone is None else alone.metrics
     return {
-        task: believe(p["alpha"], found.get(task), popular.get(task, 0.0), own.get(f"valid/{task}"))
+        task: select_alpha(p["alpha"], found.get(task), popular.get(task, 0.0), own.get(f"valid/{task}"))
         for task, p in plan.items()
     }
 
@@ -281,7 +283,7 @@ def _teacher_run(judge: Judge, teacher: Teacher) -> ComparisonRun:
 
 
 def _ablations(
-    shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, Belief], bar: tqdm
+    shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, AlphaSelection], bar: tqdm
 ) -> list[ComparisonRun]:
     """The student without each soft loss, those of states and gates included."""
     if not shop.settings.ablations:

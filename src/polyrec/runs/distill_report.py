@@ -12,7 +12,7 @@ from typing import Any
 from polyrec.core.files import write_atomically
 from polyrec.core.schema import TaskConfig
 from polyrec.data.sequences import SequenceDataset
-from polyrec.distillation.gating import Belief
+from polyrec.distillation.gating import AlphaSelection
 from polyrec.distillation.student import GATES, STATES
 from polyrec.evaluation.comparison import Effect, Measured, measure
 from polyrec.evaluation.comparison_runs import ComparisonRun
@@ -62,7 +62,7 @@ class Study:
     settings: dict[str, Any]
     plan: dict[str, Any]
     weights: dict[str, list[float]]
-    beliefs: dict[str, Belief]
+    beliefs: dict[str, AlphaSelection]
     systems: dict[str, System]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     brought: dict[str, dict[str, Effect]] = field(default_factory=dict)

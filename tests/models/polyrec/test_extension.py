@@ -41,8 +41,8 @@ def answers(model, dataset):
         inputs = {k: v for k, v in model_inputs(batch).items() if k != "labels"}
         output = model(**inputs)
         states = output.states.flatten(0, 1)
-        moment = model.moment(**inputs).rows(torch.arange(len(states)))
-        scores = {task: model.score_items(states, task, moment=moment) for task in model.state_tasks}
+        context = model.request_context(**inputs).rows(torch.arange(len(states)))
+        scores = {task: model.score_items(states, task, context=context) for task in model.state_tasks}
     return output.logits, scores
 
 
@@ -153,8 +153,8 @@ def test_new_items_get_their_share(fallback):
             torch.testing.assert_close(values, alone[name][feature], rtol=1e-5, atol=1e-6, equal_nan=True)
     with torch.no_grad():
         asked = as_batch(windows, model)
-        moment = model.moment(**asked).at((slice(None), 0))
-        scores = model.score_items(model(**asked).states[:, 0], "next_item", moment=moment).double()
+        context = model.request_context(**asked).at((slice(None), 0))
+        scores = model.score_items(model(**asked).states[:, 0], "next_item", context=context).double()
     told, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
     assert told == pytest.approx(taken, abs=0.1)  # other users were drawn for the level
 
@@ -170,7 +170,7 @@ def test_level_makes_softmax_shares_equal(bias_rate):
     taken, new = torch.zeros(2, rows, dtype=torch.bool)
     taken[3:8], new[-2:] = True, True
     before = head.bias.weight.clone()
-    head.level(states, items, taken, new)
+    head.calibrate_new_items(states, items, taken, new)
     logits = head(states, items)
     means = [np.mean([row[n].exp().mean().log().item() for row in logits]) for n in (taken, new)]
     assert means[0] == pytest.approx(means[1], abs=1e-5)

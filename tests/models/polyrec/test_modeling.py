@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, GPT2Config, Qwen2Config
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecModel
 from polyrec.core.manifest import write_manifest
 from polyrec.models.polyrec.modeling_polyrec import gather_states
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.modules.encoders.shared import PackedPairs
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_scores_of_the_catalog_equal_scores_of_candidates(world):
     model.heads["next_item"].bias.weight.data.normal_()
     output = model(**batch)
     states, count = output.states.flatten(0, 1), batch["candidate_ids"].numel()
-    scores = model.score_items(states, "next_item", moment=model.moment(**batch).rows(torch.arange(count)))
+    scores = model.score_items(states, "next_item", context=model.request_context(**batch).rows(torch.arange(count)))
     scores = scores.view(*batch["candidate_ids"].shape, -1)
     assert scores[..., :2].eq(float("-inf")).all()
     real = batch["candidate_ids"] >= 2
@@ -190,7 +190,7 @@ def test_members_are_averaged_by_hand(world):
     model.experts.register_forward_hook(lambda module, args, out: seen.update(out.hidden))
     model.skip.register_forward_hook(lambda module, args, out: skipped.update(out))
     output = model(**batch)
-    pairs = RealPairs(batch["candidate_ids"])
+    pairs = PackedPairs(batch["candidate_ids"])
     for task in model.pair_tasks:
         labels = pairs.pack(batch["labels"][task])
         known = ~torch.isnan(labels)

@@ -8,7 +8,7 @@ from model_fixtures import fit, random_config, synthetic_log, tiny_model
 
 from polyrec import FeatureConfig
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM, UNKNOWN_ITEM, ItemEncoder, ItemRows
-from polyrec.modules.encoders.moment import LATEST, Moment
+from polyrec.modules.encoders.request_context import LATEST, RequestContext
 
 ITEMS = 10
 FEATURES = [FeatureConfig("genre", "item", "categorical", size=5), FeatureConfig("price", "item", "numeric")]
@@ -130,13 +130,13 @@ def test_items_that_enter_the_catalog_after_training_are_scored_by_their_attribu
     assert processor.item_counts[new] == 0
     assert not model.item_encoder.known[new]
     state = torch.randn(1, 8)
-    nobody = Moment(latest={"next_item": torch.zeros(1, LATEST, dtype=torch.int64)})
-    before = model.score_items(state, "next_item", moment=nobody)[0, new]
+    nobody = RequestContext(latest={"next_item": torch.zeros(1, LATEST, dtype=torch.int64)})
+    before = model.score_items(state, "next_item", context=nobody)[0, new]
     with torch.no_grad():
         model.item_encoder.id_embedding.weight[new].add_(100)
-    assert model.score_items(state, "next_item", moment=nobody)[0, new] == before
+    assert model.score_items(state, "next_item", context=nobody)[0, new] == before
     model.item_encoder.catalog.genre[new] = 2 + (model.item_encoder.catalog.genre[new] - 1) % 3
-    assert model.score_items(state, "next_item", moment=nobody)[0, new] != before
+    assert model.score_items(state, "next_item", context=nobody)[0, new] != before
 
 
 @torch.no_grad()

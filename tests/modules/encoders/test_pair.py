@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from polyrec import FeatureConfig
 from polyrec.modules.encoders.pair import LinearSkip, PairEncoder
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.modules.encoders.shared import PackedPairs
 
 FEATURES = [
     FeatureConfig("surface", "candidate", "categorical", size=4),
@@ -17,7 +17,7 @@ FEATURES = [
     FeatureConfig("statistics", "candidate", "vector", size=3),
     FeatureConfig("rating", "event", "numeric"),
 ]
-ALL_REAL = RealPairs(torch.tensor([[2, 3, 4]]))
+ALL_REAL = PackedPairs(torch.tensor([[2, 3, 4]]))
 
 
 def values():
@@ -105,9 +105,9 @@ def test_nothing_to_skip():
 def test_padding_is_not_encoded_and_real_pairs_keep_their_places():
     """Prevents an answer from landing at another candidate, or at padding, when batches are ragged."""
     ids = torch.tensor([[5, 0, 7], [0, 0, 0], [8, 9, 0]])
-    pairs = RealPairs(ids)
+    pairs = PackedPairs(ids)
     packed = pairs.pack(torch.stack([ids, 10 * ids], dim=-1))
     assert packed.tolist() == [[[5, 50], [7, 70], [8, 80], [9, 90]]]
     assert torch.equal(pairs.unpack(packed), torch.stack([ids, 10 * ids], dim=-1))
-    nothing = RealPairs(torch.zeros(2, 3, dtype=torch.int64))
+    nothing = PackedPairs(torch.zeros(2, 3, dtype=torch.int64))
     assert nothing.unpack(nothing.pack(torch.randn(2, 3, 4))).count_nonzero() == 0

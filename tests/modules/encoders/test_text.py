@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 from polyrec import PolyRecTrainer
 from polyrec.core.backbones import TextConfig, resolve
 from polyrec.data.texts import TokenTable, load_tokenizer, tokenize
-from polyrec.modules.encoders.moment import LATEST, Moment
+from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.modules.encoders.text import TextEncoder, pool
 from polyrec.modules.encoders.vector_store import VectorStore
 
@@ -99,8 +99,8 @@ def test_in_batch_softmax_knows_the_chance_of_each_item():
     head, counts = model.heads["next_item"], model.item_encoder.counts
     items = model.item_encoder.rows(torch.arange(2, 10))
     states, targets = torch.randn(6, 8), torch.tensor([2, 3, 4, 5, 6, 2])
-    nobody = Moment(latest={"next_item": torch.zeros(6, LATEST, dtype=torch.int64)})
-    total, count = head.retrieval_loss(states, targets, items, counts, None, moment=nobody)
+    nobody = RequestContext(latest={"next_item": torch.zeros(6, LATEST, dtype=torch.int64)})
+    total, count = head.retrieval_loss(states, targets, items, counts, None, context=nobody)
     share = (counts + 1) / (counts + 1).sum()
     expected = 0.0
     for state, target in zip(head.project(states), targets, strict=True):

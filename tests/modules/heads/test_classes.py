@@ -53,11 +53,13 @@ def test_multiclass_starts_at_the_shares():
     """Prevents the first hundred steps from being spent on the shares of the classes."""
     task = TaskConfig("task", "multiclass")
     summary = summarise(task, np.array([1.0] * 7 + [2.0] * 2 + [np.nan]), {})
-    options = HEADS.get("multiclass").starting_options(task, summary)
+    options = HEADS.get("multiclass").options_from_labels(task, summary)
     head = head_of("multiclass", **options)
     # one imagined label per class: class 0 was not seen
     np.testing.assert_allclose(head.details(head.output.bias.detach()), [1 / 12, 8 / 12, 3 / 12], rtol=1e-5)
-    more = HEADS.get("multiclass").starting_options(TaskConfig("t", "multiclass", options={"num_classes": 5}), summary)
+    more = HEADS.get("multiclass").options_from_labels(
+        TaskConfig("t", "multiclass", options={"num_classes": 5}), summary
+    )
     assert len(more["prior"]) == 5
 
 
@@ -124,7 +126,7 @@ def test_ordinal_starts_at_the_shares():
     """Prevents conditional questions from starting at the unconditional rate of the higher classes."""
     task = TaskConfig("task", "ordinal")
     labels = np.array([1.0] * 9 + [3.0] * 4 + [4.0])
-    options = HEADS.get("ordinal").starting_options(task, summarise(task, labels, {}))
+    options = HEADS.get("ordinal").options_from_labels(task, summarise(task, labels, {}))
     assert (options["minimum"], options["maximum"]) == (1, 4)
     head = head_of("ordinal", **options)
     shares = np.array([10, 1, 5, 2]) / 18

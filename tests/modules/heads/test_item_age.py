@@ -19,7 +19,7 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.data.release import NO_TIME, age_edges, age_start
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.terms.item_age import ItemAge
 
 MINUTE, DAY = 60_000, 86_400_000
@@ -53,11 +53,11 @@ def test_groups_equal_their_definition(source, buckets, now, ages):
     age = ItemAge(source, buckets, FIRST_ITEM + len(appeared), hidden_size=2)
     age.load(torch.tensor([NO_TIME, NO_TIME, *appeared]))
     ids = torch.arange(FIRST_ITEM, FIRST_ITEM + len(appeared))
-    found = age.groups(Moment(torch.tensor(now)), ids)
-    for m, moment in enumerate(now):
-        own = age.own_groups(Moment(torch.full_like(ids, moment)), ids.unsqueeze(1)).squeeze(1)
+    found = age.groups(RequestContext(torch.tensor(now)), ids)
+    for m, context in enumerate(now):
+        own = age.own_groups(RequestContext(torch.full_like(ids, context)), ids.unsqueeze(1)).squeeze(1)
         for n, released in enumerate(appeared):
-            expected = naive_group(source, buckets, moment, released)
+            expected = naive_group(source, buckets, context, released)
             if expected is not None:
                 assert found[m, n] == expected
                 assert own[n] == (0 if expected == buckets + 1 else expected)  # whoever takes an item says it is there
@@ -142,7 +142,7 @@ def test_the_full_softmax_equals_the_plain_formula(monkeypatch, source, smoothin
     head, items, states, targets, counts, times = head_of(source, label_smoothing=smoothing, bias_rate=2.0)
     leaves = [states.requires_grad_(), items.vectors_MD.requires_grad_(), *head.parameters()]
     weight = torch.rand(len(targets)) + 0.5
-    total, count = head.retrieval_loss(states, targets, items, counts, None, weight, moment=Moment(times))
+    total, count = head.retrieval_loss(states, targets, items, counts, None, weight, context=RequestContext(times))
     everything = range(FIRST_ITEM, ITEMS)
     losses = naive_losses(head, items, states, targets, times, everything)
     if smoothing:
@@ -165,12 +165,12 @@ def test_the_sampled_and_the_batch_softmax_equal_the_naive_ones(source):
     head, items, states, targets, counts, times = head_of(source, sampled_above=0)
     negatives = torch.tensor([3, 6, 7, 8, 4])
     q = torch.log((counts + 1) / (counts + 1).sum())
-    total, _ = head.retrieval_loss(states, targets, items, counts, negatives, moment=Moment(times))
+    total, _ = head.retrieval_loss(states, targets, items, counts, negatives, context=RequestContext(times))
     expected = naive_losses(head, items, states, targets, times, negatives.tolist(), q)
     torch.testing.assert_close(total, expected.sum(), rtol=1e-4, atol=1e-4)
 
     every = ItemRows(items.vectors_MD, rows_M=torch.arange(ITEMS))
-    total, _ = head.retrieval_loss(states, targets, every, counts, None, moment=Moment(times))
+    total, _ = head.retrieval_loss(states, targets, every, counts, None, context=RequestContext(times))
     chance = torch.log(1 - (1 - q.exp()) ** len(targets))
     expected = naive_losses(head, items, states, targets, times, range(FIRST_ITEM, ITEMS), chance)
     torch.testing.assert_close(total, expected.sum(), rtol=1e-4, atol=1e-4)
@@ -180,14 +180,14 @@ def test_the_sampled_and_the_batch_softmax_equal_the_naive_ones(source):
 def test_scores_and_pair_logits_equal_the_naive_ones(source):
     """Prevents a ranking by other ages than the loss learnt, and NaN where an item is asked about too early."""
     head, items, states, _, _, times = head_of(source)
-    scores = head(states, items, Moment(times))
+    scores = head(states, items, RequestContext(times))
     ids = torch.arange(FIRST_ITEM, ITEMS).expand(len(states), -1)
     pairs = head.pair_logits(
         states.unsqueeze(1).expand(-1, ids.shape[1], -1),
         items.lookup(ids),
         ids,
         items,
-        Moment(times.unsqueeze(1).expand_as(ids)),
+        RequestContext(times.unsqueeze(1).expand_as(ids)),
     )
     assert scores[:, :FIRST_ITEM].eq(float("-inf")).all()
     assert pairs.isfinite().all()
@@ -211,12 +211,12 @@ def test_nothing_at_or_after_the_request_is_known(source, now, seed):
     """
     head, items, states, _, _, _ = head_of(source)
     times = torch.full((len(states),), now)
-    before = head(states, items, Moment(times))
+    before = head(states, items, RequestContext(times))
     released = head.age.released.clone()
     later = (released > now) & (released < NO_TIME) if source == "release" else released >= now
     moved = now + int(source == "release") + torch.randint(0, 10**9, (ITEMS,), generator=torch.manual_seed(seed))
     head.age.load(torch.where(later, moved, released))
-    assert torch.equal(head(states, items, Moment(times)), before)
+    assert torch.equal(head(states, items, RequestContext(times)), before)
 
 
 # ------------------------------------------------------------------ from a log to recommendations
@@ -360,8 +360,8 @@ def test_new_items_have_an_age_and_old_answers_stay(worlds, source, tmp_path):
     def scores():
         with torch.no_grad():
             states = model(**inputs).states.flatten(0, 1)
-            moment = model.moment(**inputs).rows(torch.arange(len(states)))
-            return model.score_items(states, "next_item", moment=moment)
+            context = model.request_context(**inputs).rows(torch.arange(len(states)))
+            return model.score_items(states, "next_item", context=context)
 
     before, old = scores(), processor.num_items
     processor.extend({"item_id": [900], "title": ["new"], "born": [50 * 86_400]})

@@ -15,7 +15,7 @@ from polyrec.data.neighbours import REACH, weighed_neighbours
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.term_weight import choose_term_weights
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 TASKS = [{"name": "next_item", "head": "retrieval", "options": {"neighbours": 0}}]
 
@@ -88,13 +88,13 @@ def test_scores_add_the_weights_of_the_latest_items(world):
     items, state = ItemRows(torch.randn(processor.num_items, 8)), torch.randn(3, 8)
     latest = torch.zeros(3, REACH, dtype=torch.int64)
     latest[:, :2], latest[0, 30] = torch.tensor([[4, 9], [2, 0], [0, 0]]), 12
-    moment = Moment(latest={"next_item": latest})
+    context = RequestContext(latest={"next_item": latest})
     with torch.no_grad():
-        without = head(state, items, moment)
+        without = head(state, items, context)
         head.linear.weigh(3.0, 0.9)
-        found = (head(state, items, moment) - without)[:, 2:].numpy()
+        found = (head(state, items, context) - without)[:, 2:].numpy()
         ids = torch.tensor([[5, 7]]).expand(3, 2)
-        of_pairs = head.terms.of_pairs(state, moment, ids)
+        of_pairs = head.terms.of_pairs(state, context, ids)
     expected = np.zeros((3, processor.num_items))
     for m, h in np.argwhere(latest.numpy()):
         item = int(latest[m, h])

@@ -19,7 +19,7 @@ from polyrec import (
 )
 from polyrec.data.neighbours import FOLDS, KINDS, fold_of, neighbours, worthwhile
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import LATEST, Moment, latest_items
+from polyrec.modules.encoders.request_context import LATEST, RequestContext, latest_items
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 ITEMS, WIDTH = 30, 8
@@ -130,15 +130,15 @@ def head(log):
 def question(count):
     history = torch.randint(0, ITEMS, (count, 12))
     latest = latest_items(history, torch.full((count, 1), 12)).squeeze(1)
-    return Moment(torch.arange(count) * 10**8, history, None, {"next_item": latest}, torch.arange(count) % 3)
+    return RequestContext(torch.arange(count) * 10**8, history, None, {"next_item": latest}, torch.arange(count) % 3)
 
 
-def expected(head, tables, state, moment):
+def expected(head, tables, state, context):
     """The term by loops, float64 [M, N]."""
     weights = (head.neighbours.by_state(state) + head.neighbours.prior.weight.squeeze(-1)).view(len(state), 3, LATEST)
     found = torch.zeros(len(state), ITEMS, dtype=torch.float64)
     for m, h, t in np.ndindex(len(state), LATEST, len(KINDS)):
-        item, table = int(moment.latest["next_item"][m, h]), tables[int(moment.fold[m])]
+        item, table = int(context.latest["next_item"][m, h]), tables[int(context.fold[m])]
         for j, value in zip(table.items[item], table.values[item, t], strict=True):
             found[m, int(j)] += float(weights[m, t, h]) * float(value)
     return found
@@ -147,34 +147,34 @@ def expected(head, tables, state, moment):
 def test_logits_are_sums_over_latest_items_of_the_right_fold(head):
     """Prevents evidence of the wrong item, lag, kind or fold, in the catalog, in pairs and in samples alike."""
     head, tables = head
-    state, items, moment = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
+    state, items, context = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
     with torch.no_grad():
-        every = head(state, items, moment)
-        only = expected(head, tables, state, moment)[:, 2:]
+        every = head(state, items, context)
+        only = expected(head, tables, state, context)[:, 2:]
         head.neighbours.prior.weight.zero_()
         head.neighbours.by_state.weight.zero_()
-        without = head(state, items, moment)
+        without = head(state, items, context)
     np.testing.assert_allclose((every - without)[:, 2:], only, atol=2e-5)
 
 
 def test_pairs_and_samples_say_what_the_catalog_says(head):
     """Prevents lists, losses of samples and scores of given items that disagree."""
     head, _ = head
-    state, items, moment = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
+    state, items, context = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
     ids = torch.randint(2, ITEMS, (9, 5))
-    spread = Moment(
-        moment.times.unsqueeze(1).expand(9, 5),
-        moment.history.unsqueeze(1).expand(9, 5, -1),
+    spread = RequestContext(
+        context.times.unsqueeze(1).expand(9, 5),
+        context.history.unsqueeze(1).expand(9, 5, -1),
         None,
-        {"next_item": moment.latest["next_item"].unsqueeze(1).expand(9, 5, -1)},
-        moment.fold.unsqueeze(1).expand(9, 5),
+        {"next_item": context.latest["next_item"].unsqueeze(1).expand(9, 5, -1)},
+        context.fold.unsqueeze(1).expand(9, 5),
     )
     of_pairs = state.unsqueeze(1).expand(9, 5, WIDTH)
     with torch.no_grad():
-        every = head(state, items, moment)
+        every = head(state, items, context)
         pairs = head.pair_logits(of_pairs, items.lookup(ids), ids, items, spread)
         sample = torch.tensor([7, 3, 3, 29, 2])
-        sampled = head.of_sample(state, head.project(state), sample, items, moment)
+        sampled = head.of_sample(state, head.project(state), sample, items, context)
     # An age is what an item has that was there; in the catalog all are not seen yet, as in pairs.
     torch.testing.assert_close(pairs, every.gather(1, ids), atol=2e-5, rtol=0)
     torch.testing.assert_close(sampled, every[:, sample], atol=2e-5, rtol=0)
@@ -184,11 +184,11 @@ def test_loss_and_gradients_are_those_of_the_whole_softmax(head):
     """Prevents weights that learn from another gradient than the loss's."""
     head, _ = head
     state, vectors = torch.randn(9, WIDTH, requires_grad=True), torch.randn(ITEMS, WIDTH, requires_grad=True)
-    targets, moment, counts = torch.randint(2, ITEMS, (9,)), question(9), torch.ones(ITEMS)
+    targets, context, counts = torch.randint(2, ITEMS, (9,)), question(9), torch.ones(ITEMS)
     parameters = [state, vectors, *head.parameters()]
-    total, _ = head.retrieval_loss(state, targets, ItemRows(vectors), counts, None, moment=moment)
+    total, _ = head.retrieval_loss(state, targets, ItemRows(vectors), counts, None, context=context)
     own = torch.autograd.grad(total, parameters, allow_unused=True)
-    logits = head(state, ItemRows(vectors), moment)[:, 2:]
+    logits = head(state, ItemRows(vectors), context)[:, 2:]
     other = torch.autograd.grad(F.cross_entropy(logits, targets - 2, reduction="sum"), parameters, allow_unused=True)
     for one, two in zip(own, other, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)

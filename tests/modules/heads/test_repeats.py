@@ -17,7 +17,7 @@ from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.soft_losses.base import checked_plan, kind_of
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.moment import Moment, visible_items
+from polyrec.modules.encoders.request_context import RequestContext, visible_items
 from polyrec.modules.heads.terms.repeats import _FEW, Repeats
 
 ITEMS, DAY = 11, 86_400_000
@@ -40,16 +40,18 @@ def naive_group(history, item):
 def test_ranges_begin_where_saved_weights_learnt_them():
     """Prevents a range that is moved by one: the weights of a saved model would speak of other events."""
     history = np.arange(FIRST_ITEM, FIRST_ITEM + 130)[::-1]  # item FIRST_ITEM + n stands n + 1 events ago
-    group = groups_of(Repeats(hidden_size=2), Moment(history=torch.tensor(history.copy())[None]), torch.arange(132))
+    group = groups_of(
+        Repeats(hidden_size=2), RequestContext(history=torch.tensor(history.copy())[None]), torch.arange(132)
+    )
     begins = [low for low, _ in AGO]
     assert group[0, [FIRST_ITEM + low - 1 for low in begins]].tolist() == list(range(1, 9))
     assert group[0, [FIRST_ITEM + low - 2 for low in begins[1:]]].tolist() == list(range(1, 8))
 
 
-def groups_of(repeats, moment, ids):
+def groups_of(repeats, context, ids):
     """The group of each of some items, [M, N], as the logits of a catalog are told of it."""
     known, place = ids.unique(return_inverse=True)
-    group, columns = repeats.placed(moment, known)
+    group, columns = repeats.biases(context, known)
     return torch.zeros(len(group), len(known), dtype=torch.int64).scatter_add_(1, columns, group)[:, place]
 
 
@@ -65,9 +67,9 @@ def test_groups_equal_their_definition(data):
     ids = torch.tensor(random.integers(0, FIRST_ITEM + catalog, 7))  # unsorted, some of them twice
     expected = [[naive_group(e.tolist(), i) for i in ids.tolist()] for e in events]
     repeats = Repeats(hidden_size=2)
-    assert groups_of(repeats, Moment(history=history), ids).tolist() == expected
+    assert groups_of(repeats, RequestContext(history=history), ids).tolist() == expected
     for some in (slice(None), slice(_FEW), slice(_FEW, None)):
-        own = repeats.own_groups(Moment(history=history), ids.expand(len(events), -1)[:, some])
+        own = repeats.own_groups(RequestContext(history=history), ids.expand(len(events), -1)[:, some])
         assert own.tolist() == [row[some] for row in expected]
 
 
@@ -76,9 +78,9 @@ def test_what_was_refused_is_no_repeat():
     history = torch.tensor([[5, 3, 5, 4, 0]])
     refused = torch.tensor([[False, True, True, False, True]])  # nothing is known of what is not there
     ids = torch.arange(FIRST_ITEM, 6)
-    taken = groups_of(Repeats(2, task="click"), Moment(history=history, refused={"click": refused}), ids)
+    taken = groups_of(Repeats(2, task="click"), RequestContext(history=history, refused={"click": refused}), ids)
     assert taken.tolist() == [[0, 0, naive_group([4], 4), naive_group([5, 1, 1, 4], 5)]]
-    every = groups_of(Repeats(2, task="view"), Moment(history=history, refused={"click": refused}), ids)
+    every = groups_of(Repeats(2, task="view"), RequestContext(history=history, refused={"click": refused}), ids)
     assert every.tolist() == [[naive_group([5, 3, 5, 4], item) for item in ids.tolist()]]
 
 
@@ -93,13 +95,13 @@ def test_labels_say_what_was_refused():
     window = processor.split(log, by="leave_one_out").test[0]
     history = [{"item_id": item, "click": click} for item, click in zip("aba", (1, 0, None), strict=True)]
     for windows in ([window], [processor.request(history, np.array([FIRST_ITEM]))]):
-        moment = model.moment(**PolyRecCollator()(windows))
-        assert moment.refused["next"][0, 0].tolist() == [False, True, False]
-        assert "view" not in moment.refused  # whose events all count
+        context = model.request_context(**PolyRecCollator()(windows))
+        assert context.refused["next"][0, 0].tolist() == [False, True, False]
+        assert "view" not in context.refused  # whose events all count
 
 
 def head_of(**options):
-    """A head whose repeats say something, its items, states, targets, counts and moments."""
+    """A head whose repeats say something, its items, states, targets, counts and contexts."""
     torch.manual_seed(3)
     tasks = [{"name": "task", "head": "retrieval", "options": {"repeats": True, "age_buckets": 5, **options}}]
     head = PolyRecForRecommendation(random_config(tasks=tasks, num_items=ITEMS)).heads["task"]
@@ -110,8 +112,8 @@ def head_of(**options):
         head.age.load(torch.tensor([10**15] * 2 + [0, 5, DAY, 10 * DAY, 100 * DAY, 400 * DAY, 11 * DAY, 3, 7]))
     history = torch.tensor([[5, 3, 5, 5], [0, 0, 0, 0], [10, 1, 1, 0], [2, 3, 4, 5], [9, 9, 9, 9], [6, 0, 0, 0]])
     targets = torch.tensor([5, 3, 8, 9, 2, 6])
-    moment = Moment(times, history)
-    return head, ItemRows(torch.randn(ITEMS, 8)), torch.randn(6, 8), targets, torch.arange(float(ITEMS)), moment
+    context = RequestContext(times, history)
+    return head, ItemRows(torch.randn(ITEMS, 8)), torch.randn(6, 8), targets, torch.arange(float(ITEMS)), context
 
 
 def naive_logits(head, items, state, history, now, target=None):
@@ -124,7 +126,7 @@ def naive_logits(head, items, state, history, now, target=None):
             logit = logit + head.repeats.by_state.weight[group - 1] @ state
             logit = logit + rate * head.repeats.prior.weight[group - 1, 0]
         if head.age is not None:
-            age = head.age.groups(Moment(now[None]), torch.tensor([item]))[0, 0]
+            age = head.age.groups(RequestContext(now[None]), torch.tensor([item]))[0, 0]
             if age == head.age.buckets + 1:
                 if item != target:
                     continue
@@ -134,10 +136,10 @@ def naive_logits(head, items, state, history, now, target=None):
     return found
 
 
-def naive_losses(head, items, states, targets, moment, candidates=None, correction=None):
+def naive_losses(head, items, states, targets, context, candidates=None, correction=None):
     """-log softmax of each target among itself and the other candidates."""
     losses = []
-    for state, target, now, history in zip(states, targets.tolist(), moment.times, moment.history, strict=True):
+    for state, target, now, history in zip(states, targets.tolist(), context.times, context.history, strict=True):
         logits = naive_logits(head, items, state, history, now, target)
         scored = [target, *(j for j in (candidates or logits) if j != target and j in logits)]
         stacked = torch.stack([logits[j] - (0 if correction is None else correction[j]) for j in scored])
@@ -150,11 +152,11 @@ def naive_losses(head, items, states, targets, moment, candidates=None, correcti
 def test_the_full_softmax_equals_the_plain_formula(monkeypatch, age, chunk):
     """Prevents a fused gradient that differs from autograd's, and a chunk that reads another one's histories."""
     monkeypatch.setattr("polyrec.core.linear_loss._CHUNK", chunk)
-    head, items, states, targets, counts, moment = head_of(item_age=age, bias_rate=2.0)
+    head, items, states, targets, counts, context = head_of(item_age=age, bias_rate=2.0)
     leaves = [states.requires_grad_(), items.vectors_MD.requires_grad_(), *head.parameters()]
     weight = torch.rand(len(targets)) + 0.5
-    total, _ = head.retrieval_loss(states, targets, items, counts, None, weight, moment=moment)
-    expected = (naive_losses(head, items, states, targets, moment) * weight).sum()
+    total, _ = head.retrieval_loss(states, targets, items, counts, None, weight, context=context)
+    expected = (naive_losses(head, items, states, targets, context) * weight).sum()
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
     found = torch.autograd.grad(total, leaves)
     for a, b in zip(found, torch.autograd.grad(expected, leaves), strict=True):
@@ -163,26 +165,26 @@ def test_the_full_softmax_equals_the_plain_formula(monkeypatch, age, chunk):
 
 def test_the_sampled_softmax_equals_the_naive_one():
     """Prevents samples, some drawn twice, that are told apart by where they stand instead of by what they are."""
-    head, items, states, targets, counts, moment = head_of(sampled_above=0)
+    head, items, states, targets, counts, context = head_of(sampled_above=0)
     negatives = torch.tensor([3, 6, 5, 8, 4])
     q = torch.log((counts + 1) / (counts + 1).sum())
-    total, _ = head.retrieval_loss(states, targets, items, counts, negatives, moment=moment)
-    expected = naive_losses(head, items, states, targets, moment, negatives.tolist(), q)
+    total, _ = head.retrieval_loss(states, targets, items, counts, negatives, context=context)
+    expected = naive_losses(head, items, states, targets, context, negatives.tolist(), q)
     torch.testing.assert_close(total, expected.sum(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampled_above", [0, 100], ids=["sampled", "full"])
 def test_lists_of_a_teacher_are_learnt_with_repeats(sampled_above):
     """Prevents a student that is judged by other scores than it answers with: its own top lists cost nothing to learn."""
-    head, items, states, _, counts, moment = head_of(sampled_above=sampled_above)
+    head, items, states, _, counts, context = head_of(sampled_above=sampled_above)
     plan = checked_plan(head, TaskDistillation())
     everything = torch.arange(FIRST_ITEM, ITEMS)
-    scores = head(states, items, moment)[:, FIRST_ITEM:].detach()
+    scores = head(states, items, context)[:, FIRST_ITEM:].detach()
     teacher = F.pad(scores, (0, 1), value=float("-inf"))
     listed = everything.expand(len(states), -1)
     negatives = everything if head.sampled else None
     states.requires_grad_()
-    total, count = kind_of(head).lists(head, plan, states, listed, teacher, items, counts, negatives, moment=moment)
+    total, count = kind_of(head).lists(head, plan, states, listed, teacher, items, counts, negatives, context=context)
     entropy = torch.distributions.Categorical(logits=scores).entropy().sum()
     assert count == len(states)
     assert min(abs(total.item()), abs(total.item() - entropy.item())) < 1e-3  # a KL, or a cross entropy
@@ -191,14 +193,14 @@ def test_lists_of_a_teacher_are_learnt_with_repeats(sampled_above):
 
 def test_scores_and_pair_logits_equal_the_naive_ones():
     """Prevents a ranking by other repeats than the loss learnt."""
-    head, items, states, _, _, moment = head_of()
-    scores = head(states, items, moment)
+    head, items, states, _, _, context = head_of()
+    scores = head(states, items, context)
     ids = torch.arange(FIRST_ITEM, ITEMS).expand(len(states), -1)
-    history = moment.history.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    history = context.history.unsqueeze(1).expand(-1, ids.shape[1], -1)
     of_pairs = states.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    pairs = head.pair_logits(of_pairs, items.lookup(ids), ids, items, Moment(history=history))
+    pairs = head.pair_logits(of_pairs, items.lookup(ids), ids, items, RequestContext(history=history))
     for m, state in enumerate(states):
-        expected = torch.stack(list(naive_logits(head, items, state, moment.history[m], moment.times[m]).values()))
+        expected = torch.stack(list(naive_logits(head, items, state, context.history[m], context.times[m]).values()))
         torch.testing.assert_close(scores[m, FIRST_ITEM:], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(pairs[m], expected, rtol=1e-4, atol=1e-4)
 
@@ -269,9 +271,9 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
     batch.pop("labels")
     with torch.no_grad():
         output = model(**{k: v for k, v in batch.items() if k != "candidate_rows"})
-        moment = model.moment(**batch)
-        assert torch.equal(moment.history, visible_items(batch["item_ids"], batch["candidate_positions"]))
-        scores = model.score_items(output.states[:, -1], "next_item", moment=moment.at((slice(None), -1)))[0]
+        context = model.request_context(**batch)
+        assert torch.equal(context.history, visible_items(batch["item_ids"], batch["candidate_positions"]))
+        scores = model.score_items(output.states[:, -1], "next_item", context=context.at((slice(None), -1)))[0]
     best = scores[FIRST_ITEM:].argsort(descending=True)[:5] + FIRST_ITEM
 
     person = splits.test.log.user_ids[int(splits.test.log.person[splits.test.candidates.event[0]])].as_py()

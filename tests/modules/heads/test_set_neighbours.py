@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from polyrec.core.linear_loss import DenseNumbers, linear_loss
+from polyrec.core.linear_loss import DenseBias, linear_loss
 from polyrec.data.neighbours import RIDGE, SET_KINDS, Neighbours, neighbours
 from polyrec.evaluation.baselines.recommenders import EASE
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.terms.seen import Seen
 from polyrec.modules.heads.terms.set_neighbours import SetNeighbours
 
@@ -42,7 +42,7 @@ def dense(table: Neighbours) -> np.ndarray:
     return found
 
 
-def moment_of(term, seed: int = 1) -> tuple[Moment, np.ndarray]:
+def moment_of(term, seed: int = 1) -> tuple[RequestContext, np.ndarray]:
     """Two windows whose questions see more and more, in any order of questions, and one of nobody known."""
     random = np.random.default_rng(seed)
     rows, folds = [], []
@@ -53,7 +53,7 @@ def moment_of(term, seed: int = 1) -> tuple[Moment, np.ndarray]:
             folds.append(fold)
     rows += [rows[2], rows[0]]
     folds += [0, 1]
-    return Moment(history=torch.tensor(np.array(rows)), fold=torch.tensor(folds)), np.array(rows)
+    return RequestContext(history=torch.tensor(np.array(rows)), fold=torch.tensor(folds)), np.array(rows)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -61,21 +61,21 @@ def moment_of(term, seed: int = 1) -> tuple[Moment, np.ndarray]:
 def test_sums_are_those_of_all_events(term, training, ids):
     """Prevents a running sum that goes on over two users, folds or refusals, and columns of other items."""
     term.train(training)
-    moment, history = moment_of(term)
+    context, history = moment_of(term)
     refused = torch.rand(history.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    moment = moment._replace(refused={"t": refused})
+    context = context._replace(refused={"t": refused})
     tables = [dense(table) for table in term.tables]
     expected = np.zeros((len(history), len(SET_KINDS), N))
     for m, seen in enumerate(history):
         for item, no in zip(seen, refused[m], strict=True):
             if item and not no:
-                expected[m] += tables[int(moment.fold[m]) if training else 0][item]
+                expected[m] += tables[int(context.fold[m]) if training else 0][item]
     expected = np.log1p(np.maximum(expected, 0))
-    found = term.placed(moment, torch.tensor(list(ids)))
+    found = term.biases(context, torch.tensor(list(ids)))
     np.testing.assert_allclose(found.values.numpy(), expected[:, :, list(ids)], rtol=1e-5, atol=1e-5)
     weights = torch.rand(len(history), len(SET_KINDS), generator=torch.Generator().manual_seed(1))
     asked = torch.tensor(list(ids)).expand(len(history), -1)
-    of_items = term.of_items(weights, moment, asked)
+    of_items = term.of_items(weights, context, asked)
     np.testing.assert_allclose(
         of_items.numpy(), np.einsum("MTN,MT->MN", expected, weights.numpy())[:, list(ids)], rtol=1e-4, atol=1e-4
     )
@@ -113,7 +113,7 @@ def test_gradients_of_dense_numbers_are_those_of_autograd():
         logits.mul_(2)
         return total
 
-    linear_loss(query, items, bias, squares, groups, lambda rows: [DenseNumbers(values[rows], first=1)]).backward()
+    linear_loss(query, items, bias, squares, groups, lambda rows: [DenseBias(values[rows], first=1)]).backward()
     own, groups.grad = groups.grad.clone(), None
     logits = query @ items.T + bias + torch.einsum("MTN,MT->MN", values, groups[:, 1:])
     logits.square().sum().backward()
@@ -122,11 +122,11 @@ def test_gradients_of_dense_numbers_are_those_of_autograd():
 
 def test_what_a_question_sees_is_no_negative_of_it():
     """Prevents training from unlearning that what goes together is taken together, and a lost target."""
-    moment = Moment(history=torch.tensor([[3, 5, 0], [4, 0, 0], [0, 0, 0]]))
+    context = RequestContext(history=torch.tensor([[3, 5, 0], [4, 0, 0], [0, 0, 0]]))
     ids, targets = torch.arange(2, 7), torch.tensor([3, 2, 0])  # items 5, 4 and 2
-    logits = Seen().placed_beside(moment, ids, targets).add(torch.zeros(3, 5), torch.zeros(3, 0))
+    logits = Seen().training_biases(context, ids, targets).add(torch.zeros(3, 5), torch.zeros(3, 0))
     assert (logits < -100).tolist() == [[False, True, False, False, False], [False] * 5, [False] * 5]
-    assert not Seen().placed(moment, ids).add(torch.zeros(3, 5), torch.zeros(3, 0)).any()
+    assert not Seen().biases(context, ids).add(torch.zeros(3, 5), torch.zeros(3, 0)).any()
 
 
 def test_logs_too_large_for_an_inverse_keep_neighbours(monkeypatch):

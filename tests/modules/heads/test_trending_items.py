@@ -12,7 +12,7 @@ from polyrec.evaluation.baselines.table import baseline_table
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.evaluation.term_weight import choose_term_weights
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import Moment, Trending
+from polyrec.modules.encoders.request_context import RequestContext, Trending
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 ITEMS, WIDTH, HOUR = 30, 8, 3600.0
@@ -38,26 +38,26 @@ def question(count):
         items[u, 5 - u :] = np.sort(drawn.choice(np.arange(2, ITEMS), u, replace=False))
         values[u, 5 - u :] = drawn.random(u) * 4
     snapshot = torch.from_numpy(drawn.integers(0, 6, count))
-    return Moment(trending={"next_item": Trending(snapshot, torch.from_numpy(items), torch.from_numpy(values))})
+    return RequestContext(trending={"next_item": Trending(snapshot, torch.from_numpy(items), torch.from_numpy(values))})
 
 
 def test_logits_are_those_of_a_loop_in_catalog_pairs_and_samples(head):
     """Prevents popularity of the wrong snapshot or item, and lists that disagree with losses and given items."""
-    state, items, moment = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
-    expected, told = torch.zeros(9, ITEMS), moment.trending["next_item"]
+    state, items, context = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
+    expected, told = torch.zeros(9, ITEMS), context.trending["next_item"]
     ids, sample = torch.randint(2, ITEMS, (9, 7)), torch.tensor([7, 3, 3, 29, 2])
-    spread = Moment(trending={"next_item": told._replace(snapshot=told.snapshot.unsqueeze(1).expand(9, 7))})
+    spread = RequestContext(trending={"next_item": told._replace(snapshot=told.snapshot.unsqueeze(1).expand(9, 7))})
     with torch.no_grad():
         weight = head.trending.by_state(state).squeeze(-1) + 1.0
         for m, u in enumerate(told.snapshot.tolist()):
             for item, value in zip(told.items[u].tolist(), told.values[u].tolist(), strict=True):
                 expected[m, item] += weight[m] * value
-        every = head(state, items, moment)
+        every = head(state, items, context)
         pairs = head.pair_logits(state.unsqueeze(1).expand(9, 7, WIDTH), items.lookup(ids), ids, items, spread)
-        sampled = head.of_sample(state, head.project(state), sample, items, moment)
+        sampled = head.of_sample(state, head.project(state), sample, items, context)
         head.trending.prior.weight.zero_()
         head.trending.by_state.weight.zero_()
-        without = head(state, items, moment)
+        without = head(state, items, context)
     torch.testing.assert_close((every - without)[:, 2:], expected[:, 2:], atol=1e-5, rtol=0)
     torch.testing.assert_close(pairs, every.gather(1, ids), atol=1e-5, rtol=0)
     torch.testing.assert_close(sampled, every[:, sample], atol=1e-5, rtol=0)
@@ -66,10 +66,10 @@ def test_logits_are_those_of_a_loop_in_catalog_pairs_and_samples(head):
 def test_gradients_are_those_of_the_whole_softmax(head):
     """Prevents a weight that learns from another gradient than the loss's."""
     state, vectors = torch.randn(9, WIDTH, requires_grad=True), torch.randn(ITEMS, WIDTH, requires_grad=True)
-    targets, moment = torch.randint(2, ITEMS, (9,)), question(9)
+    targets, context = torch.randint(2, ITEMS, (9,)), question(9)
     parameters = [state, vectors, *head.parameters()]
-    total, _ = head.retrieval_loss(state, targets, ItemRows(vectors), torch.ones(ITEMS), None, moment=moment)
-    logits = head(state, ItemRows(vectors), moment)[:, 2:]
+    total, _ = head.retrieval_loss(state, targets, ItemRows(vectors), torch.ones(ITEMS), None, context=context)
+    logits = head(state, ItemRows(vectors), context)[:, 2:]
     other = F.cross_entropy(logits, targets - 2, reduction="sum")
     for one, two in zip(*(torch.autograd.grad(x, parameters) for x in (total, other)), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
@@ -247,13 +247,15 @@ def test_what_training_does_not_read_validation_weighs():
     window = splits.valid[0]
     shown = window["trending"]["next_item"]
     row = window["candidate_trending"][0]
-    moment = Moment(trending={"next_item": Trending(torch.tensor([row]), *map(torch.from_numpy, shown.values()))})
+    context = RequestContext(
+        trending={"next_item": Trending(torch.tensor([row]), *map(torch.from_numpy, shown.values()))}
+    )
     items = ItemRows(torch.randn(processor.num_items, 8))
     with torch.no_grad():
         model.eval()
-        weighed = head(torch.zeros(1, 8), items, moment)
+        weighed = head(torch.zeros(1, 8), items, context)
         head.recent.weigh(0.0, 1.0)
-        added = (weighed - head(torch.zeros(1, 8), items, moment))[0].numpy()
+        added = (weighed - head(torch.zeros(1, 8), items, context))[0].numpy()
     expected = np.zeros(processor.num_items)
     expected[shown["items"][row]] = said.strength * shown["values"][row].astype(float)
     np.testing.assert_allclose(added[2:], expected[2:], atol=2e-3)

@@ -17,7 +17,7 @@ class KindOfOutput:
     """Base of the soft losses of one kind of output.
 
     Subclasses declare `losses`, {name: what it reads of a plan}, the one that "auto" means first, and implement `loss`.
-    Of heads they read what these say of their outputs: `exchanged`, `in_loss_units`, `exchange_width`.
+    Of heads they read what these say of their outputs: `canonical_logits`, `in_loss_units`, `canonical_width`.
     """
 
     losses: ClassVar[Mapping[str, SoftLoss]] = {}
@@ -31,7 +31,7 @@ class KindOfOutput:
         Args:
             head: whose logits these are.
             logits: [B, C(, M)(, K)].
-            teacher: [B, C(, K)], exchanged, NaN = no answer.
+            teacher: [B, C(, K)], canonical logits, NaN = no answer.
             plan: which loss, its temperature and all of its options, see `checked_plan`; its schedule is not read.
             weight: [B, C].
             labels: [B, C], NaN = unknown, for losses that ask whether the teacher is right.
@@ -69,4 +69,4 @@ def soft_loss(
 def answered(head: Any, teacher: Tensor) -> Tensor:
     """Which pairs a teacher has answered, bool [B, C]: those that count in `soft_loss`."""
     missing = torch.isnan(teacher)
-    return ~(missing if head.exchange_width is None else missing.any(-1))
+    return ~(missing if head.canonical_width is None else missing.any(-1))

@@ -30,7 +30,7 @@ class BernoulliOutput(KindOfOutput):
         head: Any, logits: Tensor, teacher: Tensor, plan: TaskDistillation, weight: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """KL to the teacher's probabilities, or squares of log odds: (sum, count)."""
-        student = head.exchanged(logits)
+        student = head.canonical_logits(logits)
         if plan.loss == "squared":
             return squared_error(student, teacher, weight)
         return binary_kl(head.in_loss_units(student), head.in_loss_units(teacher.float()), plan.temperature, weight)

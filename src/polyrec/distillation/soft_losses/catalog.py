@@ -16,7 +16,7 @@ from polyrec.distillation.choices import SoftLoss
 from polyrec.distillation.ranking_losses import LIST_LOSSES, list_loss
 from polyrec.distillation.soft_losses.base import KindOfOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.moment import NOT_TOLD, Moment
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext
 
 
 @SOFT_LOSSES.register("catalog")
@@ -40,7 +40,7 @@ class CatalogOutput(KindOfOutput):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         excluded_M: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> tuple[Tensor, Tensor]:
         """A loss of the teacher's lists: (sum, number of lists).
 
@@ -49,7 +49,7 @@ class CatalogOutput(KindOfOutput):
             listed_MK, teacher_MK1: items of the lists, 0 = none, and the teacher's scores, all other items last, see
                 [`~polyrec.distillation.teacher.Teacher`].
             items: rows that include the listed items.
-            counts_N, negatives_K, excluded_M, moment: as of the head's `retrieval_loss`; of negatives, only "all other
+            counts_N, negatives_K, excluded_M, context: as of the head's `retrieval_loss`; of negatives, only "all other
                 items" are made.
         """
         query_MD = head.project(state_MD)
@@ -57,14 +57,14 @@ class CatalogOutput(KindOfOutput):
             rows_N, bias_N = head.all_biases(items)
             of_groups_MG = groups = None
             if head.terms:
-                of_groups_MG, groups = head.terms.logits(state_MD), head.terms.groups(moment, rows_N)
+                of_groups_MG, groups = head.terms.logits(state_MD), head.terms.groups(context, rows_N)
             vectors = items.vectors_MD
             return catalog_loss(
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
             )
-        own_MK = head.of_pairs(state_MD, query_MD, listed_MK, items, moment)
+        own_MK = head.of_pairs(state_MD, query_MD, listed_MK, items, context)
         sampled_K, log_expected_N = head.sample(items, counts_N, negatives_K, len(state_MD))
-        sampled_MK = head.of_sample(state_MD, query_MD, sampled_K, items, moment)
+        sampled_MK = head.of_sample(state_MD, query_MD, sampled_K, items, context)
         own_MK = own_MK.masked_fill(listed_MK < FIRST_ITEM, float("-inf"))
         if excluded_M is not None:
             own_MK = own_MK.masked_fill(listed_MK == excluded_M.unsqueeze(1), float("-inf"))
@@ -91,7 +91,7 @@ class CatalogOutput(KindOfOutput):
         soft_share: Tensor,
         weight_M: Tensor | None = None,
         excluded_M: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The head's `retrieval_loss` and `lists` at once, where `beside_labels`: (sum, count) of each.
 
@@ -105,7 +105,7 @@ class CatalogOutput(KindOfOutput):
         rows_N, bias_N = head.all_biases(items)
         weight_M = known_weight(targets_M >= FIRST_ITEM, weight_M)
         of_groups_MG = head.terms.logits(state_MD) if head.terms else None
-        groups = head.terms.groups(moment, rows_N) if head.terms else None
+        groups = head.terms.groups(context, rows_N) if head.terms else None
         targets_M, query_MD = targets_M.clamp(min=FIRST_ITEM), head.project(state_MD)
         lists = (listed_MK, teacher_MK1, soft_share, excluded_M, of_groups_MG, groups)
         hard, soft = taught_cross_entropy(plan, query_MD, items.vectors_MD, bias_N, targets_M, weight_M, *lists)

@@ -100,22 +100,27 @@ class Question:
             # Nothing but the state is needed: pairs are left out, which are most of the work.
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
-            asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+            asked, request_context = batch["candidate_ids"], self.model.request_context(**batch)
             question_B1D = self._asked_with(batch, states_BLD)
             question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
-            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, moment).float()
+            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, request_context).float()
             size = max(_SCORES // len(self.items.vectors_MD), 1)
-            first, blocks = moment.at((slice(None), 0)), torch.arange(len(asked), device=asked.device).split(size)
+            first, blocks = (
+                request_context.at((slice(None), 0)),
+                torch.arange(len(asked), device=asked.device).split(size),
+            )
             some = ((question_B1D[at, 0], first.at(at)) for at in blocks)
             total_B = torch.cat([self.head(q, self.items, m).float().logsumexp(-1) for q, m in some])
             return score_BC - total_B.unsqueeze(-1), self.head.predict(score_BC)
         logits = self.forward(batch, items, **changed).logits
         assert logits is not None
         prediction = self.head.predict(logits[self.task])
-        return self.head.exchanged(logits[self.task]) if self.head.exchange_width is None else prediction, prediction
+        return self.head.canonical_logits(
+            logits[self.task]
+        ) if self.head.canonical_width is None else prediction, prediction
 
     def _asked_with(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
-        """What a retrieval head asks the catalog with, [B, 1, D]: a row is asked at one moment."""
+        """What a retrieval head asks the catalog with, [B, 1, D]: a row is asked at one request_context."""
         position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
         return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
 
@@ -127,9 +132,9 @@ class Question:
         batch = next(iter(self.batches()))
         read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
         question_B1D = self._asked_with(batch, self.model.model(**read, items=self.items).last_hidden_state)
-        asked, moment = batch["candidate_ids"], self.model.moment(**batch)
+        asked, request_context = batch["candidate_ids"], self.model.request_context(**batch)
         question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
-        found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, moment)
+        found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, request_context)
         return {name: part[0].cpu().double().numpy() for name, part in found.items()}
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:

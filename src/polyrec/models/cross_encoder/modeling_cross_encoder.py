@@ -27,7 +27,7 @@ from polyrec.models.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.models.pretrained import PolyRecOutput
 from polyrec.modules.encoders.features import FeatureEncoder
 from polyrec.modules.encoders.item import PADDING_ITEM
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.modules.encoders.shared import PackedPairs
 from polyrec.modules.encoders.text import TextEncoder
 
 
@@ -145,7 +145,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
             denominators, share: see [`PolyRecForRecommendation`].
             item_ids: [B, L], the histories of which prompts tell; they are not read again.
         """
-        pairs, real = RealPairs(candidate_ids), candidate_ids != PADDING_ITEM
+        pairs, real = PackedPairs(candidate_ids), candidate_ids != PADDING_ITEM
         mixed_NP = self.mix(self.norm(self._read(prompt_tokens, prompt_lengths)))
         count, answers = len(pairs.index_M), PairAnswers()
         if self.pair_tasks:

@@ -17,7 +17,7 @@ _PEOPLE, _EVENTS = 256, 10  # longer and shorter histories are further from how 
 
 
 @torch.no_grad()
-def level_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_N: torch.Tensor) -> None:
+def calibrate_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_N: torch.Tensor) -> None:
     """Let new items get as much of a retrieval task's softmax, each, as items that have been taken, see `level`.
 
     An extension knows no people. It asks about some whose events took items by chance, as often as these are taken.
@@ -34,9 +34,9 @@ def level_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_N: t
         windows = windows_of(processor, drawn)
         items = model.item_encoder.table()
         batch = as_batch(windows, model)
-        states, moment = model(**batch, items=items).states[:, 0], model.moment(**batch).at((slice(None), 0))
+        states, context = model(**batch, items=items).states[:, 0], model.request_context(**batch).at((slice(None), 0))
         for head in heads:
-            head.level(states, items, model.item_encoder.counts > 0, new_N, moment)
+            head.calibrate_new_items(states, items, model.item_encoder.counts > 0, new_N, context)
 
 
 def windows_of(processor: PolyRecProcessor, histories_VL: np.ndarray) -> list[dict[str, Any]]:

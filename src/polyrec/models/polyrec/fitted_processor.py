@@ -109,13 +109,13 @@ class FittedProcessor:
     def model_config(self, **overrides: Any) -> PolyRecConfig:
         """A [`PolyRecConfig`] that fits this data; `overrides` are its arguments (hidden_size=64, ...).
 
-        Heads start from the training labels (base rate, mean and spread, classes: `TaskHead.starting_options`), unless
-        a task's own options say otherwise.
+        Heads start from the training labels (base rate, mean and spread, classes: `TaskHead.options_from_labels`),
+        unless a task's own options say otherwise.
         """
         tasks = []
         for task in self.tasks:
             summary = self.label_summary.get(task.name)
-            options = {} if summary is None else HEADS.get(task.head).starting_options(task, summary)
+            options = {} if summary is None else HEADS.get(task.head).options_from_labels(task, summary)
             tasks.append(TaskConfig(**{**asdict(task), "options": {**options, **task.options}}))
         defaults = {
             "tasks": tasks,

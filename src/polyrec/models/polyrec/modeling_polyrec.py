@@ -17,16 +17,16 @@ from polyrec.core.registry import HEADS, OBJECTIVES
 from polyrec.core.schema import REFUSED, RESIDUALS
 from polyrec.models.multitask import MultiTaskModel, PairAnswers, nothing
 from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
-from polyrec.models.polyrec.extension import level_new_items
+from polyrec.models.polyrec.extension import calibrate_new_items
 from polyrec.models.polyrec.int8 import convert
 from polyrec.models.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
-from polyrec.models.teaching import Answered, FurtherLosses, Sums
+from polyrec.models.teaching import FurtherLosses, StudentOutput, Sums
 from polyrec.modules.encoders.history import HistoryEncoder
 from polyrec.modules.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
-from polyrec.modules.encoders.moment import NOT_TOLD, Moment, Trending, latest_items, visible_items
 from polyrec.modules.encoders.pair import PairEncoder
 from polyrec.modules.encoders.query import CandidateQueries, QueryEncoder
-from polyrec.modules.encoders.shared import RealPairs, SharedRepresentation
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext, Trending, latest_items, visible_items
+from polyrec.modules.encoders.shared import PackedPairs, SharedRepresentation
 from polyrec.modules.encoders.task_items import TaskItemEmbedding
 from polyrec.modules.objectives.base import Reading, mean_losses
 
@@ -205,16 +205,16 @@ class PolyRecForRecommendation(MultiTaskModel):
         queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
         query_BCD = None if queries is None else queries.vectors_BCD
         told = event_features, user_fold, trending, candidate_trending
-        moment = self.moment(item_ids, candidate_positions, candidate_times, *told)
+        context = self.request_context(item_ids, candidate_positions, candidate_times, *told)
         unread = set() if labels is None or not self.training else set(labels)
         logits = {
             name: self.heads[name].pair_logits(
-                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, moment
+                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, context
             )
             for name in self.state_tasks
             if name not in unread
         }
-        pairs, answers = RealPairs(candidate_ids), PairAnswers()
+        pairs, answers = PackedPairs(candidate_ids), PairAnswers()
         if self.pair_tasks:
             features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
             shared.pair_BCD, shared.evidence_BCE = self.pair_encoder(
@@ -242,7 +242,7 @@ class PolyRecForRecommendation(MultiTaskModel):
             answered, soft = None, None
             hard: Sums = {}
             if soft_losses is not None and teacher:
-                answered = Answered(
+                answered = StudentOutput(
                     pairs,
                     answers.logits,
                     {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels},
@@ -253,7 +253,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                     self.item_encoder.counts,
                     retrieval_negatives,
                     queries,
-                    moment,
+                    context,
                 )
                 known = self._taken(candidate_ids, labels, sample_weight or {})
                 hard, soft = soft_losses.beside_labels(teacher, self.heads, answered, known, denominators, progress)
@@ -267,7 +267,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                 sample_weight or {},
                 retrieval_negatives,
                 queries,
-                moment,
+                context,
                 hard,
             )
             if soft_losses is not None and answered is not None:
@@ -322,13 +322,13 @@ class PolyRecForRecommendation(MultiTaskModel):
         logits: dict[str, Tensor],
         answers: PairAnswers,
         shared: SharedRepresentation,
-        pairs: RealPairs,
+        pairs: PackedPairs,
         candidate_ids: Tensor,
         labels: dict[str, Tensor],
         sample_weight: dict[str, Tensor],
         negatives: dict[str, Tensor],
         queries: CandidateQueries | None,
-        moment: Moment,
+        context: RequestContext,
         there: Sums,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, counts = {}, {}
@@ -354,7 +354,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                     negatives.get(name),
                     None if weight is None else weight.flatten()[rows_M],
                     own_M if head.excludes == "own item" else None,
-                    moment.rows(rows_M),
+                    context.rows(rows_M),
                 )
         return losses, counts
 
@@ -377,13 +377,13 @@ class PolyRecForRecommendation(MultiTaskModel):
         task: str,
         items: ItemRows | None = None,
         queries_MD: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> Tensor:
         """Scores of the catalog for a retrieval task, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
             queries_MD: of a search task.
-            moment: of the M questions, some `rows` of [`moment`]; for the options `item_age` and `repeats`.
+            context: of the M questions, some `rows` of [`context`]; for the options `item_age` and `repeats`.
         """
         head = self.heads[task]
         if head.reads != "state":
@@ -391,9 +391,9 @@ class PolyRecForRecommendation(MultiTaskModel):
                 f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
         items = self.item_encoder.table() if items is None else items
-        return head(head.question(states_MD, queries_MD), items, moment)
+        return head(head.question(states_MD, queries_MD), items, context)
 
-    def moment(
+    def request_context(
         self,
         item_ids: Tensor,
         candidate_positions: Tensor,
@@ -403,16 +403,16 @@ class PolyRecForRecommendation(MultiTaskModel):
         trending: Mapping[str, Mapping[str, Tensor]] | None = None,
         candidate_trending: Tensor | None = None,
         **unread: Any,
-    ) -> Moment:
+    ) -> RequestContext:
         """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
         heads = {name: self.heads[name] for name in self.state_tasks}
         refused = {name: (event_features or {}).get(REFUSED + name) for name in heads}
         refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
-        moment = Moment(candidate_times)
+        context = RequestContext(candidate_times)
         if any(head.reads_history for head in heads.values()):
             shape = (*candidate_positions.shape, item_ids.shape[1])
             every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
-            moment = moment._replace(history=visible_items(item_ids, candidate_positions), refused=every)
+            context = context._replace(history=visible_items(item_ids, candidate_positions), refused=every)
         latest = {
             name: latest_items(item_ids, candidate_positions, refused_BL.get(name), head.latest_events)
             for name, head in heads.items()
@@ -420,18 +420,18 @@ class PolyRecForRecommendation(MultiTaskModel):
         }
         if latest:
             fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)
-            moment = moment._replace(latest=latest, fold=fold)
+            context = context._replace(latest=latest, fold=fold)
         if trending is not None and candidate_trending is not None:
             found = {name: Trending(candidate_trending, **tables) for name, tables in trending.items() if name in heads}
-            moment = moment._replace(trending=found)
-        return moment
+            context = context._replace(trending=found)
+        return context
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
         self.refuse_int8("training and no other catalog")
         met_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
         if self.pair_tasks and self.task_items is not None:
-            self.task_items.meet(met_N)
+            self.task_items.init_from_unknown(met_N)
 
     def extend(self, processor: Any) -> None:
         """Add rows for the items that `processor.extend(...)` added to the catalog; give both before saving.
@@ -462,7 +462,7 @@ class PolyRecForRecommendation(MultiTaskModel):
             self.task_items.extend(rows)
         self.config.num_items = rows
         if put_N.any():
-            level_new_items(self, processor, put_N)
+            calibrate_new_items(self, processor, put_N)
 
     def quantize(self) -> None:
         """Turn matrices and tables into whole numbers of 8 bits, see `models.polyrec.int8`; it learns no more."""

@@ -12,7 +12,7 @@ from polyrec.core.configuration_multitask import MultiTaskConfig
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.modules.encoders.features import FeatureEncoder
 from polyrec.modules.encoders.history import CandidateAttention
-from polyrec.modules.encoders.shared import RealPairs
+from polyrec.modules.encoders.shared import PackedPairs
 
 
 class PairEncoder(nn.Module):
@@ -42,7 +42,7 @@ class PairEncoder(nn.Module):
         candidate_BCD: Tensor,
         inputs_BLD: Tensor,
         positions_BC: Tensor,
-        pairs: RealPairs,
+        pairs: PackedPairs,
         candidate_features: dict[str, Tensor],
         residuals_BLT: Tensor | None = None,
         query_BCD: Tensor | None = None,

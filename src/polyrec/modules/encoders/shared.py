@@ -11,14 +11,14 @@ from torch import Tensor
 from polyrec.modules.encoders.item import PADDING_ITEM, ItemRows
 
 
-class RealPairs:
+class PackedPairs:
     """The candidates of a batch that are no padding, as one row of M pairs: [B, C, ...] <-> [1, M, ...].
 
     People are asked about very different numbers of items, so most of a padded batch may be padding; what costs most,
     the wide layers of pairs, then runs on the others alone.
 
     Example:
-        >>> pairs = RealPairs(torch.tensor([[5, 6], [7, 0]]))
+        >>> pairs = PackedPairs(torch.tensor([[5, 6], [7, 0]]))
         >>> packed = pairs.pack(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> packed.tolist(), pairs.unpack(packed).tolist()
         ([[1.0, 2.0, 3.0]], [[1.0, 2.0], [3.0, 0.0]])

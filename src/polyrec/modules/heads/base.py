@@ -11,6 +11,7 @@ from torch import Tensor
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import KeepsPrecision
 from polyrec.core.registry import checked_options
+from polyrec.core.renamed import RenamedHooks, renamed_method
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.task_adapters import TaskAdapter
 from polyrec.modules.heads.terms.trees import TreeBlend
@@ -18,7 +19,7 @@ from polyrec.modules.heads.terms.trees import TreeBlend
 Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
 
 
-class TaskHead(KeepsPrecision):
+class TaskHead(RenamedHooks, KeepsPrecision):
     """Base of all heads.
 
     A *pair* head reads a hidden vector per (state, candidate); a *state* head reads the state alone and scores the
@@ -37,11 +38,17 @@ class TaskHead(KeepsPrecision):
 
     What the output IS says `output_kind`: "bernoulli" (log odds), "categorical" (log-weights of K classes), "ordinal"
     (K - 1 conditional log odds), "number", "quantiles" (K of them), "rank" (a number by its rank), "rate" (its
-    logarithm) or "catalog" (scores of all items). `exchanged` turns logits into units that do not depend on a head's
-    options, and `in_loss_units` these into the ones in which the loss of labels compares them. By these three others
-    know how to compare outputs (`polyrec.distillation.soft_losses`).
+    logarithm) or "catalog" (scores of all items). `canonical_logits` turns logits into units that do not depend on a
+    head's options, and `in_loss_units` these into the ones in which the loss of labels compares them. By these three
+    others know how to compare outputs (`polyrec.distillation.soft_losses`).
     """
 
+    renamed_hooks: ClassVar[dict[str, str]] = {
+        "starting_options": "options_from_labels",
+        "exchanged": "canonical_logits",
+        "exchange_width": "canonical_width",
+        "read_exchanged": "read_canonical",
+    }
     reads: ClassVar[Literal["pair", "state"]]
     output_kind: ClassVar[str | None] = None  # None: nobody can teach it
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -57,14 +64,14 @@ class TaskHead(KeepsPrecision):
         self.options = checked_options(task.options, self.default_options, what)
         most = self.options.get("trees", 0)
         if most < 0:
-            raise self.refuse("trees", "it must be >= 0")
+            raise self.option_error("trees", "it must be >= 0")
         self.trees = TreeBlend(most) if most else None
         self.width = config.pair_width if self.reads == "pair" else config.hidden_size
         rank = (config.task_adapters or {}).get(task.name)
         self.adapter = None if rank is None else TaskAdapter(self.width, rank)
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """Options that fit the training labels (base rate, spread); the task's own options override them."""
         return {}
 
@@ -125,11 +132,11 @@ class TaskHead(KeepsPrecision):
         raise NotImplementedError
 
     @property
-    def exchange_width(self) -> int | None:
-        """Numbers per pair of an exchanged answer; None = one, without an axis."""
+    def canonical_width(self) -> int | None:
+        """Numbers per pair of canonical logits; None = one, without an axis."""
         return self.logit_width
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Logits [B, C(, M)(, K)] in the units in which teachers answer, by kind of head, in single precision.
 
         Binary: log odds; multiclass: K log-weights; ordinal: K - 1 conditional log odds; count: log rate; numbers: in
@@ -137,21 +144,23 @@ class TaskHead(KeepsPrecision):
         """
         raise NotImplementedError
 
-    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+    def in_loss_units(self, canonical: Tensor) -> Tensor:
         """Exchanged outputs as the loss of labels compares them; of numbers that is what `forward` gives."""
-        return exchanged
+        return canonical
 
-    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `predict` and `details` would give of the logits that were exchanged."""
-        return self.predict(exchanged), self.details(exchanged)
+    def read_canonical(self, canonical: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `predict` and `details` would give of canonical logits."""
+        return self.predict(canonical), self.details(canonical)
 
     def details(self, logits: Tensor) -> Tensor | None:
         """What metrics read beside the prediction, [..., K] (probabilities of classes, quantiles); None = nothing."""
         return None
 
-    def refuse(self, option: str, rule: str) -> ValueError:
+    def option_error(self, option: str, rule: str) -> ValueError:
         """The error that an option breaks a rule ("it must be > 0")."""
         return ValueError(f"option {option!r} of task {self.task.name!r} is {self.options[option]!r}; {rule}")
+
+    refuse = renamed_method("refuse", "option_error")
 
 
 def trees_option(summary: Summary) -> dict[str, Any]:
@@ -171,10 +180,10 @@ class NumberHead(TaskHead):
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if not self.options["std"] > 0:
-            raise self.refuse("std", "it must be > 0")
+            raise self.option_error("std", "it must be > 0")
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """Mean, spread and range of the training labels."""
         return {name: summary[name] for name in NumberHead.default_options}
 
@@ -186,21 +195,21 @@ class NumberHead(TaskHead):
         """Labels in units of their spread; unknown ones become 0."""
         return torch.nan_to_num(self.in_spread(labels)).float()
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """In the label's unit, and not clipped: a limit is of predictions."""
         return self.options["mean"] + self.options["std"] * logits.float()
 
-    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+    def in_loss_units(self, canonical: Tensor) -> Tensor:
         """In units of the label's spread."""
-        return self.in_spread(exchanged)
+        return self.in_spread(canonical)
 
-    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+    def read_canonical(self, canonical: Tensor) -> tuple[Tensor, Tensor | None]:
         """Numbers within the label's limits."""
-        return super().read_exchanged(self.in_spread(exchanged))
+        return super().read_canonical(self.in_spread(canonical))
 
     def in_unit(self, logits: Tensor) -> Tensor:
         """Standardised numbers in the label's unit, within [minimum, maximum]."""
-        value = self.exchanged(logits)
+        value = self.canonical_logits(logits)
         if self.options["minimum"] is None and self.options["maximum"] is None:
             return value
         return torch.clamp(value, self.options["minimum"], self.options["maximum"])

@@ -82,14 +82,14 @@ class BinaryHead(TaskHead):
             ("label_smoothing", 0 <= options["label_smoothing"] < 1, "it must be in [0, 1)"),
         ):
             if not holds:
-                raise self.refuse(name, rule)
+                raise self.option_error(name, rule)
         self.initial_bias = math.log(prior / (1 - prior))
         self.offset = math.log(options["positive_weight"]) - math.log(options["sampling_rate"])
         self.output = nn.Linear(config.pair_width, 1)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0], dtype=torch.float32))  # slope and intercept
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """The base rate, and the share of negatives that training is asked if it is not all of them."""
         sampled = {"sampling_rate": summary["sampling_rate"]} if "sampling_rate" in summary else {}
         return {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)} | sampled | trees_option(summary)
@@ -123,20 +123,20 @@ class BinaryHead(TaskHead):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Probability of a positive label, calibrated."""
-        return torch.sigmoid(self.exchanged(logits))
+        return torch.sigmoid(self.canonical_logits(logits))
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Log odds in the population, calibrated."""
         slope, intercept = self.calibration.float()
         return slope * logits.float() + intercept
 
-    def in_loss_units(self, exchanged: Tensor) -> Tensor:
+    def in_loss_units(self, canonical: Tensor) -> Tensor:
         """Log odds as both corrections shift them."""
-        return exchanged + self.offset
+        return canonical + self.offset
 
-    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+    def read_canonical(self, canonical: Tensor) -> tuple[Tensor, Tensor | None]:
         """The probability of log odds that are calibrated already."""
-        return torch.sigmoid(exchanged), None
+        return torch.sigmoid(canonical), None
 
     @torch.no_grad()
     def calibrate(self, slope: float, intercept: float) -> None:

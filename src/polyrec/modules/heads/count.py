@@ -54,11 +54,11 @@ class CountHead(TaskHead):
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if not 0 < self.options["mean"] < math.inf:
-            raise self.refuse("mean", "it must be a number > 0")
+            raise self.option_error("mean", "it must be a number > 0")
         self.output = nn.Linear(config.pair_width, 1)
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """The mean count."""
         return {"mean": summary["mean"]}
 
@@ -82,6 +82,6 @@ class CountHead(TaskHead):
         """The expected count."""
         return torch.exp(logits.float().clamp(max=_LARGEST))
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Logarithm of the expected count."""
         return logits.float()

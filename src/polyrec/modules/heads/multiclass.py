@@ -51,14 +51,16 @@ class MulticlassHead(TaskHead):
         super().__init__(task, config)
         classes, prior = self.options["num_classes"], self.options["prior"]
         if not (isinstance(classes, int) and classes >= 2):
-            raise self.refuse("num_classes", "it must be a whole number >= 2, or come from processor.model_config()")
+            raise self.option_error(
+                "num_classes", "it must be a whole number >= 2, or come from processor.model_config()"
+            )
         if prior is not None and not (len(prior) == classes and min(prior) > 0):
-            raise self.refuse("prior", f"it must hold {classes} shares > 0, one per class")
+            raise self.option_error("prior", f"it must hold {classes} shares > 0, one per class")
         self.logit_width = self.detail_width = classes
         self.output = nn.Linear(config.pair_width, classes)
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """Number and shares of the classes, each with one imagined label more."""
         seen = [0.0] * int(summary["minimum"]) + summary["class_counts"]
         classes = task.options.get("num_classes", len(seen))
@@ -91,7 +93,7 @@ class MulticlassHead(TaskHead):
         """Number of the most likely class, as a float."""
         return logits.argmax(-1).float()
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Log-weights of the classes."""
         return logits.float()
 

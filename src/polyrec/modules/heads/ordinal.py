@@ -60,18 +60,18 @@ class OrdinalHead(TaskHead):
         super().__init__(task, config)
         for name in ("minimum", "maximum"):
             if self.options[name] is None or self.options[name] != int(self.options[name]):
-                raise self.refuse(name, "it must be a whole number, or come from processor.model_config()")
+                raise self.option_error(name, "it must be a whole number, or come from processor.model_config()")
         self.minimum, self.maximum = int(self.options["minimum"]), int(self.options["maximum"])
         if self.minimum >= self.maximum:
-            raise self.refuse("maximum", f"it must be above the minimum, {self.minimum}")
+            raise self.option_error("maximum", f"it must be above the minimum, {self.minimum}")
         classes, prior = self.maximum - self.minimum + 1, self.options["prior"]
         if prior is not None and not (len(prior) == classes and min(prior) > 0):
-            raise self.refuse("prior", f"it must hold {classes} shares > 0, one per class")
+            raise self.option_error("prior", f"it must hold {classes} shares > 0, one per class")
         self.logit_width = classes - 1
         self.output = nn.Linear(config.pair_width, classes - 1)
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """Range and shares of the classes, each with one imagined label more."""
         found = int(summary["minimum"]), int(summary["maximum"])
         low, high = (task.options.get(name, value) for name, value in zip(("minimum", "maximum"), found, strict=True))
@@ -110,6 +110,6 @@ class OrdinalHead(TaskHead):
         """Expected label."""
         return self.minimum + torch.exp(F.logsigmoid(logits.float()).cumsum(-1)).sum(-1)
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Log odds of the questions."""
         return logits.float()

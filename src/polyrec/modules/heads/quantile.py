@@ -53,7 +53,7 @@ class QuantileHead(NumberHead):
         levels = self.options["quantiles"]
         ascending = all(a < b for a, b in zip([0, *levels], [*levels, 1], strict=True))
         if not levels or not ascending:
-            raise self.refuse("quantiles", "give shares between 0 and 1 in ascending order, e.g. [0.1, 0.5, 0.9]")
+            raise self.option_error("quantiles", "give shares between 0 and 1 in ascending order, e.g. [0.1, 0.5, 0.9]")
         self.logit_width = self.detail_width = len(levels)
         self.median = min(range(len(levels)), key=lambda k: abs(levels[k] - 0.5))
         self.output = nn.Linear(config.pair_width, len(levels))

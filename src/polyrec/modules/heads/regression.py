@@ -47,13 +47,13 @@ class RegressionHead(NumberHead):
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
         super().__init__(task, config)
         if self.options["loss"] not in ("squared", "huber"):
-            raise self.refuse("loss", "known: squared, huber")
+            raise self.option_error("loss", "known: squared, huber")
         self.output = nn.Linear(config.pair_width, 1)
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """Mean, spread and range of the training labels, and trees where the rows allow them."""
-        return super().starting_options(task, summary) | trees_option(summary)
+        return super().options_from_labels(task, summary) | trees_option(summary)
 
     def forward(self, hidden_D: Tensor) -> Tensor:
         """Standardised mean, [..., D] -> [...]."""

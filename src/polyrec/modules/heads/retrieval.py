@@ -20,7 +20,7 @@ from polyrec.core.schema import TaskConfig
 from polyrec.data.neighbours import TABLES
 from polyrec.modules.encoders.growth import add_rows, in_blocks
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.moment import LATEST, NOT_TOLD, Moment
+from polyrec.modules.encoders.request_context import LATEST, NO_CONTEXT, RequestContext
 from polyrec.modules.heads._draw import draw
 from polyrec.modules.heads.base import Summary, TaskHead
 from polyrec.modules.heads.terms.item_age import SOURCES, ItemAge
@@ -122,16 +122,18 @@ class RetrievalHead(TaskHead):
         if not 0 <= self.options["label_smoothing"] < 1:
             raise ValueError(f"option 'label_smoothing' of task {task.name!r} must be in [0, 1)")
         if self.options["label_smoothing"] and not self.options["cold_negatives"]:
-            raise self.refuse("label_smoothing", "it would smooth over cold items: set cold_negatives=True, or 0 here")
+            raise self.option_error(
+                "label_smoothing", "it would smooth over cold items: set cold_negatives=True, or 0 here"
+            )
         if not self.options["bias_rate"] > 0:
-            raise self.refuse("bias_rate", "it must be > 0")
+            raise self.option_error("bias_rate", "it must be > 0")
         self.age = self._item_age(config)
         self.repeats = (
             Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
         )
         for option, least in (*dict.fromkeys(("neighbours", *TABLES), 0).items(), ("reach", 1)):
             if self.options[option] < least:
-                raise self.refuse(option, f"it must be >= {least}")
+                raise self.option_error(option, f"it must be >= {least}")
         size = self.options["neighbours"]
         self.linear, self.transitions = (
             LinearNeighbours(self.options[kind], config.num_items, self.options["reach"], task.name)
@@ -152,7 +154,7 @@ class RetrievalHead(TaskHead):
         self.bias = nn.Embedding(config.num_items, 1) if config.item_ids else None
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """What is taken at each age, if ages are read; how many neighbours are worth their memory; what is trending."""
         return {name: summary[name] for name in _FROM_DATA if name in summary}
 
@@ -161,14 +163,16 @@ class RetrievalHead(TaskHead):
         if source is None:
             return None
         if source not in SOURCES:
-            raise self.refuse("item_age", nearest(str(source), list(SOURCES)))
+            raise self.option_error("item_age", nearest(str(source), list(SOURCES)))
         if buckets < 1:
-            raise self.refuse("age_buckets", "it must be >= 1")
+            raise self.option_error("age_buckets", "it must be >= 1")
         start = self.options["age_start"]
         if start is not None and len(start) != buckets + 1:
-            raise self.refuse("age_start", f"it must hold age_buckets + 1 = {buckets + 1} numbers")
+            raise self.option_error("age_start", f"it must hold age_buckets + 1 = {buckets + 1} numbers")
         if source == "release" and self.options["label_smoothing"]:
-            raise self.refuse("label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"')
+            raise self.option_error(
+                "label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"'
+            )
         return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
 
     def _trending(self, config: PolyRecConfig) -> tuple[TrendingItems | None, WeighedRecentItems | None]:
@@ -176,7 +180,9 @@ class RetrievalHead(TaskHead):
         if not mixture:
             return None, None
         if not all(isinstance(part, Sequence) and len(part) == 2 and min(part) > 0 for part in mixture):
-            raise self.refuse("trending", "it must hold pairs [half-life in seconds, weight], both > 0: [[3600, 100]]")
+            raise self.option_error(
+                "trending", "it must hold pairs [half-life in seconds, weight], both > 0: [[3600, 100]]"
+            )
         rate, num_items = self.options["bias_rate"], config.num_items
         return (
             None if not start else TrendingItems(num_items, config.hidden_size, start, rate, name),
@@ -280,8 +286,8 @@ class RetrievalHead(TaskHead):
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))
 
     @torch.no_grad()
-    def level(
-        self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor, moment: Moment = NOT_TOLD
+    def calibrate_new_items(
+        self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor, context: RequestContext = NO_CONTEXT
     ) -> None:
         """Raise the biases of new items until each gets as much of the softmax as one that was taken, in the mean.
 
@@ -292,7 +298,7 @@ class RetrievalHead(TaskHead):
             state_MD: of people.
             items: the encoded table.
             taken_N, new_N: bool [N].
-            moment: of the same people.
+            context: of the same people.
         """
         if self.bias is None:
             return
@@ -301,7 +307,7 @@ class RetrievalHead(TaskHead):
         for at in torch.arange(len(state_MD), device=ids_N.device).split(32):  # a large catalog has many logits
             logits_MN = F.linear(self.project(state_MD[at]), items.vectors_MD, bias_N)
             if evidence := self.evidence:  # of which new items have none
-                logits_MN = evidence.add_to(logits_MN, state_MD[at], moment.at(at), ids_N)
+                logits_MN = evidence.add_to(logits_MN, state_MD[at], context.at(at), ids_N)
             logits_MN = in_double(logits_MN)
             both = (n.to(logits_MN.device) for n in (taken_N, new_N))
             share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in both)
@@ -321,17 +327,17 @@ class RetrievalHead(TaskHead):
         """What is asked of the catalog: the person's state, whatever was typed."""
         return self.adapted(state)
 
-    def forward(self, state_MD: Tensor, items: ItemRows, moment: Moment = NOT_TOLD) -> Tensor:
+    def forward(self, state_MD: Tensor, items: ItemRows, context: RequestContext = NO_CONTEXT) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
-            moment: of the M questions; with the options `item_age` and `repeats`.
+            context: of the M questions; with the options `item_age` and `repeats`.
         """
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
         bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
         logits_MN = in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
-        return self.terms.add_to(logits_MN, state_MD, moment, rows_N) if self.terms else logits_MN
+        return self.terms.add_to(logits_MN, state_MD, context, rows_N) if self.terms else logits_MN
 
     def pair_logits(
         self,
@@ -339,14 +345,14 @@ class RetrievalHead(TaskHead):
         candidate_BCD: Tensor,
         candidate_ids: Tensor,
         items: ItemRows,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> Tensor:
         """Scores of given candidates, [B, C]; they are there, as somebody asks about them.
 
         Args:
-            moment: of each candidate.
+            context: of each candidate.
         """
-        return sum(self.pair_parts(state_BCD, candidate_BCD, candidate_ids, items, moment).values())
+        return sum(self.pair_parts(state_BCD, candidate_BCD, candidate_ids, items, context).values())
 
     def pair_parts(
         self,
@@ -354,13 +360,13 @@ class RetrievalHead(TaskHead):
         candidate_BCD: Tensor,
         candidate_ids: Tensor,
         items: ItemRows,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> dict[str, Tensor]:
         """What the network, the bias and each term add to the scores of `pair_logits`, {part: [B, C]}."""
         parts = {"network": (self.project(state_BCD) * candidate_BCD).sum(-1), "bias": self._bias(candidate_ids, items)}
         ids_BC1 = candidate_ids.unsqueeze(-1)
         for name, term in self.named_terms.items():
-            parts[name] = term.of_items(term.logits(state_BCD), moment, ids_BC1).squeeze(-1)
+            parts[name] = term.of_items(term.logits(state_BCD), context, ids_BC1).squeeze(-1)
         return parts
 
     def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
@@ -383,7 +389,7 @@ class RetrievalHead(TaskHead):
         negatives_K: Tensor | None,
         weight_M: Tensor | None = None,
         excluded_M: Tensor | None = None,
-        moment: Moment = NOT_TOLD,
+        context: RequestContext = NO_CONTEXT,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the target items: (sum, count).
 
@@ -394,12 +400,12 @@ class RetrievalHead(TaskHead):
             negatives_K: what `negatives` drew; None: the full softmax, or, if `items` are not the whole catalog, all
                 of them, each corrected by its chance to be in a batch.
             excluded_M: an item id that is no candidate in this row, 0 = none.
-            moment: when each was taken; with the options `item_age` and `repeats`.
+            context: when each was taken; with the options `item_age` and `repeats`.
         """
         known_M = targets_M >= FIRST_ITEM
         excluded_M = torch.zeros_like(targets_M) if excluded_M is None else excluded_M
         if items.rows_M is not None or negatives_K is not None:
-            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M, moment)
+            losses_M = self._sampled_losses(state_MD, targets_M, items, counts_N, negatives_K, excluded_M, context)
             return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
         rows_N = torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device)
@@ -417,7 +423,7 @@ class RetrievalHead(TaskHead):
             self.options["label_smoothing"],
             excluded_M - FIRST_ITEM if bool((excluded_M >= FIRST_ITEM).any()) else None,
             self.terms.logits(state_MD) if self.terms else None,
-            self.terms.groups_beside(moment, column_M, rows_N) if self.terms else None,
+            self.terms.groups_beside(context, column_M, rows_N) if self.terms else None,
         )
         return total, weight_M.sum()
 
@@ -429,28 +435,32 @@ class RetrievalHead(TaskHead):
         counts_N: Tensor,
         negatives_K: Tensor | None,
         excluded_M: Tensor,
-        moment: Moment,
+        context: RequestContext,
     ) -> Tensor:
         negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
         target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
-        negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, moment) - log_q_N[negatives_K]
+        negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, context) - log_q_N[negatives_K]
         if self.terms:
-            target_M = target_M + self.terms.of_pairs(state_MD, moment, targets_M.unsqueeze(1)).squeeze(1)
+            target_M = target_M + self.terms.of_pairs(state_MD, context, targets_M.unsqueeze(1)).squeeze(1)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
         negative_MK = negative_MK.masked_fill(no_negative_MK, float("-inf"))
         logits_MK = torch.cat([target_M.unsqueeze(-1), negative_MK], dim=-1).float()
         return torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
 
-    def of_sample(self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, moment: Moment) -> Tensor:
+    def of_sample(
+        self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, context: RequestContext
+    ) -> Tensor:
         """Scores of the same items for every state, [M, K]."""
         logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
-        return self.terms.add_to(logits_MK, state_MD, moment, ids_K, distinct=False) if self.terms else logits_MK
+        return self.terms.add_to(logits_MK, state_MD, context, ids_K, distinct=False) if self.terms else logits_MK
 
-    def of_pairs(self, state_MD: Tensor, query_MD: Tensor, ids_MK: Tensor, items: ItemRows, moment: Moment) -> Tensor:
+    def of_pairs(
+        self, state_MD: Tensor, query_MD: Tensor, ids_MK: Tensor, items: ItemRows, context: RequestContext
+    ) -> Tensor:
         """Scores of each state's own items, [M, K]."""
         logits_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(ids_MK)) + self._bias(ids_MK, items)
-        return logits_MK + self.terms.of_pairs(state_MD, moment, ids_MK) if self.terms else logits_MK
+        return logits_MK + self.terms.of_pairs(state_MD, context, ids_MK) if self.terms else logits_MK
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int

@@ -13,7 +13,7 @@ from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.encoders.moment import NOT_TOLD, Moment
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 _CLOSED = -4.0  # log odds at which the gate starts
@@ -63,9 +63,11 @@ class SearchHead(RetrievalHead):
                 "(columns.query) and give the processor a text encoder"
             )
         if not self.options["scale"] > 0:
-            raise self.refuse("scale", "it must be > 0")
+            raise self.option_error("scale", "it must be > 0")
         if self.options["label_smoothing"]:
-            raise self.refuse("label_smoothing", "a search would be pulled towards the query's own item: leave it 0")
+            raise self.option_error(
+                "label_smoothing", "a search would be pulled towards the query's own item: leave it 0"
+            )
         self.personal = bool(self.options["personal"])
         if self.personal:
             self.person = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -99,7 +101,7 @@ class SearchHead(RetrievalHead):
         return self.log_scale.exp() * self.adapted(query)
 
     def expanded(
-        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, moment: Moment = NOT_TOLD
+        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, context: RequestContext = NO_CONTEXT
     ) -> Tensor:
         r"""A question widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest items.
 
@@ -109,9 +111,9 @@ class SearchHead(RetrievalHead):
         Args:
             count: nearest items.
             weight: a in [0, 1]; 0 changes nothing.
-            moment: as for `forward`.
+            context: as for `forward`.
         """
-        nearest_MK = self(question_MD, items, moment).topk(count, dim=1).indices
+        nearest_MK = self(question_MD, items, context).topk(count, dim=1).indices
         mean_MD = items.vectors_MD[nearest_MK].mean(1)
         length_M1 = question_MD.norm(dim=-1, keepdim=True)
         return (1 - weight) * question_MD + weight * length_M1 * nn.functional.normalize(mean_MD, dim=-1)

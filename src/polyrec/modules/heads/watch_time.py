@@ -68,19 +68,21 @@ class WatchTimeHead(TaskHead):
         super().__init__(task, config)
         known = [f.name for f in config.feature_configs if f.source == "candidate" and f.kind == "numeric"]
         if self.options["duration"] not in known:
-            raise self.refuse("duration", f"it must name a numeric context column; known: {', '.join(known) or 'none'}")
+            raise self.option_error(
+                "duration", f"it must name a numeric context column; known: {', '.join(known) or 'none'}"
+            )
         rows = self.options["group_quantiles"]
         if rows is None:
-            raise self.refuse("group_quantiles", "build the configuration by processor.model_config()")
+            raise self.option_error("group_quantiles", "build the configuration by processor.model_config()")
         even = len(rows) >= 2 and len(rows[0]) >= 2 and len({len(row) for row in rows}) == 1
         if not even or any(a > b for row in rows for a, b in pairwise(row)):
-            raise self.refuse("group_quantiles", "it must hold rows of equal length, each ascending")
+            raise self.option_error("group_quantiles", "it must hold rows of equal length, each ascending")
         self.groups = len(rows) - 1
         self.output = nn.Linear(config.pair_width, 1)
         self.register_buffer("quantiles", torch.tensor(rows, dtype=torch.float32))
 
     @classmethod
-    def starting_options(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
+    def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
         """The distribution of the labels per group of durations."""
         return {"group_quantiles": summary["group_quantiles"]}
 
@@ -120,17 +122,17 @@ class WatchTimeHead(TaskHead):
         return torch.lerp(low, high, place - below).squeeze(-1)
 
     @property
-    def exchange_width(self) -> int | None:
+    def canonical_width(self) -> int | None:
         """One number."""
         return None
 
-    def exchanged(self, logits: Tensor) -> Tensor:
+    def canonical_logits(self, logits: Tensor) -> Tensor:
         """Watch time in the label's unit."""
         return self.predict(logits)
 
-    def read_exchanged(self, exchanged: Tensor) -> tuple[Tensor, Tensor | None]:
+    def read_canonical(self, canonical: Tensor) -> tuple[Tensor, Tensor | None]:
         """Watch time as it is."""
-        return exchanged, None
+        return canonical, None
 
     def rows(self, logits: Tensor) -> Tensor:
         """Quantiles of each answer's group, [..., Q]."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.reduction import mean_loss
 from polyrec.core.registry import checked_options
+from polyrec.core.renamed import renamed_method
 from polyrec.modules.encoders.history import HistoryEncoder
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemEncoder, ItemRows
 
@@ -74,7 +75,7 @@ class Objective(nn.Module):
         self.options = checked_options(options, self.default_options, f"objective {name!r}")
         self.weight = self.options["weight"]
         if not (isinstance(self.weight, int | float) and 0 < self.weight < math.inf):
-            raise self.refuse("weight", "it must be a number > 0; to turn the objective off, leave it out")
+            raise self.option_error("weight", "it must be a number > 0; to turn the objective off, leave it out")
 
     def initialise(self) -> None:
         """Set parameters that should not start at random; called after the default initialisation."""
@@ -100,11 +101,13 @@ class Objective(nn.Module):
     def check_range(self, option: str, low: float, high: float) -> None:
         """Refuse an option outside (low, high]."""
         if not low < self.options[option] <= high:
-            raise self.refuse(option, f"it must be in ({low:g}, {high:g}]")
+            raise self.option_error(option, f"it must be in ({low:g}, {high:g}]")
 
-    def refuse(self, option: str, rule: str) -> ValueError:
+    def option_error(self, option: str, rule: str) -> ValueError:
         """The error that an option breaks a rule ("it must be > 0")."""
         return ValueError(f"option {option!r} of objective {self.name!r} is {self.options[option]!r}; {rule}")
+
+    refuse = renamed_method("refuse", "option_error")
 
 
 def mean_losses(

@@ -69,15 +69,17 @@ class Contrastive(Objective):
         super().__init__(name, options, config)
         self.check_range("temperature", 0, float("inf"))
         if self.options["views"] not in VIEWS:
-            raise self.refuse("views", nearest(str(self.options["views"]), list(VIEWS)))
+            raise self.option_error("views", nearest(str(self.options["views"]), list(VIEWS)))
         if self.options["prefixes"] < 1:
-            raise self.refuse("prefixes", "it must be >= 1")
+            raise self.option_error("prefixes", "it must be >= 1")
         self.transform: Transform | None = None
         if self.options["views"] == "augmented":
             own = self.options
             self.transform = OneOf(Crop(own["crop"]), Mask(own["mask"]), Reorder(own["reorder"]))
         elif config.dropout == 0:
-            raise self.refuse("views", "with dropout=0 both views are the same: set dropout, or views='augmented'")
+            raise self.option_error(
+                "views", "with dropout=0 both views are the same: set dropout, or views='augmented'"
+            )
 
     def draw(self, item_encoder: ItemEncoder) -> Tensor | None:
         """The unknown item, which stands for masked ones."""

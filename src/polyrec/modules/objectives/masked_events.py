@@ -25,7 +25,7 @@ class MaskedEvents(Objective):
     Representations from Transformer"; CBiT, Du et al., 2022): the item vectors of some events become one learnt vector,
     and their items are predicted. What else is known of such an event stays (its feedback, context, time).
 
-    Histories are read causally here, since every state must also answer for its own moment. So a mask is filled from
+    Histories are read causally here, since every state must also answer for its own context. So a mask is filled from
     the left, and what it teaches beyond next-item prediction is (1) which item goes with the feedback and the time of
     an event, p(item | history, rated 5, on a Monday), and (2) to read histories with holes. Read from the state
     *before* the mask, it would be the next-item task again on a history with holes, which the `Mask` transform of

@@ -78,7 +78,7 @@ class AggregationWeighting(DrawingWeighting):
                 f"unknown method {self.method!r} of {self.kind!r}; {nearest(str(self.method), list(METHODS))}"
             )
         if not 0 <= self.options["c"] < 1:
-            raise self.refuse("c", "it must be in [0, 1)")
+            raise self.option_error("c", "it must be in [0, 1)")
 
     def weights(self, context: StepContext) -> Tensor:
         """The weights of this batch."""

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import KeepsPrecision
 from polyrec.core.registry import checked_options
+from polyrec.core.renamed import renamed_method
 
 
 @dataclass
@@ -70,9 +71,11 @@ class LossWeighting(KeepsPrecision):
         """Set parameters and buffers to their start; called after the default initialisation."""
         init.ones_(self.scale)
 
-    def refuse(self, option: str, rule: str) -> ValueError:
+    def option_error(self, option: str, rule: str) -> ValueError:
         """The error that an option breaks a rule ("it must be > 0")."""
         return ValueError(f"option {option!r} of loss weighting {self.kind!r} is {self.options[option]!r}; {rule}")
+
+    refuse = renamed_method("refuse", "option_error")
 
     def scale_of(self, task: str) -> Tensor:
         """The entry of `scale` that belongs to a task, a scalar."""
@@ -129,7 +132,7 @@ class DrawingWeighting(LossWeighting):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
         if not (isinstance(self.options["seed"], int) and self.options["seed"] >= 0):
-            raise self.refuse("seed", "it must be an integer >= 0")
+            raise self.option_error("seed", "it must be an integer >= 0")
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def initialise(self) -> None:

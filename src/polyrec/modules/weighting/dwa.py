@@ -47,9 +47,9 @@ class DynamicWeightAverage(LossWeighting):
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
         if not self.options["temperature"] > 0:
-            raise self.refuse("temperature", "it must be > 0")
+            raise self.option_error("temperature", "it must be > 0")
         if not self.options["period"] >= 1:
-            raise self.refuse("period", "it must be >= 1 optimizer steps")
+            raise self.option_error("period", "it must be >= 1 optimizer steps")
         for name in ("total", "count", "newer", "older"):  # of the running period; means of the two before, 0 = none
             self.register_buffer(name, torch.zeros(len(self.task_names), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -53,7 +53,7 @@ class FAMOWeighting(LossWeighting):
         super().__init__(config)
         for option in ("lr", "decay"):
             if not self.options[option] >= 0:
-                raise self.refuse(option, "it must be >= 0")
+                raise self.option_error(option, "it must be >= 0")
         for name in ("logits", "mean", "square", "last"):  # xi, Adam's moments, last losses (0 = not seen yet)
             self.register_buffer(name, torch.zeros(len(self.task_names), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

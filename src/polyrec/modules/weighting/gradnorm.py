@@ -50,7 +50,7 @@ class GradNormWeighting(LossWeighting):
         super().__init__(config)
         for option in ("alpha", "lr"):
             if not self.options[option] >= 0:
-                raise self.refuse(option, "it must be >= 0")
+                raise self.option_error(option, "it must be >= 0")
         self.register_buffer("weight", torch.ones(len(self.task_names), dtype=torch.float32))
         self.register_buffer("first", torch.zeros(len(self.task_names), dtype=torch.float32))  # 0 = not seen yet
 

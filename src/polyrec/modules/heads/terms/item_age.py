@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from polyrec.core.linear_loss import Placed
+from polyrec.core.linear_loss import GroupBias
 from polyrec.data.release import NO_TIME, age_edges
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 SOURCES = ("release", "first_event")
 
@@ -48,7 +48,7 @@ class ItemAge(nn.Module):
         >>> age = ItemAge("release", buckets=8, num_items=5, hidden_size=4)
         >>> age.initialise()
         >>> _ = age.released.copy_(torch.tensor([NO_TIME, NO_TIME, 0, 3_600_000, 10_000_000]))
-        >>> age.groups(Moment(torch.tensor([3_600_000])), torch.arange(2, 5)).tolist()  # an hour, just there, not there
+        >>> age.groups(RequestContext(torch.tensor([3_600_000])), torch.arange(2, 5)).tolist()  # an hour, new, not yet
         [[2, 0, 9]]
     """
 
@@ -86,33 +86,33 @@ class ItemAge(nn.Module):
         """What a state says of each group, [M, D] -> [M, G]; the last one is -inf."""
         return F.pad(self.by_state(state_MD) + self.rate * self.prior.weight.squeeze(-1), (0, 1), value=float("-inf"))
 
-    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+    def biases(self, context: RequestContext, ids: Tensor) -> GroupBias:
         """Groups of items for the logits of a catalog."""
-        return Placed(self.groups(moment, ids))
+        return GroupBias(self.groups(context, ids))
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> GroupBias:
         """The same; those at the places `targets_M` were taken, and so were there."""
-        own_M1 = self.own_groups(moment, ids[targets_M].unsqueeze(1))
-        return Placed(self.groups(moment, ids).scatter_(1, targets_M.unsqueeze(1), own_M1))
+        own_M1 = self.own_groups(context, ids[targets_M].unsqueeze(1))
+        return GroupBias(self.groups(context, ids).scatter_(1, targets_M.unsqueeze(1), own_M1))
 
-    def groups(self, moment: Moment, ids: Tensor) -> Tensor:
+    def groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""
         released_N = self.released[ids]
-        age_MN = _asked(moment).unsqueeze(-1) - released_N
+        age_MN = _asked(context).unsqueeze(-1) - released_N
         unknown_N = released_N == NO_TIME
         if self.source == "release":
             groups_MN = torch.where(age_MN < 0, self.buckets + 1, self._bucket(age_MN))
             return torch.where(unknown_N, self.buckets, groups_MN)
         return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
-        return of_groups.gather(-1, self.own_groups(moment, ids))
+        return of_groups.gather(-1, self.own_groups(context, ids))
 
-    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+    def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The same for items of each question's own, [...] and [..., K] -> [..., K]; who asks says they are there."""
         released = self.released[ids]
-        age = _asked(moment).unsqueeze(-1) - released
+        age = _asked(context).unsqueeze(-1) - released
         unseen = released == NO_TIME if self.source == "release" else age <= 0
         return torch.where(unseen, self.buckets, self._bucket(age))
 
@@ -120,10 +120,10 @@ class ItemAge(nn.Module):
         return torch.bucketize(age, torch.from_numpy(age_edges(self.buckets)).to(age.device), right=True)
 
 
-def _asked(moment: Moment) -> Tensor:
-    if moment.times is None:
+def _asked(context: RequestContext) -> Tensor:
+    if context.times is None:
         raise ValueError(
             "a task with `item_age` must be told when it is asked: pass candidate_times [B, C] to the model, or the "
-            "moments of `model.moment(...)` where it scores the catalog"
+            "contexts of `model.request_context(...)` where it scores the catalog"
         )
-    return moment.times
+    return context.times

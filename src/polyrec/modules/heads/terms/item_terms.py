@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyrec.core.linear_loss import AnyPlaced, Groups, PlacedNumbers
+from polyrec.core.linear_loss import AnyBias, Groups, SparseBias
 from polyrec.modules.encoders.growth import BLOCK
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 
 class ItemTerm(Protocol):
@@ -25,21 +25,21 @@ class ItemTerm(Protocol):
     def logits(self, state: Tensor) -> Tensor:
         """What a state says of each group, [..., D] -> [..., G]."""
 
-    def placed(self, moment: Moment, ids: Tensor) -> AnyPlaced:
+    def biases(self, context: RequestContext, ids: Tensor) -> AnyBias:
         """Which group is added to which item for each question, [M] and [N] -> [M, ...].
 
         Args:
             ids: ascending, each once.
         """
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> AnyPlaced:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> AnyBias:
         """The same where items were taken, and so were there: of `targets_M`, places in `ids`."""
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
 
 
-def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> PlacedNumbers:
+def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> SparseBias:
     """Numbers of items of each question's own, for the logits of some items.
 
     Args:
@@ -53,11 +53,11 @@ def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_
     found, numbers = items.index_select(0, read).long(), values.index_select(0, read).float()
     first = int(ids[0])
     if first <= FIRST_ITEM and len(ids) == num_items - first:  # all items; item 0 means none, with values of 0
-        return PlacedNumbers(_rows_of((found - first).clamp(min=0), table_rows), numbers, table_rows)
+        return SparseBias(_rows_of((found - first).clamp(min=0), table_rows), numbers, table_rows)
     column_of = torch.full((num_items,), -1, device=ids.device)
     column = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found]
     numbers *= (column >= 0).unsqueeze(-2)
-    return PlacedNumbers(_rows_of(column.clamp(min=0), table_rows), numbers, table_rows)
+    return SparseBias(_rows_of(column.clamp(min=0), table_rows), numbers, table_rows)
 
 
 def _rows_of(table: Tensor, rows: Tensor) -> Tensor:
@@ -95,19 +95,23 @@ class ItemTerms:
         """What a state says of each group, [..., D] -> [..., G]."""
         return torch.cat([term.logits(state) for term in self.terms], dim=-1)
 
-    def placed(self, moment: Moment, ids: Tensor) -> list[AnyPlaced]:
+    def biases(self, context: RequestContext, ids: Tensor) -> list[AnyBias]:
         """Which groups are added to which items for each question; ids as of a term's."""
-        return self._numbered([term.placed(moment, ids) for term in self.terms])
+        return self._numbered([term.biases(context, ids) for term in self.terms])
 
-    def groups(self, moment: Moment, ids: Tensor) -> Groups:
+    def groups(self, context: RequestContext, ids: Tensor) -> Groups:
         """The same for some of the questions at a time."""
-        return lambda at: self.placed(moment.at(at), ids)
+        return lambda at: self.biases(context.at(at), ids)
 
-    def groups_beside(self, moment: Moment, targets_M: Tensor, ids: Tensor) -> Groups:
+    def groups_beside(self, context: RequestContext, targets_M: Tensor, ids: Tensor) -> Groups:
         """The same where what stands at the places `targets_M` in `ids` was taken, and so was there."""
-        return lambda at: self._numbered([term.placed_beside(moment.at(at), ids, targets_M[at]) for term in self.terms])
+        return lambda at: self._numbered(
+            [term.training_biases(context.at(at), ids, targets_M[at]) for term in self.terms]
+        )
 
-    def add_to(self, logits_MN: Tensor, state_MD: Tensor, moment: Moment, ids: Tensor, distinct: bool = True) -> Tensor:
+    def add_to(
+        self, logits_MN: Tensor, state_MD: Tensor, context: RequestContext, ids: Tensor, distinct: bool = True
+    ) -> Tensor:
         """Logits of items with what the terms say of them, a block of questions at a time.
 
         Args:
@@ -115,19 +119,19 @@ class ItemTerms:
         """
         of_groups_MG, found = self.logits(state_MD), []
         for at in torch.arange(len(logits_MN), device=ids.device).split(max(BLOCK * BLOCK // max(len(ids), 1), 1)):
-            some = moment.at(at)
+            some = context.at(at)
             known, place = (ids, None) if distinct else ids.unique(return_inverse=True)
             logits = logits_MN[at] if place is None else logits_MN.new_zeros(len(at), len(known))
-            for term in self.placed(some, known):
+            for term in self.biases(some, known):
                 logits = term.add(logits, of_groups_MG[at])
             found.append(logits if place is None else logits_MN[at] + logits[:, place])
         return torch.cat(found)
 
-    def of_pairs(self, state: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_pairs(self, state: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The terms of items of each question's own, [..., D], [...] and [..., K] -> [..., K]."""
-        return torch.stack([term.of_items(term.logits(state), moment, ids) for term in self.terms]).sum(0)
+        return torch.stack([term.of_items(term.logits(state), context, ids) for term in self.terms]).sum(0)
 
-    def _numbered(self, placed: Sequence[AnyPlaced]) -> list[AnyPlaced]:
+    def _numbered(self, placed: Sequence[AnyBias]) -> list[AnyBias]:
         begins = [0]
         for term in self.terms:
             begins.append(begins[-1] + term.size)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from polyrec.core.linear_loss import PlacedNumbers
+from polyrec.core.linear_loss import SparseBias
 from polyrec.data.neighbours import KINDS, Neighbours
-from polyrec.modules.encoders.moment import LATEST, Moment
+from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.modules.heads.terms.item_terms import find_items, place_numbers
 
 # Where the weights start, by kind: of the latest item, and what one item further back counts. Means of what linear
@@ -70,43 +70,43 @@ class NeighbourTable(nn.Module):
         self.items = F.pad(self.items, (0, 0, 0, more))
         self.values = F.pad(self.values, (0, 0, 0, 0, 0, more))
 
-    def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
+    def biases(self, context: RequestContext, ids: Tensor) -> SparseBias:
         """The neighbours' columns and numbers for the logits of some items.
 
         Args:
             ids: ascending, each once.
         """
-        items, values, rows_MH = self._rows(moment)
+        items, values, rows_MH = self._rows(context)
         return place_numbers(items, values, rows_MH, ids, len(self.items))
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> SparseBias:
         """The same, whatever came then."""
-        return self.placed(moment, ids)
+        return self.biases(context, ids)
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
         weights = of_groups.unflatten(-1, (self.kinds, self.reach)).transpose(-1, -2)  # [..., H, T]
-        return (self._of_own(moment, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
+        return (self._of_own(context, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
 
-    def _of_own(self, moment: Moment, ids: Tensor) -> Tensor:
+    def _of_own(self, context: RequestContext, ids: Tensor) -> Tensor:
         """How strongly each event speaks for items of each question's own, [..., K] -> [..., K, H, T]."""
-        items, values, rows = self._rows(moment)
+        items, values, rows = self._rows(context)
         rows, ids = torch.broadcast_tensors(rows.unsqueeze(-2), ids.unsqueeze(-1))
         place, is_neighbour = find_items(items, rows, ids)
         return values[rows, :, place] * is_neighbour.unsqueeze(-1)
 
-    def _events(self, moment: Moment) -> Tensor | None:
+    def _events(self, context: RequestContext) -> Tensor | None:
         """Items of the events that are read, [..., H], 0 = none; None: nobody said."""
-        latest = (moment.latest or {}).get(self.task)
+        latest = (context.latest or {}).get(self.task)
         return None if latest is None else latest[..., : self.reach]
 
-    def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
         """The tables of items and values, and which rows of them the items of the events [..., H] have."""
-        latest = self._events(moment)
+        latest = self._events(context)
         if latest is None:
             raise ValueError(
-                "a task with `neighbours` must be told what came before: pass the moments of `model.moment(...)` "
-                "where it scores the catalog"
+                "a task with `neighbours` must be told what came before: pass what "
+                "`model.request_context(...)` returns where it scores the catalog"
             )
         return self.items, self.values, latest
 
@@ -181,9 +181,9 @@ class ItemNeighbours(NeighbourTable):
         """The weights of a state, [..., D] -> [..., G]."""
         return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
 
-    def _rows(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
         """The tables of items and values, and which rows of them the items of the events [..., H] have."""
-        items, values, latest = super()._rows(moment)
-        if not self.training or moment.fold is None or not self.is_cross_fitted:
+        items, values, latest = super()._rows(context)
+        if not self.training or context.fold is None or not self.is_cross_fitted:
             return items, values, latest
-        return self.fold_items, self.fold_values, moment.fold.unsqueeze(-1) * len(items) + latest
+        return self.fold_items, self.fold_values, context.fold.unsqueeze(-1) * len(items) + latest

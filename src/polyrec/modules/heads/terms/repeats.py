@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from polyrec.core.linear_loss import Placed
+from polyrec.core.linear_loss import GroupBias
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 _TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
 _AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
@@ -38,8 +38,8 @@ class Repeats(nn.Module):
 
     Example:
         >>> repeats = Repeats(hidden_size=4)
-        >>> moment = Moment(history=torch.tensor([[3, 4, 3, 0]]))
-        >>> repeats.own_groups(moment, torch.arange(2, 6)[None]).tolist()  # 3: twice, the latest
+        >>> context = RequestContext(history=torch.tensor([[3, 4, 3, 0]]))
+        >>> repeats.own_groups(context, torch.arange(2, 6)[None]).tolist()  # 3: twice, the latest
         [[0, 9, 2, 0]]
     """
 
@@ -59,13 +59,13 @@ class Repeats(nn.Module):
         """What a state says of each group, [..., D] -> [..., G]; the first one is 0."""
         return F.pad(self.by_state(state) + self.rate * self.prior.weight.squeeze(-1), (1, 0))
 
-    def placed(self, moment: Moment, ids: Tensor) -> Placed:
+    def biases(self, context: RequestContext, ids: Tensor) -> GroupBias:
         """Groups for the logits of a catalog, of what was taken alone: histories [M, L] -> [M, L].
 
         Args:
             ids: ascending, each once.
         """
-        items_ML, order_ML = self._sorted(moment)
+        items_ML, order_ML = self._sorted(context)
         # Events of one item stand together, the latest at the end: there, all is known of it.
         index_L = torch.arange(items_ML.shape[1], device=ids.device)
         begins_ML = F.pad(items_ML[:, 1:] != items_ML[:, :-1], (1, 0), value=True)
@@ -76,25 +76,27 @@ class Repeats(nn.Module):
         column_of = torch.full((beyond + 1,), -1, device=ids.device)  # many times faster than a search
         column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[items_ML.clamp(max=beyond)]
         asked_ML = ends_ML & (column_ML >= 0)
-        return Placed(torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0))  # group 0 adds nothing
+        return GroupBias(
+            torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0)
+        )  # group 0 adds nothing
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Placed:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> GroupBias:
         """The same, whatever was taken then."""
-        return self.placed(moment, ids)
+        return self.biases(context, ids)
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
-        return of_groups.gather(-1, self.own_groups(moment, ids))
+        return of_groups.gather(-1, self.own_groups(context, ids))
 
-    def own_groups(self, moment: Moment, ids: Tensor) -> Tensor:
+    def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
         if ids.shape[-1] <= _FEW:
-            history = self._history(moment)
+            history = self._history(context)
             found = history.unsqueeze(-2) == ids.unsqueeze(-1)
             times, place = found.sum(-1), torch.arange(1, history.shape[-1] + 1, device=ids.device)
             last = (found * place).amax(-1) - 1
         else:
-            history, order = self._sorted(moment)
+            history, order = self._sorted(context)
             ids = ids.contiguous()
             stop = torch.searchsorted(history, ids, right=True)
             times = stop - torch.searchsorted(history, ids)
@@ -102,18 +104,18 @@ class Repeats(nn.Module):
         group = self._group(times, last, self._seen(history))
         return torch.where((times > 0) & (ids >= FIRST_ITEM), group, 0)
 
-    def _sorted(self, moment: Moment) -> tuple[Tensor, Tensor]:
+    def _sorted(self, context: RequestContext) -> tuple[Tensor, Tensor]:
         """Items of histories in order, and where each stood."""
-        return self._history(moment).sort(dim=-1, stable=True)
+        return self._history(context).sort(dim=-1, stable=True)
 
-    def _history(self, moment: Moment) -> Tensor:
+    def _history(self, context: RequestContext) -> Tensor:
         """Items of the events that count, those of no item for all others, [..., L] with L > 0."""
-        if moment.history is None:
+        if context.history is None:
             raise ValueError(
-                "a task with `repeats` must be told what was taken before: pass the moments of `model.moment(...)` "
-                "where it scores the catalog"
+                "a task with `repeats` must be told what was taken before: pass what "
+                "`model.request_context(...)` returns where it scores the catalog"
             )
-        history, refused = moment.history, (moment.refused or {}).get(self.task)
+        history, refused = context.history, (context.refused or {}).get(self.task)
         if refused is not None:  # such an event is one, of no item
             history = torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)
         return history if history.shape[-1] else F.pad(history, (0, 1))

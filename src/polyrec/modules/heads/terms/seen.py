@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyrec.core.linear_loss import Absent
+from polyrec.core.linear_loss import ExcludedItems
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 
 
 class Seen:
@@ -27,21 +27,21 @@ class Seen:
         """No group, [..., D] -> [..., 0]."""
         return state[..., :0]
 
-    def placed(self, moment: Moment, ids: Tensor) -> Absent:
+    def biases(self, context: RequestContext, ids: Tensor) -> ExcludedItems:
         """Every item is a candidate."""
-        return Absent(None)
+        return ExcludedItems(None)
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> Absent:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> ExcludedItems:
         """Which of the items are no candidates: those that are visible, but for what was taken."""
-        assert moment.history is not None  # heads of sets are told
+        assert context.history is not None  # heads of sets are told
         beyond = int(ids[-1]) + 1
         column_of = torch.full((beyond + 1,), -1, device=ids.device)
         column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[
-            moment.history.clamp(max=beyond)
+            context.history.clamp(max=beyond)
         ]
-        seen_ML = (moment.history >= FIRST_ITEM) & (column_ML >= 0)
-        return Absent(torch.where(seen_ML & (column_ML != targets_M.unsqueeze(1)), column_ML, -1))
+        seen_ML = (context.history >= FIRST_ITEM) & (column_ML >= 0)
+        return ExcludedItems(torch.where(seen_ML & (column_ML != targets_M.unsqueeze(1)), column_ML, -1))
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """Nothing, [..., 0] and [..., K] -> [..., K]."""
         return of_groups.new_zeros(ids.shape)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyrec.core.linear_loss import DenseNumbers
+from polyrec.core.linear_loss import DenseBias
 from polyrec.data.neighbours import SET_KINDS, Neighbours
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
-from polyrec.modules.encoders.moment import Moment
+from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.terms.neighbours import ItemNeighbours
 
 _START = {"together": 0.0, "similar": 0.2, "linear": 1.75}  # what fits ml-100k
@@ -53,14 +53,14 @@ class SetNeighbours(ItemNeighbours):
         if fresh and not self.values[:, linear].any():
             self.prior.weight[similar] += self.prior.weight[linear]
 
-    def placed(self, moment: Moment, ids: Tensor) -> DenseNumbers:  # type: ignore[override]
+    def biases(self, context: RequestContext, ids: Tensor) -> DenseBias:  # type: ignore[override]
         """Sums over the events of each question, for the logits of some items.
 
         Args:
             ids: ascending, each once.
         """
-        items, values, rows_ML = self._rows(moment)
-        begins_M, new_ML = self._new_events(moment)
+        items, values, rows_ML = self._rows(context)
+        begins_M, new_ML = self._new_events(context)
         question_E, place_E = new_ML.nonzero(as_tuple=True)
         rows_E = rows_ML[question_E, place_E]
         column_EK, shown_EK = self._columns(items[rows_E].long(), ids)
@@ -73,11 +73,11 @@ class SetNeighbours(ItemNeighbours):
         for begin, end in pairwise(bounds):
             if end - begin > 1:
                 sums[begin:end] = sums[begin:end].cumsum(0)
-        return DenseNumbers(_strength(sums))
+        return DenseBias(_strength(sums))
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> DenseNumbers:  # type: ignore[override]
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> DenseBias:  # type: ignore[override]
         """The same, whatever came then."""
-        return self.placed(moment, ids)
+        return self.biases(context, ids)
 
     def _columns(self, found_EK: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Places in `ids` of neighbours, and which of them are there, [E, K] each."""
@@ -85,30 +85,30 @@ class SetNeighbours(ItemNeighbours):
         column_EK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_EK]
         return column_EK.clamp(min=0), column_EK >= 0
 
-    def _new_events(self, moment: Moment) -> tuple[Tensor, Tensor]:
+    def _new_events(self, context: RequestContext) -> tuple[Tensor, Tensor]:
         """Where a question sees other events than the one before it and some more, bool [M], and which are new to it
         then, bool [M, L]."""
-        seen_ML = self._events(moment)
+        seen_ML = self._events(context)
         assert seen_ML is not None  # `_rows` has looked
         before_ML = F.pad(seen_ML[:-1], (0, 0, 1, 0))
         grows_M = ((seen_ML == before_ML) | (before_ML == 0)).all(1)
-        if moment.fold is not None:
-            fold_M = moment.fold
+        if context.fold is not None:
+            fold_M = context.fold
             grows_M &= fold_M == F.pad(fold_M[:-1], (1, 0), value=-1)
         begins_M = ~grows_M
         begins_M[:1] = True
         before_ML = torch.where(begins_M.unsqueeze(1), 0, before_ML)
         return begins_M, (seen_ML > 0) & (before_ML == 0)
 
-    def _events(self, moment: Moment) -> Tensor | None:
-        history, refused = moment.history, (moment.refused or {}).get(self.task)
+    def _events(self, context: RequestContext) -> Tensor | None:
+        history, refused = context.history, (context.refused or {}).get(self.task)
         if history is None or refused is None:
             return history
         return torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)  # which has no neighbours
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., T], [..., L] and [..., K] -> [..., K]."""
-        sums = self._of_own(moment, ids).float().sum(-2)
+        sums = self._of_own(context, ids).float().sum(-2)
         return (_strength(sums).to(of_groups.dtype) * of_groups.unsqueeze(-2)).sum(-1)
 
 

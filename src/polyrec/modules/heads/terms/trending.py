@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from polyrec.core.linear_loss import PlacedNumbers
-from polyrec.modules.encoders.moment import Moment, Trending
+from polyrec.core.linear_loss import SparseBias
+from polyrec.modules.encoders.request_context import RequestContext, Trending
 from polyrec.modules.heads.terms.item_terms import find_items, place_numbers
 from polyrec.modules.heads.terms.weighed import WeighedTerm
 
@@ -37,33 +37,34 @@ class RecentItems(nn.Module):
         """There are more items now."""
         self.num_items = num_items
 
-    def placed(self, moment: Moment, ids: Tensor) -> PlacedNumbers:
+    def biases(self, context: RequestContext, ids: Tensor) -> SparseBias:
         """The columns and numbers of trending items for the logits of some items.
 
         Args:
             ids: ascending, each once.
         """
-        rows_M1, items, values = self._snapshots(moment)
+        rows_M1, items, values = self._snapshots(context)
         return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
 
-    def placed_beside(self, moment: Moment, ids: Tensor, targets_M: Tensor) -> PlacedNumbers:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> SparseBias:
         """The same, whatever came then."""
-        return self.placed(moment, ids)
+        return self.biases(context, ids)
 
-    def of_items(self, of_groups: Tensor, moment: Moment, ids: Tensor) -> Tensor:
+    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each question's own, [..., 1], [...] and [..., K] -> [..., K]."""
-        rows, items, values = self._snapshots(moment)
+        rows, items, values = self._snapshots(context)
         rows = rows.expand_as(ids)
         place, is_trending = find_items(items, rows, ids)
         return values[rows, place].to(of_groups.dtype) * of_groups * is_trending
 
-    def _snapshots(self, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+    def _snapshots(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
         """Rows [..., 1] of the snapshots' items and values [U, K]."""
-        found: Trending | None = (moment.trending or {}).get(self.task)
+        found: Trending | None = (context.trending or {}).get(self.task)
         if found is None:
             raise ValueError(
                 f"task {self.task!r} reads `trending` and the batch does not say what was: set the option in the tasks "
-                "of the processor before split, or pass the moments of `model.moment(...)` where it scores the catalog"
+                "of the processor before split, or pass what `model.request_context(...)` returns where it "
+                "scores the catalog"
             )
         return found.snapshot.unsqueeze(-1), found.items, found.values
 

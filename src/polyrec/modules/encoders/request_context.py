@@ -28,8 +28,8 @@ class Trending(NamedTuple):
     values: Tensor
 
 
-class Moment(NamedTuple):
-    """The moments of some questions.
+class RequestContext(NamedTuple):
+    """What logits of some requests may depend on beside the user state.
 
     Args:
         times: int64 [...], milliseconds since the epoch; None: nobody said.
@@ -47,7 +47,7 @@ class Moment(NamedTuple):
     fold: Tensor | None = None
     trending: Mapping[str, Trending] | None = None
 
-    def rows(self, chosen_M: Tensor) -> Moment:
+    def rows(self, chosen_M: Tensor) -> RequestContext:
         """Some questions of a batch, [B, C] -> [M].
 
         Args:
@@ -55,11 +55,11 @@ class Moment(NamedTuple):
         """
         return self._each(lambda part: part.flatten(0, 1)[chosen_M])
 
-    def at(self, index: Any) -> Moment:
+    def at(self, index: Any) -> RequestContext:
         """Some of the questions, by any index of their own dimensions."""
         return self._each(lambda part: part[index])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Moment:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> RequestContext:
         times, history, fold = (
             None if part is None else change(part) for part in (self.times, self.history, self.fold)
         )
@@ -70,10 +70,10 @@ class Moment(NamedTuple):
         trending = None
         if self.trending is not None:
             trending = {task: own._replace(snapshot=change(own.snapshot)) for task, own in self.trending.items()}
-        return Moment(times, history, refused, latest, fold, trending)
+        return RequestContext(times, history, refused, latest, fold, trending)
 
 
-NOT_TOLD = Moment()
+NO_CONTEXT = RequestContext()
 LATEST = 10  # items for which training reads item-to-item evidence
 
 
