@@ -21,7 +21,7 @@ import torch
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.evaluation.off_policy import LoggedRows, epsilon_greedy_policy, policy_value, softmax_policy
-from polyrec.inference.recommendation import answers
+from polyrec.inference.predictions import predictions
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.runs.prepare import read_run
 from polyrec.runs.transaction import put_file
@@ -52,10 +52,9 @@ def log_odds(run: Path, contexts: pd.DataFrame, time: float) -> np.ndarray:
     catalog = np.arange(FIRST_ITEM, processor.num_items)
     with model.eval_mode() as model:
         table = model.item_encoder.table()
-        clicks = [
-            answers(model, processor, None, catalog, {"user": {}, "context": context, "time": time}, table)["click"]
-            for context in contexts.to_dict("records")
-        ]
+        requests = [{"history": None, "context": row, "time": time} for row in contexts.to_dict("records")]
+        scored = predictions(model, processor, requests, [catalog] * len(requests), table)
+    clicks = [found["click"] for found in scored]
     chance = np.clip(np.array(clicks, dtype=np.float64), 1e-9, 1 - 1e-9)
     return np.log(chance / (1 - chance))
 

@@ -25,6 +25,7 @@ _MODULES = {
     "models.cross_encoder.processing_cross_encoder": ["PolyRecCrossEncoderProcessor"],
     "models.cross_encoder.sampling": ["CandidateSample"],
     "inference.pipeline": ["RecommendationPipeline"],
+    "inference.recommender": ["Recommender"],
     "training.arguments": ["PolyRecTrainingArguments"],
     "training.cross_encoder_trainer": ["CrossEncoderTrainer"],
     "training.trainer": ["PolyRecTrainer"],
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from polyrec.core.schema import TaskConfig as TaskConfig
     from polyrec.data.collator import PolyRecCollator as PolyRecCollator
     from polyrec.inference.pipeline import RecommendationPipeline as RecommendationPipeline
+    from polyrec.inference.recommender import Recommender as Recommender
     from polyrec.models.cross_encoder.configuration_cross_encoder import (
         PolyRecCrossEncoderConfig as PolyRecCrossEncoderConfig,
     )

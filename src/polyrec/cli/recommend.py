@@ -9,7 +9,7 @@ import pyarrow as pa
 from polyrec.cli.flags import json_line
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
-from polyrec.inference import recommendation
+from polyrec.inference.recommender import Recommender
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
@@ -21,7 +21,7 @@ def recommend(
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
-    found = recommendation.recommend(model, processor, events, k=k, user=attributes, user_id=user_id)
+    found = Recommender(model, processor).recommend(events, k, user=attributes, user_id=user_id)
     as_text = "\n".join(json_line(row) for row in found) if as_json else format_recommendations(found)
     print(printable_lines(as_text))
     return found

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.core.schema import VECTOR_FILE, Columns
+from polyrec.core.stack import caller_level
 from polyrec.data.arrays import column, first_bad_row, is_list, is_text
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
 from polyrec.data.id_match import warn_of_respelled
@@ -112,7 +113,7 @@ class EntityTable:
             f"id {unknown[first].as_py()!r} is unknown, but {self.ids[at[first].as_py()].as_py()!r} is known: "
             f"{len(at) - at.null_count} of {len(at)} unknown ids differ from known ones in leading zeros or blanks "
             "only; give ids as text, written alike in all tables (pandas: read_csv(..., dtype=str))",
-            stacklevel=2,
+            stacklevel=caller_level(),
         )
 
     @property
@@ -218,7 +219,7 @@ def _warn_of_twins(known: pa.Array, key: str, name: str) -> None:
             warnings.warn(
                 f"{name}: {twins} values of {key!r} differ from others in {what} only, e.g. {known[first].as_py()!r}: "
                 "they are different ids here",
-                stacklevel=3,
+                stacklevel=caller_level(),
             )
             return
 
@@ -266,7 +267,7 @@ def _infer(table: pa.Table, skip: set[str | None], name: str) -> dict[str, str]:
             warnings.warn(
                 f"{name}: column {c!r} has type {values.type} and is left out: the model reads strings, numbers and "
                 "lists of them",
-                stacklevel=3,
+                stacklevel=caller_level(),
             )
             continue
         kind = infer_kind(values)

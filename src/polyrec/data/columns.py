@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.core.schema import FeatureConfig, FeatureKind, FeatureSource
+from polyrec.core.stack import caller_level
 from polyrec.data.arrays import (
     decoded,
     example,
@@ -173,7 +174,7 @@ def _refuse_lists(values: pa.Array, what: str) -> None:
     message = f"{what} is declared 'categorical' but holds lists written as text, e.g. {shown!r}: declare it {kind!r}"
     if separator in (None, "|"):
         raise ValueError(message + ", or rename its values")
-    warnings.warn(message.replace("is declared 'categorical' but holds", "seems to hold"), stacklevel=2)
+    warnings.warn(message.replace("is declared 'categorical' but holds", "seems to hold"), stacklevel=caller_level())
 
 
 def _as_numbers(values: pa.Array, known: pa.Array) -> pa.Array:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
+from polyrec.core.stack import caller_level
 from polyrec.data.arrays import is_text
 from polyrec.data.typed_text import MISSING_TEXTS, typed
 
@@ -113,7 +114,7 @@ def _named(table: pa.Table, names: list[str], name: str, indented: bool, separat
         warnings.warn(
             f"{name}: column {unnamed[0] + 1} of the csv has no name in the header (an index?) and is left out"
             + (f", as are {len(unnamed) - 1} more" if len(unnamed) > 1 else ""),
-            stacklevel=2,
+            stacklevel=caller_level(),
         )
     found, kept = [], []
     for n, title in enumerate(names):
@@ -227,7 +228,7 @@ def _other_encoding(source: Path | pa.Buffer, path: Path, name: str) -> str:
         raise ValueError(f"{name}: {path} is neither UTF-8 nor Latin-1 (Windows-1252): {fix}")
     warnings.warn(
         f"{name}: {path} is not UTF-8 and is read as Latin-1 (Windows-1252), e.g. {sample!r}; if that is wrong, {fix}",
-        stacklevel=2,
+        stacklevel=caller_level(),
     )
     return _WESTERN
 

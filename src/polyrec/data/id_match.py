@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.stack import caller_level
 from polyrec.data.ids import lookup
 
 FEW = 0.03  # share of rows or ids without a match that is worth a warning
@@ -164,7 +165,7 @@ def warn_of_respelled(new: pa.Array, known: pa.Array, what: str) -> None:
             f"{what}: most of the new ids are known ones in another spelling ({text}): nothing of what is learnt about "
             "those holds for the new ones",
             DataWarning,
-            stacklevel=4,  # the caller of `PolyRecProcessor.extend`
+            stacklevel=caller_level(),
         )
 
 

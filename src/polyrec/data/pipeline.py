@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from polyrec.core.backbones import TextConfig
 from polyrec.core.schema import Columns, TaskConfig
+from polyrec.core.stack import caller_level
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.derived import with_derived
@@ -111,7 +112,7 @@ class LogPipeline:
             report.warn(texts)
         elif main_process():
             for text in texts:
-                warnings.warn(text, DataWarning, stacklevel=4)
+                warnings.warn(text, DataWarning, stacklevel=caller_level())
 
     def rescale(self, log: EventLog, table: pa.Table, train: np.ndarray) -> None:
         """Put feedback and context on the scales of the training rows, bool [R]; the encoders keep them.

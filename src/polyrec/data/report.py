@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from polyrec.core.escapes import printable
+from polyrec.core.stack import caller_level
 from polyrec.data.id_match import DataWarning, IdMatch
 from polyrec.data.leaks import Separation
 
@@ -222,7 +223,7 @@ _NO_IDS: dict[str, Any] = {"examples": (), "known_examples": (), "difference": "
 def _raise(texts: Iterable[str]) -> None:
     if main_process():
         for text in texts:
-            warnings.warn(text, DataWarning, stacklevel=4)  # the caller of `fit` or `split`
+            warnings.warn(text, DataWarning, stacklevel=caller_level())
 
 
 def main_process() -> bool:

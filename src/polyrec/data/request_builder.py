@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.core.schema import TIME_GAP, label_columns
+from polyrec.core.stack import caller_level
 from polyrec.data.columns import FIRST
 from polyrec.data.derived import derived_names
 from polyrec.data.encoding import time_gap
@@ -128,7 +129,7 @@ class RequestBuilder:
                 raise ValueError(
                     f"{what}, and statistics know only now: ask for a later time, or `resume` the log up to then"
                 )
-            warnings.warn(f"{what}: running statistics are those of now", stacklevel=5)
+            warnings.warn(f"{what}: running statistics are those of now", stacklevel=caller_level())
         if user_id is None:
             return None
         if self.pipeline.columns.history is not None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.schema import Columns, TaskConfig
 from polyrec.core.settings import SettingError, as_number, check_keys, nearest, read_value, shown
+from polyrec.core.stack import caller_level
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.tables import as_table, column, label_values
 from polyrec.data.times import read_time
@@ -193,7 +194,7 @@ class RequestReader:
                     warnings.warn(
                         f"history: {name} is {number:g}, outside of what training has seen ({limits[0]:g} to "
                         f"{limits[1]:g})",
-                        stacklevel=2,
+                        stacklevel=caller_level(),
                     )
                     break
 

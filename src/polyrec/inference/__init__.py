@@ -3,6 +3,6 @@
 All of it is imported at once, because models offer some of it as methods, see `polyrec.core.offers`.
 """
 
-from polyrec.inference import check, explanation, pipeline, recommendation, reranking, search, transfer
+from polyrec.inference import check, explanation, pipeline, recommender, reranking, search, transfer
 
-__all__ = ["check", "explanation", "pipeline", "recommendation", "reranking", "search", "transfer"]
+__all__ = ["check", "explanation", "pipeline", "recommender", "reranking", "search", "transfer"]

@@ -10,7 +10,7 @@ import numpy as np
 from polyrec.core.offers import offer
 from polyrec.data.processor_files import CONFIG_NAME
 from polyrec.hub.files import MODEL_CONFIG
-from polyrec.inference.recommendation import recommend
+from polyrec.inference.recommender import recommend
 from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation

@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from polyrec.core.settings import check_keys, shown
 from polyrec.data.remote_requests import check_history, check_text, check_values
 from polyrec.data.request_reader import read_scalar
+from polyrec.inference.recommender import Recommender
 from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -23,7 +24,7 @@ class RecommendationPipeline(Pipeline):
     """Recommends items, or finds them by a query, for one person or several.
 
     A person is a dict with any of `history`, `user_id`, `user`, `context`, `time` and `query`, see
-    [`~polyrec.inference.recommendation.recommend`]; a list of them gives a list of answers. Requests may come
+    [`~polyrec.inference.recommender.Recommender.recommend`]; a list of them gives a list of answers. Requests may come
     from strangers: a history is a list of item ids or of events, never the name of a file, and sizes are bounded.
 
     Args:
@@ -51,6 +52,7 @@ class RecommendationPipeline(Pipeline):
         if processor is None:
             processor = PolyRecProcessor.from_pretrained(model.name_or_path, revision=model.hub_commit)
         self.processor: PolyRecProcessor = processor
+        self.recommender = Recommender(self.model, processor)
 
     def _sanitize_parameters(
         self,
@@ -86,7 +88,7 @@ class RecommendationPipeline(Pipeline):
                 raise ValueError("reasons are those of recommendations: ask without a query, or without reasons=True")
             found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
         else:
-            found = self.model.recommend(self.processor, history, **person, **options)
+            found = self.recommender.recommend(history, **person, **options)
         if reasons and found:
             items, task = [row["item"] for row in found], options.get("task")
             told = self.model.explain(self.processor, history, items, task=task, **person)

@@ -13,7 +13,8 @@ from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
 from polyrec.core.registry import nearest
 from polyrec.data.request_reader import read_scalar
-from polyrec.inference.recommendation import answers, best_items
+from polyrec.inference.predictions import predictions
+from polyrec.inference.recommender import best_items
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -88,7 +89,8 @@ def search(
                 )
             found[row] = -np.inf
         best = best_items(found, k)
-        others = answers(model, processor, history, best, request, items) if model.pair_tasks and len(best) else {}
+        asked = [{"history": history, **request}]
+        others = predictions(model, processor, asked, [best], items)[0] if model.pair_tasks else {}
     return [
         {
             "rank": n + 1,

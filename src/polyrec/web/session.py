@@ -17,7 +17,8 @@ from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
 from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import ids, times
 from polyrec.inference.explanation.explain import explain
-from polyrec.inference.recommendation import answers, recommend
+from polyrec.inference.predictions import predictions
+from polyrec.inference.recommender import Recommender
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
@@ -71,6 +72,7 @@ class DemoSession:
         k: int = 10,
     ) -> None:
         self.model, self.processor, self.k = model, processor, k
+        self.recommender = Recommender(model, processor)
         self.interactions = None if interactions is None else with_lists(interactions, processor.columns)
         self.users = users
         shown = processor.columns.title
@@ -198,7 +200,7 @@ class DemoSession:
         Args:
             before: what the last call gave; {} = nothing to compare with.
         """
-        found = recommend(self.model, self.processor, list(history), k=self.k, user=user)
+        found = self.recommender.recommend(list(history), k=self.k, user=user)
         asked = [row["item"] for row in found]
         reasons = {
             row["item"]: row["reason"]
@@ -238,8 +240,8 @@ class DemoSession:
         row = np.array([list(self.titles).index(self._known(item)) + FIRST])
         request = {"user": user, "context": None, "time": None}
         with torch.no_grad(), self.model.eval_mode() as model:
-            items = model.item_encoder.table()
-            given = answers(model, self.processor, list(history), row, request, items)
+            items = self.recommender.items
+            (given,) = predictions(model, self.processor, [{"history": list(history), **request}], [row], items)
         now = {name: float(values[0]) for name, values in given.items() if name in self.tasks}
         rows = [
             [name, round(value, 4), f"{value - before[name]:+.4f}" if name in before else ""]

@@ -18,7 +18,7 @@ from polyrec.inference.explanation.attributes import ID, attribute_effects, word
 from polyrec.inference.explanation.events import EventEffects, leave_one_out
 from polyrec.inference.explanation.question import Question
 from polyrec.inference.explanation.reasons import ReasonTemplate
-from polyrec.inference.recommendation import recommend
+from polyrec.inference.recommender import recommend
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM

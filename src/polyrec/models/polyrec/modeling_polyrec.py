@@ -512,7 +512,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         return offered("search")(self, processor, query, history, k=k, **request)
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
-        """Recommend items to one person; see `polyrec.inference.recommendation.recommend`."""
+        """Recommend items to one person; see `polyrec.inference.recommender.Recommender.recommend`."""
         return offered("recommend")(self, processor, history, k=k, **request)
 
     def explain(

@@ -1,0 +1,71 @@
+"""Every task's prediction for items of users' requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import ItemRows
+
+_BYTES = 1 << 27  # about what the candidates that are scored at a time take
+_USERS = 64  # whose windows are read at a time
+
+
+class _Piece(NamedTuple):
+    """Some candidates of one request."""
+
+    request: int
+    rows: np.ndarray
+
+
+def predictions(
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    requests: Sequence[Mapping[str, Any]],
+    rows: Sequence[np.ndarray],
+    items: ItemRows,
+) -> list[dict[str, np.ndarray]]:
+    """{task: float32 [C]} of each request's candidates; empty where there are none.
+
+    Args:
+        requests: arguments of `processor.request`.
+        rows: of each request, int64 [C], rows of the item table.
+        items: the encoded table.
+    """
+    found: list[dict[str, list[np.ndarray]]] = [{} for _ in requests]
+    most = max(_BYTES // _pair_bytes(model), 1)
+    for group in _groups(rows, most):
+        windows = [processor.request(items=own, **requests[number]) for number, own in group]
+        for name, logits in model(**as_batch(windows, model), items=items).logits.items():
+            values = model.heads[name].predict(logits).float().cpu().numpy()
+            for (number, own), scored in zip(group, values, strict=True):
+                found[number].setdefault(name, []).append(scored[: len(own)])
+    return [{name: np.concatenate(parts) for name, parts in own.items()} for own in found]
+
+
+def _groups(rows: Sequence[np.ndarray], most: int) -> Iterator[list[_Piece]]:
+    """Pieces of at most `most` candidates, as many at a time as hold no more when padded to the longest."""
+    group: list[_Piece] = []
+    for number, own in enumerate(rows):
+        for begin in range(0, len(own), most):
+            piece = _Piece(number, own[begin : begin + most])
+            longest = max(len(piece.rows), *(len(other.rows) for other in group), 0)
+            if group and (longest * (len(group) + 1) > most or len(group) == _USERS):
+                yield group
+                group = []
+            group.append(piece)
+    if group:
+        yield group
+
+
+def _pair_bytes(model: PolyRecForRecommendation) -> int:
+    """About what one candidate takes on its way through the model: attention over events, numbers, hidden vectors."""
+    config = model.config
+    numbers = sum(f.size for f in config.feature_configs if f.source == "candidate" and f.kind in ("numeric", "vector"))
+    attention = config.candidate_attention_heads * (config.max_history + 1)
+    return 4 * (2 * attention + 3 * numbers * (config.numeric_bins + 1) + 12 * (config.hidden_size + config.pair_width))

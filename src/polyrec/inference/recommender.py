@@ -1,0 +1,263 @@
+"""Recommending to one user or many, with the catalog encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from polyrec.core.names import ROW_KEYS
+from polyrec.core.offers import offer
+from polyrec.core.settings import check_keys, nearest
+from polyrec.data.candidates import left_out
+from polyrec.data.request_reader import read_ids, read_scalar
+from polyrec.inference.predictions import predictions
+from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
+
+_REQUEST = ("history", "user_id", "user", "context", "time", "query")  # arguments of `processor.request`
+_OWN = ("candidates", "exclude")  # what a request of several may have for itself
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One user's request: arguments of `processor.request`, and rows of the item table."""
+
+    window: Mapping[str, Any]
+    allowed: np.ndarray | None
+    excluded: np.ndarray
+
+
+class Recommender:
+    """Recommends with one model: for one user or many, from the whole catalog or from candidates.
+
+    The item table is encoded when it is first needed, and again once weights or catalog have changed. The model keeps
+    its mode, and threads may share one recommender.
+
+    Args:
+        model, processor: that were saved together.
+        batch_size: users that are read at a time.
+
+    Example:
+        >>> recommender = Recommender.from_pretrained("runs/demo")                         # doctest: +SKIP
+        >>> recommender.recommend([318, 858], k=10, exclude=[1])                           # doctest: +SKIP
+        >>> recommender.recommend_many([{"user_id": 7}, {"history": [318]}], k=10)         # doctest: +SKIP
+    """
+
+    def __init__(self, model: PolyRecForRecommendation, processor: PolyRecProcessor, batch_size: int = 64) -> None:
+        if model.config.num_items != processor.num_items:
+            raise ValueError(
+                f"the model has {model.config.num_items} rows of items and the processor {processor.num_items}: load "
+                "the processor that was saved with the model"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be >= 1")
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self._encoded: tuple[tuple[tuple[int, int], ...], ItemRows] | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, batch_size: int = 64, **hub_options: Any) -> Self:
+        """Load model and processor, from a folder or a Hub repository; `hub_options` as of `from_pretrained`."""
+        model = PolyRecForRecommendation.from_pretrained(folder, **hub_options)
+        return cls(model, PolyRecProcessor.from_pretrained(folder, **hub_options), batch_size)
+
+    @property
+    @torch.no_grad()
+    def items(self) -> ItemRows:
+        """The encoded item table."""
+        encoder, encoded = self.model.item_encoder, self._encoded
+        tensors = (*encoder.parameters(), *encoder.buffers())
+        stamp = tuple((id(tensor), tensor._version) for tensor in tensors)  # the version counts changes in place
+        if encoded is None or encoded[0] != stamp:
+            with self.model.eval_mode() as model:
+                encoded = self._encoded = stamp, model.item_encoder.table()
+        return encoded[1]
+
+    def recommend(
+        self,
+        history: Any = None,
+        k: int = 10,
+        *,
+        candidates: Sequence[Any] | None = None,
+        exclude: Sequence[Any] = (),
+        task: str | None = None,
+        exclude_seen: bool | None = None,
+        **request: Any,
+    ) -> list[dict[str, Any]]:
+        """Recommend items to one user.
+
+        Args:
+            history: the user's events, oldest first: item ids, or dicts (or any table) with the item column and
+                whatever else is known of an event: feedback, context, time. None or empty: a new user.
+            k: number of recommendations.
+            candidates: ids of the items to choose from; None: the whole catalog.
+            exclude: ids of items that are never listed.
+            task: the retrieval task that ranks; default: the model's first one that needs no query. A model without
+                retrieval tasks ranks by its first pair task.
+            exclude_seen: leave out items of the history; None: as the model was evaluated (`config.exclude_seen`), by
+                default unless the task that ranks models repeated consumption (the option `repeats`).
+            request: `user` (attributes, {column: value}), `context` ({column: value}), `time` (seconds, ISO text, a
+                date or a timestamp; default: right after the latest event that is known) and `user_id` (whose stored
+                events are the history, see `PolyRecProcessor.request`; `history` then holds later ones).
+
+        Returns:
+            At most k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per
+            other task (probability, or a number in the label's unit), `cold_item` (True: without training events,
+            scored by its attributes alone) and `cold_start` (True: none of the history's items is known, so only the
+            user's attributes and overall trends count).
+
+        Raises:
+            ValueError: an unknown task, item, column or key, with the fix.
+        """
+        one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
+        return next(iter(self.iterate([one], k, task=task, exclude_seen=exclude_seen)))
+
+    def recommend_many(
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        k: int = 10,
+        *,
+        task: str | None = None,
+        exclude_seen: bool | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The lists of many users, in the order of the requests, see [`recommend`].
+
+        Args:
+            requests: dicts with any of `history`, `user_id`, `user`, `context`, `time`, `candidates` and `exclude`.
+            k, task, exclude_seen: of all of them.
+        """
+        return list(self.iterate(requests, k, task=task, exclude_seen=exclude_seen))
+
+    def iterate(
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        k: int = 10,
+        *,
+        task: str | None = None,
+        exclude_seen: bool | None = None,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """[`recommend_many`], one batch of users in memory at a time."""
+        k, task, exclude_seen = (
+            read_scalar(n, v) for n, v in (("k", k), ("task", task), ("exclude_seen", exclude_seen))
+        )
+        task = self._ranking_task(task)
+        hides = self.model.config.exclude_seen if exclude_seen is None else exclude_seen
+        hides_seen = left_out(self.model.heads[task].task, hides) == "history"
+        waiting = iter(requests)
+        while some := [self._read(request) for request in islice(waiting, self.batch_size)]:
+            yield from self._batch(some, k, task, hides_seen)
+
+    def _ranking_task(self, task: str | None) -> str:
+        model = self.model
+        if task is not None and task not in model.heads:
+            raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
+        if task is None and not (self._list_tasks or model.pair_tasks):
+            raise ValueError(f"the model can only search ({list(model.heads)}): call model.search(processor, query)")
+        found = task or next(iter(self._list_tasks or model.pair_tasks))
+        if found in model.state_tasks and found not in self._list_tasks:
+            raise ValueError(f"task {found!r} needs a query: call model.search(processor, query)")
+        return found
+
+    @property
+    def _list_tasks(self) -> list[str]:
+        """Retrieval tasks that need no query."""
+        return [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
+
+    def _read(self, request: Mapping[str, Any]) -> _Request:
+        check_keys(request, (*_REQUEST, *_OWN), "a request")
+        candidates, exclude = request.get("candidates"), request.get("exclude")
+        window = {"history": None, **{name: request[name] for name in _REQUEST if name in request}}
+        allowed = None if candidates is None else np.unique(self._rows(candidates, "candidates"))
+        excluded = self._rows(() if exclude is None else exclude, "exclude")
+        return _Request(window, allowed, excluded)
+
+    def _rows(self, given: Any, name: str) -> np.ndarray:
+        """Rows of the item table, int64."""
+        ids = read_ids(given, name)
+        if not ids:
+            return np.zeros(0, dtype=np.int64)
+        rows = self.processor.items.rows(pa.array(ids))
+        if unknown := [i for i, row in zip(ids, rows, strict=True) if row < FIRST_ITEM]:
+            raise ValueError(f"{name}: {len(unknown)} are not in the catalog, e.g. {unknown[:5]}: leave them out")
+        return rows
+
+    @torch.no_grad()
+    def _batch(
+        self, requests: Sequence[_Request], k: int, task: str, hides_seen: bool
+    ) -> Iterator[list[dict[str, Any]]]:
+        processor = self.processor
+        with self.model.eval_mode() as model:
+            windows = [processor.request(items=np.array([FIRST_ITEM]), **own.window) for own in requests]
+            if task in model.state_tasks:
+                scores_BN = self._catalog_scores(model, task, windows)
+            else:
+                scores_BN = self._pair_scores(model, task, requests)
+            for scores_N, own, window in zip(scores_BN, requests, windows, strict=True):
+                if own.allowed is not None:
+                    scores_N[np.setdiff1d(np.arange(len(scores_N)), own.allowed)] = -np.inf
+                scores_N[own.excluded] = -np.inf
+                if hides_seen:
+                    scores_N[window["history_items"]] = -np.inf
+            best = [best_items(scores_N, k) for scores_N in scores_BN]
+            others = predictions(model, processor, [own.window for own in requests], best, self.items)
+        # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
+        shown = [n for n in (*self._list_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
+        for rows, scores_N, found, window in zip(best, scores_BN, others, windows, strict=True):
+            known = bool((processor.item_counts[window["history_items"]] > 0).any())
+            yield [
+                {
+                    "rank": n + 1,
+                    **processor.describe(int(row)),
+                    "score": float(scores_N[row]),
+                    **{name: float(found[name][n]) for name in shown},
+                    "cold_item": bool(processor.item_counts[row] == 0),
+                    "cold_start": not known,
+                }
+                for n, row in enumerate(rows)
+            ]
+
+    def _catalog_scores(
+        self, model: PolyRecForRecommendation, task: str, windows: Sequence[dict[str, Any]]
+    ) -> np.ndarray:
+        """Scores of all rows of the item table by a retrieval task, [B, N]."""
+        batch = as_batch(windows, model)
+        states_BD = model(**batch, items=self.items).states[:, 0]
+        context = model.request_context(**batch).at((slice(None), 0))
+        return model.score_items(states_BD, task, self.items, context=context).float().cpu().numpy()
+
+    def _pair_scores(self, model: PolyRecForRecommendation, task: str, requests: Sequence[_Request]) -> np.ndarray:
+        """The same by a pair task, of the candidates; -inf elsewhere."""
+        number = self.processor.num_items
+        rows = [np.arange(FIRST_ITEM, number) if own.allowed is None else own.allowed for own in requests]
+        scores_BN = np.full((len(requests), number), -np.inf, dtype=np.float32)
+        found = predictions(model, self.processor, [own.window for own in requests], rows, self.items)
+        for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):
+            if len(own):
+                scores_N[own] = scored[task]
+        return scores_BN
+
+
+@offer
+def recommend(
+    model: PolyRecForRecommendation, processor: PolyRecProcessor, history: Any = None, k: int = 10, **request: Any
+) -> list[dict[str, Any]]:
+    """Recommend items to one user, as `Recommender.recommend` does, with the catalog encoded for this call alone."""
+    return Recommender(model, processor).recommend(history, k, **request)
+
+
+def best_items(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k highest scores, best first; -inf = not a candidate.
+
+    Raises:
+        ValueError: a score is NaN or infinite: the model has diverged.
+    """
+    if np.isnan(scores).any() or (scores == np.inf).any():
+        raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
+    return np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
