@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import TABLES
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer, PolyRecTrainingArguments, Splits
@@ -21,6 +21,7 @@ from polyrec.data.batching import BatchReader
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.teacher import Teacher
 from polyrec.modules.encoders.item import ItemRows
+from polyrec.training.progress import TrainingLines
 
 LOWER_IS_BETTER = ("logloss", "rmse", "mae", "calibration_error")
 
@@ -217,7 +218,7 @@ def new_trainer(
         callbacks=[*callbacks],
         teacher=teacher,
     )
-    trainer.remove_callback(PrinterCallback)  # `Selection` prints what matters
+    trainer.remove_callback(TrainingLines)  # `Selection` prints what matters
     return trainer
 
 

@@ -29,7 +29,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products of 
 
 import numpy as np
 import torch
-from transformers import PrinterCallback
 
 from polyrec import (
     PolyRecCollator,
@@ -40,6 +39,7 @@ from polyrec import (
 )
 from polyrec.evaluation import evaluator
 from polyrec.models.batches import to_device
+from polyrec.training.progress import TrainingLines
 
 TASKS = [
     {"name": "next_item", "head": "retrieval"},
@@ -269,7 +269,7 @@ class World:
             self.splits.valid,
             processing_class=self.processor,
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(TrainingLines)
         return trainer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.files import write_atomically
@@ -37,6 +37,7 @@ from polyrec.tracking.training_file import training_facts, write_training
 from polyrec.training.arguments import HUB_ARGUMENTS, PolyRecTrainingArguments
 from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.cost import CostMeter, cost_of
+from polyrec.training.progress import TrainingLines
 from polyrec.training.trainer import PolyRecTrainer
 
 SELECTION_METRIC = "mean_improvement"  # of the validation part: what a search maximises
@@ -122,7 +123,7 @@ def build_trainer(
         callbacks=[*callbacks],
     )
     if quiet:
-        trainer.remove_callback(PrinterCallback)  # which `disable_tqdm` puts into the place of the progress bar
+        trainer.remove_callback(TrainingLines)
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     return trainer

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from polyrec.core.ranges import POSITIVE, Range
 from polyrec.core.registry import nearest
@@ -23,6 +23,7 @@ from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.callbacks import own_parameters, watched_metric
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen
+from polyrec.training.progress import TrainingLines
 from polyrec.training.trainer import PolyRecTrainer
 
 SCOPES = ("task", "all")
@@ -150,7 +151,7 @@ def _finetune(
             processing_class=processor,
             callbacks=[best, meter],
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(TrainingLines)
         trainer.train()
     model.eval()
     after, answers = _judge(model, parts, arguments)

@@ -45,6 +45,7 @@ from polyrec.training.evidence import EvidenceCheck, judging_set, weighed_by_val
 from polyrec.training.memory import keep_freed_memory, peak_memory
 from polyrec.training.optim import GradualUnfreezing, parameter_groups
 from polyrec.training.predictions import TaskPredictions
+from polyrec.training.progress import show_lines
 from polyrec.training.resuming import ResumesSafely
 from polyrec.training.sharded import whole_copy
 from polyrec.training.task_log import TaskLog
@@ -156,6 +157,7 @@ class PolyRecTrainer(ResumesSafely):
         if teacher is not None:
             prepare_teacher(teacher, model, train_dataset, eval_dataset, processing_class)
             teacher.to(args.device)
+        show_lines(self, list(self._unwrapped.heads))
         self.add_callback(_EpochCallback())
         self.add_callback(EvidenceCheck())
         if args.task_patience or args.task_epochs:

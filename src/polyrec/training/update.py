@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE, SHARE, Range
 from polyrec.core.settings import conform
@@ -29,6 +29,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen
+from polyrec.training.progress import TrainingLines
 from polyrec.training.soup import Soup
 from polyrec.training.trainer import PolyRecTrainer
 
@@ -240,7 +241,7 @@ def learn(
             arguments = PolyRecTrainingArguments(output_dir=folder, **_options(settings, training or {}), seed=seed)
             set_seed(seed)
             trainer = PolyRecTrainer(model, arguments, drawn, processing_class=processor, callbacks=[meter])
-            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(TrainingLines)
             soup.begin()  # after the trainer has put rows of new items in place
             trainer.train()
             soup.add()
