@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast coverage docs check bench recipes format clean
+.PHONY: demo test quick coverage docs check bench recipes format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## train on 100,004 real ratings, print metrics and re
 test: $(VENV)/.installed  ## the whole test suite, doctests included
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fast: $(VENV)/.installed  ## what takes no more than two minutes and still touches every package
+quick: $(VENV)/.installed  ## what takes no more than two minutes and still touches every package
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 coverage: $(VENV)/.installed  ## which lines the whole suite runs; tracing them doubles its time

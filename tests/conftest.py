@@ -13,7 +13,7 @@ os.fsync = lambda descriptor: None
 
 
 # What takes most of the time: trainings of whole runs, processes of their own, pages in browsers. The dearest come first,
-# so that no test process is left alone with one of them at the end. `make test-fast` leaves them out.
+# so that no test process is left alone with one of them at the end. `make quick` leaves them out.
 SLOW = [
     "tests/distributed/",
     "tests/hub/",
