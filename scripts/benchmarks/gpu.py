@@ -37,8 +37,8 @@ from polyrec import (
     PolyRecTrainer,
     PolyRecTrainingArguments,
 )
+from polyrec.data.batch import Batch
 from polyrec.evaluation import evaluator
-from polyrec.models.batches import to_device
 from polyrec.training.progress import TrainingLines
 
 TASKS = [
@@ -291,7 +291,7 @@ def cpu_draws() -> Iterator[None]:
 
 def learnt(world: World, device: torch.device, around: Any) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
     """Losses and all gradients of one batch, and answers to it in evaluation mode, on a device."""
-    model, batch = world.copy(device), to_device(world.batch(8), device)
+    model, batch = world.copy(device), Batch.of(world.batch(8)).to(device)
     with around, cpu_draws():
         output = model(**batch)
     output.loss.backward()
@@ -319,7 +319,7 @@ def equality(world: World, on: Device, kind: str) -> dict[str, Any]:
 
 def speed(world: World, on: Device, kind: str, compiled: bool) -> dict[str, Any]:
     """Positions (events and candidates) per second of optimizer steps, and peak memory."""
-    size, batch = world.size, to_device(world.batch(world.windows), on.device)
+    size, batch = world.size, Batch.of(world.batch(world.windows)).to(on.device)
     model = world.copy(on.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     called = torch.compile(model) if compiled else model

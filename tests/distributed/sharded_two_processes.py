@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
+from polyrec.models.training_pass import LossStep
 from polyrec.training.sharded import whole_copy
 
 WEIGHTINGS = {
@@ -40,10 +41,10 @@ def gradient_difference(processor: PolyRecProcessor, train: SequenceDataset, ran
     mine = model_inputs(PolyRecCollator()(windows[rank::RANKS]))
     everybody = model_inputs(PolyRecCollator()(windows))
     counts = plain.eval()(**everybody).counts
-    plain.train()(**mine, denominators=counts, share=1 / RANKS).loss.backward()
+    plain.train()(**mine, step=LossStep(counts, 1 / RANKS)).loss.backward()
     for parameter in plain.parameters():
         torch.distributed.all_reduce(parameter.grad)
-    loss = model(**mine, denominators=counts, share=1 / RANKS).loss * RANKS  # shards hold the mean over ranks
+    loss = model(**mine, step=LossStep(counts, 1 / RANKS)).loss * RANKS  # shards hold the mean over ranks
     loss.backward()
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
     return difference(gradients, {name: p.grad for name, p in plain.named_parameters()})

@@ -11,8 +11,8 @@ from model_fixtures import fit, synthetic_log, tiny_model
 from text_fixtures import tiny_bert
 
 from polyrec import PolyRecCollator
+from polyrec.data.batch import Batch
 from polyrec.evaluation import evaluator
-from polyrec.models.batches import to_device
 from polyrec.training.callbacks import WeightAveraging
 
 TASKS = [
@@ -35,7 +35,7 @@ def step(model, batch):
     """Losses of a training step, after which the model is another one."""
     torch.manual_seed(0)  # of dropout in the text encoder
     inputs = {name: values for name, values in batch.items() if name != "candidate_rows"}
-    output = model.train()(**to_device(inputs, model.device))
+    output = model.train()(Batch.of(inputs).to(model.device))
     output.loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1, foreach=False).step()
     model.zero_grad()

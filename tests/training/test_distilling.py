@@ -16,6 +16,7 @@ from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.soft_losses.catalog import CatalogOutput
 from polyrec.distillation.student import attach_soft_losses
 from polyrec.distillation.table import TableTeacher
+from polyrec.models.training_pass import LossStep
 
 ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
 
@@ -170,7 +171,7 @@ def test_one_pass_for_labels_and_lists_trains_as_two(world, teacher_model, monke
         if not together:
             monkeypatch.setattr(CatalogOutput, "beside_labels", staticmethod(lambda head, plan: False))
         assert CatalogOutput.beside_labels(head, plan) is together
-        output = student(**model_inputs(batch), teacher=answers, progress=0.3)
+        output = student(**model_inputs(batch), teacher=answers, step=LossStep(progress=0.3))
         output.loss.backward()
         found.append((output.loss, {n: p.grad for n, p in student.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(*(loss for loss, _ in found))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from polyrec.data.batch import Batch
 from polyrec.data.columns import FIRST, UNKNOWN
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
@@ -28,12 +30,6 @@ from polyrec.modules.encoders.item import ItemRows
 
 logger = logging.getLogger(__name__)
 
-# What a polyrec model reads of a batch; labels, weights and other teachers' answers are not among it.
-_INPUTS = (
-    "item_ids", "event_features", "user_features", "candidate_ids", "candidate_positions", "candidate_features",
-    "query_tokens", "query_mask", "candidate_query", "query_items", "candidate_times",
-    "trending", "candidate_trending",
-)  # fmt: skip
 _NAMED = 5  # items that a message names
 NO_NUMBERS = (
     "the model's weights are damaged, or its precision is too low for its activations; load it in float32 or train it "
@@ -159,13 +155,13 @@ class LiveTeacher(Teacher):
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a batch, see [`Teacher`]."""
         model, device = self.model, batch["item_ids"].device
-        inputs = send_to_device({name: batch[name] for name in _INPUTS if name in batch}, model.device)
+        inputs = Batch.inputs(batch).to(model.device)
         if self._rows is not None:
-            inputs |= self._rows.to_teacher(inputs)
+            inputs = replace(inputs, **self._rows.to_teacher(inputs))
         with self.model.eval_mode() as model, torch.autocast(self.model.device.type, enabled=False):
             if self._table is None:
                 self._table = model.item_encoder.table()
-            output = model(**inputs, items=self._table)
+            output = model(inputs, items=self._table)
             answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
             real_BC = inputs["candidate_ids"] > 0
             known_BC = real_BC if self._rows is None else real_BC & (inputs["candidate_ids"] != UNKNOWN)
@@ -184,15 +180,15 @@ class LiveTeacher(Teacher):
                 answers["teacher_gates"] = {n: gate.float() for n, gate in output.gates.items() if n in self.pair_tasks}
         return send_to_device(answers, device)
 
-    def _lists(self, task: str, output: Any, inputs: Mapping[str, Any], rows_M: Tensor) -> tuple[Tensor, Tensor]:
+    def _lists(self, task: str, output: Any, inputs: Batch, rows_M: Tensor) -> tuple[Tensor, Tensor]:
         model, rows = self.model, self._rows
 
         def of(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.flatten(0, 1)[rows_M]
 
         states_MD = output.states.flatten(0, 1)[rows_M]
-        queries_MD, context = of(output.queries), model.request_context(**inputs).rows(rows_M)
-        own_M = of(inputs.get("query_items")) if model.heads[task].excludes == "own item" else None
+        queries_MD, context = of(output.queries), model.request_context(inputs).rows(rows_M)
+        own_M = of(inputs.query_items) if model.heads[task].excludes == "own item" else None
         found = []
         for at in torch.arange(len(rows_M), device=model.device).split(rows_at_once(model.config.num_items)):
             logits_MN = model.score_items(

@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from polyrec.data.batch import Batch
 from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import metrics, ranking
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
-from polyrec.models.batches import to_device
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
@@ -164,8 +164,8 @@ def answered(
     items = model.item_encoder.table()
     for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-        asked = to_device(batch, model.device)
-        yield Answered(rows, labels, model(**asked, items=items), model.request_context(**asked), items)
+        asked = Batch.of(batch).to(model.device)
+        yield Answered(rows, labels, model(asked, items=items), model.request_context(asked), items)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""From vectors of pairs to answers and losses: what models share, wherever the vectors come from.
+"""From vectors of pairs to logits: what models share, wherever the vectors come from.
 
 Letters: B people, C candidates, M pairs, P width of pairs, T tasks.
 """
@@ -6,51 +6,35 @@ Letters: B people, C candidates, M pairs, P width of pairs, T tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyrec.core.configuration_multitask import MultiTaskConfig
-from polyrec.core.reduction import mean_loss, per_member
+from polyrec.core.reduction import per_member
 from polyrec.core.registry import COUPLINGS, EXPERTS, WEIGHTINGS
 from polyrec.core.schema import parents_first
-from polyrec.models.pretrained import PolyRecOutput, PolyRecPreTrainedModel
-from polyrec.models.teaching import FurtherLosses, Sums
-from polyrec.modules.coupling.base import CoupledTask
+from polyrec.models.multitask_loss import MultiTaskLoss
+from polyrec.models.pretrained import PolyRecPreTrainedModel
+from polyrec.models.teaching import FurtherLosses
+from polyrec.models.training_pass import PairOutput
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.pair import LinearSkip
-from polyrec.modules.encoders.shared import PackedPairs, gramian
-from polyrec.modules.experts.base import ExpertOutput
 from polyrec.modules.heads.base import TaskHead
 from polyrec.modules.heads.terms.trees import read_inputs, tree_inputs
-from polyrec.modules.weighting.base import StepContext
-
-
-@dataclass
-class PairAnswers:
-    """What the pair tasks answered.
-
-    Args:
-        experts: hidden vectors and gates.
-        own_logits: {task: [B, C(, M)(, K)]}, of the task's own head.
-        logits: the same after coupling with the parent's answer.
-    """
-
-    experts: ExpertOutput = field(default_factory=lambda: ExpertOutput({}))
-    own_logits: dict[str, Tensor] = field(default_factory=dict)
-    logits: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MultiTaskModel(PolyRecPreTrainedModel):
     """Base of models with tasks: heads, experts, couplings and the loss weighting, and how they meet.
 
-    A subclass makes vectors of pairs and calls `answer_pairs`, `pair_loss` and `combine`.
+    A subclass makes vectors of pairs and calls `answer_pairs`. With labels, its `forward` calls ONE `MultiTaskLoss`.
     """
 
-    # The Trainer must not scale the loss by itself: the reduction is ours (see `denominators` of forward).
+    # The Trainer must not scale the loss by itself: the reduction is ours, see `LossStep`.
     accepts_loss_kwargs = False
+    loss_class: type[MultiTaskLoss] = MultiTaskLoss
+    objectives: nn.ModuleDict
     soft_losses: FurtherLosses | None  # what a trainer has attached, see `polyrec.distillation.student`
 
     def build_encoders(self, config: Any) -> int:
@@ -103,6 +87,22 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         keyed = [self.heads, self.couplings, *([self.skip.linear] if self.pair_tasks else [])]
         return [parts[task] for parts in keyed if task in parts]
 
+    def loss_of(self, labels: Mapping[str, Tensor] | None, teacher: Mapping[str, Any]) -> MultiTaskLoss | None:
+        """What `forward` calls with the labels of a batch, a view of the modules that losses read; None: no labels.
+
+        Args:
+            teacher: outputs of a teacher in the batch.
+        """
+        if teacher and self.soft_losses is None:
+            raise ValueError(
+                "the batch has outputs of a teacher, but nothing says what is learnt of them: let PolyRecTrainer train "
+                "the model, or call polyrec.distillation.student.attach_soft_losses(model)"
+            )
+        if labels is None:
+            return None
+        objectives = dict(self.objectives.items()) if self.training else {}
+        return self.loss_class(self.heads, self.couplings, self.parents, self.weighting, self.soft_losses, objectives)
+
     def answer_pairs(
         self,
         pair_1MP: Tensor,
@@ -110,7 +110,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         candidate_features: dict[str, Tensor],
         evidence_1ME: Tensor | None = None,
         own_1MD: Mapping[str, Tensor] | None = None,
-    ) -> PairAnswers:
+    ) -> PairOutput:
         """Logits [1, M] of the pair tasks about M pairs, parents before their children.
 
         Args:
@@ -118,7 +118,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             candidate_features: {name: [1, M(, K)]}.
             own_1MD: {task: what is added to its hidden vectors}.
         """
-        found = PairAnswers(self.experts(pair_1MP, real_1M))
+        found = PairOutput(self.experts(pair_1MP, real_1M))
         if own_1MD is not None:
             found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, evidence_1ME)
@@ -147,89 +147,3 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             return {}
         known_MF = read_inputs(candidate_features, self.tree_inputs)
         return {name: (self.heads[name].logit_of_mean + own(known_MF)).unsqueeze(0) for name, own in speaking.items()}
-
-    def pair_loss(
-        self,
-        name: str,
-        answers: PairAnswers,
-        pairs: PackedPairs,
-        labels: Mapping[str, Tensor],
-        sample_weight: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Sum of a pair task's losses and the number (or weight) of its known labels.
-
-        Args:
-            labels, sample_weight: {task: [B, C]}; a task that is not in the labels of a batch contributes 0, with a
-                gradient of 0.
-        """
-        logits, head = answers.logits[name], self.heads[name]
-
-        def known(task: str) -> Tensor:
-            if task in labels:
-                return pairs.pack(labels[task])
-            return torch.full((1, len(pairs.index_M)), float("nan"), device=logits.device)
-
-        weight = pairs.pack(sample_weight[name]) if name in sample_weight else None
-        if name in self.parents:
-            parent = self.parents[name]
-            return self.couplings[name].loss(
-                CoupledTask(
-                    head,
-                    answers.experts.hidden[name],
-                    answers.own_logits[name],
-                    logits,
-                    answers.logits[parent],
-                    known(name),
-                    known(parent),
-                    weight,
-                )
-            )
-        if name not in labels:
-            return nothing(logits)
-        return head.loss(logits, known(name), weight)
-
-    def combine(
-        self,
-        output: PolyRecOutput,
-        denominators: Mapping[str, Tensor] | None,
-        share: float,
-        meeting: list[Tensor],
-        penalty: Tensor | None,
-        soft: Sums | None = None,
-        progress: float = 0.0,
-    ) -> None:
-        """Make the objective of the tasks' `losses` and `counts` in the output.
-
-        Args:
-            denominators, share: see `forward`.
-            meeting: tensors that all tasks read, where their gradients are compared.
-            penalty: of the experts.
-            soft, progress: what is learnt of a teacher, and which share of the training is done.
-        """
-        assert output.losses is not None
-        assert output.counts is not None
-        divisors = output.counts if denominators is None else denominators
-        means = {name: mean_loss(total, divisors[name]) for name, total in output.losses.items()}
-        added, active = list[Tensor](), {name: divisors[name] > 0 for name in means}
-        if soft is not None and self.soft_losses is not None:
-            output.soft = self.soft_losses.means(soft, denominators)
-            means, apart = self.soft_losses.join(means, output.soft, progress)
-            for task, taught in self.soft_losses.taught(soft, denominators).items():
-                if task not in apart:
-                    active[task] = active[task] | taught
-            added = [*self.weighting.scaled(apart).values(), *self.soft_losses.further(output.soft)]
-        means = self.weighting.scaled(means)
-        context = StepContext(share, active)
-        if self.weighting.needs_gradients and torch.is_grad_enabled():
-            output.gramian = context.gramian = gramian(means, meeting)
-        output.loss, output.weights = self.weighting(means, context)
-        for more in added:
-            output.loss = output.loss + more
-        if penalty is not None:
-            output.loss = output.loss + share * penalty
-
-
-def nothing(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a task without labels in a batch: 0, with a gradient of 0, of 0 labels."""
-    total = 0.0 * logits.sum()
-    return total, total.new_zeros(())

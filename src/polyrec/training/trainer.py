@@ -32,6 +32,7 @@ from polyrec.evaluation.term_weight import TermWeight, choose_term_weights
 from polyrec.evaluation.tree_weight import TreeWeight, choose_tree_weights
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.training_pass import LossStep
 from polyrec.modules.encoders.backbone import backbones
 from polyrec.modules.encoders.item import PADDING_ITEM
 from polyrec.modules.heads.base import TaskHead
@@ -331,10 +332,8 @@ class PolyRecTrainer(ResumesSafely):
         num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> Any:
         """The weighted objective; with DDP multiplied by the number of ranks, because DDP averages gradients."""
-        inputs = {k: v for k, v in inputs.items() if k != "candidate_rows"}
-        share = 1.0 if num_items_in_batch is None else self._window.share
-        taught = {} if self.teacher is None else {"progress": self._progress}
-        outputs = model(**inputs, denominators=num_items_in_batch, share=share, **taught)
+        step = LossStep(num_items_in_batch, 1.0 if num_items_in_batch is None else self._window.share, self._progress)
+        outputs = model(**inputs, step=step)
         if model.training and num_items_in_batch is not None:
             self._remember(inputs, outputs, num_items_in_batch)
         loss = outputs.loss * self.args.world_size if num_items_in_batch is not None else outputs.loss

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, GPT2Config, Qwen2Config
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecModel
 from polyrec.core.manifest import write_manifest
 from polyrec.models.polyrec.modeling_polyrec import gather_states
+from polyrec.models.training_pass import LossStep
 from polyrec.modules.encoders.shared import PackedPairs
 
 
@@ -81,7 +82,7 @@ def test_denominators_replace_the_counts(world):
     processor, _, batch = world
     model = tiny_model(processor)
     own = model(**batch)
-    given = model(**batch, denominators={n: 2 * c for n, c in own.counts.items()})
+    given = model(**batch, step=LossStep({n: 2 * c for n, c in own.counts.items()}))
     torch.testing.assert_close(given.loss, own.loss / 2)
 
 

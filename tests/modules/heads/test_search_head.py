@@ -117,7 +117,7 @@ def test_who_asks_counts_only_where_it_should(personal, tmp_path):
     processor, splits, model = fitted({**SEARCH, "options": {"personal": personal}})
     trainer(processor, splits, model, tmp_path)
     torch.nn.init.zeros_(model.heads["search"].gate.bias) if personal else None
-    assert model.reads_people == personal
+    assert model.reads_users == personal
     one, other = (model.search(processor, "drama", history, k=3) for history in ([0, 1], [6]))
     assert ([row["score"] for row in one] == [row["score"] for row in other]) == (not personal)
 

@@ -6,6 +6,7 @@ Letters: C items asked about, N items, D width.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def _reads_text(question: Question, rows_C: torch.Tensor) -> torch.Tensor:
     return reads_C.unsqueeze(-1)
 
 
-def _lost(question: Question, batch: dict[str, Any], before_C: torch.Tensor, change_CD: torch.Tensor) -> np.ndarray:
+def _lost(question: Question, batch: Mapping[str, Any], before_C: torch.Tensor, change_CD: torch.Tensor) -> np.ndarray:
     """What the answers about the items lose if their vectors change so, the history staying as it is, [C]."""
     vectors_ND = question.items.vectors_MD.clone()
     rows_C = batch["candidate_ids"][0]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.data.batch import Batch
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
-from polyrec.models.batches import to_device
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM, ItemRows
@@ -57,11 +57,9 @@ def permutation_importance(
     with model.eval_mode() as model:
         whole = model.item_encoder.table()
         for first in range(0, len(chosen), batch_size):
-            batch = PolyRecCollator()([dataset[index] for index in chosen[first : first + batch_size]])
-            batch = to_device(
-                {name: values for name, values in batch.items() if name != "candidate_rows"}, model.device
-            )
-            changed = {
+            some = [dataset[index] for index in chosen[first : first + batch_size]]
+            batch = Batch.of(PolyRecCollator()(some)).to(model.device)
+            changed: dict[str, tuple[Mapping[str, Any], ItemRows]] = {
                 name: (_with(batch, source, key, generator), whole) for name, (source, key) in _inputs(batch).items()
             }
             changed |= {name: (batch, items) for name, items in shuffled.items()}

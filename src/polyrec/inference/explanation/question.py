@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyrec.core.modules import eval_view
 from polyrec.core.registry import nearest
+from polyrec.data.batch import Batch
 from polyrec.data.event_log import EventLog
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -76,7 +77,7 @@ class Question:
         """Of the task."""
         return self.model.heads[self.task]
 
-    def batches(self, keep_VL: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
+    def batches(self, keep_VL: np.ndarray | None = None) -> Iterator[Batch]:
         """Inputs of the model about some variants, see `PolyRecProcessor.request_windows`, in pieces."""
         windows = self.processor.request_windows(self.log, len(self.rows), keep_VL)
         longest = max(len(window["item_ids"]) for window in windows) + 1

@@ -23,8 +23,10 @@ from polyrec.data.texts import TokenTable
 from polyrec.models.cross_encoder.configuration_cross_encoder import PolyRecCrossEncoderConfig
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.models.cross_encoder.rerank_head import RerankHead
-from polyrec.models.multitask import MultiTaskModel, PairAnswers, nothing
+from polyrec.models.multitask import MultiTaskModel
+from polyrec.models.multitask_loss import MultiTaskLoss
 from polyrec.models.pretrained import PolyRecOutput
+from polyrec.models.training_pass import ONE_BATCH, LossStep, PairOutput, TrainingPass
 from polyrec.modules.encoders.features import FeatureEncoder
 from polyrec.modules.encoders.item import PADDING_ITEM
 from polyrec.modules.encoders.shared import PackedPairs
@@ -40,6 +42,27 @@ class PolyRecCrossEncoderOutput(PolyRecOutput):
     """
 
     list_logits: dict[str, Tensor] | None = None
+
+
+@dataclass(kw_only=True)
+class ListPass(TrainingPass):
+    """A forward pass of a model that scores given items.
+
+    Args:
+        lists: {retrieval task: [B, C, K]}, logits of the other items of a candidate's list.
+    """
+
+    lists: dict[str, Tensor]
+
+
+class ListwiseLoss(MultiTaskLoss):
+    """A `MultiTaskLoss` whose retrieval tasks compare an item with those of its list."""
+
+    def state_loss(self, name: str, found: ListPass) -> tuple[Tensor, Tensor]:
+        """Cross entropy of the positives among their lists."""
+        taken_BC = self.heads[name].known(found.labels[name], found.candidate_ids)
+        weight_M = found.sample_weight[name][taken_BC] if name in found.sample_weight else None
+        return self.heads[name].list_loss(found.logits[name][taken_BC], found.lists[name][taken_BC], weight_M)
 
 
 class ItemCounts(KeepsPrecision):
@@ -90,6 +113,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
     """
 
     config_class = PolyRecCrossEncoderConfig
+    loss_class = ListwiseLoss
 
     def __init__(self, config: PolyRecCrossEncoderConfig) -> None:
         super().__init__(config)
@@ -126,8 +150,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
         labels: dict[str, Tensor] | None = None,
         sample_weight: dict[str, Tensor] | None = None,
         list_items: Tensor | None = None,
-        denominators: dict[str, Tensor] | None = None,
-        share: float = 1.0,
+        step: LossStep = ONE_BATCH,
         item_ids: Tensor | None = None,
     ) -> PolyRecCrossEncoderOutput:
         """Answer the candidates of a batch, as [`CrossEncoderCollator`] makes it.
@@ -142,12 +165,12 @@ class PolyRecCrossEncoder(MultiTaskModel):
             labels: {task: [B, C]} float, NaN = unknown. Without labels there is no loss.
             sample_weight: {task: [B, C]}.
             list_items: [B, C, K] int64, 0 = none: what the item of a candidate is compared to.
-            denominators, share: see [`PolyRecForRecommendation`].
+            step: see [`PolyRecForRecommendation`].
             item_ids: [B, L], the histories of which prompts tell; they are not read again.
         """
         pairs, real = PackedPairs(candidate_ids), candidate_ids != PADDING_ITEM
         mixed_NP = self.mix(self.norm(self._read(prompt_tokens, prompt_lengths)))
-        count, answers = len(pairs.index_M), PairAnswers()
+        count, answers = len(pairs.index_M), PairOutput()
         if self.pair_tasks:
             features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
             pair_1MP = mixed_NP[:count].unsqueeze(0)
@@ -170,17 +193,18 @@ class PolyRecCrossEncoder(MultiTaskModel):
             gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
             list_logits=lists,
         )
-        if labels is not None:
-            weights = sample_weight or {}
-            output.losses, output.counts = {}, {}
-            for name in self.heads:
-                found = (
-                    self.pair_loss(name, answers, pairs, labels, weights)
-                    if name in self.pair_tasks
-                    else self._list_loss(name, logits[name], lists[name], candidate_ids, labels, weights)
-                )
-                output.losses[name], output.counts[name] = found
-            self.combine(output, denominators, share, [mixed_NP], answers.experts.penalty)
+        if (loss := self.loss_of(labels, {})) is not None:
+            found = ListPass(
+                labels=labels or {},
+                sample_weight=sample_weight or {},
+                candidate_ids=candidate_ids,
+                logits=logits,
+                pairs=pairs,
+                pair_output=answers,
+                meeting=[mixed_NP],
+                lists=lists,
+            )
+            loss(output, found, step)
         return output
 
     def _read(self, tokens_T: Tensor, lengths_N: Tensor) -> Tensor:
@@ -197,21 +221,6 @@ class PolyRecCrossEncoder(MultiTaskModel):
         """What is known of each pair's person, [1, M, P]."""
         person_BP = self.person(user_features)
         return None if person_BP is None else person_BP[real_BC.nonzero()[:, 0]].unsqueeze(0)
-
-    def _list_loss(
-        self,
-        name: str,
-        logits_BC: Tensor,
-        lists_BCK: Tensor,
-        candidate_ids: Tensor,
-        labels: dict[str, Tensor],
-        weights: dict[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        if name not in labels:
-            return nothing(logits_BC)
-        taken_BC = self.heads[name].known(labels[name], candidate_ids)
-        weight_M = weights[name][taken_BC] if name in weights else None
-        return self.heads[name].list_loss(logits_BC[taken_BC], lists_BCK[taken_BC], weight_M)
 
     @torch.no_grad()
     def load_processor(self, processor: PolyRecCrossEncoderProcessor) -> None:

@@ -14,21 +14,23 @@ from transformers import AutoModel
 
 from polyrec.core.offers import offered
 from polyrec.core.registry import HEADS, OBJECTIVES
-from polyrec.core.schema import REFUSED, RESIDUALS
-from polyrec.models.multitask import MultiTaskModel, PairAnswers, nothing
+from polyrec.core.schema import RESIDUALS
+from polyrec.data.batch import Batch
+from polyrec.models.multitask import MultiTaskModel
 from polyrec.models.polyrec.configuration_polyrec import PolyRecConfig
 from polyrec.models.polyrec.extension import calibrate_new_items
 from polyrec.models.polyrec.int8 import convert
+from polyrec.models.polyrec.loss import CatalogLoss, CatalogPass
 from polyrec.models.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
-from polyrec.models.teaching import FurtherLosses, StudentOutput, Sums
+from polyrec.models.training_pass import ONE_BATCH, LossStep, PairOutput, SampledItems
 from polyrec.modules.encoders.history import HistoryEncoder
 from polyrec.modules.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.modules.encoders.pair import PairEncoder
 from polyrec.modules.encoders.query import CandidateQueries, QueryEncoder
-from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext, Trending, latest_items, visible_items
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext, context_of
 from polyrec.modules.encoders.shared import PackedPairs, SharedRepresentation
 from polyrec.modules.encoders.task_items import TaskItemEmbedding
-from polyrec.modules.objectives.base import Reading, mean_losses
+from polyrec.modules.objectives.base import Reading
 
 
 class PolyRecModel(PolyRecPreTrainedModel):
@@ -83,6 +85,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         {'next_item': (1, 2), 'like': (1, 2)}
     """
 
+    loss_class = CatalogLoss
+
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__(config)
         self.model = PolyRecModel(config)
@@ -106,14 +110,14 @@ class PolyRecForRecommendation(MultiTaskModel):
         return self.pair_encoder.evidence
 
     @property
-    def reads_people(self) -> bool:
+    def reads_users(self) -> bool:
         """Whether anything asks who the person is; a search by the query alone does not, and histories stay unread."""
         by_person = any(self.heads[name].reads_person for name in self.state_tasks)
         return by_person or bool(self.pair_tasks) or len(self.objectives) > 0
 
     def freeze_unread(self) -> None:
         """Exempt from training what gets no gradient, for which other ranks would wait."""
-        if not self.reads_people:
+        if not self.reads_users:
             self.model.history_encoder.requires_grad_(False)
 
     @property
@@ -128,248 +132,130 @@ class PolyRecForRecommendation(MultiTaskModel):
 
     def forward(
         self,
-        item_ids: Tensor,
-        event_features: dict[str, Tensor] | None = None,
-        user_features: dict[str, Tensor] | None = None,
-        candidate_ids: Tensor | None = None,
-        candidate_positions: Tensor | None = None,
-        candidate_features: dict[str, Tensor] | None = None,
-        labels: dict[str, Tensor] | None = None,
-        sample_weight: dict[str, Tensor] | None = None,
-        denominators: dict[str, Tensor] | None = None,
-        share: float = 1.0,
-        query_tokens: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        candidate_query: Tensor | None = None,
-        query_items: Tensor | None = None,
+        batch: Batch | None = None,
+        *,
+        step: LossStep = ONE_BATCH,
         items: ItemRows | None = None,
-        candidate_times: Tensor | None = None,
-        teacher: dict[str, Any] | None = None,
-        progress: float = 0.0,
         inputs_embeds: Tensor | None = None,
-        user_fold: Tensor | None = None,
-        trending: dict[str, dict[str, Tensor]] | None = None,
-        candidate_trending: Tensor | None = None,
+        **fields: Any,
     ) -> PolyRecOutput:
-        """Answer the candidates of a batch.
+        """Score the candidates of a batch; with labels, also compute the loss.
 
         Args:
-            item_ids: [B, L] int64, events in time order, 0 = padding on the right.
-            event_features: {name: [B, L(, K)]}, known once the event had happened.
-            user_features: {name: [B(, K)]}.
-            candidate_ids: [B, C] int64, items asked about, 0 = padding.
-            candidate_positions: [B, C] int64, how many events (0..L) are visible to the candidate.
-            candidate_features: {name: [B, C(, K)]}, context and running statistics, known before the answer.
-            labels: {task: [B, C]} float, NaN = unknown. Without labels there is no loss.
-            sample_weight: {task: [B, C]}, e.g. inverse propensities.
-            denominators: {task or objective: scalar} by which each sum of losses is divided: the known labels of the
-                whole accumulation window over all ranks. Default: the known labels of this batch.
-            share: of the optimizer step that this batch is, 1 / (batches accumulated x ranks); terms of the objective
-                that do not come from labels (of a learnt weighting, of load balancing) are multiplied by it.
-            query_tokens, query_mask: [Q, S], the queries of the batch and which tokens are real.
-            candidate_query: [B, C] int64, the query by which the candidate was found, -1 = none.
-            query_items: [B, C] int64, the item that this query is the text of and that it cannot find, 0 = none.
-            items: the encoded table (`item_encoder.table()`), for a caller that asks one model about many batches.
+            batch: the histories and their candidates, see [`~polyrec.data.batch.Batch`].
+            step: the optimizer step that the batch is a part of.
+            items: the encoded table (`item_encoder.table()`), for a caller that gives one model many batches.
                 Default: what the batch needs is encoded anew.
-            candidate_times: [B, C] int64, when each is asked about, in milliseconds since the epoch; for tasks that
-                read the age of items.
-            teacher: what a teacher answered, see [`~polyrec.distillation.teacher.Teacher`]; a student learns from it.
-            progress: share of the training that is done.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
-            user_fold: [B] int64, of training windows: the fold of the user, without whom the neighbours of items were
-                counted that the window reads in training mode. 0 or None: the neighbours of all users.
-            trending: {task: {"items": [U, K], "values": [U, K]}}, snapshots of what was popular, see
-                [`~polyrec.data.trending.Snapshots`]; for tasks that read it.
-            candidate_trending: [B, C] int64, the snapshot that each candidate reads.
+            fields: those of a `Batch`, instead of one: item_ids, candidate_ids, labels ...
         """
-        if candidate_ids is None or candidate_positions is None:
-            raise ValueError(
-                "pass candidate_ids and candidate_positions [B, C]: the items asked about, and after how many events"
-            )
-        retrieval_negatives = self._negatives() if labels is not None else {}
-        objectives = dict(self.objectives.items()) if labels is not None and self.training else {}
-        drawn = {name: objective.draw(self.item_encoder) for name, objective in objectives.items()}
-        further = [*retrieval_negatives.values(), *(own for own in drawn.values() if own is not None)]
-        soft_losses, teacher = self._soft_losses(labels, teacher), teacher or {}
-        if soft_losses is not None:
-            further += [listed.flatten() for listed in teacher.get("teacher_items", {}).values()]
-        asked_about = [item_ids, candidate_ids] if self.reads_people else [candidate_ids]
-        items = self.item_encoder.rows(*asked_about, negatives=further) if items is None else items
-        candidate_BCD = items.lookup(candidate_ids)
-        if self.reads_people:
-            read = self.model(item_ids, event_features, user_features, items=items, inputs_embeds=inputs_embeds)
-            state_BCD = gather_states(read.last_hidden_state, candidate_positions)
+        batch = Batch.of(fields if batch is None else batch)
+        loss = self.loss_of(batch.labels, batch.teacher)
+        sampled = SampledItems() if loss is None else loss.sample(self.item_encoder, batch.teacher)
+        if items is None:
+            read_ids = [batch.item_ids, batch.candidate_ids] if self.reads_users else [batch.candidate_ids]
+            items = self.item_encoder.rows(*read_ids, negatives=sampled.all)
+        candidate_BCD = items.lookup(batch.candidate_ids)
+        if self.reads_users:
+            read = self.model(batch.item_ids, batch.event_features, batch.user_features, items, inputs_embeds)
+            state_BCD = gather_states(read.last_hidden_state, batch.candidate_positions)
         else:
             read, state_BCD = PolyRecModelOutput(), torch.zeros_like(candidate_BCD)
         shared = SharedRepresentation(state_BCD, items)
-        queries = self._queries(query_tokens, query_mask, candidate_query, query_items)
+        queries = self._queries(batch)
         query_BCD = None if queries is None else queries.vectors_BCD
-        told = event_features, user_fold, trending, candidate_trending
-        context = self.request_context(item_ids, candidate_positions, candidate_times, *told)
-        unread = set() if labels is None or not self.training else set(labels)
-        logits = {
-            name: self.heads[name].pair_logits(
-                self.heads[name].question(state_BCD, query_BCD), candidate_BCD, candidate_ids, items, context
-            )
-            for name in self.state_tasks
-            if name not in unread
-        }
-        pairs, answers = PackedPairs(candidate_ids), PairAnswers()
-        if self.pair_tasks:
-            features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
-            shared.pair_BCD, shared.evidence_BCE = self.pair_encoder(
-                state_BCD,
-                candidate_BCD,
-                read.inputs,
-                candidate_positions,
-                pairs,
-                features,
-                (event_features or {}).get(RESIDUALS),
-                query_BCD,
-            )
-            asked = pairs.pack(candidate_ids)
-            own = None if self.task_items is None else self.task_items(shared.items.id_rows(asked))
-            answers = self.answer_pairs(shared.pair_BCD, asked != PADDING_ITEM, features, shared.evidence_BCE, own)
-        for name, logit in answers.logits.items():
+        context = self.request_context(batch)
+        logits = {}
+        for name in self._scored_tasks(batch):
+            question_BCD = self.heads[name].question(state_BCD, query_BCD)
+            scored = (question_BCD, candidate_BCD, batch.candidate_ids, items, context)
+            logits[name] = self.heads[name].pair_logits(*scored)
+        pairs = PackedPairs(batch.candidate_ids)
+        pair_output = self._pair_output(batch, pairs, shared, state_BCD, candidate_BCD, read.inputs, query_BCD)
+        for name, logit in pair_output.logits.items():
             logits[name] = pairs.unpack(self.heads[name].mean_over_members(logit))
         output = PolyRecOutput(
             logits={name: logits[name] for name in self.heads if name in logits},
             states=state_BCD,
             queries=query_BCD,
-            gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
+            gates={name: pairs.unpack(gate) for name, gate in pair_output.experts.gates.items()},
         )
-        if labels is not None:
-            answered, soft = None, None
-            hard: Sums = {}
-            if soft_losses is not None and teacher:
-                answered = StudentOutput(
-                    pairs,
-                    answers.logits,
-                    {name: pairs.pack(labels[name]) for name in self.pair_tasks if name in labels},
-                    answers.experts.gates,
-                    candidate_ids != PADDING_ITEM,
-                    shared.state_BCD,
-                    items,
-                    self.item_encoder.counts,
-                    retrieval_negatives,
-                    queries,
-                    context,
-                )
-                known = self._taken(candidate_ids, labels, sample_weight or {})
-                hard, soft = soft_losses.beside_labels(teacher, self.heads, answered, known, denominators, progress)
-            output.losses, output.counts = self._losses(
-                logits,
-                answers,
-                shared,
-                pairs,
-                candidate_ids,
-                labels,
-                sample_weight or {},
-                retrieval_negatives,
-                queries,
-                context,
-                hard,
+        if loss is not None:
+            found = CatalogPass(
+                labels=batch.labels or {},
+                sample_weight=batch.sample_weight,
+                candidate_ids=batch.candidate_ids,
+                logits=logits,
+                pairs=pairs,
+                pair_output=pair_output,
+                meeting=shared.meeting,
+                teacher=batch.teacher,
+                reading=self._reading(batch, items, read),
+                drawn=sampled.drawn,
+                shared=shared,
+                counts_N=self.item_counts,
+                negatives=sampled.negatives,
+                queries=queries,
+                context=context,
             )
-            if soft_losses is not None and answered is not None:
-                soft = soft_losses(teacher, self.heads, answered, progress, soft)
-            self.combine(output, denominators, share, shared.meeting, answers.experts.penalty, soft, progress)
-        if objectives:
-            reading = Reading(
-                self.item_encoder,
-                self.model.history_encoder,
-                items,
-                item_ids,
-                event_features or {},
-                user_features or {},
-                read.last_hidden_state,
-            )
-            output.objectives = mean_losses(objectives, reading, drawn, denominators)
-            output.loss = output.loss + sum(objectives[n].weight * loss for n, loss in output.objectives.items())
+            loss(output, found, step)
         return output
 
-    def _queries(
+    def _scored_tasks(self, batch: Batch) -> list[str]:
+        """Retrieval tasks that score the candidates; in training, those with labels only have a loss."""
+        unread = set(batch.labels or {}) if self.training else set()
+        return [name for name in self.state_tasks if name not in unread]
+
+    def _pair_output(
         self,
-        tokens_QS: Tensor | None,
-        mask_QS: Tensor | None,
-        candidate_query_BC: Tensor | None,
-        own_items_BC: Tensor | None,
-    ) -> CandidateQueries | None:
+        batch: Batch,
+        pairs: PackedPairs,
+        shared: SharedRepresentation,
+        state_BCD: Tensor,
+        candidate_BCD: Tensor,
+        inputs: Tensor | None,
+        query_BCD: Tensor | None,
+    ) -> PairOutput:
+        """Logits of the pair tasks."""
+        if not self.pair_tasks:
+            return PairOutput()
+        features = {name: pairs.pack(values) for name, values in batch.candidate_features.items()}
+        shared.pair_BCD, shared.evidence_BCE = self.pair_encoder(
+            state_BCD,
+            candidate_BCD,
+            inputs,
+            batch.candidate_positions,
+            pairs,
+            features,
+            batch.event_features.get(RESIDUALS),
+            query_BCD,
+        )
+        ids_1M = pairs.pack(batch.candidate_ids)
+        own = None if self.task_items is None else self.task_items(shared.items.id_rows(ids_1M))
+        return self.answer_pairs(shared.pair_BCD, ids_1M != PADDING_ITEM, features, shared.evidence_BCE, own)
+
+    def _reading(self, batch: Batch, items: ItemRows, read: PolyRecModelOutput) -> Reading:
+        """What objectives read."""
+        return Reading(
+            self.item_encoder,
+            self.model.history_encoder,
+            items,
+            batch.item_ids,
+            batch.event_features,
+            batch.user_features,
+            read.last_hidden_state,
+        )
+
+    def _queries(self, batch: Batch) -> CandidateQueries | None:
         if not self.config.queries:
             return None
+        tokens_QS, mask_QS, candidate_query_BC = batch.query_tokens, batch.query_mask, batch.candidate_query
         if tokens_QS is None or mask_QS is None or candidate_query_BC is None:
             raise ValueError(
                 "this model reads queries: pass query_tokens, query_mask [Q, S] and candidate_query [B, C]"
             )
         assert self.item_encoder.text is not None  # the configuration sees to it
-        return self.query_encoder(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, own_items_BC)
-
-    def _soft_losses(self, labels: Any, teacher: Mapping[str, Any] | None) -> FurtherLosses | None:
-        if teacher and self.soft_losses is None:
-            raise ValueError(
-                "a teacher's answers are given, but nothing says what is learnt of them: let PolyRecTrainer train the "
-                "model, or call polyrec.distillation.student.attach_soft_losses(model)"
-            )
-        return None if labels is None else self.soft_losses
-
-    def _negatives(self) -> dict[str, Tensor]:
-        if self.item_encoder.negatives_of_batch:
-            return {}
-        counts = self.item_encoder.counts
-        return {name: self.heads[name].negatives(counts) for name in self.state_tasks if self.heads[name].sampled}
-
-    def _losses(
-        self,
-        logits: dict[str, Tensor],
-        answers: PairAnswers,
-        shared: SharedRepresentation,
-        pairs: PackedPairs,
-        candidate_ids: Tensor,
-        labels: dict[str, Tensor],
-        sample_weight: dict[str, Tensor],
-        negatives: dict[str, Tensor],
-        queries: CandidateQueries | None,
-        context: RequestContext,
-        there: Sums,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        losses, counts = {}, {}
-        for name, head in self.heads.items():
-            weight = sample_weight.get(name)
-            if name in there:
-                losses[name], counts[name] = there[name]
-            elif head.reads == "pair":
-                losses[name], counts[name] = self.pair_loss(name, answers, pairs, labels, sample_weight)
-            elif name not in labels:  # a batch of another data set
-                losses[name], counts[name] = nothing(logits[name])
-            else:
-                rows_M = head.known(labels[name], candidate_ids).flatten().nonzero().squeeze(-1)
-                query_MD = own_M = None
-                if queries is not None:
-                    query_MD = queries.vectors_BCD.flatten(0, 1).index_select(0, rows_M)
-                    own_M = queries.own_items_BC.flatten()[rows_M]
-                losses[name], counts[name] = head.retrieval_loss(
-                    head.question(shared.state_BCD.flatten(0, 1).index_select(0, rows_M), query_MD),
-                    candidate_ids.flatten()[rows_M],
-                    shared.items,
-                    self.item_encoder.counts,
-                    negatives.get(name),
-                    None if weight is None else weight.flatten()[rows_M],
-                    own_M if head.excludes == "own item" else None,
-                    context.rows(rows_M),
-                )
-        return losses, counts
-
-    def _taken(
-        self, candidate_ids: Tensor, labels: dict[str, Tensor], sample_weight: dict[str, Tensor]
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """{retrieval task: (items that were taken, 0 = not or unknown, [B, C], and their weights)}."""
-        return {
-            name: (
-                torch.where(self.heads[name].known(labels[name], candidate_ids), candidate_ids, PADDING_ITEM),
-                sample_weight.get(name),
-            )
-            for name in self.state_tasks
-            if name in labels
-        }
+        return self.query_encoder(self.item_encoder.text, tokens_QS, mask_QS, candidate_query_BC, batch.query_items)
 
     def score_items(
         self,
@@ -393,38 +279,10 @@ class PolyRecForRecommendation(MultiTaskModel):
         items = self.item_encoder.table() if items is None else items
         return head(head.question(states_MD, queries_MD), items, context)
 
-    def request_context(
-        self,
-        item_ids: Tensor,
-        candidate_positions: Tensor,
-        candidate_times: Tensor | None = None,
-        event_features: Mapping[str, Tensor] | None = None,
-        user_fold: Tensor | None = None,
-        trending: Mapping[str, Mapping[str, Tensor]] | None = None,
-        candidate_trending: Tensor | None = None,
-        **unread: Any,
-    ) -> RequestContext:
-        """When, and after which events, the candidates of a batch are asked about; arguments as of `forward`."""
+    def request_context(self, batch: Batch | None = None, **fields: Any) -> RequestContext:
+        """When, and after which events, the candidates of a batch are scored; arguments as of `forward`."""
         heads = {name: self.heads[name] for name in self.state_tasks}
-        refused = {name: (event_features or {}).get(REFUSED + name) for name in heads}
-        refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
-        context = RequestContext(candidate_times)
-        if any(head.reads_history for head in heads.values()):
-            shape = (*candidate_positions.shape, item_ids.shape[1])
-            every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
-            context = context._replace(history=visible_items(item_ids, candidate_positions), refused=every)
-        latest = {
-            name: latest_items(item_ids, candidate_positions, refused_BL.get(name), head.latest_events)
-            for name, head in heads.items()
-            if head.latest_events
-        }
-        if latest:
-            fold = None if user_fold is None else user_fold.unsqueeze(1).expand_as(candidate_positions)
-            context = context._replace(latest=latest, fold=fold)
-        if trending is not None and candidate_trending is not None:
-            found = {name: Trending(candidate_trending, **tables) for name, tables in trending.items() if name in heads}
-            context = context._replace(trending=found)
-        return context
+        return context_of(Batch.of(fields if batch is None else batch), heads)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
         """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""

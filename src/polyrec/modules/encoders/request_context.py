@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyrec.core.schema import REFUSED
+from polyrec.data.batch import Batch
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 
@@ -107,3 +109,32 @@ def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = N
     place = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
     found = item_ids.gather(1, place.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)
     return torch.where(wanted > 0, found, 0)
+
+
+def context_of(batch: Batch, heads: Mapping[str, Any]) -> RequestContext:
+    """When, and after which events, the candidates of a batch are scored.
+
+    Args:
+        heads: {retrieval task: head}, which say what they read.
+    """
+    positions = batch.candidate_positions
+    refused = {name: batch.event_features.get(REFUSED + name) for name in heads}
+    refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
+    context = RequestContext(batch.candidate_times)
+    if any(head.reads_history for head in heads.values()):
+        shape = (*positions.shape, batch.item_ids.shape[1])
+        every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
+        context = context._replace(history=visible_items(batch.item_ids, positions), refused=every)
+    latest = {
+        name: latest_items(batch.item_ids, positions, refused_BL.get(name), head.latest_events)
+        for name, head in heads.items()
+        if head.latest_events
+    }
+    if latest:
+        fold = None if batch.user_fold is None else batch.user_fold.unsqueeze(1).expand_as(positions)
+        context = context._replace(latest=latest, fold=fold)
+    if batch.trending is not None and batch.candidate_trending is not None:
+        tables = {name: tables for name, tables in batch.trending.items() if name in heads}
+        snapshots = {name: Trending(batch.candidate_trending, **own) for name, own in tables.items()}
+        context = context._replace(trending=snapshots)
+    return context
