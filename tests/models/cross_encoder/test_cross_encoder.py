@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 from polyrec import PolyRecCrossEncoder, PolyRecCrossEncoderConfig, PolyRecCrossEncoderProcessor, PolyRecProcessor
 from polyrec.models.cross_encoder.collator import collate
 from polyrec.models.cross_encoder.sampling import CandidateSample, only
+from polyrec.models.training_pass import LossStep
 
 CHAIN = [*TASKS, {"name": "buy", "head": "binary", "label": "rating >= 5", "parent": "like", "coupling": "esmm"}]
 
@@ -143,7 +144,7 @@ def test_halves_of_a_batch_add_up():
         return batch
 
     whole = model(**inputs(range(6)))
-    halves = [model(**inputs(r), denominators=whole.counts, share=0.5) for r in (range(2), range(2, 6))]
+    halves = [model(**inputs(r), step=LossStep(whole.counts, 0.5)) for r in (range(2), range(2, 6))]
     torch.testing.assert_close(whole.loss, halves[0].loss + halves[1].loss)
     for name in model.heads:
         torch.testing.assert_close(whole.losses[name], halves[0].losses[name] + halves[1].losses[name])
