@@ -16,6 +16,7 @@ FUSIONS = ("sum", "fallback")
 STARTS = ("random", "principal", "collaborative")
 POOLINGS = ("mean", "cls", "last", "max")
 TUNINGS = ("frozen", "top:N", "lora", "full")
+DTYPES = ("float32", "bfloat16", "float16")
 _LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 _DECODERS = ("CausalLM", "LMHeadModel")  # architectures whose last token has read all others
 
@@ -32,6 +33,10 @@ class BackboneConfig:
         lora: arguments of `peft.LoraConfig` for "lora"; default: rank 8 in every linear layer.
         adapters: names of the LoRA adapters; the first is active until `set_adapter` chooses another, e.g. one for each
             language of the items.
+        attention: how attention is computed, as `attn_implementation` of transformers has it: "eager", "sdpa",
+            "flash_attention_2" ...; default: what transformers chooses.
+        dtype: of weights that stay as they are (tuning "frozen" or "lora"): "float32", "bfloat16" or "float16". What is
+            learnt is in float32.
         architecture: its config.json, filled when it is first read, so that a saved model can be built without it.
         fingerprint: of the weights that are not saved with the model because `model` has them ("frozen", "lora");
             filled when they are first read, and checked whenever they are read again.
@@ -48,6 +53,8 @@ class BackboneConfig:
     tuning: str = "frozen"
     lora: dict[str, Any] = field(default_factory=dict)
     adapters: tuple[str, ...] = ("default",)
+    attention: str | None = None
+    dtype: str = "float32"
     architecture: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
 
@@ -57,6 +64,13 @@ class BackboneConfig:
             raise ValueError(f"a backbone's model is {self.model!r}: give a name on the Hub or a folder")
         if self.tuning not in TUNINGS and not re.fullmatch(r"top:[1-9]\d*", self.tuning):
             raise ValueError(f"unknown tuning {self.tuning!r}; {nearest(self.tuning, list(TUNINGS))}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r} of a backbone; {nearest(self.dtype, list(DTYPES))}")
+        if self.dtype != "float32" and not self.leaves_base_out:
+            raise ValueError(
+                f"dtype {self.dtype!r} is for weights that stay as they are: choose tuning='frozen' or 'lora', or "
+                "train with bf16=True of the training arguments"
+            )
         if self.tuning == "top:N":
             raise ValueError("tuning 'top:N': write the number of layers to learn, e.g. 'top:2'")
         object.__setattr__(self, "adapters", tuple(self.adapters))

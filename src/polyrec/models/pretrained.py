@@ -22,11 +22,13 @@ from transformers.utils import ModelOutput
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import eval_view
+from polyrec.core.registry import nearest
 from polyrec.hub.fetch import fetch, hub_options
 from polyrec.hub.files import MODEL_FILES, MODEL_RECORDED
 from polyrec.hub.push import push
 from polyrec.hub.safety import check_made, check_model, check_weights, named_as, record_saved
 from polyrec.modules.coupling.base import Coupling
+from polyrec.modules.encoders.adapters import load_adapter, save_adapter
 from polyrec.modules.encoders.backbone import Backbone, backbones
 from polyrec.modules.encoders.features import EmbeddingEncoder, NumericEncoder
 from polyrec.modules.encoders.history import HistoryEncoder, PretrainedHistory
@@ -209,6 +211,42 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, ItemText):
                 module.fresh = False
+
+    def save_adapter(self, folder: Any, name: str = "default", backbone: str | None = None) -> None:
+        """Write a LoRA adapter of a backbone alone, in PEFT's format: adapter_config.json, adapter_model.safetensors.
+
+        Args:
+            folder: made if need be.
+            name: of the adapter.
+            backbone: "text" or "history"; None: the one that has adapters.
+        """
+        save_adapter(self._adapted(backbone), folder, name)
+
+    def load_adapter(self, folder: Any, name: str = "default", backbone: str | None = None) -> None:
+        """Take over an adapter that [`save_adapter`] or PEFT wrote; arguments as there. A new name adds an adapter, and
+        [`set_adapter`] makes it the active one."""
+        load_adapter(self._adapted(backbone), folder, name)
+        self._record_backbones()
+        for module in self.modules():
+            if isinstance(module, ItemText):
+                module.fresh = False
+
+    def _adapted(self, which: str | None) -> Backbone[Any]:
+        """The backbone with LoRA adapters."""
+        if which not in (None, "text", "history"):
+            raise ValueError(f"unknown backbone {which!r}; {nearest(str(which), ['text', 'history'])}")
+        found: dict[str, Backbone[Any]] = {}
+        for module in self.modules():
+            if isinstance(module, TextEncoder | PretrainedHistory) and module.backbone.config.tuning == "lora":
+                found["text" if isinstance(module, TextEncoder) else "history"] = module.backbone
+        if which is not None:
+            found = {name: backbone for name, backbone in found.items() if name == which}
+        if len(found) != 1:
+            raise ValueError(
+                f"{len(found)} backbones have LoRA adapters ({', '.join(found) or 'none'}): "
+                + ("say which, backbone='text' or 'history'" if found else "configure one with tuning='lora'")
+            )
+        return next(iter(found.values()))
 
     @contextmanager
     def eval_mode(self) -> Iterator[Self]:

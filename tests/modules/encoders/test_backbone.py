@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from model_fixtures import arguments, fit, model_inputs, tiny_model
@@ -238,3 +239,84 @@ def test_files_of_sentence_transformers_say_how_to_pool(tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match="layer 'Dense' that polyrec does not build"):
         resolve(TextConfig(str(tmp_path)))
+
+
+def vectors_of(model, processor):
+    text = model.item_encoder.text
+    with torch.no_grad():
+        return text.encoder.eval()(text.tokens)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
+def test_adapters_go_to_peft_and_come_back(tmp_path):
+    """Prevents adapters that only polyrec can read, and ones of PEFT that are read into the wrong layers."""
+    from peft import PeftModel
+
+    processor, _, trainer = trained(tmp_path / "run", "lora")
+    model = trainer.model
+    model.save_adapter(tmp_path / "adapter")
+    assert sorted(f.name for f in (tmp_path / "adapter").iterdir() if f.suffix != ".md") == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    base = AutoModel.from_pretrained(tiny_bert(), add_pooling_layer=False)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokens, real = (torch.from_numpy(values) for values in model.item_encoder.text.tokens.padded(np.arange(2, 8)))
+    ours = model.item_encoder.text.encoder.backbone.transformer().eval()
+    with torch.no_grad():
+        found, plain = (
+            m(input_ids=tokens, attention_mask=real.long()).last_hidden_state
+            for m in (theirs, AutoModel.from_pretrained(tiny_bert(), add_pooling_layer=False).eval())
+        )
+        expected = ours(input_ids=tokens, attention_mask=real.long()).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, plain, atol=1e-3)
+    _, _, fresh = text_model("lora")
+    before = vectors_of(fresh, processor)
+    fresh.load_adapter(tmp_path / "adapter", name="trained")
+    torch.testing.assert_close(vectors_of(fresh, processor), before)  # it is there, and not active
+    fresh.set_adapter("trained")
+    torch.testing.assert_close(vectors_of(fresh, processor), vectors_of(model, processor))
+    fresh.save_pretrained(tmp_path / "both")
+    again = PolyRecForRecommendation.from_pretrained(tmp_path / "both")
+    again.load_texts(processor)
+    again.set_adapter("trained")
+    torch.testing.assert_close(vectors_of(again, processor), vectors_of(model, processor))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
+    """Prevents an adapter of another rank, or of no adapter at all, from being taken over in part."""
+    _, _, model = text_model("lora")
+    model.save_adapter(tmp_path / "adapter")
+    _, _, other = text_model("lora", lora={"r": 4})
+    with pytest.raises(ValueError, match="the adapter has r=8, the model's have 4"):
+        other.load_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no adapter_model.safetensors: give a folder"):
+        model.load_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="no adapter 'english'"):
+        model.save_adapter(tmp_path / "x", name="english")
+    with pytest.raises(ValueError, match=r"0 backbones have LoRA adapters \(none\): configure one"):
+        text_model("full")[2].save_adapter(tmp_path / "x")
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_a_base_in_half_precision_learns_in_single_precision(tuning, tmp_path):
+    """Prevents adapters that are learnt in bfloat16, a base that is loaded in another precision, and vectors that are."""
+    processor, data, trainer = trained(tmp_path / "run", tuning, dtype="bfloat16", attention="eager")
+    backbone = trainer.model.item_encoder.text.encoder.backbone
+    base = backbone.transformer()
+    kinds = {("lora" if "lora_" in name else "base"): p.dtype for name, p in base.named_parameters()}
+    assert kinds["base"] == torch.bfloat16
+    assert kinds.get("lora", torch.float32) == torch.float32
+    assert base.config._attn_implementation == "eager"
+    before = answers(trainer.model, data.valid)
+    trainer.save_model(tmp_path / "saved")
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path / "saved")
+    loaded.load_texts(processor)
+    assert loaded.item_encoder.text.encoder.backbone.transformer().dtype == torch.bfloat16
+    for task, logits in answers(loaded, data.valid).items():
+        torch.testing.assert_close(logits, before[task])
+    for wrong, message in (({"dtype": "int4"}, "unknown dtype 'int4'"), ({"dtype": "float16"}, "stay as they are")):
+        with pytest.raises(ValueError, match=message):
+            BackboneConfig("some/model", tuning="full", **wrong)

@@ -36,7 +36,10 @@ class Backbone(nn.Module, Generic[C]):
         if config.tuning == "frozen":
             return
         if torch.get_default_device().type == "meta":
-            self.model = _without_pooler(AutoModel.from_config(AutoConfig.for_model(**config.architecture)))
+            empty = AutoModel.from_config(
+                AutoConfig.for_model(**config.architecture), dtype=self._dtype, attn_implementation=config.attention
+            )
+            self.model = _without_pooler(empty)
             self._tune()
         else:
             self.model = self._pretrained()
@@ -52,6 +55,10 @@ class Backbone(nn.Module, Generic[C]):
     @config.setter
     def config(self, value: C) -> None:
         self._config[0] = value
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.config.dtype)
 
     @property
     def width(self) -> int:
@@ -96,6 +103,28 @@ class Backbone(nn.Module, Generic[C]):
             if isinstance(module, BaseTunerLayer):
                 module.set_adapter(name)
 
+    def add_adapter(self, name: str) -> None:
+        """One more LoRA adapter, which starts as no change; [`set_adapter`] makes it the active one."""
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        assert self.model is not None
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        active = {layer: layer.active_adapters for layer in layers}
+        inject_adapter_in_model(LoraConfig(**self.config.lora_options), self.model, name)
+        for layer, names in active.items():  # PEFT makes the new one the active one
+            layer.set_adapter(names)
+        self._widen_adapters()
+        if name not in self.config.adapters:
+            self.config = replace(self.config, adapters=(*self.config.adapters, name))
+
+    def _widen_adapters(self) -> None:
+        """What is learnt has single precision, whatever the base has."""
+        assert self.model is not None
+        for key, parameter in self.model.named_parameters():
+            if "lora_" in key:
+                parameter.data = parameter.data.float()
+
     def base_keys(self) -> Iterator[str]:
         """Names, as in `state_dict()`, of what a checkpoint leaves out because the base has it."""
         if self.config.tuning == "lora":
@@ -136,7 +165,8 @@ class Backbone(nn.Module, Generic[C]):
                 config.model,
                 revision=config.revision or "main",
                 config=AutoConfig.for_model(**config.architecture),
-                dtype=torch.float32,
+                dtype=self._dtype,
+                attn_implementation=config.attention,
                 trust_remote_code=False,  # else transformers asks on the terminal whether to run it
                 use_safetensors=True,
             )
@@ -162,10 +192,8 @@ class Backbone(nn.Module, Generic[C]):
         if self.config.tuning == "lora":
             if importlib.util.find_spec("peft") is None:
                 raise ValueError("tuning 'lora' needs peft: pip install 'polyrec[lora]', or choose another tuning")
-            from peft import LoraConfig, inject_adapter_in_model
-
             for name in self.config.adapters:
-                inject_adapter_in_model(LoraConfig(**self.config.lora_options), self.model, name)
+                self.add_adapter(name)
             self.set_adapter(self.config.adapters[0])
         self._mark_trainable()
 

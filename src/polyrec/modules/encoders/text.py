@@ -76,7 +76,7 @@ class TextEncoder(nn.Module):
         empty_M = ~real_MS.any(dim=1)
         mask_MS = real_MS.clone()
         mask_MS[:, 0] |= empty_M  # attention over nothing would be NaN
-        hidden_MSW = model(input_ids=tokens_MS, attention_mask=mask_MS.long()).last_hidden_state
+        hidden_MSW = model(input_ids=tokens_MS, attention_mask=mask_MS.long()).last_hidden_state.float()
         vectors_MW = pool(hidden_MSW, mask_MS, self.pooling)
         if self.normalize:
             vectors_MW = F.normalize(vectors_MW, dim=-1)
