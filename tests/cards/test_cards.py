@@ -121,7 +121,7 @@ def test_weaknesses_are_told(run):
     metrics["rating"]["polyrec"]["cold_start"] = {"new_items": {"rows": 7, "rmse": 9.87654}}
     text = str(make_card(replace(run, metrics=metrics)))
     assert "`rating`: the baseline `bias` is better" in text
-    assert "items never met in training: rmse 9.8765 of 7 rows" in text
+    assert "items never seen in training: rmse 9.8765 of 7 rows" in text
     assert "| genre | drama |" in text
     assert "| age | lowest third |" in text
 

@@ -163,5 +163,5 @@ def test_titles_that_a_terminal_cannot_write_are_replaced(monkeypatch):
 @pytest.mark.parametrize("text", ["a", "3,b", "3,0", "", "3,,5"])
 def test_cutoffs_that_are_no_numbers_are_refused(text):
     """Prevents lists from being cut at 1 because a cut-off could not be read."""
-    with pytest.raises(argparse.ArgumentTypeError, match="no list of cut-offs of at least 1"):
+    with pytest.raises(argparse.ArgumentTypeError, match="no list of cut-offs >= 1"):
         cutoffs(text)

@@ -132,11 +132,11 @@ def test_people_of_the_log_alone_and_in_their_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"user_id": [4, 4]}, "prior_history: user_id 4 has several rows: keep one row per person, with lists"),
+        ({"user_id": [4, 4]}, "prior_history: user_id 4 has several rows: keep one row per user, with lists"),
         ({"user_id": [4, None]}, r"prior_history: column 'user_id' \(user id\) has no value in row 1"),
         (
             {"watched": ["a,b", "c"]},
-            "prior_history: column 'watched' has type string: give a list of item ids per person",
+            "prior_history: column 'watched' has type string: give a list of item ids per user",
         ),
         ({"watched": [1, 2]}, "prior_history: column 'watched' has type int64: give a list"),
         ({"liked": [[0.5], []]}, r"prior_history: column 'liked' \(item ids\) is fractional in row 0"),

@@ -296,7 +296,7 @@ def test_views_that_cannot_be_chosen_from_are_refused():
     """Prevents three views of one event from being asked with a chance nobody stated."""
     log = make_log([3], [1])
     views = Candidates(np.array([1, 1, 1]), np.array([1, 0, 0]), np.array([1, 4, 5]))
-    with pytest.raises(ValueError, match="event 1 of the log is asked 2 times in one kind of view"):
+    with pytest.raises(ValueError, match="event 1 of the log occurs 2 times in one kind of view"):
         SequenceDataset(log, views, ["y"], delayed_share=0.5)
     with pytest.raises(ValueError, match=r"delayed_share is 2; it must be in \[0, 1\]"):
         two_views(log, 1.0, delayed_share=2)

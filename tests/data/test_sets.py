@@ -197,7 +197,7 @@ def test_another_split_is_known_to_have_learnt_what_is_judged(table, split):
     other = processor.split(table, seed=1)
     learnt = TrainingSetSketch.asked(other.train, processor.items.ids)
     judged = np.isin(parts.test.log.row, rows_of(parts.test))
-    with pytest.raises(LeakageError, match="has learnt"):
+    with pytest.raises(LeakageError, match="was trained on"):
         learnt.check(parts.test.log, judged, processor.items.ids)
     TrainingSetSketch.asked(parts.train, processor.items.ids).check(parts.test.log, judged, processor.items.ids)
 
@@ -230,7 +230,7 @@ def test_splits_and_updates_that_need_times_are_refused(table, split):
     for call in (processor.update, processor.resume):
         with pytest.raises(ValueError, match="a log without times .* cannot go on: .* train again"):
             call(table)
-    with pytest.raises(ValueError, match="time is given, but the log that was learnt has no times"):
+    with pytest.raises(ValueError, match="time is given, but the log that was fitted has no times"):
         processor.request(["i1"], np.array([4]), time=9.0)
     timed = PolyRecProcessor.fit(table, tasks=TASKS, columns={"time": "row"}, **PART)
     with pytest.raises(ValueError, match='"random" would train on events after those'):

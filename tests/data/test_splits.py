@@ -60,7 +60,7 @@ def test_the_guard_names_a_planted_row():
     with pytest.raises(LeakageError, match="row 7 is a training row at time 9.*first validation row at 5"):
         check_leakage(part, time, rows=np.array([6, 7, 8, 9]))
     check_leakage(part, time, person=np.array([0, 1, 0, 0]))  # another person's future is allowed per person
-    with pytest.raises(LeakageError, match="row 1 .* first validation row of the same person at 5: .* Split by time"):
+    with pytest.raises(LeakageError, match="row 1 .* first validation row of the same user at 5: .* Split by time"):
         check_leakage(part, time, person=np.array([0, 0, 0, 0]))
 
 

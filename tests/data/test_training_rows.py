@@ -37,7 +37,7 @@ def test_any_shared_row_is_found_and_no_other_alarms(people, gaps, data):
     rows = TrainingSetSketch.of(log, learnt, ITEMS)
     assert (rows.number, rows.is_complete) == (learnt.sum(), True)
     if (learnt & judged).any():
-        with pytest.raises(LeakageError, match=rf"learnt {(learnt & judged).sum()} of the {judged.sum()} rows"):
+        with pytest.raises(LeakageError, match=rf"trained on {(learnt & judged).sum()} of the {judged.sum()} rows"):
             rows.check(log, judged, ITEMS)
     else:
         rows.check(log, judged, ITEMS)
@@ -102,7 +102,7 @@ def test_rows_learnt_later_are_added_once(size):
     whole = np.sort(event_hashes(log, ITEMS, first.salt)[index < 2000])
     np.testing.assert_array_equal(both.sketch, whole[:size])
     if size > 3000:
-        with pytest.raises(LeakageError, match="learnt 1 of"):
+        with pytest.raises(LeakageError, match="trained on 1 of"):
             both.check(log, index == 1999, ITEMS)
         both.check(log, index == 2000, ITEMS)
 
@@ -128,7 +128,7 @@ def test_a_processor_remembers_its_training_rows(tmp_path, people_by_name):
         assert known.number == len(np.unique(parts.train.candidates.event))
         assert known.latest == log.time[parts.train.candidates.event].max()
         known.check(log, np.isin(np.arange(len(log)), parts.test.candidates.event), loaded.items.ids, by_time=True)
-        with pytest.raises(LeakageError, match="learnt 1 of"):
+        with pytest.raises(LeakageError, match="trained on 1 of"):
             known.check(log, np.arange(len(log)) == parts.train.candidates.event[3], loaded.items.ids)
     content = (tmp_path / "training_rows.safetensors").read_bytes()
     assert b"secret" not in content

@@ -149,7 +149,7 @@ def test_what_is_refused(case):
     with pytest.raises(LeakageError, match="does not say which rows"):
         ScorerTeacher(one, processor).prepare(parts.train, processor)
     ScorerTeacher(one, processor, trust=True).prepare(parts.train, processor)
-    with pytest.raises(LeakageError, match="has learnt"):
+    with pytest.raises(LeakageError, match="was trained on"):
         ScorerTeacher(one, processor, fitted_on=parts.test).prepare(parts.train, processor)
     wide = ScorerTeacher({"stars": Scorer(lambda f: f[:, :2], "log odds")}, processor, trust=True)
     wide.prepare(parts.train, processor)

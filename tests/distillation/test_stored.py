@@ -250,7 +250,7 @@ def test_what_the_teacher_learnt_lies_beside_its_answers(case, tmp_path):
     teacher, processor, parts, folder = case
     table = StoredTeacher(folder)
     np.testing.assert_array_equal(table.training_rows[0].sketch, teacher.training_rows[0].sketch)
-    with pytest.raises(LeakageError, match="has learnt"):
+    with pytest.raises(LeakageError, match="was trained on"):
         table.prepare(parts.train, processor, judged=[parts.train])
     nameless = copied(folder, tmp_path)
     (nameless / "training_rows.0.safetensors").unlink()

@@ -54,7 +54,7 @@ def test_a_student_of_the_first_split_is_refused(case):
     first, splits, _, _ = case
     LiveTeacher(case[3], first).prepare(splits.train, first)  # before the update it would have done
     for judged in (None, [splits.test]):
-        with pytest.raises(LeakageError, match=r"let the run from before teach, or .* own processor \(`resume`"):
+        with pytest.raises(LeakageError, match=r"use the run before the update as the teacher, or .* own processor \(`resume`"):
             teacher_of(case).prepare(splits.train, first, judged)
 
 
@@ -63,10 +63,10 @@ def test_new_events_that_it_learnt_may_not_judge(case):
     processor, log, statistics, parts = continued(case[2])
     train = processor.training_set(log, parts.learnt, statistics)
     learnt_now = processor.evaluation_set(log, parts.new, statistics)
-    with pytest.raises(LeakageError, match=f"learnt {parts.new.sum()} of the {parts.new.sum()} rows"):
+    with pytest.raises(LeakageError, match=f"trained on {parts.new.sum()} of the {parts.new.sum()} rows"):
         teacher_of(case).prepare(train, processor, [learnt_now])
     refitted, again = fit({**synthetic_log(people=PEOPLE), "interactions": everything()})  # as a recipe does
-    with pytest.raises(LeakageError, match="A run that was updated knows the rows of its updates, too"):
+    with pytest.raises(LeakageError, match="A run that was updated was also trained on its updates"):
         teacher_of(case).prepare(again.train, refitted)
 
 

@@ -146,7 +146,7 @@ def test_messages_name_the_fix():
         bootstrap_interval(metrics.rmse, [1, 2], [1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="values must hold"):
         bootstrap_mean([1.0], [1, 2])
-    with pytest.raises(ValueError, match="person of each row"):
+    with pytest.raises(ValueError, match="user of each row"):
         bootstrap_mean([], [])
     with pytest.raises(ValueError, match="n must be"):
         bootstrap_mean([1.0], [1], n=0)

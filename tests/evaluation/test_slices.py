@@ -78,7 +78,7 @@ def test_shares_of_popular_items_are_counted(world):
     assert sum(found["recommended"].values()) == pytest.approx(1)
     assert sum(found["taken"].values()) == pytest.approx(1)
     top = predictions.rankings["next_item"].top_ids + 2
-    assert found["recommended"]["never met"] == pytest.approx((counts[top] == 0).mean())
+    assert found["recommended"]["unseen"] == pytest.approx((counts[top] == 0).mean())
 
 
 @pytest.mark.parametrize("name", ["auc", "gauc", "logloss", "calibration_error", "rmse", "mae"])

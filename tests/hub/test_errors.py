@@ -8,15 +8,15 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from polyrec.hub.errors import explained, httpx
 
 REFUSED = [
-    (401, False, "The Hub does not know who asks: log in"),
+    (401, False, "The Hub does not know who you are: log in"),
     (403, False, "This account may not read 'ann/shop'"),
     (403, True, "This account may not write to 'ann/shop'"),
     (404, False, "There is no 'ann/shop', or it is private"),
     (409, True, "Somebody else changed 'ann/shop' meanwhile"),
     (412, True, "Somebody else changed 'ann/shop' meanwhile"),
-    (418, False, "The Hub refused what was asked about 'ann/shop'"),
+    (418, False, "The Hub refused the request for 'ann/shop'"),
     (429, True, "Too many requests: wait, then push again"),
-    (499, False, "The Hub refused what was asked about 'ann/shop'"),
+    (499, False, "The Hub refused the request for 'ann/shop'"),
     (500, False, "The Hub has trouble: try again"),
     (503, True, "The Hub has trouble: push again"),
 ]

@@ -63,7 +63,7 @@ def test_the_pipeline_says_what_a_person_is(hub, fail, succeed, run):
     succeed('from polyrec.hub.push import push_folder\npush_folder("run", "ann/shop")')
     assert "did you mean 'history'" in fail(USE.format(more="").replace('"history": [3, 4]', '"histori": [3, 4]'))
     wrong = USE.format(more="").replace('{"history": [3, 4], "user": {"age": 30}}', "[3, 4]")
-    assert "a person is a dict" in fail(wrong)
+    assert "a user is a dict" in fail(wrong)
 
 
 def _same(found, expected):
@@ -156,7 +156,7 @@ def test_people_leave_only_when_asked_for_by_name(hub, succeed, run):
     processor.save_pretrained(folder, include_users=True)
     assert "users.parquet" in succeed(push("--dry-run")).split("stay here")[1]
     printed = succeed(push("--include-users"))
-    assert "rows about people leave" in printed
+    assert "rows about users leave" in printed
     assert "users.parquet: user_id, age" in printed
     rows = pq.read_table(pa.BufferReader(hub.repos["ann/shop"].files()["users.parquet"]))
     assert rows.num_rows == 40

@@ -282,7 +282,7 @@ def test_a_teacher_of_judged_rows_is_refused(world, tmp_path, capsys, interrupt)
     done = interrupt(None)
     flags = ["--teacher", str(world / "teacher"), "--set", "split.fractions=[0.5, 0.2, 0.3]"]
     assert main(["distill", str(world / "recipe.yaml"), "--output", str(tmp_path / "s"), *flags]) == 2
-    assert "rows that the student is judged by" in capsys.readouterr().err
+    assert "rows that the student is evaluated on" in capsys.readouterr().err
     assert not done
 
 

@@ -120,7 +120,7 @@ def test_what_is_refused(run, tmp_path, capsys):
     recipe, output = str(run.parent / "recipe.yaml"), str(tmp_path / "x")
     earlier = ["--set", "split.fractions=[0.5, 0.2, 0.3]"]
     assert main(["score", str(run), recipe, "--output", output, *earlier]) == 2
-    assert "rows that the student is judged by" in capsys.readouterr().err
+    assert "rows that the student is evaluated on" in capsys.readouterr().err
     assert main(["score", "eese", recipe, "--output", output]) == 2
     assert "did you mean 'ease'" in capsys.readouterr().err
     assert main(["score", str(run)]) == 2

@@ -148,7 +148,7 @@ def test_replaces_the_run_and_interruptions_do_not(world, tmp_path, interrupt):
     ("arguments", "message"),
     [
         (["--new", "nowhere.parquet"], "no such file"),
-        (["--new", "{world}/interactions.parquet"], "already learnt the events of"),
+        (["--new", "{world}/interactions.parquet"], "already trained on the events of"),
         (["--new", "{world}/new.parquet", "--holdout", "1"], "between 0 and 1"),
         (["--new", "{world}/new.parquet", "--replay", "2"], "replay is 2"),
         (["--new", "{world}/new.parquet", "--items", "{world}/items.parquet"], "is known already"),

@@ -318,7 +318,7 @@ def test_what_cannot_teach_is_refused(world, teacher_model, tmp_path):
     processor, _ = fit(log)
     processor.split(log["interactions"], fractions=(1.0, 0.0, 0.0))  # has learnt every row
     knows = LiveTeacher(teacher_model, processor)
-    with pytest.raises(LeakageError, match="learnt"):
+    with pytest.raises(LeakageError, match="was trained on"):
         trained(world, tmp_path, student_of(world, ALL), knows)
 
 

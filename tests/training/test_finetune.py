@@ -158,7 +158,7 @@ def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):
     evidence = trained[0].heads["next_item"].neighbours
     assert len(evidence.fold_items) == (1 + FOLDS) * len(evidence.items)
     assert fingerprint(PolyRecProcessor.from_pretrained(run)) == fingerprint(saved)
-    assert "bit-equal answers before and after: next_item" in capsys.readouterr().out
+    assert "bit-equal predictions before and after: next_item" in capsys.readouterr().out
     new = PolyRecForRecommendation.from_pretrained(tmp_path / "run")
     assert new.config.task_adapters == {"rating": 8}
     states = torch.randn(3, 8)

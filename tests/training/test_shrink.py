@@ -121,7 +121,7 @@ def test_ranks_that_save_nothing_are_refused(world):
     with pytest.raises(ValueError, match="a rank of 1 to 3"):
         factorise_items(model, 4)
     factorise_items(model, 2)
-    with pytest.raises(ValueError, match="has no id vectors"):
+    with pytest.raises(ValueError, match="has no id embeddings"):
         factorise_items(tiny_model(world[0], 1, item_ids=False), 2)
     model.quantize()
     with pytest.raises(ValueError, match="take no other factors"):

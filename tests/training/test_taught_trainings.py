@@ -95,7 +95,7 @@ def test_a_folder_teaches_what_the_object_teaches(world, master, folder, tmp_pat
 
 def test_folders_that_cannot_teach_are_refused(world, master, folder, tmp_path):
     """Prevents training on without the teacher that was named, or one that is named beside another."""
-    with pytest.raises(ValueError, match=r"holds neither a saved model \(config.json\) nor answers"):
+    with pytest.raises(ValueError, match=r"holds neither a saved model \(config.json\) nor stored outputs"):
         trainer_of(world, tmp_path, PLAN, str(tmp_path))
     with pytest.raises(ValueError, match="does not say what to learn of it"):
         trainer_of(world, tmp_path, None, str(folder))
@@ -155,7 +155,7 @@ def test_evaluation_sets_of_another_log_are_kept_from_the_teacher(world, master,
     shared = world[0].evaluation_set(other, other.time == other.time, statistics)
     for judged in (shared, {"valid": world[1].valid, "other": shared}):
         more = {"metric_for_best_model": "valid_mean_improvement"} if isinstance(judged, dict) else {}
-        with pytest.raises(LeakageError, match="rows that the student is judged by"):
+        with pytest.raises(LeakageError, match="rows that the student is evaluated on"):
             trainer_of(world, tmp_path, PLAN, teacher, judged, **more)
     again, statistics = world[0].resume(log["interactions"])
     held = ~(again.time < world[1].valid.log.time[world[1].valid.candidates.event].min())

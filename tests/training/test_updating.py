@@ -134,7 +134,7 @@ def test_an_update_learns_the_new_events(world):
     rows, log = processor.training_rows, data.draws[0].log
     assert world[1].training_rows.number + data.parts.new.sum() <= rows.number <= data.parts.new.sum() + 400
     rows.check(log, data.parts.held[NEW], processor.items.ids)
-    with pytest.raises(LeakageError, match=f"learnt {data.parts.new.sum()} of"):
+    with pytest.raises(LeakageError, match=f"trained on {data.parts.new.sum()} of"):
         rows.check(log, data.parts.new, processor.items.ids)
 
 

@@ -72,7 +72,7 @@ def write_card(run: RunFiles, output: Path | None = None, about: About | None = 
 def _what(run: RunFiles, about: About) -> Section:
     names = ", ".join(f"`{name}`" for name in run.tasks)
     points = [sentence(about.description)] if about.description else []
-    points.append(f"One model that answers {len(run.tasks)} questions about a person's next step: {names}.")
+    points.append(f"One model with {len(run.tasks)} tasks about a user's next step: {names}.")
     if inside := base_models(run):
         points.append(f"Pretrained inside: {', '.join(map(_code, inside))}.")
     if teachers := teacher_names(run):
@@ -90,9 +90,9 @@ def _use(about: About) -> Section:
         "Intended use",
         [
             *map(sentence, about.intended_use),
-            "Ranking a catalog, or predicting answers, for people whose events are of the kind it was trained on; for "
+            "Ranking a catalog, or predicting feedback, for users whose events are of the kind it was trained on; for "
             "the items of its catalog, and others that `processor.extend` adds.",
-            "Not for decisions about people that are not recommendations (credit, employment, health), nor for people "
+            "Not for decisions about users that are not recommendations (credit, employment, health), nor for users "
             "or catalogs of another kind without a new evaluation.",
             *map(sentence, about.out_of_scope),
         ],
@@ -105,7 +105,7 @@ def _load(run: RunFiles, about: About) -> Section:
         "from polyrec import PolyRecForRecommendation, PolyRecProcessor\n\n"
         f"model = PolyRecForRecommendation.from_pretrained({source})\n"
         f"processor = PolyRecProcessor.from_pretrained({source})\n"
-        "item = processor.items.ids[0].as_py()  # or ids, or dicts, of what the person did\n"
+        "item = processor.items.ids[0].as_py()  # or ids, or dicts, of what the user did\n"
         "print(model.recommend(processor, history=[item], k=10))\n"
     )
     return Section("How to use it", ["`pip install polyrec`, then:"], code=("python", code))
@@ -115,7 +115,7 @@ def _figures(run: RunFiles) -> list[Section]:
     found: list[Section] = []
     for task in run.tasks:
         metric = run.primary(task)
-        points = [f"Test part; [95% interval] over people; `{metric}` decides; best in bold."] if not found else []
+        points = [f"Test set; [95% interval] over users; `{metric}` decides; best in bold."] if not found else []
         points += baseline_points(run.metrics[task])
         found.append(Section(f"Figures: `{task}`", points, figure_table(run.metrics[task])))
     return found
@@ -145,7 +145,7 @@ def _data(run: RunFiles, about: About) -> Section:
     data = run.training.get("data")
     if data is None:
         return Section("Data", points)
-    points.append(f"{data['events']:,} events of {data['people']:,} people and {data['items']:,} items.")
+    points.append(f"{data['events']:,} events of {data['people']:,} users and {data['items']:,} items.")
     points.append(f"Fingerprints: data `{data['fingerprints']['data']}`, inputs `{data['fingerprints']['processor']}`.")
     rows = [
         [
@@ -157,7 +157,7 @@ def _data(run: RunFiles, about: About) -> Section:
         ]
         for name, part in data["parts"].items()
     ]
-    return Section("Data", points, Table(["part", "rows", "people", "time", *(f"`{t}`" for t in run.tasks)], rows))
+    return Section("Data", points, Table(["split", "rows", "users", "time", *(f"`{t}`" for t in run.tasks)], rows))
 
 
 def _training(run: RunFiles, curves: str | None) -> Section:
@@ -170,7 +170,7 @@ def _training(run: RunFiles, curves: str | None) -> Section:
         )
         best = training["best"]
         if best["metric"] is not None:
-            points.append(f"Kept: the weights of step {best['step']}, by `{best['by']}` of the validation part.")
+            points.append(f"Kept: the weights of step {best['step']}, by `{best['by']}` of the validation set.")
     if run.emissions:
         points.append(f"Measured emissions: {1000 * float(run.emissions['emissions']):.3g} g of CO2 (codecarbon).")
     if updates := run.recipe.get("updates"):

@@ -9,7 +9,7 @@ from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
 from polyrec.tracking.tables import group_rows, told
 
-_FEW_PEOPLE = 30  # under which an interval over people is rough
+_FEW_PEOPLE = 30  # under which an interval over users is rough
 
 
 def limits(run: RunFiles, about: About) -> Section:
@@ -27,8 +27,8 @@ def slice_sections(run: RunFiles) -> list[Section]:
         metric = run.primary(task)
         rows = group_rows(run.metrics[task][MODEL].get("slices", {}), metric)
         if rows:
-            points = [f"Groups of the test part; under {_FEW_PEOPLE} people an interval is rough."] if not found else []
-            header = ["by", "group", "rows", "people", f"{metric} [95%]"]
+            points = [f"Groups of the test set; under {_FEW_PEOPLE} users an interval is rough."] if not found else []
+            header = ["by", "group", "rows", "users", f"{metric} [95%]"]
             found.append(Section(f"Where `{task}` errs", points, Table(header, rows)))
     return found
 
@@ -48,7 +48,7 @@ def _cold(run: RunFiles, task: str) -> list[str]:
     whole = told({metric: run.metrics[task][MODEL][metric]}, metric)
     for group, values in run.metrics[task][MODEL].get("cold_start", {}).items():
         if values.get("rows") and values.get(metric) is not None and group in ("new_items", "history_0"):
-            who = "items never met in training" if group == "new_items" else "people without a history"
+            who = "items never seen in training" if group == "new_items" else "users without a history"
             said.append(
                 f"`{task}`, {who}: {metric} {values[metric]:.4f} of {values['rows']:,} rows ({whole} over all)."
             )
@@ -62,6 +62,6 @@ def _popular(run: RunFiles, task: str) -> list[str]:
     listed, taken = shares["recommended"], shares["taken"]
     return [
         f"`{task}`: {100 * listed['head']:.1f}% of what is recommended are the most popular items, which have a third "
-        f"of the training events, and {100 * taken['head']:.1f}% of what people took; of the rarest items it is "
+        f"of the training events, and {100 * taken['head']:.1f}% of what users consumed; of the rarest items it is "
         f"{100 * listed['tail']:.1f}% and {100 * taken['tail']:.1f}%."
     ]

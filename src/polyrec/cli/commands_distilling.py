@@ -11,12 +11,12 @@ def add_distill(commands: Commands) -> None:
     """`polyrec distill`."""
     distill = commands.add_parser(
         "distill",
-        help="train a small student of one or several teachers, and say what they were good for",
-        description="Trains the recipe's model as a student of trained runs, classical recommenders or stored answers, "
+        help="train a small student from one or several teachers, and measure what they contribute",
+        description="Trains the recipe's model as a student of trained runs, classical recommenders or stored outputs, "
         "and once without a teacher, on the same split, budget and seed. Writes the student as a run like any other, "
-        "with distill.json and .md: teacher, student alone and student per task with paired intervals over people, "
-        "size, speed and cost. Teachers are believed as far as the validation part says. Run it again to go on where "
-        "it stopped.",
+        "with distill.json and .md: teacher, student without teacher and student, with paired intervals over users, "
+        "size, speed and cost. The weight of each soft loss is chosen on the validation set. Run it again to "
+        "continue.",
     )
     add_recipe(distill, "folder of the student (default: the recipe's output + '-student')")
     distill.add_argument(
@@ -27,17 +27,17 @@ def add_distill(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="ease, item_knn, als, bpr, popularity, lightgbm (of pair tasks); repeat",
+        help="ease, item_knn, als, bpr, popularity, lightgbm (pair tasks only); repeat",
     )
     distill.add_argument(
         "--teacher-outputs", metavar="FOLDER", help="outputs on the training split, stored by `polyrec score`"
     )
     distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
     distill.add_argument(
-        "--target-latency", type=float, metavar="MS", help="widest student that answers one person in MS milliseconds"
+        "--target-latency", type=float, metavar="MS", help="widest student that serves one user within MS milliseconds"
     )
-    distill.add_argument("--temperature", type=float, help="of tasks that have one (default: of the plan, else 1)")
-    distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: of the plan, else 0.5)")
+    distill.add_argument("--temperature", type=float, help="of the soft losses (default: from the recipe, else 1)")
+    distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: from the recipe, else 0.5)")
     distill.add_argument(
         "--init-from",
         choices=["random", "teacher"],
@@ -47,7 +47,7 @@ def add_distill(commands: Commands) -> None:
         "--no-baseline", action="store_true", help="do not train a student without a teacher to compare with"
     )
     distill.add_argument("--ablations", action="store_true", help="also train without each soft loss in turn")
-    distill.add_argument("--resamples", type=int, help="of the bootstrap over people (default: 1000)")
+    distill.add_argument("--resamples", type=int, help="bootstrap resamples over users (default: 1000)")
     distill.add_argument(
         "--skip-overlap-check",
         action="store_true",
@@ -78,33 +78,32 @@ def add_score(commands: Commands) -> None:
     """`polyrec score`."""
     score = commands.add_parser(
         "score",
-        help="store a teacher's answers, for students to learn from",
-        description="Asks a teacher about a part of a recipe's data and writes its answers: logits of all candidates "
-        "of the pair tasks and the best items of each list, of half precision, in shards. Run it again to go on where "
-        "it stopped. A teacher that has learnt what the recipe validates or tests by is refused.",
+        help="store a teacher's outputs, to train students on",
+        description="Scores a split of a recipe's data with a teacher and stores its outputs: logits of all candidates "
+        "of the pair tasks and the top items of each list, in half precision, in shards. Run it again to continue. A "
+        "teacher that was trained on the recipe's validation or test set is refused.",
     )
     score.add_argument(
         "teacher",
         metavar="TEACHER",
         help="folder of a trained run, or ease, item_knn, popularity, als, bpr, lightgbm (fitted on the training "
-        "part); several, separated by commas, are an ensemble",
+        "set); several, separated by commas, are an ensemble",
     )
-    add_recipe(score, "folder of the answers")
+    add_recipe(score, "folder of the outputs")
     score.add_argument(
         "--split", choices=["train", "valid", "test"], default="train", help="which split to score (default: train)"
     )
-    score.add_argument("-k", "--top-k", type=int, help="items per list (default: of the recipe's plan, else 100)")
+    score.add_argument("-k", "--top-k", type=int, help="items per list (default: from the recipe, else 100)")
     score.add_argument(
-        "--temperature", type=float, help="that the student's plan has (default: of the recipe's plan, else 1)"
+        "--temperature", type=float, help="temperature of the student's soft losses (default: from the recipe, else 1)"
     )
     score.add_argument("--shard-rows", type=int, help="candidates per file (default: 100000)")
-    score.add_argument("--batch-size", type=int, help="windows asked about at a time (default: 64)")
+    score.add_argument("--batch-size", type=int, help="windows per batch (default: 64)")
     score.add_argument(
         "--unlabelled",
         type=int,
         metavar="N",
-        help="items drawn beside each candidate that pair tasks are asked about, too, for students that learn from "
-        "such (distillation.unlabelled; default: none)",
+        help="also score N sampled items per candidate for pair tasks, for distillation.unlabelled (default: none)",
     )
     score.add_argument(
         "--skip-overlap-check",
@@ -116,7 +115,7 @@ def add_score(commands: Commands) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     if options.output is None:
-        raise ValueError("say where the answers go: --output DIR")
+        raise ValueError("name the folder of the outputs: --output DIR")
     if options.recipe is None and options.interactions is None:
         options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
     recipe = read_recipe(options)
@@ -133,13 +132,13 @@ def add_factorize(commands: Commands) -> None:
     """`polyrec factorize`."""
     factorize = commands.add_parser(
         "factorize",
-        help="cut a run's id vectors to a lower rank, and measure what that changes",
-        description="Writes a run whose table of id vectors is the product of two small matrices, the nearest of that "
-        "rank. It can be trained further, and quantized. factorize.json and .md hold size, speed and all metrics "
-        "before and after.",
+        help="give a run low-rank id embeddings, and measure the effect",
+        description="Writes a run whose id embedding table is the product of two small matrices, the best "
+        "approximation of that rank. It can be trained further and quantized. factorize.json and .md have size, speed "
+        "and all metrics before and after.",
     )
     factorize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
-    factorize.add_argument("--rank", type=int, required=True, metavar="R", help="numbers per item, below hidden_size")
+    factorize.add_argument("--rank", type=int, required=True, metavar="R", help="rank, below hidden_size")
     factorize.add_argument("--output", metavar="DIR", help="folder of the result (default: RUN-rankR)")
     factorize.set_defaults(run=_factorize)
 
@@ -154,9 +153,9 @@ def add_quantize(commands: Commands) -> None:
     """`polyrec quantize`."""
     quantize = commands.add_parser(
         "quantize",
-        help="turn a run's weights into whole numbers of 8 bits, and measure what that changes",
-        description="Writes a run whose matrices and tables are int8 numbers with a scale per row: about a quarter of "
-        "the size. It answers and is not trained further. quantize.json and .md hold size, speed and all metrics "
+        help="quantize a run's weights to int8, and measure the effect",
+        description="Writes a run whose matrices and tables are int8 with one scale per row: about a quarter of "
+        "the size. It is for inference only. quantize.json and .md have size, speed and all metrics "
         "before and after.",
     )
     quantize.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")

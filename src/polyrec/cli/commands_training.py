@@ -12,13 +12,13 @@ def add_init(commands: Commands) -> None:
     """`polyrec init`."""
     init = commands.add_parser(
         "init",
-        help="write the recipe of an event log: columns found by name and content, tasks proposed",
+        help="write a recipe for an event log: finds the columns and proposes tasks",
         description="Reads a sample of a table of events, finds user, item and time by names and values, proposes "
         "tasks from the feedback columns, prints each choice with its reason and writes a commented recipe for "
-        "`polyrec train`. Where two columns would do alike, it asks (in a terminal) or names the flag that decides.",
+        "`polyrec train`. If two columns fit equally well, it asks in a terminal, or names the option that decides.",
     )
     init.add_argument("table", metavar="EVENTS", help="event log, .parquet or .csv")
-    init.add_argument("items", nargs="?", metavar="ITEMS", help="item attributes; the same as --items")
+    init.add_argument("items", nargs="?", metavar="ITEMS", help="item attributes; same as --items")
     init.add_argument("--items", dest="items_flag", metavar="PATH", help="item attributes")
     init.add_argument("--users", metavar="PATH", help="attributes of users")
     add_columns(init)
@@ -36,10 +36,10 @@ def _init(options: argparse.Namespace) -> None:
 def add_train(commands: Commands) -> None:
     """`polyrec train`."""
     train = commands.add_parser(
-        "train", help="train a model from a YAML recipe, from an event log, from flags, or both (flags win)"
+        "train", help="train a model from a YAML recipe, an event log or options (options override the recipe)"
     )
     add_recipe(train, "folder of the run (default: runs/latest)")
-    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    train.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
     train.set_defaults(run=_train)
 
 
@@ -54,11 +54,11 @@ def add_compare(commands: Commands) -> None:
     """`polyrec compare`."""
     compare = commands.add_parser(
         "compare",
-        help="does learning the tasks together help? multi-task against single-task and leave-one-task-out models",
+        help="does multi-task training help? compare with single-task and leave-one-task-out models",
         description="Trains the multi-task model of a recipe, one model per task alone, and one without each task, on "
         "the same split, inputs, budget and seeds, and writes comparison.json, .md and .html: tables with paired "
-        "intervals over people, a task-affinity matrix and the training cost. Run it again to go on where it stopped, "
-        "or with more seeds.",
+        "intervals over users, a task-affinity matrix and the training cost. Run it again to continue, or with more "
+        "seeds.",
     )
     add_recipe(compare, "folder of the comparison (default: the recipe's output + '-comparison')")
     compare.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default: 3)")
@@ -68,7 +68,7 @@ def add_compare(commands: Commands) -> None:
         metavar="LIST",
         help="which models to train, 'multi' among them (default: multi,single,leave-one-out)",
     )
-    compare.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default: 1000)")
+    compare.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples over users (default: 1000)")
     compare.add_argument("--no-html", action="store_true", help="no page and no plots, which need matplotlib")
     compare.set_defaults(run=_compare)
 
@@ -85,13 +85,15 @@ def add_tune(commands: Commands) -> None:
     """`polyrec tune`."""
     tune = commands.add_parser(
         "tune",
-        help="search task weights, experts, sizes and learning rate on the validation part",
-        description="Optuna search over the `tune:` section of a recipe (or sensible defaults), judged by "
-        "mean_improvement of the validation part alone; bad trials stop early. Writes best.yaml (for `polyrec train`), "
-        "trials.json and trials.md. Run it again to go on where it stopped, or with more trials.",
+        help="search task weights, experts, sizes and learning rate on the validation set",
+        description="Optuna search over the `tune:` section of a recipe (or sensible defaults), by "
+        "mean_improvement on the validation set; bad trials stop early. Writes best.yaml (for `polyrec train`), "
+        "trials.json and trials.md. Run it again to continue, or with more trials.",
     )
     add_recipe(tune, "folder of the search (default: the recipe's output + '-tuning')")
-    tune.add_argument("--trials", type=int, default=30, help="trials in all, earlier ones counted (default: 30)")
+    tune.add_argument(
+        "--trials", type=int, default=30, help="total number of trials, including earlier ones (default: 30)"
+    )
     tune.set_defaults(run=_tune)
 
 
@@ -107,21 +109,21 @@ def add_finetune(commands: Commands) -> None:
     """`polyrec finetune`."""
     finetune = commands.add_parser(
         "finetune",
-        help="train one task of a run further, the others staying as they are",
-        description="Trains the head of one task and a low-rank adapter before it; everything that other tasks read "
-        "stays, and their answers before and after are compared bit by bit. Adapters of several tasks live in one "
-        "folder: run it once for each. With --scope all every weight follows this task, and the report says what "
-        "became of the others.",
+        help="train one task of a run further; all other tasks stay the same",
+        description="Trains the head of one task and a low-rank adapter before it. Everything that other tasks use is "
+        "frozen, and their predictions are checked to be bit-identical. One folder can have adapters of several tasks: "
+        "run the command once for each. With --scope all every weight is trained for this task, and the report "
+        "measures the effect on the others.",
     )
     finetune.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
-    finetune.add_argument("--task", required=True, metavar="NAME", help="of the task")
+    finetune.add_argument("--task", required=True, metavar="NAME", help="the task")
     finetune.add_argument("--scope", choices=["task", "all"], help="what is trained (default: task)")
-    finetune.add_argument("--rank", type=int, help="of the adapter, 0 = none (default: 8)")
-    finetune.add_argument("--epochs", type=int, help="of which the best is kept (default: 3)")
-    finetune.add_argument("--learning-rate", type=float, help="its highest value (default: 0.001)")
+    finetune.add_argument("--rank", type=int, help="rank of the adapter, 0 = none (default: 8)")
+    finetune.add_argument("--epochs", type=int, help="epochs; the best one is kept (default: 3)")
+    finetune.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
     finetune.add_argument("--seed", type=int, help="(default: 0)")
     finetune.add_argument("--output", metavar="DIR", help="(default: RUN; with --scope all RUN-NAME)")
-    finetune.add_argument("--again", action="store_true", help="once more, with the settings of the last time")
+    finetune.add_argument("--again", action="store_true", help="train again with the same settings")
     finetune.set_defaults(run=_finetune)
 
 
@@ -138,23 +140,23 @@ def add_update(commands: Commands) -> None:
     """`polyrec update`."""
     update = commands.add_parser(
         "update",
-        help="let a trained run learn newer events, and say what it forgot",
-        description="Continues the training of a run on events that came later and on a share of the old ones, and "
-        "judges it before and after on held-out new events and on the old test part. The run is replaced unless a "
+        help="train a run on newer events, and measure forgetting",
+        description="Continues the training of a run on newer events and on a share of the old ones, and "
+        "evaluates it before and after on held-out new events and on the old test set. The run is replaced unless a "
         "metric falls by more than --max-regression; then the updated model goes to RUN-refused. Users may be new; new "
         "items are added with --items.",
     )
     update.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or by an update")
-    update.add_argument("--new", required=True, metavar="PATH", help="events that came later, .parquet or .csv")
+    update.add_argument("--new", required=True, metavar="PATH", help="newer events, .parquet or .csv")
     update.add_argument("--items", metavar="PATH", help="attributes of new items")
-    update.add_argument("--users", metavar="PATH", help="attributes of new people")
+    update.add_argument("--users", metavar="PATH", help="attributes of new users")
     update.add_argument("--output", metavar="DIR", help="folder of the updated run (default: RUN itself)")
-    update.add_argument("--epochs", type=int, help="over new and replayed events (default: 1)")
-    update.add_argument("--learning-rate", type=float, help="its highest value (default: 0.3 of the run's)")
-    update.add_argument("--replay", type=float, metavar="SHARE", help="of old windows learnt again (default: 0.2)")
-    update.add_argument("--members", type=int, help="short trainings whose weights are averaged (default: 3)")
+    update.add_argument("--epochs", type=int, help="epochs over new and replayed events (default: 1)")
+    update.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.3 of the run's)")
+    update.add_argument("--replay", type=float, metavar="SHARE", help="share of old windows to replay (default: 0.2)")
+    update.add_argument("--members", type=int, help="number of short trainings whose weights are averaged (default: 3)")
     update.add_argument(
-        "--holdout", type=float, metavar="SHARE", help="latest of the new events, only evaluated (default: 0.1)"
+        "--holdout", type=float, metavar="SHARE", help="share of the new events, the latest, to hold out (default: 0.1)"
     )
     update.add_argument(
         "--max-regression",
@@ -163,7 +165,9 @@ def add_update(commands: Commands) -> None:
         help="relative drop of a metric that is allowed on any slice (default: 0.05)",
     )
     update.add_argument("--seed", type=int, help="(default: 0)")
-    update.add_argument("--again", action="store_true", help="learn events that the run has learnt already once more")
+    update.add_argument(
+        "--again", action="store_true", help="train again on events that the run was already trained on"
+    )
     update.set_defaults(run=_update)
 
 

@@ -1,4 +1,4 @@
-"""Commands about a trained run: its figures, its answers, and where it goes."""
+"""Commands about a trained run: its metrics, its predictions, and sharing it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyrec.core.extras import check_extra
 
 def add_evaluate(commands: Commands) -> None:
     """`polyrec evaluate`."""
-    evaluate = commands.add_parser("evaluate", help="metrics of a trained run beside simple baselines")
+    evaluate = commands.add_parser("evaluate", help="evaluate a trained run beside simple baselines")
     evaluate.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
     evaluate.add_argument(
         "--split", choices=["valid", "test"], default="test", help="which split to evaluate on (default: test)"
@@ -19,7 +19,7 @@ def add_evaluate(commands: Commands) -> None:
         "--k",
         type=cutoffs,
         metavar="K,K,...",
-        help="cut-offs of lists, e.g. 3,5,10; the first decides (default: the recipe's rank_k)",
+        help="list cut-offs, e.g. 3,5,10; the first is the main one (default: the recipe's rank_k)",
     )
     evaluate.add_argument("--output", metavar="FILE", help="also write the metrics as JSON")
     evaluate.set_defaults(run=_evaluate)
@@ -33,7 +33,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def add_recommend(commands: Commands) -> None:
     """`polyrec recommend`."""
-    recommend = commands.add_parser("recommend", help="recommend items to one person")
+    recommend = commands.add_parser("recommend", help="recommend items to one user")
     recommend.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
     recommend.add_argument(
         "--history",
@@ -42,12 +42,12 @@ def add_recommend(commands: Commands) -> None:
         help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
     )
     recommend.add_argument(
-        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the user; repeat"
     )
     recommend.add_argument(
         "--user-id",
         metavar="ID",
-        help="a user of the log, whose stored events come first; --history is what came later",
+        help="a user of the log, whose stored events come first; --history adds later events",
     )
     recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
@@ -64,9 +64,9 @@ def add_explain(commands: Commands) -> None:
     """`polyrec explain`."""
     explain = commands.add_parser(
         "explain",
-        help="why are these items recommended to one person?",
-        description="Says for each recommendation (or each --item) which past events, attributes and words of the item "
-        "made the answer: what the answer would be had the event not happened, exactly.",
+        help="explain why items are recommended to one user",
+        description="Explains each recommendation (or each --item) by past events, attributes and words of the item. "
+        "The effect of an event is exact: the score minus the score without the event.",
     )
     explain.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
     explain.add_argument(
@@ -76,13 +76,13 @@ def add_explain(commands: Commands) -> None:
         help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
     )
     explain.add_argument(
-        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the person; repeat"
+        "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the user; repeat"
     )
     explain.add_argument("--item", metavar="IDS", help="items to explain, separated by commas (default: recommended)")
-    explain.add_argument("--task", metavar="NAME", help="whose answer is explained (default: the one that ranks)")
+    explain.add_argument("--task", metavar="NAME", help="task to explain (default: the one that ranks)")
     explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
-    explain.add_argument("--events", type=int, default=3, help="past events named per item (default: 3)")
-    explain.add_argument("--neighbours", metavar="ID", help="instead: the items most like this one")
+    explain.add_argument("--events", type=int, default=3, help="past events per item (default: 3)")
+    explain.add_argument("--neighbours", metavar="ID", help="instead: the items most similar to this one")
     explain.add_argument("--plot", metavar="FILE", help="instead: plot all item embeddings as .png, .svg or .pdf")
     explain.add_argument(
         "--token-attribution", action="store_true", help="also attribute scores to words of the item text"
@@ -105,12 +105,14 @@ def add_demo(commands: Commands) -> None:
     """`polyrec demo`."""
     demo = commands.add_parser(
         "demo",
-        help="a page in the browser that shows what a run recommends, and why",
+        help="a web page that shows what a run recommends, and why",
         description="Serves a page on this machine: build a history by searching titles (or choose a user, with "
         "--users), see every task's prediction, recommendations and reasons, change one event and watch them change.",
     )
     demo.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
-    demo.add_argument("--host", default="127.0.0.1", help="who may ask: 127.0.0.1 (the default) is this machine alone")
+    demo.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 (default) is this machine only"
+    )
     demo.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     demo.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     demo.add_argument(
@@ -132,16 +134,16 @@ def add_card(commands: Commands) -> None:
     card = commands.add_parser(
         "card",
         help="write the model card of a run, in the Hub's format",
-        description="Writes README.md into a run folder, from what is in it: figures with intervals beside baselines, "
-        "data, training curves, limits, and how to load and reproduce the model. What no file knows (licence, data "
-        "sets, intended use) comes from the recipe's `card:` section or from the flags.",
+        description="Writes README.md into a run folder, from its files: metrics with intervals beside baselines, "
+        "data, training curves, limits, and how to load and reproduce the model. What no file contains (licence, data "
+        "sets, intended use) comes from the recipe's `card:` section or from options.",
     )
     card.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or distill")
     card.add_argument("--output", metavar="FILE", help="(default: README.md in RUN)")
-    card.add_argument("--name", help="of the model (default: that of the folder)")
+    card.add_argument("--name", help="name of the model (default: name of the folder)")
     card.add_argument("--license", metavar="ID", help="e.g. apache-2.0")
-    card.add_argument("--dataset", action="append", dest="datasets", metavar="NAME", help="trained on; repeat")
-    card.add_argument("--repository", metavar="USER/MODEL", help="where it will be found on the Hub")
+    card.add_argument("--dataset", action="append", dest="datasets", metavar="NAME", help="training data set; repeat")
+    card.add_argument("--repository", metavar="USER/MODEL", help="repository on the Hub")
     card.set_defaults(run=_card)
 
 
@@ -158,8 +160,8 @@ def add_report(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="one HTML page about one or several runs, side by side",
-        description="Curves, figures with intervals beside baselines, calibration, groups of rows in which the models "
-        "err, task affinities, and recommendations of example people with reasons, in one page that needs no network.",
+        description="Training curves, metrics with intervals beside baselines, calibration, slices, task affinities, "
+        "and recommendations for example users with reasons, in one page that works offline.",
     )
     report.add_argument("run_folders", nargs="+", metavar="RUN", help="folder written by `polyrec train` or distill")
     report.add_argument("--output", metavar="FILE", help="(default: report.html in the first RUN)")
@@ -179,27 +181,29 @@ def add_push(commands: Commands) -> None:
     push = commands.add_parser(
         "push",
         help="share a run on the Hugging Face Hub",
-        description="Lists what leaves and what stays, refuses columns that look like e-mail addresses or phone "
+        description="Lists what is uploaded and what is not, refuses columns that look like e-mail addresses or phone "
         "numbers, and pushes model, processor and card in one commit. Data, checkpoints and hashes of training rows "
-        "stay. Run it again if it was interrupted: what was uploaded is not sent twice.",
+        "are never uploaded. Run it again if it was interrupted: uploaded files are not sent twice.",
     )
     push.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`, distill or update")
-    push.add_argument("repository", metavar="USER/NAME", help="on the Hub; it is made if it is not there")
-    push.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
-    push.add_argument("--revision", metavar="BRANCH", help="to push to (default: main)")
-    push.add_argument("--create-pr", action="store_true", help="propose the commit instead of making it")
-    push.add_argument("--message", metavar="TEXT", dest="commit_message", help="of the commit")
-    push.add_argument("--tag", action="append", default=[], dest="tags", metavar="TAG", help="of the card; repeat")
-    push.add_argument("--include-users", action="store_true", help="let rows about people leave, too (users.parquet)")
+    push.add_argument("repository", metavar="USER/NAME", help="repository on the Hub; created if it does not exist")
+    push.add_argument("--private", action="store_true", default=None, help="create a private repository")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    push.add_argument("--message", metavar="TEXT", dest="commit_message", help="commit message")
+    push.add_argument(
+        "--tag", action="append", default=[], dest="tags", metavar="TAG", help="tag of the model card; repeat"
+    )
+    push.add_argument("--include-users", action="store_true", help="also upload user rows (users.parquet)")
     push.add_argument(
         "--allow-column",
         action="append",
         default=[],
         dest="allow_columns",
         metavar="NAME",
-        help="a column that may leave although it looks like a way to reach a person; repeat",
+        help="upload this column although it looks like contact data; repeat",
     )
-    push.add_argument("--dry-run", action="store_true", help="only list what would leave")
+    push.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
     push.set_defaults(run=_push)
 
 
@@ -214,16 +218,20 @@ def add_encode_images(commands: Commands) -> None:
     """`polyrec encode-images`."""
     images = commands.add_parser(
         "encode-images",
-        help="vectors of the images of an items table",
-        description="Encodes a column of image paths with a vision model and writes one vector per row, to be declared "
-        "in a recipe as item_features: {image: 'embedding:FILE'}. Images that were encoded before are not read again.",
+        help="compute embeddings of the images of an items table",
+        description="Encodes a column of image paths with a vision model and writes one embedding per row, for "
+        "item_features: {image: 'embedding:FILE'} in a recipe. Images that were encoded before are not read again.",
     )
     images.add_argument("items", metavar="ITEMS", help="items table, .parquet or .csv")
-    images.add_argument("--column", required=True, help="of image paths, or of bytes; null where there is no image")
+    images.add_argument("--column", required=True, help="column of image paths, or of bytes; null = no image")
     images.add_argument("--model", required=True, help="vision model: a name on the Hub or a folder")
-    images.add_argument("--revision", help="of the model on the Hub")
-    images.add_argument("--pooling", choices=["mean", "cls"], default="mean", help="of the patches (default: mean)")
-    images.add_argument("--folder", default=".", metavar="DIR", help="that paths are relative to (default: here)")
+    images.add_argument("--revision", help="revision of the model on the Hub")
+    images.add_argument(
+        "--pooling", choices=["mean", "cls"], default="mean", help="pooling of the patches (default: mean)"
+    )
+    images.add_argument(
+        "--folder", default=".", metavar="DIR", help="folder that paths are relative to (default: current folder)"
+    )
     images.add_argument("--output", required=True, metavar="FILE", help=".safetensors to write")
     images.set_defaults(run=_encode_images)
 

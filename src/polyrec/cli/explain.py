@@ -18,7 +18,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 def explain_run(
     run: str, history: str, user: list[str], item: str | None, as_json: bool, **options: Any
 ) -> list[dict[str, Any]]:
-    """Print why items are recommended to one person.
+    """Print why items are recommended to one user.
 
     Args:
         item: ids to explain; None: what is recommended.

@@ -22,12 +22,12 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "recipe",
         nargs="?",
-        help="YAML file; its keys are the flags below plus columns, split, processor, model, training, tune. Or the "
-        "event log itself: columns are found and tasks proposed as `polyrec init` does",
+        help="YAML file; its keys are the options below plus columns, split, processor, model, training, tune. Or an "
+        "event log: columns are found and tasks proposed as in `polyrec init`",
     )
     parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
     parser.add_argument("--items", metavar="PATH", help="item attributes")
-    parser.add_argument("--users", metavar="PATH", help="attributes of people")
+    parser.add_argument("--users", metavar="PATH", help="user attributes")
     add_columns(parser)
     parser.add_argument(
         "--prior-history", metavar="PATH", help="items that users interacted with before the log: lists of item ids"
@@ -51,13 +51,15 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """The flags that say which column is what."""
     for role in ("user", "item", "time"):
-        more = "; row: the rows stand in order of time; none: there are no times" if role == "time" else ""
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the event log that is the {role}{more}")
-    parser.add_argument("--time-format", metavar="FORMAT", help="of times that are no ISO 8601, e.g. %%d.%%m.%%Y")
+        more = "; row: rows are in order of time; none: there are no times" if role == "time" else ""
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"{role} column of the event log{more}")
+    parser.add_argument(
+        "--time-format", metavar="FORMAT", help="format of times that are not ISO 8601, e.g. %%d.%%m.%%Y"
+    )
 
 
 def cutoffs(text: str) -> list[int]:
-    """Cut-offs of lists, of text.
+    """List cut-offs from text.
 
     Example:
         >>> cutoffs("3,5,10")
@@ -68,7 +70,7 @@ def cutoffs(text: str) -> list[int]:
     except ValueError:
         found = [0]
     if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of cut-offs of at least 1: give e.g. 3,5,10")
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of cut-offs >= 1: give e.g. 3,5,10")
     return found
 
 
@@ -109,9 +111,9 @@ def _of_table(options: argparse.Namespace, given: dict[str, str]) -> dict[str, A
 
 
 def check_run_folders(options: argparse.Namespace) -> None:
-    """Refuse a run that is not there, with the nearest folder beside where it should be.
+    """Refuse a run that does not exist, with the most similar folder beside it.
 
-    A name whose parent is no folder here may be one on the Hub.
+    A name whose parent is no folder may be one on the Hub.
     """
     given = [getattr(options, "run_folder", None), *getattr(options, "run_folders", [])]
     for name in filter(None, given):

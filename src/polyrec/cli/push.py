@@ -25,7 +25,7 @@ def push_run(
     """Print what leaves and what stays, and push it.
 
     Args:
-        run: folder of a trained run; people's rows are in it if its processor was saved with them.
+        run: folder of a trained run; users' rows are in it if its processor was saved with them.
         repo_id: user/name.
         dry_run: send nothing.
         options: see [`~polyrec.hub.push.push_folder`].

@@ -17,7 +17,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 def recommend(
     run: str, history: str, user: list[str], k: int, as_json: bool, user_id: str | None = None
 ) -> list[dict[str, Any]]:
-    """Print recommendations for one person."""
+    """Print recommendations for one user."""
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
@@ -44,7 +44,7 @@ def read_items(text: str, processor: PolyRecProcessor, flag: str) -> list[Any]:
 
 
 def read_user(given: list[str], processor: PolyRecProcessor) -> dict[str, Any]:
-    """Attributes of a person as a command line gives them, COLUMN=VALUE."""
+    """Attributes of a user as a command line gives them, COLUMN=VALUE."""
     attributes: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -74,5 +74,5 @@ def format_recommendations(found: list[dict[str, Any]]) -> str:
             f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks)
         )
     if found[0]["cold_start"]:
-        lines.append("(nothing of the history is known: these follow the person's attributes and overall trends)")
+        lines.append("(nothing of the history is known: these follow the user's attributes and overall trends)")
     return "\n".join(lines)

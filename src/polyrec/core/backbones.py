@@ -1,4 +1,4 @@
-"""Pretrained transformers inside the model: which one, what is learnt of it, and how it reads text. Needs no torch."""
+"""Pretrained transformers inside the model: which one, how it is tuned, and how it reads text. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BackboneConfig:
     Args:
         model: name or folder of an `AutoModel`.
         revision: branch, tag or commit on the Hub.
-        tuning: what is learnt of it: "frozen" (nothing), "top:N" (its last N layers), "lora" (low-rank adapters, Hu et
+        tuning: what is trained: "frozen" (nothing), "top:N" (its last N layers), "lora" (low-rank adapters, Hu et
             al., 2022) or "full".
         lora: arguments of `peft.LoraConfig` for "lora"; default: rank 8 in every linear layer.
         adapters: names of the LoRA adapters; the first is active until `set_adapter` chooses another, e.g. one for each
@@ -118,15 +118,15 @@ class TextConfig(BackboneConfig):
             encoded; False: only the items of the batch. Default: up to 20,000 items.
         refresh_every: optimizer steps after which the stored table is encoded anew in training; 0 = before evaluation
             and saving only.
-        fusion: how an item's text meets its id vector: "sum", or "fallback": the text speaks for items whose id is not
-            known, or dropped in training (`item_id_dropout`), and others are what their ids say. Where people's events
-            say nearly all, the sum is noise to the known items. Items that `extend` adds get the ids that their texts
-            tell.
+        fusion: how an item's text meets its id embedding: "sum", or "fallback": the text speaks for items whose id is
+            not known, or dropped in training (`item_id_dropout`), and others are what their ids say. Where users'
+            events say nearly all, the sum is noise to the known items. Items that `extend` adds get the ids that their
+            texts tell.
         start: where the projection to the width of items starts: "random", or "principal", the principal directions of
-            the items' texts with id vectors of 0: an item then starts where its text puts it, near items of like texts
-            (search wants that); or "collaborative", the ridge regression from texts to where co-occurrence puts items
-            (`item_cooccurrence`), with id vectors as what is left of that, less for rare items: an item that nobody has
-            taken starts where items of like texts are taken.
+            the items' texts with id embeddings of 0: an item then starts where its text puts it, near items of like
+            texts (search wants that); or "collaborative", the ridge regression from texts to where co-occurrence puts
+            items (`item_cooccurrence`), with id embeddings as what is left of that, less for rare items: an item that
+            nobody has interacted with starts near items with similar texts.
     """
 
     template: str = "{title}"

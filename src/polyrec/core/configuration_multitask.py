@@ -57,7 +57,7 @@ class MultiTaskConfig(PreTrainedConfig):
         text: a text encoder, see [`TextConfig`].
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
-        distillation: what is learnt from a teacher beside the labels, see [`DistillationConfig`]; it acts in training
+        distillation: from a teacher, beside the labels, see [`DistillationConfig`]; it acts in training
             with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
         task_adapters: {task: rank} of tasks that take a low-rank step of their own before their head, see
             [`~polyrec.modules.encoders.task_adapters.TaskAdapter`]; `polyrec finetune` adds them.
@@ -127,7 +127,7 @@ class MultiTaskConfig(PreTrainedConfig):
 
     @property
     def student_of(self) -> DistillationConfig | None:
-        """What is learnt from a teacher as a [`DistillationConfig`]."""
+        """The distillation plan as a [`DistillationConfig`]."""
         return None if self.distillation is None else DistillationConfig.parse(self.distillation, self.task_names)
 
     @property

@@ -53,7 +53,7 @@ class PolyRecConfig(MultiTaskConfig):
         num_hidden_layers, num_attention_heads, intermediate_size: of the default history backbone (a small
             Llama-like decoder); unused when `history_config` is given. Without layers a state is the mean of the events
             before it, which costs nearly nothing.
-        max_history: events of a person that are read at once; longer histories become windows.
+        max_history: events of a user that are read at once; longer histories become windows.
         history_config: any causal decoder configuration of transformers, used through `AutoModel.from_config` and fed
             with `inputs_embeds`. Its `hidden_size` must be `hidden_size`.
         history_backbone: a pretrained transformer that reads histories instead, see [`BackboneConfig`]; events are
@@ -65,31 +65,31 @@ class PolyRecConfig(MultiTaskConfig):
             heads and pair tasks.
         item_ids: give each item a vector (and a bias) of its own. Without, an item is what its text and attributes say,
             so that the model can score items of another catalog.
-        item_embedding_rank: R of id vectors of low rank, N R + R D parameters instead of N D, see
+        item_embedding_rank: R of id embeddings of low rank, N R + R D parameters instead of N D, see
             [`~polyrec.modules.encoders.item_table.LowRankItemTable`]; None: whole vectors.
         experts, expert_options: the layer shared by pair tasks, by registered name, with its keyword arguments.
         weighting, weighting_options: how task losses become one objective.
         objectives: losses beside the tasks, by registered name, each with its "weight" and further options, e.g.
             {"contrastive": {"weight": 0.1}}; see `polyrec.modules.objectives`. They act in training alone.
-        distillation: what is learnt from a teacher beside the labels, see [`DistillationConfig`]; it acts in training
+        distillation: from a teacher, beside the labels, see [`DistillationConfig`]; it acts in training
             with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
         task_adapters: {task: rank} of tasks that take a low-rank step of their own before their head, see
             [`~polyrec.modules.encoders.task_adapters.TaskAdapter`]; `polyrec finetune` adds them.
         dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
-        item_id_dropout: share of items whose id vector is replaced by the unknown-item vector in a training step, so
-            that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
-        task_item_embeddings: give every pair task a table of item vectors of its own beside the shared one (STEM, Su et
-            al., 2024), for `num_items * hidden_size` parameters per task.
-        item_cooccurrence: start id vectors where items stand by their co-occurrence in the training log
+        item_id_dropout: share of items whose id embedding is replaced by the unknown-item embedding in a training step,
+            so that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
+        task_item_embeddings: give every pair task a table of item embeddings of its own beside the shared one (STEM, Su
+            et al., 2024), for `num_items * hidden_size` parameters per task.
+        item_cooccurrence: start id embeddings where items stand by their co-occurrence in the training log
             (`polyrec.data.cooccurrence`), with this root mean square; 0 = at random.
-        freeze_item_ids: leave id vectors where they start, for logs with few events per item.
+        freeze_item_ids: leave id embeddings where they start, for logs with few events per item.
         numeric_bins: pieces of the piecewise-linear encoding of numeric features (Gorishniy et al., 2022); 1 = plain
             linear.
         candidate_attention_heads: heads of the attention of a candidate over the visible events; 0 turns it off.
         exclude_seen: whether lists, served and measured, leave out the items of the user's history; None: unless a task
             models repeated consumption (the option `repeats`). The trainer writes its own argument here.
-        int8: whether matrices and tables are whole numbers of 8 bits, see [`~polyrec.models.polyrec.int8`]; `polyrec
-            quantize` makes such a model. It answers and does not learn.
+        int8: whether matrices and tables are int8, see [`~polyrec.models.polyrec.int8`]; `polyrec
+            quantize` makes such a model, for inference only.
         initializer_range: standard deviation of the initial weights.
         format_version: of the file; newer files load with a warning for each key that is not known here.
 
@@ -167,7 +167,7 @@ class PolyRecConfig(MultiTaskConfig):
         self._check_size()
 
     def _check_size(self) -> None:
-        """Refuse what no machine holds; the parts that grow with what people set are counted, others are small."""
+        """Refuse what no machine holds; the parts that grow with what users set are counted, others are small."""
         width, inner = self.hidden_size, self.intermediate_size or 4 * self.hidden_size
         tables = 1 + len(self.tasks or []) * self.task_item_embeddings
         floats = {

@@ -16,23 +16,23 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class TaskDistillation:
-    r"""How one task learns from the teacher's answers beside its labels.
+    r"""How one task learns from the teacher's outputs beside its labels.
 
         L = h(t) * hard + alpha(t) * soft,   h = 1 - alpha(t) unless `hard_share` says otherwise
 
-    where both are means over what the batch knows (labels; the teacher's answers), and a soft loss of probabilities is
+    where both are means over what the batch knows (labels; the teacher's outputs), and a soft loss of probabilities is
     multiplied by temperature^2, which keeps its gradient as large as without (Hinton et al., 2015, "Distilling the
     Knowledge in a Neural Network").
 
     Args:
         loss: of the soft labels; "auto": the one that fits the head (KL of probabilities, squares of numbers).
         temperature: by which logits of both sides are divided; > 1 shows more of what the teacher thinks of unlikely
-            answers. Numbers have none.
+            outputs. Numbers have none.
         alpha: weight of the soft loss; 0 is plain training, bit by bit.
         hard_share: weight of the hard loss; None: 1 - alpha(t).
         schedule: "constant", or how alpha falls to 0 until the end of training: "linear", "cosine".
         warmup: share of training in which alpha rises from 0.
-        top_k: items per list that are asked of a teacher of a retrieval task.
+        top_k: items per list of teacher outputs of a retrieval task.
         options: of the loss.
 
     Example:
@@ -124,8 +124,8 @@ class DistillationConfig:
             (lambda * alpha). By default both are one task's loss.
         states: of states, or None.
         gates: weight of the KL between the gates of teacher and student, whose experts must be the same; 0 = none.
-        unlabelled: items drawn at random per window that are asked of the teacher alone: it labels what nobody has
-            taken. Stored answers have some if they were asked for (`polyrec score --unlabelled`).
+        unlabelled: items sampled per window that only the teacher labels: soft targets for items without
+            labels. Stored outputs have some if they were asked for (`polyrec score --unlabelled`).
         teacher: what taught it, for the record.
 
     Example:

@@ -23,7 +23,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     r"""Weighted SUM of softmax cross entropies over a catalog, sum_i w_i [log sum_j exp(z_ij) - z_it], z = Q V^T + b.
 
-    With groups of items, which may differ from row to row (how old an item is when a question is asked),
+    With groups of items, which may differ from row to row (the age of an item at the time of an example),
     z_ij = q_i . v_j + b_j + sum of a_ig over the groups of j.
 
     The logits [M, N] are never kept: each chunk of rows is turned into its loss and its gradient while it lies in the
@@ -39,7 +39,7 @@ def linear_cross_entropy(
         of_groups_MG: what each row says of each group, [M, G]; -inf: its items are no candidates, which needs label
             smoothing 0 and a target of another group.
         groups: which group is added to which column for some rows, int64 [R] -> [`polyrec.core.linear_loss.GroupBias`].
-            It is asked chunk by chunk, so that there is never a matrix [M, N].
+            It is called chunk by chunk, so that there is never a matrix [M, N].
 
     Example:
         >>> linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1])).item() / 2

@@ -21,7 +21,7 @@ from polyrec.core.version import __version__
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-# Files that `from_pretrained` reads where it finds them: one that the manifest does not name changes answers.
+# Files that `from_pretrained` reads where it finds them: one that the manifest does not name changes predictions.
 READ_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors",
@@ -32,7 +32,7 @@ READ_FILES = (
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja", "recipe.yaml",
 )  # fmt: skip
-EDITED_BY_HAND = ("README.md", "LICENSE")  # no answer depends on them, so their content may change
+EDITED_BY_HAND = ("README.md", "LICENSE")  # no prediction depends on them, so their content may change
 _SHARED_FACTS = ("data", "polyrec")
 _LARGEST = 64 << 20  # bytes of a manifest
 _SHOWN = 4  # problems named in one message
@@ -190,7 +190,7 @@ def excerpt(folder: str | Path, files: Iterable[str]) -> str:
 
 
 def edited(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that people may edit (README.md, LICENSE) and have edited."""
+    """Files that users may edit (README.md, LICENSE) and have edited."""
     there = [name for name in EDITED_BY_HAND if name in manifest.files and (folder / name).is_file()]
     return [n for n, own in zip(there, _digests(folder, there), strict=True) if own != manifest.files[n]]
 

@@ -17,7 +17,7 @@ def eval_view(module: M) -> M:
 
     `module.eval()` changes what every other thread computes with the module; this changes nothing. A view sees new
     values of weights, and new parameters in the place of old ones, but not what is set on the module after it was made:
-    make one per answer (about a microsecond per submodule).
+    make one per request (about a microsecond per submodule).
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))

@@ -1,18 +1,19 @@
 """What files, recipes and calls of earlier versions hold: keys that have another name today.
 
-This is the only place that knows old names. Saved files with them load silently; whoever still writes one is told the
-new one, and it works for one more release.
+This is the only place that knows old names. Saved files with them load silently; code and recipes
+that use one get a warning, and it works for one more release.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from polyrec.core.stack import caller_level
 
 # Dotted as in a recipe and in --set. Arguments of `Columns` are those of the section `columns`, and arguments of
 # `PolyRecConfig` (and keys of config.json) those of `model`.
@@ -45,10 +46,7 @@ def reads_saved() -> bool:
 
 def deprecated(message: str) -> None:
     """Warn of an old name, at the line outside polyrec that has it: Python shows such warnings of `__main__` alone."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("polyrec."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    warnings.warn(message, DeprecationWarning, stacklevel=caller_level())
 
 
 def new_key(key: str, say: Callable[[str], None] = deprecated) -> str:

@@ -1,4 +1,4 @@
-"""From losses per answer to sums and counts; a floor below whatever has losses."""
+"""From losses per label to sums and counts; the lowest layer of all that has losses."""
 
 from __future__ import annotations
 

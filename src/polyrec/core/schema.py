@@ -25,9 +25,7 @@ TIME_GAP = "time_gap"  # name of the event feature that holds the time since the
 STATISTICS = "statistics"  # name of the candidate feature that holds all running statistics
 VECTOR_FILE = "embedding:"  # begins the kind of an embedding that lies in a file
 RESIDUALS = "residuals"  # name of the event feature that holds labels minus running baselines
-REFUSED = (
-    "refused:"  # begins the event feature of a task with `repeats`: 1 where the item was asked about and not taken
-)
+REFUSED = "refused:"  # begins the event feature of a task with `repeats`: 1 where the item was shown and is a negative
 
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _COMPARISON = re.compile(rf"^(?P<left>[^<>=!]+?)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>{_NUMBER})\s*$")
@@ -181,7 +179,7 @@ class TaskConfig:
 
     @property
     def ranks_catalog(self) -> bool:
-        """Whether the task finds items in the whole catalog; others judge an item that is asked about."""
+        """Whether the task finds items in the whole catalog; others score one candidate."""
         return self.head in ("retrieval", "search")
 
 
@@ -192,7 +190,7 @@ class FeatureConfig:
     Args:
         name: the key in the batch.
         source: "item" and "user" attributes, "event" (known once a past event had happened), "candidate" (known
-            before the answer: context of the exposure, running statistics). Candidate features are read for past
+            before the prediction: context of the exposure, running statistics). Candidate features are read for past
             events too.
         kind: "categorical" (one code), "multi" (several codes, 0 = padding), "numeric" (one float, NaN = missing),
             "vector" (`size` floats, NaN = missing), "embedding" (a vector of length 1 that another model made, `size`
@@ -227,11 +225,11 @@ class Columns:
             %H:%M"); times of requests may be written so, too.
         order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
         feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
-        context: columns known before the answer (hour, surface, position): inputs of the candidate itself.
+        context: columns known before the event (hour, surface, position): inputs of the candidate itself.
         item_features, user_features: {column: kind} of the items and users table, kind one of "categorical", "multi"
             (lists; "multi:|" for text such as "Comedy|Drama", with any separator), "numeric", "embedding" (lists of W
             numbers each: vectors of an image, a sound, a text), "text". None: every column, its kind inferred from its
-            type. Vectors of items may also lie in a file with one row per row of the items table, in its order:
+            type. Item embeddings may also lie in a file with one row per row of the items table, in its order:
             {"image": "embedding:vectors.npy"} (or .safetensors); it is read in pieces, and a copy is saved with the
             processor. Context and feedback columns may be embeddings, too.
         statistics_only: attributes and context that running statistics count by, but that are no inputs themselves:
@@ -241,7 +239,7 @@ class Columns:
         weight: {task: column} of weights of its labels in training (>= 0).
         propensity: {task: column} of the chances in (0, 1] with which a row came to be seen; its label weighs
             1 / max(propensity, propensity_clip) in training.
-        propensity_clip: the least propensity that is believed.
+        propensity_clip: the least propensity that is used; smaller ones are clipped.
         time_zone: of the users, by name ("Europe/Berlin", summer time included) or as hours from UTC; given, the
             hour of the day is a context feature named "hour".
         item_time: column of the items table that says when an item appeared; given, its age at the event is a context
@@ -254,9 +252,9 @@ class Columns:
             as "1 2 3", "1,2,3", "a|b" and "[1, 2]". Each row is then a sequence of its own, whose list is all that it
             sees, and only the row's item is a target. `user` may be "__row__" (each row is a user of its own; also if
             it is left out and there is no such column); else rows of one user are kept together.
-        query: what the person typed and then found this item by; null or empty = they did not search. Needs a text
+        query: what the user typed and then found this item by; null or empty = they did not search. Needs a text
             encoder (`PolyRecProcessor.fit(text=...)`).
-        query_item: the item that the query is the text of (the question that a duplicate is searched for), if any; it
+        query_item: the item that the query is the text of (e.g. the post whose duplicate is searched), if any; it
             is never a result.
         max_unmatched: share of the distinct users (or items) of the interactions that may be missing in the users (or
             items) table; beyond it, ids are most likely written in two ways. 1 allows any.
@@ -293,7 +291,7 @@ class Columns:
             _check_kinds(getattr(self, name) or {}, known, files=name == "item_features")
         for name in ("feedback", "context"):
             value = getattr(self, name)
-            # Text is kept for display with items and people; nothing displays or reads it here.
+            # Text is kept for display with items and users; nothing displays or reads it here.
             _check_kinds(value if isinstance(value, Mapping) else {}, ["categorical", "multi", "numeric", "embedding"])
         self._check_names()
         if self.query_item is not None and self.query is None:
@@ -410,7 +408,7 @@ def parse_tasks(tasks: Sequence[TaskConfig | Mapping[str, Any]]) -> list[TaskCon
     check_task_names(names)
     if sum(t.weight for t in parsed) == 0:
         raise ValueError(
-            "every task has weight 0, so nothing would be learnt: give at least one task a positive weight"
+            "every task has weight 0, so nothing would be learned: give at least one task a positive weight"
         )
     parents_first(parsed)
     return parsed

@@ -9,7 +9,7 @@ _PACKAGE = str(Path(__file__).parent.parent)
 
 
 def caller_level() -> int:
-    """`stacklevel` of the nearest caller outside polyrec, for `warnings.warn` in the function that asks.
+    """`stacklevel` of the nearest caller outside polyrec, for `warnings.warn` in the calling function.
 
     Example:
         >>> caller_level()  # this example is a caller outside

@@ -100,7 +100,7 @@ def recover(folder: str | Path) -> Path:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders at once, so that none is missing for a moment; False: this system cannot."""
+    """Exchange two folders at once, so that none is ever missing; False: this system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None, use_errno=True)

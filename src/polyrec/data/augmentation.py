@@ -67,7 +67,7 @@ class Crop(_Share):
 
     The crop of CL4SRec (Xie et al., 2020, "Contrastive Learning for Sequential Recommendation") ends anywhere; here
     each candidate reads the events up to its own position, so only the beginning is free. Candidates whose events are
-    all gone are answered like those of somebody new.
+    all gone are treated like those of a new user.
 
     Shapes: L events become L - b.
 
@@ -112,8 +112,8 @@ class Mask(_Share):
 class Reorder(_Share):
     r"""Shuffle a run of events: h = (x_1, ..., x_a, \pi(x_{a+1}, ..., x_{a+n}), ..., x_L), n = ceil(share L).
 
-    A candidate asked in the middle of the run would meet events of its future in the shuffled part, so it sees the
-    events before the run only: keep runs short where every event is asked about. From CL4SRec (Xie et al., 2020,
+    A candidate in the middle of the run would see events of its future in the shuffled span, so it sees the
+    events before the run only: keep runs short where every event is scored. From CL4SRec (Xie et al., 2020,
     "Contrastive Learning for Sequential Recommendation").
 
     Shapes: unchanged.
@@ -143,7 +143,7 @@ class Reorder(_Share):
 
 @dataclass(frozen=True)
 class SimilarItems:
-    r"""Which items people take together: s_{ij} = n_{ij} / \sqrt{n_i n_j}, the cosine of co-occurrences.
+    r"""Which items users take together: s_{ij} = n_{ij} / \sqrt{n_i n_j}, the cosine of co-occurrences.
 
     Args:
         neighbours: int64 [N, K], rows of the item table from the most similar on; 0 = no more.
@@ -157,10 +157,10 @@ class SimilarItems:
 
     @classmethod
     def fit(cls, person: np.ndarray, item: np.ndarray, num_items: int, count: int = 10, span: int = 5) -> SimilarItems:
-        """Count pairs of different items at most `span` events of a person apart.
+        """Count pairs of different items at most `span` events of a user apart.
 
         Args:
-            person, item: int64 [R] of the TRAINING events alone, sorted by person and time.
+            person, item: int64 [R] of the TRAINING events alone, sorted by user and time.
             num_items: N.
             count: K.
         """

@@ -51,10 +51,10 @@ class Windows(Protocol):
         """Some windows with events of one time exchanged."""
 
     def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
-        """Which of the candidates an epoch asks."""
+        """Which of the candidates an epoch uses."""
 
     def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Labels that an epoch asks candidates for."""
+        """Labels that an epoch uses."""
 
 
 class WindowBatch(NamedTuple):
@@ -155,7 +155,7 @@ class BatchReader:
     def _asked(
         self, indices: np.ndarray, windows: WindowSpans, multiple: int
     ) -> tuple[np.ndarray, np.ndarray, ShuffledTies | None]:
-        """Candidates that this epoch asks, int64 [B, C] with -1 = padding, how many events of the log's user each may
+        """Candidates of this epoch, int64 [B, C] with -1 = padding, how many events of the log's user each may
         see, and where events of one time come to stand."""
         data, first = self.dataset, windows.first_asked
         lengths = windows.last_asked - first
@@ -175,7 +175,7 @@ class BatchReader:
     def _event_rows(
         self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
     ) -> np.ndarray:
-        """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the person's."""
+        """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the user's."""
         log, past = self.dataset.log, self.dataset.log.prior_history
         length = before + stop - start
         place_BL = np.arange(_rounded(length, multiple)) - before[:, None]

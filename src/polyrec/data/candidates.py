@@ -1,6 +1,7 @@
 """Which items of the catalog a ranked list may hold: ONE rule for what is served and for what is measured.
 
-`recommend`, `search`, evaluations, baselines and teachers all ask here. A metric over other candidates than those that
+`recommend`, `search`, evaluations, baselines and teachers all use this rule. A metric over other candidates than those
+that
 users are served flatters: a target that no list can hold must count as a miss.
 """
 

@@ -1,4 +1,4 @@
-"""The item catalog: ids, attributes and what is shown to people; row r of the item table is catalog entry r - 2."""
+"""The item catalog: ids, attributes and what is shown to users; row r of the item table is catalog entry r - 2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTS_COLUMN, FIRST_EVENT_COLUMN, RECENT_COLUMN = OWN_COLUMNS = "__training_eve
 
 @dataclass(repr=False)
 class EntityTable:
-    """Ids of items or people with their encoded attributes.
+    """Ids of items or users with their encoded attributes.
 
     Args:
         ids: Arrow array [N - 2], unique, in the order of the table they come from.
@@ -124,10 +124,10 @@ class EntityTable:
         return self._shortened
 
     def extend(self, table: pa.Table, name: str, key: str, needed: Sequence[str] = ()) -> None:
-        """Append rows, whose attributes are encoded with the vocabularies and scales learnt before; old rows stay.
+        """Append rows, whose attributes are encoded with the vocabularies and scales learned before; old rows stay.
 
         Args:
-            table: new items or people. Columns that the table does not have are missing values, further ones are left.
+            table: new items or users. Columns that the table does not have are missing values, further ones are left.
                 Vectors are a column of lists, also where those of the first rows came from a file.
             name: "items" or "users".
             key: the id column.

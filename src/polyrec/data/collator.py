@@ -17,7 +17,7 @@ from polyrec.data.queries import NO_QUERY, pad_queries
 class PolyRecCollator:
     """Pads windows on the right and stacks them.
 
-    Letters: B people, L events, C candidates, K codes or floats of a wide feature.
+    Letters: B users, L events, C candidates, K codes or floats of a wide feature.
 
     Returns a dict with `item_ids` [B, L] int64 (0 = padding), `event_features` {name: [B, L(, K)]}, `user_features`
     {name: [B(, K)]}, `candidate_ids` [B, C] (0 = padding), `candidate_positions` [B, C], `candidate_features`

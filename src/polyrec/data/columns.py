@@ -105,7 +105,7 @@ class ColumnEncoder:
         return encoder
 
     def refit(self, values: pa.Array, what: str) -> ColumnEncoder:
-        """The same kind of encoder, learnt from other values."""
+        """The same kind of encoder, learned from other values."""
         if self.kind == "embedding":
             return self  # nothing but its width, which must stay what it is
         kind = f"{self.kind}:{self.separator}" if self.separator else self.kind

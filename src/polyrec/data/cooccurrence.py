@@ -1,4 +1,4 @@
-"""Item vectors from what people took one after the other: a start for id tables that few events could teach."""
+"""Item embeddings from co-occurrence in users' histories: an informed start for id tables with few events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cooccurrence_vectors(
     r"""Vectors by singular value decomposition of the shifted PMI of items (Levy and Goldberg, 2014, "Neural Word
     Embedding as Implicit Matrix Factorization").
 
-    c_ij counts how often i and j lie within `window` events of one person, and
+    c_ij counts how often i and j lie within `window` events of one user, and
 
         M_ij = max(0, log(c_ij sum_k f_k^a / (f_i f_j^a))),   M ~ U S V^T,   vectors = U S^{1/2},
 
@@ -24,7 +24,7 @@ def cooccurrence_vectors(
     rounding, without a step of training.
 
     Args:
-        person, item: int64 [R], events in order within each person; item rows below 2 are skipped.
+        person, item: int64 [R], events in order within each user; item rows below 2 are skipped.
         num_items: N, rows of the item table.
         size: D.
 
@@ -61,10 +61,10 @@ def cooccurrence_vectors(
 def pair_counts(
     person: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float = 1.0, dtype: type = np.float64
 ) -> sparse.csr_matrix:
-    """How often j came after i within some steps of one person, [N, N]; an item is not its own neighbour.
+    """How often j came after i within some steps of one user, [N, N]; an item is not its own neighbour.
 
     Args:
-        person, item: int64 [R], events in order within each person.
+        person, item: int64 [R], events in order within each user.
         fade: what a pair counts less for each further step.
         dtype: of the counts.
 

@@ -1,4 +1,4 @@
-"""An event log's table becomes arrays: codes, numbers and labels, sorted by person and time."""
+"""An event log's table becomes arrays: codes, numbers and labels, sorted by user and time."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def encode_log(
     users: EntityTable,
     encoders: Encoders,
 ) -> EventLog:
-    """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
+    """Check and encode an event log, sorted by (user, time, order). Unknown items and users are cold starts."""
     what = "interactions"
     seconds = times(table, columns, what)
     user_ids = ids(table, columns.user, what, "user id")
     item = items.rows(ids(table, columns.item, what, "item id"))
     task_labels = labels(table, list(tasks), what)
-    # A person is whoever has an id, known to the users table or not.
+    # A user is whoever has an id, known to the users table or not.
     coded = user_ids.dictionary_encode()
     person = np.asarray(coded.indices).astype(np.int64)
     tie_break = np.arange(len(person)) if columns.order is None else _ranks(table, columns.order, what)
@@ -72,7 +72,7 @@ def encode_log(
 
 
 def _refused(table: pa.Table, task: TaskConfig, what: str) -> np.ndarray:
-    """1 where the label is known and says that the item was not taken, else 0, float32 [R]."""
+    """1 where the label is known and says that the item is a negative, else 0, float32 [R]."""
     assert task.parsed_label is not None
     return (label_values(table, task.parsed_label, f"{what}: label of task {task.name!r}") <= 0).astype(np.float32)
 

@@ -1,8 +1,8 @@
-"""Events in order, and the questions that are asked about them.
+"""Events in order, and examples of them.
 
-An [`EventLog`] holds every event once, sorted by (person, time, order), in flat arrays.
+An [`EventLog`] holds every event once, sorted by (user, time, order), in flat arrays.
 
-Letters: R events, P people, C candidates, F statistics, T tasks.
+Letters: R events, P users, C candidates, F statistics, T tasks.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from polyrec.data.queries import Queries
 
 @dataclass(repr=False)
 class EventLog:
-    """All events, sorted by (person, time, order).
+    """All events, sorted by (user, time, order).
 
     Args:
-        person: int64 [R], dense index of the person, ascending.
+        person: int64 [R], dense index of the user, ascending.
         item: int64 [R], row of the item table (1 = unknown item).
         time: float64 [R], seconds.
         order: int64 [R], rank of the event in time over the whole log (ties broken by the order column, then by row).
         row: int64 [R], row of the user's own table.
-        user_ids: Arrow array [P], id of each person.
+        user_ids: Arrow array [P], id of each user.
         labels: float32 [R, T], NaN = unknown.
         event_features: {name: [R] or [R, K]}, known once the event had happened.
-        candidate_features: {name: [R] or [R, K]}, known before the answer.
+        candidate_features: {name: [R] or [R, K]}, known before the event.
         user_features: {name: [P] or [P, K]}.
         measures: {name: float32 [R]}, numeric feedback that running statistics count beside the labels.
         prior_history: events before the log, of the same users.
         sample_weight: {task: float32 [R]}, weight of the event's label in the task's loss; tasks that are not in it
             count every label once.
-        queries: what people typed before the event, if the log says so.
+        queries: what users typed before the event, if the log says so.
         untimed: bool [R], events of a request, or of the list of a row (`Columns.history`), whose times are made up:
             only their order is known. They speak for their user alone, and are no targets. None: no such events.
         set_until: seconds. The log has no times: each user's events before this one are a set, which stands in a drawn
@@ -87,13 +87,13 @@ class EventLog:
 
     @property
     def people(self) -> np.ndarray:
-        """Who each event is of, int64 [R]: its person, and of rows with lists those of one user id are one."""
+        """Who each event is of, int64 [R]: its user, and of rows with lists those of one user id are one."""
         if self.together is None:
             return self.person
         return np.asarray(self.user_ids.dictionary_encode().indices).astype(np.int64)[self.person]
 
     def visible(self, ties: str = "strict") -> np.ndarray:
-        """How many of the person's events each event's candidate may see, int64 [R].
+        """How many of the user's events each event's candidate may see, int64 [R].
 
         "strict": those with an earlier time, so the lines of one basket never see each other. "order": those before
         it in the log, for files whose order within one second is meant. Of a set: those before it in the drawn order.
@@ -114,7 +114,7 @@ class EventLog:
         return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.person]
 
     def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
-        """How many events of each event's person lie before `cutoff` [R] (seconds), int64 [R]."""
+        """How many events of each event's user lie before `cutoff` [R] (seconds), int64 [R]."""
         moments, rank = np.unique(self.time, return_inverse=True)
         span = len(moments) + 1
         stamp = self.person * span + rank  # ascending, as the log is sorted
@@ -123,11 +123,11 @@ class EventLog:
 
 @dataclass(repr=False)
 class Candidates:
-    """Questions about a log, in any order.
+    """Examples of a log, in any order.
 
     Args:
-        event: int64 [C], the event of the log whose item is asked about.
-        position: int64 [C], how many of the person's events are visible (counted from the person's first event).
+        event: int64 [C], the event of the log whose item is the candidate.
+        position: int64 [C], how many of the user's events are visible (counted from the user's first event).
         statistic: int64 [C], row of the data set's statistics; defaults to `event`.
     """
 
@@ -149,7 +149,7 @@ class Candidates:
 
 
 class WindowSpans(NamedTuple):
-    """Where windows lie, int64 [B] each: person, events start:stop of that person, candidates first:last asked."""
+    """Where windows lie, int64 [B] each: user, events start:stop of that user, candidates first:last."""
 
     person: np.ndarray
     start: np.ndarray

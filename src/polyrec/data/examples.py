@@ -1,4 +1,4 @@
-"""Questions about the events of a log: to learn from, to be judged by, and with nothing new known."""
+"""Examples of the events of a log: for training, for evaluation, and without updates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ExampleBuilder:
     """Makes data sets of the events of a log.
 
     Args:
-        tasks: what is asked about each event.
+        tasks: of each event.
         max_history: events per window.
         ties: "strict" (a candidate sees earlier times only) or "order" (it sees the rows before it).
         statistics: running statistics, or None.
@@ -50,7 +50,7 @@ class ExampleBuilder:
         source: np.ndarray | None = None,
         trending: Trending | None = None,
     ) -> SequenceDataset:
-        """Questions about some events (bool [R]), each with at least half a window of history.
+        """Examples of some events (bool [R]), each with at least half a window of history.
 
         Args:
             values: running statistics of the log, [R, F].
@@ -58,8 +58,8 @@ class ExampleBuilder:
             trending: what was popular at each time, counted of the same events.
         """
         asked = self._asked(log, rows)
-        # All questions about a set see as much, so that one window, as long as it may be, serves them; lists of rows
-        # have one question each.
+        # All examples of a set see as much, so that one window, as long as it may be, serves them; lists of rows
+        # have one example each.
         one = log.set_until is not None or log.untimed is not None
         stride = 1 if one else max(self.max_history // 2, 1)
         known: dict[str, Any] = {"source": source, "trending": trending}
@@ -79,7 +79,7 @@ class ExampleBuilder:
         untimed_share: float = UNTIMED_SHARE,
         trending: Trending | None = None,
     ) -> SequenceDataset:
-        """Questions to learn from, see `PolyRecProcessor.split`.
+        """Examples for training, see `PolyRecProcessor.split`.
 
         Args:
             rows: bool [R].
@@ -133,7 +133,7 @@ class ExampleBuilder:
         return Untimed(share, (TIME_GAP, *self.timed_context), columns) if share else None
 
     def without_updates(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
-        """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
+        """The same examples when nothing at or after `cutoff` (seconds) is known: no history, no statistics."""
         if dataset.log.set_until is not None:
             raise ValueError("nothing can be hidden from a time on: the log has no times (columns.time: null)")
         dataset = replace(dataset, known_until=min(cutoff, dataset.known_until))

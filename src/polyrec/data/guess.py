@@ -198,7 +198,7 @@ def _check_unread(what: str, roles: Mapping[str, str], found: Mapping[str, Colum
 
 
 def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts], listed: bool) -> str:
-    """Why there is no time, and what to say if there is one: the order of lines is not taken for it unasked."""
+    """Why there is no time, and what to say if there is one: the order of rows is not used as time by default."""
     fix = f"say --time {ROWS} if the lines stand in order of time"
     constant = [n for n, f in found.items() if strength("time", n) > 1 and f.distinct == 1]
     rising = [n for n, f in found.items() if n not in roles.values() and _rises(found[roles["user"]], f)]

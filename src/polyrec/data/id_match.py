@@ -162,7 +162,7 @@ def warn_of_respelled(new: pa.Array, known: pa.Array, what: str) -> None:
     text = spelling(new, known[:_KNOWN_LATER])
     if text.startswith(_RESPELLED):
         warnings.warn(
-            f"{what}: most of the new ids are known ones in another spelling ({text}): nothing of what is learnt about "
+            f"{what}: most of the new ids are known ones in another spelling ({text}): nothing that was learned about "
             "those holds for the new ones",
             DataWarning,
             stacklevel=caller_level(),

@@ -151,7 +151,7 @@ def check_words(table: pa.Table, tasks: list[TaskConfig], name: str) -> None:
 
 
 def check_learnable(values: np.ndarray, tasks: list[TaskConfig]) -> None:
-    """Refuse a task whose training labels are all missing, or (unless retrieval) all the same: nothing can be learnt.
+    """Refuse a task whose training labels are all missing, or (unless retrieval) all the same: nothing can be learned.
 
     Args:
         values: labels of the training rows, [R, T].
@@ -165,6 +165,6 @@ def check_learnable(values: np.ndarray, tasks: list[TaskConfig]) -> None:
             )
         if not task.ranks_catalog and known.min() == known.max():
             raise ValueError(
-                f"the label of task {task.name!r} is {known[0]:g} in every training row, so nothing can be learnt: "
+                f"the label of task {task.name!r} is {known[0]:g} in every training row, so nothing can be learned: "
                 f"check label={task.label!r} or drop the task"
             )

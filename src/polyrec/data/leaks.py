@@ -51,7 +51,7 @@ class Separation:
 
 
 def refuse_labels_as_inputs(columns: Columns, tasks: Sequence[TaskConfig]) -> None:
-    """Refuse inputs known before the answer that some task's label reads.
+    """Refuse inputs known before the event that some task's label reads.
 
     Raises:
         ValueError: names the column, the task and the fix.
@@ -59,7 +59,7 @@ def refuse_labels_as_inputs(columns: Columns, tasks: Sequence[TaskConfig]) -> No
     Example:
         >>> refuse_labels_as_inputs(Columns(context=["click"]), [TaskConfig("click", "binary")])
         Traceback (most recent call last):
-        ValueError: columns.context: the label of task 'click' reads 'click', so the model would see the answer before
+        ValueError: columns.context: the label of task 'click' reads 'click', so the model would see the label before
         it predicts it: name it in columns.feedback, which only later events read
     """
     roles = {name: "context" for name in columns.context}
@@ -73,7 +73,7 @@ def refuse_labels_as_inputs(columns: Columns, tasks: Sequence[TaskConfig]) -> No
             fix = "give the label a column of its own"
         raise ValueError(
             f"columns.{roles[rule.column]}: the label of task {task.name!r} reads {rule.column!r}, so the model would "
-            f"see the answer before it predicts it: {fix}"
+            f"see the label before it predicts it: {fix}"
         )
 
 
@@ -85,7 +85,7 @@ def separating_columns(
     entities: Mapping[str, tuple[EntityTable, np.ndarray]],
     context: Mapping[str, ColumnEncoder],
 ) -> list[Separation]:
-    """Inputs known before the answer of which one alone tells a task's label; a sample of rows is read.
+    """Inputs known before the event of which one alone tells a task's label; a sample of rows is read.
 
     Args:
         table: the interactions.

@@ -1,6 +1,6 @@
 """What the running baselines were at any earlier time, for residuals of events that a state has counted already.
 
-Letters: T targets, S counted rows of a level, M questions.
+Letters: T targets, S counted rows of a level, M examples.
 """
 
 from __future__ import annotations

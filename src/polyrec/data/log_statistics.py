@@ -1,6 +1,6 @@
 """The running statistics of an event log as model inputs: which keys there are, scales, residuals and state.
 
-Letters: R events, F features, T targets, P people.
+Letters: R events, F features, T targets, P users.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OF_ITEMS = StatisticConfig(("item",), "none")  # what residuals are measured ag
 
 
 class LogStatistics:
-    """Counts an [`EventLog`], and what people did before it, into one scaled matrix [R, F].
+    """Counts an [`EventLog`], and what users did before it, into one scaled matrix [R, F].
 
     Args:
         log: statistics of the log; their targets are the pair tasks and further numeric feedback columns.
@@ -44,7 +44,7 @@ class LogStatistics:
         marked: {target of the log: mark of the past that says the same}, for the residuals of past events.
         tasks: of the processor, in the order of the log's labels.
         ordered: whether logs have times. Without them residuals of events are measured against what *other* users said
-            of the item, since a question may see any of its user's events, also those that were counted after it.
+            of the item, since an example may see any of its user's events, also those that were counted after it.
 
     Attributes:
         scaler: mean and spread of the features on training rows, None before `fit`.
@@ -170,7 +170,7 @@ class LogStatistics:
     def resume(self, log: EventLog) -> np.ndarray:
         """[`compute`] of a log that went on after [`fit`]; the state is then that of all its events.
 
-        Priors and scales stay as they were learnt. The log's events get their `residuals`, as in [`fit`].
+        Priors and scales stay as they were learned. The log's events get their `residuals`, as in [`fit`].
         """
         assert self.scaler is not None, "fit first"
         if self.past is not None:
@@ -304,7 +304,7 @@ class LogStatistics:
         if statistics is None:
             statistics, targets = self.log, self._targets(log)
         else:
-            # One moment for all rows, after the past: what was known then is known to each, and none counts another.
+            # One time for all rows, after the past: what was known then is known to each, and none counts another.
             time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
         keys = self._keys(statistics, log.item, log.person, log.user_features, log.candidate_features)
         return EventTable(time=time, keys=keys, targets=targets)
@@ -408,7 +408,7 @@ def _says_the_same(rule: Label, marks: Sequence[str]) -> bool:
 
 
 def _default_past(item_keys: Sequence[str]) -> list[StatisticConfig]:
-    """How often, and with which feedback: the item, the person, and the person with the item and its attributes."""
+    """How often, and with which feedback: the item, the user, and the user with the item and its attributes."""
     found = [
         StatisticConfig(("item",), "context", shrinkage=6, count=True),
         StatisticConfig(("user",), "item", count=True),

@@ -23,12 +23,12 @@ def concatenate_tables(
 ) -> pa.Table:
     """One event log of several, which may label different tasks: what a table has no column for is unknown there.
 
-    A person's history then holds the events of all tables, in the order of their times. Rows are not joined: a click
+    A user's history then holds the events of all tables, in the order of their times. Rows are not joined: a click
     and a rating of the same item are two events.
 
     Args:
         tables: {name: anything `read_table` takes}; names are for messages and for `source`.
-        columns: person, item and time (and order, if given) must be in every table.
+        columns: user, item and time (and order, if given) must be in every table.
         source: a new column that holds the name of each row's table.
 
     Raises:

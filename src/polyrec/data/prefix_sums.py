@@ -93,7 +93,7 @@ class Occurrences:
         Args:
             values: float64 [R, V].
             clock_S: float64 [S], ascending within a group: when each source happened.
-            now_M: float64 [M], when each occurrence asks, not before the sources it sees.
+            now_M: float64 [M], the time of each occurrence, not before the sources it sees.
             half_life: in units of the clock.
         """
         result = np.zeros((len(self.row), values.shape[1]))
@@ -112,7 +112,7 @@ class Occurrences:
 
     @property
     def position(self) -> np.ndarray:
-        """int64 [S]; how many sources of the key happened up to and at a source's time: those of one moment tie."""
+        """int64 [S]; how many sources of the key happened up to and at a source's time: those of one time tie."""
         bounds, group = self.bounds, self.group[self.source]
         return np.searchsorted(self.stamp, self.stamp, side="right") - bounds[group]
 

@@ -1,6 +1,6 @@
-"""What people did before the log: lists of item ids without times, read as events older than everything else.
+"""What users did before the log: lists of item ids without times, read as events older than everything else.
 
-Letters: P people, E events of the past, K feedback columns.
+Letters: P users, E events of the past, K feedback columns.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from polyrec.data.text_lists import id_entries
 
 @dataclass
 class PriorHistory:
-    """Events before the log, oldest first within each person.
+    """Events before the log, oldest first within each user.
 
     Args:
-        offsets: int64 [P + 1], where each person's events begin; people as in the log that is read beside it.
+        offsets: int64 [P + 1], where each user's events begin; users as in the log that is read beside it.
         item: int64 [E], rows of the item table.
         marks: {feedback column: float64 [E]}, 1 or 0.
         event_features: {name: [E] or [E, K]}, as of the log's events.
-        length: events of a person, the latest, that are read as history.
+        length: events of a user, the latest, that are read as history.
         matches: its ids looked up in other tables, as far as they say something.
     """
 
@@ -41,11 +41,11 @@ class PriorHistory:
 
     @property
     def person(self) -> np.ndarray:
-        """int64 [E], index of each event's person."""
+        """int64 [E], index of each event's user."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def repeated(self, count: int) -> PriorHistory:
-        """The past of one person as that of several."""
+        """The past of one user as that of several."""
         events = len(self.item)
 
         def tiled(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -60,32 +60,32 @@ class PriorHistory:
         )
 
     def read(self, person: int, room: int) -> slice:
-        """The events of a person that a window with place for `room` of them reads: the latest."""
+        """The events of a user that a window with place for `room` of them reads: the latest."""
         stop = self.offsets[person + 1]
         return slice(max(self.offsets[person], stop - min(room, self.length)), stop)
 
 
 def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, people: pa.Array) -> PriorHistory:
-    """Read a past table for the people of a log.
+    """Read a prior history for the users of a log.
 
     Item ids that only a column of marks holds (somebody's likes reach further back than the list of what they watched)
     become events before those of the first column.
 
     Args:
-        table: one row per person, see `Columns.prior_history`.
-        people: ids [P] of the log's people; rows of others are not read.
+        table: one row per user, see `Columns.prior_history`.
+        people: ids [P] of the log's users; rows of others are not read.
 
     Raises:
-        ValueError: a person with two rows, a column that is missing or holds no lists.
+        ValueError: a user with two rows, a column that is missing or holds no lists.
     """
     assert columns.prior_history is not None
     owners = ids(table, columns.user, "prior_history", "user id")
     if len(pc.unique(owners)) < len(owners):
         twice = next(v for v, n in ((x["values"], x["counts"]) for x in pc.value_counts(owners).to_pylist()) if n > 1)
-        raise ValueError(f"prior_history: {columns.user} {twice} has several rows: keep one row per person, with lists")
+        raise ValueError(f"prior_history: {columns.user} {twice} has several rows: keep one row per user, with lists")
     person = np.asarray(lookup(owners, normalise_ids(people)).fill_null(-1)).astype(np.int64)
     lists = {name: _lists(table, name) for name in columns.prior_history}
-    # Events are told apart by their ids: items that are not in the catalog share one row of it.
+    # Events are distinguished by their ids: items that are not in the catalog share one row of it.
     given = [taken for _, taken in lists.values()]
     if len({taken.type for taken in given}) > 1:
         given = [taken.cast(pa.large_string()) for taken in given]
@@ -111,7 +111,7 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, pe
     offsets = np.searchsorted(person[key // span], np.arange(len(people) + 1))
     taken = np.bincount(codes, minlength=len(pool.dictionary))
     matches = [match_ids(pool.dictionary, taken, items.ids, "items of the prior history", "items table")]
-    if (person < 0).all():  # that many of the log's people have no past is nothing strange
+    if (person < 0).all():  # that many of the log's users have no past is nothing strange
         rows = np.ones(len(people), dtype=np.int64)
         matches.append(match_ids(people, rows, owners, "users of the interactions", "prior history", private=True))
     return PriorHistory(
@@ -125,7 +125,7 @@ def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
     if pa.types.is_null(values.type):  # nobody has any
         values = values.cast(pa.list_(pa.int64()))
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-        raise ValueError(f"prior_history: column {name!r} has type {values.type}: give a list of item ids per person")
+        raise ValueError(f"prior_history: column {name!r} has type {values.type}: give a list of item ids per user")
     return id_entries(values, f"prior_history: column {name!r} (item ids)")
 
 

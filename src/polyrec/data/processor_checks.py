@@ -42,8 +42,8 @@ def check_untimed(columns: Columns, tasks: Sequence[TaskConfig]) -> None:
     for task in tasks if columns.time is None else []:
         if task.options.get("item_age") is not None:
             raise ValueError(
-                f"task {task.name!r}: item_age={task.options['item_age']!r} tells how old items are when a question is "
-                "asked, but the log has no times (columns.time: null): leave it out"
+                f"task {task.name!r}: item_age={task.options['item_age']!r} is the age of items at the time of an "
+                "example, but the log has no times (columns.time: null): leave it out"
             )
 
 
@@ -61,7 +61,7 @@ def check_split(columns: Columns, by: str) -> None:
         )
     if columns.time is not None and by == "random":
         raise ValueError(
-            'the split by "random" would train on events after those it is judged by: it is for logs without times '
+            'the split by "random" would train on events after those it is evaluated on: it is for logs without times '
             '(columns.time: null); use by="time" or by="leave_one_out"'
         )
 
@@ -76,7 +76,7 @@ def refuse_continuation(columns: Columns) -> None:
 
 
 def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: str) -> None:
-    """Refuse a search whose answer is the item that its query is the text of, which no search returns.
+    """Refuse a search whose positive is the item that its query is the text of, which no search returns.
 
     Args:
         tasks: columns of `log.labels` that are searches.
@@ -86,7 +86,7 @@ def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: 
     itself = first_bad_row(answered & (log.queries.own_item == log.item))
     if itself is not None:
         raise ValueError(
-            f"{what}: row {log.row[itself]} asks with the text of the item that it takes, which no search "
+            f"{what}: row {log.row[itself]} has a query with the text of its own item, which no search "
             f"returns: leave {columns.query_item!r} empty there, or remove the row"
         )
 

@@ -102,7 +102,7 @@ def save(
     if include_users:
         write_saved(users.table, folder / USERS_NAME)
     else:
-        (folder / USERS_NAME).unlink(missing_ok=True)  # an earlier save may have included people
+        (folder / USERS_NAME).unlink(missing_ok=True)  # an earlier save may have included users
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if statistics is not None:

@@ -232,7 +232,7 @@ def _flag(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts]) -
     if (twin := _told_by(f, columns, proposal)) is not None:
         proposal.unused.append((f.name, f"says the same as {twin}"))
     elif not LEAST_SHARE / (10 if first else 1) <= share <= 1 - LEAST_SHARE:
-        proposal.unused.append((f.name, f"yes in {share:.2%} of rows; a task needs {LEAST_SHARE:.0%} of each answer"))
+        proposal.unused.append((f.name, f"yes in {share:.2%} of rows; a task needs {LEAST_SHARE:.0%} of each value"))
     elif label:
         proposal.add(f.name, "binary", label, f"yes in {share:.1%} of rows")
 

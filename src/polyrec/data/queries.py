@@ -1,4 +1,4 @@
-"""What people typed: each text once, and which event it belongs to.
+"""What users typed: each text once, and which event it belongs to.
 
 Letters: R events, Q texts, B windows, C candidates, S tokens.
 """

@@ -9,14 +9,14 @@ from polyrec.data.sequences import SequenceDataset
 
 
 def with_replay(dataset: SequenceDataset, new: np.ndarray, share: float, seed: int = 0) -> SequenceDataset:
-    """The questions about new events, and all those of a share of the windows that hold old ones.
+    """The examples of new events, and all those of a share of the windows that hold old ones.
 
     Replaying a few old examples keeps a network from forgetting what it does not meet any more (Rolnick et al., 2019,
     "Experience Replay for Continual Learning"). Windows are drawn and not single events, because a window costs the
-    same however many of its events are asked about.
+    same however many of its events are scored.
 
     Args:
-        dataset: questions about old and new events of one log.
+        dataset: examples of old and new events of one log.
         new: bool [R], the log's events that are new.
         share: of the windows with old events, in [0, 1].
         seed: of the draw.

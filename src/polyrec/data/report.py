@@ -19,7 +19,7 @@ _WIDTH = 12  # of a line's name
 
 @dataclass
 class SplitFacts:
-    """Rows of one part of a split.
+    """Rows of one split.
 
     Args:
         rows: events that are predicted.
@@ -168,7 +168,7 @@ class DataReport:
         return found
 
     def split_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and a row of cells for each part of the split."""
+        """Header and a row of cells for each split."""
         tasks = list(next(iter(self.split.values())).labels) if self.split else []
         header = ["split", "rows", "users", "from", "to", *tasks, "unseen items", "unseen users", "unranked"]
         rows = [

@@ -217,7 +217,7 @@ def match_log(
 def split_facts(
     log: EventLog, part: np.ndarray, tasks: Sequence[TaskConfig]
 ) -> tuple[dict[str, SplitFacts], list[str]]:
-    """Facts about each part of a split, and warnings of what makes their metrics mean less.
+    """Facts about each split, and warnings of what makes their metrics mean less.
 
     Args:
         part: int8 [R], see `polyrec.data.splits`.

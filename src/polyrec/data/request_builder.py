@@ -76,7 +76,7 @@ class RequestBuilder:
         feedback = {*encoders["event"], *label_columns(own.tasks)}
         if time is not None and columns.time is None:
             raise ValueError(
-                "time is given, but the log that was learnt has no times (columns.time: null): leave it out"
+                "time is given, but the log that was fitted has no times (columns.time: null): leave it out"
             )
         user = told.attributes(user, "user", own.users.encoders)
         context = told.attributes(context, "context", told.context)
@@ -109,7 +109,7 @@ class RequestBuilder:
         return log if stored is None else continued(stored, log)
 
     def _set_user(self, log: EventLog, user: Mapping[str, Any], user_id: Any) -> None:
-        """Give the log the attributes of its user, those that are not told as stored for the id."""
+        """Give the log the attributes of its user, those that are not given as stored for the id."""
         users = self.pipeline.users
         row = None if user_id is None else users.rows(pa.array([user_id]))
         for name, encoder in users.encoders.items():
@@ -122,7 +122,7 @@ class RequestBuilder:
                 log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
 
     def _events_of(self, user_id: Any, time: float | None) -> EventLog | None:
-        """Stored events of a user, None if there are none; refuses what could not be answered as of its time."""
+        """Stored events of a user, None if there are none; refuses requests that cannot be served as of their time."""
         if time is not None and time <= self.state.counted:
             what = f"time {shown_time(time)} is not after {shown_time(self.state.counted)}, the latest event counted"
             if user_id is not None:
@@ -156,13 +156,13 @@ class RequestBuilder:
         candidates = Candidates(
             (log.offsets[:-1, None] + happened_V[:, None] + np.arange(asked)).ravel(), np.repeat(happened_V, asked)
         )
-        # One question, one window: a stride of 1 lets it reach back as far as `max_history` goes.
+        # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
         return [windows[v] | self._trending(log, v, int(n), asked) for v, n in enumerate(happened_V)]
 
     def _trending(self, log: EventLog, variant: int, happened: int, asked: int) -> dict[str, Any]:
-        """What is popular when a variant of a request is asked, with its own events since the latest one counted."""
+        """What is popular at the time of a request, by variant, with its own events since the latest one counted."""
         own = np.arange(log.offsets[variant], log.offsets[variant] + happened)
         later = (log.time[own] > self.state.counted) & (log.time[own] < log.time[log.offsets[variant] + happened])
         own = own[later if log.untimed is None else later & ~log.untimed[own]]

@@ -1,4 +1,4 @@
-"""A request as a table: a person's history and the items asked about; and what it had been with another history.
+"""A request as a table: a user's history and the candidate items; and the same with another history.
 
 Letters: R rows of a request, V variants.
 """
@@ -31,7 +31,7 @@ def request_table(
     query: str | None = None,
     after: float = -np.inf,
 ) -> tuple[pa.Table, np.ndarray, bool]:
-    """The history followed by one row per item asked about, with every column that `encode_log` reads.
+    """The history followed by one row per candidate item, with every column that `encode_log` reads.
 
     Returns:
         the table, the time of each row in seconds, and whether those of the history are known. If they are not, they
@@ -39,12 +39,12 @@ def request_table(
 
     Args:
         history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
-        asked_ids: ids of the items asked about, of the catalog's type.
+        asked_ids: ids of the candidate items, of the catalog's type.
         feedback: columns known once an event had happened, labels included.
         context: {column: value of the request, None = unknown}.
         time: of the request, seconds; None: one second after the latest event known.
-        latest: seconds, before which nothing can be asked.
-        query: what the person typed, if the columns say where queries are.
+        latest: seconds, before which there are no requests.
+        query: what the user typed, if the columns say where queries are.
         after: seconds, the latest stored event of the user, which the history goes on from.
 
     Raises:
@@ -118,7 +118,7 @@ def without_times(log: EventLog, events: int, derived: Mapping[str, ColumnEncode
 
 
 def continued(stored: EventLog, log: EventLog) -> EventLog:
-    """Stored events of users, then later events (and questions) of the same users, who are numbered alike."""
+    """Stored events of users, then later events (and candidates) of the same users, who are numbered alike."""
     people = np.arange(len(log.user_ids))
     found = merge([(part, people, (np.arange(len(part)), part.person)) for part in (stored, log)], log.user_ids)
     if log.queries is not None:
@@ -127,9 +127,9 @@ def continued(stored: EventLog, log: EventLog) -> EventLog:
 
 
 def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
-    """A request's log once per variant, in which only some of its rows ever happened; each variant is a person of it.
+    """A request's log once per variant, in which only some of its rows ever happened; each variant is a user of it.
 
-    What happened keeps its time, so the question is asked at the same moment in all variants.
+    What happened keeps its time, so all variants have the same time.
 
     Args:
         log: of one request, encoded.

@@ -32,7 +32,8 @@ def ridge_inverse(gram: sp.csr_array, ridge: float) -> np.ndarray:
 
 
 def taken_matrix(user: np.ndarray, item: np.ndarray, num_items: int) -> sp.csr_array:
-    """1 where a user took an item, [U, N], of events; in single precision from `DENSE` items on: half the memory."""
+    """1 where a user interacted with an item, [U, N], of events; in single precision from `DENSE` items on: half the
+    memory."""
     number = np.unique(user, return_inverse=True)[1]
     # The condition of what is inverted is at most 1 + events of an item / ridge.
     ones = np.ones(len(item), np.float64 if num_items < DENSE else np.float32)
@@ -46,7 +47,7 @@ def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
     [`polyrec.evaluation.baselines.recommenders.EASE`].
 
     Args:
-        taken_UN: 1 where a user took an item.
+        taken_UN: 1 where a user interacted with an item.
 
     Example:
         >>> taken = sp.csr_array(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))

@@ -1,7 +1,7 @@
 """Tables of which each row lists the items before it: a row is a sequence of its own, its item the only target.
 
 The events of a list are read as those of a request without times: they are history, they count in running statistics
-for their own row alone, and nothing asks about them.
+for their own row only, and are no candidates.
 
 Many such files hold every prefix of a session as a row of its own. Rows that go on from one another *belong together*
 (`EventLog.together`): what one of them counts tells the target of another, so that they share a fold, and a random
@@ -30,7 +30,7 @@ from polyrec.data.text_lists import id_entries, id_lists
 
 _ORDER = "the order of rows with lists"
 _LARGEST_GROUP, _LONGEST_SHARED = 0.02, 5  # share of rows, and items that rows begin with by chance
-_LEAKS, _LEAST = 0.9, 20  # share of rows whose target ends its own list, of so many rows, from which on it is told
+_LEAKS, _LEAST = 0.9, 20  # share of rows whose target ends its own list, of so many rows, from which on it is reported
 
 
 def with_row_users(columns: Columns, table: pa.Table) -> Columns:
@@ -192,12 +192,12 @@ def held_rows_last(log: EventLog, part: np.ndarray) -> EventLog:
 def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """The events to count of some rows, int64: of a table with lists those of the lists, too, but each only once.
 
-    A row that others go on from is told by them: as many of its kind count as nothing goes on from. Where the item was
-    not taken, the list alone is left, once and if no other row tells it.
+    A row that others extend is counted through them: as many of its kind count as nothing goes on from. Where the item
+    was negative, only the list is left, once and if no other row tells it.
 
     Args:
         rows: bool [N], the rows' own events.
-        taken: bool [N], those whose item was taken; None: all.
+        taken: bool [N], those whose item is a positive; None: all.
     """
     own = np.flatnonzero(rows)
     if log.untimed is None:

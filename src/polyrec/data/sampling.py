@@ -100,9 +100,9 @@ def check_keep_negatives(keep: Mapping[str, float], task_names: list[str], label
 def dropped_negatives(
     labels: np.ndarray, event: np.ndarray, share: float, seed: int, epoch: int, task: str
 ) -> np.ndarray:
-    r"""Which labels of a task an epoch does not ask, bool [C]: positives all stay, negatives with chance `share`.
+    r"""Which labels of a task an epoch leaves out, bool [C]: positives all stay, negatives with chance `share`.
 
-    Kept negatives being a share r of all, the odds among what is asked are odds / r. A head that adds -\log r to its
+    Kept negatives being a share r of all, the odds among the kept rows are odds / r. A head that adds -\log r to its
     logit in training, h = z - \log r, is therefore right about the whole population with z alone (King and Zeng, 2001,
     "Logistic Regression in Rare Events Data"): that is the option `sampling_rate` = r of the binary head.
 

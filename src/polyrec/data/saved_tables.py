@@ -38,7 +38,7 @@ def read_saved(path: Path, name: str) -> pa.Table:
         with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             return file.read(use_threads=False)
     except PermissionError as error:
-        raise ValueError(f"{name}: no permission to read {path}: ask its owner, or chmod it") from error
+        raise ValueError(f"{name}: no permission to read {path}: chmod it") from error
     except (pa.ArrowException, OSError, IndexError) as error:
         raise ValueError(
             f"{name}: cannot read {path} ({error}): the file may be truncated or of another format"

@@ -67,7 +67,7 @@ def _blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
 class StatisticsScaler:
     """Standardises every column of a matrix, clipped to +-4; NaN = unknown stays NaN, a constant column gives 0.
 
-    Linear, unlike [`rank_gaussian`]: running baselines are nearly the answer, and a linear skip can only use them if
+    Linear, unlike [`rank_gaussian`]: running baselines are nearly the label, and a linear skip can only use them if
     their scale stays theirs (measured: better on every task than ranks).
 
     Args:

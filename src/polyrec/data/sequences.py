@@ -1,10 +1,10 @@
 """The windows of an event log that a model reads.
 
-A [`SequenceDataset`] asks questions about an [`EventLog`]: *candidates* (which item, seen after how many of the
-person's events, with which labels), cut into windows of at most `max_history` events. It is numpy only and without a
+A [`SequenceDataset`] has examples of an [`EventLog`]: *candidates* (which item, seen after how many of the
+user's events, with which labels), cut into windows of at most `max_history` events. It is numpy only and without a
 Python loop over events.
 
-Letters: R events, P people, C candidates, F statistics, T tasks.
+Letters: R events, P users, C candidates, F statistics, T tasks.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class WindowDataset(ABC):
 class SequenceDataset(WindowDataset):
     """Windows of one log: what a `DataLoader` iterates and the collator turns into batches.
 
-    A person's candidates are grouped by how much they may see: those that see (b * stride, (b + 1) * stride] events
-    share a window that ends at their last visible event and holds at most `max_history` events (before a person's first
+    A user's candidates are grouped by how much they may see: those that see (b * stride, (b + 1) * stride] events
+    share a window that ends at their last visible event and holds at most `max_history` events (before a user's first
     event those of `log.prior_history`, as far as there is place). With
     `stride == max_history` each event is read once (training); a smaller stride re-reads events so that each
     candidate sees at least `max_history - stride` of them (evaluation).
@@ -71,17 +71,17 @@ class SequenceDataset(WindowDataset):
 
     Args:
         log: the events.
-        candidates: what to ask.
+        candidates: the examples.
         task_names: names of the T label columns.
         statistics: float32 [S, F] or None; rows 0..R-1 belong to the log's events, further rows to other views.
         max_history, stride: events per window, see above; the stride defaults to `max_history`.
         shuffle_ties: draw the order of events of one time anew in every epoch: their order in a file is mostly chance,
-            and a model that sees one order only memorises it. Candidates are asked where their event comes to
-            stand. Of a log without times, so a question sees another part of its user's set in every epoch.
+            and a model that sees one order only memorises it. Candidates stand where their event comes to
+            stand. Of a log without times, so an example sees another part of its user's set in every epoch.
         seed: of all draws; in training the trainer's (`args.data_seed`, or `args.seed`) takes its place.
-        own_view_tasks: tasks that only candidates of the log's own view are asked (`statistic == event`): what comes
-            next is no question to somebody whose latest events are hidden.
-        delayed_share: of an event that is asked in two views, its own and a delayed one, an epoch asks the delayed one
+        own_view_tasks: tasks of candidates in the log's own view only (`statistic == event`): next items are
+            no labels for a user whose latest events are hidden.
+        delayed_share: of an event with two views, its own and a delayed one, an epoch uses the delayed one
             with this chance and else its own, so that an epoch costs no more than one without delays. None: both.
         keep_negatives: {task: share of its negatives that an epoch asks}, see `polyrec.data.sampling`; the label of the
             others is unknown in that task, and nothing else changes.
@@ -204,7 +204,7 @@ class SequenceDataset(WindowDataset):
     def window(self, index: int, epoch: int) -> dict[str, Any]:
         """One window as an epoch sees it: the batch contract without the batch dimension, plus `candidate_rows`.
 
-        A window whose candidates are all asked in another view this time has no candidates and no events.
+        A window whose candidates all have another view this time has no candidates and no events.
         """
         log, person = self.log, self._person[index]
         first, start, stop = log.offsets[person] + self._start[index], self._start[index], self._stop[index]
@@ -255,7 +255,7 @@ class SequenceDataset(WindowDataset):
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
 
     def _after_past(self, past: PriorHistory, person: int, window: dict[str, Any]) -> dict[str, Any]:
-        """A window that begins with the person's first event, after as much of their past as it has place for."""
+        """A window that begins with the user's first event, after as much of their past as it has place for."""
         read = past.read(person, self.max_history - len(window["item_ids"]))
         item, known = past.item[read], past.event_features
         features = {
@@ -295,29 +295,29 @@ class SequenceDataset(WindowDataset):
         )
 
     def _find_two_views(self) -> np.ndarray | None:
-        """Which candidates' events are asked in their own view and in a delayed one, bool [C]; None: no choice."""
+        """Which candidates' events have their own view and a delayed one, bool [C]; None: no choice."""
         if self.delayed_share is None:
             return None
         if not 0 <= self.delayed_share <= 1:
-            raise ValueError(f"delayed_share is {self.delayed_share}; it must be in [0, 1], or None to ask both views")
+            raise ValueError(f"delayed_share is {self.delayed_share}; it must be in [0, 1], or None to use both views")
         own, event = self.own_view, self.candidates.event
         views = np.stack([np.bincount(event[is_view], minlength=len(self.log)) for is_view in (own, ~own)])
         if views.max(initial=0) > 1:
             raise ValueError(
-                f"event {int(views.max(axis=0).argmax())} of the log is asked {views.max()} times in one kind of view: "
+                f"event {int(views.max(axis=0).argmax())} of the log occurs {views.max()} times in one kind of view: "
                 "delayed_share chooses between the own view and one delayed view of each event"
             )
         return (views.min(axis=0) > 0)[event]
 
     def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
-        """Which of the candidates this epoch asks, bool; every event once."""
+        """Which of the candidates this epoch uses, bool; every event once."""
         assert self._two_views is not None
         rows = self.candidates.event[asked]
         delayed = uniform(rows, self.seed, epoch, VIEW) < self.delayed_share
         return ~self._two_views[asked] | (delayed == (self.candidates.statistic[asked] != rows))
 
     def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Labels that an epoch asks candidates for, float32 [len(asked), T]; None: before negatives are drawn."""
+        """Labels that an epoch uses, float32 [len(asked), T]; None: before negatives are drawn."""
         rows = self.candidates.event[asked]
         labels = self.log.labels[rows]
         if self._own_view_columns:
@@ -334,16 +334,16 @@ class SequenceDataset(WindowDataset):
         return self.asked_labels(np.arange(self.num_candidates), epoch=None)
 
     def people(self) -> np.ndarray:
-        """Person of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.people`]."""
+        """User of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.people`]."""
         return self.log.people[self.candidates.event]
 
     def with_candidates(
         self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None
     ) -> SequenceDataset:
-        """Other questions about the same log, everything else as it is here."""
+        """Other examples of the same log, everything else as it is here."""
         stride = self.stride if stride is None else stride
         return replace(self, candidates=candidates, statistics=statistics, stride=stride)
 
     def fixed(self) -> SequenceDataset:
-        """The same questions without anything drawn, as an evaluation asks them: each candidate, every label."""
+        """The same examples without random choices, as evaluations use them: each candidate, every label."""
         return replace(self, shuffle_ties=False, delayed_share=None, keep_negatives={}, transform=None, untimed=None)

@@ -61,7 +61,7 @@ def held_out_last(log: EventLog, part: np.ndarray) -> tuple[EventLog, np.ndarray
 
 
 def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
-    """The log sorted by (person, place), places being its times."""
+    """The log sorted by (user, place), places being its times."""
     row = np.lexsort((place, log.person))
 
     def sorted_(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What `PolyRecProcessor.fit` and `split` may be told, which recipes write as `processor:` and `split:`."""
+"""Arguments of `PolyRecProcessor.fit` and `split`, in recipes `processor:` and `split:`."""
 
 from __future__ import annotations
 

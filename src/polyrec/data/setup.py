@@ -11,7 +11,7 @@ from polyrec.data.guess import Found
 
 _STEPS = 150  # of an epoch that a training should have: few, and the first epochs learn next to nothing
 _BATCHES = (8, 32)  # windows a step
-_MOST_ROWS = 128  # windows a step where each is a row with its list, and asks one question
+_MOST_ROWS = 128  # windows a step where each is a row with its list, with one example
 DROPOUT = 0.3  # of models that begin without pretrained weights
 _WINDOW = 200  # events of a user that are read at once
 
@@ -41,7 +41,7 @@ def batch_size(windows: int, of_rows: bool = False) -> int:
     """Windows a step, so that an epoch of so many has about 150 steps, and no fewer if it can be helped.
 
     Args:
-        of_rows: whether each is a row with a list of what was before (`Columns.history`), and asks one question.
+        of_rows: whether each is a row with a list of what was before (`Columns.history`), with one example.
 
     Example:
         >>> [batch_size(windows) for windows in (600, 2_400, 100_000)]
@@ -76,6 +76,6 @@ def setup_for(found: Found) -> Setup:
         {
             "model": "logs of this size are soon memorised",
             "training": f"{windows:,} windows of up to {_WINDOW} events make {-(-windows // batch):,} steps an epoch",
-            "early_stopping_patience": "most logs are learnt in 2 to 4 epochs; the weights of the best one are kept",
+            "early_stopping_patience": "most logs need 2 to 4 epochs; the weights of the best one are kept",
         },
     )

@@ -93,10 +93,10 @@ def split_by_cuts(time: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
 
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
-    """Each person's last event tests, the one before validates, the others train; people with fewer than 3 only train.
+    """Each user's last event tests, the one before validates, the others train; users with fewer than 3 only train.
 
     Args:
-        offsets: int64 [P + 1], where each person's events begin in a log sorted by (person, time, order).
+        offsets: int64 [P + 1], where each user's events begin in a log sorted by (user, time, order).
 
     Example:
         >>> leave_one_out(np.array([0, 4, 6])).tolist()
@@ -109,9 +109,9 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
 
 
 def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
-    """Random shares of each person's events validate and test, and the others train: at least one of them.
+    """Random shares of each user's events validate and test, and the others train: at least one of them.
 
-    Of n events n * share are held out, rounded up or down by chance so that the shares are right over all people.
+    Of n events n * share are held out, rounded up or down by chance so that the shares are right over all users.
 
     Args:
         person: int64 [R].
@@ -175,7 +175,7 @@ def check_leakage(
     Args:
         part: int8 [R].
         time: float64 [R], seconds.
-        person: int64 [R]. Given: the rule holds within each person (leave-one-out); None: over the whole log.
+        person: int64 [R]. Given: the rule holds within each user (leave-one-out); None: over the whole log.
         rows: int64 [R], row numbers of the user's table, for the message.
 
     Raises:
@@ -191,7 +191,7 @@ def check_leakage(
         late = (part == earlier) & (time > limit[group])
         if late.any():
             row = int(late.argmax())
-            where = "" if person is None else " of the same person"
+            where = "" if person is None else " of the same user"
             raise LeakageError(
                 f"row {row if rows is None else rows[row]} is a {names[earlier]} row at time {time[row]:.0f}, later "
                 f"than the first {names[later]} row{where} at {limit[group[row]]:.0f}: the model would learn from the "

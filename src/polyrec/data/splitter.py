@@ -21,7 +21,7 @@ from polyrec.data.tables import check_learnable
 
 
 class Splits(NamedTuple):
-    """Training, validation and test questions about one event log."""
+    """Training, validation and test examples of one event log."""
 
     train: SequenceDataset
     valid: SequenceDataset

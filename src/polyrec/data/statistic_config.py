@@ -84,7 +84,7 @@ class StatisticConfig:
 
     @property
     def personal(self) -> bool:
-        """Whether its state is kept per person."""
+        """Whether its state is kept per user."""
         return "user" in self.keys
 
     def feature_names(self, targets: Sequence[str]) -> list[str]:
@@ -102,7 +102,7 @@ class StatisticsConfig:
 
     Args:
         log: statistics of the event log; None: a strong default set (`RunningStatistics.default`).
-        past: statistics of the past table, whose feedback columns are the targets; None: a default set.
+        past: statistics of the prior history, whose feedback columns are the targets; None: a default set.
         context: keys of the context levels of the bias model, coarse ones first.
         targets: numeric feedback columns that are counted beside the labels of the pair tasks.
 

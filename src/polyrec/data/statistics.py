@@ -1,18 +1,18 @@
 r"""Running statistics: what the log knew strictly before each row.
 
-Counts, shrunk residual means and times since last of items, attribute values, people and pairs of them, computed in
+Counts, shrunk residual means and times since last of items, attribute values, users and pairs of them, computed in
 one sorted pass per key. Measured on real logs they carry more than any architecture, so they are inputs of every
 candidate and every past event.
 
 Residuals are taken against running baselines (Koren, 2009, "Collaborative Filtering with Temporal Dynamics", the
-bias model), each at the row's own time: the global mean mu, the item's bias b_i and the person's bias b_u,
+bias model), each at the row's own time: the global mean mu, the item's bias b_i and the user's bias b_u,
 
     mu_t  = (k mu_0 + sum y) / (k + n)                 over all earlier rows
     b_i,t = sum (y - m) / (k_i + n_i)                  over earlier rows of the item
-    b_u,t = sum (y - m - b_i) / (k_u + n_u)            over earlier rows of the person
+    b_u,t = sum (y - m - b_i) / (k_u + n_u)            over earlier rows of the user
 
 m is mu, plus the bias of each *context level* if there are any: what the surface, the length of a video or the hour say
-before item and person are looked at, coarse keys first, each against those before it,
+before item and user are looked at, coarse keys first, each against those before it,
 
     c_1,t = sum (y - mu) / (k + n)                     over earlier rows of the same first context key
     c_2,t = sum (y - mu - c_1) / (k + n)               over earlier rows of the same second context key, ...
@@ -113,16 +113,16 @@ class RunningStatistics:
         context: Sequence[Sequence[str]] = (),
         ordered: bool = True,
     ) -> RunningStatistics:
-        """A strong set for any log: biases, the person's latest events, attribute values, and pairs of both sides.
+        """A strong set for any log: biases, the user's latest events, attribute values, and pairs of both sides.
 
         Chosen on ml-100k, validation rows. Numbers must be binned coarsely to be keys of a pair: there, release years
-        in bins of 5 years beat 20 quantile bins by .0016 of logloss, for a person has few events per value.
+        in bins of 5 years beat 20 quantile bins by .0016 of logloss, for a user has few events per value.
 
         Args:
             item_keys, user_keys: attribute keys beside "item" and "user".
             targets: names of the labels.
             multi: which of the attribute keys hold several values per row.
-            context: keys of the context levels, each of which also counts apart for item and person.
+            context: keys of the context levels, each of which also counts apart for item and user.
             ordered: whether the log has times; without them nothing is recent, and nothing fades.
         """
         found = [
@@ -142,7 +142,7 @@ class RunningStatistics:
             ]
         for b in item_keys:
             spread = REDUCTIONS if b in multi else ("mean",)
-            # Not against the item, so that it also says what to expect of one that nobody has taken yet.
+            # Not against the item, so that it also says what to expect of a cold-start item.
             found.append(StatisticConfig((b,), "context", shrinkage=20))
             found.append(StatisticConfig(("user", b), "item+user", shrinkage=3, count=True, reduce=spread))
             found += [StatisticConfig((a, b), "item", shrinkage=30) for a in user_keys if not {a, b} <= set(multi)]
@@ -203,7 +203,7 @@ class RunningStatistics:
             history: baselines of earlier times, which get to know those of these events, too.
 
         Raises:
-            ValueError: an event is not later than the latest one seen: counts would not be those of any moment.
+            ValueError: an event is not later than the latest one seen: counts would not be those of any time.
         """
         new = np.ones(len(table), dtype=bool) if held is None else ~held
         if not new.any():

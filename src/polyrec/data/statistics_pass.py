@@ -203,7 +203,7 @@ class StatisticsPass:
         return np.concatenate([np.where(known, residual, 0.0), ones], axis=1)
 
     def _clock(self, config: StatisticConfig, found: Occurrences) -> tuple[np.ndarray, np.ndarray]:
-        """By which clock sums fade: of the sources [S] and of the occurrences asking [M]."""
+        """By which clock sums fade: of the sources [S] and of the occurrences [M]."""
         if config.recent is not None:
             return found.position.astype(np.float64), (found.end - found.begin).astype(np.float64)
         time = self.table.time.astype(np.float64)

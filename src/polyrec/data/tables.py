@@ -260,7 +260,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_table(history: Any, item_column: str) -> pa.Table | None:
-    """A person's events as a table: item ids, dicts, or anything `read_table` takes; None if there are none."""
+    """A user's events as a table: item ids, dicts, or anything `read_table` takes; None if there are none."""
     if history is None:
         return None
     if isinstance(history, Sequence) and not isinstance(history, str):

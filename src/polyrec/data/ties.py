@@ -34,7 +34,7 @@ def shuffle_ties(
     time: np.ndarray | None,
     draws: list[tuple[int, ...]],
 ) -> ShuffledTies:
-    """Exchange events of one time among each window's events and those asked about; nothing else moves.
+    """Exchange events of one time among each window's events and those scored; nothing else moves.
 
     Args:
         first, events: int64 [B], row of each window's first event, and how many events it has.

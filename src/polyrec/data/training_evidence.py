@@ -49,7 +49,7 @@ class TrainingEvidence:
         return cls(user, item, fold_of(log.groups), refused, ordered)
 
     def item_vectors(self, num_items: int, size: int) -> np.ndarray:
-        """Vectors of items by their co-occurrence, float32 [N, size]."""
+        """Item embeddings from co-occurrence, float32 [N, size]."""
         return cooccurrence_vectors(self.user, self.item, num_items=num_items, size=size)
 
     def neighbours(self, task: str, num_items: int, size: int) -> list[Neighbours]:

@@ -1,6 +1,6 @@
-"""What a model has learnt, so that no student is judged by rows that its teacher learnt.
+"""What a model was trained on, so that no student is evaluated on training rows of its teacher.
 
-Letters: R events of a log, P people, N items, S kept hashes.
+Letters: R events of a log, P users, N items, S kept hashes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SALT_BYTES = 16
 
 @dataclass(frozen=True)
 class TrainingSetSketch:
-    r"""Which events a model learnt: how many, from when to when, and a bottom-k sketch of them.
+    r"""Which events a model was trained on: how many, from when to when, and a bottom-k sketch of them.
 
     An event is (user id, item id, time, and the how-manieth of the log's events that share these three it is). The k =
     65,536 smallest of the events' 64-bit hashes are kept (Cohen and Kaplan, 2007, "Summarizing Data Using Bottom-k
@@ -35,18 +35,18 @@ class TrainingSetSketch:
 
     which is 1 up to 65,536 training rows; among a million, 100 shared rows are found with P > 0.998, and among a
     hundred million 10,000 shared rows with the same. Chance alone makes two different events look alike about once in
-    2^64 / (k x judged rows): never in practice. What is found by time needs no luck: of a split by time, a teacher may
-    not have learnt anything later than the first judged row, and both times are exact.
+    2^64 / (k x evaluated rows): never in practice. What is found by time needs no luck: of a split by time, a teacher
+    may have no training row later than the first evaluated row, and both times are exact.
 
     **What the hashes hide and what they do not.** Ids and times are not in the file and cannot be read out of it, and
     a random salt keeps files of two models (or a list of hashes made beforehand) from being compared with one another.
-    But they hide no more than that: whoever has the file and *guesses* a person, an item and a time can test whether
-    that event was learnt, and ids that come from a small or known set (row numbers, e-mail addresses) can be guessed by
+    But they hide no more than that: whoever has the file and *guesses* a user, an item and a time can test whether
+    that event was a training event, and ids that come from a small or known set (row numbers, e-mail addresses) can be guessed by
     trying all of them. Set `processor.training_rows = None` before saving what you publish if that matters; such a
     model is then refused as a teacher unless its user trusts it.
 
     Args:
-        number: events learnt. After [`extended`] with more than k of them it is an estimate.
+        number: of training events. After [`extended`] with more than k of them it is an estimate.
         first, latest: seconds, times of the earliest and the latest of them.
         sketch: uint64 [S], the smallest hashes, ascending, S = min(number, k).
         salt: of the hashes, bytes.
@@ -60,7 +60,7 @@ class TrainingSetSketch:
         >>> learnt.check(log, np.array([False, True, True]), pa.array(["a", "b", "c"]))
         Traceback (most recent call last):
             ...
-        polyrec.data.splits.LeakageError: the teacher has learnt 1 of the 2 rows that the student is judged by...
+        polyrec.data.splits.LeakageError: the teacher was trained on 1 of the 2 rows that the student is evaluated on...
     """
 
     number: int
@@ -85,21 +85,21 @@ class TrainingSetSketch:
 
     @classmethod
     def asked(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingSetSketch:
-        """Of all events that a data set asks about."""
+        """Of all events of a data set's examples."""
         rows = np.isin(np.arange(len(dataset.log)), dataset.candidates.event)
         return cls.of(dataset.log, rows, items)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every event learnt is in the sketch."""
+        """Whether every training event is in the sketch."""
         return len(self.sketch) == self.number
 
     def extended(self, log: EventLog, rows: np.ndarray, items: pa.Array, size: int = SKETCH) -> TrainingSetSketch:
-        """With further events (bool [R]) of a log; those learnt before may be among them."""
+        """With further events (bool [R]) of a log; earlier training events may be among them."""
         found = np.sort(event_hashes(log, items, self.salt)[rows])
         if not len(found):
             return self
-        # Below the largest hash of the sketch it is known what was learnt before; above, the share of it there speaks.
+        # Below the largest hash of the sketch it is known which events were trained on; above, the share of it there speaks.
         inside = found if self.is_complete else found[found <= self.sketch[-1]]
         fresh = 1.0 if not len(inside) else 1 - np.isin(inside, self.sketch).mean()
         number = self.number + round(fresh * len(found))
@@ -114,13 +114,13 @@ class TrainingSetSketch:
     def check(
         self, log: EventLog, judged: np.ndarray, items: pa.Array, by_time: bool = False, what: str = "the teacher"
     ) -> None:
-        """Refuse a teacher that learnt any of the rows that a student is judged by.
+        """Refuse a teacher that was trained on any row that a student is evaluated on.
 
         Args:
             log: the student's.
             judged: bool [R], events that validate or test.
             items: ids of the student's catalog.
-            by_time: the student's split is one by time, so nothing later than the first judged row may be known.
+            by_time: the student's split is one by time, so nothing later than the first evaluated row may be known.
             what: whose rows these are, for messages.
 
         Raises:
@@ -131,23 +131,24 @@ class TrainingSetSketch:
         time = log.time[judged]
         shared = np.isin(event_hashes(log, items, self.salt)[judged], self.sketch)
         fix = (
-            "train it on the training rows of the student's split (the same table and `split`), or judge the student "
-            "by rows that it has not learnt. A run that was updated knows the rows of its updates, too: let the run "
-            "from before teach, or make the student's data with the updated run's own processor (`resume` of all "
-            "events; `training_set` of what it learnt, `evaluation_set` of what the update held out)"
+            "train it on the training rows of the student's split (the same table and `split`), or evaluate the "
+            "student on rows that it was not trained on. A run that was updated was also trained on its updates: use "
+            "the run before the update as the teacher, or make the student's data with the updated run's own "
+            "processor (`resume` of all events; `training_set` of what it was trained on, `evaluation_set` of what the "
+            "update held out)"
         )
         if shared.any():
             share = len(self.sketch) / self.number
             least, about = int(shared.sum()), min(round(shared.sum() / share), len(time))
             several = "" if self.is_complete else f" (about {about}: its sketch shows {share:.1%} of its rows)"
             raise LeakageError(
-                f"{what} has learnt {least} of the {len(time)} rows that the student is judged by{several}, at times "
-                f"{time[shared].min():.0f} to {time[shared].max():.0f}: {fix}"
+                f"{what} was trained on {least} of the {len(time)} rows that the student is evaluated on{several}, "
+                f"at times {time[shared].min():.0f} to {time[shared].max():.0f}: {fix}"
             )
         if by_time and self.latest > time.min():
             raise LeakageError(
-                f"{what} has learnt rows up to time {self.latest:.0f}, later than {time.min():.0f}, the first row that "
-                f"the student is judged by: it knows what comes after the student's cut; {fix}"
+                f"{what} was trained on rows up to time {self.latest:.0f}, later than {time.min():.0f}, the first row "
+                f"that the student is evaluated on: it knows the future of the student's training set; {fix}"
             )
 
     # -------------------------------------------------------------- on disk
@@ -170,7 +171,7 @@ class TrainingSetSketch:
 def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
     """A 64-bit hash of every event of a log, uint64 [R]: of the ids, the time in milliseconds and the repetition.
 
-    It depends on nothing that a processor decides (rows of tables, order of people), so logs of two processors agree.
+    It depends on nothing that a processor decides (rows of tables, order of users), so logs of two processors agree.
     Items that are not in the catalog are all alike.
 
     Args:
@@ -192,7 +193,7 @@ def _times(log: EventLog) -> np.ndarray:
 
 
 def _repetition(log: EventLog) -> np.ndarray:
-    """How many events of the same person, item and time stand before each event, uint64 [R]."""
+    """How many events of the same user, item and time stand before each event, uint64 [R]."""
     time = _times(log)
     order = np.lexsort((log.item, time, log.person))  # stable: the log's order within those that are alike
     alike = np.zeros(len(log), dtype=bool)

@@ -46,7 +46,7 @@ class Snapshots(NamedTuple):
 
 
 class RecentCounts:
-    r"""How often items were taken lately, c_tj = sum_{e of j} 2^{-(now - t_e) / h_t}, `now` being the latest event.
+    r"""Recent interactions of items, c_tj = sum_{e of j} 2^{-(now - t_e) / h_t}, `now` being the latest event.
 
     An item's popularity is p_j = 1 + sum_t a_t c_tj, a mixture of several half-lives; 1 is what every item has.
 
@@ -148,15 +148,15 @@ class RecentCounts:
 
 
 class Trending:
-    """The hottest items of a log at about `snapshots` times, and which of them a question sees.
+    """The hottest items of a log at about `snapshots` times, and which of them an example sees.
 
-    A question at time t reads the last snapshot that holds nothing of time >= t. Snapshots lie at most
+    An example at time t reads the last snapshot that holds nothing of time >= t. Snapshots lie at most
     E / `snapshots` events apart (and one time's events).
 
     Args:
         mixtures: {task: (h_t, a_t)}, see [`RecentCounts`].
         times: of the events, float64 seconds [E] in any order.
-        items: {task: int64 [E]}, 0 where the item was not taken.
+        items: {task: int64 [E]}, 0 where the item is a negative.
         num_items: N.
 
     Example:
@@ -187,7 +187,7 @@ class Trending:
             self.tables[task] = Snapshots.concatenate([Snapshots.none(size), *found])
 
     def read(self, times: np.ndarray) -> dict[str, Any]:
-        """What questions see (float64 seconds [...]), as a window has it.
+        """What examples see (float64 seconds [...]), as a window has it.
 
         Returns:
             "trending": {task: {"items", "values"}} of the snapshots that they read, after an empty one, and

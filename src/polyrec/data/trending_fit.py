@@ -18,7 +18,7 @@ from polyrec.data.trending import RecentCounts
 HALF_LIVES = (3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
 WORTHWHILE = 0.02  # nats
 MOSTLY_NEW = 0.5  # share of late rows
-LATE = 0.1  # share of the training events that are judged
+LATE = 0.1  # share of the training events that are evaluated
 _ROWS, _FEWEST = 1024, 200  # rows that are read, at most; of all late ones, at least
 _RIDGE, _START, _LEAST = 1e-3, 3.0, 0.01  # of log a: what pulls it to where it starts; the smallest share of popularity
 
@@ -66,8 +66,8 @@ class TrendingFit(NamedTuple):
 
         Args:
             smoothed: whether targets are spread over the catalog, which needs all items as negatives.
-            aged: whether the task reads ages since release, beside which recent popularity was not judged: what is new
-                would count twice (on Travel Stack Exchange, NDCG@10 on validation .367 instead of .399).
+            aged: whether the task reads ages since release, beside which recent popularity was not evaluated: what is
+                new would count twice (on Travel Stack Exchange, NDCG@10 on validation .367 instead of .399).
         """
         learnt = self.helps and not aged
         found = {"trending": self.mixture, "trending_start": self.power if learnt else 0.0, "recent": True}
@@ -103,13 +103,13 @@ def fit_trending(
 ) -> TrendingFit | None:
     """Measure recent popularity in the latest training events; None: too few of them, or too short a time.
 
-    A mixture of all half-lives has the best likelihood; where one half-life alone ranks better (NDCG@10), it is taken.
+    A mixture of all half-lives has the best likelihood; where one half-life alone ranks better (NDCG@10), it is used.
 
     Args:
-        users, items, times: of the events in which items were taken, int64 (items from 2 on) and float64 seconds, in
+        users, items, times: of the positives, int64 (items from 2 on) and float64 seconds, in
             any order, [E].
         num_items: N.
-        exclude_seen: whether lists leave out what their user has taken.
+        exclude_seen: whether lists leave out items of the user's history.
 
     Example:
         >>> day = np.repeat(np.arange(40), 100)  # each day another item is popular

@@ -20,7 +20,7 @@ def taken_items(log: EventLog, task: str) -> np.ndarray:
 
 
 class Trends:
-    """What is popular now, by task, and what was at each time of the logs that were asked about.
+    """What is popular now, by task, and what was popular at each time of the logs.
 
     Args:
         mixtures: {task: the option `trending` of its head}.

@@ -1,7 +1,7 @@
 """Cells of text files become booleans and numbers where nothing is lost by it.
 
 A column is read as `pandas.read_csv` reads it, with one exception: whole numbers of which one is not written as a
-number would be (007, +7, ` 7`, one beyond 64 bits, 12E4) may be codes, which are told apart by their digits. Such a
+number would be (007, +7, ` 7`, one beyond 64 bits, 12E4) may be codes, which differ in their digits. Such a
 column stays text; used as a number, it is one (see [`~polyrec.data.arrays.numbers`]).
 """
 
@@ -55,7 +55,7 @@ def any_matches(values: pa.Array | pa.ChunkedArray, pattern: str) -> bool:
 
 def _booleans(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
     known = pa.array([*_TRUE, *_FALSE], values.type)
-    for part in (values.drop_null()[:1], values.drop_null()):  # most columns are told by their first value
+    for part in (values.drop_null()[:1], values.drop_null()):  # the first value decides for most columns
         if not pc.all(pc.is_in(part, value_set=known)).as_py():
             return None
     found = pc.is_in(values, value_set=pa.array(_TRUE, values.type))

@@ -1,9 +1,9 @@
-"""Vectors that another model made of an item, a person or a context: a list column, or a file with one row per item.
+"""Vectors that another model made of an item, a user or a context: a list column, or a file with one row per item.
 
 Vectors are scaled to length 1. What tells two of them apart in the spaces that encoders learn is their direction, and
 with length 1 a linear map of them starts at the size of an embedding, whatever their width (entries of size 1, i.e.
-length sqrt(W), would start sqrt(W) times larger and drown the id vectors). A missing vector, one with a gap in it, and
-one of zeros, which has no direction, become a row of NaN.
+length sqrt(W), would start sqrt(W) times larger and drown the id embeddings). A missing vector, one with a gap in it,
+and one of zeros, which has no direction, become a row of NaN.
 
 Letters: R rows, W width.
 """

@@ -18,7 +18,7 @@ def row_weights(
     r"""Weight of each row in the loss of each task that has one, {task: float32 [R]}.
 
     A task's loss is the weighted mean L = \sum_i w_i l_i / \sum_i w_i over its known labels. With `propensity` p_i
-    (the chance that row i was shown, or its label told, at all), w_i = 1 / \max(p_i, c): the mean is that of a world
+    (the chance that row i was shown, or its label observed), w_i = 1 / \max(p_i, c): the mean is that of a world
     where everything is seen, up to the clipped rows (self-normalised inverse propensity scoring: Schnabel et al.,
     2016, "Recommendations as Treatments"; clipping: Saito et al., 2020, "Unbiased Recommender Learning from
     Missing-Not-At-Random Implicit Feedback"). A smaller c = `columns.propensity_clip` has less bias and more variance.

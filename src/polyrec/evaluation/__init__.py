@@ -1,1 +1,2 @@
-"""How good the answers are: feedback metrics, full-catalog ranking, intervals over people and classical baselines."""
+"""How good the predictions are: feedback metrics, full-catalog ranking, intervals over users and classical
+baselines."""

@@ -1,9 +1,9 @@
-"""How sure are we? Intervals by resampling PEOPLE, for any metric, and for the difference of two systems.
+"""How sure are we? Intervals by resampling USERS, for any metric, and for the difference of two systems.
 
-Rows of one person resemble each other, so resampling rows gives intervals that are far too narrow. People are drawn
+Rows of one user resemble each other, so resampling rows gives intervals that are far too narrow. Users are drawn
 with replacement, each with all their rows (cluster bootstrap: Efron and Tibshirani, 1993, ch. 8; Field and Welsh,
-2007), and the interval is the percentile interval. Only the people vary: the spread over training seeds comes on top.
-Letters: R rows, G people.
+2007), and the interval is the percentile interval. Only the users vary: the spread over training seeds comes on top.
+Letters: R rows, G users.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Interval:
     """A value and where it may lie.
 
     Args:
-        value: the metric on the people as they are.
+        value: the metric on the users as they are.
         low, high: percentile interval at `level`; NaN where no resample had a value.
         level: e.g. 0.95.
-        people: number of people that were resampled, G. Below about 30 the interval is rough.
+        people: number of users that were resampled, G. Below about 30 the interval is rough.
         samples: float64 [n], the metric on each resample; NaN where it has none (e.g. only one label was drawn: such
             resamples are left out of the interval).
     """
@@ -59,15 +59,15 @@ def bootstrap_interval(
     """Interval of any metric of per-row columns, e.g. AUC, RMSE or GAUC.
 
     The metric is computed n times on about R rows; for means of per-row values use `bootstrap_mean`, which is hundreds
-    of times faster. A person drawn twice brings their rows twice. For `grouped_auc` pass the groups as a column, too:
+    of times faster. A user drawn twice brings their rows twice. For `grouped_auc` pass the groups as a column, too:
     the copies then form one group, of the same AUC and twice the weight.
 
     Args:
         metric: called as metric(*columns) with resampled columns; any function of arrays that returns a number.
-        groups: [R], person of each row: integers or strings, in any order.
+        groups: [R], user of each row: integers or strings, in any order.
         columns: [R, ...] each.
         n: number of resamples.
-        seed: of the resampling; equal seeds draw equal people, whatever the metric.
+        seed: of the resampling; equal seeds draw equal users, whatever the metric.
         level: of the interval.
 
     Example:
@@ -102,12 +102,12 @@ def bootstrap_mean(
 ) -> Interval:
     """Interval of the mean of per-row values (NDCG per list, log loss per row, or the difference of two systems').
 
-    The same interval as `bootstrap_interval(np.nanmean, groups, values)`, fast: a resample is how often each person was
-    drawn (a multinomial count), and its mean the ratio of two weighted sums over people.
+    The same interval as `bootstrap_interval(np.nanmean, groups, values)`, fast: a resample is how often each user was
+    drawn (a multinomial count), and its mean the ratio of two weighted sums over users.
 
     Args:
         values: [R]; NaN = unknown, left out.
-        groups: [R], person of each row.
+        groups: [R], user of each row.
         n, seed, level: as in `bootstrap_interval`.
 
     Example:
@@ -141,15 +141,15 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of metric(first system) - metric(second system) on the SAME people (Koehn, 2004).
+    """Interval of metric(first system) - metric(second system) on the SAME users (Koehn, 2004).
 
-    Two systems measured on the same people rise and fall together, so their separate intervals may overlap widely
+    Two systems measured on the same users rise and fall together, so their separate intervals may overlap widely
     though one is surely better. Here each resample measures both. `.p_value` tells how sure the sign is. For means of
     per-row values call `bootstrap_mean(first - second, groups)`.
 
     Args:
         metric: called as metric(*columns, scores), e.g. `auc` with the labels as the only column.
-        groups: [R], person of each row.
+        groups: [R], user of each row.
         first, second: [R, ...], the scores of the two systems.
         columns: [R, ...], what both share: labels, ...
         n, seed, level: as in `bootstrap_interval`.
@@ -169,16 +169,16 @@ def paired_bootstrap(
 
 
 def _people(groups: ArrayLike) -> tuple[np.ndarray, int]:
-    """Person of each row as 0..G-1, and G."""
+    """User of each row as 0..G-1, and G."""
     groups_R = np.asarray(groups)
     if groups_R.ndim != 1 or not len(groups_R):
-        raise ValueError(f"groups must name the person of each row, at least one, its shape is {groups_R.shape}")
+        raise ValueError(f"groups must name the user of each row, at least one, its shape is {groups_R.shape}")
     names_G, code_R = np.unique(groups_R, return_inverse=True)
     return code_R, len(names_G)
 
 
 def draws(people: int, n: int, seed: int) -> Iterator[np.ndarray]:
-    """The people of each resample, int64 [G]."""
+    """The users of each resample, int64 [G]."""
     if n < 1:
         raise ValueError(f"n must be at least 1 resample, not {n}; 1000 is usual")
     generator = np.random.default_rng(seed)

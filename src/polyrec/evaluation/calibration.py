@@ -4,8 +4,8 @@
 
 With the intercept fixed at 0 this is temperature scaling (Guo et al., 2017, "On Calibration of Modern Neural
 Networks"; the temperature is 1 / slope), with both free Platt scaling (Platt, 1999, "Probabilistic Outputs for Support
-Vector Machines"). Neither changes the order of the answers, so AUC stays what it is. Fit on validation rows, which the
-model has not been trained on, and judge on test rows.
+Vector Machines"). Neither changes the order of the predictions, so AUC stays what it is. Fit on validation rows, which
+the model has not been trained on, and evaluate on test rows.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ def calibrate(
     labels: dict[str, np.ndarray],
     method: Literal["platt", "temperature"] = "platt",
 ) -> dict[str, Calibration]:
-    """Calibrate the binary tasks of a model by what it answered on validation rows.
+    """Calibrate the binary tasks of a model on its validation predictions.
 
     The result is stored in the heads, is saved with the model and applies to `predict` from now on; what was fitted
     before is built upon. Loss and logits stay as they are.
 
     Args:
-        predictions: the model's answers, see `evaluator.predict`.
+        predictions: the model's predictions, see `evaluator.predict`.
         labels: {binary task: [C]}, 0 or 1, NaN = unknown. Tasks that are left out stay as they are.
         method: "platt" (slope and intercept) or "temperature" (slope alone; for few labels, or where the base rate of
             validation is not that of the future).
 
     Returns:
-        {task: Calibration}. A task with labels of one kind only, or whose answers do not order the labels at all
+        {task: Calibration}. A task with labels of one kind only, or whose predictions do not order the labels at all
         (slope <= 0), is left alone with a warning.
 
     Example:
@@ -92,7 +92,9 @@ def calibrate(
             continue
         slope, intercept = fit(y, p, method)
         if slope <= 0:
-            logger.warning("the answers to task %r do not order its labels (slope %.3g): not calibrated", task, slope)
+            logger.warning(
+                "the predictions for task %r do not order its labels (slope %.3g): not calibrated", task, slope
+            )
             continue
         head.calibrate(slope, intercept)
         after = log_loss(y, expit(slope * _log_odds(p) + intercept))

@@ -1,4 +1,4 @@
-"""How well a model answers where it knows little: items never seen in training, people with few earlier events."""
+"""How well a model predicts with little data: items never seen in training, users with few earlier events."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def cold_start_groups(
 
     Args:
         item_counts: [N], training events of each item (`model.item_encoder.counts`).
-        histories: numbers of earlier events, those of the past table included, that a candidate may see.
+        histories: numbers of earlier events, those of the prior history included, that a candidate may see.
 
     Returns:
-        "new_items": of the catalog, but without a training event; "history_0", "history_1", ...: of people with exactly
+        "new_items": of the catalog, but without a training event; "history_0", "history_1", ...: of users with exactly
         so many earlier events.
     """
     seen = visible_events(dataset)
@@ -35,7 +35,7 @@ def cold_start_groups(
 
 
 def visible_events(dataset: SequenceDataset) -> np.ndarray:
-    """How many earlier events each candidate may see, those of the past table included, int64 [C]."""
+    """How many earlier events each candidate may see, those of the prior history included, int64 [C]."""
     asked, log = dataset.candidates, dataset.log
     seen = asked.position.copy()
     if log.prior_history is not None:

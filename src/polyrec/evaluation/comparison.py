@@ -1,4 +1,4 @@
-r"""Does learning tasks together help? Multi-task, single-task and leave-one-out models on the same test questions.
+r"""Does multi-task training help? Multi-task, single-task and leave-one-out models on the same test examples.
 
 For each task t, a metric m (its sign turned where less is better) and seeds s = 1..S, the *gain* of sharing is
 
@@ -9,8 +9,8 @@ and the *affinity* of task a for task b, what adding a to the others does to b, 
     affinity(a, b) = mean_s [m_b(all tasks, s) - m_b(all but a, s)]
 
 (Standley et al., 2020, "Which Tasks Should Be Learned Together in Multi-task Learning?"; Fifty et al., 2021,
-"Efficiently Identifying Task Groupings for Multi-Task Learning"). Intervals resample PEOPLE, all models on the same
-draw (`bootstrap`): models on the same people rise and fall together, so the difference is known far better than either
+"Efficiently Identifying Task Groupings for Multi-Task Learning"). Intervals resample USERS, all models on the same
+draw (`bootstrap`): models on the same users rise and fall together, so the difference is known far better than either
 value. The seeds are not resampled: their spread stands beside, and a verdict needs them to agree.
 """
 
@@ -38,7 +38,7 @@ _MOST_RELATIVE = 100  # times the other model's value; gains beyond it are given
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: a name and the tasks learnt, in alphabetical order."""
+    """One way to train: a name and its tasks, in alphabetical order."""
 
     name: str
     tasks: tuple[str, ...]
@@ -76,7 +76,7 @@ class Effect:
 
     Args:
         gain: in units of the metric.
-        low, high: interval of `gain` over people.
+        low, high: interval of `gain` over users.
         relative: gain / |value of the other model|; NaN where that value is next to 0, e.g. an error that is none.
         relative_low, relative_high: the interval in the same unit.
         seeds: gain of each seed.
@@ -110,7 +110,7 @@ class MetricComparison:
 
 @dataclass
 class TaskComparison:
-    """One task: how much was asked, which metric decides, and every metric by name."""
+    """One task: how many rows, which metric decides, and every metric by name."""
 
     head: str
     people: int
@@ -150,14 +150,14 @@ def compare(
     seed: int = 0,
     progress: Callable[[str], None] = lambda task: None,
 ) -> Comparison:
-    """Compare finished runs on the data set that their predictions answer.
+    """Compare finished runs on the data set of their predictions.
 
     Args:
         runs: every variant with every seed.
         tasks: all of them.
-        dataset: the test questions.
+        dataset: the test examples.
         k: cut-off of ranking metrics.
-        resamples, level, seed: of the bootstrap over people.
+        resamples, level, seed: of the bootstrap over users.
         progress: called with the name of each task before its metrics are resampled.
     """
     by_tasks = {tuple(sorted(run.tasks)): run.variant for run in runs}
@@ -224,7 +224,7 @@ def measure(
     """Measure a task: every metric of every run, and resample what is asked for.
 
     Args:
-        runs: those that learnt it.
+        runs: those that have the task.
         compared: variants of which all metrics are resampled; of the others the primary one is.
     """
     if task.name in runs[0].predictions.rankings:
@@ -264,7 +264,7 @@ def _pairs(
     labels_C = dataset.labels()[:, dataset.task_names.index(task.name)]
     rows_R = np.flatnonzero(~np.isnan(labels_C))
     if not len(rows_R):
-        raise ValueError(f"task {task.name!r} has no label in the test part: nothing can be compared")
+        raise ValueError(f"task {task.name!r} has no label in the test set: nothing can be compared")
     labels_R, people_R = labels_C[rows_R], dataset.people()[rows_R]
     code_R = np.unique(people_R, return_inverse=True)[1]
     people, names = int(code_R.max()) + 1, HEADS.get(task.head).metrics
@@ -291,7 +291,7 @@ def _rankings(
 ) -> tuple[np.ndarray, _Values, _Prepared, str]:
     rows_R = np.sort(runs[0].predictions.rankings[task].rows)
     if not len(rows_R):
-        raise ValueError(f"task {task!r} has nothing to rank in the test part: nothing can be compared")
+        raise ValueError(f"task {task!r} has nothing to rank in the test set: nothing can be compared")
     code_R = np.unique(dataset.people()[rows_R], return_inverse=True)[1]
     people = int(code_R.max()) + 1
     values: _Values = {}
@@ -316,7 +316,7 @@ def _check_complete(
     seeds: list[int],
 ) -> None:
     if everything not in by_tasks:
-        raise ValueError(f"no run learnt all tasks ({', '.join(everything)}): there is nothing to compare with")
+        raise ValueError(f"no run has all tasks ({', '.join(everything)}): there is nothing to compare with")
     done = {(run.variant, run.seed) for run in runs}
     missing = [f"{v} with seed {s}" for v in by_tasks.values() for s in seeds if (v, s) not in done]
     if missing:

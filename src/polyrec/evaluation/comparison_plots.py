@@ -47,7 +47,7 @@ def _gains(result: Comparison) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"gain over the single-task model in % (line: {result.level:.0%} interval over people, | one seed)")
+    axes.set_xlabel(f"gain over the single-task model in % (line: {result.level:.0%} interval over users, | one seed)")
     return figure
 
 

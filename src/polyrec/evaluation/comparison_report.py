@@ -47,7 +47,7 @@ def _transfer(name: str, task: TaskComparison, effect: Effect, result: Compariso
 
 def _gain(effect: Effect, result: Comparison) -> str:
     return (
-        f"gain {effect.gain:+.4f}, {result.level:.0%} interval over people {effect.low:+.4f} to {effect.high:+.4f}, "
+        f"gain {effect.gain:+.4f}, {result.level:.0%} interval over users {effect.low:+.4f} to {effect.high:+.4f}, "
         f"seeds {' '.join(f'{x:+.4f}' for x in effect.seeds)}"
     )
 
@@ -75,7 +75,7 @@ def _task_section(name: str, task: TaskComparison, result: Comparison) -> Sectio
             told = [_interval(effect), _percent(effect.relative), effect.verdict]
         label = f"**{metric}**" if metric == task.primary else metric
         rows.append([f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *told])
-    points = [f"{task.rows:,} test rows of {task.people:,} people; {task.primary} decides."]
+    points = [f"{task.rows:,} test rows of {task.people:,} users; {task.primary} decides."]
     return Section(
         f"Task `{name}`", points, Table(["metric", *variants, "gain over alone", "relative", "verdict"], rows)
     )
@@ -121,16 +121,16 @@ def _how_to_read(result: Comparison) -> list[str]:
     return [
         "A gain is the value with all tasks minus the value of the other model, its sign turned where less is better: "
         "positive means that sharing helps.",
-        f"Intervals ({result.level:.0%}) come of {result.resamples:,} resamples of the people of the test part, both "
-        "models on the same people and seed, averaged over seeds. They are not corrected for the number of tasks.",
+        f"Intervals ({result.level:.0%}) come of {result.resamples:,} resamples of the users of the test set, both "
+        "models on the same users and seed, averaged over seeds. They are not corrected for the number of tasks.",
         f"Seeds: {', '.join(map(str, result.seeds))}. Values are means over them ± standard deviation. "
         + (
             "With one seed, the chance of training is not measured at all."
             if count == 1
             else "A verdict needs an interval without 0 and the same sign with every seed."
         ),
-        "All models have the same split, inputs, epochs and batches; each keeps the weights that answer its own tasks "
-        "best on the validation part.",
+        "All models have the same split, inputs, epochs and batches; each keeps the weights that predict its own tasks "
+        "best on the validation set.",
         "Inputs are the same too: a single-task model still sees the past labels of all tasks as events and running "
         "statistics. The difference is what sharing the learning does, not what the other tasks' data tells.",
     ]

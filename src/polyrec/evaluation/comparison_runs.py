@@ -56,12 +56,12 @@ class ComparisonRun:
 
     Args:
         variant: its name, see `comparison.plan`.
-        tasks: names of the tasks that it learnt.
+        tasks: names of its tasks.
         seed: of its training.
         fingerprint: of the recipe, the data and the above; tells whether a folder holds what is wanted.
         cost: of its training.
-        metrics: of the test part, as `evaluator.evaluate` names them.
-        predictions: for the test part.
+        metrics: of the test set, as `evaluator.evaluate` names them.
+        predictions: for the test set.
     """
 
     variant: str

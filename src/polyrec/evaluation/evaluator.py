@@ -1,4 +1,4 @@
-"""Scores every question of a data set once, and turns the answers into metrics per task."""
+"""Scores every example of a data set once, and turns the predictions into metrics per task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _MANY_REPEATS = 0.03  # share of the targets; below it, the odd item that somebody takes twice
 
-# name -> f(labels, predictions, people), of one number per pair
+# name -> f(labels, predictions, users), of one number per pair
 PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "auc": lambda y, p, people: metrics.auc(y, p),
     "gauc": lambda y, p, people: metrics.grouped_auc(y, p, people).value,
@@ -46,7 +46,8 @@ DETAIL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "class_logloss": metrics.class_log_loss,
     "interval_coverage": metrics.interval_coverage,
 }
-# Metric that can judge a task -> what a constant that knows the labels' distribution would answer, f(known labels).
+# Metric that can evaluate a task -> what it is for a constant prediction that knows the labels' distribution, f(known
+# labels).
 _CONSTANTS: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
     "logloss": np.mean,
     "rmse": np.mean,
@@ -58,7 +59,7 @@ _CONSTANTS: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
 
 @dataclass
 class Predictions:
-    """Answers to all candidates of a data set.
+    """Predictions for all candidates of a data set.
 
     Args:
         values: {pair task: float32 [C]}, probabilities or numbers.
@@ -75,7 +76,7 @@ class PairPredictions:
     """What pair tasks say of the candidates of a data set, gathered batch by batch, see [`Predictions`].
 
     Args:
-        heads, tasks: {task: head}, and those of them that answer pairs.
+        heads, tasks: {task: head}, and the pair tasks among them.
         candidates: of the data set.
     """
 
@@ -99,7 +100,7 @@ class PairPredictions:
 
 
 class Asked(NamedTuple):
-    """Questions about the catalog.
+    """Examples of a retrieval task.
 
     Args:
         rows: int64 [M], candidates of the data set.
@@ -131,7 +132,7 @@ class Answered(NamedTuple):
     items: ItemRows
 
     def questions(self, task: str, size: int) -> Iterator[Asked]:
-        """What is asked about the catalog: candidates whose item was taken, at most `size` at a time."""
+        """Retrieval examples: candidates whose item is a positive, at most `size` at a time."""
         taken = (self.rows.flatten() >= 0) & (self.labels[task].flatten() > 0)
         states_BCD, queries_BCD = self.output.states, self.output.queries
         assert states_BCD is not None  # there are candidates
@@ -180,7 +181,7 @@ def predict(
     workers: int = 0,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Predictions:
-    """Answer every candidate; each window of the data set is read once.
+    """Score every candidate; each window of the data set is read once.
 
     Args:
         k: length of ranked lists.
@@ -190,7 +191,7 @@ def predict(
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
         progress: show a progress bar.
         workers: processes that read windows; 0: this one does.
-        autocast: in which the model answers, e.g. `torch.autocast("cuda", torch.bfloat16)`; scores are ranked and
+        autocast: in which the model predicts, e.g. `torch.autocast("cuda", torch.bfloat16)`; scores are ranked and
             predictions made in single precision.
     """
     dataset = dataset.fixed()
@@ -224,17 +225,18 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics per task, {"<task>_<metric>": value}, and "mean_improvement".
 
-    `mean_improvement` is the mean over tasks of how much better than a constant the task is answered: 1 - logloss /
+    `mean_improvement` is the mean over tasks of the improvement over a constant prediction: 1 - logloss /
     logloss of the base rate (binary, multiclass), 1 - RMSE / standard deviation (regression, ordinal), 1 - deviance /
     deviance of the mean (count), 1 - MAE / MAE of the median (quantile, watch_time), NDCG@k (retrieval). A task whose
     known labels are all one value is left out of it, and a warning says so: the constant is perfect there, and the
     ratio to it says nothing. NaN where no task is left.
 
-    **The GAUC trap.** A split asks validation and test *prequentially*: a candidate sees what its person answered to
-    earlier candidates. GAUC counts people with both labels only, and among them an earlier positive predicts a
-    negative, like drawing without replacement: of those who were asked twice, whoever said yes first said no then. A
-    model that rightly learns from what it sees is punished, and one warning says so. Judge prequential answers by AUC,
-    logloss and RMSE, and GAUC on `processor.without_updates(...)`, where nothing evaluated is visible.
+    **The GAUC trap.** Splits evaluate *prequentially*: a candidate sees its user's feedback on
+    earlier candidates. GAUC counts users with both labels only, and among them an earlier positive predicts a
+    negative, like drawing without replacement: of users with two rows and both labels, a first positive means a second
+    negative. A model that rightly learns from what it sees is punished, and one warning says so. Evaluate prequential
+    predictions by AUC, logloss and RMSE, and GAUC on `processor.without_updates(...)`, where nothing evaluated is
+    visible.
 
     Args:
         groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
@@ -273,7 +275,7 @@ def evaluate(
 def improvements(
     model: PolyRecForRecommendation, dataset: SequenceDataset, predictions: Predictions, k: int = 10
 ) -> dict[str, float]:
-    """How much better than a constant each task is answered, see [`evaluate`]; NaN where the labels do not tell."""
+    """The improvement of each task over a constant prediction, see [`evaluate`]; NaN where the labels do not tell."""
     labels, people = dataset.labels(), dataset.people()
     found = {task: _ranking_metrics(own, None, model, task, k)[1] for task, own in predictions.rankings.items()}
     for task, values in predictions.values.items():
@@ -287,11 +289,11 @@ def improvements(
 def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
     """Whether some candidate's visible history holds an event that is itself evaluated (see `evaluate`).
 
-    So it is prequentially; not in `processor.without_updates(...)`, nor where each person is asked at one time only.
+    So it is prequentially; not in `processor.without_updates(...)`, nor where all rows of a user have one time.
     """
     log, event = dataset.log, dataset.candidates.event
     visible_until = log.offsets[log.person[event]] + dataset.candidates.position
-    first = np.full(len(log.offsets) - 1, len(log))  # evaluated event of each person
+    first = np.full(len(log.offsets) - 1, len(log))  # evaluated event of each user
     np.minimum.at(first, log.person[event], event)
     return bool((visible_until > first[log.person[event]]).any())
 
@@ -300,9 +302,9 @@ def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
 def _warn_of_biased_gauc(tasks: str) -> None:
     """Log once, not with each evaluation of a training."""
     logger.warning(
-        "GAUC of %s is biased: candidates see labels of earlier candidates of the same person, and among people with "
-        "both labels these predict the opposite; judge prequential answers by AUC, logloss and RMSE, and GAUC on "
-        "processor.without_updates(...)",
+        "GAUC of %s is biased: candidates see labels of earlier candidates of the same user, and among users with "
+        "both labels these predict the opposite; evaluate prequential predictions by AUC, logloss and RMSE, and GAUC "
+        "on processor.without_updates(...)",
         tasks,
     )
 
@@ -317,7 +319,7 @@ def _check_repeats(predictions: Predictions) -> None:
 @cache
 def _warn_of_repeats(task: str, share: str) -> None:
     logger.warning(
-        "task %r: %s of the targets are items that the user took before, which lists leave out, so that they are "
+        "task %r: %s of the targets are items of the user's history, which lists leave out, so that they are "
         "misses: where users take items again, set the task's option repeats=True or exclude_seen=False, and lists, "
         "measured and served, hold them",
         task,
@@ -375,7 +377,7 @@ def _say_constant(task: str, value: str) -> None:
 
 
 def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:
-    """The number that answers all pairs best by the first of the metrics: most frequent class, median or mean."""
+    """The constant prediction that is best by the first of the metrics: most frequent class, median or mean."""
     known = labels[~np.isnan(labels)]
     if names[0] == "accuracy":
         return float(np.bincount(known.astype(np.int64)).argmax())

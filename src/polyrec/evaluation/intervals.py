@@ -1,4 +1,4 @@
-"""Intervals over people of a task's metrics, as fast as each metric allows."""
+"""Intervals over users of a task's metrics, as fast as each metric allows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def metric_interval(
 
     Args:
         labels_R: [R]; NaN = unknown, left out. One at least is known.
-        values_R: [R], one answer each.
-        people_R: [R], person of each row.
+        values_R: [R], one value each.
+        people_R: [R], user of each row.
         n, seed: of the resampling.
 
     Example:

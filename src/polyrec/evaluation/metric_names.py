@@ -67,7 +67,7 @@ def better_baselines(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
 
 
 def chosen_text(values: Mapping[str, Any]) -> str:
-    """The settings of a baseline for people to read; empty if it has none.
+    """The settings of a baseline for users to read; empty if it has none.
 
     Example:
         >>> chosen_text({"chosen": {"settings": {"last": None, "decay": 0.9}, "rows": 10}})

@@ -52,19 +52,19 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupedAUC:
-    r"""GAUC, the mean of the groups' AUCs weighted by their rows: can the model order what ONE person was shown?
+    r"""GAUC, the mean of the groups' AUCs weighted by their rows: can the model order what ONE user was shown?
 
-    GAUC = sum_g R_g AUC_g / sum_g R_g over the groups g (people) with both labels (Zhu et al., 2017, "Optimized Cost
-    per Click in Taobao"). R_g counts the rows of the group whose label is known. One sort, no loop over people.
+    GAUC = sum_g R_g AUC_g / sum_g R_g over the groups g (users) with both labels (Zhu et al., 2017, "Optimized Cost
+    per Click in Taobao"). R_g counts the rows of the group whose label is known. One sort, no loop over users.
 
-    The GAUC trap. Only people with both labels count, so among them an earlier label predicts a later one NEGATIVELY,
+    The GAUC trap. Only users with both labels count, so among them an earlier label predicts a later one NEGATIVELY,
     like drawing without replacement: whoever had the only positive already has negatives left. A model that may read
     the test labels strictly before each row (prequential evaluation) and rightly learns from them is punished: on
-    KuaiRand the running-mean baseline falls from 0.61 to 0.26, and with labels permuted within each person (nothing to
-    learn at all) ranking by the person's own earlier rate scores about 0.2 instead of 0.5. Use GAUC for frozen
-    evaluation only, where nothing of the test period is visible; judge prequential runs by AUC, log loss and RMSE.
-    The smallest case, two questions each: whoever says twice the same does not count, and of the others each is
-    ordered wrongly by a score that has seen the first answer.
+    KuaiRand the running-mean baseline falls from 0.61 to 0.26, and with labels permuted within each user (nothing to
+    learn at all) ranking by the user's own earlier rate scores about 0.2 instead of 0.5. Use GAUC for frozen
+    evaluation only, where nothing of the test period is visible; evaluate prequential runs by AUC, log loss and RMSE.
+    The smallest case, two rows each: users with equal labels do not count, and each of the others is
+    ordered wrongly by a score that has seen the first label.
 
         >>> labels, seen_rate = [1, 0, 0, 1], [0.5, 1.0, 0.5, 0.0]  # before anything is seen: 0.5
         >>> grouped_auc(labels, seen_rate, ["yes first", "yes first", "no first", "no first"])
@@ -73,7 +73,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
     Args:
         labels: [R], 0 or 1; NaN = unknown, dropped.
         scores: [R], finite.
-        groups: [R], person ids: integers or strings, in any order.
+        groups: [R], user ids: integers or strings, in any order.
 
     Returns:
         (value, groups): the GAUC, NaN when no group has both labels, and the number of groups that do.
@@ -89,7 +89,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Grou
         raise ValueError(f"groups must name the group of each of {len(known_R)} rows, its shape is {groups_R.shape}")
     groups_R = groups_R[known_R]
     if groups_R.dtype.kind == "f" and np.isnan(groups_R).any():
-        raise ValueError("groups holds NaN: drop the rows without a person, or give each of them an id of its own")
+        raise ValueError("groups holds NaN: drop the rows without a user, or give each of them an id of its own")
     if groups_R.dtype == object:  # lexsort cannot compare Python objects
         groups_R = np.unique(groups_R, return_inverse=True)[1]
     value_G, rows_G = auc_by_group(labels_R, scores_R, groups_R)
@@ -262,7 +262,7 @@ def poisson_deviances(labels_R: np.ndarray, predictions_R: np.ndarray) -> np.nda
 def class_log_loss(labels: ArrayLike, probs: ArrayLike) -> float:
     r"""Mean negative log-likelihood of the class, -mean(log p_y), in nats, p at least 1e-7.
 
-    A class beyond the K of `probs` has probability 0: nobody told the model about it.
+    A class beyond the K of `probs` has probability 0: the model does not know it.
 
     Args:
         labels: [R], class numbers 0, 1, ...; NaN = unknown, dropped.

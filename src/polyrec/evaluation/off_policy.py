@@ -13,7 +13,7 @@ weights w_i = e(a_i | x_i) / p_i. `q` is a model of the reward: q_i = q(x_i, a_i
 | `sndr` | mean(v) + sum(w (r - q)) / sum(w) | both |
 
 `clip` bounds the weights (w = min(w, clip)), which takes variance for bias. e and q must not have been chosen by the
-rewards they are judged by: train on an earlier part of the log. Letters: R rows, A actions, K terms.
+rewards they are evaluated on: train on an earlier part of the log. Letters: R rows, A actions, K terms.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Terms = tuple[np.ndarray, np.ndarray]  # two columns [R]: the estimate is sum(fi
 
 @dataclass(frozen=True)
 class LoggedRows:
-    """Rows of a log as a policy to be judged sees them; all arrays have R entries.
+    """Rows of a log as a policy to be evaluated sees them; all arrays have R entries.
 
     Args:
         reward: r, what came of the item that was shown.
         propensity: p in (0, 1], the logged chance that it was shown.
-        chance: e(a | x) in [0, 1], with which the judged policy would have shown it.
+        chance: e(a | x) in [0, 1], with which the evaluated policy would have shown it.
         predicted: q(x, a), reward of it by a model; `dr` and `sndr` need it.
-        expected: v, mean reward by that model when the judged policy chooses; `dm`, `dr` and `sndr` need it.
+        expected: v, mean reward by that model when the evaluated policy chooses; `dm`, `dr` and `sndr` need it.
 
     Example:
         >>> rows = LoggedRows(reward=[1, 0, 0, 1], propensity=[0.5] * 4, chance=[1, 0, 1, 0])
@@ -166,10 +166,10 @@ def policy_value(
     All estimators are sums of ratios of sums, so a resample is a count per row (or group), not a copy of the rows.
 
     Args:
-        rows: the log, as the judged policy sees it.
+        rows: the log, as the evaluated policy sees it.
         estimator: "ips", "snips", "dm", "dr" or "sndr", see the table above.
-        clip: largest weight that is believed.
-        groups: [R], what is drawn together (people, sessions); None: each row by itself.
+        clip: largest weight that is used.
+        groups: [R], what is drawn together (users, sessions); None: each row by itself.
         n, seed, level: of the bootstrap (Efron and Tibshirani, 1993).
 
     Example:

@@ -49,7 +49,7 @@ def _sure_misses(dataset: SequenceDataset, found: Ranking) -> dict[str, int]:
 
 
 def format_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per task for people to read."""
+    """One line per task for users to read."""
     lines = []
     for task, found in facts.items():
         misses = [

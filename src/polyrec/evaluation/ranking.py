@@ -5,9 +5,9 @@ Rendle, 2020). A target that ties with others gets its EXPECTED metric over a ra
 that scores everything alike measures as chance, not as perfect or as "popular items first" by catalog order.
 
 `rank_targets` and `top_k` work on a chunk of scores in torch, wherever it lies; the rest is numpy. Accuracy comes with
-ONE VALUE PER LIST, so that `bootstrap` can resample people: average it with `np.nanmean`. Lists of item numbers may be
+ONE VALUE PER LIST, so that `bootstrap` can resample users: average it with `np.nanmean`. Lists of item numbers may be
 padded with a negative number, which means "no item". Letters: R rows (lists), N items of the catalog, K list length, P
-(row, item) pairs, D width of item vectors.
+(row, item) pairs, D width of item embeddings.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def diversity(top_ids_RK: np.ndarray, item_vectors_ND: np.ndarray) -> float:
 
     Args:
         top_ids_RK: [R, K]; negative = no item.
-        item_vectors_ND: [N, D], e.g. genres, text embeddings or the model's item vectors.
+        item_vectors_ND: [N, D], e.g. genres, text embeddings or the model's item embeddings.
 
     Returns:
         In [0, 2], mean over the lists of at least two items; NaN if there is none.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# A prediction is a mean (of 0 and 1, or of numbers) where one of these judges it; a median or a class is not.
+# A prediction is a mean (of 0 and 1, or of numbers) where one of these evaluates it; a median or a class is not.
 _OF_MEANS = ("logloss", "rmse", "poisson_deviance")
 
 
@@ -39,5 +39,5 @@ def reliability(labels_R: np.ndarray, predictions_R: np.ndarray, bins: int = 10)
 
 
 def predicts_means(metrics: tuple[str, ...]) -> bool:
-    """Whether a head with these metrics predicts a mean, so that [`reliability`] can judge it."""
+    """Whether a head with these metrics predicts a mean, so that [`reliability`] can evaluate it."""
     return any(name in _OF_MEANS for name in metrics)

@@ -1,8 +1,8 @@
-"""The model beside simple baselines, with intervals over people, as a dict and as a readable table.
+"""The model beside simple baselines, with intervals over users, as a dict and as a readable table.
 
 Nobody should mistake a bad model for a good one: each task stands beside the baselines that fit its data (see
-`polyrec.evaluation.baselines`), fitted on the same training rows, tuned on the same validation rows and asked the same
-questions. Where one of them is better than the model, a mark and a line say so.
+`polyrec.evaluation.baselines`), fitted on the same training rows, tuned on the same validation rows and evaluated on
+the same examples. Where one of them is better than the model, a mark and a line say so.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def compare_with_baselines(
     valid: SequenceDataset | None = None,
     released: np.ndarray | None = None,
 ) -> dict[str, Systems]:
-    """{task: {system: {metric: value, "interval": {metric: [low, high]}, "chosen": settings}}}; 95%, over people.
+    """{task: {system: {metric: value, "interval": {metric: [low, high]}, "chosen": settings}}}; 95%, over users.
 
     The first metric of each system has an interval, and so have the model's further ones that are quickly resampled.
 
     Args:
         train, test: data sets of one log; baselines are fitted on `train`.
-        predictions: the model's answers to `test`. A task without a row, or without a known label, is left out.
+        predictions: the model's predictions for `test`. A task without a row, or without a known label, is left out.
         k: cut-offs of lists, which are at least as long; baselines are chosen by NDCG at the largest.
         exclude_seen: as it was for `predictions`; the baselines' lists leave out the same.
         valid: its rows, and no others, choose the baselines' settings. None: their defaults.
@@ -115,7 +115,7 @@ def format_report(report: Mapping[str, Systems]) -> str:
             for name in names:
                 column = [s.get(name, np.nan) for s in systems.values()]
                 best = np.nanmin(column) if lower_is_better(name) else np.nanmax(column)
-                value = values.get(name, np.nan)  # a baseline answers with one number: it has no class probabilities
+                value = values.get(name, np.nan)  # a baseline predicts one number: it has no class probabilities
                 mark = "*" if value == best else "!" if system == MODEL and name in better else " "
                 cells.append((f"{value:>18.4f}" if np.isfinite(value) else f"{'-':>18}") + mark)
             lines.append(f"  {system:<{width}}" + "".join(cells))
@@ -126,7 +126,7 @@ def format_report(report: Mapping[str, Systems]) -> str:
 
 def _notes(systems: Systems, better: Mapping[str, str]) -> Iterator[str]:
     for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
-        yield f"{MODEL} {name}: 95% interval over people {low:.4f} .. {high:.4f}"
+        yield f"{MODEL} {name}: 95% interval over users {low:.4f} .. {high:.4f}"
     if better:
         yield f"! {MODEL} is not first: " + ", ".join(
             f"{metric} ({system} {systems[system][metric]:.4f})" for metric, system in better.items()

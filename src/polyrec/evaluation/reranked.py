@@ -1,6 +1,6 @@
-"""Answers of a cross-encoder: about every candidate of a data set, and as the order of a first stage's lists.
+"""Scores of a cross-encoder: of every candidate of a data set, and to rerank a first stage's lists.
 
-Letters: B people, C candidates, K items of a list, R ranked candidates.
+Letters: B users, C candidates, K items of a list, R ranked candidates.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def predict(
     shard: tuple[int, int] = (0, 1),
     progress: bool = False,
 ) -> Predictions:
-    """Answer every candidate with the pair tasks, and rerank a first stage's lists.
+    """Score every candidate with the pair tasks, and rerank a first stage's lists.
 
     Args:
         first_stage: {retrieval task: lists of another model about the same data set}, as its own `predict` (with a
-            larger k) gives them. Retrieval tasks without one are not answered.
+            larger k) gives them. Retrieval tasks without one have no predictions.
         k, blend: of [`rerank_lists`].
         shard: (rank, ranks): this process reads every ranks-th window. Values of other windows stay NaN.
     """
@@ -117,7 +117,7 @@ def score_lists(
     """Logits of the items of lists, float32 [R, K], -inf where a list has no item."""
     if lists.rows.max(initial=-1) >= dataset.num_candidates:
         raise ValueError(
-            f"the lists are about candidate {lists.rows.max()} but the data set asks {dataset.num_candidates}: make "
+            f"the lists are about candidate {lists.rows.max()} but the data set has {dataset.num_candidates}: make "
             "them of this data set"
         )
     windows = _Lists(dataset, lists)
@@ -177,7 +177,7 @@ def _answered(
     batch_size: int,
     progress: bool,
 ) -> Any:
-    """Rows of candidates [B, C] (-1 = padding) and answers of each batch."""
+    """Rows of candidates [B, C] (-1 = padding) and predictions of each batch."""
     loader = DataLoader(
         windows,
         batch_size=batch_size,

@@ -1,9 +1,9 @@
-"""Metrics of resampled people, fast: a resample is how often each person was drawn.
+"""Metrics of resampled users, fast: a resample is how often each user was drawn.
 
 A metric prepared by `resampled_metric` is called with those counts, `times_G`, and returns what the plain metric would
-give on the resampled rows (each person's rows repeated as often as the person was drawn). Sorting, logarithms and sums
-over a person's rows happen once; one resample of an AUC then costs a pass over the rows, of a mean two dot products.
-Letters: R rows, G people.
+give on the resampled rows (each user's rows repeated as often as the user was drawn). Sorting, logarithms and sums
+over a user's rows happen once; one resample of an AUC then costs a pass over the rows, of a mean two dot products.
+Letters: R rows, G users.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def resampled_mean(values_R: np.ndarray, code_R: np.ndarray, people: int) -> Res
 
     Args:
         values_R: [R].
-        code_R: int [R], person of each row as 0..G-1.
+        code_R: int [R], user of each row as 0..G-1.
         people: G.
 
     Example:
@@ -43,13 +43,13 @@ def resampled_mean(values_R: np.ndarray, code_R: np.ndarray, people: int) -> Res
 def resampled_metric(
     name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int
 ) -> ResampledMetric | None:
-    """A metric of `evaluator.PAIR_METRICS` of resampled people, or None where only the slow way is known.
+    """A metric of `evaluator.PAIR_METRICS` of resampled users, or None where only the slow way is known.
 
     Args:
         name: of the metric.
         labels_R: [R], all known.
-        values_R: [R, ...], the model's answers.
-        code_R: int [R], person of each row as 0..G-1.
+        values_R: [R, ...], the model's predictions.
+        code_R: int [R], user of each row as 0..G-1.
         people: G.
     """
     prepare = _FAST.get(name)
@@ -64,7 +64,7 @@ def is_fast(name: str) -> bool:
 def repeated_rows(
     name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int
 ) -> ResampledMetric:
-    """The slow way, for any metric: compute it on rows repeated as often as their person was drawn."""
+    """The slow way, for any metric: compute it on rows repeated as often as their user was drawn."""
     metric = evaluator.PAIR_METRICS[name]
 
     def resample(times_G: np.ndarray) -> float:

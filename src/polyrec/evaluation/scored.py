@@ -23,7 +23,7 @@ class Ranking:
     """Lists of a retrieval task.
 
     Args:
-        rows: int64 [R], which candidates of the data set were ranked: those whose item was taken.
+        rows: int64 [R], which candidates of the data set were ranked: those whose item is a positive.
         greater, ties: int64 [R], items that score higher than the item taken, and others that score the same; see
             `ranking.rank_targets` for items that no list can hold.
         top_ids: int64 [R, K], the best items, as rows of the catalog (item id - 2).
@@ -51,7 +51,7 @@ def rows_at_once(num_items: int) -> int:
 
 
 def ranked_rows(dataset: SequenceDataset, task: str) -> np.ndarray:
-    """The candidates of a retrieval task: those whose item was taken, unknown items included, int64 [R]."""
+    """The candidates of a retrieval task: those whose item is a positive, unknown items included, int64 [R]."""
     return np.flatnonzero(dataset.labels()[:, dataset.task_names.index(task)] > 0)
 
 
@@ -91,7 +91,8 @@ def rank_rows(
     what: LeftOut = "history",
     num_items: int | None = None,
 ) -> Ranking:
-    """Rank the catalog for candidates whose item was taken, as `polyrec.evaluation.evaluator.predict` ranks a model.
+    """Rank the catalog for candidates whose item is a positive, as `polyrec.evaluation.evaluator.predict` ranks a
+    model.
 
     Args:
         score: candidates of the data set, int64 [R] -> scores of the catalog without padding and the unknown item,

@@ -1,13 +1,13 @@
-"""Where a model answers well and where it does not: metrics of groups of rows, each with an interval over people.
+"""Where a model predicts well and where it does not: metrics of groups of rows, each with an interval over users.
 
-A mean over all rows hides that new people, rare items or one category are served badly. Rows are grouped by
+A mean over all rows hides that new users, rare items or one category are served badly. Rows are grouped by
 
-* **popularity** of the item asked about: the most popular items that have a third of the training events between them
-  ("head"), those that have the next third, the many that share the last one ("tail"), and those never met;
+* **popularity** of the candidate item: the most popular items that have a third of the training events between them
+  ("head"), those that have the next third, the many that share the last one ("tail"), and those never seen;
 * **history**: how many earlier events were visible;
-* **activity**: thirds of the people by their number of training events, those without any apart;
+* **activity**: thirds of the users by their number of training events, those without any apart;
 * **time**: quarters of the rows, in time order;
-* **attributes** of items or people by name, e.g. a category, or a group that should not be served worse than others.
+* **attributes** of items or users by name, e.g. a category, or a group that should not be served worse than others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 POPULARITY = ("head", "middle", "tail")
-NEVER_MET = "never met"
+UNSEEN = "unseen"
 _HISTORIES = ((0, 0), (1, 5), (6, 20), (21, 100), (101, None))
 _ACTIVITY = ("least active third", "middle third", "most active third", "no training events")
 _MOST_VALUES = 8  # of an attribute, those with the most rows
@@ -47,16 +47,16 @@ def slice_groups(
     """Groups of the candidates of `test`; empty ones are left out, as is what all rows have in common.
 
     Args:
-        train: training rows of the same log, which say how active people are.
+        train: training rows of the same log, which say how active users are.
         item_counts: [N], training events of each item.
-        columns: attributes of items or people to group by. Default: the first categorical attribute of the items.
+        columns: attributes of items or users to group by. Default: the first categorical attribute of the items.
     """
     check_slices(columns, processor)
     log, event = test.log, test.candidates.event
     item, person = log.item[event], log.person[event]
     events_P = np.bincount(train.people()[train.own_view], minlength=len(log.user_ids))
     found: Groups = {
-        "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, NEVER_MET)),
+        "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, UNSEEN)),
         "history": _by_history(visible_events(test)),
         "activity": _named(_activity(events_P, test.people()), _ACTIVITY),
     }
@@ -77,7 +77,7 @@ def check_slices(columns: Sequence[str], processor: PolyRecProcessor) -> None:
     known = processor.items.encoders | processor.users.encoders
     for name in columns:
         if name not in known:
-            raise ValueError(f"slices: no attribute {name!r} of items or people; {nearest(name, list(known))}")
+            raise ValueError(f"slices: no attribute {name!r} of items or users; {nearest(name, list(known))}")
         if known[name].kind not in ("numeric", "categorical", "multi"):
             raise ValueError(
                 f"slices: {name!r} is of kind {known[name].kind!r}: only categories and numbers form groups"
@@ -117,11 +117,11 @@ def sliced(
 def popularity_bias(
     dataset: SequenceDataset, found: evaluator.Ranking, item_counts: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Shares of popular and rare items in what a retrieval task recommends, and in what people took."""
+    """Shares of popular and rare items in what a retrieval task recommends, and in what users consumed."""
     of_item = _popularity_class(item_counts)
     taken = of_item[dataset.log.item[dataset.candidates.event[found.rows]]]
     listed = of_item[found.top_ids[found.top_ids >= 0] + FIRST_ITEM]
-    names = (*POPULARITY, NEVER_MET)
+    names = (*POPULARITY, UNSEEN)
     return {
         what: {name: float((classes == i).mean()) if len(classes) else 0.0 for i, name in enumerate(names)}
         for what, classes in (("recommended", listed), ("taken", taken))
@@ -158,7 +158,7 @@ def _named(code_C: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _popularity_class(item_counts: np.ndarray) -> np.ndarray:
-    """0 = head, 1 = middle, 2 = tail, 3 = never met, int64 [N]."""
+    """0 = head, 1 = middle, 2 = tail, 3 = never seen, int64 [N]."""
     order = np.argsort(-item_counts, kind="stable")
     before = np.cumsum(item_counts[order]) - item_counts[order]  # events of items that are more popular
     of_item = np.empty(len(item_counts), dtype=np.int64)
@@ -168,7 +168,7 @@ def _popularity_class(item_counts: np.ndarray) -> np.ndarray:
 
 
 def _activity(events_P: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """0..2: third of the people asked about who have training events; 3: without one. Equal people stay together."""
+    """0..2: third of the evaluated users who have training events; 3: without one. Equal users stay together."""
     asked = np.unique(person)
     events = np.where(events_P[asked] > 0, events_P[asked], np.nan)
     third = np.where(np.isnan(events), len(_ACTIVITY) - 1, _thirds(events))

@@ -1,6 +1,6 @@
 """How much simple recommenders have to say beside the network, chosen by the ranking of validation rows.
 
-Letters: M questions, N items.
+Letters: M examples, N items.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def choose_term_weights(
         k: length of the lists.
         exclude_seen: as of [`~polyrec.evaluation.evaluator.predict`].
         autocast: as of `predict`.
-        tasks: that are judged; None: all.
+        tasks: that are evaluated; None: all.
     """
     heads = {name: model.heads[name] for name in model.state_tasks if tasks is None or name in tasks}
     terms = {
@@ -131,7 +131,7 @@ def _metrics(
 
 
 def _of_rows(asked: Asked, kept: np.ndarray) -> Asked | None:
-    """The questions that are about some rows."""
+    """The examples of some rows."""
     index = np.flatnonzero(kept[asked.rows])
     if not len(index):
         return None

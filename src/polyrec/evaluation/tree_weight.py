@@ -68,7 +68,7 @@ def choose_tree_weights(
     Args:
         processor: whose last split the training rows are of.
         autocast: as of [`~polyrec.evaluation.evaluator.predict`].
-        tasks: that are judged; None: all.
+        tasks: that are evaluated; None: all.
 
     Raises:
         ValueError: the model reads other features than the processor gives.

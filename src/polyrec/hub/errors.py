@@ -1,4 +1,4 @@
-"""What the Hub answers when it refuses, passed on with what mends it."""
+"""Errors of the Hub, with the fix."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _fix(error: HfHubHTTPError, repo_id: str, revision: str | None, pushing: boo
             "may see it."
         )
     if status == 401:
-        return f"The Hub does not know who asks: {_LOGIN}."
+        return f"The Hub does not know who you are: {_LOGIN}."
     if status == 403:
         need = "write to" if pushing else "read"
         return f"This account may not {need} {repo_id!r}: use a token with that right, or a name of your own."
@@ -79,4 +79,4 @@ def _fix(error: HfHubHTTPError, repo_id: str, revision: str | None, pushing: boo
         return f"Too many requests: wait, then {_again(pushing)}."
     if status >= 500:
         return f"The Hub has trouble: {_again(pushing)}."
-    return f"The Hub refused what was asked about {repo_id!r}."
+    return f"The Hub refused the request for {repo_id!r}."

@@ -35,7 +35,7 @@ KINDS = {
     "card": (CARD_NAME, "training_curves.png", "LICENSE", "metrics.json", "training.json"),
 }
 PEOPLE = (USERS_NAME,)
-# Salted hashes of what a model has learnt, for the leakage guard of its owner, and what users did, for serving them.
+# Salted hashes of training rows, for the leakage guard of its owner, and what users did, for serving them.
 NEVER = (ROWS_NAME, EVENTS_NAME)
 
 MODEL_FILES = KINDS["model"]
@@ -67,7 +67,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 def kind_of(path: str) -> str | None:
     """What a file is; None: nothing of a shared model."""
     if matches(path, PEOPLE):
-        return "rows about people"
+        return "rows about users"
     if path == MANIFEST_NAME:
         return "manifest"
     return next((kind for kind, patterns in KINDS.items() if matches(path, patterns)), None)

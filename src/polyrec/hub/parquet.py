@@ -1,7 +1,7 @@
 """Parquet files of strangers: what reading one would take, found out before it is read.
 
-What a file's footer says of sizes is not believed: every page has a header of its own (Apache Parquet, "Parquet
-Modular Format"; in Thrift's compact protocol), by which readers make room for it.
+Sizes in a file's footer are not trusted: every page has a header of its own (Apache Parquet, "Parquet
+Modular Format"; in Thrift's compact protocol), by which readers allocate memory.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check_table(path: Path, name: str, ids: bool) -> int:
 
     Args:
         name: for messages.
-        ids: each of its rows is another item or person.
+        ids: each of its rows is another item or user.
     """
     about, size = read_footer(path, name), path.stat().st_size
     groups = [about.row_group(g) for g in range(about.num_row_groups)]

@@ -40,7 +40,7 @@ def push(
     Args:
         repo_id: user/name; without user, that of the token.
         parts: what is written side by side, e.g. a model and its processor.
-        include_users: share rows about people, too, where a processor knows them.
+        include_users: share rows about users, too, where a processor knows them.
         max_shard_size: of one file of weights, e.g. "5GB"; default: that of transformers.
         options: those of [`push_folder`].
     """
@@ -82,7 +82,7 @@ def push_folder(
         create_pr: propose the commit instead, for repositories of others.
         commit_message, commit_description: of the commit.
         tags: further ones of the card.
-        include_users: let rows about people leave, too; warns with their columns.
+        include_users: let rows about users leave, too; warns with their columns.
         allow_columns: columns that may leave although they look like e-mail addresses or phone numbers.
         checkpoint: of a checkpoint of a training: also share what continues it (states of optimizer, schedule and
             random numbers), in this folder of the repository, which [`from_pretrained`] does not read.
@@ -156,14 +156,14 @@ def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> st
 
 
 def _checkpointed(found: Scan) -> list[str]:
-    """Files that continue a training: all of its checkpoint but what never leaves and rows about people."""
+    """Files that continue a training: all of its checkpoint but what never leaves and rows about users."""
     people = {file.path for file in found.people}
     kept = [path for path in found.staying if path not in people and not matches(path.split("/")[-1], NEVER)]
     return [*(file.path for file in found.leaving if file.path not in (CARD_NAME, MANIFEST_NAME)), *kept]
 
 
 def _stale(held: set[str], found: Scan) -> list[str]:
-    """Files of an earlier push of the same parts that would not fit to those of this one, and those of people."""
+    """Files of an earlier push of the same parts that would not fit to those of this one, and those of users."""
     sent = {file.path for file in found.leaving}
     parts = {file.kind for file in found.leaving}
     if "processor" in parts:
@@ -194,10 +194,10 @@ def _warn_of_local_bases(folder: Path) -> None:
 def _warn_of_people(found: Scan) -> None:
     columns = "; ".join(f"{file.path}: {', '.join(file.columns)}" for file in found.people)
     if columns:
-        warnings.warn(f"rows about people leave, as include_users=True asks: {columns}", stacklevel=3)
+        warnings.warn(f"rows about users leave, because of include_users=True: {columns}", stacklevel=3)
     else:
         warnings.warn(
-            "include_users=True, but there are no rows about people here: save the processor with "
+            "include_users=True, but there are no rows about users here: save the processor with "
             "save_pretrained(folder, include_users=True) first",
             stacklevel=3,
         )

@@ -48,7 +48,7 @@ class Leaving:
         size: bytes.
         kind: what it is, see `polyrec.hub.files.KINDS`.
         columns: {name: type} of a table, without what polyrec counted itself; of a processor's configuration, the
-            columns of people and events whose categories it holds.
+            columns of users and events whose categories it holds.
     """
 
     path: str
@@ -63,8 +63,8 @@ class Scan:
 
     Args:
         leaving: files that would be pushed.
-        staying: files that are nothing of a shared model (checkpoints, data, pickles), or of people.
-        people: files of rows about people, which leave only if that is asked for.
+        staying: files that are nothing of a shared model (checkpoints, data, pickles), or of users.
+        people: files of rows about users, which leave only if that is asked for.
         refusals: secrets, links, files that nobody names, and columns that look like e-mail addresses or phone
             numbers, each with where it was seen.
     """
@@ -78,14 +78,14 @@ class Scan:
         """Refuse what must not leave.
 
         Raises:
-            ValueError: with every secret, link and column that looks like a way to reach a person.
+            ValueError: with every secret, link and column that looks like a way to reach a user.
         """
         if self.refusals:
             raise ValueError(
                 "this must not leave:\n"
                 + "\n".join(f"  {line}" for line in self.refusals)
                 + "\nrevoke tokens and passwords and take them out; fit a processor without these columns, or, if they "
-                "are about no person, name them, as well as text files whose addresses are meant to be public: "
+                "are about no user, name them, as well as text files whose addresses are meant to be public: "
                 "allow_columns=[...] (--allow-column NAME)"
             )
 
@@ -106,7 +106,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
     """Look through a folder of a model, a processor or a whole run; nothing is sent.
 
     Args:
-        include_users: let rows about people leave, too (users.parquet of `processor.save_pretrained(include_users=
+        include_users: let rows about users leave, too (users.parquet of `processor.save_pretrained(include_users=
             True)`).
         allow_columns: columns that may leave although they look like addresses or phone numbers, and text files that
             may hold e-mail addresses, such as README.md.
@@ -123,7 +123,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
         Traceback (most recent call last):
             ...
         ValueError: this must not leave:
-          items.parquet: column 'seller_email' is named like a way to reach a person ...
+          items.parquet: column 'seller_email' is named like a way to reach a user ...
     """
     folder, found = Path(folder), Scan()
     if not folder.is_dir():
@@ -136,7 +136,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
         if kind is None or matches(path.name, NEVER) or path.is_symlink():
             found.staying.append(name)
             continue
-        file = Leaving(name, path.stat().st_size, "rows about people" if personal else kind)
+        file = Leaving(name, path.stat().st_size, "rows about users" if personal else kind)
         try:
             # Another manifest leaves in its place, of digests alone.
             refused = [] if kind == "manifest" else _look_into(file, path, allow_columns)
@@ -199,7 +199,7 @@ def _foreign(path: Path, name: str) -> Iterator[str]:
 
 
 def _about_people(path: Path) -> bool:
-    """Whether a table of running statistics is kept per person."""
+    """Whether a table of running statistics is kept per user."""
     config = path.parent / "statistics.json"
     if path.suffix != ".parquet" or not config.exists():
         return False
@@ -220,7 +220,7 @@ def _suspicious_table(path: Path, name: str, columns: dict[str, str], allowed: S
         if column in allowed:
             continue
         if _NAMES.search(_words(column)):
-            yield f"{name}: column {column!r} is named like a way to reach a person"
+            yield f"{name}: column {column!r} is named like a way to reach a user"
         else:
             read.append(column)
     seen: set[str] = set()
@@ -235,13 +235,13 @@ def _suspicious_table(path: Path, name: str, columns: dict[str, str], allowed: S
 
 
 def _suspicious_vocabularies(path: Path, allowed: Sequence[str]) -> Iterator[str]:
-    """Categories that encoders have learnt travel in the processor's configuration, those of people's columns, too."""
+    """Vocabularies of encoders are saved in the processor's configuration, those of users' columns, too."""
     for place, column, encoder in _encoders(json.loads(path.read_text(encoding="utf-8"))):
         if column in allowed:
             continue
         what = f"{path.name}: {place} column {column!r}"
         if _NAMES.search(_words(column)):
-            yield f"{what} is named like a way to reach a person"
+            yield f"{what} is named like a way to reach a user"
             continue
         texts = [v for values in encoder.values() if isinstance(values, list) for v in values if isinstance(v, str)]
         if texts and (found := _suspicious(pa.array(texts))) is not None:

@@ -116,8 +116,8 @@ def check_finite(path: Path, tensor: Stored, name: str) -> None:
             raw = file.read(min(_CHUNK, left))
             if not _finite(raw, tensor.dtype):
                 raise ValueError(
-                    f"{path.name}: {name!r} holds NaN or infinite numbers, so every answer would be NaN: the training "
-                    "diverged or the file is damaged; take an earlier revision"
+                    f"{path.name}: {name!r} holds NaN or infinite numbers, so every prediction would be NaN: the "
+                    "training diverged or the file is damaged; take an earlier revision"
                 )
             left -= len(raw)
 

@@ -1,4 +1,4 @@
-"""Whether a saved folder can be used, asked before it is shared."""
+"""Checks that a saved folder can be used, before it is shared."""
 
 from __future__ import annotations
 

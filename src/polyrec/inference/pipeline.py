@@ -21,16 +21,16 @@ _REQUEST = ("history", "user_id", "user", "context", "time", "query")
 
 
 class RecommendationPipeline(Pipeline):
-    """Recommends items, or finds them by a query, for one person or several.
+    """Recommends items, or finds them by a query, for one user or several.
 
-    A person is a dict with any of `history`, `user_id`, `user`, `context`, `time` and `query`, see
-    [`~polyrec.inference.recommender.Recommender.recommend`]; a list of them gives a list of answers. Requests may come
+    A user is a dict with any of `history`, `user_id`, `user`, `context`, `time` and `query`, see
+    [`~polyrec.inference.recommender.Recommender.recommend`]; a list of them gives a list of results. Requests may come
     from strangers: a history is a list of item ids or of events, never the name of a file, and sizes are bounded.
 
     Args:
         model: a name on the Hub or a folder, or a [`PolyRecForRecommendation`].
         processor: its [`PolyRecProcessor`]; default: the one saved with the model.
-        k: recommendations per person.
+        k: recommendations per user.
         rank_by: the task that ranks; default: the model's first one that needs no query.
         exclude_seen: leave out items of the history; default: as `recommend` and `search` have it.
         reasons: also say why, by `model.explain`: each row gets its `reason` and the `events` that speak for it.
@@ -67,9 +67,9 @@ class RecommendationPipeline(Pipeline):
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, person: Any) -> dict[str, Any]:
-        """A person as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
+        """A user as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
         if not isinstance(person, Mapping):
-            raise ValueError(f"a person is a dict such as {{'history': [item ids]}}, not {shown(person)}")
+            raise ValueError(f"a user is a dict such as {{'history': [item ids]}}, not {shown(person)}")
         check_keys(person, _REQUEST, "a request")
         check_history(person.get("history"))
         for name in ("user", "context"):
@@ -85,7 +85,7 @@ class RecommendationPipeline(Pipeline):
         history = person.pop("history", None)
         if "query" in person:
             if reasons:
-                raise ValueError("reasons are those of recommendations: ask without a query, or without reasons=True")
+                raise ValueError("reasons are only for recommendations: leave out the query, or reasons=True")
             found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
         else:
             found = self.recommender.recommend(history, **person, **options)

@@ -1,4 +1,4 @@
-"""A few items in the order of a cross-encoder, for one person."""
+"""A few items in the order of a cross-encoder, for one user."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def rerank(
     context: Mapping[str, Any] | None = None,
     time: Any = None,
 ) -> list[dict[str, Any]]:
-    """Order given items for one person.
+    """Order given items for one user.
 
     Args:
-        history: the person's events, oldest first, as for `recommend`.
+        history: the user's events, oldest first, as for `recommend`.
         candidates: item ids, or what `recommend` of a first stage returned; best first, if `blend` is to mean anything.
         task: by which to order; default: the first retrieval task, or the first task if there is none.
         blend: how much the given order counts, see `polyrec.evaluation.reranked.rerank_lists`.
-        user, context, time: who asks, and when, as for `recommend`.
+        user, context, time: of the request, as for `recommend`.
 
     Returns:
         One dict per candidate, best first: `rank`, `item`, `title` (if the catalog has one), `score` and one entry per

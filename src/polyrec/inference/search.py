@@ -44,19 +44,20 @@ def search(
 
     Args:
         query: in any language the text encoder knows; longer ones than it reads are cut.
-        history, user, context, time, user_id: who asks, and when, as for `recommend`; a personal search reads them, and
-            so do the other tasks' answers.
+        history, user, context, time, user_id: of the request, as for `recommend`; personalised search reads them, and
+            so do the other tasks.
         k: number of results.
         task: the search task that ranks; default: the model's first one.
         expand: widen the query by so many of the items that it finds first; 0 = not.
         expand_weight: how far, in [0, 1], see `SearchHead.expanded`.
-        exclude_seen: leave out items of the history. People search for what they know, so by default it is found.
+        exclude_seen: leave out items of the history. Users search for what they know, so by default it is found.
         query_item: id of the item that the query is the text of, which is left out, as in evaluations
             (`columns.query_item`).
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
-        that judges items (knowing the query) and `cold_item` (True: never met in training). None for an empty query.
+        that scores items (given the query) and `cold_item` (True: never seen in training). None for an empty
+        query.
     """
     k, query, task, expand, expand_weight, exclude_seen = (
         read_scalar(name, value)

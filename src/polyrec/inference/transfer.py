@@ -1,4 +1,4 @@
-"""A model that knows items by their texts answers about another catalog."""
+"""Transfer: a model that represents items by their text scores another catalog."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> PolyRecForRecommendation:
     """The same weights over the items of another processor, without any training there.
 
-    What has been learnt about people's histories holds wherever items are known by texts alone (UniSRec, Hou et al.,
+    What a model learned about histories transfers wherever items are represented by text only (UniSRec, Hou et al.,
     2022, "Towards Universal Sequence Representation Learning for Recommender Systems"). The result can be trained on.
 
     Args:
@@ -27,7 +27,7 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     """
     if model.config.item_ids or model.config.text is None:
         raise ValueError(
-            "only a model that knows its items by texts alone answers about others: train it with "
+            "only a model that represents items by text alone transfers to other catalogs: train it with "
             "model_config(item_ids=False) and a processor fitted with text=..."
         )
     if processor.text is None or processor.text.model != model.config.text["model"]:

@@ -1,4 +1,4 @@
-"""Example people of a run: their history without its last event, and what the model makes of it."""
+"""Example users of a run: their history without its last event, and what the model predicts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _RECOMMENDED = 5
 
 
 def example_people(run: Path, people: int) -> list[Example]:
-    """People with short, middling and long histories, chosen by their number of events alone, so always the same ones.
+    """Users with short, middling and long histories, chosen by their number of events alone, so always the same ones.
 
-    Those with one event are left out: nothing would be left to guess from. Rows with lists are as many people.
+    Those with one event are left out: nothing would be left to guess from. Rows with lists are as many users.
     """
     model, processor = PolyRecForRecommendation.from_pretrained(run).eval(), PolyRecProcessor.from_pretrained(run)
     columns = processor.columns
@@ -38,7 +38,7 @@ def example_people(run: Path, people: int) -> list[Example]:
 
 
 def _chosen(events: np.ndarray, people: int) -> np.ndarray:
-    """Some people by their number of events."""
+    """Some users by their number of events."""
     asked = np.flatnonzero(events > 1)
     asked = asked[np.argsort(events[asked], kind="stable")]
     shares = (np.arange(people) + 0.5) / people  # of the way from the least to the most active

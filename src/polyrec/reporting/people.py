@@ -1,4 +1,4 @@
-"""Recommendations of example people with titles and reasons; nobody is named."""
+"""Recommendations of example users with titles and reasons; nobody is named."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SHOWN = 8  # latest events of a history
 
 @dataclass(frozen=True)
 class Example:
-    """One person.
+    """One user.
 
     Args:
         events: in the history.
         history: titles of the latest events, oldest first.
-        then: title of what the person took next, which the model has not seen here.
+        then: title of the user's next item, which the model has not seen here.
         rows: what `model.explain` gives: rank, title, score, reason.
     """
 
@@ -30,7 +30,7 @@ class Example:
 
 
 def example_sections(run: str, examples: Sequence[Example]) -> list[Section]:
-    """A section per person, under the name of the run that answered."""
+    """A section per user, under the name of the run."""
     return [_section(f"Example {number} ({run})", example) for number, example in enumerate(examples, start=1)]
 
 

@@ -67,7 +67,7 @@ def _about(runs: Runs) -> Section:
     points = []
     if len(runs) > 1 and (len(set(data.values())) > 1 or None in data.values()):
         points.append("**These runs do not all have the same data: their figures cannot be compared.**")
-    header = ["run", "events", "people", "items", "parameters", "epochs", "seconds", "data"]
+    header = ["run", "events", "users", "items", "parameters", "epochs", "seconds", "data"]
     return Section("Runs", points, Table(header, rows))
 
 
@@ -94,7 +94,7 @@ def _task(task: str, runs: Runs, plots: dict[str, bytes]) -> list[Section]:
     # Baselines are those of the first run: they depend on the data alone.
     systems = {name: run.metrics[task][MODEL] for name, run in runs.items()}
     systems |= {name: values for name, values in first.metrics[task].items() if name != MODEL}
-    points = [f"Test part; `{metric}` decides; best in bold.", *baseline_points(first.metrics[task])]
+    points = [f"Test set; `{metric}` decides; best in bold.", *baseline_points(first.metrics[task])]
     found = [Section(f"Task `{task}`", points, figure_table(systems))]
     histories = {name: run.history for name, run in runs.items() if run.history}
     if histories:
@@ -129,7 +129,7 @@ def _slices(task: str, metric: str, runs: Runs, plots: dict[str, bytes]) -> list
                 *(told(v, metric) for v in values),
             ]
         )
-    table = Table(["group", "rows", "people", *(f"{metric}, {run}" for run in by_run)], rows)
+    table = Table(["group", "rows", "users", *(f"{metric}, {run}" for run in by_run)], rows)
     return [Section(f"`{task}`: where it errs", table=table, plot=name)]
 
 
@@ -166,11 +166,11 @@ def _gates(run: RunFiles) -> Table | None:
 
 def _how_to_read() -> list[str]:
     return [
-        "Intervals hold 95% of resamples of the test people; they say nothing about the chance of training.",
+        "Intervals hold 95% of resamples of the test users; they say nothing about the chance of training.",
         "Groups: popularity is of the item (head: the most popular items that have a third of the training events), "
-        "history the number of earlier events that were visible, activity thirds of the people by training events, "
-        "time quarters of the test rows. Groups of few people have wide or rough intervals.",
+        "history the number of earlier events that were visible, activity thirds of the users by training events, "
+        "time quarters of the test rows. Groups of few users have wide or rough intervals.",
         "Calibration: rows are sorted by prediction and cut into ten parts.",
-        "Examples are people of the data; their last event was hidden from the model here, though it may have been in "
+        "Examples are users of the data; their last event was hidden from the model here, though it may have been in "
         "its training. ◀ marks it where it was recommended.",
     ]

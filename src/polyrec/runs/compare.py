@@ -49,7 +49,7 @@ def compare_recipe(
 
     Args:
         kinds: variants to train, see `polyrec.evaluation.comparison.plan`.
-        resamples: of the bootstrap over people.
+        resamples: of the bootstrap over users.
         html: write the page with plots, too; it needs matplotlib.
     """
     read_value(Annotated[int, Range(1, 1_000)], seeds, "--seeds")
@@ -95,7 +95,7 @@ def _compare(
                 parts, drawn_by = prepare(recipe, seed)[1], seed
             run = _run(recipe, processor, parts, variant, seed, expected, home)
             said = f"{run.cost.wall_seconds:.0f} s"
-        tqdm.write(f"[{number}/{len(jobs)}] {run.name}: learnt {', '.join(variant.tasks)} ({said})")
+        tqdm.write(f"[{number}/{len(jobs)}] {run.name}: trained on {', '.join(variant.tasks)} ({said})")
         runs.append(run)
     result = compare(
         runs,
@@ -104,7 +104,7 @@ def _compare(
         first.rank_k,
         resamples,
         seed=first.seed,
-        progress=lambda task: print(f"resampling people: {task}"),
+        progress=lambda task: print(f"resampling users: {task}"),
     )
     result.notes += _lost_couplings(tasks, variants)
     return result
@@ -119,7 +119,7 @@ def _run(
     expected: str,
     home: Path,
 ) -> ComparisonRun:
-    """Train one variant, answer the test part and put both away."""
+    """Train one variant, predict the test set and save both."""
     work = home.with_name(f".{home.name}.work")
     trainer = build_trainer(
         recipe,
@@ -150,7 +150,7 @@ def _lost_couplings(tasks: Sequence[TaskConfig], variants: Sequence[Variant]) ->
         where = [v.name for v in variants if task.name in v.tasks and task.parent not in v.tasks]
         if task.parent is not None and where:
             notes.append(
-                f"`{task.name}` follows from `{task.parent}` ({task.coupling}); where `{task.parent}` is not learnt it "
-                f"stands on its own: {', '.join(where)}."
+                f"`{task.name}` follows from `{task.parent}` ({task.coupling}); where `{task.parent}` is not trained "
+                f"it stands on its own: {', '.join(where)}."
             )
     return notes

@@ -84,7 +84,7 @@ class _Workshop:
     def train(
         self, name: str, recipe: Recipe, teacher: Teacher | None = None, start: LiveTeacher | None = None
     ) -> ComparisonRun:
-        """Train a model, answer the test part and put both away; one that is there already is kept."""
+        """Train a model, predict the test set and save both; an existing one is kept."""
         home, expected = self.folder / "runs" / name, fingerprint({**self.about, "name": name, "model": recipe.model})
         if (found := ComparisonRun.load_whole(home)) is not None:
             if found.fingerprint != expected:
@@ -147,7 +147,7 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
     distill.md. Trainings that are done are kept in `runs/`, so that an interrupted distillation goes on.
 
     Args:
-        recipe: of the student; its plan (`model.distillation`), or every task that the teachers answer.
+        recipe: of the student; its plan (`model.distillation`), or every task that the teachers predict.
     """
     if recipe.training.get("teacher") is not None:
         raise ValueError(
@@ -245,7 +245,7 @@ def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings
         return recipe
     place = Path(recipe.output) / _WIDTH_NAME
     if not place.exists():
-        plain = with_plan(recipe, None)  # what distils is not part of the student that answers
+        plain = with_plan(recipe, None)  # distillation is not part of the served student
         if settings.target_parameters is not None:
             width = width_for_parameters(plain, processor, settings.target_parameters)
         else:
@@ -261,7 +261,7 @@ def _beliefs(
     found: dict[str, float] = {}
     if judged is None:
         shop.notes.append(
-            "Stored answers are about the training part alone: the teacher was not judged, and no alpha was changed."
+            "Stored outputs cover the training set only: the teacher was not evaluated, and alpha is unchanged."
         )
     else:
         found = judge.improvements(judge.predictions(judged, shop.parts.valid), shop.parts.valid)

@@ -21,7 +21,7 @@ from polyrec.evaluation.page import Section, Table, markdown, plain
 REPORT_NAME = "distill"
 _LEVEL = 0.95
 _SYSTEMS = ("teacher", "alone", "student")
-WITHOUT = "without_"  # before the name of the soft loss that a system has not learnt by
+WITHOUT = "without_"  # before the name of the soft loss that a system was trained without
 
 
 @dataclass
@@ -30,7 +30,7 @@ class System:
 
     Args:
         parameters, bytes: of its model, and of the file of its weights; None where there is none.
-        people_per_second: answered, one question and one list of each task per person.
+        people_per_second: users served, one candidate and one list of each task per user.
         cost: of its training, see `Cost`.
         peak_memory: most bytes that the process held while it was trained.
     """
@@ -47,7 +47,7 @@ class Study:
     """A distillation and what it has shown; distill.json holds it.
 
     Args:
-        settings, plan: what was asked for, and the plan that the student learnt by.
+        settings, plan: what was asked for, and the plan of the student.
         weights: {task: one weight per teacher} of an ensemble.
         beliefs: {task: why it has its alpha}.
         systems: {"teacher", "alone", "student": what it costs}.
@@ -79,10 +79,10 @@ def write_report(
     seed: int,
     folder: Path,
 ) -> None:
-    """Compare the systems on the people of the test part, put what is found into the study, and write and print it."""
+    """Compare the systems on the users of the test set, put what is found into the study, and write and print it."""
     for task in sorted(tasks, key=lambda t: t.name):
         own = [run for run in runs if task.name in run.tasks]
-        # One training each: the comparison is over people.
+        # One training each: the comparison is over users.
         own = [_with_seed(run, seed) for run in own]
         found = measure(task, own, _SYSTEMS, dataset, k, study.settings["resamples"], seed)
         study.tasks[task.name] = _task(found, {run.variant for run in own})
@@ -145,7 +145,7 @@ def _task_section(name: str, task: Mapping[str, Any], systems: Sequence[str]) ->
         cells = [f"{values[s]:.4f}" if s in values else "" for s in systems]
         gains = [_gain(task[key].get(metric)) for key, _ in columns]
         rows.append([f"{label} ({better} is better)", *cells, *gains])
-    points = [f"{task['rows']:,} test rows of {task['people']:,} people; {task['primary']} decides."]
+    points = [f"{task['rows']:,} test rows of {task['people']:,} users; {task['primary']} decides."]
     return Section(f"Task `{name}`", points, Table(["metric", *systems, *(title for _, title in columns)], rows))
 
 
@@ -164,14 +164,14 @@ def _belief_section(study: Study) -> Section:
         for name, b in study.beliefs.items()
     ]
     points = [
-        "By the validation part: 1 - loss / loss of a constant, and NDCG of lists, whose baseline is popularity. A "
-        "teacher that is no better than the baseline is not believed (alpha 0); one that is worse than the student "
+        "By the validation set: 1 - loss / loss of a constant, and NDCG of lists, whose baseline is popularity. A "
+        "teacher that is no better than the baseline is not used (alpha 0); one that is worse than the student "
         "alone keeps the share of alpha that it reaches of the student's improvement over the baseline."
     ]
     for task, own in study.weights.items():
         points.append(f"Weights of the teachers for `{task}`: {', '.join(f'{w:.2f}' for w in own)}.")
     header = ["task", "teacher", "baseline", "alone", "alpha planned", "alpha", "why"]
-    return Section("How far the teacher is believed", points, Table(header, rows))
+    return Section("Weight of the teacher", points, Table(header, rows))
 
 
 def _brought_section(brought: Mapping[str, Mapping[str, Effect]], tasks: Sequence[str]) -> Section:
@@ -200,10 +200,10 @@ def _cost_section(systems: Mapping[str, System]) -> Section:
         ]
         for name, s in systems.items()
     ]
-    header = ["system", "parameters", "file, MiB", "people per second", "training, cpu-seconds", "epochs",
+    header = ["system", "parameters", "file, MiB", "users per second", "training, cpu-seconds", "epochs",
               "peak memory of training, MiB"]  # fmt: skip
     points = [
-        "People per second: all pair tasks about one item and the best items of each list, each person once, the "
+        "Users per second: all pair tasks about one item and the best items of each list, each user once, the "
         "systems in turns in one run on one machine. Memory is that of the whole process."
     ]
     return Section("Size, speed and cost", points, Table(header, rows))
@@ -213,7 +213,7 @@ def _started(start: Mapping[str, Any]) -> str:
     """What the student's weights began with."""
     layers = ", ".join(map(str, start["layers"])) or "none"
     items = start["items_kept"]
-    kept = "" if items is None else f"; its id vectors hold {items:.1%} of the squared length of the teacher's"
+    kept = "" if items is None else f"; its id embeddings hold {items:.1%} of the squared length of the teacher's"
     return (
         f"The student began with {start['parameters']:,} numbers of the first teacher (layers of its history encoder: "
         f"{layers}){kept}; the student alone began at random."
@@ -225,7 +225,7 @@ def _how_to_read(study: Study) -> list[str]:
     alone = alone if "alone" in study.systems else []
     return [
         "A gain is the student's value minus the other's, its sign turned where less is better. Intervals (95%) "
-        f"resample the people of the test part {study.settings['resamples']:,} times, both systems on the same people; "
+        f"resample the users of the test set {study.settings['resamples']:,} times, both systems on the same users; "
         "one training each: the chance of training comes on top.",
         *alone,
         *([] if study.start is None else [_started(study.start)]),

@@ -17,16 +17,16 @@ class DistillSettings:
 
     Args:
         teachers: folders of trained runs.
-        classical: names of classical recommenders, fitted on the training part.
-        teacher_outputs: folder of stored answers to the training part.
-        target_parameters, target_latency: the student's size: parameters, or milliseconds for one person. None: that of
+        classical: names of classical recommenders, fitted on the training set.
+        teacher_outputs: folder of stored outputs on the training set.
+        target_parameters, target_latency: the student's size: parameters, or milliseconds for one user. None: that of
             the recipe.
         temperature, alpha: of every task that has them; None: those of the recipe's plan, else the defaults.
         init_from: "random", or "teacher": from the weights of the first run among the teachers.
         baseline: also train the student without a teacher, to compare.
         ablations: also train it without each soft loss.
-        resamples: of the bootstrap over people.
-        skip_overlap_check: take teachers that do not say which rows they have learnt.
+        resamples: of the bootstrap over users.
+        skip_overlap_check: accept teachers whose training rows are unknown.
     """
 
     teachers: tuple[str, ...] = ()

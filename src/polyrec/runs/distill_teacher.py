@@ -1,4 +1,4 @@
-"""Teachers of `polyrec distill`: built, judged on the validation part, and made one."""
+"""Teachers of `polyrec distill`: built, evaluated on the validation set, and made one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from polyrec.runs.recipe import Recipe
 from polyrec.runs.score import ScoreSettings, build_teacher
 from polyrec.training.arguments import PolyRecTrainingArguments
 
-_JUDGED_LIST = 5000  # items of a list by which a teacher is judged: the whole catalog, if it is no larger
+_JUDGED_LIST = 5000  # items of a list by which a teacher is evaluated: the whole catalog, if it is no larger
 
 
 def planned(recipe: Recipe, settings: DistillSettings) -> Recipe:
@@ -83,7 +83,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
 
 
 def models_of(teacher: Teacher) -> list[Any]:
-    """The models that answer for a teacher."""
+    """The models of a teacher."""
     if isinstance(teacher, EnsembleTeacher):
         return [model for member in teacher.teachers for model in models_of(member)]
     if isinstance(teacher, CrossEncoderTeacher):
@@ -92,7 +92,7 @@ def models_of(teacher: Teacher) -> list[Any]:
 
 
 def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillSettings, own: bool) -> Recipe:
-    """The recipe with a plan for the tasks that any teacher answers.
+    """The recipe with a plan for the tasks of any teacher.
 
     Args:
         own: whether the recipe came with a plan, which then must fit as it is.
@@ -105,7 +105,7 @@ def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillS
     tasks = {name: task for name, task in plan.tasks.items() if name in answered}
     if not tasks:
         raise ValueError(
-            f"the teachers answer {', '.join(sorted(answered)) or 'nothing'}, and the recipe asks "
+            f"the teachers predict {', '.join(sorted(answered)) or 'nothing'}, and the recipe needs "
             f"{', '.join(sorted(plan.tasks))}: they have no task in common"
         )
     for name in lists.keys() & tasks.keys():  # stored lists have theirs
@@ -117,10 +117,10 @@ def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillS
 
 
 class Judge:
-    """Asks teachers about the validation and the test part.
+    """Evaluates teachers on the validation and the test set.
 
     Args:
-        model: of the student's shape and catalog, whose heads say what answers mean.
+        model: of the student's shape and catalog, whose heads say what outputs mean.
     """
 
     def __init__(
@@ -134,13 +134,13 @@ class Judge:
         self.judged = [parts.valid, parts.test]
 
     def prepared(self, teacher: Teacher, part: SequenceDataset) -> Teacher:
-        """Check a teacher against all that is judged, and bind it to a part."""
+        """Check a teacher against all that is evaluated, and bind it to a part."""
         teacher.to(self.arguments.device)
         teacher.prepare(part, self.processor, self.judged)
         return teacher
 
     def predictions(self, teacher: Teacher, part: SequenceDataset) -> Predictions:
-        """Answers to a part."""
+        """Predictions for a split."""
         return teacher_predictions(
             self.prepared(teacher, part),
             self.model.heads,
@@ -153,15 +153,15 @@ class Judge:
         )
 
     def improvements(self, predictions: Predictions, part: SequenceDataset) -> dict[str, float]:
-        """How much better than a constant each task is answered, see `evaluator.evaluate`; NDCG of lists."""
+        """The improvement of each task over a constant prediction, see `evaluator.evaluate`; NDCG of lists."""
         return evaluator.improvements(self.model, part, predictions, self.arguments.rank_k)
 
     def longest(self, teacher: Teacher) -> Teacher:
-        """The teacher with lists that are long enough to be judged by."""
+        """The teacher with lists that are long enough for evaluation."""
         return teacher.listing(min(self.processor.num_items, _JUDGED_LIST))
 
     def popularity(self) -> dict[str, float]:
-        """NDCG of the most popular items on the validation part, by retrieval task that needs no query."""
+        """NDCG of the most popular items on the validation set, by retrieval task that needs no query."""
         found = {}
         for task in (t.name for t in self.processor.tasks if t.head == "retrieval"):
             popular = CatalogTeacher("popularity", self.parts.train, self.processor, task=task)
@@ -171,12 +171,12 @@ class Judge:
 
 
 def joined(members: Sequence[Teacher], judge: Judge, recipe: Recipe) -> tuple[Teacher, Teacher | None, dict[str, Any]]:
-    """One teacher of all, and the same with lists to be judged by (None: it cannot be asked about other parts).
+    """One teacher of all, and the same with lists for evaluation (None: it has no outputs on other splits).
 
-    Several are weighed by what they answered on the validation part.
+    The weights of several are chosen on the validation set.
 
     Returns:
-        the teacher, the one to be judged, {task: one weight per member}.
+        the teacher, the one to be evaluated, {task: one weight per member}.
     """
     plan = recipe.model["distillation"]["tasks"]
     stored = any(isinstance(member, StoredTeacher) for member in members)

@@ -43,14 +43,14 @@ def report_run(
     valid: SequenceDataset | None = None,
     ks: Sequence[int] | None = None,
 ) -> dict:
-    """Print the table of one part, and write it as JSON, with what the answers are in groups of rows.
+    """Print the table of one split, and write it as JSON, with metrics of groups of rows.
 
     Args:
         valid: validation rows, which choose the baselines' settings; None: their defaults.
         ks: cut-offs of lists, the first decides; None: the training's `rank_k`. Lists of `predictions` are as long.
         part: which one it is, "test" or "valid".
         write: how; of a run that is there, its manifest changes, too.
-        slices: attributes of items or people to group by, see `polyrec.evaluation.slices`.
+        slices: attributes of items or users to group by, see `polyrec.evaluation.slices`.
     """
     facts: dict[str, Any] = {"part": part, "tasks": {}}
     known = {EVALUATION: facts}
@@ -95,7 +95,7 @@ def _written(report: dict, output: Path | None, write: Callable[[Path, str], Non
 def evaluate_run(run: str, part: str = "test", output: str | None = None, ks: Sequence[int] | None = None) -> dict:
     """Evaluate a run folder on the "valid" or "test" part of its own split.
 
-    The test part of a run that has been updated is what the last update held out.
+    The test set of a run that has been updated is what the last update held out.
 
     Args:
         ks: cut-offs of lists, the first decides; None: the training's `rank_k`.
@@ -130,7 +130,7 @@ def parts_of_run(
 
 def _updated_parts(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, None, SequenceDataset]:
     if part == "valid":
-        raise ValueError(f"{run} has been updated, which no validation part is left out of: evaluate its test part")
+        raise ValueError(f"{run} has been updated, which no validation set is left out of: evaluate its test set")
     check_data(run, recipe.to_dict())
     processor = PolyRecProcessor.from_pretrained(run)
     log, statistics, parts = continue_run(recipe, processor)

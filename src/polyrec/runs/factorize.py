@@ -1,4 +1,4 @@
-"""`polyrec factorize`: a run in, the same run with id vectors of low rank and what that changed out."""
+"""`polyrec factorize`: a run in, the same run with id embeddings of low rank and what that changed out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyrec.training.shrink import factorise_items
 
 
 def factorize_run(run: str, rank: int, output: str | None = None) -> dict[str, Any]:
-    """Write a run whose id vectors are products of two small matrices.
+    """Write a run whose id embeddings are products of two small matrices.
 
     Args:
         run: folder of a trained run; its recipe says where the data lie by which both are measured.
@@ -25,9 +25,9 @@ def factorize_run(run: str, rank: int, output: str | None = None) -> dict[str, A
     def change(model: PolyRecForRecommendation) -> list[str]:
         kept = factorise_items(model, rank)
         return [
-            f"Id vectors of rank {rank} in place of {model.config.hidden_size}: they hold {kept:.1%} of the squared "
+            f"Id embeddings of rank {rank} instead of {model.config.hidden_size}: they hold {kept:.1%} of the squared "
             "length that the vectors had. The model can be trained further (`polyrec finetune`, `update`)."
         ]
 
     place = Path(output or f"{run.rstrip('/')}-rank{rank}")
-    return write_smaller(run, place, "factorize", f"Id vectors of rank {rank}", change)
+    return write_smaller(run, place, "factorize", f"Id embeddings of rank {rank}", change)

@@ -57,7 +57,7 @@ def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path, a
             f"{run} has already been fine-tuned just so, so there is nothing to do; --again trains it once more"
         )
     if recipe.updates:
-        raise ValueError(f"{run} has been updated, which no validation part is left out of: fine-tune before updates")
+        raise ValueError(f"{run} has been updated, which no validation set is left out of: fine-tune before updates")
     fitted, parts = split_of_run(run, recipe)  # knows the training rows, which the saved one does not
     parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
@@ -79,7 +79,7 @@ def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path, a
 def _write_metrics(
     model: PolyRecForRecommendation, processor: PolyRecProcessor, parts: Splits, recipe: Recipe, place: Path
 ) -> None:
-    """Judge by the test part anew: figures of the model before would be told of this one, by its card for instance."""
+    """Evaluate by the test set anew: figures of the model before would be shown for this one, e.g. in its card."""
     arguments = PolyRecTrainingArguments(output_dir=str(place), **recipe.training)
     predictions = evaluator.predict(
         model, parts.test, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
@@ -100,9 +100,9 @@ def _show(report: dict[str, Any], place: Path) -> None:
     kept = [name for name, same in report["others"].items() if same]
     changed = [name for name, same in report["others"].items() if not same]
     if kept:
-        print(f"bit-equal answers before and after: {', '.join(kept)}")
+        print(f"bit-equal predictions before and after: {', '.join(kept)}")
     if changed:
-        print(f"answers that changed: {', '.join(changed)}")
+        print(f"predictions that changed: {', '.join(changed)}")
     best = f"best epoch {report['best_epoch']}" if report["best_epoch"] else "no epoch was better than the start"
     print(f"{report['trained_parameters']:,} parameters trained in {report['cpu_seconds']:.1f} cpu-seconds; {best}")
     print(f"saved to {place}")

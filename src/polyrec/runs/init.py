@@ -33,7 +33,7 @@ def recipe_of(table: str, items: str | None, users: str | None, given: Mapping[s
         given: {"user", "item", "time", "time_format": what a flag says}.
 
     Raises:
-        Ambiguous: two readings would do alike, and no terminal is there to ask in.
+        Ambiguous: two readings fit equally well, and there is no terminal to ask in.
         ValueError: a column is missing.
     """
     return _decided(table, items, users, given)[0]
@@ -97,7 +97,7 @@ def _check_key(key: str, role: str, path: str, other: pa.Table, found: Found) ->
 
 
 def _asked(question: Ambiguous, sample: pa.Table) -> str:
-    """The answer to one question; without a terminal, or without an answer, it is an error."""
+    """The reply to one prompt; without a terminal, or without a reply, it is an error."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise question
     choices = question.candidates

@@ -46,7 +46,7 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
 
 
 def prepare(recipe: Recipe, verbose: bool = False, seed: int | None = None) -> tuple[PolyRecProcessor, Splits]:
-    """The processor and the split of a recipe; what its updates brought is part of the data like all the rest.
+    """The processor and the split of a recipe; tables of its updates are included.
 
     Args:
         verbose: print the `DataReport`, which commands that begin with a recipe do once.
@@ -71,14 +71,14 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
     """The saved processor of a run, and the split that the run was trained on.
 
     Raises:
-        ValueError: the tables have changed since, so it would be another split; says how to judge new rows.
+        ValueError: the tables have changed since, so it would be another split; says how to evaluate new rows.
     """
     check_data(run, recipe.to_dict())
     processor = PolyRecProcessor.from_pretrained(run)
     for users in tables_of(recipe, "users"):
         processor.extend(users=read_table(users, "users"))  # they are not saved with it
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # they were told when the run was trained
+        warnings.simplefilter("ignore", DataWarning)  # they were shown when the run was trained
         parts = processor.split(
             joined_table(recipe, "interactions"),
             prior_history=recipe.prior_history,

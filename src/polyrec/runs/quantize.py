@@ -1,4 +1,4 @@
-"""`polyrec quantize`: a run in, the same run with weights of 8 bits and what that changed out."""
+"""`polyrec quantize`: a run in, the same run with int8 weights and what that changed out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyrec.runs.smaller import write_smaller
 
 
 def quantize_run(run: str, output: str | None = None) -> dict[str, Any]:
-    """Write a run with weights of 8 bits.
+    """Write a run with int8 weights.
 
     Args:
         run: folder of a trained run; its recipe says where the data lie by which both are measured.
@@ -25,4 +25,4 @@ def quantize_run(run: str, output: str | None = None) -> dict[str, Any]:
         return []
 
     place = Path(output or f"{run.rstrip('/')}-int8")
-    return write_smaller(run, place, "quantize", "Weights of 8 bits", change)
+    return write_smaller(run, place, "quantize", "Int8 weights", change)

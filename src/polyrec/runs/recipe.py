@@ -51,8 +51,8 @@ class Recipe:
         training: arguments of `PolyRecTrainingArguments` (num_train_epochs, learning_rate, ...).
         tune: what `polyrec tune` searches, see `polyrec.runs.tuning_space`.
         updates: what `polyrec update` has added, in order: {interactions, items, users, holdout}; a training takes
-            these tables as parts of the data.
-        slices: attributes of items or people by which metrics.json says where the model errs, beside popularity,
+            these tables as further data.
+        slices: attributes of items or users by which metrics.json says where the model errs, beside popularity,
             history, activity and time; default: the first categorical attribute of the items.
         card: what a model card cannot know by itself, see `polyrec.runs.card_section.About` (license, datasets, ...).
         early_stopping_patience: stop after so many evaluations without a better metric; 0 = never.

@@ -1,4 +1,4 @@
-"""`polyrec score`: a teacher's answers to a recipe's data, into files that students learn from."""
+"""`polyrec score`: a teacher's outputs on a recipe's data, in files to train students on."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe
 from polyrec.training.arguments import PolyRecTrainingArguments
 
-TREES = "lightgbm"  # fitted on the training part like the classical recommenders
+TREES = "lightgbm"  # fitted on the training set like the classical recommenders
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """How answers are written.
+    """How outputs are written.
 
     Args:
         split: which one is scored, "train", "valid" or "test".
         top_k, temperature: of lists; None: those of the recipe's plan (`model.distillation`), else 100 and 1.
         shard_rows: candidates of a file, about.
-        batch_size: windows asked about at a time.
-        unlabelled: items drawn beside each candidate, about which pair tasks are asked, too.
-        skip_overlap_check: take a teacher that does not say what it has learnt.
+        batch_size: windows scored at a time.
+        unlabelled: items drawn beside each candidate, which pair tasks score, too.
+        skip_overlap_check: accept a teacher whose training rows are unknown.
     """
 
     split: Literal["train", "valid", "test"] = "train"
@@ -59,12 +59,12 @@ class ScoreSettings:
 
 
 def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> Path:
-    """Ask one teacher, or several as an ensemble, about a part of a recipe's data.
+    """Score a split of a recipe's data with one teacher, or several as an ensemble.
 
     Args:
         names: folders of trained runs or names of classical recommenders, separated by commas; "A@B" is the
             cross-encoder of folder A, which reranks the lists of B.
-        output: folder of the answers; one that an interrupted run has left is gone on with.
+        output: folder of the outputs; an interrupted one is continued.
     """
     processor, parts = prepare(recipe)
     teacher = build_teacher(names, recipe, processor, parts, settings)
@@ -86,7 +86,7 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
     )
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(
-        f"{dataset.num_candidates:,} candidates answered for {', '.join((*teacher.pair_tasks, *teacher.list_tasks))}: "
+        f"{dataset.num_candidates:,} candidates scored for {', '.join((*teacher.pair_tasks, *teacher.list_tasks))}: "
         f"{size / 2**20:.1f} MiB in {folder}"
     )
     return folder
@@ -95,7 +95,7 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
 def build_teacher(
     names: str, recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings: ScoreSettings
 ) -> Teacher:
-    """The teacher of some names, see [`score`]; classical ones are fitted on the training part."""
+    """The teacher of some names, see [`score`]; classical ones are fitted on the training set."""
     found = [_one(name.strip(), recipe, processor, parts, settings) for name in names.split(",") if name.strip()]
     if not found:
         raise ValueError("no teacher given: name a folder of a trained run, or e.g. ease")

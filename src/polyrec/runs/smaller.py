@@ -23,8 +23,8 @@ from polyrec.runs.transaction import new_run, place_of
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 METRICS_POINT = (
-    "Metrics of the test part. People per second: all pair tasks about one item and the best items of each list, each "
-    "person once, in turns on one machine."
+    "Metrics of the test set. Users per second: all pair tasks about one item and the best items of each list, each "
+    "user once, in turns on one machine."
 )
 
 
@@ -103,9 +103,9 @@ def _measured(
 def _section(report: dict[str, Any]) -> Section:
     before, after = report["before"], report["after"]
     rows = [_row("file, MiB", before["bytes"] / 2**20, after["bytes"] / 2**20, ".3f")]
-    if before["parameters"] and after["parameters"]:  # numbers of 8 bits are none that could be trained
+    if before["parameters"] and after["parameters"]:  # int8 weights cannot be trained
         rows.append(_row("parameters", before["parameters"], after["parameters"], ",.0f"))
-    rows.append(_row("people per second", before["people_per_second"], after["people_per_second"], ",.0f"))
+    rows.append(_row("users per second", before["people_per_second"], after["people_per_second"], ",.0f"))
     rows += [_row(name, value, after["metrics"][name], ".4f") for name, value in sorted(before["metrics"].items())]
     points = [*report["points"], METRICS_POINT]
     return Section("Before and after", points, Table(["", "before", "after", "after / before"], rows))

@@ -24,7 +24,7 @@ class StopAtStep(TrainerCallback):
         self.number: int | None = None  # of the signal
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint."""
+        """Request a checkpoint."""
         if self.number is not None:
             control.should_save = True
 

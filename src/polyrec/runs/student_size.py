@@ -46,9 +46,9 @@ def width_for_parameters(recipe: Recipe, processor: PolyRecProcessor, most: int)
 def width_for_latency(
     recipe: Recipe, processor: PolyRecProcessor, dataset: SequenceDataset, milliseconds: float
 ) -> int:
-    """The largest `hidden_size` whose model answers one person in so many milliseconds on this machine.
+    """The largest `hidden_size` whose model serves one user within so many milliseconds on this machine.
 
-    Asked are all pair tasks about one item and the best items of each list, by the longest history of some people.
+    A request scores one item with all pair tasks and the best items of each list, for the longest histories.
     """
     lists = [t.name for t in processor.tasks if t.ranks_catalog]
     longest = max(one_question_each(dataset, lists, 64, 1), key=lambda batch: batch["item_ids"].shape[1])
@@ -61,7 +61,7 @@ def width_for_latency(
     if found is None:
         least = measured(_smallest(recipe, processor))
         raise ValueError(
-            f"no student answers one person in {milliseconds:g} ms here: the smallest takes {least:.2f} ms. Raise "
+            f"no student serves one user within {milliseconds:g} ms here: the smallest takes {least:.2f} ms. Raise "
             "--target-latency, or take parts away (num_hidden_layers, experts, max_history)"
         )
     return found

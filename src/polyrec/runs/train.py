@@ -40,13 +40,13 @@ from polyrec.training.cost import CostMeter, cost_of
 from polyrec.training.progress import TrainingLines
 from polyrec.training.trainer import PolyRecTrainer
 
-SELECTION_METRIC = "mean_improvement"  # of the validation part: what a search maximises
+SELECTION_METRIC = "mean_improvement"  # of the validation set: what a search maximises
 
 
 def build_config(recipe: Recipe, processor: PolyRecProcessor, tasks: Sequence[str] | None = None) -> PolyRecConfig:
     """The model configuration of a recipe, of all tasks or of some.
 
-    The inputs are those of the full recipe whatever is learnt. A task whose parent is left out stands on its own; a
+    The inputs are those of the full recipe for any set of tasks. A task whose parent is left out stands on its own; a
     task that is alone has weight 1 and no loss weighting, because there is nothing to weigh.
 
     Args:
@@ -91,7 +91,7 @@ def build_trainer(
         tasks: names of the tasks to learn; None = all.
         callbacks: further ones.
         quiet: no progress bar and no log lines of its own; the caller shows progress over many trainings.
-        teacher: who answers beside the labels; what is learnt of it stands in the recipe (`model.distillation`).
+        teacher: whose outputs are distilled; the recipe says how (`model.distillation`).
         may_push: obey the recipe's arguments about the Hub; a training inside a comparison or search never pushes.
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
@@ -108,7 +108,7 @@ def build_trainer(
     if recipe.model.get("distillation") and teacher is None and arguments.teacher is None:
         raise ValueError(
             "the recipe says what to learn of a teacher (model.distillation) and names none: run `polyrec distill "
-            "RECIPE --teacher RUN`, give the folder of a run or of stored answers as training.teacher, or leave "
+            "RECIPE --teacher RUN`, give the folder of a run or of stored outputs as training.teacher, or leave "
             "model.distillation out"
         )
     set_seed(arguments.seed)
@@ -169,7 +169,7 @@ def save_training(trainer: PolyRecTrainer, processor: PolyRecProcessor, parts: S
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict:
-    """Train, keep the best weights, evaluate on the test part, and save all of it.
+    """Train, keep the best weights, evaluate on the test set, and save all of it.
 
     The run folder holds the model, the processor, recipe.yaml, metrics.json and training.json. It is drafted beside its
     place and replaces what is there at the end, as a whole; checkpoints of a training lie in the draft.

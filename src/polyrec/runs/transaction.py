@@ -89,7 +89,7 @@ def changed_run(output: str | Path, replaced: Sequence[str] = ()) -> Iterator[Pa
     Put whole new files into the copy (`write_atomically`): writing into one that is there would change the original.
 
     Args:
-        replaced: patterns of files that are not taken into the copy.
+        replaced: patterns of files that are not copied.
     """
     place = place_of(output)
     with locked(place):
@@ -230,7 +230,7 @@ def _take_checkpoints(place: Path, draft: Path, about: Mapping[str, Any]) -> Non
 
 
 def _record_changes(place: Path, draft: Path, replaced: Sequence[str]) -> None:
-    """Digests of the new files; those of the others stay, so that damage is not taken for a change."""
+    """Digests of the new files; those of the others stay, so that damage is not mistaken for a change."""
     new = [p for p in draft.rglob("*") if p.is_file() and not p.is_symlink() and p.name != MANIFEST_NAME]
     names = {path.relative_to(draft).as_posix(): path for path in new}
     changed = [name for name, path in names.items() if not (place / name).exists() or not _same(path, place / name)]

@@ -1,4 +1,4 @@
-"""`polyrec tune`: search the settings of a recipe on the validation part; the test part plays no role."""
+"""`polyrec tune`: search the settings of a recipe on the validation set; the test set plays no role."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _TrainingFailed(Exception):
 def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
     """Search, and write the best recipe and a table of the trials into the recipe's output folder.
 
-    A trial is judged by the best `mean_improvement` of the validation part over its epochs, the same figure by which
+    A trial is evaluated by the best `mean_improvement` of the validation set over its epochs, the same figure by which
     `polyrec train` keeps weights. Trials that fall behind the median of the earlier ones in an epoch are stopped there.
     Trials are recorded as they end; one that was interrupted is done again with the same values.
 
@@ -63,7 +63,7 @@ def tune_recipe(recipe: Recipe, trials: int = 30) -> Recipe:
 def _search(recipe: Recipe, space: SearchSpace, folder: Path, trials: int) -> Recipe:
     processor, parts = prepare(recipe, verbose=True)
     parts.require("valid")
-    train, valid, _ = parts  # the test part is dropped here and not known to anything below
+    train, valid, _ = parts  # the test set is dropped here and not known to anything below
     for dimension in space.dimensions:
         for value in dimension.examples:
             _check(space.apply(recipe, {dimension.key: value}), processor, dimension.key, value)
@@ -93,7 +93,7 @@ def _search(recipe: Recipe, space: SearchSpace, folder: Path, trials: int) -> Re
     with changes(folder) as draft:
         write_atomically(draft / BEST_NAME, yaml.safe_dump(best.to_dict(), sort_keys=False))
         write_trials(study.get_trials(), SELECTION_METRIC, draft)
-    print(f"best of {_finished(study)} trials: {SELECTION_METRIC} {study.best_value:.5f} of the validation part")
+    print(f"best of {_finished(study)} trials: {SELECTION_METRIC} {study.best_value:.5f} of the validation set")
     print(f"next: polyrec train {Path(recipe.output) / BEST_NAME}")
     return best
 
@@ -126,8 +126,8 @@ def _run(
         raise _TrainingFailed(str(error)) from error
     if not math.isfinite(judge.best):
         raise ValueError(
-            f"{SELECTION_METRIC} is no number: no task of the validation part has labels of two values by which trials "
-            "could be judged; choose other split.fractions or split.cuts"
+            f"{SELECTION_METRIC} is no number: no task of the validation set has labels of two values by which trials "
+            "could be evaluated; choose other split.fractions or split.cuts"
         )
     return judge.best
 

@@ -24,7 +24,7 @@ def write_trials(trials: Sequence[FrozenTrial], metric: str, folder: Path) -> No
     """Write trials.json, trials.md (best first) and, with matplotlib, trials.png.
 
     Args:
-        metric: what the trials were judged by.
+        metric: what the trials were evaluated by.
     """
     rows = [_row(trial) for trial in trials]
     write_atomically(folder / TRIALS_NAME, json.dumps({"metric": metric, "trials": rows}, indent=2) + "\n")
@@ -42,7 +42,7 @@ def to_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:
         result = "" if row["result"] is None else f"{row['result']:.5f}"
         values = [_short(row["values"].get(key, "")) for key in keys]
         lines.append(f"| {row['trial']} | {row['state']} | {row['epochs']} | " + " | ".join([result, *values]) + " |")
-    return "# Trials, judged by the validation part\n\n" + "\n".join(lines) + "\n"
+    return "# Trials, evaluated on the validation set\n\n" + "\n".join(lines) + "\n"
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _plot(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
     axes[0].plot([row["trial"] for row in done], results, "o", color="#9db6d3")
     axes[0].step([row["trial"] for row in done], np.maximum.accumulate(results), where="post", color="#30609a")
     axes[0].set_xlabel("trial (line: best so far)")
-    axes[0].set_ylabel(f"{metric}\n(validation part)")
+    axes[0].set_ylabel(f"{metric}\n(validation set)")
     for at, key in zip(axes[1:], keys, strict=False):
         values = [row["values"].get(key) for row in done]
         wide = all(isinstance(v, float) and v > 0 for v in values) and max(values) > 20 * min(values)

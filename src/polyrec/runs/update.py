@@ -57,16 +57,16 @@ def update_run(
     Args:
         run: folder written by `polyrec train` or by an update; its recipe says where the earlier data lie.
         new: events that came later.
-        items, users: attributes of new items and people.
+        items, users: attributes of new items and users.
         output: folder for the updated run; None: `run` itself, which is replaced if no metric fell too much, else
             `<run>-refused`.
-        again: learn events once more that the run has learnt already.
+        again: train again on events that the run was trained on.
 
     Returns:
         the report, which is also written as update.json.
 
     Raises:
-        ValueError: the run has learnt these events already, or its earlier tables have changed.
+        ValueError: the run was trained on these events already, or its earlier tables have changed.
         UpdateRefused: a metric fell by more than `settings.max_regression` and the run would have been overwritten.
     """
     target = place_of(output or run)
@@ -94,7 +94,7 @@ def _update(
     recipe.check()
     if not again and (found := known.get(table_digest(new))) is not None:
         raise ValueError(
-            f"{run} has already learnt the events of {new} (they are those of {found}), so there is nothing to do; "
+            f"{run} was already trained on the events of {new} (they are those of {found}), so there is nothing to do; "
             "--again learns them once more, and they count twice then"
         )
     begin = time.process_time()
@@ -145,7 +145,7 @@ def continue_run(recipe: Recipe, processor: PolyRecProcessor) -> tuple[EventLog,
     """The events of a run and of all its updates, their statistics, and what becomes of them.
 
     Args:
-        processor: of the run, with all items; it gets the people's attributes, which are not saved with it.
+        processor: of the run, with all items; it gets the users' attributes, which are not saved with it.
     """
     for number, users in enumerate(tables_of(recipe, "users")):
         processor.extend(users=read_table(users, "users" if number == 0 else f"users of update {number}"))

@@ -26,7 +26,7 @@ def series(history: History, name: str) -> tuple[list[float], list[float]]:
 
 
 def task_curves(histories: Mapping[str, History], metrics: Mapping[str, str], stacked: bool = False) -> Figure:
-    """For each task its training loss and its metric on the validation part.
+    """For each task its training loss and its metric on the validation set.
 
     Args:
         histories: {run: what its trainer has logged}; names are shown where there are several.

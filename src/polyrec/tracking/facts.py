@@ -21,7 +21,7 @@ def fingerprints(processor: PolyRecProcessor, dataset: SequenceDataset) -> dict[
 
 
 def data_facts(processor: PolyRecProcessor, parts: Splits) -> dict[str, Any]:
-    """People, items, events, and for each part its rows, people, first and last time and known labels of each task."""
+    """Users, items, events, and for each split its rows, users, first and last time and known labels of each task."""
     log = parts.train.log
     return {
         "events": len(log),

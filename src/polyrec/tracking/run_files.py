@@ -87,7 +87,7 @@ class RunFiles:
         return {t.name: t for t in sorted(parse_tasks(self.recipe["tasks"]), key=lambda t: t.name) if t.name in known}
 
     def primary(self, task: str) -> str:
-        """The metric by which a task is judged first, of those that it has."""
+        """The main metric of a task, of those that it has."""
         return next(iter(figures(self.metrics[task][MODEL])))
 
     @property

@@ -48,7 +48,7 @@ class StepLog:
     def clear(self) -> None:
         """Begin a new line."""
         self.began = time.perf_counter()
-        self.count_2 = torch.zeros(2)  # events read, candidates answered
+        self.count_2 = torch.zeros(2)  # events read, candidates scored
         self.gates = {task: torch.zeros(len(names)) for task, names in self.sources.items()}
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ def baseline_points(systems: Mapping[str, SystemMetrics]) -> list[str]:
 
 
 def group_rows(groups: Mapping[str, Mapping[str, SystemMetrics]], metric: str) -> list[list[str]]:
-    """A row per group of `metrics.json`'s slices: what by, group, rows, people, a metric with its interval."""
+    """A row per group of `metrics.json`'s slices: what by, group, rows, users, a metric with its interval."""
     return [
         [safe(by), safe(name), f"{found['rows']:,}", f"{found['people']:,}", told(found, metric) or "too few"]
         for by, members in groups.items()

@@ -92,7 +92,7 @@ class PolyRecTrainingArguments(TrainingArguments):
         embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
         unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
             [`~polyrec.training.optim.GradualUnfreezing`].
-        teacher: folder of a trained run, or of answers that `polyrec score` has written, that teaches beside the labels
+        teacher: folder of a trained run, or of outputs stored by `polyrec score`, to distil from
             what the model's `distillation` says; other teachers are given to the trainer.
         fingerprints: digests of the training's events and inputs; the trainer fills them in, so that trackers show
             them among the hyper-parameters.
@@ -109,7 +109,7 @@ class PolyRecTrainingArguments(TrainingArguments):
     save_strategy: SaveStrategy | str | None = field(
         default=None, metadata={"help": "When to save checkpoints; default: every `save_steps`, unless `keep_best`."}
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "People (windows) per device in evaluation."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Users (windows) per device in evaluation."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -153,7 +153,7 @@ class PolyRecTrainingArguments(TrainingArguments):
     embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
     unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
     teacher: str | None = field(
-        default=None, metadata={"help": "Folder of a run, or of stored answers, that teaches beside the labels."}
+        default=None, metadata={"help": "Folder of a run, or of stored outputs, to distil from."}
     )
     fingerprints: dict[str, str] | None = field(
         default=None, metadata={"help": "Of data and inputs; the trainer fills it in, for trackers."}

@@ -114,7 +114,7 @@ class TaskEarlyStopping(CheckpointedCallback):
         metrics: dict[str, float] | None = None,
         **unused: Any,
     ) -> None:
-        """Judge each task; the model holds the weights that were evaluated."""
+        """Evaluate each task; the model holds the weights that were evaluated."""
         assert model is not None
         for task in sorted(model.heads):
             value = watched_metric(f"{self.prefix}_{task}", metrics or {})

@@ -110,7 +110,7 @@ def finish_checkpoint(folder: Path, name: str, facts: Mapping[str, Any]) -> Path
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a checkpoint: it loses its name first, so that no half of one is taken for one."""
+    """Delete a checkpoint: it loses its name first, so that no half of one is mistaken for one."""
     gone = path.with_name(f"{_DELETED}{path.name}")
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, gone)

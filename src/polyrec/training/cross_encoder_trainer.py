@@ -20,7 +20,7 @@ class CrossEncoderTrainer(PolyRecTrainer):
     Args:
         model, args: as there. Mind `per_device_train_batch_size`: each window is several prompts.
         train_dataset: a [`CandidateSample`].
-        eval_dataset: a [`SequenceDataset`]; every candidate is asked.
+        eval_dataset: a [`SequenceDataset`]; every candidate is scored.
         processing_class: writes the prompts.
         first_stage: a model of the same data, whose lists `evaluate` reranks. Without one retrieval tasks are not
             evaluated.
@@ -42,7 +42,7 @@ class CrossEncoderTrainer(PolyRecTrainer):
         if kwargs.get("teacher") is not None or args.teacher is not None:
             raise ValueError(
                 "a cross-encoder teaches and is not taught: leave out `teacher`, and let the cross-encoder teach a "
-                "PolyRecForRecommendation (CrossEncoderTeacher), which answers faster"
+                "PolyRecForRecommendation (CrossEncoderTeacher), which predicts faster"
             )
         self.first_stage, self.first_k = first_stage, first_k
         super().__init__(

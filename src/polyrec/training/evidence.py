@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvidenceCheck(TrainerCallback):
-    """Warns of a training whose questions may find their own answers counted in what they read."""
+    """Warns of a training whose examples may find their own labels in their evidence."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Look at the model as it is going to be trained."""
@@ -27,9 +27,9 @@ class EvidenceCheck(TrainerCallback):
             if term.is_new or term.is_cross_fitted or not any(p.requires_grad for p in term.parameters()):
                 continue
             logger.warning(
-                "task %r: nothing says which of the rows to be learnt its `neighbours` have counted, so training may "
-                "come to trust evidence that holds its own answers: train with a processor that has just split the log "
-                "that the model was first trained on, or freeze the term, "
+                "task %r: nothing says which of the training rows its `neighbours` have counted, so training may "
+                "come to trust evidence that contains its own labels: train with a processor that has just split the "
+                "log that the model was first trained on, or freeze the term, "
                 "model.heads[%r].neighbours.requires_grad_(False)",
                 name,
                 name,

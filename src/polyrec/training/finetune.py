@@ -1,4 +1,4 @@
-"""After joint training: one task goes on by itself, and the others answer as before, bit by bit."""
+"""After joint training: train one task further, with bit-equal predictions of the others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FinetuneSettings:
         scope: "task" (its head, its linear skip and a low-rank adapter before the head; everything else stays) or
             "all" (every weight, by this task's loss alone: others change, and the report says by how much).
         rank: of the adapter; 0 = none.
-        epochs, learning_rate: of this training; its best epoch on the validation part is kept.
+        epochs, learning_rate: of this training; its best epoch on the validation set is kept.
         seed: of the adapter and of training.
     """
 
@@ -73,7 +73,7 @@ class OneTask:
 
 
 class _BestWeights(TrainerCallback):
-    """Keeps the trained parameters as they were when the task was answered best, before the first step included."""
+    """Keeps the trained parameters as they were at the task's best metric, before the first step included."""
 
     def __init__(self, trained: dict[str, torch.nn.Parameter], task: str, start: dict[str, float]) -> None:
         self.trained, self.task = trained, task
@@ -84,7 +84,7 @@ class _BestWeights(TrainerCallback):
         return {name: p.detach().clone() for name, p in self.trained.items()}
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **unused: Any) -> None:
-        """Judge an epoch."""
+        """Evaluate an epoch."""
         value = watched_metric(self.task, {k.removeprefix("eval_"): v for k, v in metrics.items()})
         if value is not None and (self.value is None or value < self.value):
             self.epoch, self.value, self.weights = round(state.epoch), value, self._copy()
@@ -109,7 +109,7 @@ def finetune(
     Args:
         processor: that cut the parts: one that was loaded and has split nothing lets training read evidence that has
             counted the very rows, and has nothing to weigh.
-        parts: the training part is learnt, the validation part chooses the epoch and judges, the test part stays
+        parts: the training set trains, the validation set chooses the epoch and evaluates, the test set stays
             unread.
         training: further arguments of `PolyRecTrainingArguments` (batch sizes, weight decay, ...).
 
@@ -119,7 +119,7 @@ def finetune(
 
     Raises:
         ValueError: an unknown task, or one that other tasks are coupled to: they would change with it.
-        RuntimeError: with scope "task", another task answers differently.
+        RuntimeError: with scope "task", another task predicts differently.
     """
     _check(model, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +158,7 @@ def _finetune(
     equal = {name: _equal(answered, answers, name) for name in others}
     if settings.scope == "task" and not all(equal.values()):
         changed = [name for name, same in equal.items() if not same]
-        raise RuntimeError(f"{changed} answer differently after {settings.task!r} alone was trained: please report it")
+        raise RuntimeError(f"{changed} predict differently after {settings.task!r} alone was trained: please report it")
     return {
         "trained_parameters": sum(p.numel() for p in trained.values()),
         "best_epoch": best.epoch,
@@ -214,7 +214,7 @@ def _judge(
 
 
 def _equal(first: evaluator.Predictions, second: evaluator.Predictions, task: str) -> bool:
-    """Whether a task gave the same answers, bit by bit."""
+    """Whether a task's predictions are bit-equal."""
     if task in first.values:
         return np.array_equal(first.values[task], second.values[task], equal_nan=True)
     one, other = first.rankings[task], second.rankings[task]

@@ -16,7 +16,7 @@ from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.update import NEW
 
 Measured = dict[str, dict[str, dict[str, float]]]  # {slice: {task: {metric: value}}}
-# These say how lists look, not how good they are; and GAUC is biased where earlier answers are visible.
+# These say how lists look, not how good they are; and GAUC is biased where earlier labels are visible.
 _NEARLY_NONE = 0.01
 _NOT_GUARDED = ("coverage", "novelty", "calibration_error", "interval_coverage", "gauc")
 

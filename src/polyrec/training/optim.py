@@ -41,7 +41,7 @@ def parameter_groups(
 
     A pretrained layer d below the top learns with `backbone_rate` * `layer_decay` ** d, its embeddings as if they were
     one layer below all (Howard and Ruder, 2018, "Universal Language Model Fine-tuning"; Sun et al., 2019, "How to
-    Fine-Tune BERT"). Tables of items, people and other codes learn with `embedding_rate`, the rest with
+    Fine-Tune BERT"). Tables of items, users and other codes learn with `embedding_rate`, the rest with
     `learning_rate`.
 
     Args:

@@ -96,7 +96,7 @@ class ResumesSafely(PushesToHub):
             )
 
     def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None  # the Trainer asks before
+        assert self.state.best_model_checkpoint is not None  # the Trainer checks before
         self._check_best(Path(self.state.best_model_checkpoint))
         super()._load_best_model()
 

@@ -33,7 +33,8 @@ class StudentStart:
     Args:
         parameters: numbers that were copied or projected.
         layers: of the teacher's history encoder that became the student's, from the first on.
-        items_kept: share of the squared length of the teacher's id vectors that the student's hold; None = not taken.
+        items_kept: share of the squared length of the teacher's id embeddings that the student's hold; None = not
+            copied.
         copied, fresh: names of parameters that were copied, and of those that start as in any training.
     """
 
@@ -52,14 +53,15 @@ def start_from_teacher(
 
     *Of the same width*: all of its parameters that the teacher has by the same name and shape (embeddings, experts,
     heads), and of a deeper history encoder every k-th layer, layer i of n being the teacher's floor(i m / n) of m (Sanh
-    et al., 2019, "DistilBERT, a distilled version of BERT"). With all layers and the same parts it answers as the
+    et al., 2019, "DistilBERT, a distilled version of BERT"). With all layers and the same modules it predicts as the
     teacher does.
 
-    *Of another width*: the id vectors alone, V -> V B with B [E, D] the first D right singular vectors of the teacher's
+    *Of another width*: the id embeddings alone, V -> V B with B [E, D] the first D right singular vectors of the
+        teacher's
     table V: no other D numbers per item say more of their inner products (Eckart and Young, 1936). A wider student's
     further numbers are 0. Heads are not copied, as they read another space.
 
-    Id vectors of low rank take the nearest of their rank. Buffers (catalog, counts) are the student's own.
+    Low-rank id embeddings take the nearest of their rank. Buffers (catalog, counts) are the student's own.
 
     Args:
         student: holds its catalog already, which would replace what is put there now.
@@ -85,26 +87,26 @@ def start_from_teacher(
 
 @torch.no_grad()
 def factorise_items(model: PolyRecForRecommendation, rank: int) -> float:
-    r"""Cut a model's id vectors to a lower rank, in place: V [N, D] -> A B, A [N, R], B [R, D].
+    r"""Cut a model's id embeddings to a lower rank, in place: V [N, D] -> A B, A [N, R], B [R, D].
 
     B are the first R right singular vectors of V and A = V B^T, so that no other A B of this rank is nearer to V
     (Eckart and Young, 1936, "The approximation of one matrix by another of lower rank"; of embeddings: Lan et al.,
-    2020, "ALBERT"). N D numbers become N R + R D. What reads the vectors is not told: a little further training makes
-    good for much of what is lost.
+    2020, "ALBERT"). N D numbers become N R + R D. The layers that read the embeddings stay as they are: a little
+    further training makes good for much of what is lost.
 
     Args:
         rank: R, below the rank that the vectors have.
 
     Returns:
-        the share of the squared length of the id vectors that is kept.
+        the share of the squared length of the id embeddings that is kept.
     """
     model.refuse_int8("other factors")
     config, table = model.config, model.item_encoder.id_embedding
     if table is None:
-        raise ValueError("the model has no id vectors (item_ids=False): there is nothing to cut to a lower rank")
+        raise ValueError("the model has no id embeddings (item_ids=False): there is nothing to cut to a lower rank")
     largest = (config.item_embedding_rank or config.hidden_size + 1) - 1
     if not 1 <= rank <= largest:
-        raise ValueError(f"rank is {rank}; the id vectors can be cut to a rank of 1 to {largest}")
+        raise ValueError(f"rank is {rank}; the id embeddings can be cut to a rank of 1 to {largest}")
     vectors_ND = table.whole()
     low = item_table(config.num_items, config.hidden_size, rank, config.initializer_range, PADDING_ITEM).to(vectors_ND)
     low.place(torch.arange(len(vectors_ND), device=vectors_ND.device) != PADDING_ITEM, vectors_ND)

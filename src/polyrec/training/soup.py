@@ -11,7 +11,7 @@ class Soup:
     r"""The mean of the weights that several trainings of one model end with, all of which begin at the same ones.
 
     w = 1/K sum_k w_k, a uniform soup (Wortsman et al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned
-    Models Improves Accuracy without Increasing Inference Time"). The mean of weights answers about like the mean of
+    Models Improves Accuracy without Increasing Inference Time"). The mean of weights predicts like the mean of
     models, as long as the trainings are short and share where they begin. It is held in single precision at least.
 
     Shapes: {name: weights of any shape}.

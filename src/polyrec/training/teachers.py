@@ -19,7 +19,7 @@ from polyrec.training.arguments import PolyRecTrainingArguments
 
 
 def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
-    """The teacher in a folder: a saved model with its processor, or answers that `polyrec score` has written.
+    """The teacher in a folder: a saved model with its processor, or outputs stored by `polyrec score`.
 
     Args:
         plan: of the student, which says how long lists are, for which temperature, and whether states or gates are
@@ -34,14 +34,14 @@ def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
         return StoredTeacher(place)
     if not is_run:
         raise ValueError(
-            f"teacher={str(folder)!r} holds neither a saved model (config.json) nor answers ({MANIFEST}): give the "
-            "folder of a trained run or of `polyrec score`, or pass PolyRecTrainer(..., teacher=...) an object, e.g. "
-            "CatalogTeacher"
+            f"teacher={str(folder)!r} holds neither a saved model (config.json) nor stored outputs ({MANIFEST}): "
+            "give the folder of a trained run or of `polyrec score`, or pass PolyRecTrainer(..., teacher=...) an "
+            "object, e.g. CatalogTeacher"
         )
     if not isinstance(config := AutoConfig.from_pretrained(place), PolyRecConfig):
         raise ValueError(
-            f"teacher={str(folder)!r} holds a model of type {config.model_type!r}, and only polyrec models answer "
-            "batches as they are: let `polyrec score` write its answers and give their folder"
+            f"teacher={str(folder)!r} holds a model of type {config.model_type!r}, and only polyrec models score "
+            "batches as they are: let `polyrec score` write its predictions and give their folder"
         )
     return LiveTeacher(
         PolyRecForRecommendation.from_pretrained(place),
@@ -71,11 +71,11 @@ def prepare_teacher(
     judged: SequenceDataset | dict[str, SequenceDataset] | None,
     processor: Any,
 ) -> None:
-    """Check a teacher against the student's plan and data, and against having learnt what the student is judged by.
+    """Check a teacher against the student's plan and data, and for overlap with the student's evaluation rows.
 
     Args:
-        judged: what the student is validated by. Of the training's own log every row that is not learnt is held out,
-            whatever is validated; rows of another log are held out, too.
+        judged: what the student is validated by. Of the training's own log every row that is no training row is held
+            out, whatever is validated; rows of another log are held out, too.
     """
     plan = _plan_of(model)
     if not isinstance(processor, PolyRecProcessor) or train is None:

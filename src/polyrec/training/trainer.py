@@ -70,10 +70,10 @@ class PolyRecTrainer(ResumesSafely):
       `steps_per_second`, `memory_gb`, and `learning_rate_<n>` where groups of parameters have rates of their own. All
       goes through `log`, and so to any `report_to`; digests of data and inputs are among the arguments that trackers
       show as hyper-parameters (`fingerprints`).
-    * **Loss weightings** are told the mean losses of each optimizer step over all batches and ranks.
+    * **Loss weightings** observe the mean losses of each optimizer step over all batches and ranks.
     * **Early stopping per task** (`task_patience`) and a **moving average** of the weights (`ema_decay`).
     * **Full-catalog ranking** in `evaluate`, on every rank's share of the data, gathered exactly.
-    * **Several processes** (`scripts/accelerate/*.yaml`) do what one does: each window is learnt by one of them. Under
+    * **Several processes** (`scripts/accelerate/*.yaml`) do what one does: each window goes to one of them. Under
       FSDP, evaluation takes a whole copy of the weights to each rank; it has not been run on GPUs yet, see
       `scripts/accelerate/fsdp.yaml`.
     * **Checkpoints are whole or not there**, and a training resumes only with the data and processor that it was begun
@@ -87,9 +87,9 @@ class PolyRecTrainer(ResumesSafely):
             Evaluation takes several sets, {name: set}, too. See `weigh_by_validation` for what evaluation rows choose
             at the end, and what is left out without any.
         processing_class: the processor.
-        teacher: who answers beside the labels, or the folder of one as `args.teacher`; the model's configuration says
-            what is learnt of it (`distillation`). It is checked against the data, and against having learnt what the
-            model is judged by.
+        teacher: to distil from, or the folder of one as `args.teacher`; the model's configuration says
+            how (`distillation`). It is checked against the data, and for having been trained on what the
+            model is evaluated by.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -229,7 +229,8 @@ class PolyRecTrainer(ResumesSafely):
         _load_catalog(model, processor)
 
     def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
-        """Add the teacher's answers to a batch, the number-th of this step, and the questions that only it is asked."""
+        """Add the teacher's outputs to a batch, the number-th of this step, and the sampled candidates that only it
+        scores."""
         soft_losses = self._unwrapped.soft_losses
         assert soft_losses is not None  # without a plan a teacher is refused
         if not (unlabelled := soft_losses.config.unlabelled):
@@ -257,7 +258,7 @@ class PolyRecTrainer(ResumesSafely):
         else of the first one. Without any, what the model said before stays, and a warning says what is left out.
 
         Both are of the training rows of the processor's last split: nothing happens with a processor that was loaded.
-        Tasks of which every parameter is frozen answer as before.
+        Tasks of which every parameter is frozen predict as before.
         """
         model, processor = self._unwrapped, self.processing_class
         if not isinstance(model, PolyRecForRecommendation) or not isinstance(processor, PolyRecProcessor):
@@ -484,7 +485,7 @@ class PolyRecTrainer(ResumesSafely):
                 found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return found
         start = time.time()
-        with self._averaged():  # also for callbacks, which may keep the weights that were judged
+        with self._averaged():  # also for callbacks, which may keep the weights that were evaluated
             result = self._measured(dataset, self._predict(dataset), metric_key_prefix)
             result |= speed_metrics(metric_key_prefix, start, num_samples=dataset.num_candidates)
             self._step_log.skip(time.time() - start)
@@ -495,7 +496,7 @@ class PolyRecTrainer(ResumesSafely):
         return result
 
     def _measured(self, dataset: SequenceDataset, predictions: evaluator.Predictions, prefix: str) -> dict[str, float]:
-        """Metrics of a data set's answers, those of `compute_metrics` included."""
+        """Metrics of a data set's predictions, those of `compute_metrics` included."""
         found = evaluator.evaluate(self._unwrapped, dataset, predictions, self.args.rank_k)
         result = {f"{prefix}_{name}": value for name, value in found.items()}
         if self.compute_metrics is not None:
@@ -504,21 +505,21 @@ class PolyRecTrainer(ResumesSafely):
         return result
 
     def answers(self, dataset: SequenceDataset) -> evaluator.Predictions:
-        """Answers to every candidate of a data set, on every rank."""
+        """Predictions for every candidate of a data set, on every rank."""
         with self._averaged():
             return self._predict(dataset)
 
     def predict(
         self, test_dataset: SequenceDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> TaskPredictions:
-        """Answers, labels and metrics, as [`~transformers.Trainer`] gives them, see [`TaskPredictions`]."""
+        """Predictions, labels and metrics, as [`~transformers.Trainer`] gives them, see [`TaskPredictions`]."""
         with self._averaged():
             found = self._predict(test_dataset)
             metrics = self._measured(test_dataset, found, metric_key_prefix)
         return TaskPredictions(found, test_dataset.labels_by_task(), metrics)
 
     def _evaluated(self) -> PolyRecForRecommendation:
-        """What answers an evaluation; outside of training in the precision that `bf16_full_eval` names, as a copy."""
+        """The model of an evaluation; outside of training in the precision that `bf16_full_eval` names, as a copy."""
         if self.is_fsdp_enabled:
             return whole_copy(self._unwrapped)
         half = {"bf16_full_eval": torch.bfloat16, "fp16_full_eval": torch.float16}
@@ -658,7 +659,7 @@ def _known(batch: dict[str, Any], head: TaskHead) -> Tensor:
 
 def _load_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) -> None:
     vectors = None
-    # A model that holds a catalog has been trained, or was loaded: it keeps what its id vectors have learnt.
+    # A model that holds a catalog has been trained, or was loaded: it keeps its id embeddings.
     is_new = not model.item_encoder.known.any()
     if model.config.item_cooccurrence and is_new:
         found = processor.item_vectors(model.config.hidden_size)

@@ -1,7 +1,7 @@
 """Keeping a trained model fresh: it learns new events beside a share of the old ones, and says what it forgot.
 
 A log that went on consists of *chunks*: the table that the model was trained on, and one table for each update. Of the
-first, the run's own test part stays held out for good; of each update, the latest events. They tell what later updates
+first, the run's own test set stays held out for good; of each update, the latest events. They tell what later updates
 forget.
 """
 
@@ -38,21 +38,21 @@ NEW = "new"  # name of the slice that holds the latest of the new events
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a model learns new events; the defaults were chosen on ml-100k, before its test part (`model_cards`).
+    """How a model learns new events; the defaults were chosen on ml-100k, before its test set (`model_cards`).
 
     Args:
         epochs: over the new events and the replayed ones.
         learning_rate: its highest value; None: `rate_share` of the rate of the run.
         rate_share: see `learning_rate`.
-        replay: share of the windows of old events that are learnt again, see `polyrec.data.replay`.
+        replay: share of the windows of old events that are trained on again, see `polyrec.data.replay`.
         members: short trainings that begin at the same weights, each with a replay and an order of its own; their
             mean comes out. One of them is noisy, as its events are few, and the mean gained more than any (Wortsman et
             al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves Accuracy without
             Increasing Inference Time"). The cost is theirs together.
-        freeze_skip: the linear paths from running statistics to the answers (`LinearSkip`) stay as they are. Statistics
+        freeze_skip: the linear skip from running statistics (`LinearSkip`) is frozen. Statistics
             are as fresh as the events themselves; letting a few events change what they mean cost whole steps
             (measured, `model_cards/update.md`).
-        holdout: share of the new events, the latest ones, that is not learnt but tells how well they are answered.
+        holdout: share of the new events, the latest ones, that is held out for evaluation.
         max_regression: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
         seed: of the draw of replayed windows and of training.
     """
@@ -87,8 +87,8 @@ class Parts:
     """What becomes of the events of a log that went on, bool [R] each.
 
     Args:
-        learnt: learnt before.
-        new: to be learnt now.
+        learnt: trained on before.
+        new: to train on now.
         held: {slice: never learnt}, the slice `NEW` and older ones.
     """
 
@@ -100,9 +100,9 @@ class Parts:
 def parts_of(
     log: EventLog, rows: Sequence[int], holdouts: Sequence[float], split: Mapping[str, Any] | None = None
 ) -> Parts:
-    """Which events of a log were learnt, are new, and stay held out.
+    """Which events of a log were trained on, are new, and stay held out.
 
-    The validation part of the first chunk chooses nothing any more, so it may be replayed from now on.
+    The validation set of the first chunk chooses nothing any more, so it may be replayed from now on.
 
     Args:
         rows: rows of each chunk's table, in the order of time; the log is that of all of them under one another.
@@ -140,7 +140,7 @@ def parts_of(
 
 
 def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str, first_row: int) -> None:
-    """Refuse events from before what the model has seen: they would be learnt twice, or from the future."""
+    """Refuse events from before what the model has seen: they would be trained on twice, or leak the future."""
     latest = log.time[earlier].max()
     early = np.zeros(len(log), dtype=bool)
     early[log.row[own]] = log.time[own] <= latest
@@ -155,7 +155,7 @@ def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str,
 
 @dataclass
 class UpdateData:
-    """What an update learns and is judged by.
+    """What an update trains and is evaluated on.
 
     Args:
         draws: what each member learns, new events and replayed ones.
@@ -174,7 +174,7 @@ class UpdateData:
 
     @property
     def rows(self) -> dict[str, int]:
-        """How many events are learnt for the first time, learnt again, and held out of each slice."""
+        """How many events are new, replayed, and held out of each slice."""
         new = int((self.asked & self.parts.new).sum())
         held = {f"held out: {name}": int(rows.sum()) for name, rows in self.parts.held.items()}
         return {"new": new, "replayed": int(self.asked.sum()) - new, **held}
@@ -188,11 +188,11 @@ def update_data(
     settings: UpdateSettings,
     split: Mapping[str, Any] | None = None,
 ) -> UpdateData:
-    """Questions of an update.
+    """Examples of an update.
 
     Args:
         log, statistics: of all events, as `processor.resume` (or a data set of `processor.split`) has them.
-        split: arguments of `PolyRecProcessor.split`, of which those that shape training questions are read.
+        split: arguments of `PolyRecProcessor.split`, of which those that shape training examples are read.
     """
     shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives", "untimed_share")
     options = {name: (split or {})[name] for name in shaped if name in (split or {})}
@@ -202,7 +202,7 @@ def update_data(
 
 
 def replays(questions: SequenceDataset, new: np.ndarray, settings: UpdateSettings) -> list[SequenceDataset]:
-    """What each member of an update learns: all questions about new events, and a draw of its own of older ones."""
+    """What each member of an update trains on: all examples of new events, and a draw of its own of older ones."""
     return [with_replay(questions, new, settings.replay, seed) for seed in _member_seeds(settings)]
 
 
@@ -258,7 +258,7 @@ def _neighbours(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
 
 
 def _skip(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
-    """The weights from statistics to answers."""
+    """The weights of the linear skip from statistics."""
     return list(model.skip.parameters()) if model.pair_tasks else []
 
 

@@ -1,1 +1,1 @@
-"""The web demo: build a history, see every task's answer, change one event and watch it change."""
+"""The web demo: build a history, see every task's prediction, change one event and watch it change."""

@@ -1,4 +1,4 @@
-"""Who may ask the page: pages of other sites may not, whatever name they give to this machine."""
+"""Which requests the page serves: none from pages of other sites, whatever name they give to this machine."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ class HostCheck:
         self.app, self.names = app, names
 
     async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-        """Pass a request on, or answer 403."""
+        """Pass a request on, or return 403."""
         if scope["type"] not in ("http", "websocket") or self.allows(dict(scope["headers"])):
             await self.app(scope, receive, send)
             return
         from starlette.responses import PlainTextResponse
 
-        refusal = PlainTextResponse("this page does not answer to that name, or to pages of other sites", 403)
+        refusal = PlainTextResponse("this page does not serve that host name, or pages of other sites", 403)
         await refusal(scope, receive, send)
 
     def allows(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a request with these headers is answered.
+        """Whether a request with these headers is served.
 
         Example:
             >>> check = HostCheck(None, known_names("127.0.0.1"))

@@ -9,9 +9,9 @@ import gradio as gr
 
 from polyrec.web.session import DemoSession, Event
 
-# Fonts of the reader's own machine: the page asks nothing of the internet.
+# Fonts of the reader's own machine: the page makes no internet requests.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-_WHAT = """Choose a person, or build a history by searching titles. Then change one event: the lists show what moved."""
+_WHAT = """Choose a user, or build a history by searching titles. Then change one event: the lists show what changed."""
 
 
 def build_page(session: DemoSession) -> gr.Blocks:
@@ -30,7 +30,7 @@ def build_page(session: DemoSession) -> gr.Blocks:
                 item = gr.Dropdown([], label="Item", value=None)
                 values = [_control(session, n) for n in range(len(session.feedback))]
                 with gr.Row():
-                    add, ask = gr.Button("Add to the history", variant="primary"), gr.Button("Ask about this item")
+                    add, ask = gr.Button("Add to the history", variant="primary"), gr.Button("Score this item")
                 event = gr.Dropdown([], label="Event of the history (0)", value=None)
                 with gr.Row():
                     change, remove = gr.Button("Change its feedback"), gr.Button("Remove it")

@@ -36,7 +36,7 @@ def open_session(run: str, k: int = 10, users: bool = False) -> DemoSession:
 
 
 def demo(run: str, host: str, port: int, k: int, browser: bool, users: bool = False) -> None:
-    """Serve the page until it is interrupted; nothing is sent to or asked of the internet."""
+    """Serve the page until it is interrupted; it makes no internet requests."""
     page = build_page(open_session(run, k, users))
     print(f"serving http://{host}:{port}, Ctrl-C stops it")
     if not is_local(host):

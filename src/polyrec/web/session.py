@@ -1,4 +1,4 @@
-"""What the web demo does, without a page: histories as lists of dicts, answers as tables."""
+"""The web demo without its page: histories as lists of dicts, results as tables."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Feedback:
 
 
 class DemoSession:
-    """A model, its catalog and, if there is a log, its people.
+    """A model, its catalog and, if there is a log, its users.
 
     Args:
         model, processor: as they were saved together.
-        interactions: events of people to choose from, or None.
+        interactions: events of users to choose from, or None.
         users: their attributes, or None.
         k: number of recommendations.
     """
@@ -90,12 +90,12 @@ class DemoSession:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks that judge one item."""
+        """Tasks that score one item."""
         return list(self.model.pair_tasks)
 
-    # ------------------------------------------------------------- people
+    # ------------------------------------------------------------- users
     def people(self, most: int = 200) -> list[Any]:
-        """Ids of people of the log, those with the most events first."""
+        """Ids of users of the log, those with the most events first."""
         if self.interactions is None:
             return []
         counted = pc.value_counts(ids(self.interactions, self.processor.columns.user, "interactions", "person"))
@@ -103,7 +103,7 @@ class DemoSession:
         return counted.field("values").take(order[:most]).to_pylist()
 
     def history_of(self, person: Any) -> list[Event]:
-        """The events of a person, oldest first, the last that the model reads."""
+        """The events of a user, oldest first, the last that the model reads."""
         if self.interactions is None:
             return []
         columns = self.processor.columns
@@ -125,7 +125,7 @@ class DemoSession:
         return [{**event, columns.time: float(t)} for event, t in zip(events, moments, strict=True)]
 
     def attributes_of(self, person: Any) -> dict[str, Any]:
-        """What the model reads of a person."""
+        """What the model reads of a user."""
         if self.users is None:
             return {}
         own = self._rows(self.users, self.processor.columns.user, person, "users")
@@ -191,7 +191,7 @@ class DemoSession:
         if not isinstance(position, int) or not 0 <= position < len(history):
             raise ValueError("choose an event of the history first")
 
-    # -------------------------------------------------------------- answers
+    # -------------------------------------------------------------- predictions
     def recommendations(
         self, history: Sequence[Event], user: Mapping[str, Any], before: Mapping[Any, int]
     ) -> tuple[list[list[Any]], dict[Any, int]]:

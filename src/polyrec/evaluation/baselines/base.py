@@ -1,6 +1,6 @@
 """What a baseline of a retrieval task may read, and what all of them are.
 
-**Strictly before.** Whatever is fitted is fitted on training rows. A baseline that counts events up to a question sees
+**Strictly before.** Whatever is fitted is fitted on training rows. A baseline that counts events up to an example sees
 those of an earlier time that polyrec's running statistics may count for that data set (`SequenceDataset.source` and
 `known_until`), and the user's history is the candidate's own.
 
@@ -31,7 +31,7 @@ class CatalogTask:
     """A retrieval task and its training rows.
 
     Args:
-        train: its own-view candidates with a positive label are what users took.
+        train: its own-view candidates with a positive label are the interactions.
         task: name of the task.
         num_items: N.
         what: is left out of lists, see `polyrec.data.candidates`.
@@ -49,7 +49,7 @@ class CatalogTask:
         return dataset.log.labels[:, dataset.task_names.index(self.task)]
 
     def training_rows(self) -> np.ndarray:
-        """Candidates of `train` whose item was taken and is in the catalog, int64."""
+        """Candidates of `train` whose item is a positive and is in the catalog, int64."""
         log, event = self.train.log, self.train.candidates.event
         taken = self.train.own_view & (self.labels(self.train)[event] > 0) & (log.item[event] >= FIRST)
         return np.flatnonzero(taken)
@@ -59,7 +59,7 @@ class CatalogTask:
         return taken_items(self.train.log, self.train.candidates.event[self.training_rows()])
 
     def popularity(self) -> np.ndarray:
-        """How often each item was taken in training, float64 [N]."""
+        """How often each item occurs in training, float64 [N]."""
         item = self.train.log.item[self.train.candidates.event[self.training_rows()]] - FIRST
         return np.bincount(item, minlength=self.num_items).astype(np.float64)
 
@@ -75,7 +75,7 @@ class CatalogTask:
 
     @property
     def mixed(self) -> bool:
-        """Whether training has other events beside those in which an item was taken: impressions, views."""
+        """Whether training has other events beside positives: impressions, views."""
         return not (self.labels(self.train)[self.train.candidates.event] > 0).all()
 
     def histories(
@@ -109,7 +109,7 @@ class CatalogTask:
         return Histories(begin, end, log.item[known] - FIRST), log.item[event] - FIRST
 
     def countable(self, dataset: SequenceDataset, taken: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Times, ascending, and items of the events that questions of a data set may count, once they are over.
+        """Times, ascending, and items of the events that examples of a data set may count, once they are over.
 
         Args:
             taken: only those with a positive label.
@@ -128,7 +128,7 @@ class CatalogTask:
 
     @staticmethod
     def asked_at(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
-        """The time strictly before which a question's counts end, float64 seconds [R]."""
+        """The time strictly before which an example's counts end, float64 seconds [R]."""
         return np.minimum(dataset.log.time[dataset.candidates.event[rows]], dataset.known_until)
 
 

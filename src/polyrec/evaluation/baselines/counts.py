@@ -1,4 +1,4 @@
-"""Baselines that rank everybody's items alike: by how often they were taken, lately, or by how new they are.
+"""Baselines that rank everybody's items alike: by how often they were consumed, lately, or by how new they are.
 
 Letters: R rows, E events, N items of the catalog.
 """
@@ -28,7 +28,7 @@ _EPOCH = 256  # half-lives after which counts are measured in a new unit, far fr
 
 
 class Popularity(CatalogBaseline):
-    """How often each item was taken in training."""
+    """How often each item occurs in training."""
 
     name = "popularity"
 
@@ -39,7 +39,7 @@ class Popularity(CatalogBaseline):
 
 
 class RecentPopularity(CatalogBaseline):
-    r"""How often each item was taken strictly before the question, an event of age a counting 2^(-a / half-life)."""
+    r"""Interactions of each item strictly before the example, an event of age a counting 2^(-a / half-life)."""
 
     name = "recent_popularity"
     defaults = {"half_life": "none"}
@@ -60,8 +60,8 @@ class DecayedCounts:
     r"""Counts of items strictly before any time t, c_j(t) = sum_{e of j, t_e < t} 2^(-(t - t_e) / h).
 
     Each time's counts are given up to a factor, so that the largest is 1: ranks do not depend on it, and then an event
-    weighs 2^(t_e / h), whoever asks. Counts of a block of times are one cumulative sum. An item that is 149 half-lives
-    older than the first is 0.
+    weighs 2^(t_e / h), for every request. Counts of a block of times are one cumulative sum. An item that is 149
+    half-lives older than the first is 0.
 
     Args:
         times: float64 [E], seconds, ascending.
@@ -112,7 +112,7 @@ class DecayedCounts:
 class Newest(CatalogBaseline):
     """The latest items first, of those that are there: by their first event, or by the catalog's `columns.item_time`.
 
-    An item is there once it had an event strictly before the question; by the catalog, from its very time on. Others
+    An item is there once it had an event strictly before the example; by the catalog, from its very time on. Others
     come last, tied.
     """
 

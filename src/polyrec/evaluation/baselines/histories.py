@@ -26,7 +26,7 @@ _SMALLEST = 1e-3  # weight of an event under which it is not read: a long histor
 
 
 class HistoryBaseline(CatalogBaseline):
-    """Reads the user's events: those in which an item was taken, or all, where the log has others."""
+    """Reads the user's events: positives, or all, where the log has others."""
 
     def grids(self) -> Sequence[Mapping[str, Sequence[Any]]]:
         """The stages, after the choice of events where there is one; of a set all events are read, all alike."""
@@ -136,7 +136,7 @@ class Transitions(ItemToItem):
 
     A first-order Markov chain if d = 0 (only the event right before counts), smoothed over the 10 events before
     otherwise. n_i = sum of row i makes it P(j | i); m_j is the sum of column j, and a > 0 favours rarer items. A row's
-    history is what its question saw: events of its own time are no part of it.
+    history is what its example saw: events of its own time are not in it.
     """
 
     name = "transitions"

@@ -1,6 +1,6 @@
 """Baselines of pair tasks: a constant, biases, running rates, and trees on the running statistics.
 
-Letters: C candidates of the data set that is judged, E events.
+Letters: C candidates of the data set that is evaluated, E events.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PairBaselines:
         task: name of a pair task.
         train: what they are fitted on, candidates in their own view.
         valid: by which trees stop; None: after 100.
-        test: is judged.
+        test: to evaluate on.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Classical recommenders: seconds to fit, hard to beat, and teachers for distillation.
 
-Popularity, ItemKNN and EASE rank the catalog for any history, also of people who were not there at fitting; BiasModel
-predicts explicit feedback. Items are numbered 0..N-1. Reading only the LAST few events of a person often beats reading
-all of them, because what comes next depends on now. Histories are ragged and in time order: person r took
+Popularity, ItemKNN and EASE rank the catalog for any history, also of users who were not there at fitting; BiasModel
+predicts explicit feedback. Items are numbered 0..N-1. Reading only the LAST few events of a user often beats reading
+all of them, because what comes next depends on now. Histories are ragged and in time order: user r took
 history_items[history_offsets[r]:history_offsets[r + 1]]. Items already taken keep their scores: exclude them when
 ranking (`ranking.top_k`). Letters: E events, R histories, N items.
 """
@@ -20,7 +20,8 @@ _BLOCK = 1 << 22  # item pairs that ItemKNN.fit compares at a time: bounds its m
 
 
 class Popularity:
-    """Everybody gets the most frequent items: score(i) = number of events of item i. The floor for any recommender.
+    """All users get the most frequent items: score(i) = number of events of item i. The lower bound for any
+    recommender.
 
     Example:
         >>> model = Popularity().fit(np.array([0, 0, 1]), np.array([2, 1, 2]), n_items=3)
@@ -42,7 +43,7 @@ class Popularity:
 class ItemKNN:
     r"""Items like the ones taken last: score(j) = sum_{i in last events} sim(i, j), over the K neighbours j of each i.
 
-    sim is the cosine of the items' columns of the person x item matrix (Sarwar et al., 2001). With "tfidf" person u's
+    sim is the cosine of the items' columns of the user x item matrix (Sarwar et al., 2001). With "tfidf" user u's
     row weighs sqrt(events) log((1 + N) / (1 + items of u)): who took everything says little about what belongs
     together (as in the library `implicit`). An item is not its own neighbour.
 
@@ -72,13 +73,13 @@ class ItemKNN:
         _check_events(users, items, n_items)
         person_E = np.unique(users, return_inverse=True)[1]
         matrix = sp.csr_array((np.ones(len(items)), (person_E, items)), shape=(person_E.max(initial=-1) + 1, n_items))
-        taken = np.diff(matrix.indptr)  # distinct items per person
+        taken = np.diff(matrix.indptr)  # distinct items per user
         if self.weighting == "tfidf":
             matrix.data = np.sqrt(matrix.data) * np.repeat(np.log((1 + n_items) / (1 + taken)), taken)
         norm_N = np.sqrt(np.bincount(matrix.indices, weights=np.square(matrix.data), minlength=n_items))
         matrix.data /= np.where(norm_N > 0, norm_N, 1.0)[matrix.indices]
         by_item = matrix.T.tocsr()
-        # An item is compared with all that its people took; neighbouring items share a block until it is full.
+        # An item is compared with all that its users consumed; neighbouring items share a block until it is full.
         pairs_N = np.bincount(matrix.indices, weights=np.repeat(taken, taken), minlength=n_items)
         blocks = np.split(np.arange(n_items), np.flatnonzero(np.diff(np.cumsum(pairs_N) // _BLOCK)) + 1)
         parts = [_nearest(by_item[block] @ matrix, block, self.neighbours) for block in blocks]
@@ -94,13 +95,13 @@ class ItemKNN:
 class EASE:
     r"""Embarrassingly shallow autoencoder: a linear item-item model in closed form (Steck, 2019, arXiv:1905.03375).
 
-    min_B |X - X B|^2 + ridge |B|^2 with diag(B) = 0, X the binary person x item matrix. With P = (X'X + ridge I)^-1 the
+    min_B |X - X B|^2 + ridge |B|^2 with diag(B) = 0, X the binary user x item matrix. With P = (X'X + ridge I)^-1 the
     solution is B_ij = -P_ij / P_jj, B_jj = 0; the score of a history x is x B. Unlike ItemKNN it discounts neighbours
-    that say the same. Needs a dense N x N matrix: 20,000 items take 1.6 GB a copy and minutes. With fewer people than
-    items P comes from an inverse of people x people (Woodbury): (X'X + r I)^-1 = (I - X'(XX' + r I)^-1 X) / r.
+    that say the same. Needs a dense N x N matrix: 20,000 items take 1.6 GB a copy and minutes. With fewer users than
+    items P comes from an inverse of users x users (Woodbury): (X'X + r I)^-1 = (I - X'(XX' + r I)^-1 X) / r.
 
     Args:
-        ridge: weight of the penalty; grows with the number of people.
+        ridge: weight of the penalty; grows with the number of users.
         last: number of most recent events read; None = all.
         max_items: refuse larger catalogs instead of running out of memory.
 
@@ -138,7 +139,7 @@ class BiasModel:
     r"""Explicit feedback without interaction: y = mu + b_i + b_u, each bias shrunk towards 0 (Koren, 2009).
 
     b_i = sum_{rows of i} (y - mu - b_u) / (rows of i + k_i), b_u = sum_{rows of u} (y - mu - b_i) / (rows of u + k_u),
-    in turns. k is a prior count: so many imagined rows of residual 0. Unknown people and items have bias 0.
+    in turns. k is a prior count: so many imagined rows of residual 0. Unknown users and items have bias 0.
     Predictions are clipped: to [0.01, 0.99] if all labels are 0 or 1 (log loss does not forgive being sure and wrong),
     else to the range of the training labels.
 

@@ -1,4 +1,5 @@
-"""Tuned baselines of every task: fitted on training rows, chosen on validation, measured on the rows to be judged."""
+"""Tuned baselines of every task: fitted on training rows, chosen on validation, measured on the rows to be
+evaluated."""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ def baseline_table(
 
     Args:
         parts: of `processor.split`: baselines are fitted on its training rows, validation chooses their settings.
-        part: is judged, "test" or "valid".
+        part: name of the split, "test" or "valid".
         ks: cut-offs of lists; settings are chosen by NDCG at the largest.
         tasks: names; default: all.
         systems: of retrieval tasks, names of `CATALOG_BASELINES`; default: all that fit.

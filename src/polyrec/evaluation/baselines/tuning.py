@@ -41,7 +41,7 @@ class Choice:
 
 
 def by_time(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
-    """Candidates in the order in which they are asked."""
+    """Candidates in order of time."""
     return rows[np.argsort(dataset.log.time[dataset.candidates.event[rows]], kind="stable")]
 
 

@@ -1,6 +1,6 @@
-"""Which attributes of an item, and which words of its text, made an answer: each is taken away in turn.
+"""Which attributes of an item, and which words of its text, explain a score: each is removed in turn.
 
-Letters: C items asked about, N items, D width.
+Letters: C candidate items, N items, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polyrec.inference.explanation.question import Question
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM, ItemRows
 
-ID = "id"  # the item's own vector, learnt of who took it
+ID = "id"  # the item's id embedding
 TEXT = "text"
 _WORD = re.compile(r"\w[\w'’-]*")
 
@@ -27,7 +27,7 @@ def attribute_effects(question: Question) -> dict[str, np.ndarray]:
     """{attribute: what each item's answer loses if that attribute were missing, float64 [C]}.
 
     Attributes are the inputs of the item encoder, "id" (the item's own vector, instead of which that of an unknown
-    item is read, as for items nobody has taken yet) and "text". Running statistics of an attribute stay as they are.
+    item is read, as for cold-start items) and "text". Running statistics of an attribute stay as they are.
     """
     model, items = question.model, question.items
     encoder = model.item_encoder
@@ -103,7 +103,7 @@ def _reads_text(question: Question, rows_C: torch.Tensor) -> torch.Tensor:
 
 
 def _lost(question: Question, batch: Mapping[str, Any], before_C: torch.Tensor, change_CD: torch.Tensor) -> np.ndarray:
-    """What the answers about the items lose if their vectors change so, the history staying as it is, [C]."""
+    """How the items' scores fall if their embeddings change so, the history staying as it is, [C]."""
     vectors_ND = question.items.vectors_MD.clone()
     rows_C = batch["candidate_ids"][0]
     vectors_ND[rows_C] += change_CD.to(vectors_ND.dtype)

@@ -1,11 +1,11 @@
-r"""Which past events made an answer: exact leave-one-out.
+r"""Which past events explain a score: exact leave-one-out.
 
-The effect of event i on the answer f about an item is
+The effect of event i on the score f of an item is
 
     e_i = f(history) - f(history without event i)
 
 where the history without the event is a request of its own: the event is in no window and in no running statistic, all
-else happened when it did, and the question is asked at the same time. (Leave-one-out is the deletion diagnostic of
+else happened when it did, and the time of the request is the same. (Leave-one-out is the deletion diagnostic of
 Cook, 1977, "Detection of Influential Observation in Linear Regression", here of an input and not of a training row.)
 
 Letters: V variants, L events of the history, E visible events, C items.
@@ -21,13 +21,13 @@ from polyrec.inference.explanation.question import Question
 
 
 class EventEffects(NamedTuple):
-    """What single events did to answers.
+    """Effects of single events on scores.
 
     Args:
         events: int64 [E], which events of the history the model reads.
         answers: float64 [C], see [`Question`].
-        predictions: float64 [C], what a person reads.
-        effects: float64 [E, C], the answer that is lost without the event.
+        predictions: float64 [C], what a user reads.
+        effects: float64 [E, C], the score minus the score without the event.
         without: float64 [E, C], the prediction without it.
     """
 
@@ -39,7 +39,7 @@ class EventEffects(NamedTuple):
 
 
 def leave_one_out(question: Question) -> EventEffects:
-    """The effect of every visible event on every item asked about, all variants in few passes."""
+    """The effect of every visible event on every candidate item, all variants in few passes."""
     events = question.visible
     keep_VL = np.ones((len(events) + 1, question.events), dtype=bool)
     keep_VL[np.arange(1, len(keep_VL)), events] = False
@@ -48,14 +48,14 @@ def leave_one_out(question: Question) -> EventEffects:
 
 
 def successive_leave_one_out(question: Question, rounds: int = 20) -> np.ndarray:
-    """Events in the order in which taking them away makes the first item's answer fall most, int64 [E].
+    """Events in the order in which removing them lowers the first item's score most, int64 [E].
 
     Leave-one-out is repeated among the events that are left, so that events which stand in for each other come one
     after the other: without either of two alike little is lost, without both much. (A greedy search for the few events
-    without which the answer would be another one; rounds x E answers.)
+    without which the recommendation changes; rounds x E predictions.)
 
     Args:
-        rounds: after each of which the effects are judged anew, of about as many events each.
+        rounds: after each of which the effects are evaluated anew, of about as many events each.
     """
     left, order = question.visible, list[int]()
     for size in np.diff(np.linspace(0, len(left), min(rounds, len(left)) + 1).round().astype(np.int64)):

@@ -41,20 +41,20 @@ def explain(
     words: bool = False,
     template: ReasonTemplate | None = None,
 ) -> list[dict[str, Any]]:
-    """Say why items are recommended to one person, or why a task answers about them as it does.
+    """Say why items are recommended to one user, or why a task predicts what it predicts.
 
-    Effects are differences of the task's *answers*: the log probability of an item in a retrieval task, log odds of a
-    probability, a number in the label's unit. That of an event is exact: the answer minus the answer had the event not
+    Effects are differences of the task's *scores*: the log probability of an item in a retrieval task, log odds of a
+    probability, a number in the label's unit. That of an event is exact: the score minus the score had the event not
     happened, running statistics included (`polyrec.inference.explanation.events`). Only events that the model reads
-    (the last `max_history`) are judged.
+    (the last `max_history`) are evaluated.
 
     Args:
         history, user, context, time, user_id: as for `recommend`.
         items: ids of the items to explain, seen ones too. None: the `k` that `recommend` gives.
-        task: whose answer is explained. Default: the one that ranks.
-        events: of each item, the strongest are listed and the strongest that speak for it are told; the others' effects
-            can be had of `leave_one_out`.
-        words: also judge the words of items' texts, each of which the text encoder must read once more.
+        task: to explain. Default: the one that ranks.
+        events: of each item, the strongest are listed, and the strongest positive ones make the reason; the others'
+            effects can be had of `leave_one_out`.
+        words: also evaluate the words of items' texts, each of which the text encoder must read once more.
         template: the words of the reasons.
 
     Returns:
@@ -126,7 +126,7 @@ def _ranking_task(model: PolyRecForRecommendation) -> str:
     """The task by which `recommend` ranks."""
     ranking = [*_lists(model), *model.pair_tasks]
     if not ranking:
-        raise ValueError(f"the model can only search ({list(model.heads)}): there is no answer of a person to explain")
+        raise ValueError(f"the model can only search ({list(model.heads)}): there is nothing about a user to explain")
     return ranking[0]
 
 
@@ -163,7 +163,7 @@ def _attributes(processor: PolyRecProcessor, row: int, effects: Mapping[str, flo
 
 
 class _Events:
-    """The history as people know it: ids, titles, and what each event brought."""
+    """The history as users know it: ids, titles, and what each event brought."""
 
     def __init__(self, question: Question) -> None:
         processor, log = question.processor, question.log

@@ -1,9 +1,9 @@
-r"""Are explanations faithful? Deletion and insertion curves of a model's answer.
+r"""Are explanations faithful? Deletion and insertion curves of a model's score.
 
-Deletion takes events away from a history, those first that an explanation calls strong: the sooner the answer falls,
+Deletion removes events from a history, those with the largest effects first: the sooner the score falls,
 the better the explanation. Insertion gives them to an empty history in the same order: the sooner it rises, the better
-(Petsiuk, Das and Saenko, 2018, "RISE"). The area under a curve is the mean answer over all steps; both ends of all
-curves of a question are the same, so areas of two orders compare as they are.
+(Petsiuk, Das and Saenko, 2018, "RISE"). The area under a curve is the mean score over all steps; both ends of all
+curves of an example are the same, so areas of two orders compare as they are.
 
 Letters: V points of curves, L events, S steps, C items.
 """
@@ -18,7 +18,7 @@ from polyrec.inference.explanation.question import Question
 
 
 def curves(question: Question, orders: Mapping[str, np.ndarray], steps: int = 10) -> dict[str, dict[str, np.ndarray]]:
-    """Answers about the question's first item along orders of the events it reads.
+    """Predictions for the example's first item along orders of the events it reads.
 
     Args:
         orders: {name: int64 [E], events of the history that the model reads, strongest first}.
@@ -46,7 +46,7 @@ def curves(question: Question, orders: Mapping[str, np.ndarray], steps: int = 10
 
 
 def area(curve: np.ndarray) -> float:
-    """Area under a curve over [0, 1] by trapezia: the mean answer.
+    """Area under a curve over [0, 1] by trapezia: the mean score.
 
     Example:
         >>> area(np.array([2.0, 1.0, 0.0]))

@@ -1,9 +1,9 @@
-r"""Which past events made an answer, by gradients: integrated gradients on the embedded events.
+r"""Which past events explain a score, by gradients: integrated gradients on the embedded events.
 
     IG_i = sum_d (x_id - x'_id) integral_0^1 df(x' + a (x - x')) / dx_id da
 
 for the input x_i of event i as the history's backbone reads it and its baseline x'_i (Sundararajan, Taly and Yan, 2017,
-"Axiomatic Attribution for Deep Networks"). Baselines: "mean", the mean of the person's events, which says what each
+"Axiomatic Attribution for Deep Networks"). Baselines: "mean", the mean of the user's events, which says what each
 event has that others have not; "unknown", an unknown item without feedback. (On ml-100k the first agrees better with
 leave-one-out.) Where candidates attend to what events said (residuals), those are inputs, too, with the baseline 0. The
 attributions of all events add up to f(x) - f(x') (completeness).
@@ -62,7 +62,7 @@ class GradientEffects(NamedTuple):
 def integrated_gradients(
     question: Question, baseline: str = "mean", tolerance: float = 0.01, steps: int = 32, most_steps: int = 1024
 ) -> GradientEffects:
-    """Attributions of every visible event to every item asked about, by captum.
+    """Attributions of every visible event to every candidate item, by captum.
 
     Args:
         baseline: "mean" or "unknown", see the module.
@@ -141,7 +141,7 @@ def _unknown(question: Question, batch: Mapping[str, Any]) -> Tensor:
 
 
 def _rows_of(batch: Mapping[str, Any], asked_S: Tensor, residuals_SET: Tensor) -> dict[str, Any]:
-    """A batch of one person and C items as S rows of one item each."""
+    """A batch of one user and C items as S rows of one item each."""
 
     def of_person(x: Tensor) -> Tensor:
         return x.expand(len(asked_S), *x.shape[1:])

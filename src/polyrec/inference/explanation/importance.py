@@ -4,9 +4,9 @@ r"""What a model reads matters how much to which task: permutation importance.
 
 (Breiman, 2001, "Random Forests"; Fisher, Rudin and Dominici, 2019). Values are shuffled among the rows of a batch: past
 events among past events, candidates among candidates, attributes of items among items. A feature that is both known
-before and after the answer (context) is shuffled in both places. Features that say the same share their importance.
+before and after the event (context) is shuffled in both places. Features that say the same share their importance.
 
-Letters: B people, L events, C candidates, N items.
+Letters: B users, L events, C candidates, N items.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def permutation_importance(
 ) -> dict[str, dict[str, float]]:
     """By how much each task's mean loss rises if a feature is shuffled, {task: {feature: rise}}, largest first.
 
-    Features are "event.…", "context.…" (and "context.statistics"), "user.…" and "item.…"; "item.id" is what was learnt
+    Features are "event.…", "context.…" (and "context.statistics"), "user.…" and "item.…"; "item.id" is what was learned
     of each item by itself.
 
     Args:
-        dataset: questions with labels, e.g. the validation part of a split.
-        windows: of the data set that are asked, drawn at random. None: all.
+        dataset: examples with labels, e.g. the validation set of a split.
+        windows: of the data set that are used, drawn at random. None: all.
         seed: of the draw and of all shuffles.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:windows].tolist()
     if not chosen:
-        raise ValueError("no questions: give a data set with at least one window")
+        raise ValueError("no examples: give a data set with at least one window")
     shuffled = _shuffled_items(model, generator)
     sums: dict[str, dict[str, float]] = {}
     counts: dict[str, float] = {}
@@ -112,7 +112,7 @@ def _permuted(values: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _shuffled_items(model: PolyRecForRecommendation, generator: torch.Generator) -> dict[str, ItemRows]:
-    """The item table with one attribute, or the id vectors, shuffled among the items of the catalog."""
+    """The item table with one attribute, or the id embeddings, shuffled among the items of the catalog."""
     with model.eval_mode() as model:
         encoder = model.item_encoder
         whole = encoder.table()

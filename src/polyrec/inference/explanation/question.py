@@ -1,6 +1,6 @@
-"""One task asked about some items for one person, answerable again when something about the person had been different.
+"""The scores of one task for some items and one user, and how they change if the history changes.
 
-Letters: V variants, L events of the history, C items asked about, N items, D width.
+Letters: V variants, L events of the history, C candidate items, N items, D width.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from polyrec.modules.encoders.item import ItemRows
 
 _EVENTS = 16_384  # events that are read at once, so that memory does not grow with the number of variants
 _SCORES = 1 << 24  # scores of the whole catalog that are held at once
-_PAIRS = 1 << 21  # (item asked about, event) pairs that are attended at once
+_PAIRS = 1 << 21  # (candidate item, event) pairs that are attended at once
 
 
 @dataclass(eq=False)
 class Question:
-    """What is asked, encoded once.
+    """What is explained, encoded once.
 
-    Effects are differences of *answers*, which are not cut off and add up better than what a person reads: log odds of
+    Effects are differences of *scores*, which are unbounded and more additive than what a user reads: log-odds of
     a probability, the log of a rate, a number in the label's unit, and of a retrieval task the log probability among
-    all items. (Its scores are learnt by a softmax and so known up to a number that all items of a history share: scores
-    of two histories cannot be compared.) A head that gives several numbers per pair answers with its prediction.
+    all items. (Its scores are learned by a softmax and so known up to a number that all items of a history share:
+    scores of two histories cannot be compared.) A head that gives several numbers per pair scores with its prediction.
 
     Args:
-        history: the person's events, oldest first, as for `recommend`.
+        history: the user's events, oldest first, as for `recommend`.
         rows: int64 [C], rows of the item table.
         task: that is explained.
         request: arguments of `processor.request`: user, context, time, query.
@@ -55,7 +55,7 @@ class Question:
         if self.task not in self.model.heads:
             raise ValueError(f"unknown task {self.task!r}; {nearest(self.task, list(self.model.heads))}")
         if self.head.reads == "state" and self.head.excludes != "history":
-            raise ValueError(f"task {self.task!r} answers queries: only answers about people are explained")
+            raise ValueError(f"task {self.task!r} is a search: only scores without a query are explained")
         if not len(self.rows):
             raise ValueError("nothing to explain: give at least one item")
         self.model = eval_view(self.model)  # ids that training drops by chance are no explanation
@@ -86,16 +86,16 @@ class Question:
             yield as_batch(windows[first : first + size], self.model)
 
     def answer(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> Tensor:
-        """Answers to a batch of this question, [B, C].
+        """Scores for a batch of this request, [B, C].
 
         Args:
-            items: vectors of the items asked about, instead of the model's own; other items stay as they are.
+            items: embeddings of the candidate items, instead of the model's own; other items stay as they are.
             changed: further arguments of the model.
         """
         return self.ask(batch, items, **changed)[0]
 
     def ask(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
-        """Answers and predictions, [B, C] each; arguments as for `answer`."""
+        """Scores and predictions, [B, C] each; arguments as for `answer`."""
         items = self.items if items is None else items
         if self.head.reads == "state":
             # Nothing but the state is needed: pairs are left out, which are most of the work.
@@ -121,13 +121,13 @@ class Question:
         ) if self.head.canonical_width is None else prediction, prediction
 
     def _asked_with(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
-        """What a retrieval head asks the catalog with, [B, 1, D]: a row is asked at one request_context."""
+        """The query states of a retrieval head, [B, 1, D]: a row has one time."""
         position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
         return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
 
     @torch.no_grad()
     def parts(self) -> dict[str, np.ndarray]:
-        """What each part of a retrieval task's score adds to it, {part: float64 [C]}; of other tasks nothing."""
+        """What each term of a retrieval task's score adds to it, {term: float64 [C]}; of other tasks nothing."""
         if self.head.reads != "state":
             return {}
         batch = next(iter(self.batches()))
@@ -149,7 +149,7 @@ class Question:
 
     @torch.no_grad()
     def variants(self, keep_VL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Answers and predictions if only some events of the history had happened, float64 [V, C] each.
+        """Scores and predictions if only some events of the history had happened, float64 [V, C] each.
 
         Args:
             keep_VL: bool [V, L].

@@ -81,7 +81,7 @@ class ReasonTemplate:
 
 
 def as_text(value: object) -> str:
-    """A value as it is shown to people.
+    """A value as it is shown to users.
 
     Example:
         >>> as_text(["Crime", "Drama"]), as_text(1995.0), as_text(None)
