@@ -54,7 +54,9 @@ def test_a_student_of_the_first_split_is_refused(case):
     first, splits, _, _ = case
     LiveTeacher(case[3], first).prepare(splits.train, first)  # before the update it would have done
     for judged in (None, [splits.test]):
-        with pytest.raises(LeakageError, match=r"use the run before the update as the teacher, or .* own processor \(`resume`"):
+        with pytest.raises(
+            LeakageError, match=r"use the run before the update as the teacher, or .* own processor \(`resume`"
+        ):
             teacher_of(case).prepare(splits.train, first, judged)
 
 

@@ -169,7 +169,7 @@ def test_stored_answers_teach(world, tmp_path):
     found = distilled(world, tmp_path / "s", "--teacher-outputs", logits, *NARROW)
     assert set(found["systems"]) == {"teacher", "alone", "student"}
     assert "teacher" not in found["tasks"]["rating"]["metrics"]["rmse"]
-    assert any("not judged" in note for note in found["notes"])
+    assert any("not evaluated" in note for note in found["notes"])
     assert all(belief["alpha"] == 0.5 for belief in found["beliefs"].values())
 
 
@@ -208,7 +208,7 @@ def test_what_states_and_gates_brought_is_told_beside_tasks(world, tmp_path):
     text = (tmp_path / "s" / "distill.md").read_text()
     assert "| loss of states |" in text
     assert "| loss of gates |" in text
-    assert "layers of its history encoder: 0, 1); its id vectors hold 100.0%" in text
+    assert "layers of its history encoder: 0, 1); its id embeddings hold 100.0%" in text
 
 
 def test_names_of_several_teachers_are_those_of_their_folders(world, tmp_path):

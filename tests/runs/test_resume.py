@@ -257,7 +257,7 @@ def test_events_are_not_learnt_twice(world, tmp_path, capsys):
     shutil.copy(world / "new.parquet", tmp_path / "renamed.parquet")
     for path in (world / "new.parquet", tmp_path / "renamed.parquet"):
         assert main([*update[:3], str(path), "--max-regression", "9"]) == 2
-        assert "already learnt" in capsys.readouterr().err
+        assert "already trained on" in capsys.readouterr().err
     assert (tmp_path / "run" / MANIFEST_NAME).read_bytes() == before
     check_manifest(tmp_path / "run")
     left = {path.name for path in (tmp_path / "run").iterdir()}

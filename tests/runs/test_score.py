@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_run(run, tmp_path, capsys):
     output = str(tmp_path / "logits")
     arguments = ["score", str(run), "--output", output, "-k", "7", "--temperature", "2", "--shard-rows", "40"]
     assert main(arguments) == 0
-    assert "candidates answered for rating, next_item" in capsys.readouterr().out
+    assert "candidates scored for rating, next_item" in capsys.readouterr().out
     processor, parts = prepare(read_run(run))
     stored = StoredTeacher(output)
     stored.prepare(parts.train, processor)

@@ -180,5 +180,5 @@ def test_an_updated_run_does_not_teach_what_would_be_judged(world, fresh, tmp_pa
     for recipe in ([], [str(world / "recipe.yaml")]):
         capsys.readouterr()
         assert main(["score", str(fresh[0]), *recipe, "--output", str(tmp_path / "answers")]) == 2
-        assert "A run that was updated knows the rows of its updates, too" in capsys.readouterr().err
+        assert "A run that was updated was also trained on its updates" in capsys.readouterr().err
     assert not (tmp_path / "answers").exists()

@@ -36,7 +36,7 @@ class BackboneConfig:
         attention: how attention is computed, as `attn_implementation` of transformers has it: "eager", "sdpa",
             "flash_attention_2" ...; default: what transformers chooses.
         dtype: of weights that stay as they are (tuning "frozen" or "lora"): "float32", "bfloat16" or "float16". What is
-            learnt is in float32.
+            learned is in float32.
         architecture: its config.json, filled when it is first read, so that a saved model can be built without it.
         fingerprint: of the weights that are not saved with the model because `model` has them ("frozen", "lora");
             filled when they are first read, and checked whenever they are read again.

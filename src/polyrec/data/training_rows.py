@@ -41,9 +41,9 @@ class TrainingSetSketch:
     **What the hashes hide and what they do not.** Ids and times are not in the file and cannot be read out of it, and
     a random salt keeps files of two models (or a list of hashes made beforehand) from being compared with one another.
     But they hide no more than that: whoever has the file and *guesses* a user, an item and a time can test whether
-    that event was a training event, and ids that come from a small or known set (row numbers, e-mail addresses) can be guessed by
-    trying all of them. Set `processor.training_rows = None` before saving what you publish if that matters; such a
-    model is then refused as a teacher unless its user trusts it.
+    that event was a training event, and ids that come from a small or known set (row numbers, e-mail addresses) can be
+    guessed by trying all of them. Set `processor.training_rows = None` before saving what you publish if that matters;
+    such a model is then refused as a teacher unless its user trusts it.
 
     Args:
         number: of training events. After [`extended`] with more than k of them it is an estimate.
@@ -99,7 +99,8 @@ class TrainingSetSketch:
         found = np.sort(event_hashes(log, items, self.salt)[rows])
         if not len(found):
             return self
-        # Below the largest hash of the sketch it is known which events were trained on; above, the share of it there speaks.
+        # Below the largest hash of the sketch it is known which events were trained on; above, the share of it there
+        # speaks.
         inside = found if self.is_complete else found[found <= self.sketch[-1]]
         fresh = 1.0 if not len(inside) else 1 - np.isin(inside, self.sketch).mean()
         number = self.number + round(fresh * len(found))

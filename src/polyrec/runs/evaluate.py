@@ -130,7 +130,7 @@ def parts_of_run(
 
 def _updated_parts(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset, None, SequenceDataset]:
     if part == "valid":
-        raise ValueError(f"{run} has been updated, which no validation set is left out of: evaluate its test set")
+        raise ValueError(f"{run} has been updated and has no validation set: evaluate its test set")
     check_data(run, recipe.to_dict())
     processor = PolyRecProcessor.from_pretrained(run)
     log, statistics, parts = continue_run(recipe, processor)

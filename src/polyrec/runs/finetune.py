@@ -57,7 +57,7 @@ def _finetune(run: str, settings: FinetuneSettings, place: Path, target: Path, a
             f"{run} has already been fine-tuned just so, so there is nothing to do; --again trains it once more"
         )
     if recipe.updates:
-        raise ValueError(f"{run} has been updated, which no validation set is left out of: fine-tune before updates")
+        raise ValueError(f"{run} has been updated and has no validation set: fine-tune before updates")
     fitted, parts = split_of_run(run, recipe)  # knows the training rows, which the saved one does not
     parts.require("valid", "test")
     processor = PolyRecProcessor.from_pretrained(run)
