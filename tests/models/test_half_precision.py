@@ -13,7 +13,7 @@ from text_fixtures import tiny_bert
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecTrainer
 from polyrec.core.registry import WEIGHTINGS
 from polyrec.evaluation import evaluator
-from polyrec.modules.heads._draw import draw, draw_by_sums
+from polyrec.modules.heads._sampling import draw, draw_by_sums
 
 NEW = {"item_id": [100, 101], "title": ["title 1", "title 2"], "genre": ["action", "drama"], "price": [0.5, 0.1]}
 
@@ -115,7 +115,7 @@ def test_items_of_a_catalog_beyond_the_limit_of_multinomial_are_drawn_in_proport
     assert draw_by_sums(weight, torch.tensor([0.0, 0.249, 0.251, 1.0])).tolist() == [1, 1, 3, 3]
     with pytest.raises(RuntimeError):
         torch.multinomial(torch.ones(1).expand((1 << 24) + 1), 1)
-    monkeypatch.setattr("polyrec.modules.heads._draw._MULTINOMIAL", 4)
+    monkeypatch.setattr("polyrec.modules.heads._sampling._MULTINOMIAL", 4)
     torch.manual_seed(0)
     shares = torch.bincount(draw(weight, 20_000), minlength=5) / 20_000
     torch.testing.assert_close(shares, weight / 4, atol=0.02, rtol=0)

@@ -1,4 +1,4 @@
-"""One small registry for the parts a user may add: heads, experts, couplings, weightings, objectives, soft losses.
+"""One small registry for the parts a user may add: heads, their retrieval terms, experts ...
 
 A part is ONE file in the part's folder, named like the part, holding one decorated class:
 
@@ -106,4 +106,5 @@ EXPERTS = Registry("expert layer", "polyrec.modules.experts")
 COUPLINGS = Registry("coupling", "polyrec.modules.coupling")
 WEIGHTINGS = Registry("loss weighting", "polyrec.modules.weighting")
 OBJECTIVES = Registry("objective", "polyrec.modules.objectives")
+RETRIEVAL_TERMS = Registry("retrieval term", "polyrec.modules.heads.terms")
 SOFT_LOSSES = Registry("kind of output", "polyrec.distillation.soft_losses")

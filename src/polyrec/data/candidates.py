@@ -45,7 +45,7 @@ def left_out(task: TaskConfig, exclude_seen: bool | None) -> LeftOut:
     if head.excludes == "own item":
         return "own item"
     if exclude_seen is None:
-        exclude_seen = not {**head.default_options, **task.options}.get("repeats", False)
+        exclude_seen = not {**head.known_options(), **task.options}.get("repeats", False)
     return "history" if exclude_seen else "nothing"
 
 

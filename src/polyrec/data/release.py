@@ -67,7 +67,7 @@ def age_start(
 ) -> list[float]:
     """Log of how many times more often an item of some age is taken than any item that is there, [K + 1].
 
-    The last entry is for items whose time is not known, or not yet: see `polyrec.modules.heads.terms.item_age`.
+    The last entry is for items whose time is not known, or not yet: see `polyrec.modules.heads.terms.age`.
 
     Args:
         appeared: int64 [N], milliseconds.

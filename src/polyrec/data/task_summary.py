@@ -55,7 +55,7 @@ class TaskSummaries:
         log, train = self.log, self.train
         context = {name: values[train] for name, values in log.candidate_features.items()}
         found, said = summarise(task, labels[train], context), None
-        options = {**HEADS.get(task.head).default_options, **task.options}
+        options = {**HEADS.get(task.head).known_options(), **task.options}
         if task.head == "retrieval":
             found["neighbours"] = worthwhile(self.num_items, ordered=self.evidence.ordered)
             if self.evidence.ordered:

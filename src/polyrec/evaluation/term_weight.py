@@ -19,13 +19,12 @@ from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.modules.heads.terms.item_terms import ItemTerms
-from polyrec.modules.heads.terms.weighed import WeighedTerm
+from polyrec.modules.heads.terms._weighed import WeighedTerm
+from polyrec.modules.heads.terms.base import ItemTerms
 
 STRENGTHS = tuple(2.0**n for n in range(-6, 4))  # e.g. what the strongest neighbour of the latest item adds
 _SCORES = 40_000_000  # about, of one weight: seconds for the grid
 _FEWEST = 500
-_TITLES = {"linear": "linear neighbours", "transitions": "transitions", "recent": "recent popularity"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class TermWeight:
         without, value: the metric of the validation rows without and with the term.
         rows: validation rows that were ranked.
         metric: e.g. "ndcg@10".
+        title: of the term, as messages name it.
     """
 
     kind: str
@@ -47,13 +47,14 @@ class TermWeight:
     value: float
     rows: int
     metric: str
+    title: str
 
     def __str__(self) -> str:
         gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         if not self.strength:
-            return f"no {_TITLES[self.kind]}: no gain ({gain})"
+            return f"no {self.title}: no gain ({gain})"
         fading = f", fading by {self.decay:g}" if self.decay < 1 else ""
-        return f"{_TITLES[self.kind]} of weight {self.strength:g}{fading}: {gain}"
+        return f"{self.title} of weight {self.strength:g}{fading}: {gain}"
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def choose_term_weights(
             for chosen in dict.fromkeys(kind for _, kind in terms):
                 some = {name: term for (name, kind), term in terms.items() if kind == chosen}
                 for name, each in (_metrics(model, some, valid, k, exclude_seen) if some else {}).items():
-                    weight = found[name, chosen] = _chosen(each, some[name].decays, f"ndcg@{k}", chosen)
+                    weight = found[name, chosen] = _chosen(each, some[name], f"ndcg@{k}", chosen)
                     some[name].weigh(weight.strength, weight.decay)
     finally:
         for key, term in terms.items():
@@ -155,9 +156,9 @@ def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: Asked) -> Iterato
             yield plain_MN + strength * own_MN
 
 
-def _chosen(each: np.ndarray, decays: tuple[float, ...], metric: str, kind: str) -> TermWeight:
+def _chosen(each: np.ndarray, term: WeighedTerm, metric: str, kind: str) -> TermWeight:
     """The best of the grid, of metrics [grid, M]."""
     mean = each.mean(axis=1)
     best = int(mean.argmax())
-    strength, decay = _grid(decays)[best]
-    return TermWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric)
+    strength, decay = _grid(term.decays)[best]
+    return TermWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric, term.title)

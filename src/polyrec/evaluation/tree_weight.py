@@ -20,7 +20,7 @@ from polyrec.data.trees import FORESTS, Trees, known_features
 from polyrec.evaluation.evaluator import answered
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.modules.heads.terms.trees import read_inputs, read_leaves, tree_inputs
+from polyrec.modules.heads._trees import read_inputs, read_leaves, tree_inputs
 
 NUMBERS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of the trees that are tried, the first ones
 WEIGHTS = tuple(n / 10 for n in range(11))

@@ -21,8 +21,8 @@ from polyrec.models.teaching import FurtherLosses
 from polyrec.models.training_pass import PairOutput
 from polyrec.modules.encoders.features import module_name
 from polyrec.modules.encoders.pair import LinearSkip
+from polyrec.modules.heads._trees import read_inputs, tree_inputs
 from polyrec.modules.heads.base import TaskHead
-from polyrec.modules.heads.terms.trees import read_inputs, tree_inputs
 
 
 class MultiTaskModel(PolyRecPreTrainedModel):

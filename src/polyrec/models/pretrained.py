@@ -41,8 +41,8 @@ from polyrec.modules.encoders.task_items import TaskItemEmbedding
 from polyrec.modules.encoders.text import TextEncoder
 from polyrec.modules.experts._batched import BatchedLinear
 from polyrec.modules.experts.base import ExpertLayer
+from polyrec.modules.heads._trees import TreeBlend
 from polyrec.modules.heads.base import TaskHead
-from polyrec.modules.heads.terms.trees import TreeBlend
 from polyrec.modules.objectives.base import Objective
 from polyrec.modules.weighting.base import LossWeighting
 

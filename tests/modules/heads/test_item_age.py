@@ -20,7 +20,7 @@ from polyrec.data.release import NO_TIME, age_edges, age_start
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
-from polyrec.modules.heads.terms.item_age import ItemAge
+from polyrec.modules.heads.terms.age import ItemAge
 
 MINUTE, DAY = 60_000, 86_400_000
 SOURCES = ("release", "first_event")

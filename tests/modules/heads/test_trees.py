@@ -16,7 +16,7 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.data.trees import DEPTH, FORESTS, PairTrees, as_arrays, known_features
 from polyrec.evaluation import tree_weight
 from polyrec.evaluation.tree_weight import choose_tree_weights
-from polyrec.modules.heads.terms.trees import TreeBlend, read_inputs
+from polyrec.modules.heads._trees import TreeBlend, read_inputs
 
 OPTIONS = {"num_leaves": 31, "max_depth": DEPTH, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1}
 

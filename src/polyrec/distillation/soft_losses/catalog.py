@@ -75,9 +75,7 @@ class CatalogOutput(KindOfOutput):
     @staticmethod
     def beside_labels(head: Any, plan: TaskDistillation) -> bool:
         """Whether labels and a teacher's lists are judged by the same logits, so that one pass can serve both."""
-        options = head.options
-        same = options["cold_negatives"] and not options["label_smoothing"] and head.age is None
-        return plan.temperature == 1 and same and not head.sampled
+        return plan.temperature == 1 and head.trains_as_it_scores
 
     @staticmethod
     def with_labels(

@@ -14,7 +14,7 @@ from polyrec.core.registry import checked_options
 from polyrec.core.renamed import RenamedHooks, renamed_method
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.task_adapters import TaskAdapter
-from polyrec.modules.heads.terms.trees import TreeBlend
+from polyrec.modules.heads._trees import TreeBlend
 
 Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
 
@@ -61,7 +61,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         super().__init__()
         self.task = task
         what = f"task {task.name!r} (head {task.head!r})"
-        self.options = checked_options(task.options, self.default_options, what)
+        self.options = checked_options(task.options, self.known_options(), what)
         most = self.options.get("trees", 0)
         if most < 0:
             raise self.option_error("trees", "it must be >= 0")
@@ -69,6 +69,11 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         self.width = config.pair_width if self.reads == "pair" else config.hidden_size
         rank = (config.task_adapters or {}).get(task.name)
         self.adapter = None if rank is None else TaskAdapter(self.width, rank)
+
+    @classmethod
+    def known_options(cls) -> dict[str, Any]:
+        """Every option with its default."""
+        return dict(cls.default_options)
 
     @classmethod
     def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,35 +14,15 @@ from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.losses import linear_cross_entropy
 from polyrec.core.modules import in_double
 from polyrec.core.reduction import known_weight, masked_sum
-from polyrec.core.registry import HEADS, nearest
+from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig
-from polyrec.data.neighbours import TABLES
 from polyrec.modules.encoders.growth import add_rows, in_blocks
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.request_context import LATEST, NO_CONTEXT, RequestContext
-from polyrec.modules.heads._draw import draw
+from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext
+from polyrec.modules.heads._sampling import draw
 from polyrec.modules.heads.base import Summary, TaskHead
-from polyrec.modules.heads.terms.item_age import SOURCES, ItemAge
-from polyrec.modules.heads.terms.item_terms import ItemTerm, ItemTerms
-from polyrec.modules.heads.terms.linear import LinearNeighbours
-from polyrec.modules.heads.terms.neighbours import ItemNeighbours
-from polyrec.modules.heads.terms.repeats import Repeats
-from polyrec.modules.heads.terms.seen import Seen
-from polyrec.modules.heads.terms.set_neighbours import SetNeighbours
-from polyrec.modules.heads.terms.trending import TrendingItems, WeighedRecentItems
-from polyrec.modules.heads.terms.weighed import WeighedTerm
-
-_FROM_DATA = (
-    "age_start",
-    "cold_negatives",
-    "neighbours",
-    *TABLES,
-    "reach",
-    "of_sets",
-    "trending",
-    "trending_start",
-    "recent",
-)  # options that a processor finds
+from polyrec.modules.heads.terms._weighed import WeighedTerm
+from polyrec.modules.heads.terms.base import ItemTerms, RetrievalTerm, registered_terms
 
 
 @HEADS.register("retrieval")
@@ -61,28 +40,12 @@ class RetrievalHead(TaskHead):
             are never taken in training, so a model learns to leave them alone. With False they are none, and share the
             bias of the unknown item, which dropped ids (`item_id_dropout`) learn: where what is new is wanted, which
             `processor.model_config()` finds out.
-            `bias_rate`: how many times faster than other parameters biases learn. Few steps move a bias of a popular
+            `bias_rate`: how many times faster than other parameters biases learn. Few steps move the bias of a popular
             item far enough only if it is > 1.
-            `item_age`: add a(s_i, age of j) to the logit, see `ItemAge`: where what comes next is mostly
-            new, or mostly old. "release": ages count from `columns.item_time`, and what is not there yet when a
-            question is asked is impossible; "first_event": from the item's first event in the log; None: no such term.
-            `age_buckets`: how finely ages are told apart; `age_start`: what is taken at each age however one is (the
-            processor finds it in the training rows).
-            `repeats`: add r(s_i, how often and how long ago j was taken) to the logit, see `Repeats`: where people take
-            the same again (baskets, songs); lists, served and measured, then hold it, too.
-            Events whose label is known to be 0 (seen, and not taken) do not count.
-            `neighbours`: add what goes with the user's latest items, see `ItemNeighbours`; so many neighbours are kept
-            of each item. 0: no such term. `of_sets`: with all of the user's events instead, whose order says nothing,
-            see `SetNeighbours`, and what a question sees is no negative of it, see `Seen`. `processor.model_config()`
-            sets both.
-            `linear`, `transitions`: a linear item-item model (EASE), and chances of what comes next, that are added
-            after training with the weights that rank validation best, see `LinearNeighbours`; so many numbers are kept
-            of each item. 0: no such term. `reach`: how many of the latest items they read.
-            `trending`: add what is popular now, see `TrendingItems`: [half-life in seconds, weight of the counts that
-            fade by it] of each of some half-lives, e.g. [[3600, 100]]. (): no such term. The processor counts by it,
-            and sets it by late training rows. `trending_start`: the power of popularity at the start; 0: no training
-            reads it, as where it tells no more than the popularity of all time. `recent`: add it after training, too,
-            with the weight that ranks validation best, see `WeighedRecentItems`.
+            All other options are those of terms, which are added to s_i . v_j + b_j, one file each in
+            `polyrec.modules.heads.terms`: `item_age` (new or old items), `repeats`, `neighbours` (what goes with the
+            latest items; with `of_sets`, with all), `linear`, `transitions` and `recent` (recommenders beside the
+            network, weighed by validation), `trending`. `processor.model_config()` sets those that the data ask for.
 
     Shapes: states [M, D], items [N, D] -> logits [M, N].
 
@@ -103,18 +66,6 @@ class RetrievalHead(TaskHead):
         "label_smoothing": 0.0,
         "cold_negatives": True,
         "bias_rate": 1.0,
-        "item_age": None,
-        "age_buckets": 128,
-        "age_start": None,
-        "repeats": False,
-        "neighbours": 0,
-        "of_sets": False,
-        "linear": 0,
-        "transitions": 0,
-        "reach": LATEST,
-        "trending": (),
-        "trending_start": 1.0,
-        "recent": False,
     }
 
     def __init__(self, task: TaskConfig, config: PolyRecConfig) -> None:
@@ -127,95 +78,43 @@ class RetrievalHead(TaskHead):
             )
         if not self.options["bias_rate"] > 0:
             raise self.option_error("bias_rate", "it must be > 0")
-        self.age = self._item_age(config)
-        self.repeats = (
-            Repeats(config.hidden_size, self.options["bias_rate"], task.name) if self.options["repeats"] else None
-        )
-        for option, least in (*dict.fromkeys(("neighbours", *TABLES), 0).items(), ("reach", 1)):
-            if self.options[option] < least:
-                raise self.option_error(option, f"it must be >= {least}")
-        size = self.options["neighbours"]
-        self.linear, self.transitions = (
-            LinearNeighbours(self.options[kind], config.num_items, self.options["reach"], task.name)
-            if self.options[kind]
-            else None
-            for kind in TABLES
-        )
-        kind = SetNeighbours if self.options["of_sets"] else ItemNeighbours
-        self.neighbours = (
-            kind(size, config.num_items, config.hidden_size, self.options["bias_rate"], task.name) if size else None
-        )
-        self.trending, self.recent = self._trending(config)
-        once = self.options["of_sets"] and not self.options["repeats"] and not self.options["label_smoothing"]
-        self.seen = Seen() if once else None
+        self._terms: list[str] = []  # attributes that hold terms
+        for name, term in registered_terms().items():
+            key = term.key or name
+            built = term.build(self, config)
+            if built is not None or key not in self._modules:
+                self.add_module(key, built)
+            if built is not None:
+                self._terms.append(key)
         self.sampled = config.num_items > self.options["sampled_above"]
         self.project = nn.Linear(config.hidden_size, config.hidden_size)
         # A bias is known of the model's own items alone.
         self.bias = nn.Embedding(config.num_items, 1) if config.item_ids else None
 
     @classmethod
+    def known_options(cls) -> dict[str, Any]:
+        """Options of the head and of all registered terms, with their defaults."""
+        found = dict(cls.default_options)
+        for term in registered_terms().values():
+            found |= term.default_options
+        return found
+
+    @classmethod
     def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
-        """What is taken at each age, if ages are read; how many neighbours are worth their memory; what is trending."""
-        return {name: summary[name] for name in _FROM_DATA if name in summary}
-
-    def _item_age(self, config: PolyRecConfig) -> ItemAge | None:
-        source, buckets = self.options["item_age"], self.options["age_buckets"]
-        if source is None:
-            return None
-        if source not in SOURCES:
-            raise self.option_error("item_age", nearest(str(source), list(SOURCES)))
-        if buckets < 1:
-            raise self.option_error("age_buckets", "it must be >= 1")
-        start = self.options["age_start"]
-        if start is not None and len(start) != buckets + 1:
-            raise self.option_error("age_start", f"it must hold age_buckets + 1 = {buckets + 1} numbers")
-        if source == "release" and self.options["label_smoothing"]:
-            raise self.option_error(
-                "label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"'
-            )
-        return ItemAge(source, buckets, config.num_items, config.hidden_size, start, self.options["bias_rate"])
-
-    def _trending(self, config: PolyRecConfig) -> tuple[TrendingItems | None, WeighedRecentItems | None]:
-        mixture, start, name = self.options["trending"], self.options["trending_start"], self.task.name
-        if not mixture:
-            return None, None
-        if not all(isinstance(part, Sequence) and len(part) == 2 and min(part) > 0 for part in mixture):
-            raise self.option_error(
-                "trending", "it must hold pairs [half-life in seconds, weight], both > 0: [[3600, 100]]"
-            )
-        rate, num_items = self.options["bias_rate"], config.num_items
-        return (
-            None if not start else TrendingItems(num_items, config.hidden_size, start, rate, name),
-            WeighedRecentItems(num_items, name) if self.options["recent"] else None,
-        )
+        """What a processor found for the terms in the training rows, and whether new items are taken."""
+        names = {"cold_negatives"}.union(*(term.found_options for term in registered_terms().values()))
+        return {name: summary[name] for name in summary if name in names}
 
     @property
-    def reads_history(self) -> bool:
-        """Whether terms read all events that a question sees."""
-        return self.options["repeats"] or self.options["of_sets"]
+    def every_term(self) -> dict[str, RetrievalTerm]:
+        """The terms that the options turn on, by these options, in the order of the sum."""
+        terms = [self._modules[key] for key in self._terms]
+        return {term.option: term for term in terms if isinstance(term, RetrievalTerm)}
 
     @property
-    def latest_events(self) -> int:
-        """How many of the latest items terms read; 0: none of them does."""
-        if self._tables and not self.training:
-            return max(self.options["reach"], LATEST)
-        return LATEST if self.neighbours is not None or self._tables else 0
-
-    @property
-    def _tables(self) -> dict[str, LinearNeighbours]:
-        terms = zip(TABLES, (self.linear, self.transitions), strict=True)
-        return {kind: term for kind, term in terms if term is not None}
-
-    @property
-    def weighed(self) -> dict[str, WeighedTerm]:
-        """The terms whose weight validation chooses, one after the other, by their options."""
-        return {**self._tables, **({} if self.recent is None else {"recent": self.recent})}
-
-    @property
-    def evidence(self) -> ItemTerms:
-        """The terms that say what goes with the user's items."""
-        tables = [term for term in self._tables.values() if term.speaks]
-        return ItemTerms([*([] if self.neighbours is None else [self.neighbours]), *tables])
+    def named_terms(self) -> dict[str, RetrievalTerm]:
+        """Those of them that change a score now."""
+        return {name: term for name, term in self.every_term.items() if term.speaks}
 
     @property
     def terms(self) -> ItemTerms:
@@ -223,64 +122,58 @@ class RetrievalHead(TaskHead):
         return ItemTerms(list(self.named_terms.values()))
 
     @property
-    def named_terms(self) -> dict[str, ItemTerm]:
-        """The terms by the options that turn them on."""
-        every: dict[str, ItemTerm | None] = {
-            "item_age": self.age,
-            "repeats": self.repeats,
-            "neighbours": self.neighbours,
-            **self._speaking,
-            "trending": self.trending,
-            "of_sets": self.seen,
-        }
-        return {name: term for name, term in every.items() if term is not None}
+    def evidence(self) -> ItemTerms:
+        """The terms that say what goes with the user's items."""
+        return ItemTerms([term for term in self.named_terms.values() if term.is_evidence])
 
     @property
-    def _speaking(self) -> dict[str, WeighedTerm]:
-        return {kind: term for kind, term in self.weighed.items() if term.speaks}
+    def weighed(self) -> dict[str, WeighedTerm]:
+        """The terms whose weight validation chooses, one after the other, by their options."""
+        return {name: term for name, term in self.every_term.items() if isinstance(term, WeighedTerm)}
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether terms read all visible events."""
+        return any(term.reads_history for term in self.every_term.values())
+
+    @property
+    def latest_events(self) -> int:
+        """How many of the latest items terms read; 0: none of them does."""
+        return max((term.latest_events for term in self.every_term.values()), default=0)
+
+    @property
+    def trains_as_it_scores(self) -> bool:
+        """Whether its loss compares the scores that it serves, so that soft targets can share a pass with labels."""
+        options = self.options
+        same = options["cold_negatives"] and not options["label_smoothing"] and not self.sampled
+        return same and not any(term.reads_targets for term in self.every_term.values())
 
     def initialise(self) -> None:
         """Terms start with what the log knows, which a projection at random of the usual size would only blur."""
-        if self.neighbours is not None:
-            self.neighbours.initialise()
-        for term in self.weighed.values():
+        for term in self.every_term.values():
             term.initialise()
-        if self.trending is not None:
-            self.trending.initialise()
-        if self.repeats is not None:
-            self.repeats.initialise()
-        if self.age is not None:
-            self.age.initialise()
+        share = min((term.network_share for term in self.every_term.values()), default=1.0)
+        if share == 0:
             init.zeros_(self.project.weight)
-        elif self.neighbours is not None or self.trending is not None:  # not 0: balancing compares the tasks' gradients
-            init.copy_(self.project.weight, 0.1 * self.project.weight)
+        elif share != 1:
+            init.copy_(self.project.weight, share * self.project.weight)
 
     def load_times(self, processor: Any) -> None:
         """Take when items appeared."""
-        if self.age is not None:
-            self.age.load(torch.from_numpy(processor.item_times(self.age.source)))
+        for term in self.every_term.values():
+            term.load_times(processor)
 
     def load_neighbours(self, processor: Any) -> None:
-        """Take what goes with what in the training rows, unless the head knows it of other rows already."""
-        if self.neighbours is not None:
-            whole, *folds = processor.item_neighbours(self.task.name, self.options["neighbours"])
-            if self.neighbours.is_new or self.neighbours.holds(whole):
-                self.neighbours.load(whole, folds)
-        for kind, term in self._tables.items():
-            table = processor.weighed_neighbours(self.task.name, kind, self.options[kind]) if term.is_new else None
-            if table is not None:
-                term.load(table)
+        """Take what the processor has counted in the training rows."""
+        for term in self.every_term.values():
+            term.load_neighbours(processor)
 
     @torch.no_grad()
     def extend(self, num_items: int, known_N: Tensor) -> None:
         """Add biases, which start as the mean of the items that have been taken: neither popular nor shunned."""
         self.sampled = num_items > self.options["sampled_above"]
-        if self.neighbours is not None:
-            self.neighbours.extend(num_items)
-        for term in self.weighed.values():
+        for term in self.every_term.values():
             term.extend(num_items)
-        if self.trending is not None:
-            self.trending.extend(num_items)
         if self.bias is not None:
             start = self.bias.weight[known_N].mean() if known_N.any() else self.bias.weight.new_zeros(())
             add_rows(self.bias, start.expand(num_items - self.bias.num_embeddings, 1))

@@ -1,41 +1,21 @@
-"""Item-to-item recommenders beside the network.
-
-Letters: M questions, H latest items, N items, K neighbours.
-"""
+"""EASE beside the network."""
 
 from __future__ import annotations
 
-import torch
-from transformers import initialization as init
-
-from polyrec.data.neighbours import Neighbours
-from polyrec.modules.heads.terms.neighbours import NeighbourTable
-from polyrec.modules.heads.terms.weighed import WeighedTerm
+from polyrec.core.registry import RETRIEVAL_TERMS
+from polyrec.modules.heads.terms._weighed_neighbours import WeighedNeighbours
 
 
-class LinearNeighbours(NeighbourTable, WeighedTerm):
-    r"""A term of a retrieval logit, e(i, j) = a sum_h d^h S[i_h, j], S item-to-item scores.
+@RETRIEVAL_TERMS.register("linear")
+class LinearNeighbours(WeighedNeighbours):
+    r"""e(i, j) = a sum_h d^h S[i_h, j], S the weights of a linear item-item model.
 
-    i_0, i_1, ... are the latest items, as of [`~polyrec.modules.heads.terms.neighbours.ItemNeighbours`]. S was fitted
-    on the training rows, whose own answers it has seen: the weights of EASE (Steck, 2019, "Embarrassingly Shallow
-    Autoencoders for Sparse Data"), or the chances of a Markov chain. So it is a
-    [`~polyrec.modules.heads.terms.weighed.WeighedTerm`].
+    EASE (Steck, 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"), of which the largest weights are kept.
 
-    Shapes: as of `NeighbourTable`, with one kind of evidence.
+    Shapes: latest items [M, H] -> scores of items [M, N].
     """
 
-    decays = (0.9, 0.7, 1.0)
-
-    def __init__(self, size: int, num_items: int, reach: int, task: str = "") -> None:
-        super().__init__(size, num_items, 1, task, reach)
-        self.register_weights(reach)
-
-    def initialise(self) -> None:
-        """Start without a neighbour and without a say."""
-        super().initialise()
-        init.zeros_(self.weights)
-
-    @torch.no_grad()
-    def load(self, table: Neighbours) -> None:
-        """Take the weights of all users."""
-        self.items, self.values = self._tensors([table])
+    option = "linear"
+    title = "linear neighbours"
+    order = 30
+    found_options = ("linear", "reach")

@@ -5,14 +5,20 @@ Letters: M questions, L events, N items, K items asked about, G = 1 + 5 * 8 grou
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.linear_loss import GroupBias
+from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
 _TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
 _AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
@@ -20,7 +26,8 @@ _AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1,
 _FEW = 4  # items of a question's own up to which a look at every event is quicker than sorting them
 
 
-class Repeats(nn.Module):
+@RETRIEVAL_TERMS.register("repeats")
+class Repeats(RetrievalTerm):
     r"""The repeat term of a retrieval logit, r(s_i, j) = (A s_i + c)_{g(n_ij, d_ij)}.
 
     n_ij is how often item j is among the events that question i sees in its window, and d_ij how many events ago it
@@ -28,7 +35,8 @@ class Repeats(nn.Module):
     of Repeat Consumption"); how much of that there is at all is up to the person's state (Ren et al., 2019,
     "RepeatNet"). Group 0, whose term is 0, holds all items that were not taken; the others are 5 ranges of n by 8
     ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up for each event. A and c start at
-    0.
+    0. Use it where users take the same again (baskets, songs): option `repeats`; lists, served and measured, then hold
+    it, too.
 
     Args:
         rate: how many times faster than other parameters c learns.
@@ -43,12 +51,26 @@ class Repeats(nn.Module):
         [[0, 9, 2, 0]]
     """
 
+    option = "repeats"
+    default_options: ClassVar[dict[str, Any]] = {"repeats": False}
+    order = 10
+
+    @classmethod
+    def build(cls, head: TaskHead, config: PolyRecConfig) -> RetrievalTerm | None:
+        """With `repeats`."""
+        return cls(config.hidden_size, head.options["bias_rate"], head.task.name) if head.options["repeats"] else None
+
     def __init__(self, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
         super().__init__()
         self.rate, self.task = rate, task
         self.size = 1 + (len(_TIMES) + 1) * (len(_AGO) + 1)
         self.by_state = nn.Linear(hidden_size, self.size - 1, bias=False)
         self.prior = nn.Embedding(self.size - 1, 1)
+
+    @property
+    def reads_history(self) -> bool:
+        """All visible events."""
+        return True
 
     def initialise(self) -> None:
         """Start without a preference."""
@@ -79,10 +101,6 @@ class Repeats(nn.Module):
         return GroupBias(
             torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0)
         )  # group 0 adds nothing
-
-    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> GroupBias:
-        """The same, whatever was taken then."""
-        return self.biases(context, ids)
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""

@@ -5,15 +5,22 @@ Letters: M questions, L events of a window, N items, K items asked about.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
+from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.linear_loss import ExcludedItems
+from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
-class Seen:
+@RETRIEVAL_TERMS.register("seen")
+class Seen(RetrievalTerm):
     r"""A term of -infinity for visible items, in training: softmax over j not in {k visible}.
 
     In a set every item stands once, and what goes best with its items is mostly in it. A softmax over the whole catalog
@@ -21,7 +28,22 @@ class Seen:
     all the same stays a candidate. Served and measured lists leave the history out by themselves.
     """
 
+    option = "of_sets"
+    default_options: ClassVar[dict[str, Any]] = {"of_sets": False}
+    order = 70
+    reads_targets = True
     size = 0
+
+    @classmethod
+    def build(cls, head: TaskHead, config: PolyRecConfig) -> RetrievalTerm | None:
+        """With `of_sets`, where nobody takes an item again and no label is smoothed over all items."""
+        options = head.options
+        return cls() if options["of_sets"] and not options["repeats"] and not options["label_smoothing"] else None
+
+    @property
+    def reads_history(self) -> bool:
+        """All visible events."""
+        return True
 
     def logits(self, state: Tensor) -> Tensor:
         """No group, [..., D] -> [..., 0]."""

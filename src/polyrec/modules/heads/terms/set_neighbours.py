@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.core.linear_loss import DenseBias
+from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.data.neighbours import SET_KINDS, Neighbours
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
-from polyrec.modules.heads.terms.neighbours import ItemNeighbours
+from polyrec.modules.heads.terms._cross_fitted import CrossFittedNeighbours
 
 _START = {"together": 0.0, "similar": 0.2, "linear": 1.75}  # what fits ml-100k
 
 
-class SetNeighbours(ItemNeighbours):
+@RETRIEVAL_TERMS.register("set_neighbours")
+class SetNeighbours(CrossFittedNeighbours):
     r"""The neighbour term of sets, e(s_i, j) = sum_t (A s_i + c)_t log(1 + max(0, sum_{k visible} S_t[k, j])).
 
-    As [`ItemNeighbours`], but of *all* visible events in the window, which count alike, with the kinds of evidence of
-    `SET_KINDS`. Questions of one window see more and more of the same events, so that their sums are running sums.
+    As [`~polyrec.modules.heads.terms.neighbours.ItemNeighbours`], but of *all* visible events in the window, which
+    count alike, with the kinds of evidence of `SET_KINDS`. Questions of one window see more and more of the same
+    events, so that their sums are running sums.
 
     The chance of an item grows about as a power of the sum, which its logarithm makes of it. As logits, sums themselves
     fit so badly that training adds the popularity that they hold already, and ranks worse than they do (ml-100k without
@@ -35,14 +38,21 @@ class SetNeighbours(ItemNeighbours):
     Shapes: states [M, D] -> logits of groups [M, T]; histories [M, L] -> numbers of items [M, T, N].
     """
 
+    for_sets = True
+
     def __init__(self, size: int, num_items: int, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
-        super().__init__(size, num_items, hidden_size, rate, task)
+        super().__init__(size, num_items, len(SET_KINDS), hidden_size, rate, task)
         self.size = len(SET_KINDS)
         self.by_state = nn.Linear(hidden_size, self.size, bias=False)
         self.prior = nn.Embedding(self.size, 1)
 
     def _start(self) -> Tensor:
         return torch.tensor([_START[kind] for kind in SET_KINDS])
+
+    @property
+    def reads_history(self) -> bool:
+        """All visible events."""
+        return True
 
     @torch.no_grad()
     def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
@@ -53,7 +63,7 @@ class SetNeighbours(ItemNeighbours):
         if fresh and not self.values[:, linear].any():
             self.prior.weight[similar] += self.prior.weight[linear]
 
-    def biases(self, context: RequestContext, ids: Tensor) -> DenseBias:  # type: ignore[override]
+    def biases(self, context: RequestContext, ids: Tensor) -> DenseBias:
         """Sums over the events of each question, for the logits of some items.
 
         Args:
@@ -74,10 +84,6 @@ class SetNeighbours(ItemNeighbours):
             if end - begin > 1:
                 sums[begin:end] = sums[begin:end].cumsum(0)
         return DenseBias(_strength(sums))
-
-    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> DenseBias:  # type: ignore[override]
-        """The same, whatever came then."""
-        return self.biases(context, ids)
 
     def _columns(self, found_EK: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Places in `ids` of neighbours, and which of them are there, [E, K] each."""

@@ -1,6 +1,6 @@
-"""What is popular now, whoever asks.
+"""What is popular now, weighed by the user's state.
 
-Letters: M questions, U snapshots of a batch, N items, K items of a snapshot, D width.
+Letters: M requests, D width.
 """
 
 from __future__ import annotations
@@ -8,71 +8,23 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from polyrec.core.linear_loss import SparseBias
-from polyrec.modules.encoders.request_context import RequestContext, Trending
-from polyrec.modules.heads.terms.item_terms import find_items, place_numbers
-from polyrec.modules.heads.terms.weighed import WeighedTerm
+from polyrec.core.configuration_polyrec import PolyRecConfig
+from polyrec.core.registry import RETRIEVAL_TERMS
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms._recent_items import RecentItems
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
-class RecentItems(nn.Module):
-    """What a question's time says of items: log p_j of the K hottest, 0 of others.
-
-    p_j = 1 + sum_t a_t n_tj, n_tj how often item j was taken strictly before the question, an event of age x counting
-    2^{-x / h_t} (see [`~polyrec.data.trending.RecentCounts`]). What was counted comes with each batch, so that nothing
-    here grows with catalog or log.
-
-    Args:
-        task: whose label says which events count.
-
-    Shapes: questions [M] -> numbers of items [M, N].
-    """
-
-    size = 1
-
-    def __init__(self, num_items: int, task: str = "") -> None:
-        super().__init__()
-        self.num_items, self.task = num_items, task
-
-    def extend(self, num_items: int) -> None:
-        """There are more items now."""
-        self.num_items = num_items
-
-    def biases(self, context: RequestContext, ids: Tensor) -> SparseBias:
-        """The columns and numbers of trending items for the logits of some items.
-
-        Args:
-            ids: ascending, each once.
-        """
-        rows_M1, items, values = self._snapshots(context)
-        return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
-
-    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> SparseBias:
-        """The same, whatever came then."""
-        return self.biases(context, ids)
-
-    def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """The numbers of items of each question's own, [..., 1], [...] and [..., K] -> [..., K]."""
-        rows, items, values = self._snapshots(context)
-        rows = rows.expand_as(ids)
-        place, is_trending = find_items(items, rows, ids)
-        return values[rows, place].to(of_groups.dtype) * of_groups * is_trending
-
-    def _snapshots(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [..., 1] of the snapshots' items and values [U, K]."""
-        found: Trending | None = (context.trending or {}).get(self.task)
-        if found is None:
-            raise ValueError(
-                f"task {self.task!r} reads `trending` and the batch does not say what was: set the option in the tasks "
-                "of the processor before split, or pass what `model.request_context(...)` returns where it "
-                "scores the catalog"
-            )
-        return found.snapshot.unsqueeze(-1), found.items, found.values
-
-
+@RETRIEVAL_TERMS.register("trending")
 class TrendingItems(RecentItems):
     r"""The term of recent popularity of a retrieval logit that training learns, (A s_i + c) log p_j(t_i).
 
     An untrained model ranks by recent popularity: c starts at the power that fits late training rows best, A at 0.
+
+    Options: `trending`, [half-life in seconds, weight of the counts that fade by it] of each of some half-lives, e.g.
+    [[3600, 100]], by which the processor counts; it finds them in late training rows. (): no such term.
+    `trending_start`: c as it starts; 0: no training reads the term, as where it tells no more than the popularity of
+    all time.
 
     Args:
         start: c as it starts.
@@ -81,6 +33,19 @@ class TrendingItems(RecentItems):
 
     Shapes: states [M, D] -> logits [M, 1].
     """
+
+    option = "trending"
+    found_options = ("trending", "trending_start")
+    order = 60
+    network_share = 0.1
+
+    @classmethod
+    def build(cls, head: TaskHead, config: PolyRecConfig) -> RetrievalTerm | None:
+        """With `trending` and `trending_start`."""
+        start = head.options["trending_start"]
+        if not cls.is_counted(head) or not start:
+            return None
+        return cls(config.num_items, config.hidden_size, start, head.options["bias_rate"], head.task.name)
 
     def __init__(self, num_items: int, hidden_size: int, start: float = 1.0, rate: float = 1.0, task: str = "") -> None:
         super().__init__(num_items, task)
@@ -96,11 +61,3 @@ class TrendingItems(RecentItems):
     def logits(self, state: Tensor) -> Tensor:
         """The weight of a state, [..., D] -> [..., 1]."""
         return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
-
-
-class WeighedRecentItems(RecentItems, WeighedTerm):
-    """Recent popularity beside the network, a log p_j(t_i), a being one number that validation chooses."""
-
-    def __init__(self, num_items: int, task: str = "") -> None:
-        super().__init__(num_items, task)
-        self.register_weights(1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import initialization as init
 
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
-class WeighedTerm(nn.Module):
+
+class WeighedTerm(RetrievalTerm):
     """Base of the terms of a retrieval logit that are recommenders of their own and have seen their training answers.
 
     No training reads them, and their weights, a d^h of group h, are no parameters: validation chooses a and d
@@ -17,8 +19,8 @@ class WeighedTerm(nn.Module):
     is 0 until then, and stays so where validation gains nothing.
     """
 
+    title: ClassVar[str]  # in messages
     decays: ClassVar[tuple[float, ...]] = (1.0,)  # the d to choose from
-    size: int
     weights: Tensor
 
     @property

@@ -6,20 +6,26 @@ Letters: M questions, N items, K buckets of ages, G = K + 2 groups of items, D w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.linear_loss import GroupBias
+from polyrec.core.registry import RETRIEVAL_TERMS, nearest
 from polyrec.data.release import NO_TIME, age_edges
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
 SOURCES = ("release", "first_event")
 
 
-class ItemAge(nn.Module):
+@RETRIEVAL_TERMS.register("age")
+class ItemAge(RetrievalTerm):
     r"""The age term of a retrieval logit, a(s_i, j) = (A s_i + c)_{g(t_i - r_j)}.
 
     t_i is when question i is asked, r_j when item j appeared, and g the number of one of K buckets of ages, which grow
@@ -34,7 +40,9 @@ class ItemAge(nn.Module):
     * K + 1: not there yet, by the catalog. Such items are impossible (-inf). An item counts as there at the very moment
       of its release, with age 0.
 
-    Times are int64 milliseconds since the epoch.
+    Times are int64 milliseconds since the epoch. Use it where what comes next is mostly new, or mostly old: option
+    `item_age`, "release" or "first_event" (None: no such term), with `age_buckets` (K) and `age_start` (c as it starts,
+    which the processor finds in the training rows).
 
     Args:
         source: where r_j comes from, "release" (the catalog) or "first_event" (the log).
@@ -52,7 +60,31 @@ class ItemAge(nn.Module):
         [[2, 0, 9]]
     """
 
+    option = "item_age"
+    default_options: ClassVar[dict[str, Any]] = {"item_age": None, "age_buckets": 128, "age_start": None}
+    found_options = ("age_start",)
+    order = 0
+    network_share = 0.0
+    reads_targets = True
     released: Tensor
+
+    @classmethod
+    def build(cls, head: TaskHead, config: PolyRecConfig) -> RetrievalTerm | None:
+        """With `item_age`."""
+        source, buckets, start = (head.options[name] for name in cls.default_options)
+        if source is None:
+            return None
+        if source not in SOURCES:
+            raise head.option_error("item_age", nearest(str(source), list(SOURCES)))
+        if buckets < 1:
+            raise head.option_error("age_buckets", "it must be >= 1")
+        if start is not None and len(start) != buckets + 1:
+            raise head.option_error("age_start", f"it must hold age_buckets + 1 = {buckets + 1} numbers")
+        if source == "release" and head.options["label_smoothing"]:
+            raise head.option_error(
+                "label_smoothing", 'it would smooth over items not there yet: 0 with item_age="release"'
+            )
+        return cls(source, buckets, config.num_items, config.hidden_size, start, head.options["bias_rate"])
 
     def __init__(
         self,
@@ -76,6 +108,10 @@ class ItemAge(nn.Module):
         init.zeros_(self.by_state.weight)
         init.copy_(self.prior.weight, torch.tensor(self.start).unsqueeze(1) / self.rate)
         init.constant_(self.released, NO_TIME)
+
+    def load_times(self, processor: Any) -> None:
+        """Take when items appeared."""
+        self.load(torch.from_numpy(processor.item_times(self.source)))
 
     @torch.no_grad()
     def load(self, released_N: Tensor) -> None:
