@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from polyrec.modules.encoders.backbone import Backbone, backbones
+from polyrec.modules.weighting.base import LossWeighting
 
 BACKBONE_RATES = {"full": 5e-5, "lora": 5e-4}  # what sentence-transformers and PEFT users take; "top:N" as "full"
 
@@ -26,6 +27,24 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in found:
             parameter.requires_grad_(True)
+
+
+def decayed_parameters(model: nn.Module, embeddings: bool) -> list[str]:
+    """Names of the parameters that decay: matrices, but not biases, norms, start vectors and weights of losses.
+
+    Args:
+        embeddings: whether embedding tables decay.
+    """
+    # By kind of module, not by name as transformers does: a task "bias" or "unbiased" would never decay.
+    spared = {id(p) for module in model.modules() if isinstance(module, LossWeighting) for p in module.parameters()}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            is_bias = path.endswith(".bias") and module.embedding_dim == 1  # of each item
+            if is_bias or not embeddings:
+                spared.add(id(module.weight))
+    return [
+        name for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() > 1 and id(p) not in spared
+    ]
 
 
 def parameter_groups(

@@ -152,6 +152,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
         list_items: Tensor | None = None,
         step: LossStep = ONE_BATCH,
         item_ids: Tensor | None = None,
+        candidate_rows: Tensor | None = None,
     ) -> PolyRecCrossEncoderOutput:
         """Answer the candidates of a batch, as [`CrossEncoderCollator`] makes it.
 
@@ -166,7 +167,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
             sample_weight: {task: [B, C]}.
             list_items: [B, C, K] int64, 0 = none: what the item of a candidate is compared to.
             step: see [`PolyRecForRecommendation`].
-            item_ids: [B, L], the histories of which prompts tell; they are not read again.
+            item_ids, candidate_rows: [B, L] and [B, C], what else the collator makes; neither is read again.
         """
         pairs, real = PackedPairs(candidate_ids), candidate_ids != PADDING_ITEM
         mixed_NP = self.mix(self.norm(self._read(prompt_tokens, prompt_lengths)))
