@@ -150,7 +150,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         raise NotImplementedError
 
     def in_loss_units(self, canonical: Tensor) -> Tensor:
-        """Exchanged outputs as the loss of labels compares them; of numbers that is what `forward` gives."""
+        """Canonical logits as the loss of labels compares them; of numbers that is what `forward` gives."""
         return canonical
 
     def read_canonical(self, canonical: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -34,7 +34,7 @@ class BinaryHead(TaskHead):
     calibration on validation (`polyrec.evaluation.calibration`; slope 1 and intercept 0 until then). Focal loss and
     label smoothing pull probabilities to the middle and are NOT undone: calibrate afterwards.
 
-    Exchanged are the log odds of that probability.
+    Canonical logits are the log odds of that probability.
 
     Args:
         task: options

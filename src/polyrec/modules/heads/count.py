@@ -30,7 +30,7 @@ class CountHead(TaskHead):
     the likelihood and is 0 for a perfect answer, so weightings that compare losses can use it. It estimates the mean
     whatever the true spread of the counts is. Beyond z = 20 exp(z) continues as its tangent, so that nothing overflows.
 
-    `predict` returns f, the expected count. Exchanged is z, the logarithm of f.
+    `predict` returns f, the expected count. Canonical logits are z, the logarithm of f.
 
     Args:
         task: option `mean` (of the training labels; the bias starts at its logarithm).

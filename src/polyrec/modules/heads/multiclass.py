@@ -23,7 +23,7 @@ class MulticlassHead(TaskHead):
     Labels are class numbers 0..K-1. `predict` returns the number of the most likely class, `details` all K
     probabilities. Where the classes have an order, `ordinal` needs fewer labels.
 
-    Exchanged are the logits, of which only differences matter.
+    Canonical logits are the logits, of which only differences matter.
 
     Args:
         task: options `num_classes` (K; `processor.model_config()` takes it from the training labels) and `prior` (K

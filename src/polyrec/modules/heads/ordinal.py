@@ -32,7 +32,7 @@ class OrdinalHead(TaskHead):
 
     `predict` returns the expected label, minimum + sum_k P(y > r_k), in the label's unit.
 
-    Exchanged are the log odds z of the questions.
+    Canonical logits are the log odds z of the questions.
 
     Args:
         task: options `minimum` and `maximum` (the lowest and highest class, whole numbers; `processor.model_config()`

@@ -27,8 +27,8 @@ class QuantileHead(NumberHead):
     softplus(u_k) (as in Park et al., 2022, "Learning Quantile Functions without Quantile Crossing for
     Distribution-free Time Series Forecasting"). The head starts at the quantiles of a normal distribution.
 
-    `predict` returns the median in the label's unit (or the quantile nearest to it), `details` all of them. Exchanged
-    are all of them, too.
+    `predict` returns the median in the label's unit (or the quantile nearest to it), `details` all of them, which are
+    the canonical logits, too.
 
     Args:
         task: options `quantiles` (q, ascending), `mean` and `std` of the training labels, `minimum` and `maximum` of a

@@ -20,7 +20,7 @@ class RegressionHead(NumberHead):
     r"""A mean by squared loss in units of the label's own spread, L = sum_i w_i ((y_i - m) / s - z_i)^2.
 
     The head predicts z, the standardised label, so that losses of tasks with different units can be added; `predict`
-    returns m + s z, clipped to [minimum, maximum]. Exchanged is the same without clipping.
+    returns m + s z, clipped to [minimum, maximum]. Canonical logits are the same without clipping.
 
     Args:
         task: options `mean` and `std` of the training labels, `minimum` and `maximum` of a prediction (None = no

@@ -34,7 +34,7 @@ class WatchTimeHead(TaskHead):
     logistic regression, Covington et al., 2016, estimates the mean seconds, but lets long items outweigh short ones:
     what is removed here.)
 
-    Exchanged is the watch time in the label's unit.
+    Canonical logits are the watch time in the label's unit.
 
     Ten groups, equally frequent in training, are read from the scaled duration in the batch; where it is unknown the
     label is ranked among all.
