@@ -116,9 +116,10 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> None:
     if options.output is None:
         raise ValueError("name the folder of the outputs: --output DIR")
-    if options.recipe is None and options.interactions is None:
+    of_run = options.recipe is None and options.interactions is None
+    if of_run:
         options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
-    recipe = read_recipe(options)
+    recipe = read_recipe(options, imports=not of_run)  # a run may be another's: --import says what to trust
     from polyrec.runs.score import ScoreSettings, score
 
     names = ("split", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")

@@ -11,7 +11,7 @@ from typing import Any
 
 from polyrec.core.settings import nearest
 from polyrec.core.swap import recover
-from polyrec.runs.recipe import Recipe, load_recipe, parse_override, parse_task
+from polyrec.runs.recipe import Recipe, load_recipe, parse_override, parse_task, read_recipe_file
 
 COLUMN_FLAGS = ("user", "item", "time", "time_format")
 Commands = Any  # argparse does not name the type of add_subparsers
@@ -79,8 +79,24 @@ def chosen_flags(options: argparse.Namespace, names: Sequence[str]) -> dict[str,
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
-    """The recipe of a command; without --output its own output, `suffix` added."""
+def add_import(command: argparse.ArgumentParser) -> None:
+    """The flag of commands that build or load a model."""
+    command.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="NAME",
+        help="module or .py file that registers heads or other parts of your own; repeat",
+    )
+
+
+def read_recipe(options: argparse.Namespace, suffix: str = "", imports: bool = True) -> Recipe:
+    """The recipe of a command; without --output its own output, `suffix` added.
+
+    Args:
+        imports: import what it names in `import:`.
+    """
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
@@ -90,7 +106,8 @@ def read_recipe(options: argparse.Namespace, suffix: str = "") -> Recipe:
     if values is None:
         overrides |= {f"columns.{name}": value for name, value in given.items()}
     overrides |= dict(parse_override(text) for text in options.set)
-    recipe = load_recipe(options.recipe if values is None else values, overrides)
+    recipe = load_recipe(options.recipe if values is None else values, overrides, imports)
+    recipe.imports = list(dict.fromkeys([*recipe.imports, *options.imports]))
     if options.output is None:
         recipe.output += suffix
     recipe.check()
@@ -123,6 +140,17 @@ def check_run_folders(options: argparse.Namespace) -> None:
             continue
         folders = [str(p) for p in sorted(beside.iterdir()) if p.is_dir() and not p.name.startswith(".")]
         raise ValueError(f"no such run: {name}; {nearest(name, folders)}")
+
+
+def recorded_imports(options: argparse.Namespace) -> str:
+    """The end of a message about an unknown part: what the recipe of the run imports."""
+    run = getattr(options, "run_folder", None)
+    if run is None or not (path := Path(run) / "recipe.yaml").is_file():
+        return ""
+    names = read_recipe_file(path).get("import")
+    if not isinstance(names, list) or not names:
+        return ""
+    return "; this run was trained with " + " ".join(f"--import {name}" for name in names)
 
 
 def json_line(row: Any) -> str:

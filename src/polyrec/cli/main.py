@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
-from polyrec.cli.flags import check_run_folders
+from polyrec.cli.flags import add_import, check_run_folders, recorded_imports
 from polyrec.cli.renamed import with_new_names
 from polyrec.core.escapes import printable
+from polyrec.core.own_parts import import_parts
+from polyrec.core.registry import UnknownPart
 from polyrec.core.secrets import hide_secrets
 from polyrec.core.signals import Interrupted, handled, interrupt
 
@@ -38,6 +40,7 @@ _COMMANDS = (
     using.add_push,
     using.add_encode_images,
 )
+_WITHOUT_MODEL = ("init", "encode-images")
 MISTAKE, UNEXPECTED, BROKEN_PIPE = 2, 1, 141  # exit codes; shells have 128 + the signal
 
 
@@ -47,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in _COMMANDS:
         add(commands)
-    for command in commands.choices.values():
+    for name, command in commands.choices.items():
+        if name not in _WITHOUT_MODEL:
+            add_import(command)
         command.add_argument("--debug", action="store_true", help="show where an error comes from (or POLYREC_DEBUG=1)")
     return parser
 
@@ -61,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with handled(interrupt):
             check_run_folders(options)
+            import_parts(getattr(options, "imports", ()))
             options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -71,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug or os.environ.get("POLYREC_DEBUG", "") not in ("", "0"):
             raise
         code, message = told(error)
+        if isinstance(error, UnknownPart):
+            message += recorded_imports(options)
         print(f"polyrec {options.command}: {message}", file=sys.stderr)
         return code
     return 0

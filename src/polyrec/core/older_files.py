@@ -25,6 +25,7 @@ RENAMED = {
     "columns.clock": "columns.time_zone",
     "model.item_rank": "model.item_embedding_rank",
 }
+_FIELDS = {"import": "imports"}  # keys of recipes that are words of Python, under which a dataclass can have no field
 _SECTIONS: dict[type, str] = {}  # of classes that read a part of a recipe
 _reading_saved: ContextVar[bool] = ContextVar("reading_saved", default=False)
 
@@ -60,6 +61,8 @@ def new_key(key: str, say: Callable[[str], None] = deprecated) -> str:
         columns.clock is now columns.time_zone; the old name will be removed
         'columns.time_zone'
     """
+    if key in _FIELDS:
+        return _FIELDS[key]
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             if not reads_saved():

@@ -23,6 +23,10 @@ from polyrec.core.settings import nearest, read_like
 T = TypeVar("T", bound=type)
 
 
+class UnknownPart(ValueError):
+    """A name that no part is registered by."""
+
+
 def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Options of a part with the defaults filled in; one that the part does not know, or of another type, is refused.
 
@@ -52,7 +56,7 @@ class Registry:
         >>> HEADS.check("binry")
         Traceback (most recent call last):
             ...
-        ValueError: unknown head 'binry'; known: binary, ...; did you mean 'binary'?
+        polyrec.core.registry.UnknownPart: unknown head 'binry'; known: binary, ...; did you mean 'binary'?...
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -90,7 +94,10 @@ class Registry:
     def check(self, name: str) -> str:
         """Return `name` if it is known, else raise a ValueError that lists the known names and the nearest one."""
         if name not in self._classes and name not in (known := self.names()):
-            raise ValueError(f"unknown {self.kind} {name!r}; {nearest(name, known)}")
+            raise UnknownPart(
+                f"unknown {self.kind} {name!r}; {nearest(name, known)}; if it is your own, import the module that "
+                "registers it first (recipe key `import:`, or --import)"
+            )
         return name
 
     def get(self, name: str) -> Any:

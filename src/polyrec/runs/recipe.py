@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from polyrec.core.older_files import new_key, reads_section, with_new_keys
+from polyrec.core.own_parts import import_parts
 from polyrec.core.ranges import NOT_NEGATIVE
-from polyrec.core.schema import Columns, TaskConfig, from_dict, parse_tasks
+from polyrec.core.schema import Columns, from_dict, parse_tasks
 from polyrec.core.secrets import without_secrets
 from polyrec.core.settings import SettingError, conform, nearest, read, shown
 from polyrec.core.yaml_text import read_yaml
@@ -43,6 +44,8 @@ class Recipe:
         interactions, items, users: paths of .parquet or .csv tables.
         prior_history: path of a table of what users did before the log, see `Columns.prior_history`.
         tasks: list of task dicts (name, head, label, weight, options).
+        imports: modules or .py files of your own that register heads or other parts, see `polyrec.core.own_parts`; the
+            key in a file is `import`.
         columns: arguments of `Columns`.
         split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}); default: by
             time, or random where the log has no times.
@@ -64,6 +67,7 @@ class Recipe:
     users: str | None = None
     prior_history: str | None = None
     tasks: list[dict[str, Any]] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -102,22 +106,31 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML; tokens and passwords are left out, so they reach no file."""
-        return without_secrets(asdict(self))
+        values = {"import" if name == "imports" else name: value for name, value in asdict(self).items()}
+        if not self.imports:
+            del values["import"]
+        return without_secrets(values)
 
 
-def load_recipe(source: str | dict[str, Any] | None, overrides: Mapping[str, Any]) -> Recipe:
+def load_recipe(
+    source: str | Path | dict[str, Any] | None, overrides: Mapping[str, Any] | None = None, imports: bool = True
+) -> Recipe:
     """Read a recipe; flags win over the file.
 
     Args:
         source: a YAML file, the values themselves, or None.
         overrides: {"model.hidden_size": 64, "output": ...}; see `set_entry`.
+        imports: import the modules that it names, which register heads and other parts.
     """
-    values = read_recipe_file(Path(source)) if isinstance(source, str) else source or {}
-    what = source if isinstance(source, str) else "the recipe"
+    values = read_recipe_file(Path(source)) if isinstance(source, str | Path) else source or {}
+    what = source if isinstance(source, str | Path) else "the recipe"
     values = with_new_keys(values, say=lambda text: print(f"{what}: {text}", file=sys.stderr))
-    for key, value in overrides.items():
+    for key, value in (overrides or {}).items():
         set_entry(values, new_key(key, say=lambda text: print(text, file=sys.stderr)), value)
-    return from_dict(Recipe, values)
+    recipe = from_dict(Recipe, values)
+    if imports:
+        import_parts(recipe.imports)
+    return recipe
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -185,7 +198,6 @@ def parse_task(text: str) -> dict[str, Any]:
             f"cannot read the task {text!r}: write NAME=HEAD or NAME=HEAD:LABEL, e.g. 'like=binary:rating >= 4'"
         )
     task = {"name": name.strip(), "head": head.strip()} | ({"label": label.strip()} if label else {})
-    from_dict(TaskConfig, task)
     return task
 
 
