@@ -11,7 +11,7 @@ import yaml
 from polyrec import PolyRecForRecommendation
 from polyrec.cli.main import main
 from polyrec.runs import student_size
-from polyrec.runs.distill import _ablations, _Workshop
+from polyrec.runs.distill import DistillationRun, _ablations
 from polyrec.runs.distill_settings import DistillSettings
 from polyrec.runs.prepare import prepare, read_run
 from polyrec.runs.recipe import Recipe
@@ -79,7 +79,7 @@ def test_a_whole_distillation(world, tmp_path, capsys, interrupt):
         assert own["gain_over_alone"][primary]["gain"] == pytest.approx(expected)
     plan = found["plan"]["tasks"]
     assert (plan["next_item"]["temperature"], plan["rating"]["temperature"]) == (2.0, 1.0)
-    assert set(found["brought"]) == {task for task, b in found["beliefs"].items() if b["alpha"] > 0}
+    assert set(found["brought"]) == {task for task, b in found["alphas"].items() if b["alpha"] > 0}
     for task, weights in found["weights"].items():
         assert sum(weights) == pytest.approx(1), task
     assert found["systems"]["student"]["people_per_second"] > 0
@@ -127,11 +127,11 @@ def test_an_interrupted_distillation_goes_on(world, tmp_path, interrupt):
 
 
 def test_a_teacher_that_knows_no_person_is_not_believed(world, tmp_path):
-    """Prevents popularity from teaching what the labels say better: without belief the student is the one alone."""
+    """Prevents popularity from teaching what the labels say better: without it the student is the one alone."""
     found = distilled(world, tmp_path / "s", "--classical", "popularity", *NARROW)
-    belief = found["beliefs"]["next_item"]
-    assert belief["teacher"] == belief["baseline"]
-    assert belief["alpha"] == 0
+    chosen = found["alphas"]["next_item"]
+    assert chosen["teacher"] == chosen["baseline"]
+    assert chosen["alpha"] == 0
     for task in found["tasks"].values():
         for values in task["metrics"].values():
             assert values["student"] == values["alone"]
@@ -144,14 +144,14 @@ def test_each_ablation_leaves_one_loss_out(monkeypatch):
     recipe = Recipe("log.csv", tasks=tasks, model={"distillation": plan})
     trained = {}
     monkeypatch.setattr(
-        _Workshop,
+        DistillationRun,
         "train",
         lambda self, name, recipe, teacher, start: trained.update({name: recipe.model, "t": teacher}),
     )
-    shop = _Workshop(recipe, SimpleNamespace(ablations=True), {}, None, None, None)
-    beliefs = {name: SimpleNamespace(alpha=float(name != "like")) for name in plan["tasks"]}
+    shop = DistillationRun(recipe, SimpleNamespace(ablations=True), {}, None, None, None)
+    alphas = {name: SimpleNamespace(alpha=float(name != "like")) for name in plan["tasks"]}
     bar = SimpleNamespace(total=None, update=lambda: None)
-    _ablations(shop, "teacher", None, beliefs, bar)
+    _ablations(shop, "teacher", None, alphas, bar)
     assert trained.pop("t") == "teacher"
     left = {name: ({*held["distillation"]["tasks"]}, held["distillation"]["gates"]) for name, held in trained.items()}
     assert left == {
@@ -170,7 +170,7 @@ def test_stored_answers_teach(world, tmp_path):
     assert set(found["systems"]) == {"teacher", "alone", "student"}
     assert "teacher" not in found["tasks"]["rating"]["metrics"]["rmse"]
     assert any("not evaluated" in note for note in found["notes"])
-    assert all(belief["alpha"] == 0.5 for belief in found["beliefs"].values())
+    assert all(chosen["alpha"] == 0.5 for chosen in found["alphas"].values())
 
 
 def test_targets_are_met(world, tmp_path):
@@ -201,8 +201,8 @@ def test_what_states_and_gates_brought_is_told_beside_tasks(world, tmp_path):
     assert main(["train", str(world / "recipe.yaml"), *experts, "--output", str(tmp_path / "mmoe")]) == 0
     flags = ["--teacher", str(tmp_path / "mmoe"), "--init-from", "teacher", "--ablations", *experts, "--set", plan]
     found = distilled(world, tmp_path / "s", *flags)
-    believed = {task for task, belief in found["beliefs"].items() if belief["alpha"] > 0}
-    assert set(found["brought"]) == {*believed, "distilled_states", "distilled_gates"}
+    distilled_tasks = {task for task, chosen in found["alphas"].items() if chosen["alpha"] > 0}
+    assert set(found["brought"]) == {*distilled_tasks, "distilled_states", "distilled_gates"}
     systems = found["systems"]
     assert systems["student"]["parameters"] == systems["alone"]["parameters"] == systems["teacher"]["parameters"]
     text = (tmp_path / "s" / "distill.md").read_text()

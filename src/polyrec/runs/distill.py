@@ -23,8 +23,8 @@ from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.throughput import one_question_each, people_per_second
-from polyrec.evaluation import evaluator
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
+from polyrec.evaluation.evaluator import evaluate, improvements
 from polyrec.models.polyrec.fingerprint import fingerprint as processor_digest
 from polyrec.models.polyrec.fingerprint import item_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -32,7 +32,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.runs.distill_report import REPORT_NAME, WITHOUT, Study, System, write_report
 from polyrec.runs.distill_settings import DistillSettings
 from polyrec.runs.distill_teacher import (
-    Judge,
+    Evaluator,
     answered_plan,
     build_members,
     joined,
@@ -63,7 +63,7 @@ _START_NAME, _WIDTH_NAME = "start.json", "width.json"
 
 
 @dataclass
-class _Workshop:
+class DistillationRun:
     """What every training of one distillation shares."""
 
     recipe: Recipe
@@ -76,9 +76,11 @@ class _Workshop:
 
     @property
     def folder(self) -> Path:
+        """Of the student, while it is drafted."""
         return Path(self.recipe.output)
 
     def model_folder(self, name: str) -> Path:
+        """Where a model is saved."""
         return self.folder / "models" / name
 
     def train(
@@ -110,10 +112,10 @@ class _Workshop:
         cost = cost_of(trainer)
         metrics = {"peak_memory": float(peak_memory() or "nan")}
         k = trainer.args.rank_k
-        valid = evaluator.improvements(trainer.model, self.parts.valid, trainer.answers(self.parts.valid), k)
+        valid = improvements(trainer.model, self.parts.valid, trainer.answers(self.parts.valid), k)
         metrics |= {f"valid/{task}": value for task, value in valid.items()}
         predictions = trainer.answers(self.parts.test)
-        metrics |= evaluator.evaluate(trainer.model, self.parts.test, predictions, k)
+        metrics |= evaluate(trainer.model, self.parts.test, predictions, k)
         tasks = tuple(sorted(t["name"] for t in recipe.tasks))
         run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
         if trainer.is_world_process_zero():
@@ -165,14 +167,14 @@ def distill_recipe(recipe: Recipe, settings: DistillSettings) -> Study:
             if arguments.process_index == 0:
                 stack.enter_context(locked(place))
                 distillation_draft(place, about)
-        study, runs, shop = _distill(replace(recipe, output=str(draft)), settings, own_plan, about, arguments)
+        study, runs, distillation = _distill(replace(recipe, output=str(draft)), settings, own_plan, about, arguments)
         if arguments.process_index != 0:
             return study
         student = next(run for run in runs if run.variant == STUDENT)
-        _finish(shop, student, place)
+        _finish(distillation, student, place)
         rank_k, seed = arguments.rank_k, arguments.seed
-        write_report(study, runs, shop.processor.tasks, shop.parts.test, rank_k, seed, draft)
-        items, processor = item_digest(shop.processor), processor_digest(shop.processor)
+        write_report(study, runs, distillation.processor.tasks, distillation.parts.test, rank_k, seed, draft)
+        items, processor = item_digest(distillation.processor), processor_digest(distillation.processor)
         complete(draft, facts | {"items": items, "processor": processor})
         publish(draft, place)
     print(f"the student is in {place}, beside {REPORT_NAME}.json and {REPORT_NAME}.md")
@@ -185,7 +187,7 @@ def _distill(
     own_plan: bool,
     about: Mapping[str, Any],
     arguments: PolyRecTrainingArguments,
-) -> tuple[Study, list[ComparisonRun], _Workshop]:
+) -> tuple[Study, list[ComparisonRun], DistillationRun]:
     """Train what is not there yet, in the recipe's output folder."""
     transformers.utils.logging.disable_progress_bar()  # one bar for all trainings
     processor, parts = prepare(recipe, verbose=True)
@@ -195,36 +197,36 @@ def _distill(
     recipe = answered_plan(recipe, members, settings, own_plan)
     with arguments.main_process_first(local=False):
         recipe = _fitted(recipe, processor, parts, settings)
-    shop = _Workshop(recipe, settings, about, processor, parts, arguments)
+    distillation = DistillationRun(recipe, settings, about, processor, parts, arguments)
     model = PolyRecForRecommendation(build_config(recipe, processor))
     PolyRecTrainer.load_processor(model, processor)
-    judge = Judge(model, processor, parts, arguments)
-    teacher, judged, weights = joined(members, judge, recipe)
+    evaluator = Evaluator(model, processor, parts, arguments)
+    teacher, judged, weights = joined(members, evaluator, recipe)
     plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
     teacher.check_plan(plan, model.gate_sources)  # before hours of training, not after
-    judge.prepared(teacher, parts.train)
+    evaluator.prepared(teacher, parts.train)
     bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.baseline)
-    alone = shop.train(ALONE, with_plan(recipe, None)) if settings.baseline else None
+    alone = distillation.train(ALONE, with_plan(recipe, None)) if settings.baseline else None
     bar.update(settings.baseline)
-    beliefs = _beliefs(shop, judge, judged, alone)
-    recipe = shop.recipe = with_plan(recipe, replace(gated(plan, beliefs), teacher=_name(settings)))
-    answers = None if judged is None else _teacher_run(judge, judged)
+    alphas = _alphas(distillation, evaluator, judged, alone)
+    recipe = distillation.recipe = with_plan(recipe, replace(gated(plan, alphas), teacher=_name(settings)))
+    answers = None if judged is None else _teacher_run(evaluator, judged)
     bar.update()
-    student = shop.train(STUDENT, recipe, teacher, start)
+    student = distillation.train(STUDENT, recipe, teacher, start)
     bar.update()
     runs = [run for run in (answers, alone, student) if run is not None]
-    runs += _ablations(shop, teacher, start, beliefs, bar)
+    runs += _ablations(distillation, teacher, start, alphas, bar)
     bar.close()
     study = Study(
         settings=_plain(asdict(settings)),
         plan=recipe.model["distillation"],
         weights=weights,
-        beliefs=beliefs,
-        systems=_systems(shop, members, teacher, [alone, student]),
-        start=_read(shop.folder / _START_NAME),
-        notes=shop.notes,
+        alphas=alphas,
+        systems=_systems(distillation, members, teacher, [alone, student]),
+        start=_read(distillation.folder / _START_NAME),
+        notes=distillation.notes,
     )
-    return study, runs, shop
+    return study, runs, distillation
 
 
 def _start(members: Sequence[Teacher], settings: DistillSettings) -> LiveTeacher | None:
@@ -254,18 +256,20 @@ def _fitted(recipe: Recipe, processor: PolyRecProcessor, parts: Splits, settings
     return sized(recipe, _read(place)["hidden_size"])
 
 
-def _beliefs(
-    shop: _Workshop, judge: Judge, judged: Teacher | None, alone: ComparisonRun | None
+def _alphas(
+    distillation: DistillationRun, evaluator: Evaluator, judged: Teacher | None, alone: ComparisonRun | None
 ) -> dict[str, AlphaSelection]:
-    plan = shop.recipe.model["distillation"]["tasks"]
+    plan = distillation.recipe.model["distillation"]["tasks"]
     found: dict[str, float] = {}
     if judged is None:
-        shop.notes.append(
+        distillation.notes.append(
             "Stored outputs cover the training set only: the teacher was not evaluated, and alpha is unchanged."
         )
     else:
-        found = judge.improvements(judge.predictions(judged, shop.parts.valid), shop.parts.valid)
-    popular = judge.popularity() if any(task in found for task in judge.model.state_tasks) else {}
+        found = evaluator.improvements(
+            evaluator.predictions(judged, distillation.parts.valid), distillation.parts.valid
+        )
+    popular = evaluator.popularity() if any(task in found for task in evaluator.model.state_tasks) else {}
     own = {} if alone is None else alone.metrics
     return {
         task: select_alpha(p["alpha"], found.get(task), popular.get(task, 0.0), own.get(f"valid/{task}"))
@@ -273,25 +277,31 @@ def _beliefs(
     }
 
 
-def _teacher_run(judge: Judge, teacher: Teacher) -> ComparisonRun:
-    test = judge.parts.test
-    predictions = judge.predictions(teacher, test)
-    metrics = evaluator.evaluate(judge.model, test, predictions, judge.arguments.rank_k)
+def _teacher_run(evaluator: Evaluator, teacher: Teacher) -> ComparisonRun:
+    test = evaluator.parts.test
+    predictions = evaluator.predictions(teacher, test)
+    metrics = evaluate(evaluator.model, test, predictions, evaluator.arguments.rank_k)
     tasks = tuple(sorted({*predictions.values, *predictions.rankings}))
     nothing = Cost(0.0, 0.0, 0.0, float("nan"))
-    return ComparisonRun(TEACHER, tasks, judge.arguments.seed, "", nothing, metrics, predictions)
+    return ComparisonRun(TEACHER, tasks, evaluator.arguments.seed, "", nothing, metrics, predictions)
 
 
 def _ablations(
-    shop: _Workshop, teacher: Teacher, start: LiveTeacher | None, beliefs: Mapping[str, AlphaSelection], bar: tqdm
+    distillation: DistillationRun,
+    teacher: Teacher,
+    start: LiveTeacher | None,
+    alphas: Mapping[str, AlphaSelection],
+    bar: tqdm,
 ) -> list[ComparisonRun]:
     """The student without each soft loss, those of states and gates included."""
-    if not shop.settings.ablations:
+    if not distillation.settings.ablations:
         return []
-    plan = DistillationConfig.parse(shop.recipe.model["distillation"], [t["name"] for t in shop.recipe.tasks])
+    plan = DistillationConfig.parse(
+        distillation.recipe.model["distillation"], [t["name"] for t in distillation.recipe.tasks]
+    )
     left = {
         soft_name(task): replace(plan, tasks={name: own for name, own in plan.tasks.items() if name != task})
-        for task in sorted(task for task, belief in beliefs.items() if belief.alpha > 0)
+        for task in sorted(task for task, chosen in alphas.items() if chosen.alpha > 0)
     }
     left |= {} if plan.states is None else {STATES: replace(plan, states=None)}
     left |= {GATES: replace(plan, gates=0.0)} if plan.gates else {}
@@ -299,18 +309,18 @@ def _ablations(
     found = []
     for name, rest in left.items():
         asked = any(own.acts for own in rest.tasks.values()) or rest.states is not None or rest.gates > 0
-        recipe = with_plan(shop.recipe, rest if asked else None)
-        found.append(shop.train(f"{WITHOUT}{name}", recipe, teacher if asked else None, start))
+        recipe = with_plan(distillation.recipe, rest if asked else None)
+        found.append(distillation.train(f"{WITHOUT}{name}", recipe, teacher if asked else None, start))
         bar.update()
     return found
 
 
 def _systems(
-    shop: _Workshop, members: Sequence[Teacher], teacher: Teacher, runs: Sequence[ComparisonRun | None]
+    distillation: DistillationRun, members: Sequence[Teacher], teacher: Teacher, runs: Sequence[ComparisonRun | None]
 ) -> dict[str, System]:
     """Size and speed of teacher, student alone and student, side by side."""
-    lists = [t.name for t in shop.processor.tasks if t.ranks_catalog]
-    runs_of_teacher = run_folders(shop.settings.teachers)
+    lists = [t.name for t in distillation.processor.tasks if t.ranks_catalog]
+    runs_of_teacher = run_folders(distillation.settings.teachers)
     own = [model for member in members for model in models_of(member)]
     found = {
         TEACHER: System(
@@ -319,36 +329,38 @@ def _systems(
         )
     }
     if own and not all(models_of(member) for member in members):
-        shop.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
-    asked: dict[str, Teacher] = {} if shop.settings.teacher_outputs else {TEACHER: teacher}
+        distillation.notes.append("Size of the teacher: that of its trained runs; what else teaches is not counted.")
+    asked: dict[str, Teacher] = {} if distillation.settings.teacher_outputs else {TEACHER: teacher}
     for run in runs:
         if run is not None:
-            model = shop.model(run.variant)
+            model = distillation.model(run.variant)
             found[run.variant] = System(
                 parameters=model.num_parameters(),
-                bytes=_bytes(shop.model_folder(run.variant)),
+                bytes=_bytes(distillation.model_folder(run.variant)),
                 cost=asdict(run.cost),
                 peak_memory=run.metrics["peak_memory"],
             )
-            asked[run.variant] = LiveTeacher(model, shop.processor, trust=True)
+            asked[run.variant] = LiveTeacher(model, distillation.processor, trust=True)
     for system in asked.values():
-        system.prepare(shop.parts.test, shop.processor, [shop.parts.valid, shop.parts.test])
-    batches = one_question_each(shop.parts.test, lists)
+        system.prepare(
+            distillation.parts.test, distillation.processor, [distillation.parts.valid, distillation.parts.test]
+        )
+    batches = one_question_each(distillation.parts.test, lists)
     for name, speed in people_per_second(asked, batches).items():
         found[name].people_per_second = speed
     return found
 
 
-def _finish(shop: _Workshop, student: ComparisonRun, place: Path) -> None:
+def _finish(distillation: DistillationRun, student: ComparisonRun, place: Path) -> None:
     """Make the draft a run: the student, its recipe and its metrics."""
-    shutil.copytree(shop.model_folder(STUDENT), shop.folder, dirs_exist_ok=True)
-    text = yaml.safe_dump(replace(shop.recipe, output=str(place)).to_dict(), sort_keys=False)
-    write_atomically(shop.folder / RECIPE_NAME, text)
-    name_place(shop.folder / "training_args.json", place)
-    metrics = shop.folder / "metrics.json"
-    parts = shop.parts
-    model, slices = shop.model(STUDENT), shop.recipe.slices
-    own = student.predictions, shop.arguments, metrics, shop.processor, slices
+    shutil.copytree(distillation.model_folder(STUDENT), distillation.folder, dirs_exist_ok=True)
+    text = yaml.safe_dump(replace(distillation.recipe, output=str(place)).to_dict(), sort_keys=False)
+    write_atomically(distillation.folder / RECIPE_NAME, text)
+    name_place(distillation.folder / "training_args.json", place)
+    metrics = distillation.folder / "metrics.json"
+    parts = distillation.parts
+    model, slices = distillation.model(STUDENT), distillation.recipe.slices
+    own = student.predictions, distillation.arguments, metrics, distillation.processor, slices
     report_run(model, parts.train, parts.test, *own, valid=parts.valid)
 
 

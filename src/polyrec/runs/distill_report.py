@@ -49,7 +49,7 @@ class Study:
     Args:
         settings, plan: what was asked for, and the plan of the student.
         weights: {task: one weight per teacher} of an ensemble.
-        beliefs: {task: why it has its alpha}.
+        alphas: {task: why it has its alpha}.
         systems: {"teacher", "alone", "student": what it costs}.
         tasks: {task: {"metrics": {metric: {system: value}}, "primary", "people", "gain_over_alone",
             "gain_over_teacher": {metric: Effect}}}.
@@ -62,7 +62,7 @@ class Study:
     settings: dict[str, Any]
     plan: dict[str, Any]
     weights: dict[str, list[float]]
-    beliefs: dict[str, AlphaSelection]
+    alphas: dict[str, AlphaSelection]
     systems: dict[str, System]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     brought: dict[str, dict[str, Effect]] = field(default_factory=dict)
@@ -161,7 +161,7 @@ def _belief_section(study: Study) -> Section:
 
     rows = [
         [f"`{name}`", said(b.teacher), said(b.baseline), said(b.alone), f"{b.planned:g}", f"{b.alpha:.3g}", b.reason]
-        for name, b in study.beliefs.items()
+        for name, b in study.alphas.items()
     ]
     points = [
         "By the validation set: 1 - loss / loss of a constant, and NDCG of lists, whose baseline is popularity. A "

@@ -20,8 +20,7 @@ from polyrec.distillation.predictions import teacher_predictions
 from polyrec.distillation.soft_losses.base import kind_of
 from polyrec.distillation.stored import StoredTeacher
 from polyrec.distillation.teacher import Teacher
-from polyrec.evaluation import evaluator
-from polyrec.evaluation.evaluator import Predictions
+from polyrec.evaluation.evaluator import Predictions, improvements
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.runs.distill_settings import DistillSettings
@@ -116,7 +115,7 @@ def answered_plan(recipe: Recipe, members: Sequence[Teacher], settings: DistillS
     return with_plan(recipe, replace(plan, tasks=tasks))
 
 
-class Judge:
+class Evaluator:
     """Evaluates teachers on the validation and the test set.
 
     Args:
@@ -154,7 +153,7 @@ class Judge:
 
     def improvements(self, predictions: Predictions, part: SequenceDataset) -> dict[str, float]:
         """The improvement of each task over a constant prediction, see `evaluator.evaluate`; NDCG of lists."""
-        return evaluator.improvements(self.model, part, predictions, self.arguments.rank_k)
+        return improvements(self.model, part, predictions, self.arguments.rank_k)
 
     def longest(self, teacher: Teacher) -> Teacher:
         """The teacher with lists that are long enough for evaluation."""
@@ -170,7 +169,9 @@ class Judge:
         return found
 
 
-def joined(members: Sequence[Teacher], judge: Judge, recipe: Recipe) -> tuple[Teacher, Teacher | None, dict[str, Any]]:
+def joined(
+    members: Sequence[Teacher], evaluator: Evaluator, recipe: Recipe
+) -> tuple[Teacher, Teacher | None, dict[str, Any]]:
     """One teacher of all, and the same with lists for evaluation (None: it has no outputs on other splits).
 
     The weights of several are chosen on the validation set.
@@ -181,14 +182,18 @@ def joined(members: Sequence[Teacher], judge: Judge, recipe: Recipe) -> tuple[Te
     plan = recipe.model["distillation"]["tasks"]
     stored = any(isinstance(member, StoredTeacher) for member in members)
     if len(members) == 1:
-        return members[0], None if stored else judge.longest(members[0]), {}
+        return members[0], None if stored else evaluator.longest(members[0]), {}
     weights: dict[str, list[float]] = {}
     if not stored:
-        part = judge.parts.valid
-        said = [judge.improvements(judge.predictions(judge.longest(m), part), part) for m in members]
+        part = evaluator.parts.valid
+        said = [evaluator.improvements(evaluator.predictions(evaluator.longest(m), part), part) for m in members]
         weights = validation_weights({task: [own.get(task, 0.0) for own in said] for task in plan})
     top_k = {task: own["top_k"] for task, own in plan.items()}
     whole = EnsembleTeacher(members, weights, top_k)
     if stored:
         return whole, None, weights
-    return whole, EnsembleTeacher([judge.longest(m) for m in members], weights, judge.processor.num_items), weights
+    return (
+        whole,
+        EnsembleTeacher([evaluator.longest(m) for m in members], weights, evaluator.processor.num_items),
+        weights,
+    )
