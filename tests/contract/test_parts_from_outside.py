@@ -23,7 +23,7 @@ from polyrec.modules.heads.terms.base import RetrievalTerm
 from polyrec.modules.objectives.base import Objective
 from polyrec.modules.weighting.base import LossWeighting
 
-REGISTRIES = ("HEADS", "EXPERTS", "WEIGHTINGS", "SOFT_LOSSES", "RETRIEVAL_TERMS", "OBJECTIVES")
+REGISTRIES = ("SOFT_LOSSES", "HEADS", "EXPERTS", "WEIGHTINGS", "RETRIEVAL_TERMS", "OBJECTIVES")
 ALONE = {"neighbours": 0, "linear": 0, "transitions": 0, "trending": ()}  # no other term
 TASKS = [
     {"name": "next_item", "head": "retrieval", "options": {"parity": 0.5, **ALONE}},
@@ -125,8 +125,8 @@ class SmallStates(Objective):
 @pytest.fixture(scope="module")
 def parts():
     """Registered here, and in no other test."""
-    kinds = [AbsoluteHead, DoubledExperts, HalvedWeighting, PlainOutput, ParityTerm, SmallStates]
-    names = ["absolute", "doubled", "halved", "plain", "parity", "small_states"]
+    kinds = [PlainOutput, AbsoluteHead, DoubledExperts, HalvedWeighting, ParityTerm, SmallStates]
+    names = ["plain", "absolute", "doubled", "halved", "parity", "small_states"]
     held = {name: dict(getattr(registry, name)._classes) for name in REGISTRIES}
     for place, name, kind in zip(REGISTRIES, names, kinds, strict=True):
         getattr(registry, place).register(name)(kind)

@@ -63,6 +63,38 @@ def test_built_in_names_are_taken_before_their_file_is_imported(registry):
     assert register(registry, "binary", "polyrec.modules.heads.binary") is registry.get("binary")
 
 
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"reads": "pair", "metrics": ("mae",), "output_kind": "number"}, None),
+        ({"metrics": ("mae",)}, "head 'mine' .Mine.: reads is None; it must be 'pair'"),
+        ({"reads": "pairs"}, "reads is 'pairs'; it must be"),
+        ({"reads": "pair", "output_kind": "numbr"}, "unknown output_kind 'numbr'; known: bernoulli, .*'number'"),
+        ({"reads": "pair", "metrics": ("rsme",)}, "unknown metric 'rsme'; known: auc, gauc, .*did you mean 'rmse'"),
+        ({"reads": "pair", "metrics": ("class_logloss",)}, "the first metric, 'class_logloss', must be one of auc"),
+        ({"reads": "state", "metrics": ("auc",)}, "unknown metric 'auc'; known: ndcg, recall"),
+    ],
+)
+def test_a_head_is_checked_when_it_is_registered(declared, words):
+    """Prevents a head from failing after its training, when it is evaluated, or never, as a metric that is left out."""
+    from polyrec.modules.heads.base import TaskHead
+
+    heads, head = Registry("head", "polyrec.modules.heads", "TaskHead"), type("Mine", (TaskHead,), declared)
+    if words is None:
+        assert heads.register("mine")(head) is heads.get("mine")
+        return
+    with pytest.raises(ValueError, match=words):
+        heads.register("mine")(head)
+    assert "mine" not in heads.names()
+
+
+@pytest.mark.parametrize("registry", [HEADS, EXPERTS, COUPLINGS, WEIGHTINGS])
+def test_a_part_is_of_its_kind(registry):
+    """Prevents any class from passing for a head until the first batch."""
+    with pytest.raises(ValueError, match=f"{registry.kind} 'mine': .* must be a subclass of {registry.package}.base."):
+        register(registry, "mine")
+
+
 def test_checking_a_name_imports_no_torch():
     """Prevents the command line's --help and recipe checks from taking seconds."""
     code = "import sys; sys.argv = ['polyrec']; from polyrec.core.registry import HEADS; HEADS.check('binary'); print('torch' in sys.modules)"

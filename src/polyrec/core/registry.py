@@ -49,6 +49,8 @@ class Registry:
     Args:
         kind: what an entry is, for messages ("head").
         package: the package whose modules are the built-in entries ("polyrec.modules.heads").
+        base: class of the package's file `base` that every entry is a subclass of; where it has a `check_part()`, that
+            says what is wrong with an entry. None: any class.
 
     Example:
         >>> "binary" in HEADS.names()
@@ -59,9 +61,10 @@ class Registry:
         polyrec.core.registry.UnknownPart: unknown head 'binry'; known: binary, ...; did you mean 'binary'?...
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, base: str | None = None) -> None:
         self.kind = kind
         self.package = package
+        self.base = base
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -76,10 +79,24 @@ class Registry:
                 raise ValueError(
                     f"{self.kind} {name!r} is built in ({home}): choose another name for {'.'.join(place)}"
                 )
+            self._check_class(name, cls)
             self._classes[name] = cls
             return cls
 
         return enter
+
+    def _check_class(self, name: str, cls: type) -> None:
+        """Refuse a class that would fail only when a model is built or evaluated with it."""
+        if self.base is None:
+            return
+        base = getattr(importlib.import_module(f"{self.package}.base"), self.base)
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise ValueError(f"{self.kind} {name!r}: {cls!r} must be a subclass of {base.__module__}.{self.base}")
+        if check := getattr(cls, "check_part", None):
+            try:
+                check()
+            except ValueError as error:
+                raise ValueError(f"{self.kind} {name!r} ({cls.__qualname__}): {error}") from error
 
     def names(self) -> list[str]:
         """All known names, sorted."""
@@ -108,10 +125,10 @@ class Registry:
         return self._classes[name]
 
 
-HEADS = Registry("head", "polyrec.modules.heads")
-EXPERTS = Registry("expert layer", "polyrec.modules.experts")
-COUPLINGS = Registry("coupling", "polyrec.modules.coupling")
-WEIGHTINGS = Registry("loss weighting", "polyrec.modules.weighting")
-OBJECTIVES = Registry("objective", "polyrec.modules.objectives")
+HEADS = Registry("head", "polyrec.modules.heads", "TaskHead")
+EXPERTS = Registry("expert layer", "polyrec.modules.experts", "ExpertLayer")
+COUPLINGS = Registry("coupling", "polyrec.modules.coupling", "Coupling")
+WEIGHTINGS = Registry("loss weighting", "polyrec.modules.weighting", "LossWeighting")
+OBJECTIVES = Registry("objective", "polyrec.modules.objectives", "Objective")
 RETRIEVAL_TERMS = Registry("retrieval term", "polyrec.modules.heads.terms")
 SOFT_LOSSES = Registry("kind of output", "polyrec.distillation.soft_losses")

@@ -10,11 +10,19 @@ from torch import Tensor
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import KeepsPrecision
-from polyrec.core.registry import checked_options
+from polyrec.core.registry import SOFT_LOSSES, checked_options, nearest
 from polyrec.core.renamed import RenamedHooks, renamed_method
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.task_adapters import TaskAdapter
 from polyrec.modules.heads._trees import TreeBlend
+
+# Metrics that heads may name: of one number per pair, of several (`details`), and of lists, as in "ndcg@10".
+PAIR_METRIC_NAMES = (
+    *("auc", "gauc", "logloss", "calibration_error", "rmse", "mae", "accuracy", "quadratic_kappa", "xauc"),
+    "poisson_deviance",
+)
+DETAIL_METRIC_NAMES = ("class_logloss", "interval_coverage")
+LIST_METRIC_NAMES = ("ndcg", "recall", "mrr", "coverage", "novelty")
 
 Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
 
@@ -26,8 +34,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
     whole catalog.
 
     Subclasses declare `reads`, `default_options` (every option with its default; others are refused) and `metrics`
-    (names of `PAIR_METRICS` or `DETAIL_METRICS` in `polyrec.evaluation.evaluator`, the main one first, which must be a
-    pair metric), and implement `forward`, `loss` and `predict`.
+    (names of `PAIR_METRIC_NAMES` or `DETAIL_METRIC_NAMES`, the main one first, which must be a pair metric), and implement `forward`, `loss` and `predict`.
 
     A head whose answer takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
     not. Members of an ensemble come before it. A head with `details` sets their number, `detail_width`. The way of an
@@ -74,6 +81,21 @@ class TaskHead(RenamedHooks, KeepsPrecision):
     def known_options(cls) -> dict[str, Any]:
         """Every option with its default."""
         return dict(cls.default_options)
+
+    @classmethod
+    def check_part(cls) -> None:
+        """Refuse a class that declares what nothing reads; called when it is registered."""
+        reads = getattr(cls, "reads", None)
+        if reads not in ("pair", "state"):
+            raise ValueError(f"reads is {reads!r}; it must be 'pair' (a user and a candidate) or 'state' (a user)")
+        if cls.output_kind is not None and cls.output_kind not in (kinds := SOFT_LOSSES.names()):
+            raise ValueError(f"unknown output_kind {cls.output_kind!r}; {nearest(cls.output_kind, kinds)}")
+        known = (*PAIR_METRIC_NAMES, *DETAIL_METRIC_NAMES) if reads == "pair" else LIST_METRIC_NAMES
+        for metric in cls.metrics:
+            if metric.partition("@")[0] not in known:
+                raise ValueError(f"unknown metric {metric!r}; {nearest(metric, known)}")
+        if reads == "pair" and cls.metrics and cls.metrics[0] not in PAIR_METRIC_NAMES:
+            raise ValueError(f"the first metric, {cls.metrics[0]!r}, must be one of {', '.join(PAIR_METRIC_NAMES)}")
 
     @classmethod
     def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
