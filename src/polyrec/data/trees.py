@@ -6,7 +6,7 @@ Letters: M rows, F features, T trees, D depth.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from polyrec.data.sequences import SequenceDataset
 
 DEPTH = 6  # splits on the way to a leaf
 FORESTS = 4  # that are averaged: where positives are few, one differs much from the next
-MOST = 480  # trees of a task, all forests together; how many of them are read, validation says
+SOME, MOST = 480, 1920  # trees of a task, all forests together: how many at first, and how many it may have
 FEWEST = 1000  # training labels below which none are grown
 OBJECTIVES = {"binary": "binary", "regression": "regression"}  # {head: objective of LightGBM} of heads with trees
 _LARGEST = float(np.finfo(np.float32).max)
@@ -87,7 +87,7 @@ class PairTrees:
     """
 
     def __init__(self, train: SequenceDataset, tasks: Sequence[TaskConfig]) -> None:
-        self._train, self._grown = train, dict[tuple[Any, ...], Trees]()
+        self._train, self._grown = train, dict[tuple[Any, ...], Forests]()
         labels, coupled = train.labels()[train.own_view], {t.parent for t in tasks if t.parent}
         able = [
             task.name
@@ -101,28 +101,25 @@ class PairTrees:
         installed = importlib.util.find_spec("lightgbm") is not None
         self.tasks, self.missing = (able, []) if installed else ([], able)
 
-    def grow(
+    def forests(
         self, task: TaskConfig, context: Collection[str], mean: float = 0.0, std: float = 1.0, threads: int = 1
-    ) -> Trees | None:
-        """Trees of the training rows, as many as the task's option says; None where it has none.
+    ) -> Forests:
+        """What grows trees of the training rows, for one of `tasks`.
 
         Args:
             task: with the options of a model's head.
             context: columns of the candidates' context that the model reads.
             mean, std: of labels, as its head standardises them.
         """
-        if task.name not in self.tasks:
-            return None
-        key = (task.name, task.options["trees"], *sorted(context), mean, std)
+        key = (task.name, *sorted(context), mean, std)
         if key not in self._grown:
             train = self._train
             y = train.labels()[:, train.task_names.index(task.name)].astype(np.float64)
             rows = np.flatnonzero(~np.isnan(y) & train.own_view)
             weight = train.log.sample_weight.get(task.name)
             weight = None if weight is None else weight[train.candidates.event[rows]]
-            known = known_features(train, rows, context)
             labels = (y[rows] - mean) / std
-            self._grown[key] = grow_trees(task.head, known, labels, task.options["trees"], weight, threads)
+            self._grown[key] = Forests(task.head, lambda: known_features(train, rows, context), labels, weight, threads)
         return self._grown[key]
 
 
@@ -131,37 +128,63 @@ def _enough(labels: np.ndarray) -> bool:
     return len(known) >= FEWEST and bool(np.ptp(known) > 0)
 
 
-def grow_trees(
-    head: str, x: np.ndarray, y: np.ndarray, most: int = MOST, weight: np.ndarray | None = None, threads: int = 1
-) -> Trees:
-    """Trees that add to the log odds of the labels' mean ("binary"), or to 0 (Ke et al., 2017, "LightGBM: A Highly
-    Efficient Gradient Boosting Decision Tree").
+class Forests:
+    """Forests whose trees add to the log odds of the labels' mean ("binary"), or to 0 (Ke et al., 2017, "LightGBM: A
+    Highly Efficient Gradient Boosting Decision Tree"); they can grow on.
 
     Args:
         head: of `OBJECTIVES`.
-        x: float32 [M, F], NaN = missing.
+        read: gives x, float32 [M, F], NaN = missing.
         y: [M], in {0, 1} for "binary", else any numbers.
-        most: number of trees, of `FORESTS` forests with seeds of their own, one tree of each after the other.
         weight: [M]; None: rows weigh alike.
     """
-    import lightgbm
 
-    options: dict[str, Any] = {**_SETTINGS, "objective": OBJECTIVES[head], "num_threads": threads}
-    base = 0.0
-    if head == "binary":
-        mean = float(np.average(y, weights=weight))
-        base = float(np.log(mean / (1 - mean)))
-    forests = []
-    for seed in range(FORESTS):
-        booster = lightgbm.train(
-            {**options, "seed": seed}, lightgbm.Dataset(x, y, weight=weight), max(most // FORESTS, 1)
-        )
-        forests.append(as_arrays(booster, x.shape[1], base))
-    # The first tree of each, the second of each, ...; LightGBM may stop one of them early.
-    longest = min(len(trees.leaf) for trees in forests)
-    mixed = (np.stack([v[:longest] for v in values], axis=1) for values in zip(*forests, strict=True))
-    feature, threshold, leaf = (values.reshape(-1, values.shape[-1]) for values in mixed)
-    return Trees(feature, threshold, leaf / np.float32(FORESTS))
+    def __init__(
+        self,
+        head: str,
+        read: Callable[[], np.ndarray],
+        y: np.ndarray,
+        weight: np.ndarray | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._read, self._y, self._weight = read, y, weight
+        self._options: dict[str, Any] = {**_SETTINGS, "objective": OBJECTIVES[head], "num_threads": threads}
+        self._boosters: list[Any] = []
+        self._trees: Trees | None = None
+        self._base = 0.0
+        if head == "binary":
+            mean = float(np.average(y, weights=weight))
+            self._base = float(np.log(mean / (1 - mean)))
+
+    def grow(self, number: int) -> Trees:
+        """The first so many trees, one of each forest after the other; LightGBM may stop earlier."""
+        if self._trees is None or len(self._trees.leaf) < number:
+            self._trees = self._grown(max(number // FORESTS, 1))
+        return Trees(*(values[:number] for values in self._trees))
+
+    def release(self) -> None:
+        """Forget the training rows; trees that were grown stay."""
+        self._boosters = []
+
+    def _grown(self, each: int) -> Trees:
+        import lightgbm
+
+        if not self._boosters:
+            x = self._read()
+            for seed in range(FORESTS):
+                options = {**self._options, "seed": seed}  # LightGBM takes those of the bins from the data set
+                data = lightgbm.Dataset(x, self._y, weight=self._weight, params=options)
+                self._boosters.append(lightgbm.Booster(options, data))
+        for booster in self._boosters:
+            while booster.current_iteration() < each and not booster.update():
+                pass
+        features = self._boosters[0].num_feature()
+        forests = [as_arrays(booster, features, self._base) for booster in self._boosters]
+        # The first tree of each, the second of each, ...
+        longest = min(len(trees.leaf) for trees in forests)
+        mixed = (np.stack([v[:longest] for v in values], axis=1) for values in zip(*forests, strict=True))
+        feature, threshold, leaf = (values.reshape(-1, values.shape[-1]) for values in mixed)
+        return Trees(feature, threshold, leaf / np.float32(FORESTS))
 
 
 def as_arrays(booster: Any, features: int, base: float = 0.0) -> Trees:

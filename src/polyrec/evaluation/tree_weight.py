@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.trees import FORESTS, Trees, known_features
+from polyrec.data.trees import FORESTS, SOME, Trees, known_features
 from polyrec.evaluation.evaluator import answered
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -63,7 +63,8 @@ def choose_tree_weights(
     """Trees of the training rows and the number and weight with which validation rows have the smallest loss, {task:
     (trees, weight)} of the tasks that can have some; the model is left as it is.
 
-    A gain within its standard error counts, too, as of `choose_term_weights`.
+    A gain within its standard error counts, too, as of `choose_term_weights`. Where the largest number of trees is the
+    best one, twice as many are grown, up to the task's option `trees`: large logs take more of them than small ones.
 
     Args:
         processor: whose last split the training rows are of.
@@ -85,18 +86,25 @@ def choose_tree_weights(
             "build the configuration by processor.model_config(), or set option 'trees' to 0"
         )
     context = [name for name, _ in model.tree_inputs]
-    trees = {}
-    for name in judged:
-        scale = {key: heads[name].options.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0))}
-        task = replace(heads[name].task, options=heads[name].options)
-        found = processor.pair_trees.grow(task, context, **scale, threads=torch.get_num_threads())
-        if found is not None:
-            trees[name] = found
-    if not trees:
+    able = [name for name in judged if name in processor.pair_trees.tasks]
+    if not able:
         return {}
-    own = _network_logits(model, list(trees), valid, autocast)
+    own = _network_logits(model, able, valid, autocast)
     known = known_features(valid, np.arange(valid.num_candidates), context)
-    return {name: (found, _chosen(heads[name], found, known, labels[name], own[name])) for name, found in trees.items()}
+    found = {}
+    for name in able:
+        head, grown = heads[name], 0
+        scale = {key: head.options.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0))}
+        forests = processor.pair_trees.forests(head.task, context, **scale, threads=torch.get_num_threads())
+        while grown < head.options["trees"]:
+            grown = min(max(2 * grown, SOME), head.options["trees"])
+            trees = forests.grow(grown)
+            said = _chosen(head, trees, known, labels[name], own[name])
+            found[name] = trees, said
+            if said.trees < grown:
+                break
+        forests.release()
+    return found
 
 
 def _network_logits(

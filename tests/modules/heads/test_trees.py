@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_fixtures import COLUMNS, arguments, fit, model_inputs, synthetic_log, tiny_config
 
-from polyrec import PolyRecForRecommendation, PolyRecTrainer
+from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data import trees as trees_data
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.trees import DEPTH, FORESTS, PairTrees, as_arrays, known_features
@@ -154,7 +154,7 @@ def test_answers_are_means_of_the_network_and_lightgbm(run):
     own = trainer.answers(data).values["like"].astype(float)
     head.trees.weight.copy_(weight)
     expected = (1 - chosen.weight) * np.log(own / (1 - own)) + chosen.weight * theirs
-    np.testing.assert_allclose(np.log(served / (1 - served)), expected, atol=2e-4)
+    np.testing.assert_allclose(served, 1 / (1 + np.exp(-expected)), atol=1e-6)
 
 
 def test_weights_scales_and_context_of_the_model_count(tmp_path):
@@ -179,7 +179,7 @@ def test_weights_scales_and_context_of_the_model_count(tmp_path):
     assert sorted(set(weight)) == [1, 2, 3, 4]
     assert "surface" in train.log.candidate_features
     assert "surface" not in context
-    trees = processor.pair_trees.grow(replace(head.task, options=head.options), context, 1.0, 10.0)
+    trees = processor.pair_trees.forests(head.task, context, 1.0, 10.0).grow(trees_data.MOST)
     blend = TreeBlend(len(trees.leaf)).eval()
     blend.load(trees, len(trees.leaf), 1.0)
     known = known_features(parts.test, np.arange(parts.test.num_candidates), context)
@@ -210,8 +210,8 @@ def test_trees_that_do_not_help_have_no_say(run):
     labels = parts.valid.labels()[:, parts.valid.task_names.index("like")]
     head, known = trainer.model.heads["like"], known_features(parts.valid, np.arange(parts.valid.num_candidates))
     context = [name for name, _ in trainer.model.tree_inputs]
-    trees = processor.pair_trees.grow(replace(head.task, options=head.options), context)
-    sure = torch.from_numpy(np.where(labels == 1, 6.0, -6.0)).float()
+    trees = processor.pair_trees.forests(head.task, context).grow(trees_data.SOME)
+    sure = torch.from_numpy(np.where(labels == 1, 40.0, -40.0)).float()
     found = tree_weight._chosen(head, trees, known, labels, sure)
     assert found.weight == 0
     assert found.value == found.without
@@ -245,3 +245,29 @@ def test_few_labels_and_coupled_tasks_get_no_trees_and_other_features_are_refuse
     with pytest.raises(ValueError, match="trees of task 'like' read"):
         choose_tree_weights(model, processor, parts.valid)
     model.tree_inputs = inputs
+
+
+def test_more_trees_are_grown_where_the_last_ones_still_help(monkeypatch):
+    """Prevents a large log from being held to the number of trees that a small one needs, and a small one from growing
+    trees that nothing reads."""
+    drawn = np.random.default_rng(0)
+    events, users = 6000, 300
+    item, hour = drawn.integers(0, 40, events), drawn.random(events).astype(np.float32)
+    wave = 2 * np.sin(12 * hour)
+    log = {
+        "user_id": np.repeat(np.arange(users), events // users), "item_id": item, "timestamp": np.arange(events),
+        "hour": hour, "stars": 3 + wave + 0.1 * drawn.normal(size=events),
+    }  # fmt: skip
+    processor = PolyRecProcessor.fit(
+        log, tasks=[{"name": "stars", "head": "regression"}], columns={"context": ["hour"]}, verbose=False
+    )
+    parts = processor.split(log)
+    model = PolyRecForRecommendation(tiny_config(processor))
+    assert model.heads["stars"].options["trees"] == trees_data.MOST
+    monkeypatch.setattr(tree_weight, "SOME", 32)
+    trees, said = choose_tree_weights(model, processor, parts.valid)["stars"]
+    assert len(trees.leaf) >= 64
+    model.heads["stars"].options["trees"] = 16
+    capped, worse = choose_tree_weights(model, processor, parts.valid)["stars"]
+    assert len(capped.leaf) == worse.trees == 16
+    assert said.value < 0.8 * worse.value
