@@ -34,7 +34,8 @@ class TaskHead(RenamedHooks, KeepsPrecision):
     whole catalog.
 
     Subclasses declare `reads`, `default_options` (every option with its default; others are refused) and `metrics`
-    (names of `PAIR_METRIC_NAMES` or `DETAIL_METRIC_NAMES`, the main one first, which must be a pair metric), and implement `forward`, `loss` and `predict`.
+    (names of `PAIR_METRIC_NAMES` or `DETAIL_METRIC_NAMES`, the main one first, which must be a pair metric), and
+    implement `forward`, `loss` and `predict`.
 
     A head whose answer takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
     not. Members of an ensemble come before it. A head with `details` sets their number, `detail_width`. The way of an
