@@ -9,6 +9,7 @@ import pytest
 import yaml
 from model_fixtures import synthetic_log
 
+from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main
 from polyrec.runs.recipe import load_recipe
 
@@ -71,6 +72,24 @@ def test_evaluate_repeats_the_figures(run, tmp_path, capsys):
         assert {name: own["interval"][name] for name in intervals} == intervals
         assert own["recall@3"] <= own["recall@10"]
     assert "popularity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "card", "report", "finetune"])
+def test_a_saved_model_is_no_run(run, tmp_path, capsys, command):
+    """Prevents a model that was trained in Python from being refused without a way to evaluate it."""
+    for part in (PolyRecForRecommendation, PolyRecProcessor):
+        part.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    assert main([command, str(tmp_path / "saved"), *["--task", "rating"] * (command == "finetune")]) == 2
+    said = capsys.readouterr().err
+    assert "use trainer.evaluate(test) in Python, or train from a recipe: polyrec train recipe.yaml" in said
+
+
+def test_recommend_says_what_it_does_not_know(run, capsys):
+    """Prevents a misspelt id from being dropped in silence."""
+    assert main(["recommend", str(run), "--history", "3,9999", "--user-id", "98765"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "1 of 2 items of the history are not in the catalog: 9999" in said
+    assert any(line.startswith("user '98765' has no stored events: treated as a new user") for line in said)
 
 
 def test_recommend_prints_titles(run, capsys):

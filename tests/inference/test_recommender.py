@@ -1,14 +1,17 @@
 """Many users at once, candidates and exclusions, and a table that is never stale."""
 
 import threading
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 
 from polyrec import Recommender
 from polyrec.inference import recommender as module
+from polyrec.inference.unknown_ids import UnknownIdWarning
 
 PAIRS = [task for task in TASKS if task["head"] != "retrieval"]
 USERS = [
@@ -134,3 +137,57 @@ def test_scores_that_are_not_finite_are_refused():
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="diverged"):
             module.best_items(np.array([0.0, bad]), 1)
+
+
+# ------------------------------------------------------------------ what is not known
+@pytest.fixture(scope="module")
+def stored():
+    """A recommender with stored events of users 0, 1, ..."""
+    processor, _ = fit()
+    return Recommender(tiny_model(processor), processor, batch_size=2)
+
+
+def told(recommender, call):
+    """Messages about unknown ids; each names the line that asks."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call(recommender)
+    assert {w.filename for w in found} <= {__file__}
+    return [str(w.message) for w in found if issubclass(w.category, UnknownIdWarning)]
+
+
+def test_unknown_ids_are_told_once_a_call(stored):
+    """Prevents misspelt ids from giving a new user's list without a word, and 10,000 of them from 10,000 warnings."""
+    assert told(stored, lambda r: r.recommend([3, 9999], k=2)) == [
+        "1 of 2 items of the history are not in the catalog: 9999"
+    ]
+    assert told(stored, lambda r: r.recommend([3, 4], k=2, user_id=1)) == []
+    assert told(stored, lambda r: r.recommend(k=2, user_id="nobody")) == [
+        "user 'nobody' has no stored events: treated as a new user"
+    ]
+    many = [{"history": [3]}, {"history": [{"item_id": 777}, {"item_id": 3}]}, {"user_id": 987}, {"user_id": 1}]
+    assert told(stored, lambda r: r.recommend_many([*many, {"history": [9999, 777]}], k=2)) == [
+        "3 of 4 items of the histories of 2 of 5 requests are not in the catalog: 777, 9999",
+        "1 of 2 users have no stored events: treated as new users: 987",
+    ]
+
+
+@pytest.mark.parametrize(
+    "requests", [["u1"], {"user_id": ["u1"]}, pd.DataFrame({"user_id": ["u1"]})], ids=["ids", "dict", "table"]
+)
+def test_a_request_is_a_dict(stored, requests):
+    """Prevents the letters of a key from being asked about."""
+    with pytest.raises(ValueError, match=r"requests\[0\] is '.*'; each request is a dict, e.g. {'user_id': 'u1'}"):
+        stored.recommend_many(requests)
+
+
+def test_mistakes_name_the_request(stored):
+    """Prevents a search for the one bad request among thousands, and a text from passing for a file."""
+    with pytest.raises(ValueError, match=r"^requests\[3\].candidates: 1 are not in the catalog, e.g. \[999\]"):
+        stored.recommend_many([{"history": [3]}] * 3 + [{"history": [3], "candidates": [4, 999]}])
+    with pytest.raises(ValueError, match=r"^candidates: 1 are not"):
+        stored.recommend([3], candidates=[999])
+    with pytest.raises(ValueError, match="history is 'i001'; pass a list of item ids"):
+        stored.recommend("i001")
+    with pytest.raises(ValueError, match="no such file"):
+        stored.recommend("none.csv")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +14,7 @@ from polyrec.cli.flags import json_line
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
 from polyrec.inference.recommender import Recommender
+from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
@@ -21,10 +26,28 @@ def recommend(
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
-    found = Recommender(model, processor).recommend(events, k, user=attributes, user_id=user_id)
+    with unknown_ids_told():
+        found = Recommender(model, processor).recommend(events, k, user=attributes, user_id=user_id)
     as_text = "\n".join(json_line(row) for row in found) if as_json else format_recommendations(found)
     print(printable_lines(as_text))
     return found
+
+
+@contextmanager
+def unknown_ids_told() -> Iterator[None]:
+    """Warnings about unknown ids are lines on stderr, without a line of code beside them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnknownIdWarning)
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, UnknownIdWarning):
+                print(printable(str(message)), file=sys.stderr)
+            else:
+                shown(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def read_history(text: str, processor: PolyRecProcessor) -> Any:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from polyrec.core.schema import Columns, TaskConfig
 from polyrec.core.settings import SettingError, as_number, check_keys, nearest, read_value, shown
 from polyrec.core.stack import caller_level
 from polyrec.data.columns import ColumnEncoder
-from polyrec.data.tables import as_table, column, label_values
+from polyrec.data.tables import as_table, column, is_table, label_values
 from polyrec.data.times import read_time
 
 # Scalars of requests, by the names that functions give them.
@@ -117,6 +118,8 @@ class RequestReader:
         """
         if given is None:
             return None
+        if isinstance(given, str) and not (is_table(given) or Path(given).exists()):
+            raise SettingError("history", f"is {shown(given)}; pass a list of item ids (or the path of a table)")
         if isinstance(given, np.ndarray | pa.Array | pa.ChunkedArray):
             given = given.tolist() if isinstance(given, np.ndarray) else given.to_pylist()
         elif type(given).__name__ == "Series":  # of pandas or polars

@@ -103,6 +103,14 @@ class StoredEvents:
         """Events of some users, who are numbered as they are given; without labels' weights and queries."""
         return self._of(id_hashes(user_ids, self.salt), user_ids)
 
+    def has_events(self, user_ids: pa.Array) -> np.ndarray:
+        """Which users have any, bool [P]."""
+        users = id_hashes(user_ids, self.salt)
+        found = np.zeros(len(users), dtype=bool)
+        for part in self._parts:
+            found[part.events(part.find(users))[1]] = True
+        return found
+
     def log(self) -> EventLog:
         """Events of all users, who are known by their hashes alone."""
         users = self._all()

@@ -13,10 +13,11 @@ import torch
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
-from polyrec.core.settings import check_keys, nearest
+from polyrec.core.settings import SettingError, check_keys, nearest, shown
 from polyrec.data.candidates import left_out
 from polyrec.data.request_reader import read_ids, read_scalar
 from polyrec.inference.predictions import predictions
+from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -117,7 +118,8 @@ class Recommender:
             ValueError: an unknown task, item, column or key, with the fix.
         """
         one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
-        return next(iter(self.iterate([one], k, task=task, exclude_seen=exclude_seen)))
+        [found] = self._answers([one], k, task, exclude_seen, alone=True)  # to its end, where unknown ids are told
+        return found
 
     def recommend_many(
         self,
@@ -144,15 +146,24 @@ class Recommender:
         exclude_seen: bool | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """[`recommend_many`], one batch of users in memory at a time."""
+        yield from self._answers(requests, k, task, exclude_seen)
+
+    def _answers(
+        self, requests: Iterable[Any], k: int, task: str | None, exclude_seen: bool | None, alone: bool = False
+    ) -> Iterator[list[dict[str, Any]]]:
+        """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""
         k, task, exclude_seen = (
             read_scalar(n, v) for n, v in (("k", k), ("task", task), ("exclude_seen", exclude_seen))
         )
         task = self._ranking_task(task)
         hides = self.model.config.exclude_seen if exclude_seen is None else exclude_seen
         hides_seen = left_out(self.model.heads[task].task, hides) == "history"
-        waiting = iter(requests)
-        while some := [self._read(request) for request in islice(waiting, self.batch_size)]:
-            yield from self._batch(some, k, task, hides_seen)
+        waiting, unknown = enumerate(requests), UnknownIds(self.processor)
+        while some := [
+            self._read(request, "" if alone else f"requests[{n}]") for n, request in islice(waiting, self.batch_size)
+        ]:
+            yield from self._batch(some, k, task, hides_seen, unknown)
+        unknown.warn()
 
     def _ranking_task(self, task: str | None) -> str:
         model = self.model
@@ -170,12 +181,15 @@ class Recommender:
         """Retrieval tasks that need no query."""
         return [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
 
-    def _read(self, request: Mapping[str, Any]) -> _Request:
-        check_keys(request, (*_REQUEST, *_OWN), "a request")
+    def _read(self, request: Any, what: str) -> _Request:
+        if not isinstance(request, Mapping):
+            raise SettingError(what, f"is {shown(request)}; each request is a dict, e.g. {{'user_id': 'u1'}}")
+        check_keys(request, (*_REQUEST, *_OWN), what or "a request")
         candidates, exclude = request.get("candidates"), request.get("exclude")
         window = {"history": None, **{name: request[name] for name in _REQUEST if name in request}}
-        allowed = None if candidates is None else np.unique(self._rows(candidates, "candidates"))
-        excluded = self._rows(() if exclude is None else exclude, "exclude")
+        candidates_name, exclude_name = (f"{what}.{name}".removeprefix(".") for name in _OWN)
+        allowed = None if candidates is None else np.unique(self._rows(candidates, candidates_name))
+        excluded = self._rows(() if exclude is None else exclude, exclude_name)
         return _Request(window, allowed, excluded)
 
     def _rows(self, given: Any, name: str) -> np.ndarray:
@@ -190,11 +204,13 @@ class Recommender:
 
     @torch.no_grad()
     def _batch(
-        self, requests: Sequence[_Request], k: int, task: str, hides_seen: bool
+        self, requests: Sequence[_Request], k: int, task: str, hides_seen: bool, unknown: UnknownIds
     ) -> Iterator[list[dict[str, Any]]]:
         processor = self.processor
         with self.model.eval_mode() as model:
             windows = [processor.request(items=np.array([FIRST_ITEM]), **own.window) for own in requests]
+            for own, window in zip(requests, windows, strict=True):
+                unknown.add(own.window, window["history_items"])
             if task in model.state_tasks:
                 scores_BN = self._catalog_scores(model, task, windows)
             else:

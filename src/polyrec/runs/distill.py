@@ -43,12 +43,13 @@ from polyrec.runs.distill_teacher import (
 )
 from polyrec.runs.evaluate import report_run
 from polyrec.runs.facts import about_recipe, about_run, fingerprint, revision_of
-from polyrec.runs.prepare import RECIPE_NAME, prepare
+from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe
 from polyrec.runs.stopping import train_safely
 from polyrec.runs.student_size import sized, width_for_latency, width_for_parameters
 from polyrec.runs.train import build_config, build_trainer, name_place, save_training
 from polyrec.runs.transaction import complete, distillation_draft, place_of
+from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.cost import CostMeter, cost_of

@@ -17,10 +17,10 @@ from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.runs.evaluate import report_run
 from polyrec.runs.facts import about_run
-from polyrec.runs.prepare import RECIPE_NAME, read_run, split_of_run
+from polyrec.runs.prepare import read_run, split_of_run
 from polyrec.runs.recipe import Recipe
 from polyrec.runs.transaction import drafted, place_of
-from polyrec.tracking.run_files import METRICS_NAME
+from polyrec.tracking.run_files import METRICS_NAME, RECIPE_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.finetune import FinetuneSettings, finetune

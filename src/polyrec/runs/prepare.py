@@ -22,9 +22,8 @@ from polyrec.runs.facts import check_data
 from polyrec.runs.recipe import Recipe, read_recipe_file
 from polyrec.runs.recipe_checks import check_sections
 from polyrec.tracking.facts import fingerprints
+from polyrec.tracking.run_files import RECIPE_NAME, missing
 from polyrec.tracking.training_file import TRAINING_NAME
-
-RECIPE_NAME = "recipe.yaml"
 
 
 def read_run(run: str | Path) -> Recipe:
@@ -32,7 +31,7 @@ def read_run(run: str | Path) -> Recipe:
     path = recover(run) / RECIPE_NAME
     check_manifest(run, [RECIPE_NAME])
     if not path.exists():
-        raise ValueError(f"{run} has no {RECIPE_NAME}: it is not a folder written by `polyrec train`")
+        raise missing(path.parent, RECIPE_NAME)
     with saved_files():
         recipe = from_dict(Recipe, read_recipe_file(path))
         recipe.check()

@@ -18,8 +18,9 @@ from polyrec.evaluation.page import Section, Table, markdown, plain
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.evaluate import parts_of_run
-from polyrec.runs.prepare import RECIPE_NAME, read_run
+from polyrec.runs.prepare import read_run
 from polyrec.runs.transaction import new_run, place_of
+from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 METRICS_POINT = (

@@ -26,13 +26,13 @@ from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
 from polyrec.runs.evaluate import report_run
 from polyrec.runs.facts import about_run
-from polyrec.runs.prepare import RECIPE_NAME, prepare
+from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe
 from polyrec.runs.recipe_checks import check_sections, check_with_data
 from polyrec.runs.stopping import train_safely
 from polyrec.runs.transaction import complete, place_of, training_draft
 from polyrec.tracking.facts import data_facts
-from polyrec.tracking.run_files import METRICS_NAME
+from polyrec.tracking.run_files import METRICS_NAME, RECIPE_NAME
 from polyrec.tracking.training_file import training_facts, write_training
 from polyrec.training.arguments import HUB_ARGUMENTS, PolyRecTrainingArguments
 from polyrec.training.checkpoints import newest_checkpoint

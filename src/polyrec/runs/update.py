@@ -25,9 +25,10 @@ from polyrec.models.polyrec.fingerprint import fingerprint, item_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.facts import about_run, check_data, table_digest
-from polyrec.runs.prepare import RECIPE_NAME, read_run, tables_of
+from polyrec.runs.prepare import read_run, tables_of
 from polyrec.runs.recipe import Recipe
 from polyrec.runs.transaction import drafted, new_run, place_of
+from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure

@@ -16,8 +16,23 @@ from polyrec.evaluation.metric_names import MODEL, figures, of_tasks
 from polyrec.tracking.training_file import TRAINING_NAME
 
 METRICS_NAME = "metrics.json"
-_FILES = ("recipe.yaml", METRICS_NAME, "config.json", TRAINING_NAME, "distill.json")
+RECIPE_NAME = "recipe.yaml"
+_FILES = (RECIPE_NAME, METRICS_NAME, "config.json", TRAINING_NAME, "distill.json")
 _EMISSIONS_NAME = "emissions.csv"  # of codecarbon, which transformers calls if it is installed
+
+
+def missing(folder: Path, name: str) -> ValueError:
+    """The error that a folder lacks a file of a run, with what to do instead."""
+    if name == METRICS_NAME:
+        fix = f"evaluate it first: polyrec evaluate {folder} --output {folder / name}"
+    elif name == RECIPE_NAME and (folder / "config.json").exists():
+        fix = (
+            "trainer.save_model writes the model alone, which does not know its tables and split; use "
+            "trainer.evaluate(test) in Python, or train from a recipe: polyrec train recipe.yaml"
+        )
+    else:
+        fix = "it is not a folder written by `polyrec train`"
+    return ValueError(f"{folder} has no {name}: {fix}")
 
 
 @dataclass(frozen=True)
@@ -48,15 +63,9 @@ class RunFiles:
     def read(cls, folder: str | Path) -> Self:
         """Read a folder written by `polyrec train` or `polyrec distill`."""
         home = Path(folder)
-        for name in ("recipe.yaml", METRICS_NAME, "config.json"):
+        for name in (RECIPE_NAME, METRICS_NAME, "config.json"):
             if not (home / name).exists():
-                raise ValueError(
-                    f"{home} has no {name}: it is not a folder written by `polyrec train`"
-                    + (
-                        f", or evaluate it first: polyrec evaluate {home} --output {home / name}"
-                        * (name == METRICS_NAME)
-                    )
-                )
+                raise missing(home, name)
         held = read_manifest(home)
         if held is not None:  # what was written later, such as figures of `polyrec evaluate`, is not in it
             check_manifest(home, [name for name in _FILES if name in held.files])
@@ -66,7 +75,7 @@ class RunFiles:
         tasks = of_tasks(metrics)
         return cls(
             home,
-            _recipe(home / "recipe.yaml"),
+            _recipe(home / RECIPE_NAME),
             tasks,
             _read(home / "config.json"),
             _read(home / TRAINING_NAME),

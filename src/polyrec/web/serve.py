@@ -7,7 +7,8 @@ from pathlib import Path
 from polyrec.data.tables import read_table
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.runs.prepare import RECIPE_NAME, joined_table, read_run
+from polyrec.runs.prepare import joined_table, read_run
+from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.web.guard import guarded, is_local
 from polyrec.web.page import THEME, build_page
 from polyrec.web.session import DemoSession
