@@ -11,10 +11,11 @@ from dataclasses import asdict
 import pytest
 from torch import nn
 
+from polyrec.core.label import Label
 from polyrec.core.names import METRIC_BEGINNINGS
 from polyrec.core.older_files import saved_files
 from polyrec.core.registry import HEADS
-from polyrec.core.schema import Columns, FeatureConfig, Label, TaskConfig, from_dict, parse_tasks
+from polyrec.core.schema import Columns, FeatureConfig, TaskConfig, from_dict, parse_tasks
 
 
 # ---------------------------------------------------------------------- labels

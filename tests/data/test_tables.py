@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from polyrec import PolyRecProcessor, TaskConfig
-from polyrec.core.schema import Columns, Label
+from polyrec.core.label import Label
+from polyrec.core.schema import Columns
 from polyrec.data.tables import as_table, label_values, labels, lookup, normalise_ids, numbers, read_table, times
 from polyrec.modules.encoders.history import CandidateAttention
 

@@ -16,7 +16,7 @@ from window_fixtures import gaps, make_log, people
 from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.event_log import Candidates
 from polyrec.data.sequences import SequenceDataset
-from polyrec.evaluation import evaluator
+from polyrec.evaluation import cautions, evaluator
 from polyrec.evaluation.evaluator import Predictions, Ranking
 from polyrec.evaluation.report import compare_with_baselines, format_report
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -246,7 +246,7 @@ def test_every_head_is_judged_against_its_constant(many):
     ):
         names = model.heads[task].metrics
         assert names[0] == metric
-        values = np.full(len(rating), evaluator.constant_answer(names, rating))
+        values = np.full(len(rating), cautions.constant_answer(names, rating))
         assert values[0] == pytest.approx(constant)
         metrics, better = evaluator.pair_metrics(names, rating, values, people, task, details)
         assert better == pytest.approx(0, abs=1e-6)
@@ -388,8 +388,8 @@ def test_prequential_gauc_is_biased_and_said_to_be(caplog):
     """Prevents a GAUC of 0.3 on random answers from being read as a model that has it all backwards."""
     processor, prequential, cutoff = random_answers()
     frozen = processor.without_updates(prequential, cutoff)
-    assert evaluator.sees_evaluated_labels(prequential)
-    assert not evaluator.sees_evaluated_labels(frozen)
+    assert cautions.sees_evaluated_labels(prequential)
+    assert not cautions.sees_evaluated_labels(frozen)
     model = tiny_model(processor)
     found = {}
     for name, dataset in (("frozen", frozen), ("prequential", prequential), ("again", prequential)):
@@ -416,7 +416,7 @@ def test_seen_labels_equal_a_loop(view, people, gaps, delay, data):
         for event, n in zip(found.candidates.event, found.candidates.position, strict=True)
         for earlier in np.flatnonzero(log.person == log.person[event])[:n]
     }
-    assert evaluator.sees_evaluated_labels(found) == any(earlier in asked for _, earlier in visible)
+    assert cautions.sees_evaluated_labels(found) == any(earlier in asked for _, earlier in visible)
 
 
 def test_workers_and_precision_of_an_evaluation(world, tmp_path, monkeypatch):

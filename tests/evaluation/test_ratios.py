@@ -11,7 +11,7 @@ from model_fixtures import TASKS, arguments, fit, synthetic_log, tiny_model
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.core.registry import HEADS
 from polyrec.distillation.gating import select_alpha
-from polyrec.evaluation import evaluator
+from polyrec.evaluation import cautions, evaluator
 from polyrec.evaluation.comparison import Measured, MetricComparison, TaskComparison
 from polyrec.evaluation.comparison_report import _percent
 from polyrec.evaluation.report import compare_with_baselines, format_report
@@ -25,7 +25,7 @@ HEADS_WITH_CONSTANTS = ["binary", "regression", "ordinal", "multiclass", "count"
 @pytest.mark.parametrize("head", HEADS_WITH_CONSTANTS)
 def test_a_constant_label_says_nothing_of_a_task(head, caplog):
     """Prevents 1 - loss / 1e-12: a mean of -20,000 chose the first epoch, however much the other tasks improved."""
-    evaluator._say_constant.cache_clear()
+    cautions.warn_of_constant.cache_clear()
     names, ones = HEADS.get(head).metrics, np.ones(4)
     details = np.full((4, 3), 1 / 3) if "class_logloss" in names else np.zeros((4, 3))
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():

@@ -13,7 +13,7 @@ from model_fixtures import arguments, tiny_model
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.core.schema import TaskConfig
 from polyrec.data.candidates import excluded_items, left_out
-from polyrec.evaluation import evaluator, ranking
+from polyrec.evaluation import cautions, evaluator, ranking
 from polyrec.evaluation.baselines.recommenders import Popularity
 from polyrec.evaluation.protocol import evaluation_facts, format_facts
 from polyrec.evaluation.report import compare_with_baselines
@@ -103,14 +103,14 @@ def test_sure_misses_are_counted_and_said(caplog):
     assert 0 < unknown < len(event)
     assert (facts["rows"], facts["repeated"], facts["unknown"]) == (len(event), sum(repeated), unknown)
     assert f"{sum(repeated)} taken before" in format_facts({"next_item": facts})
-    evaluator._warn_of_repeats.cache_clear()
+    cautions._say_repeats.cache_clear()
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate(model, parts.test, predictions, k=K)
         evaluator.evaluate(model, parts.test, predictions, k=K)
     assert [r.message for r in caplog.records if "repeats=True" in r.message] == [caplog.records[0].message]
     found = SimpleNamespace(rows=np.arange(4), excluded=np.array([True, False, False, False]))
     with caplog.at_level(logging.WARNING):
-        evaluator._check_repeats(SimpleNamespace(rankings={"again": found}))
+        cautions.warn_of_repeats({"again": found})
     assert "'again': 25.0% of the targets" in caplog.records[-1].message
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polyrec.core.label import Label
 from polyrec.core.registry import nearest
-from polyrec.core.schema import Label, TaskConfig
+from polyrec.core.schema import TaskConfig
 from polyrec.data.arrays import column, decoded, example, first_bad_row, is_number, is_text, numbers, numbers_of_text
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from polyrec.core.registry import nearest
-from polyrec.core.schema import RESIDUALS, Columns, Label, TaskConfig
+from polyrec.core.schema import RESIDUALS, Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
@@ -24,8 +22,9 @@ from polyrec.data.prior_history import PriorHistory
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
+from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
 from polyrec.data.stored_events import StoredEvents
-from polyrec.data.tables import label_values, read_json
+from polyrec.data.tables import read_json
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
@@ -87,7 +86,7 @@ class LogStatistics:
         item_keys, user_keys = ([k for k in kinds if k.startswith(side)] for side in ("item.", "user."))
         multi = [k for k, kind in kinds.items() if kind == "multi"]
         context = [tuple(keys) for keys in config.context]
-        _check(
+        check_statistics(
             config,
             columns,
             [t.name for t in pair],
@@ -103,9 +102,9 @@ class LogStatistics:
         if columns.prior_history is None or not any(columns.prior_history.values()):
             return cls(log, None, items, encoders, {}, tasks, ordered)
         marks = sorted({mark for meant in columns.prior_history.values() for mark in meant})
-        past = RunningStatistics(_default_past(item_keys) if config.past is None else config.past, marks)
+        past = RunningStatistics(default_history_statistics(item_keys) if config.past is None else config.past, marks)
         names = {t.name: t.parsed_label for t in pair}
-        marked = {n: rule.column for n, rule in names.items() if rule is not None and _says_the_same(rule, marks)}
+        marked = {n: rule.column for n, rule in names.items() if rule is not None and says_the_same(rule, marks)}
         marked |= {n: n for n in config.targets if n in marks}
         return cls(log, past, items, encoders, marked, tasks)
 
@@ -372,49 +371,3 @@ class LogStatistics:
         if scales["scaler"] is not None:
             found.scaler = StatisticsScaler.from_dict(scales["scaler"])
         return found
-
-
-def _check(config: StatisticsConfig, columns: Columns, tasks: Sequence[str], attributes: Sequence[str]) -> None:
-    """Refuse, before any row is read, what could not be counted."""
-    known = ["item", "user", *attributes]
-    statistics: list[StatisticConfig] = [*(config.log or []), *(config.past or [])]
-    for statistic in config.log or [] if columns.time is None else []:
-        if statistic.fade is not None or statistic.gap:
-            raise ValueError(
-                f"statistics.log: {statistic.name!r} fades or asks for a gap, but the log has no times (columns.time: "
-                "null): leave out recent, half_life and gap"
-            )
-    for key in [k for s in statistics for k in s.keys] + [k for keys in config.context for k in keys]:
-        if key not in known:
-            raise ValueError(f"statistics: there is no key {key!r} to count by; {nearest(key, known)}")
-    for statistic in config.past or []:
-        if statistic.fade is not None or statistic.gap:
-            raise ValueError(
-                f"statistics.past: {statistic.name!r} fades or asks for a gap, but events of the past have no times: "
-                "leave out recent, half_life and gap"
-            )
-    for name in config.targets:
-        if name not in columns.feedback:
-            raise ValueError(f"statistics.targets: {name!r} is no feedback; {nearest(name, list(columns.feedback))}")
-        if name in tasks:
-            raise ValueError(f"statistics.targets: {name!r} is a task, whose label is counted anyway: leave it out")
-
-
-def _says_the_same(rule: Label, marks: Sequence[str]) -> bool:
-    """Whether a mark of the past, 1 or 0, is itself the label that a rule makes of its column."""
-    if rule.column not in marks:
-        return False
-    return label_values(pa.table({rule.column: [0, 1]}), rule, "past").tolist() == [0.0, 1.0]
-
-
-def _default_past(item_keys: Sequence[str]) -> list[StatisticConfig]:
-    """How often, and with which feedback: the item, the user, and the user with the item and its attributes."""
-    found = [
-        StatisticConfig(("item",), "context", shrinkage=6, count=True),
-        StatisticConfig(("user",), "item", count=True),
-        StatisticConfig(("user", "item"), "item", shrinkage=1, count=True),
-    ]
-    for key in item_keys:
-        found.append(StatisticConfig((key,), "context", shrinkage=20, count=True))
-        found.append(StatisticConfig(("user", key), "item", shrinkage=3, count=True))
-    return found

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.label import Label
 from polyrec.core.names import check_task_name, check_task_names
-from polyrec.core.schema import Label
 from polyrec.data.column_facts import ColumnFacts, tells
 from polyrec.data.column_words import (
     ACTIONS,

@@ -23,6 +23,7 @@ from polyrec.data.id_match import FEW, IdMatch, match_ids
 from polyrec.data.leaks import aggregated_labels, separating_columns
 from polyrec.data.report import DataReport, SplitFacts
 from polyrec.data.tables import column, ids, is_null
+from polyrec.data.time_resolution import are_whole, distinct, iso, resolution
 
 _SPARSE = 0.05  # share of rows with a value under which a column is nearly empty
 _LARGE_USER, _LEAST_USERS, _LEAST_ROWS = 0.1, 20, 1_000  # a user with so many of so many rows looks like a bot
@@ -33,8 +34,6 @@ _TIE_CHOICE = (
     "say columns.time: null if the times say nothing (the events of a user are then a set), or ties: order if the "
     "file's order is meant"
 )
-_FINE = "below a second"
-_RESOLUTIONS = (("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0), ("second", 1.0))
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ def fit_report(
     """
     item, user = entities
     per_user = np.bincount(user.code, minlength=len(user.ids))
-    times = _distinct(seconds)
+    times = distinct(seconds)
     timed = columns.time is not None
     tied = np.zeros(len(seconds), dtype=bool)  # rows with lists see no other rows
     if columns.history is None:
         tied = _in_group(_stamps(user.code, seconds, times))
     pair = user.code * len(item.ids) + item.code
-    pairs = len(_distinct(pair))
+    pairs = len(distinct(pair))
     placed = {own.name: (own.entity, own.rows) for own in entities}
     report = DataReport(
         rows=len(seconds),
@@ -299,37 +298,6 @@ def _names(entity: str) -> tuple[str, str]:
     return f"{entity}s of the interactions", f"{entity}s table"
 
 
-def iso(seconds: float) -> str:
-    """A time as ISO writes it, to the second.
-
-    Example:
-        >>> iso(86_400.0)
-        '1970-01-02T00:00:00'
-    """
-    return str(np.datetime64(int(np.floor(seconds)), "s"))
-
-
-def resolution(times: np.ndarray) -> str:
-    """The coarsest of day, hour, minute and second of which all times are multiples.
-
-    Example:
-        >>> resolution(np.array([0.0, 120.0])), resolution(np.array([0.5]))
-        ('minute', 'below a second')
-    """
-    return next((name for name, size in _RESOLUTIONS if _whole(times[:100], size) and _whole(times, size)), _FINE)
-
-
-def _whole(times: np.ndarray, size: float) -> bool:
-    count = times / size  # of a multiple nothing is lost
-    return bool((count == np.floor(count)).all())
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """As `np.unique`; of numbers that are nearly all different, sorting is several times faster than its hashing."""
-    ordered = np.sort(values)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
-
-
 def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
     """One number for each pair of user and time, int64 [R].
 
@@ -337,7 +305,7 @@ def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndar
         times: the distinct times, ascending.
     """
     span = times[-1] - times[0] + 1
-    if span * (user.max() + 1) < 2**53 and _whole(times, 1.0):
+    if span * (user.max() + 1) < 2**53 and are_whole(times, 1.0):
         return user * int(span) + (seconds - times[0]).astype(np.int64)
     return user * len(times) + np.searchsorted(times, seconds)
 
@@ -345,7 +313,7 @@ def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndar
 def _in_group(keys: np.ndarray) -> np.ndarray:
     """Whether another row has the same key, bool [R]."""
     ordered = np.sort(keys)
-    shared = _distinct(ordered[1:][ordered[1:] == ordered[:-1]])
+    shared = distinct(ordered[1:][ordered[1:] == ordered[:-1]])
     return np.isin(keys, shared) if len(shared) else np.zeros(len(keys), dtype=bool)
 
 

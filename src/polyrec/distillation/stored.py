@@ -27,7 +27,8 @@ from polyrec.core.files import replacing, write_atomically
 from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
-from polyrec.distillation.table import AnswerSource, AnswerTable, ListAnswers, TableTeacher, ask
+from polyrec.distillation.answer_table import AnswerSource, AnswerTable, ListAnswers
+from polyrec.distillation.table import TableTeacher, ask
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 

@@ -7,7 +7,6 @@ U items drawn beside each row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,100 +18,13 @@ from torch.utils.data import DataLoader, Subset
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
+from polyrec.distillation.answer_table import NO_LIST, AnswerSource, AnswerTable, ListAnswers, logs_of
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import SampledCandidates, places, with_unlabelled
-from polyrec.models.polyrec.fingerprint import data_digest, fingerprint, item_digest, task_differences, task_parts
+from polyrec.models.polyrec.fingerprint import data_digest, item_digest, task_differences, task_parts
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
-
-NO_LIST = -1
-
-
-@dataclass
-class ListAnswers:
-    """Lists of one task; only some rows have one.
-
-    Args:
-        at: int32 [S], which list each row has, -1 = none.
-        items: int32 [A, K], rows of the item table, 0 = none.
-        scores: float [A, K + 1], see `polyrec.distillation.lists`.
-    """
-
-    at: np.ndarray
-    items: np.ndarray
-    scores: np.ndarray
-
-
-@dataclass
-class AnswerTable:
-    """A teacher's answers to candidates, each known by the row of the interactions table and the view of it.
-
-    Args:
-        row: int64 [S], row of the interactions table.
-        delayed: bool [S], whether what had happened last was hidden (`max_delay` of a split).
-        position: int64 [S], how many events were visible.
-        numbers: {pair task: float [S(, K)]}, NaN = no answer.
-        lists: {retrieval task: [`ListAnswers`]}.
-        drawn: int32 [S, U], rows of the item table that were asked about beside each row, by nobody's choice.
-        drawn_numbers: {pair task: float [S, U(, K)]}, the answers about them.
-    """
-
-    row: np.ndarray
-    delayed: np.ndarray
-    position: np.ndarray
-    numbers: dict[str, np.ndarray] = field(default_factory=dict)
-    lists: dict[str, ListAnswers] = field(default_factory=dict)
-    drawn: np.ndarray | None = None
-    drawn_numbers: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """What a row is found by, int64 [S]."""
-        return 2 * self.row + self.delayed
-
-
-@dataclass(frozen=True)
-class AnswerSource:
-    """Who has answered, and about what; a table is refused where these do not agree with the student's.
-
-    Args:
-        revision: of the teacher.
-        processor: fingerprint of the processor that made the questions, for whoever goes on writing answers; that of
-            a student may be another one, as long as the rest agrees.
-        items: digest of the catalog, of which lists hold rows.
-        data: digest of the interactions table.
-        tasks: {task: what its answers mean}, see `fingerprint.task_parts`.
-        top_k, temperatures: {retrieval task: of its lists}.
-        training_rows: what the teacher has learnt.
-    """
-
-    revision: str
-    processor: str
-    items: str
-    data: str
-    tasks: Mapping[str, Mapping[str, Any]]
-    top_k: Mapping[str, int]
-    temperatures: Mapping[str, float]
-    training_rows: tuple[TrainingSetSketch | None, ...]
-
-    @classmethod
-    def of(cls, teacher: Teacher, dataset: SequenceDataset, processor: PolyRecProcessor) -> AnswerSource:
-        """Of a teacher that has been prepared for a data set."""
-        answered = (*teacher.pair_tasks, *teacher.list_tasks)
-        return cls(
-            teacher.revision,
-            fingerprint(processor),
-            item_digest(processor),
-            data_digest(dataset.log, processor.items.ids),
-            {name: own for name, own in task_parts(processor).items() if name in answered},
-            {name: teacher.top_k(name) for name in teacher.list_tasks},
-            {name: teacher.temperature(name) for name in teacher.list_tasks},
-            teacher.training_rows,
-        )
 
 
 class TableTeacher(Teacher):
@@ -191,7 +103,7 @@ class TableTeacher(Teacher):
         problems = []
         if item_digest(processor) != source.items:
             problems.append("the catalog has other items, or in another order")
-        if any(data_digest(log, processor.items.ids) != source.data for log in _logs(parts)):
+        if any(data_digest(log, processor.items.ids) != source.data for log in logs_of(parts)):
             problems.append("the interactions table is another one, or has other rows")
         for name in (n for n in source.tasks if n in asked):
             problems += [f"task {name!r}: {what}" for what in task_differences(source.tasks[name], asked[name])]
@@ -395,7 +307,3 @@ def _taken(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> 
     if task not in arrays:
         arrays[task] = np.full(shape, np.nan, dtype=np.float32)
     return arrays[task]
-
-
-def _logs(parts: Sequence[SequenceDataset]) -> list[Any]:
-    return list({id(part.log): part.log for part in parts}.values())

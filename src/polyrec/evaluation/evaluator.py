@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,12 @@ from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import metrics, ranking
+from polyrec.evaluation.cautions import (
+    sees_evaluated_labels,
+    warn_of_biased_gauc,
+    warn_of_constant,
+    warn_of_repeats,
+)
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
@@ -26,7 +31,6 @@ from polyrec.modules.encoders.request_context import RequestContext
 
 logger = logging.getLogger(__name__)
 
-_MANY_REPEATS = 0.03  # share of the targets; below it, the odd item that somebody takes twice
 
 # name -> f(labels, predictions, users), of one number per pair
 PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
@@ -244,8 +248,8 @@ def evaluate(
     labels, people = dataset.labels(), dataset.people()
     by_person = [name for name, head in model.heads.items() if name in predictions.values and "gauc" in head.metrics]
     if by_person and sees_evaluated_labels(dataset):
-        _warn_of_biased_gauc(", ".join(map(repr, sorted(by_person))))
-    _check_repeats(predictions)
+        warn_of_biased_gauc(", ".join(map(repr, sorted(by_person))))
+    warn_of_repeats(predictions.rankings)
     result: dict[str, float] = {}
     for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
         improvements = []
@@ -286,47 +290,6 @@ def improvements(
     return found
 
 
-def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
-    """Whether some candidate's visible history holds an event that is itself evaluated (see `evaluate`).
-
-    So it is prequentially; not in `processor.without_updates(...)`, nor where all rows of a user have one time.
-    """
-    log, event = dataset.log, dataset.candidates.event
-    visible_until = log.offsets[log.person[event]] + dataset.candidates.position
-    first = np.full(len(log.offsets) - 1, len(log))  # evaluated event of each user
-    np.minimum.at(first, log.person[event], event)
-    return bool((visible_until > first[log.person[event]]).any())
-
-
-@cache
-def _warn_of_biased_gauc(tasks: str) -> None:
-    """Log once, not with each evaluation of a training."""
-    logger.warning(
-        "GAUC of %s is biased: candidates see labels of earlier candidates of the same user, and among users with "
-        "both labels these predict the opposite; evaluate prequential predictions by AUC, logloss and RMSE, and GAUC "
-        "on processor.without_updates(...)",
-        tasks,
-    )
-
-
-def _check_repeats(predictions: Predictions) -> None:
-    """Say once of a task that many of its targets are items that its lists leave out."""
-    for task, found in predictions.rankings.items():
-        if len(found.rows) and found.excluded.mean() > _MANY_REPEATS:
-            _warn_of_repeats(task, f"{np.ceil(1000 * found.excluded.mean()) / 10:.1f}%")
-
-
-@cache
-def _warn_of_repeats(task: str, share: str) -> None:
-    logger.warning(
-        "task %r: %s of the targets are items of the user's history, which lists leave out, so that they are "
-        "misses: where users take items again, set the task's option repeats=True or exclude_seen=False, and lists, "
-        "measured and served, hold them",
-        task,
-        share,
-    )
-
-
 def pair_metrics(
     names: tuple[str, ...],
     labels: np.ndarray,
@@ -354,7 +317,7 @@ def pair_metrics(
     if np.isnan(found.get("gauc", 0.0)):
         del found["gauc"]
     if (labels[known] == labels[known][0]).all():
-        _say_constant(task, f"{labels[known][0]:g}")
+        warn_of_constant(task, f"{labels[known][0]:g}")
         return found, float("nan")
     judge = next((name for name in names if name in _CONSTANTS and name in found), None)
     if judge is None:
@@ -364,24 +327,6 @@ def pair_metrics(
     trivial = measured(judge, rows, rows)
     assert trivial is not None
     return found, 1 - found[judge] / trivial
-
-
-@cache
-def _say_constant(task: str, value: str) -> None:
-    logger.warning(
-        "task %r: all labels of the evaluated rows are %s, which a constant predicts perfectly: the task is left out "
-        "of mean_improvement",
-        task,
-        value,
-    )
-
-
-def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:
-    """The constant prediction that is best by the first of the metrics: most frequent class, median or mean."""
-    known = labels[~np.isnan(labels)]
-    if names[0] == "accuracy":
-        return float(np.bincount(known.astype(np.int64)).argmax())
-    return float(np.median(known) if names[0] == "mae" else known.mean())
 
 
 def _ranking_metrics(

@@ -14,8 +14,8 @@ import torch
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
 from polyrec.data.trees import GROWING, known_features
-from polyrec.evaluation import evaluator
 from polyrec.evaluation.baselines.recommenders import BiasModel
+from polyrec.evaluation.cautions import constant_answer
 
 _FEWEST = 1000  # training labels below which trees are not grown
 _ROUNDS, _PATIENCE, _UNTUNED = 1000, 30, 100
@@ -61,7 +61,7 @@ class PairBaselines:
         self.values = {
             "bias": bias.predict(test.people(), test.log.item[test.candidates.event]),
             "running_bias": running_bias(self._known, test, self._column).clip(*bias.range),
-            "constant": np.full(test.num_candidates, evaluator.constant_answer(metrics, self._known)),
+            "constant": np.full(test.num_candidates, constant_answer(metrics, self._known)),
         }
         self.chosen: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from polyrec.core.schema import Label
+from polyrec.core.label import Label
 from polyrec.data.event_log import EventLog
 from polyrec.data.training_rows import event_hashes
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor

@@ -16,8 +16,6 @@ from polyrec.data.event_log import EventLog
 from polyrec.data.examples import ExampleBuilder
 from polyrec.data.fitting import fit_pipeline
 from polyrec.data.processor_checks import check_split, refuse_continuation
-from polyrec.data.request_builder import RequestBuilder
-from polyrec.data.request_reader import RequestReader
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
 from polyrec.data.splitter import Splits, cut_log
@@ -30,12 +28,12 @@ from polyrec.data.training_evidence import TrainingEvidence
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import MOST, PairTrees
 from polyrec.data.trends import Trends
-from polyrec.models.polyrec.saved_processor import SavedProcessor
+from polyrec.models.polyrec.request_processor import RequestProcessor
 
 TRAINING_OPTIONS = ("shuffle_ties", "max_delay", "delayed_share", "untimed_share", "keep_negatives", "seed")
 
 
-class PolyRecProcessor(SavedProcessor):
+class PolyRecProcessor(RequestProcessor):
     """Knows the tables: which column means what, the item catalog, vocabularies, scales and running statistics.
 
     Build one with [`fit`], cut the log with [`split`], save it beside the model (the Trainer does) and load both with
@@ -288,79 +286,6 @@ class PolyRecProcessor(SavedProcessor):
         trending = self.trends.of_log(log, options.get("source"))
         return self._examples.training(log, rows, statistics, trending=trending, **options)
 
-    # -------------------------------------------------------------- serving
-    def request(
-        self,
-        history: Any,
-        items: np.ndarray,
-        *,
-        user_id: Any = None,
-        user: Mapping[str, Any] | None = None,
-        context: Mapping[str, Any] | None = None,
-        time: Any = None,
-        query: str | None = None,
-    ) -> dict[str, Any]:
-        """One window for the collator: a person's history and the items asked about, all labels unknown.
-
-        Beside the window's inputs it holds `history_items`, int64: the whole history, of which the window may hold
-        the last `max_history` events only.
-
-        Features are those that [`resume`] computes for a row of that user and time after all events known so far:
-
-        * With `user_id` the user's stored events are the history, and `history` holds later events.
-        * Without it `history` is all that is known of the user. Of its events those that are not later than the latest
-          one counted ([`split`], [`resume`], [`update`]) belong to what was counted: they count for the user alone,
-          which is also what becomes of an event that comes late. Later ones count for items and attributes, too.
-        * If a history has no times, the time since its events is unknown (NaN), and they count for the user alone.
-
-        Args:
-            history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
-            items: int64 [C], rows of the catalog's items in the item table, i.e. from 2 on.
-            user_id: who asks; an id without stored events is somebody new.
-            user: attributes of the user, {column: value}; what is absent is missing, or as stored for the `user_id`.
-            context: context of the request, {column: value}.
-            time: of the request: seconds, ISO text, a date or a timestamp; default: one second after the latest event
-                known.
-            query: what the person typed; needs `columns.query`.
-
-        Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
-        """
-        log = self.request_log(history, items, user_id=user_id, user=user, context=context, time=time, query=query)
-        known = log.item[: len(log) - len(items)]
-        known = known if log.prior_history is None else np.concatenate([log.prior_history.item, known])
-        return self.request_windows(log, len(items))[0] | {"history_items": known}
-
-    def request_log(self, history: Any, items: np.ndarray, **request: Any) -> EventLog:
-        """The events of a [`request`] and then its items, encoded; its running statistics come later."""
-        return self._requests.log(history, items, **request)
-
-    @property
-    def request_reader(self) -> RequestReader:
-        """What reads and checks requests."""
-        return self._requests.reader
-
-    def request_windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
-
-        What did not happen is in no history and in no running statistic of the user (and of others, if it was not
-        counted before the request); all else happened when it did, and the question is asked at the same time.
-
-        Args:
-            log: of a request, see [`request_log`].
-            asked: its last rows, which are the items asked about.
-            keep_VL: bool [V, L], which of the L events happened in each variant. None: one variant, all of them.
-
-        Returns:
-            one window per variant.
-        """
-        return self._requests.windows(log, asked, keep_VL)
-
-    @property
-    def _requests(self) -> RequestBuilder:
-        known = self.log_columns, self.label_summary
-        return RequestBuilder(self._pipeline, self._state, self.max_history, *known)
-
-    # ------------------------------------------------------- what came later
     def extend(self, items: Any = None, users: Any = None) -> None:
         """Add items to the catalog, or people whose attributes are known; what is learnt and counted stays as it is.
 
