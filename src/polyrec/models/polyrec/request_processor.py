@@ -12,8 +12,6 @@ from polyrec.data.request_builder import RequestBuilder
 from polyrec.data.request_reader import RequestReader
 from polyrec.models.polyrec.saved_processor import SavedProcessor
 
-TRAINING_OPTIONS = ("shuffle_ties", "max_delay", "delayed_share", "untimed_share", "keep_negatives", "seed")
-
 
 class RequestProcessor(SavedProcessor):
     """A processor that makes windows of requests."""
