@@ -188,7 +188,7 @@ def test_damaged_shards_are_refused_and_written_anew(case, tmp_path):
 
 
 def test_a_changed_byte_is_noticed(case, tmp_path):
-    """Shards had a checksum, but what the teacher has learnt, and the manifest itself, had none."""
+    """Shards had a checksum, but what the teacher was trained on, and the manifest itself, had none."""
     folder = copied(case[3], tmp_path)
     other = shutil.copytree(folder, tmp_path / "other")
     batch = batch_of(case[2].train.fixed())
@@ -225,14 +225,14 @@ def test_other_teachers_and_other_data_are_refused(case, tmp_path):
     with pytest.raises(ValueError, match="task 'like': label"):
         table.prepare(same_parts.train, same)
     ordered, ordered_parts = fit(synthetic_log(people=30), [*TASKS, LEVELS], ties="order")
-    with pytest.raises(ValueError, match="visible events, and the student asks it with"):
+    with pytest.raises(ValueError, match="visible events, and the student reads it with"):
         table.prepare(ordered_parts.train, ordered)
 
 
 def test_rows_without_an_answer_are_refused_or_skipped(case):
     """Prevents a student from silently learning a part of its data without its teacher."""
     _, processor, parts, folder = case
-    with pytest.raises(ValueError, match="candidates of the student's data have no stored answer, e.g. that of row"):
+    with pytest.raises(ValueError, match="candidates of the student's data have no stored output, e.g. that of row"):
         StoredTeacher(folder).prepare(parts.valid, processor, judged=[])
     absent, both = len(parts.valid.candidates.event), sum(len(p.candidates.event) for p in parts[:2])
     first = parts.valid.log.row[parts.valid.candidates.event[0]]

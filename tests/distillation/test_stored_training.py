@@ -25,7 +25,7 @@ def trained(processor, parts, teacher, folder, plan=PLAN):
 
 
 def test_a_student_learns_from_stored_answers_about_items_that_nobody_took(tmp_path):
-    """Prevents drawn items from teaching nothing where answers are stored, and a run that cannot be repeated."""
+    """Prevents drawn items from teaching nothing where outputs are stored, and a run that cannot be repeated."""
     processor, parts = fit(synthetic_log(people=30), TASKS)
     teacher = live(processor, seed=7, top_k=8, temperature=2.0)
     teacher.prepare(parts.train, processor)

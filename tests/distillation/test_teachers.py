@@ -106,7 +106,7 @@ def test_other_catalogs_are_mapped_by_id(caplog):
     student, parts = fit(other, **plain)
     teacher = live(teachers_own, top_k=40)
     teacher.prepare(parts.train, student, judged=[])
-    assert "knows 23 of the student's 25 items: it has no answer about the others (new, newer)" in caplog.text
+    assert "knows 23 of the student's 25 items: it has no output for the others (new, newer)" in caplog.text
     # The same windows, in both catalogs.
     batch, same = batch_of(parts.train.fixed()), batch_of(own_parts.train.fixed())
     found = teacher.score(batch)

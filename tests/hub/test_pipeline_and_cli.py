@@ -149,7 +149,7 @@ def test_vocabularies_of_people_are_looked_at(tmp_path, capsys):
 
 
 def test_people_leave_only_when_asked_for_by_name(hub, succeed, run):
-    """Prevents attributes of people on the Hub, and rows that stay there after they were taken back."""
+    """Prevents attributes of users on the Hub, and rows that stay there after they were taken back."""
     folder, processor = run
     succeed(push("--include-users"))
     assert "users.parquet" not in hub.repos["ann/shop"].files()  # the run does not hold them

@@ -1,1 +1,1 @@
-"""A student learns from what a teacher answers, task by task."""
+"""A student learns from a teacher's outputs, task by task."""

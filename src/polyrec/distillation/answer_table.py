@@ -34,16 +34,16 @@ class ListAnswers:
 
 @dataclass
 class AnswerTable:
-    """A teacher's answers to candidates, each known by the row of the interactions table and the view of it.
+    """A teacher's outputs for candidates, each known by the row of the interactions table and the view of it.
 
     Args:
         row: int64 [S], row of the interactions table.
         delayed: bool [S], whether what had happened last was hidden (`max_delay` of a split).
         position: int64 [S], how many events were visible.
-        numbers: {pair task: float [S(, K)]}, NaN = no answer.
+        numbers: {pair task: float [S(, K)]}, NaN = no output.
         lists: {retrieval task: [`ListAnswers`]}.
-        drawn: int32 [S, U], rows of the item table that were asked about beside each row, by nobody's choice.
-        drawn_numbers: {pair task: float [S, U(, K)]}, the answers about them.
+        drawn: int32 [S, U], rows of the item table that were scored beside each row, sampled.
+        drawn_numbers: {pair task: float [S, U(, K)]}, the outputs for them.
     """
 
     row: np.ndarray
@@ -65,17 +65,17 @@ class AnswerTable:
 
 @dataclass(frozen=True)
 class AnswerSource:
-    """Who has answered, and about what; a table is refused where these do not agree with the student's.
+    """Which teacher scored what; a table is refused where these do not agree with the student's.
 
     Args:
         revision: of the teacher.
-        processor: fingerprint of the processor that made the questions, for whoever goes on writing answers; that of
+        processor: fingerprint of the processor that made the examples, for whoever goes on writing outputs; that of
             a student may be another one, as long as the rest agrees.
         items: digest of the catalog, of which lists hold rows.
         data: digest of the interactions table.
         tasks: {task: what its answers mean}, see `fingerprint.task_parts`.
         top_k, temperatures: {retrieval task: of its lists}.
-        training_rows: what the teacher has learnt.
+        training_rows: what the teacher was trained on.
     """
 
     revision: str

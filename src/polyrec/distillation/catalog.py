@@ -47,7 +47,7 @@ def catalog_loss(
         of_groups_MG, groups: as of `linear_loss`.
 
     Returns:
-        (sum, number or weight of the rows that a teacher has answered).
+        (sum, number or weight of the rows that a teacher has scored).
 
     Example:
         >>> from polyrec.distillation.choices import chosen

@@ -10,7 +10,7 @@ from typing import Any
 from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.registry import checked_options, nearest
 
-Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is asked of it
+Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and the rule in words
 WHOLE: Rule = (lambda value: type(value) is int and value >= 1, "it must be a whole number >= 1")
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "it must be a number > 0")
 NOT_NEGATIVE: Rule = (lambda value: 0 <= value < math.inf, "it must be a number >= 0")

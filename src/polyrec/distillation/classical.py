@@ -32,7 +32,7 @@ from polyrec.models.polyrec.fingerprint import data_digest, digest
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 _NO_NUMBERS = "its recommender gives none; one that diverged wants more regularization or fewer factors"
-_HELD_OUT, _AT_MOST = 0.1, 4000  # share of people, and rows of theirs, by which logits are scaled
+_HELD_OUT, _AT_MOST = 0.1, 4000  # share of users, and rows of theirs, by which logits are scaled
 
 
 class Recommender(Protocol):
@@ -57,12 +57,12 @@ RECOMMENDERS: dict[str, Callable[..., Recommender]] = {
 class CatalogTeacher(RowTeacher):
     r"""A classical recommender as a teacher of retrieval tasks: z = a s, or a log(1 + s), with its scores s.
 
-    It is fitted on the training rows alone (those whose item was taken), and answers a candidate from the events
+    It is fitted on the training rows alone (the positives), and scores a candidate from the events
     strictly before it, all of them or its last few, whatever fits into the student's window.
 
-    Its scores are no logits. The scale a is the one that makes softmax(z) likeliest: a tenth of the people is left out
+    Its scores are no logits. The scale a is the one that makes softmax(z) likeliest: a tenth of the users is left out
     of a first fit, a maximises the likelihood of what they took, and then the recommender is fitted on everybody. With
-    scores from one's own training rows a would be far too large, because the items it asks about have shaped them.
+    scores from one's own training rows a would be far too large, because their positives have shaped them.
 
     Args:
         recommender: "ease", "item_knn", "popularity", "als", "bpr" or an object with `fit` and `score` that is copied
@@ -73,8 +73,8 @@ class CatalogTeacher(RowTeacher):
         options: of a recommender that is given by name, e.g. {"last": 5}.
         scale: a; None: by likelihood.
         log: take log(1 + s), which makes counts a distribution; default: of popularity.
-        exclude_seen: leave out what a person has taken; by default it may be listed again, as the labels may ask it.
-        seed: of the draw of left-out people.
+        exclude_seen: leave out the user's history; by default it may be listed again, as labels may hold it.
+        seed: of the draw of left-out users.
         others: `top_k`, `temperature`, see [`Teacher`].
 
     Example:
@@ -157,13 +157,13 @@ class CatalogTeacher(RowTeacher):
         return np.split(rows, np.arange(size, len(rows), size))
 
     def _likeliest_scale(self, train: SequenceDataset, event: np.ndarray, seed: int) -> float:
-        """The a that makes what left-out people took likeliest; their rows are asked in their own view."""
+        """The a that makes the positives of left-out users likeliest; their rows are read in their own view."""
         own = np.flatnonzero(train.own_view & np.isin(train.candidates.event, event))
         rows = np.random.default_rng(seed).permutation(own)[:_AT_MOST]
         target = train.log.item[train.candidates.event[rows]]
         scores = np.concatenate([self.logits(train, part)[:, FIRST:] for part in self._steps(rows)])
         taken = scores[np.arange(len(rows)), target - FIRST]
-        kept = np.isfinite(taken)  # an item that is excluded, as it was taken before, says nothing
+        kept = np.isfinite(taken)  # an item that is excluded, as it was consumed before, says nothing
         scores, taken = scores[kept], taken[kept]
         if not len(taken) or np.ptp(scores[np.isfinite(scores)]) == 0:
             return 1.0
@@ -193,13 +193,13 @@ def _retrieval_task(processor: PolyRecProcessor, task: str | None) -> str:
     if task is None and len(names) == 1:
         return names[0]
     if task not in names:
-        what = "say which one it is to answer" if task is None else f"{task!r} is none"
-        raise ValueError(f"a classical recommender answers a retrieval task; these data have {names}: {what}")
+        what = "say for which one it gives lists" if task is None else f"{task!r} is none"
+        raise ValueError(f"a classical recommender scores a retrieval task; these data have {names}: {what}")
     return task
 
 
 def _taken(train: SequenceDataset, task: str) -> np.ndarray:
-    """Events of the log that were asked in their own view and taken, int64 [E]."""
+    """Events of the log that are positives in their own view, int64 [E]."""
     event = train.candidates.event[train.own_view]
     labels = train.log.labels[event, train.task_names.index(task)]
     event = event[(labels > 0) & (train.log.item[event] >= FIRST)]

@@ -1,6 +1,6 @@
-"""A cross-encoder as a teacher: its answers about pairs, and its order of another teacher's lists.
+"""A cross-encoder as a teacher: its outputs for pairs, and its order of another teacher's lists.
 
-Letters: B people, C candidates, K items of a list.
+Letters: B users, C candidates, K items of a list.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NO_INPUTS = ("labels", "sample_weight", "candidate_rows", "drawn")
 
 
 class CrossEncoderTeacher(Teacher):
-    r"""Pair tasks are answered pair by pair; of retrieval tasks the lists of a first stage are put in a better order.
+    r"""Pair tasks are scored pair by pair; of retrieval tasks the lists of a first stage are put in a better order.
 
     A cross-encoder compares the items of a list and says nothing about all others, so that list and rest share their
     probability as the first stage has it: with its logits s_k and the cross-encoder's z_k,
@@ -41,7 +41,7 @@ class CrossEncoderTeacher(Teacher):
     Args:
         model, processor: as they were saved together. Catalog, inputs and tasks must be those of the student's data
             (`PolyRecCrossEncoderProcessor.of(student_processor, ...)`).
-        first_stage: a teacher that gives lists; without one retrieval tasks have no answers. It says how long lists
+        first_stage: a teacher that gives lists; without one retrieval tasks have no outputs. It says how long lists
             are, and at which temperature.
         trust: see [`Teacher`].
     """
@@ -71,12 +71,12 @@ class CrossEncoderTeacher(Teacher):
 
     @property
     def answers_drawn(self) -> bool:
-        """It answers whatever it is asked."""
+        """It scores any candidate."""
         return True
 
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
-        """What its processor, and the first stage, say that they learnt."""
+        """What its processor, and the first stage, say that they were trained on."""
         return (self._learnt, *(() if self.first_stage is None else self.first_stage.training_rows))
 
     @property
@@ -112,7 +112,7 @@ class CrossEncoderTeacher(Teacher):
         for name in self._asked:
             problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
         if not self._asked:
-            problems.append(f"it answers {list(self.model.heads)}, and the student asks {list(asked)}")
+            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(asked)}")
         if problems:
             raise ValueError(
                 "the cross-encoder does not fit the student's data: " + "; ".join(problems) + ". Train one with "
@@ -123,7 +123,7 @@ class CrossEncoderTeacher(Teacher):
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, see [`Teacher`]."""
+        """Score a batch, see [`Teacher`]."""
         first = {} if self.first_stage is None else self.first_stage.score(batch)
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         lists = [first["teacher_items"][name] for name in self.list_tasks]

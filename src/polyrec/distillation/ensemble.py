@@ -1,6 +1,6 @@
 """Several teachers as one.
 
-Letters: B people, C candidates, M rows of some subset, N items, K items of a list.
+Letters: B users, C candidates, M rows of some subset, N items, K items of a list.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 class EnsembleTeacher(Teacher):
-    r"""The mean answer of several teachers: seeds of one model, or kinds of teachers mixed.
+    r"""The mean output of several teachers: seeds of one model, or kinds of teachers mixed.
 
-    Answers are averaged as canonical logits, with weights w_m that sum to 1 over the teachers that have an answer:
+    Outputs are averaged as canonical logits, with weights w_m that sum to 1 over the teachers that have an output:
 
         z = \sum_m w_m z_m
 
@@ -70,12 +70,12 @@ class EnsembleTeacher(Teacher):
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:
-        """Tasks that any of its teachers answers."""
+        """Tasks that any of its teachers scores."""
         return tuple(dict.fromkeys(task for t in self.teachers for task in t.pair_tasks))
 
     @property
     def list_tasks(self) -> tuple[str, ...]:
-        """Tasks that any of its teachers answers with lists."""
+        """Tasks for which any of its teachers gives lists."""
         return tuple(dict.fromkeys(task for t in self.teachers for task in t.list_tasks))
 
     @property
@@ -85,7 +85,7 @@ class EnsembleTeacher(Teacher):
 
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
-        """What each of its teachers has learnt."""
+        """What each of its teachers was trained on."""
         return tuple(rows for t in self.teachers for rows in t.training_rows)
 
     @property
@@ -113,7 +113,7 @@ class EnsembleTeacher(Teacher):
             teacher.check_unlearnt(parts, processor, judged)
 
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
-        """Bind every teacher; refuse lists of different temperatures, and weights by which nobody answers a task."""
+        """Bind every teacher; refuse lists of different temperatures, and weights by which no teacher scores a task."""
         for teacher in self.teachers:
             teacher.bind(parts, processor)
         self._num_items = processor.num_items
@@ -124,7 +124,7 @@ class EnsembleTeacher(Teacher):
             heard = [t for t, weight in zip(self.teachers, own, strict=True) if weight > 0]
             if not any(task in (*t.pair_tasks, *t.list_tasks) for t in heard):
                 raise ValueError(
-                    f"weights of task {task!r} are {own}, and none of the teachers that answer it has one > 0: nobody "
+                    f"weights of task {task!r} are {own}, and none of the teachers that score it has one > 0: nobody "
                     "would teach it"
                 )
         for task in self.list_tasks:
@@ -137,7 +137,7 @@ class EnsembleTeacher(Teacher):
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, see [`Teacher`]."""
+        """Score a batch, see [`Teacher`]."""
         found = [teacher.score(batch) for teacher in self.teachers]
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
@@ -164,7 +164,7 @@ class EnsembleTeacher(Teacher):
     ) -> tuple[Tensor, Tensor]:
         shape, temperature = lists[0][0].shape[:2], self.temperature(task)
         flat = [(items.flatten(0, 1), scores.flatten(0, 1)) for items, scores in lists]
-        # A teacher of weight 0 says nothing, also where it alone has an answer.
+        # A teacher of weight 0 says nothing, also where it alone has an output.
         answered = [~torch.isnan(s[:, -1]) & (w > 0) for (_, s), w in zip(flat, weights, strict=True)]
         rows_M = torch.stack(answered).any(0).nonzero().squeeze(-1)
         parts = []
@@ -178,7 +178,7 @@ class EnsembleTeacher(Teacher):
 
 
 def validation_weights(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Weights in proportion to how much better than a constant each teacher answers on validation.
+    """Weights in proportion to how much better than a constant each teacher predicts validation rows.
 
     Args:
         values: {task: one improvement per teacher}, as `mean_improvement` counts it for one task (see
@@ -198,7 +198,7 @@ def validation_weights(values: Mapping[str, Sequence[float]]) -> dict[str, list[
 
 
 def _dense(items_MK: Tensor, scores_MK: Tensor, num_items: int, temperature: float) -> Tensor:
-    """A list as logits of every row of the item table, [M, N]; NaN in rows without an answer."""
+    """A list as logits of every row of the item table, [M, N]; NaN in rows without an output."""
     listed_M = (items_MK != NO_ITEM).sum(1)
     left_M = (num_items - FIRST - listed_M).clamp(min=1)
     each_M1 = (temperature * (scores_MK[:, -1] - left_M.log())).unsqueeze(1)
@@ -209,7 +209,7 @@ def _dense(items_MK: Tensor, scores_MK: Tensor, num_items: int, temperature: flo
 
 
 def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted mean of the answers that are there, NaN where there is none."""
+    """Weighted mean of the outputs that are there, NaN where there is none."""
     total = torch.zeros_like(values[0])
     weight = torch.zeros_like(values[0])
     for value, own in zip(values, weights, strict=True):

@@ -1,4 +1,4 @@
-"""Matrix factorisations of the library `implicit` (an optional extra), asked about histories.
+"""Matrix factorisations of the library `implicit` (an optional extra), which score histories.
 
 Items are numbered 0..N-1; histories are ragged, see `evaluation.baselines.recommenders`. Letters: E events, R
 histories, N items, F factors.
@@ -19,9 +19,9 @@ class ALS:
     r"""Alternating least squares on what was taken (Hu, Koren and Volinsky, 2008, "Collaborative Filtering for Implicit
     Feedback Datasets").
 
-    L = sum_ui c_ui (p_ui - x_u . y_i)^2 + regularization (|x|^2 + |y|^2), with p_ui = 1 where person u took item i and
-    confidence c_ui = 1 + alpha n_ui. A history is folded in: its vector x solves the same least squares for the fitted
-    y, so people need not be known, and nothing after the history speaks.
+    L = sum_ui c_ui (p_ui - x_u . y_i)^2 + regularization (|x|^2 + |y|^2), with p_ui = 1 where user u consumed item i
+    and confidence c_ui = 1 + alpha n_ui. A history is folded in: its vector x solves the same least squares for the
+    fitted y, so users need not be known, and nothing after the history speaks.
 
     Args:
         factors, regularization, alpha, iterations: of `implicit.als.AlternatingLeastSquares`.
@@ -72,8 +72,8 @@ class ALS:
 class BPR:
     r"""Pairwise ranking (Rendle et al., 2009, "BPR: Bayesian Personalized Ranking from Implicit Feedback").
 
-    L = -sum_uij log sigmoid(x_u . (y_i - y_j)), item i taken, j not. The vector of a person in the fit has learnt all
-    that they took, what comes after a question included, so it answers nobody: a history is the mean of its items'
+    L = -sum_uij log sigmoid(x_u . (y_i - y_j)), item i taken, j not. The vector of a user in the fit knows all
+    of the user's positives, those after a request included, so it serves nobody: a history is the mean of its items'
     vectors, with the items' biases counted once.
 
     Args:
@@ -121,7 +121,7 @@ class BPR:
 
 
 def person_items(users: np.ndarray, items: np.ndarray, n_items: int) -> sp.csr_matrix:
-    """Events counted, [people, N]; people without any are left out."""
+    """Events counted, [users, N]; users without any are left out."""
     person_E = np.unique(users, return_inverse=True)[1]
     shape = (int(person_E.max(initial=-1)) + 1, n_items)
     return sp.csr_matrix((np.ones(len(items), dtype=np.float32), (person_E, items)), shape=shape)

@@ -1,4 +1,4 @@
-"""How far a teacher is believed, by what it answered on the validation part."""
+"""How much a teacher counts, by its outputs on the validation set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AlphaSelection:
 
     Args:
         teacher: how good the teacher is, as `mean_improvement` counts it for one task; None = not judged.
-        baseline: the same of an answer that knows no person: a constant (0), or popularity.
+        baseline: the same of a prediction that knows no user: a constant (0), or popularity.
         alone: the same of the student without a teacher; None = not trained.
         planned, alpha: before and after.
         reason: in words.
@@ -34,15 +34,15 @@ def select_alpha(planned: float, teacher: float | None, baseline: float, alone: 
 
         alpha = planned * clip((teacher - baseline) / (alone - baseline), 0, 1)
 
-    i.e. all of it where the teacher is as good as the student alone, nothing where it is no better than an answer that
-    knows no person, and in between by the share of the student's improvement that the teacher reaches. Without a
+    i.e. all of it where the teacher is as good as the student alone, nothing where it is no better than a prediction
+    that knows no user, and in between by the share of the student's improvement that the teacher reaches. Without a
     student alone, all or nothing.
 
     Example:
         >>> select_alpha(0.5, teacher=0.15, baseline=0.1, alone=0.2).alpha
         0.25
         >>> select_alpha(0.5, teacher=0.1, baseline=0.1, alone=None).reason
-        'no better than an answer that knows no person'
+        'no better than a prediction that knows no user'
     """
     teacher, alone = (None if value is None or not math.isfinite(value) else value for value in (teacher, alone))
     if teacher is None:
@@ -52,10 +52,10 @@ def select_alpha(planned: float, teacher: float | None, baseline: float, alone: 
             alone,
             planned,
             planned,
-            "not judged: validation has no answers, or labels of one value",
+            "not judged: validation has no outputs, or labels of one value",
         )
     if not teacher > baseline:
-        return AlphaSelection(teacher, baseline, alone, planned, 0.0, "no better than an answer that knows no person")
+        return AlphaSelection(teacher, baseline, alone, planned, 0.0, "no better than a prediction that knows no user")
     if alone is not None and teacher < alone:
         share = (teacher - baseline) / (alone - baseline)
         reason = f"worse than the student alone: {share:.0%} of its improvement"

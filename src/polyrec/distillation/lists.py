@@ -45,10 +45,10 @@ def top_list(logits_MN: Tensor, k: int, temperature: float = 1.0) -> tuple[Tenso
 
 
 def asked_lists(batch: Mapping[str, Any], task: str) -> Tensor:
-    """Which candidates of a batch get a list, bool [B, C]: those whose item was taken, as the task's labels say.
+    """Which candidates of a batch get a list, bool [B, C]: the positives, as the task's labels say.
 
-    A list is an answer to the state before an event, the same for all that could have been taken; asked for where the
-    labels ask it, too, it costs no more than they do. In a batch without labels of the task it is every candidate.
+    A list belongs to the state before an event, the same for all that could have come; made where the
+    labels need it, too, it costs no more than they do. In a batch without labels of the task it is every candidate.
     """
     real = batch["candidate_ids"] > NO_ITEM
     labels = (batch.get("labels") or {}).get(task)

@@ -1,6 +1,6 @@
 """A polyrec model as a teacher.
 
-Letters: B people, L events, C candidates, M rows of some subset, N items, K numbers of an answer or items of a list.
+Letters: B users, L events, C candidates, M rows of some subset, N items, K numbers of an output or items of a list.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ NO_NUMBERS = (
 
 
 class LiveTeacher(Teacher):
-    """A polyrec model of any size that answers while the student learns.
+    """A polyrec model of any size that scores while the student learns.
 
-    It is asked in evaluation mode (no dropout), without gradients and in its own precision, whatever autocast the
+    It runs in evaluation mode (no dropout), without gradients and in its own precision, whatever autocast the
     student trains under. It is no module and belongs to no model: no optimizer, no wrapper of several processes and no
     checkpoint of the student ever sees its parameters.
 
     Its inputs must mean what those of the student's data mean (same encoders, scales and running statistics: make the
     student's data with the teacher's processor if in doubt). Its catalog may be another one: items are mapped by id, in
     histories and candidates to the teacher's rows and in lists to the student's. Where the teacher does not know an
-    item it has no answer about it; its lists are restricted to the items that both know.
+    item it has no output for it; its lists are restricted to the items that both know.
 
     Args:
         model, processor: as they were saved together.
-        states: also give the states from which it answers, [B, C, D].
+        states: also give the states from which it scores, [B, C, D].
         gates: also give the gates of its experts.
         trust, top_k, temperature: see [`Teacher`].
 
@@ -101,12 +101,12 @@ class LiveTeacher(Teacher):
 
     @property
     def answers_drawn(self) -> bool:
-        """It answers whatever it is asked."""
+        """It scores any candidate."""
         return True
 
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
-        """What its processor says that it learnt."""
+        """What its processor says that it was trained on."""
         return (self._learnt,)
 
     @property
@@ -137,7 +137,7 @@ class LiveTeacher(Teacher):
                 problems.append(f"task {name!r}: it reads trending={counted[0]}, and the data count {counted[1]}")
         shared = [name for name in self.model.heads if name in asked]
         if not shared:
-            problems.append(f"it answers {list(self.model.heads)}, and the student asks {list(asked)}")
+            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(asked)}")
         if problems:
             raise ValueError(
                 "the teacher does not fit the student's data: "
@@ -153,7 +153,7 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, see [`Teacher`]."""
+        """Score a batch, see [`Teacher`]."""
         model, device = self.model, batch["item_ids"].device
         inputs = Batch.inputs(batch).to(model.device)
         if self._rows is not None:
@@ -238,7 +238,7 @@ class _ItemRows:
         lacking = asked.filter(pa.array(found < FIRST))
         if len(lacking):
             logger.warning(
-                "the teacher knows %d of the student's %d items: it has no answer about the others (%s), and its lists "
+                "the teacher knows %d of the student's %d items: it has no output for the others (%s), and its lists "
                 "give them no chance, which the student learns unless its labels say otherwise",
                 len(asked) - len(lacking),
                 len(asked),

@@ -1,18 +1,18 @@
-"""Soft losses of answers about pairs: what a student's answer loses against a teacher's.
+"""Soft losses of outputs for pairs: what a student's output loses against a teacher's.
 
 What all of them have in common:
 
-* A teacher's NaN is no answer: it counts as nothing. Gradients reach the student alone.
-* They return (sum, number or weight of the answers there are), both scalars.
-* A student may answer with M members, an axis after the pairs' that the teacher does not have; a pair's loss is then
+* A teacher's NaN is no output: it counts as nothing. Gradients reach the student alone.
+* They return (sum, number or weight of the outputs there are), both scalars.
+* A student may have M members, an axis after the pairs' that the teacher does not have; a pair's loss is then
   the mean over members.
 * They compute in single precision (double stays double), whatever comes in, and stay finite for logits of +-1e4.
 * Where there is a temperature T, both sides' logits are divided by it and the loss is multiplied by T^2, so that its
   gradient stays as large as without (Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network").
   As T grows, T^2 KL becomes a squared difference of logits.
 
-Letters: B people, C candidates, M members, K classes, questions or quantiles. Units of the logits are those in which
-teachers and students exchange answers, see `TaskHead.canonical_logits`.
+Letters: B users, C candidates, M members, K classes, thresholds or quantiles. Units of the logits are those in which
+teachers and students exchange outputs, see `TaskHead.canonical_logits`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def ordinal_kl(
 
     p_ik = sigmoid(t_ik / T) is the teacher's P(y > r_k | y >= r_k), q_ik the student's, and P(y >= r_k) = p_i1 ..
     p_i(k-1) the teacher's. By the chain rule of relative entropy (Cover and Thomas, 2006, "Elements of Information
-    Theory", theorem 2.5.3) the sum is the KL of the two distributions of the label, exactly. The conditional questions
+    Theory", theorem 2.5.3) the sum is the KL of the two distributions of the label, exactly. The conditional thresholds
     are those of CORN (Shi, Cao and Raschka, 2021); the temperature acts on them.
 
     Shapes: student log odds [B, C(, M), K - 1], teacher log odds [B, C, K - 1], weight [B, C] -> scalars.
@@ -119,7 +119,7 @@ def squared_error(
     is logit matching (Ba and Caruana, 2014, "Do Deep Nets Really Need to be Deep?").
 
     Args:
-        wide: whether answers end in an axis K.
+        wide: whether outputs end in an axis K.
 
     Shapes: student [B, C(, M)(, K)], teacher [B, C(, K)], weight [B, C] -> scalars.
 
@@ -142,7 +142,7 @@ def huber_error(
 
     Args:
         delta: d.
-        wide: whether answers end in an axis K.
+        wide: whether outputs end in an axis K.
 
     Shapes: as of `squared_error`.
 
@@ -166,7 +166,7 @@ def bounded_error(
     (s_i - t_i)^2.
 
     Args:
-        labels: in the units of the answers, NaN = unknown; None: none is known.
+        labels: in the units of the outputs, NaN = unknown; None: none is known.
         margin: m, in squared units.
 
     Shapes: student [B, C(, M)], teacher, labels and weight [B, C] -> scalars.
@@ -195,10 +195,10 @@ def at_least_single(values: Tensor) -> Tensor:
 
 
 def sides(student: Tensor, teacher: Tensor, wide: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Both sides in one shape and type, the teacher without gradient and NaN, and which answers there are, [B, C].
+    """Both sides in one shape and type, the teacher without gradient and NaN, and which outputs there are, [B, C].
 
     Args:
-        wide: whether answers end in an axis K; one NaN in it makes the whole answer none.
+        wide: whether outputs end in an axis K; one NaN in it makes the whole output none.
     """
     student, teacher = at_least_single(student), at_least_single(teacher.detach())
     absent = torch.isnan(teacher).any(-1, keepdim=True) if wide else torch.isnan(teacher)

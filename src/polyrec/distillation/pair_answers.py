@@ -1,6 +1,6 @@
-"""What teachers of pair tasks share that are no polyrec models: features to read, and units to answer in.
+"""What teachers of pair tasks share that are no polyrec models: features to read, and units of their outputs.
 
-Letters: M candidates, F features, K numbers of an answer.
+Letters: M candidates, F features, K numbers of an output.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def classes_of(task: TaskConfig, summary: Mapping[str, Mapping[str, Any]]) -> tu
 
 
 def levels_of(task: TaskConfig) -> list[float]:
-    """Quantiles that a task asks for."""
+    """Quantiles that a task scores for."""
     return list(task.options.get("quantiles", (0.1, 0.5, 0.9)))  # the head's default
 
 

@@ -1,6 +1,6 @@
-"""Teachers asked the questions of an evaluation: whatever teaches is measured as a model is.
+"""Teachers on the candidates of an evaluation: any teacher is measured as a model is.
 
-Letters: B people, C candidates, R rows that are ranked, K items of a list, N items of the catalog.
+Letters: B users, C candidates, R rows that are ranked, K items of a list, N items of the catalog.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def teacher_predictions(
     exclude_seen: bool | None = None,
     progress: bool = False,
 ) -> Predictions:
-    """Ask a prepared teacher about every candidate, as `polyrec.evaluation.evaluator.predict` asks a model.
+    """Score every candidate with a prepared teacher, as `polyrec.evaluation.evaluator.predict` does with a model.
 
     An item that its list lacks stands behind all that are in it: ask for lists of the whole catalog where that fits
-    (`teacher.listing`). Pairs without an answer get the mean of the answers there are, which is what a constant would
-    say; a task that gets no answer at all is left out.
+    (`teacher.listing`). Pairs without an output get the mean of the outputs there are, which is what a constant would
+    say; a task that gets no output at all is left out.
 
     Args:
         heads: of the student, which say what canonical logits mean.
@@ -56,7 +56,7 @@ def teacher_predictions(
     loader = DataLoader(
         Subset(dataset, order.tolist()), batch_size, collate_fn=PolyRecCollator(), generator=torch.Generator()
     )
-    for batch in tqdm(loader, desc="Asking the teacher", disable=not progress, leave=False):
+    for batch in tqdm(loader, desc="Scoring with the teacher", disable=not progress, leave=False):
         answers, rows = teacher.score(batch), batch["candidate_rows"].flatten()
         real = rows >= 0
         at = rows[real].numpy()

@@ -2,8 +2,8 @@
 
 What all of them have in common:
 
-* A row is what one state was answered: logits of K items, by the student and by the teacher. A place where either says
-  -inf is empty: there is no item, or one that the student cannot answer. A teacher's row with a NaN is no answer and
+* A row belongs to one state: logits of K items, by the student and by the teacher. A place where either says
+  -inf is empty: there is no item, or one that the student cannot score. A teacher's row with a NaN is no output and
   counts as nothing; one of empty places alone loses nothing.
 * They return (sum, number or weight of the rows there are), both scalars. Gradients reach the student alone.
 * They compute in single precision (double stays double), whatever comes in, and stay finite for logits of +-1e4.
@@ -101,7 +101,7 @@ def list_net(
     r"""Chances to come first within the list, L = T^2 sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)).
 
     ListNet with top-one probabilities (Cao et al., 2007, "Learning to Rank: From Pairwise Approach to Listwise
-    Approach"), less the teacher's entropy: 0 is a perfect answer. It says nothing about items outside the list, so it
+    Approach"), less the teacher's entropy: 0 is a perfect student. It says nothing about items outside the list, so it
     needs a hard loss or lists with uninteresting items beside it.
 
     Shapes: student [M, K], teacher [M, K], weight [M] -> scalars.
@@ -172,7 +172,7 @@ def rank_distil(
     of RankDistil (Reddi et al., 2021, "RankDistil: Knowledge Distillation for Ranking"): it preserves the teacher's
     order at the top, weighs orders by their chances, and high scores of items that the teacher ranks low cost at every
     place. (There it is cross entropy with drawn orders; a KL per place has less variance, and is 0 for a perfect
-    answer.)
+    prediction.)
 
     The order is drawn anew each time: Gumbel noise on the teacher's scores (Yellott, 1977).
 
@@ -194,7 +194,7 @@ def rank_distil(
     taken = place.cumsum(1).bool() & ~place
     student, teacher = (side.unsqueeze(1).masked_fill(taken, _NONE) for side in (student, teacher))
     left = teacher > _NONE
-    # Once the list is used up, nothing is asked.
+    # Once the list is used up, nothing is compared.
     asked = left.gather(2, drawn_MR.unsqueeze(2)).squeeze(2)
     student, teacher = (torch.where(asked.unsqueeze(2), side, 0.0) for side in (student, teacher))
     losses = divergence(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
@@ -247,7 +247,7 @@ def _with_rest(student_MK: Tensor, rest_M: Tensor, teacher_MK1: Tensor, temperat
 def _lists(student_MK: Tensor, teacher_MK: Tensor, rest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Both sides with the same empty places (-inf), and which rows count.
 
-    A row without an answer, or without items, is zeros on both sides.
+    A row without an output, or without items, is zeros on both sides.
 
     Args:
         rest: whether the last place is the rest, to which a teacher may leave no chance (-inf) where the student does.

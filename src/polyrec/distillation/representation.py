@@ -1,6 +1,6 @@
-"""Losses of what lies below the answers: states, relations among them, and the gates of experts.
+"""Losses of what lies below the outputs: states, relations among them, and the gates of experts.
 
-As with soft losses of answers: a teacher's NaN counts as nothing, gradients reach the student alone, and all return
+As with soft losses of outputs: a teacher's NaN counts as nothing, gradients reach the student alone, and all return
 (sum, number or weight of the rows there are), both scalars.
 
 Letters: D width of the student's states, Dt of the teacher's, E experts or sources of a gate, R rows compared.
@@ -43,7 +43,7 @@ class StateLoss(nn.Module):
 
         Args:
             student: [..., D].
-            teacher: [..., Dt], NaN = no answer.
+            teacher: [..., Dt], NaN = no output.
             weight: [...].
             progress: which share of training is done, 0..1.
         """
@@ -95,7 +95,7 @@ class DistillationExperts(StateLoss):
         g_i = softmax((log softmax(V n(t_i)) + G_i) / tau),   f_e = W_e2 relu(W_e1 s)
 
     (DE: Kang et al., 2020, "DE-RRD: A Knowledge Distillation Framework for Recommender System"). A small student
-    cannot follow one map for all people: similar ones share an expert, others do not disturb it. G is Gumbel noise
+    cannot follow one map for all users: similar ones share an expert, others do not disturb it. G is Gumbel noise
     while training (Jang, Gu and Poole, 2017, "Categorical Reparameterization with Gumbel-Softmax"), and tau falls from
     `hottest` to `coldest` as training goes on, hottest (coldest / hottest)^progress: a mixture at first, one expert in
     the end. In evaluation there is no noise. Selection is by the teacher's state alone, so that it cannot be bent to
@@ -251,8 +251,8 @@ def gate_kl(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> t
     r"""How much of each source a task takes, L = sum_i w_i KL(g_i^t || g_i^s), of gates that sum to 1.
 
     Attention transfer (Zagoruyko and Komodakis, 2017, "Paying More Attention to Attention") for gates: the student
-    learns whom to ask. That makes sense where both ask the same sources, see `same_sources`, and these mean the same,
-    as in a student that began with the teacher's experts.
+    learns which source to weigh. That makes sense where both weigh the same sources, see `same_sources`, and these
+    mean the same, as in a student that began with the teacher's experts.
 
     Shapes: gates [B, C, E], weight [B, C] -> scalars.
 

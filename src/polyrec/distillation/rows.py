@@ -1,6 +1,6 @@
-"""Teachers that answer row by row of a data set, from what its log knows and not from the windows of a batch.
+"""Teachers that score row by row of a data set, from what its log knows and not from the windows of a batch.
 
-Letters: B people, C candidates, M candidates of one data set, K numbers of an answer or items of a list.
+Letters: B users, C candidates, M candidates of one data set, K numbers of an output or items of a list.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 class RowTeacher(Teacher):
-    """Base of teachers that were fitted on a split and answer its candidates by their number.
+    """Base of teachers that were fitted on a split and score its candidates by their number.
 
-    Subclasses name the tasks that they answer (`pair_tasks`, `list_tasks`), implement `numbers` or `lists` for them,
+    Subclasses name the tasks that they score (`pair_tasks`, `list_tasks`), implement `numbers` or `lists` for them,
     and set `_learnt` (what they were fitted on) and `_revision`.
 
     Args:
@@ -62,7 +62,7 @@ class RowTeacher(Teacher):
         return self._revision
 
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
-        """Answers to candidates of a data set in exchange units, float [M(, K)]."""
+        """Canonical logits of candidates of a data set, float [M(, K)]."""
         raise NotImplementedError
 
     def lists(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -71,10 +71,10 @@ class RowTeacher(Teacher):
 
     @abstractmethod
     def width(self, task: str) -> tuple[int, ...]:
-        """Shape of an answer: () or (K,); of a list, (K,)."""
+        """Shape of an output: () or (K,); of a list, (K,)."""
 
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
-        """Refuse another catalog or other questions, and count the candidates."""
+        """Refuse another catalog or other examples, and count the candidates."""
         problems = []
         if item_digest(processor) != self._catalog:
             problems.append("the catalog has other items, or in another order")
@@ -89,7 +89,7 @@ class RowTeacher(Teacher):
         self._parts, self._first = list(parts), np.cumsum([0] + [part.num_candidates for part in parts])
 
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, see [`Teacher`]."""
+        """Score a batch, see [`Teacher`]."""
         if not self._parts:
             raise ValueError("the teacher knows no data set yet: call prepare(dataset, processor)")
         rows_BC, device = batch["candidate_rows"], batch["candidate_rows"].device
@@ -114,6 +114,6 @@ class RowTeacher(Teacher):
         return answers
 
     def _pieces(self, flat: np.ndarray, chosen: np.ndarray) -> list[tuple[SequenceDataset, np.ndarray, np.ndarray]]:
-        """Data sets that a batch asks about, with the places of their candidates in it and their numbers."""
+        """Data sets that a batch is from, with the places of their candidates in it and their numbers."""
         part = np.searchsorted(self._first, flat[chosen], side="right") - 1
         return [(self._parts[p], chosen[part == p], flat[chosen[part == p]] - self._first[p]) for p in np.unique(part)]

@@ -1,6 +1,6 @@
 """Any scorer of features as a teacher of pair tasks.
 
-Letters: M candidates, F features, K numbers of an answer.
+Letters: M candidates, F features, K numbers of an output.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 @dataclass(frozen=True)
 class Scorer:
-    """Any function of features as the answer to one task.
+    """Any function of features as the output for one task.
 
     Args:
-        answer: features [M, F] -> answers [M] or [M, K], e.g. `classifier.predict_proba` of scikit-learn.
+        answer: features [M, F] -> outputs [M] or [M, K], e.g. `classifier.predict_proba` of scikit-learn.
         units: of these: "probability" (of yes, [M] or of no and yes, [M, 2]; of K classes, [M, K]), "log odds" (and
             or canonical logits already, see `polyrec.distillation.teacher.Teacher`) or "number" (in the label's
             unit).
@@ -55,7 +55,7 @@ class ScorerTeacher(RowTeacher):
         features: what the scorers read; default: running statistics and context, see [`known_features`]. It must not
             read what came after a candidate.
         fitted_on: what the scorers were fitted on; None: unknown, so the teacher must be trusted (`trust=True`).
-        revision: a name that changes when the scorers do, by which stored answers are told apart.
+        revision: a name that changes when the scorers do, by which stored outputs are distinguished.
         others: `trust`, see [`Teacher`].
 
     Example:
@@ -88,7 +88,7 @@ class ScorerTeacher(RowTeacher):
         return tuple(self.scorers)
 
     def width(self, task: str) -> tuple[int, ...]:
-        """Numbers of an answer."""
+        """Numbers of an output."""
         return self._widths[task]
 
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
@@ -99,9 +99,9 @@ class ScorerTeacher(RowTeacher):
             found = canonical_probabilities(found, own)
         if found.shape != (len(rows), *self.width(task)):
             raise ValueError(
-                f"the scorer of task {task!r} (head {own.head!r}) gives answers of shape {list(found.shape)} for "
+                f"the scorer of task {task!r} (head {own.head!r}) gives outputs of shape {list(found.shape)} for "
                 f"{len(rows)} candidates: they must be {[len(rows), *self.width(task)]}"
             )
         if np.isnan(found).any():
-            raise ValueError(f"the scorer of task {task!r} gives NaN: it must answer features that are unknown (NaN)")
+            raise ValueError(f"the scorer of task {task!r} gives NaN: it must accept features that are unknown (NaN)")
         return found

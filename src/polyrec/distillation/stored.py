@@ -1,9 +1,9 @@
-"""Answers of a teacher in files: written once in shards, read memory-mapped.
+"""Outputs of a teacher in files: written once in shards, read memory-mapped.
 
-A folder holds `manifest.json`, `training_rows.N.safetensors` (what the teacher has learnt) and
+A folder holds `manifest.json`, `training_rows.N.safetensors` (what the teacher was trained on) and
 `shard-NNNNN.safetensors`.
 
-Letters: S rows of a shard, A lists of it, K numbers of an answer or items of a list.
+Letters: S rows of a shard, A lists of it, K numbers of an output or items of a list.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int6
 
 
 class StoredError(ValueError):
-    """Stored answers are damaged, incomplete, or those of another teacher or other data."""
+    """Stored outputs are damaged, incomplete, or those of another teacher or other data."""
 
 
 @dataclass
 class Shard:
-    """A file of answers.
+    """A file of outputs.
 
     Args:
         name: of the file.
@@ -72,24 +72,24 @@ def write_answers(
     progress: bool = False,
     unlabelled: int = 0,
 ) -> Path:
-    """Ask a prepared teacher about a data set and write its answers; go on where an interrupted run stopped.
+    """Score a data set with a prepared teacher and write its outputs; go on where an interrupted run stopped.
 
     Memory holds one shard. A shard is written beside its place, flushed to disk and then put there, and only then the
     manifest names it: what is interrupted leaves whole shards. Logits and scores are of half precision, numbers in the
-    label's unit of single precision; lists are kept for the candidates whose item was taken.
+    label's unit of single precision; lists are kept for the positives.
 
     Args:
         teacher: prepared for `dataset`.
         folder: a new one, or one that an interrupted run of the same teacher about the same data has left.
         shard_rows: candidates of a shard, about.
         device: that batches are put on.
-        unlabelled: items drawn beside each candidate, about which pair tasks are asked, too, for
+        unlabelled: items drawn beside each candidate, which pair tasks score, too, for
             `distillation.unlabelled`.
 
     Raises:
-        StoredError: the folder holds answers of another teacher or about other data.
+        StoredError: the folder holds outputs of another teacher or for other data.
         Locked: another process writes the folder.
-        ValueError: the teacher's answers are no numbers.
+        ValueError: the teacher's outputs are no numbers.
     """
     folder, dataset = Path(folder), dataset.fixed()
     spans = dataset.spans(np.arange(len(dataset)))
@@ -114,19 +114,20 @@ def write_answers(
 
 
 class StoredTeacher(TableTeacher):
-    """Answers of a folder that [`write_answers`] or `polyrec score` has written, memory-mapped.
+    """Outputs of a folder that [`write_answers`] or `polyrec score` has written, memory-mapped.
 
-    Whatever has answered need not be there any more, nor fit the student's inputs: only the interactions, the catalog
-    and the questions must be the same. What the teacher had learnt is in the folder, and is checked as for any other.
+    The teacher need not be there any more, nor fit the student's inputs: only the interactions, the catalog
+    and the examples must be the same. What the teacher was trained on is in the folder, and is checked as for any
+    other.
 
     Args:
-        folder: where the answers are.
+        folder: where the outputs are.
         revision: of the teacher that is expected, e.g. `teacher.revision`; None: any.
         verify: compare each file with its checksum first, which reads all of it once.
         missing, trust: see [`TableTeacher`].
 
     Raises:
-        StoredError: a shard is missing, cut off or damaged, or another teacher has answered; says what to do.
+        StoredError: a shard is missing, cut off or damaged, or of another teacher; says what to do.
 
     Example:
         >>> teacher = StoredTeacher("logits/")              # doctest: +SKIP
@@ -151,7 +152,7 @@ class StoredTeacher(TableTeacher):
             )
         if revision is not None and revision != manifest["revision"]:
             raise StoredError(
-                f"{folder} holds answers of the teacher {manifest['revision'][:12]}, not of {revision[:12]}: its "
+                f"{folder} holds outputs of the teacher {manifest['revision'][:12]}, not of {revision[:12]}: its "
                 "weights have changed since; score again into another folder"
             )
         for shard in written.values():
@@ -173,7 +174,7 @@ class StoredTeacher(TableTeacher):
 
 
 class _Mapped:
-    """A shard whose arrays lie in its file: pages are read when they are asked for."""
+    """A shard whose arrays lie in its file: pages are read when they are scored for."""
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as file:
@@ -181,7 +182,7 @@ class _Mapped:
             header = json.loads(file.read(length))
             self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if sys.platform != "win32":  # which takes no advice
-            self._pages.madvise(mmap.MADV_RANDOM)  # else much more is read than a batch asks for
+            self._pages.madvise(mmap.MADV_RANDOM)  # else much more is read than a batch scores for
         arrays = {}
         for key, entry in header.items():
             if key != "__metadata__":
@@ -230,7 +231,7 @@ def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingSetSket
     different = [name for name in about if held.get(name) != about[name]]
     if different:
         raise StoredError(
-            f"{folder} holds answers of another teacher or about other data, they differ in {', '.join(different)}: "
+            f"{folder} holds outputs of another teacher or for other data, they differ in {', '.join(different)}: "
             "choose another --output, or delete that folder"
         )
     return {shard["name"]: Shard(**shard) for shard in held["written"]}
@@ -310,7 +311,7 @@ def _read_rows(path: Path) -> TrainingSetSketch | None:
 
 
 def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write what is in the folder, with digests of what the teacher has learnt: by these a leak is found."""
+    """Write what is in the folder, with digests of what the teacher was trained on: by these a leak is found."""
     held = _read_manifest(folder).get("rows") if (folder / MANIFEST).exists() else None
     rows = {p.name: _sha256(p) for p in sorted(folder.glob(ROWS.format("*")))} if held is None else held
     plain = json.loads(json.dumps({**values, "rows": rows}))

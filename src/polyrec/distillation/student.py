@@ -1,6 +1,6 @@
-"""What a student learns of a teacher's answers in one batch: a soft loss per task, beside the hard one.
+"""What a student learns from a teacher's outputs in one batch: a soft loss per task, beside the hard one.
 
-Letters: B people, C candidates, M rows of some subset, D width, K numbers of an answer or items of a list, N items.
+Letters: B users, C candidates, M rows of some subset, D width, K numbers of an output or items of a list, N items.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SoftLosses(FurtherLosses):
         return [*(soft_name(task) for task in self.plans), *self.weights]
 
     def counts(self, batch: Mapping[str, Any], heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """How many answers of the teacher count, {soft name: float scalar}, before anything is computed."""
+        """How many outputs of the teacher count, {soft name: float scalar}, before anything is computed."""
         teacher, found = batch.get("teacher") or {}, {}
         real_BC = batch["candidate_ids"] != PADDING_ITEM
         for task in self.plans:
@@ -182,7 +182,7 @@ class SoftLosses(FurtherLosses):
         return {n: mean_loss(total, count if divisors is None else divisors[n]) for n, (total, count) in found.items()}
 
     def taught(self, found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """{task: whether the teacher has answered anything, bool scalar}: its answers are labels, too."""
+        """{task: whether the teacher has scored anything, bool scalar}: its outputs are labels, too."""
         names = {task: soft_name(task) for task in self.plans}
         return {t: (found[name][1] if divisors is None else divisors[name]) > 0 for t, name in names.items()}
 
@@ -216,7 +216,8 @@ class SoftLosses(FurtherLosses):
 
 
 class _Rows:
-    """What is asked of a head that scores the catalog about some candidates of a batch, and what the teacher says."""
+    """What soft losses of a head that scores the catalog read of some candidates of a batch, and what the teacher
+    says."""
 
     def __init__(
         self, rows_M: Tensor, head: Any, task: str, teacher: Mapping[str, Any], student: StudentOutput
@@ -257,7 +258,7 @@ def soft_name(task: str) -> str:
 
 
 def blank(teacher: Mapping[str, Any], rows: slice) -> None:
-    """Take the answers about some windows back, in place."""
+    """Take the outputs for some windows back, in place."""
     for kind in ("teacher_logits", "teacher_scores", "teacher_gates"):
         for values in (teacher.get(kind) or {}).values():
             values[rows] = float("nan")
@@ -266,7 +267,7 @@ def blank(teacher: Mapping[str, Any], rows: slice) -> None:
 
 
 def _answered(head: Any, task: str, teacher: Mapping[str, Any]) -> Tensor | None:
-    """Which candidates the teacher answered, bool [B, C]; None = it does not know the task."""
+    """Which candidates the teacher scored, bool [B, C]; None = it does not know the task."""
     if head.reads == "pair":
         logits = (teacher.get("teacher_logits") or {}).get(task)
         return None if logits is None else answered(head, logits)

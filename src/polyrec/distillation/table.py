@@ -1,6 +1,6 @@
-"""Answers that were given before: looked up by row of the interactions table, in memory or memory-mapped.
+"""Outputs that were stored before: looked up by row of the interactions table, in memory or memory-mapped.
 
-Letters: S rows of a table of answers, A lists of it, B people, C candidates, K numbers of an answer or items of a list,
+Letters: S rows of a table of outputs, A lists of it, B users, C candidates, K numbers of an output or items of a list,
 U items drawn beside each row.
 """
 
@@ -28,15 +28,15 @@ from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
 
 
 class TableTeacher(Teacher):
-    """Answers that are looked up: they cost no teacher's time.
+    """Outputs that are looked up: they cost no teacher's time.
 
     They are those to the data set without anything drawn (`SequenceDataset.fixed`): where training draws the order of
     events of one time anew, a live teacher would read the drawn order.
 
     Args:
-        tables: one or several; together they hold every candidate that will be asked about.
-        source: whose answers they are.
-        missing: "refuse" a data set with candidates that no table holds, or "skip" them: they have no answer then.
+        tables: one or several; together they hold every candidate that will be scored.
+        source: whose outputs they are.
+        missing: "refuse" a data set with candidates that no table holds, or "skip" them: they have no output then.
         trust: see [`Teacher`].
 
     Example:
@@ -64,41 +64,41 @@ class TableTeacher(Teacher):
         device: torch.device | str = "cpu",
         unlabelled: int = 0,
     ) -> TableTeacher:
-        """Ask a teacher that has been prepared for a data set once about all of it, and keep the answers in memory.
+        """Score a whole data set once with a teacher that has been prepared for it, and keep the outputs in memory.
 
         Args:
-            unlabelled: items drawn beside each candidate, about which it is asked, too, for `distillation.unlabelled`.
+            unlabelled: items drawn beside each candidate, which it scores, too, for `distillation.unlabelled`.
         """
         table = ask(teacher, dataset.fixed(), processor, np.arange(len(dataset)), batch_size, device, unlabelled)
         return cls([table], AnswerSource.of(teacher, dataset, processor), trust=teacher.trust)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:
-        """Pair tasks that were answered."""
+        """Pair tasks that were scored."""
         return tuple(self.tables[0].numbers)
 
     @property
     def list_tasks(self) -> tuple[str, ...]:
-        """Retrieval tasks that were answered."""
+        """Retrieval tasks that were scored."""
         return tuple(self.tables[0].lists)
 
     @property
     def answers_drawn(self) -> bool:
-        """Whether answers about drawn items are among those that were given."""
+        """Whether outputs for drawn items are among those that were stored."""
         return all(table.drawn is not None for table in self.tables)
 
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
-        """What the teacher who answered had learnt."""
+        """What the teacher was trained on."""
         return self.source.training_rows
 
     @property
     def revision(self) -> str:
-        """That of the teacher who answered."""
+        """That of the teacher."""
         return self.source.revision
 
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
-        """Find every candidate's answer; refuse other data, items or tasks, and rows without an answer."""
+        """Find every candidate's output; refuse other data, items or tasks, and rows without an output."""
         source, asked = self.source, task_parts(processor)
         problems = []
         if item_digest(processor) != source.items:
@@ -108,10 +108,10 @@ class TableTeacher(Teacher):
         for name in (n for n in source.tasks if n in asked):
             problems += [f"task {name!r}: {what}" for what in task_differences(source.tasks[name], asked[name])]
         if not any(name in asked for name in source.tasks):
-            problems.append(f"tasks {list(source.tasks)} were answered, and the student asks {list(asked)}")
+            problems.append(f"tasks {list(source.tasks)} were scored, and the student has {list(asked)}")
         if problems:
             raise ValueError(
-                f"the stored answers are to other questions: {'; '.join(problems)}. Ask the teacher again about these "
+                f"the stored outputs are for other examples: {'; '.join(problems)}. Score these again with the teacher "
                 "data (polyrec score)"
             )
         keys = np.concatenate([table.keys for table in self.tables])
@@ -120,7 +120,7 @@ class TableTeacher(Teacher):
         if self.missing == "refuse" and (self._at < 0).any():
             rows = np.concatenate([part.log.row[part.candidates.event] for part in parts])[self._at < 0]
             raise ValueError(
-                f"{len(rows)} of the {len(self._at)} candidates of the student's data have no stored answer, e.g. that "
+                f"{len(rows)} of the {len(self._at)} candidates of the student's data have no stored output, e.g. that "
                 f"of row {rows[0]} of the interactions: score that part of the data too (polyrec score --split), or "
                 'pass missing="skip" to learn these from their labels alone'
             )
@@ -128,7 +128,7 @@ class TableTeacher(Teacher):
     def _found(self, part: SequenceDataset, keys: np.ndarray) -> np.ndarray:
         """Row of the tables for each candidate of a data set, int64 [C], -1 = none."""
         wanted = 2 * part.log.row[part.candidates.event] + ~part.own_view
-        if np.array_equal(keys, wanted):  # asked about in the order of the data set, as `ask` does
+        if np.array_equal(keys, wanted):  # scored in the order of the data set, as `ask` does
             at = np.arange(len(keys))
         else:
             order = np.argsort(keys, kind="stable")
@@ -140,8 +140,8 @@ class TableTeacher(Teacher):
         if other.any():
             row = np.flatnonzero(held)[other.argmax()]
             raise ValueError(
-                f"the stored answers are to other questions: row {part.log.row[part.candidates.event[row]]} was asked "
-                f"with {position[other.argmax()]} visible events, and the student asks it with "
+                f"the stored outputs are for other examples: row {part.log.row[part.candidates.event[row]]} was scored "
+                f"with {position[other.argmax()]} visible events, and the student reads it with "
                 f"{part.candidates.position[row]}, as {int(other.sum())} rows differ: use the same ties= and max_delay="
                 " (and the same past), or score these data again"
             )
@@ -150,7 +150,7 @@ class TableTeacher(Teacher):
     def draw(
         self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator
     ) -> SampledCandidates:
-        """Some of the items that were drawn beside the window's candidates when the teacher was asked."""
+        """Some of the items that were drawn beside the window's candidates when the teacher scored them."""
         beside_BU, _ = places(batch, count, generator)
         each = min(table.drawn.shape[1] for table in self.tables if table.drawn is not None)
         numbers_BU = torch.randint(each, tuple(beside_BU.shape), generator=generator)
@@ -201,7 +201,7 @@ class TableTeacher(Teacher):
     def _about_drawn(
         self, task: str, drawn: SampledCandidates, beside: Sequence[tuple[AnswerTable, np.ndarray, np.ndarray]]
     ) -> Tensor:
-        """Answers about drawn items, [B, U(, K)]; `beside` are pieces of the candidates that they stand beside."""
+        """Outputs for drawn items, [B, U(, K)]; `beside` are pieces of the candidates that they stand beside."""
         numbers_M, width = drawn.numbers_BU.flatten().cpu().numpy(), self.tables[0].numbers[task].shape[1:]
         found = np.full((numbers_M.size, *width), np.nan, dtype=np.float32)
         for table, chosen, local in beside:
@@ -214,7 +214,7 @@ class TableTeacher(Teacher):
         return np.where(rows_M >= 0, self._at[np.maximum(rows_M, 0)], -1)
 
     def _pieces(self, at_M: np.ndarray) -> list[tuple[AnswerTable, np.ndarray, np.ndarray]]:
-        """Tables that are read, with the places of their answers among M and their own rows."""
+        """Tables that are read, with the places of their outputs among M and their own rows."""
         held = np.flatnonzero(at_M >= 0)
         shard = np.searchsorted(self._first, at_M[held], side="right") - 1
         return [(self.tables[s], held[shard == s], at_M[held[shard == s]] - self._first[s]) for s in np.unique(shard)]
@@ -230,20 +230,20 @@ def ask(
     unlabelled: int = 0,
     done: Callable[[int], object] = lambda count: None,
 ) -> AnswerTable:
-    """Ask a prepared teacher about all candidates of some neighbouring windows of a data set.
+    """Score with a prepared teacher all candidates of some neighbouring windows of a data set.
 
     Args:
         dataset: without anything drawn, see `SequenceDataset.fixed`.
         windows: int64 [W], neighbours in ascending order, at least one.
         device: that batches are put on.
-        unlabelled: items drawn evenly beside each candidate, about which pair tasks are asked, too; the same ones for
+        unlabelled: items drawn evenly beside each candidate, which pair tasks score, too; the same ones for
             the same windows.
         done: called with the number of windows of each batch.
     """
     if unlabelled and not teacher.answers_drawn:
         raise ValueError(
-            f"unlabelled={unlabelled} asks the teacher about items that nobody has taken, but it answers the "
-            "candidates of the data set alone: ask a trained model, or leave it out"
+            f"unlabelled={unlabelled} needs outputs for items without labels, but the teacher scores the "
+            "candidates of the data set alone: use a trained model, or leave it out"
         )
     spans = dataset.spans(windows)
     first, last = int(spans.first_asked[0]), int(spans.last_asked[-1])
@@ -303,7 +303,7 @@ def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> 
 
 
 def _taken(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The task's array, which begins without answers."""
+    """The task's array, which begins without outputs."""
     if task not in arrays:
         arrays[task] = np.full(shape, np.nan, dtype=np.float32)
     return arrays[task]

@@ -1,6 +1,6 @@
-"""Who answers beside the labels: the contract of a teacher.
+"""What scores beside the labels: the contract of a teacher.
 
-Letters: B people, C candidates, K numbers of an answer or items of a list, D width, E experts.
+Letters: B users, C candidates, K numbers of an output or items of a list, D width, E experts.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ PerTask = Mapping[str, Any]
 
 
 class Teacher(ABC):
-    r"""Answers the candidates of a student's batches, so that it learns from them beside its labels.
+    r"""Scores the candidates of a student's batches, so that it learns from that beside its labels.
 
     **What `score` returns**, on the batch's device and joined to the batch:
 
-    * `teacher_logits` {pair task: [B, C(, K)]} float, NaN = no answer, in units that do not depend on a head's options:
+    * `teacher_logits` {pair task: [B, C(, K)]} float, NaN = no output, in units that do not depend on a head's options:
       binary log odds; multiclass K log-weights; ordinal K - 1 conditional log odds; numbers in the label's unit; count
       log rate.
     * `teacher_items` {retrieval task: [B, C, K]} int64 rows of the STUDENT's item table, 0 = none, and
       `teacher_scores` {task: [B, C, K + 1]}: logits of those items, and last log sum exp(z / T) of all others, see
       `polyrec.distillation.lists`.
-    * `teacher_states` [B, C, D] and `teacher_gates` {task: [B, C, E]}, of teachers that have them and are asked to.
+    * `teacher_states` [B, C, D] and `teacher_gates` {task: [B, C, E]}, of teachers that have them and are to give them.
 
-    **What no teacher may know.** `prepare` refuses one that has learnt rows by which the student is judged (see
-    `polyrec.data.training_rows`), and one that does not say what it has learnt unless `trust` says that somebody has
-    made sure.
+    **What no teacher may know.** `prepare` refuses one that was trained on rows by which the student is evaluated (see
+    `polyrec.data.training_rows`), and one that does not say what it was trained on unless `trust` says that somebody
+    has made sure.
 
     Subclasses implement `pair_tasks`, `list_tasks`, `training_rows`, `revision`, `bind` and `score`.
 
     Args:
         top_k: items per list; a number, or {task: number}. It must be that of the student's plan.
         temperature: T of "all others"; a number, or {task: number}. It must be that of the student's plan, too.
-        trust: take a teacher that does not say what it has learnt.
+        trust: take a teacher that does not say what it was trained on.
     """
 
     def __init__(self, top_k: int | PerTask = 100, temperature: float | PerTask = 1.0, trust: bool = False) -> None:
@@ -63,22 +63,22 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def pair_tasks(self) -> tuple[str, ...]:
-        """Tasks that it answers with `teacher_logits`."""
+        """Tasks that it scores with `teacher_logits`."""
 
     @property
     @abstractmethod
     def list_tasks(self) -> tuple[str, ...]:
-        """Tasks that it answers with lists."""
+        """Tasks for which it gives lists."""
 
     @property
     @abstractmethod
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
-        """What it, or each of those it consists of, has learnt; None = nobody knows."""
+        """What it, or each of those it consists of, was trained on; None = nobody knows."""
 
     @property
     @abstractmethod
     def revision(self) -> str:
-        """A digest that changes when its answers may."""
+        """A digest that changes when its outputs may."""
 
     @abstractmethod
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
@@ -91,7 +91,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch as the collator makes it, see the class."""
+        """Score a batch as the collator makes it, see the class."""
 
     def prepare(
         self,
@@ -99,16 +99,16 @@ class Teacher(ABC):
         processor: PolyRecProcessor,
         judged: Sequence[SequenceDataset] | None = None,
     ) -> None:
-        """Check that the teacher fits a student's data and may be asked about it, and bind it to them.
+        """Check that the teacher fits a student's data and may score them, and bind it to them.
 
         Args:
             dataset: what the student learns from.
             processor: of the student.
             judged: what the student is validated and tested by. None: every event of the log that `dataset` does not
-                ask about.
+                score.
 
         Raises:
-            LeakageError: it has learnt what the student is judged by, or does not say what it has learnt.
+            LeakageError: it was trained on what the student is evaluated by, or does not say what it was trained on.
             ValueError: its inputs, tasks or items do not fit; names all that does not.
         """
         parts = parts_of(dataset)
@@ -124,9 +124,9 @@ class Teacher(ABC):
         """Refuse to teach what the student is judged by, see [`prepare`]."""
         if any(rows is None for rows in self.training_rows) and not self.trust:
             raise LeakageError(
-                "the teacher does not say which rows it has learnt (it was saved by an older version, or without "
-                "training_rows.safetensors), so nobody knows whether it has learnt what the student is judged by: "
-                "train it again, or, if you are sure that it has not, pass trust=True (--skip-overlap-check)"
+                "the teacher does not say which rows it was trained on (it was saved by an older version, or without "
+                "training_rows.safetensors), so it may have been trained on what the student is evaluated by: train it "
+                "again, or, if you are sure that it has not, pass trust=True (--skip-overlap-check)"
             )
         latest = max(p.log.time[p.candidates.event].max(initial=-np.inf) for p in parts)
         for log, held in _held_out(parts, judged):
@@ -136,15 +136,15 @@ class Teacher(ABC):
                     rows.check(log, held, processor.items.ids, by_time)
 
     def check_plan(self, plan: DistillationConfig, student_gates: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Refuse a plan that asks for what the teacher does not answer, or for other lists than it makes.
+        """Refuse a plan that scores for what the teacher does not score, or for other lists than it makes.
 
         Args:
-            student_gates: what the student's gates weigh, {task: names of sources}, to compare if gates are learnt.
+            student_gates: what the student's gates weigh, {task: names of sources}, to compare if gates are distilled.
         """
         answered = [*self.pair_tasks, *self.list_tasks]
         for task, own in plan.tasks.items():
             if task not in answered:
-                raise ValueError(f"the teacher does not answer task {task!r}; {nearest(task, answered)}")
+                raise ValueError(f"the teacher does not score task {task!r}; {nearest(task, answered)}")
             if task in self.list_tasks and own.temperature != self.temperature(task):
                 raise ValueError(
                     f"task {task!r} is distilled at the temperature {own.temperature:g}, but the teacher's lists are "
@@ -156,7 +156,7 @@ class Teacher(ABC):
                     f"{self.top_k(task)}: give both the same"
                 )
         self._check_unlabelled(plan)
-        fix = "only a live model gives them, LiveTeacher(..., {0}=True), and no ensemble, stored or classical answers; "
+        fix = "only a live model gives them, LiveTeacher(..., {0}=True), and no ensemble, stored or classical outputs; "
         if plan.states is not None and self.state_width is None:
             raise ValueError(
                 "the student learns from states, which the teacher does not give: " + fix.format("states") + "let such "
@@ -176,30 +176,30 @@ class Teacher(ABC):
             same_sources(student_gates, self.gate_sources)
 
     def _check_unlabelled(self, plan: DistillationConfig) -> None:
-        """Refuse drawn items that nobody answers, or about which nothing is learnt: lists are never asked of them."""
+        """Refuse drawn items that no teacher scores, or from which nothing is distilled: they never get lists."""
         if plan.unlabelled and not self.answers_drawn:
             raise ValueError(
-                f"unlabelled={plan.unlabelled} asks the teacher about items that nobody has taken, but it answers the "
-                "candidates of the data set alone: use a LiveTeacher, answers stored with `polyrec score "
+                f"unlabelled={plan.unlabelled} needs outputs for items without labels, but the teacher scores the "
+                "candidates of the data set alone: use a LiveTeacher, outputs stored with `polyrec score "
                 "--unlabelled`, or unlabelled=0"
             )
         taught = [task for task, own in plan.tasks.items() if own.acts and task in self.pair_tasks]
         if plan.unlabelled and not taught and not plan.gates:
             raise ValueError(
-                f"unlabelled={plan.unlabelled} draws items about which pair tasks are asked, and the plan teaches none "
-                f"of those that the teacher answers ({', '.join(self.pair_tasks) or 'none'}): plan one of them, or "
+                f"unlabelled={plan.unlabelled} draws items for pair tasks, and the plan teaches none "
+                f"of those that the teacher scores ({', '.join(self.pair_tasks) or 'none'}): plan one of them, or "
                 "set unlabelled=0"
             )
 
     @property
     def answers_drawn(self) -> bool:
-        """Whether it answers pair tasks about items beside the data set's candidates, too."""
+        """Whether it scores items beside the data set's candidates for pair tasks, too."""
         return False
 
     def draw(
         self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator
     ) -> SampledCandidates:
-        """So many items per window that are asked of it alone; `score` finds them in the batch's `drawn`."""
+        """So many items per window that it alone scores; `score` finds them in the batch's `drawn`."""
         return draw_evenly(batch, count, num_items, generator)
 
     @property
@@ -232,25 +232,25 @@ class Teacher(ABC):
 
 
 def check_numbers(values: Tensor, known: Tensor | bool, task: str, fix: str) -> None:
-    """Refuse answers that are no numbers: NaN would silently count as no answer, and +inf would teach NaN.
+    """Refuse outputs that are no numbers: NaN would silently count as no output, and +inf would teach NaN.
 
     Args:
-        values: answers; -inf says that something is impossible.
-        known: bool, broadcast to them: which are answers at all.
+        values: outputs; -inf says that something is impossible.
+        known: bool, broadcast to them: which are outputs at all.
         fix: what to do about it.
     """
     bad = (torch.isnan(values) | torch.isposinf(values)) & known
     if bad.any():
-        raise ValueError(f"{int(bad.sum())} of the teacher's answers to task {task!r} are NaN or infinite: {fix}")
+        raise ValueError(f"{int(bad.sum())} of the teacher's outputs for task {task!r} are NaN or infinite: {fix}")
 
 
 def parts_of(dataset: WindowDataset) -> list[SequenceDataset]:
-    """The data sets whose candidates a training asks, in the order in which `candidate_rows` counts them."""
+    """The data sets whose candidates a training reads, in the order in which `candidate_rows` counts them."""
     if isinstance(dataset, SequenceDataset):
         return [dataset]
     if isinstance(dataset, MixedDataset):
         return list(dataset.datasets.values())
-    raise TypeError(f"a teacher answers a SequenceDataset or a MixedDataset, not a {type(dataset).__name__}")
+    raise TypeError(f"a teacher scores a SequenceDataset or a MixedDataset, not a {type(dataset).__name__}")
 
 
 def _held_out(

@@ -1,4 +1,4 @@
-"""How fast something answers: every system the same questions of the same people, in one run on one machine."""
+"""How fast something outputs: every system the same requests of the same users, in one run on one machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PER_CANDIDATE = (
 def one_question_each(
     dataset: SequenceDataset, list_tasks: Sequence[str], people: int = 256, batch_size: int = 64
 ) -> list[dict[str, Any]]:
-    """Batches that ask one question about each of some people: all pair tasks about one item, and one list per task.
+    """Batches of one request for each of some users: all pair tasks about one item, and one list per task.
 
     Args:
-        list_tasks: tasks whose list is asked for, whatever the labels say.
+        list_tasks: tasks whose list is scored for, whatever the labels say.
         people: at most so many.
     """
     dataset, windows, seen = dataset.fixed(), [], set()
@@ -43,7 +43,7 @@ def one_question_each(
 
 
 def _first_question(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[str, Any]:
-    """The batch with the first candidate of each window, whose lists are asked for."""
+    """The batch with the first candidate of each window, whose lists are scored for."""
 
     def first(value: Tensor) -> Tensor:
         return value[:, :1]
@@ -59,7 +59,7 @@ def _first_question(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[st
 def people_per_second(
     systems: Mapping[str, Teacher], batches: Sequence[dict[str, Any]], rounds: int = 3
 ) -> dict[str, float]:
-    """People answered per second; the best of some rounds, in which the systems take turns.
+    """Users scored per second; the best of some rounds, in which the systems take turns.
 
     Args:
         systems: each prepared for the data set that the batches come from, or in need of no preparation.

@@ -1,6 +1,6 @@
 """Gradient-boosted trees as a teacher of pair tasks (an optional extra).
 
-Letters: M candidates, F features, K numbers of an answer.
+Letters: M candidates, F features, K numbers of an output.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class LightGBMTeacher(RowTeacher):
     r"""Gradient-boosted trees per pair task (Ke et al., 2017, "LightGBM: A Highly Efficient Gradient Boosting Decision
     Tree") on the running statistics and the context of candidates.
 
-    A training row is answered by trees that have not learnt it: people are divided into `folds`, and each fold is
-    answered by trees fitted on the others (as in stacking: Wolpert, 1992, "Stacked Generalization"). Trees that had
-    learnt the row would say little but its label. All other rows are answered by trees fitted on every training row.
+    A training row is scored by trees that were not trained on it: users are divided into `folds`, and each fold is
+    scored by trees fitted on the others (as in stacking: Wolpert, 1992, "Stacked Generalization"). Trees that were
+    trained on the row would say little but its label. All other rows are scored by trees fitted on every training row.
 
     Args:
-        train: what it learns from; candidates are asked in their own view.
+        train: what it learns from; candidates are read in their own view.
         processor: of these data.
-        tasks: default: every pair task that trees can answer (binary, multiclass, ordinal, regression, watch_time,
+        tasks: default: every pair task that trees can predict (binary, multiclass, ordinal, regression, watch_time,
             count, quantile).
-        folds: >= 2, or 1: training rows are answered by the trees that have learnt them.
+        folds: >= 2, or 1: training rows are scored by the trees that were trained on them.
         trees, parameters: number of trees, and parameters of LightGBM beside them.
         features: what the trees read; default: [`known_features`].
         seed: of folds and trees.
@@ -82,12 +82,12 @@ class LightGBMTeacher(RowTeacher):
         for name, task in self._tasks.items():
             if task.head not in _OBJECTIVES:
                 raise ValueError(
-                    f"trees cannot answer task {name!r} (head {task.head!r}); {sorted(_OBJECTIVES)} they can"
+                    f"trees cannot predict task {name!r} (head {task.head!r}); {sorted(_OBJECTIVES)} they can"
                 )
         self._summary, self.features = processor.label_summary, features
         self._log, self.folds = train.log, folds
         drawn = (uniform(np.arange(len(train.log.user_ids)), seed, 0, "folds") * folds).astype(np.int64)
-        self._fold = np.full(len(train.log), -1)  # fold of each event, -1 = not learnt
+        self._fold = np.full(len(train.log), -1)  # fold of each event, -1 = not trained on
         learnt = train.candidates.event[train.own_view]
         self._fold[learnt] = drawn[train.log.person[learnt]]
         self._parameters = {
@@ -121,11 +121,11 @@ class LightGBMTeacher(RowTeacher):
         return tuple(self._tasks)
 
     def width(self, task: str) -> tuple[int, ...]:
-        """Numbers of an answer."""
+        """Numbers of an output."""
         return answer_width(self._tasks[task], self._summary)
 
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
-        """What the trees that have not learnt a row say, in exchange units."""
+        """What the trees that were not trained on a row say, as canonical logits."""
         known, models = self.features(dataset, rows), self._models[task]
         fold = np.full(len(rows), -1)
         if dataset.log is self._log and self.folds > 1:

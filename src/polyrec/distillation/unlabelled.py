@@ -1,6 +1,6 @@
-"""Questions that only the teacher answers: items drawn at random, about which nobody has said anything.
+"""Candidates that only the teacher scores: items drawn at random, without any label.
 
-Letters: B people, C candidates, U drawn items per window.
+Letters: B users, C candidates, U drawn items per window.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SampledCandidates(NamedTuple):
     Args:
         beside_BU: int64, the candidate of the window that each stands beside.
         items_BU: int64, rows of the item table, 0 = none.
-        numbers_BU: int64, which of the items it is that were drawn for that candidate, where answers are stored.
+        numbers_BU: int64, which of the items it is that were drawn for that candidate, where outputs are stored.
     """
 
     beside_BU: Tensor
@@ -51,8 +51,8 @@ def with_unlabelled(batch: Mapping[str, Any], drawn: SampledCandidates) -> dict[
     """A batch with U more candidates per window, all labels of which are unknown.
 
     Each stands where one of the window's own candidates stands: it sees as many events and has the same context, but
-    asks about another item, whose own features (running statistics, its age) are missing. Labels of what people were
-    shown say little about the rest of the catalog; a teacher may be asked about that, too (semi-supervised
+    has another item, whose own features (running statistics, its age) are missing. Labels of what users were
+    shown say little about the rest of the catalog; a teacher may score that, too (semi-supervised
     distillation: Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners").
 
     Args:

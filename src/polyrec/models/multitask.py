@@ -1,6 +1,6 @@
 """From vectors of pairs to logits: what models share, wherever the vectors come from.
 
-Letters: B people, C candidates, M pairs, P width of pairs, T tasks.
+Letters: B users, C candidates, M pairs, P width of pairs, T tasks.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         """
         if teacher and self.soft_losses is None:
             raise ValueError(
-                "the batch has outputs of a teacher, but nothing says what is learnt of them: let PolyRecTrainer train "
-                "the model, or call polyrec.distillation.student.attach_soft_losses(model)"
+                "the batch has outputs of a teacher, but nothing says how to distil from them: let PolyRecTrainer "
+                "train the model, or call polyrec.distillation.student.attach_soft_losses(model)"
             )
         if labels is None:
             return None

@@ -1,6 +1,6 @@
 """What polyrec models share: outputs, initialisation, saving and loading.
 
-Letters: B people, L events, C candidates, N items, D width.
+Letters: B users, L events, C candidates, N items, D width.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from polyrec.modules.weighting.base import LossWeighting
 
 @dataclass
 class PolyRecModelOutput(ModelOutput):
-    """States of people.
+    """States of users.
 
     Args:
         last_hidden_state: [B, L + 1, D]; index p has seen the first p events, index 0 none.
@@ -62,7 +62,7 @@ class PolyRecModelOutput(ModelOutput):
 
 @dataclass
 class PolyRecOutput(ModelOutput):
-    """Answers of all tasks.
+    """Outputs of all tasks.
 
     Args:
         loss: scalar, the weighted objective; None without labels.
@@ -71,7 +71,7 @@ class PolyRecOutput(ModelOutput):
         logits: {task: [B, C(, K)]}, see the heads; a retrieval task's are the scores of the candidates. In training
             mode there are none (no such key) of a retrieval task that has labels, whose loss does not read them: call
             the model without labels.
-        states: [B, C, D], the state each candidate was answered from.
+        states: [B, C, D], the state each candidate was scored from.
         queries: [B, C, D], what was typed before it was found; None if the model reads no queries.
         gates: {pair task: [B, C, E]}, what the experts' gates took of each source (`model.experts.gate_names`).
         weights: {task: scalar}, what the loss weighting multiplied each (lambda-weighted) loss by.
@@ -113,7 +113,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`].
 
         Files are looked at before they are read, see `polyrec.hub.safety`: no pickles, no code of the repository, no
-        links out of the folder, no configuration that asks for memory which the weights do not fill.
+        links out of the folder, no configuration that scores for memory which the weights do not fill.
 
         Raises:
             ValueError: a file is missing or not one that polyrec writes, with its name and the fix.
@@ -202,7 +202,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         self.save_pretrained(save_directory, **kwargs)
 
     def set_adapter(self, name: str) -> None:
-        """Answer, and learn, with another LoRA adapter of every backbone that has one of this name."""
+        """Use, and train, another LoRA adapter of every backbone that has one of this name."""
         found = [b for _, b in backbones(self) if name in b.config.adapters and b.model is not None]
         if not found:
             raise ValueError(f"no backbone has an adapter {name!r}: name them in the configuration (adapters=[...])")
@@ -252,7 +252,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
     def eval_mode(self) -> Iterator[Self]:
         """Gives the model in evaluation mode, beside this one, which keeps its mode; see `eval_view`.
 
-        So threads may ask one model at once, also while it is trained:
+        So threads may use one model at once, also while it is trained:
 
             with model.eval_mode() as model:
                 output = model(**batch)

@@ -3,7 +3,7 @@
 A model knows that there may be such losses and how they join its objective, and not what they are:
 `polyrec.distillation.student` has those of a teacher, which the trainer attaches.
 
-Letters: B people, C candidates, M rows of some subset, D width, E sources of a gate, K numbers of an answer, N items.
+Letters: B users, C candidates, M rows of some subset, D width, E sources of a gate, K numbers of an output, N items.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
 
 @dataclass
 class StudentOutput:
-    """A training batch as the model has answered it.
+    """A training batch as the model has scored it.
 
     Args:
         pairs: its real candidates, which are packed as [1, M, ...].
         logits, labels: {pair task: [1, M(, members)(, K)]} and {task: [1, M]}.
         gates: {pair task: [1, M, E]}.
         real_BC: which candidates are none of padding.
-        state_BCD, items: what retrieval tasks are asked from, and the items they can find.
+        state_BCD, items: the states of retrieval tasks, and the items they can find.
         counts_N, negatives: training events of items, {task: sampled items} of tasks that do not score all items.
         queries, context: what was typed, and when and after which events, if tasks read them.
     """

@@ -25,7 +25,7 @@ class LossStep:
         denominators: {task or objective: scalar} by which each sum of losses is divided: the known labels of the whole
             accumulation window over all ranks. None: the known labels of this batch.
         share: of the step that this batch is, 1 / (batches accumulated x ranks); terms of the objective that do not
-            come from labels (of a learnt weighting, of load balancing) are multiplied by it.
+            come from labels (of a trained weighting, of load balancing) are multiplied by it.
         progress: share of the training that is done.
     """
 

@@ -1,4 +1,4 @@
-"""Weights as whole numbers of 8 bits."""
+"""Weights as int8."""
 
 import numpy as np
 import pytest

@@ -26,15 +26,15 @@ class KindOfOutput:
     def loss(
         head: Any, logits: Tensor, teacher: Tensor, plan: TaskDistillation, weight: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (sum of soft losses, number or weight of the teacher's answers), both scalars.
+        """Return (sum of soft losses, number or weight of the teacher's outputs), both scalars.
 
         Args:
             head: whose logits these are.
             logits: [B, C(, M)(, K)].
-            teacher: [B, C(, K)], canonical logits, NaN = no answer.
+            teacher: [B, C(, K)], canonical logits, NaN = no output.
             plan: which loss, its temperature and all of its options, see `checked_plan`; its schedule is not read.
             weight: [B, C].
-            labels: [B, C], NaN = unknown, for losses that ask whether the teacher is right.
+            labels: [B, C], NaN = unknown, for losses that read whether the teacher is right.
         """
         raise NotImplementedError
 
@@ -42,7 +42,7 @@ class KindOfOutput:
 def kind_of(head: Any) -> Any:
     """The soft losses of a head's outputs; `head` may be its class."""
     if head.output_kind is None:
-        raise ValueError(f"{head!r} cannot be taught: its output is of no kind that a teacher answers in")
+        raise ValueError(f"{head!r} cannot be taught: no teacher has outputs of its kind")
     return SOFT_LOSSES.get(head.output_kind)
 
 
@@ -67,6 +67,6 @@ def soft_loss(
 
 
 def answered(head: Any, teacher: Tensor) -> Tensor:
-    """Which pairs a teacher has answered, bool [B, C]: those that count in `soft_loss`."""
+    """Which pairs a teacher has scored, bool [B, C]: those that count in `soft_loss`."""
     missing = torch.isnan(teacher)
     return ~(missing if head.canonical_width is None else missing.any(-1))

@@ -95,7 +95,7 @@ class CatalogOutput(KindOfOutput):
 
         Args:
             targets_M: those below 2 have no label.
-            teacher_MK1: NaN where the teacher has no answer.
+            teacher_MK1: NaN where the teacher has no output.
             items: the whole table.
             soft_share: the two sums are going to be added in the proportion 1 : soft_share.
         """

@@ -16,7 +16,7 @@ from polyrec.distillation.soft_losses.base import KindOfOutput
 
 @SOFT_LOSSES.register("ordinal")
 class OrdinalOutput(KindOfOutput):
-    r"""One of K ordered classes, by the conditional log odds of K - 1 questions.
+    r"""One of K ordered classes, by the conditional log odds of K - 1 thresholds.
 
     "kl", L = T^2 sum_i w_i KL(p_i || q_i) of the distributions of the label, see
     [`~polyrec.distillation.losses.ordinal_kl`].

@@ -49,7 +49,7 @@ class PolyRecCrossEncoderConfig(MultiTaskConfig):
             )
         for task in self.task_configs:
             if task.head == "search":
-                raise ValueError(f"task {task.name!r} is a search, which a cross-encoder does not answer: leave it out")
+                raise ValueError(f"task {task.name!r} is a search, which a cross-encoder cannot do: leave it out")
         defaults: dict[str, Any] = {f.name: f.default for f in fields(TextConfig)}
         unread = [name for name in UNREAD if self.text[name] != defaults[name]]
         if unread:

@@ -1,6 +1,6 @@
-"""`PolyRecCrossEncoder` reads history and candidate in one prompt and answers every task about the pair.
+"""`PolyRecCrossEncoder` reads history and candidate in one prompt and scores the pair for every task.
 
-Letters: B people, C candidates, K items of a list, M pairs that are no padding, N prompts, P width, T tokens, W width
+Letters: B users, C candidates, K items of a list, M pairs that are no padding, N prompts, P width, T tokens, W width
 of the backbone.
 """
 
@@ -35,7 +35,7 @@ from polyrec.modules.encoders.text import TextEncoder
 
 @dataclass
 class PolyRecCrossEncoderOutput(PolyRecOutput):
-    """Answers of all tasks.
+    """Outputs of all tasks.
 
     Args:
         list_logits: {retrieval task: [B, C, K]}, scores of `list_items`, -inf where there is none.
@@ -91,8 +91,8 @@ class PolyRecCrossEncoder(MultiTaskModel):
     r"""One prompt per pair, many tasks: h = gelu(W norm(backbone(prompt)) + features), then experts and heads.
 
     What the prompt cannot say enters beside it: context and running statistics of the candidate and attributes of the
-    person are features of the pair, and the candidate's numbers reach each task's logit also through a linear skip, as
-    in [`PolyRecForRecommendation`]. Retrieval tasks are answered for given items, see [`RerankHead`]; they read h
+    user are features of the pair, and the candidate's numbers reach each task's logit also through a linear skip, as
+    in [`PolyRecForRecommendation`]. Retrieval tasks score given items, see [`RerankHead`]; they read h
     without the features, which are not known of an item that was not shown.
 
     Each pair costs a pass through the backbone: take this model to rerank what another one has found, or as a teacher.
@@ -154,10 +154,10 @@ class PolyRecCrossEncoder(MultiTaskModel):
         item_ids: Tensor | None = None,
         candidate_rows: Tensor | None = None,
     ) -> PolyRecCrossEncoderOutput:
-        """Answer the candidates of a batch, as [`CrossEncoderCollator`] makes it.
+        """Score the candidates of a batch, as [`CrossEncoderCollator`] makes it.
 
         Args:
-            candidate_ids: [B, C] int64, items asked about, 0 = padding.
+            candidate_ids: [B, C] int64, candidate items, 0 = padding.
             prompt_tokens: int32 [T], all prompts, one after the other: those of the M candidates, then those of the
                 items in `list_items`, row by row.
             prompt_lengths: int64 [N], tokens of each.
@@ -214,12 +214,12 @@ class PolyRecCrossEncoder(MultiTaskModel):
         vectors_NW = self.encoder(TokenTable(tokens_T.cpu().numpy(), offsets), device=self.device)
         if len(vectors_NW) or not self.training:
             return vectors_NW
-        # Nothing is asked: the backbone still gets gradients, of 0, for which other ranks wait.
+        # There is no prompt: the backbone still gets gradients, of 0, for which other ranks wait.
         learnt = [p.sum() for p in self.encoder.parameters() if p.requires_grad]
         return vectors_NW + 0.0 * torch.stack(learnt).sum() if learnt else vectors_NW
 
     def _people(self, user_features: dict[str, Tensor], real_BC: Tensor) -> Tensor | None:
-        """What is known of each pair's person, [1, M, P]."""
+        """What is known of each pair's user, [1, M, P]."""
         person_BP = self.person(user_features)
         return None if person_BP is None else person_BP[real_BC.nonzero()[:, 0]].unsqueeze(0)
 
@@ -237,7 +237,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
     def extend(self, processor: PolyRecCrossEncoderProcessor) -> None:
         """Know the items that `processor.extend(...)` added, by their texts; give both before saving.
 
-        Answers about the others stay as they are, bit by bit.
+        Scores of the others stay as they are, bit by bit.
         """
         new = processor.num_items - len(self.items.counts)
         if new < 0:
@@ -251,7 +251,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
     def rerank(
         self, processor: PolyRecCrossEncoderProcessor, history: Any, candidates: Any, **request: Any
     ) -> list[dict[str, Any]]:
-        """Order given items for one person; see `polyrec.inference.reranking.rerank`."""
+        """Order given items for one user; see `polyrec.inference.reranking.rerank`."""
         return offered("rerank")(self, processor, history, candidates, **request)
 
     @torch.no_grad()

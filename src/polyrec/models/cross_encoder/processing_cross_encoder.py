@@ -27,7 +27,7 @@ from polyrec.models.cross_encoder.prompts import PromptBuilder, Prompts
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 PROMPT_NAME = "prompt_config.json"
-# What the model reads of a batch, or the Trainer counts; the rest is told by prompts.
+# What the model reads of a batch, or the Trainer counts; the rest is in prompts.
 _KEPT = (
     "item_ids",
     "candidate_ids",
@@ -83,7 +83,7 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         """One for the data of another model, a first stage or a student: rows of items and features are the same.
 
         Args:
-            processor: after its `split`, if there is one: all that it has learnt is shared.
+            processor: after its `split`, if there is one: all that it has fitted is shared.
             text: backbone and template; default: those of the processor.
         """
         _check_read(text)
@@ -177,7 +177,7 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         return PolyRecCrossEncoderConfig(**{**defaults, **overrides})
 
     def extend(self, items: Any = None, users: Any = None) -> None:
-        """Add items or people, see [`PolyRecProcessor.extend`]."""
+        """Add items or users, see [`PolyRecProcessor.extend`]."""
         super().extend(items, users)
         self.__dict__.pop("prompts", None)
 

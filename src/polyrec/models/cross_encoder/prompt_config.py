@@ -14,14 +14,14 @@ LAYOUTS = {"encoder": "{candidate}{sep}{history}", "decoder": "{history}{sep}{ca
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """The text a cross-encoder reads about one person and one candidate.
+    """The text a cross-encoder reads about one user and one candidate.
 
     Every piece is tokenized once and prompts are put together of tokens, so a template's words are split where its
     fields begin and end.
 
     Args:
         max_length: tokens of a prompt, the special ones included; default: 256, or what the backbone can read. The
-            newest events that fit are told.
+            newest events that fit are in it.
         item_tokens: tokens of an item's text that are read; the text itself is `TextConfig.template`.
         layout: of {candidate}, {history} and {sep} (the tokenizer's separator, a line break if it has none). Default:
             the candidate first for encoders, last for decoders, whose last token has then read all others.

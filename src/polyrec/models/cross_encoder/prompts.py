@@ -1,6 +1,6 @@
 """Prompts of tokens: every item, phrase and word of the template is tokenized once, a prompt is their concatenation.
 
-Letters: B people, L events, M prompts, N pieces of text, T tokens.
+Letters: B users, L events, M prompts, N pieces of text, T tokens.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class PromptBuilder:
         tokenizer: of the backbone.
         items: tokens of the items' texts as the tokenizer frames them, one row per row of the item table.
         encoders: {column: encoder} of feedback and context, as event features hold them.
-        feedback: columns told by default.
+        feedback: columns in prompts by default.
     """
 
     def __init__(
@@ -231,7 +231,9 @@ class _Phrases:
             )
         encoder = encoders[name]
         if encoder.kind not in ("categorical", "numeric"):
-            raise ValueError(f"prompt: column {name!r} is {encoder.kind!r}; only categories and numbers can be told")
+            raise ValueError(
+                f"prompt: column {name!r} is {encoder.kind!r}; only categories and numbers can be in prompts"
+            )
         numeric = encoder.kind == "numeric"
         values = [None, *encoder.knots] if numeric else [*[None] * FIRST, *encoder.vocabulary]
         texts = ["" if v is None else _phrase(words, _value(v)) for v in values]

@@ -1,4 +1,4 @@
-"""A few questions per window, because each costs a pass through the backbone.
+"""A few candidates per window, because each costs a pass through the backbone.
 
 Letters: C candidates, K items of a list, H items of a first stage.
 """
@@ -59,7 +59,7 @@ class CandidateSample(WindowDataset):
             )
         if hard is not None and len(hard) != dataset.num_candidates:
             raise ValueError(
-                f"hard has {len(hard)} rows but the data set asks {dataset.num_candidates} candidates: make it of this "
+                f"hard has {len(hard)} rows but the data set has {dataset.num_candidates} candidates: make it of this "
                 "data set"
             )
         if list_tasks and num_items <= FIRST_ITEM:
@@ -118,7 +118,7 @@ class CandidateSample(WindowDataset):
 
 
 def only(window: dict[str, Any], keep: np.ndarray) -> dict[str, Any]:
-    """A window that asks some of its candidates; queries, which a cross-encoder does not read, are left out.
+    """A window with some of its candidates; queries, which a cross-encoder does not read, are left out.
 
     Args:
         keep: int64, which.

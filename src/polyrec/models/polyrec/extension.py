@@ -1,4 +1,4 @@
-"""How often items that came later are shown: biases of what nobody has taken yet."""
+"""How often items that came later are shown: biases of items without events."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from polyrec.models.multitask import MultiTaskModel
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 
-_PEOPLE, _EVENTS = 256, 10  # longer and shorter histories are further from how real people's states answer
+_PEOPLE, _EVENTS = 256, 10  # longer and shorter histories are further from how real users' states score
 
 
 @torch.no_grad()
 def calibrate_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_N: torch.Tensor) -> None:
     """Let new items get as much of a retrieval task's softmax, each, as items that have been taken, see `level`.
 
-    An extension knows no people. It asks about some whose events took items by chance, as often as these are taken.
+    An extension knows no users. It makes some whose events have items by chance, as often as these occur.
 
     Args:
-        new_N: bool [N], items whose vectors were told by their texts (`ItemEncoder.extend`).
+        new_N: bool [N], items whose embeddings come from their texts (`ItemEncoder.extend`).
     """
     heads = [model.heads[name] for name in model.state_tasks if model.heads[name].excludes == "history"]
     counts = model.item_encoder.counts.cpu().double().numpy()

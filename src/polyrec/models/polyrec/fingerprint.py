@@ -18,13 +18,13 @@ from polyrec.data.event_log import EventLog
 from polyrec.data.training_rows import event_hashes
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
-_SAME_UNITS = ({"regression", "watch_time"},)  # heads whose answers are in the same units
+_SAME_UNITS = ({"regression", "watch_time"},)  # heads whose outputs are in the same units
 
 
 def input_parts(processor: PolyRecProcessor) -> dict[str, str]:
     """A digest of everything that decides what a batch's numbers mean, {part: digest}; the catalog is not in it.
 
-    Models can answer each other's batches if these agree. The catalog may differ, because its rows can be mapped by
+    Models can score each other's batches if these agree. The catalog may differ, because its rows can be mapped by
     item id.
     """
     statistics, text = processor.statistics, processor.text
@@ -38,7 +38,7 @@ def input_parts(processor: PolyRecProcessor) -> dict[str, str]:
     parts = {
         "feedback": _plain(processor.event_encoders["event"]),
         "context": _plain(processor.event_encoders["candidate"]),
-        "attributes of people": _plain(processor.users.encoders),
+        "attributes of users": _plain(processor.users.encoders),
         "running statistics": counted,
         "queries": queries,
     }
@@ -76,7 +76,7 @@ def _label_parts(rule: Label) -> dict[str, Any]:
 
 
 def task_differences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:
-    """In what the same task differs between teacher and student so that answers would mean something else."""
+    """In what the same task differs between teacher and student so that outputs would mean something else."""
     wrong = []
     for name in sorted({*teacher, *student}):
         one, two = teacher.get(name), student.get(name)

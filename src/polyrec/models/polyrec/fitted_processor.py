@@ -161,8 +161,9 @@ class FittedProcessor:
         """When items appeared, int64 milliseconds since the epoch [N], `NO_TIME` = not known, or not yet.
 
         Args:
-            source: "release" (`columns.item_time`) or "first_event" (of the log that was split, went on or was told of
-                by [`update`]; those of validation and test, too: whoever reads them compares with the time of asking).
+            source: "release" (`columns.item_time`) or "first_event" (of the log that was split, went on or was given
+                by [`update`]; those of validation and test, too: whoever reads them compares with the time of the
+                request).
         """
         if source == "first_event":
             return milliseconds(self.first_event)
@@ -174,12 +175,12 @@ class FittedProcessor:
         return milliseconds(item_times(self.columns, self.items))
 
     def item_vectors(self, size: int) -> np.ndarray:
-        """Vectors of items by their co-occurrence in the training rows of the last split, float32 [N, size].
+        """Embeddings of items by their co-occurrence in the training rows of the last split, float32 [N, size].
 
         Raises:
             ValueError: nothing was split yet; the training rows are not saved with a processor.
         """
-        return self._evidence("item vectors").item_vectors(len(self.items), size)
+        return self._evidence("item embeddings").item_vectors(len(self.items), size)
 
     @property
     def has_training_rows(self) -> bool:

@@ -1,4 +1,4 @@
-r"""Weights as whole numbers of 8 bits: a quarter of the size, nearly the same answers.
+r"""Weights as int8: a quarter of the size, nearly the same predictions.
 
 Each row of a matrix or table is held as int8 numbers c and one scale s,
 

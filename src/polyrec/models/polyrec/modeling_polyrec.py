@@ -1,6 +1,6 @@
-"""`PolyRecModel` reads people; `PolyRecForRecommendation` answers every task about them.
+"""`PolyRecModel` reads users; `PolyRecForRecommendation` scores candidates for every task.
 
-Letters: B people, L events, C candidates, M rows of some subset, N items, D width.
+Letters: B users, L events, C candidates, M rows of some subset, N items, D width.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PolyRecModel(PolyRecPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **unused: Any,
     ) -> PolyRecModelOutput:
-        """Read each person once.
+        """Read each user once.
 
         Args:
             item_ids: [B, L], 0 = padding on the right.
@@ -111,7 +111,7 @@ class PolyRecForRecommendation(MultiTaskModel):
 
     @property
     def reads_users(self) -> bool:
-        """Whether anything asks who the person is; a search by the query alone does not, and histories stay unread."""
+        """Whether anything reads who the user is; a search by the query alone does not, and histories stay unread."""
         by_person = any(self.heads[name].reads_person for name in self.state_tasks)
         return by_person or bool(self.pair_tasks) or len(self.objectives) > 0
 
@@ -269,7 +269,7 @@ class PolyRecForRecommendation(MultiTaskModel):
 
         Args:
             queries_MD: of a search task.
-            context: of the M questions, some `rows` of [`context`]; for the options `item_age` and `repeats`.
+            context: of the M requests, some `rows` of [`context`]; for the options `item_age` and `repeats`.
         """
         head = self.heads[task]
         if head.reads != "state":
@@ -285,7 +285,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         return context_of(Batch.of(fields if batch is None else batch), heads)
 
     def load_catalog(self, attributes: Mapping[str, Any], counts: Tensor, id_vectors: Tensor | None = None) -> None:
-        """Put item attributes, training counts and first id vectors into the model, see `ItemEncoder.load_catalog`."""
+        """Put item attributes, training counts and first id embeddings into the model, see
+        `ItemEncoder.load_catalog`."""
         self.refuse_int8("training and no other catalog")
         met_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
         if self.pair_tasks and self.task_items is not None:
@@ -294,9 +295,9 @@ class PolyRecForRecommendation(MultiTaskModel):
     def extend(self, processor: Any) -> None:
         """Add rows for the items that `processor.extend(...)` added to the catalog; give both before saving.
 
-        Rows there are stay as they are, and so do all answers about their items, bit by bit. A new item is judged by
-        its attributes and its text (see `ItemEncoder.extend`) until it has events of its own: those are learnt from
-        `polyrec update` or any further training. New people need no rows.
+        Rows there are stay as they are, and so do all scores of their items, bit by bit. A new item is judged by
+        its attributes and its text (see `ItemEncoder.extend`) until it has events of its own: those are trained by
+        `polyrec update` or any further training. New users need no rows.
 
         Args:
             processor: the [`PolyRecProcessor`] saved with the model, after `extend`.
@@ -323,17 +324,17 @@ class PolyRecForRecommendation(MultiTaskModel):
             calibrate_new_items(self, processor, put_N)
 
     def quantize(self) -> None:
-        """Turn matrices and tables into whole numbers of 8 bits, see `models.polyrec.int8`; it learns no more."""
+        """Turn matrices and tables into int8, see `models.polyrec.int8`; it cannot be trained any more."""
         self.refuse_int8("second quantization")
         convert(self)
         self.requires_grad_(False)
         self.config.int8 = True
 
     def refuse_int8(self, what: str) -> None:
-        """Raise an error if weights are whole numbers of 8 bits, which take no `what`."""
+        """Raise an error if weights are int8, which takes no `what`."""
         if self.config.int8:
             raise ValueError(
-                f"the model's weights are whole numbers of 8 bits, which take no {what}: go back to the run that was "
+                f"the model's weights are int8, which takes no {what}: go back to the run that was "
                 "quantized, and quantize what comes of it"
             )
 
@@ -370,13 +371,13 @@ class PolyRecForRecommendation(MultiTaskModel):
         return offered("search")(self, processor, query, history, k=k, **request)
 
     def recommend(self, processor: Any, history: Any = None, k: int = 10, **request: Any) -> list[dict[str, Any]]:
-        """Recommend items to one person; see `polyrec.inference.recommender.Recommender.recommend`."""
+        """Recommend items to one user; see `polyrec.inference.recommender.Recommender.recommend`."""
         return offered("recommend")(self, processor, history, k=k, **request)
 
     def explain(
         self, processor: Any, history: Any = None, items: Any = None, k: int = 10, **request: Any
     ) -> list[dict[str, Any]]:
-        """Say why items are recommended to one person; see `polyrec.inference.explanation.explain`."""
+        """Say why items are recommended to one user; see `polyrec.inference.explanation.explain`."""
         return offered("explain")(self, processor, history, items, k, **request)
 
 

@@ -122,27 +122,27 @@ class PolyRecProcessor(RequestProcessor):
         untimed_share: float = UNTIMED_SHARE,
         past: Any = None,
     ) -> Splits:
-        """Cut the log into training, validation and test questions; scales and statistics are fitted on training rows.
+        """Cut the log into training, validation and test examples; scales and statistics are fitted on training rows.
 
         Args:
             interactions: the event log, see [`fit`].
             by: "time" (shares of all events in time order, or `cuts`: times at which validation and test begin, as
-                seconds, ISO text, dates or timestamps), "leave_one_out" (each person's last event tests, the one
+                seconds, ISO text, dates or timestamps), "leave_one_out" (each user's last event tests, the one
                 before validates) or "random" (shares of each user's events, for a log without times). None: "time", or
                 "random" if `columns.time` is None.
             shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
-            max_delay: seconds. Each training row is also asked as it looks when what happened in the last
-                U(0, max_delay) seconds is not known, so that one model answers with and without fresh events. Give it
+            max_delay: seconds. Each training row is also read as it looks when what happened in the last
+                U(0, max_delay) seconds is not known, so that one model predicts with and without fresh events. Give it
                 the time for which a deployed model will not be fed.
             prior_history: what users did before the log, a table as `columns.prior_history` describes it.
-            delayed_share: with `max_delay`, an epoch asks each training row in one of its two views: the delayed one
+            delayed_share: with `max_delay`, an epoch reads each training row in one of its two views: the delayed one
                 with this chance. None: in both, which takes about twice the time.
             keep_negatives: {binary task: share of its training negatives that an epoch asks, drawn anew in each}.
                 [`model_config`] tells the head (`sampling_rate`), so that probabilities are those of all rows.
             seed: of the delays, and of what "random" holds out; commands give that of the training. All else that is
                 drawn has the trainer's seed.
             untimed_share: share of the training windows that are shown as if nobody knew when their events happened,
-                drawn anew in every epoch, so that the model can answer about histories without times.
+                drawn anew in every epoch, so that the model can read histories without times.
             past: old name of `prior_history`; goes with the next release.
 
         In a log without times (`columns.time` None) a user's events are a set. What is held out sees all of the user's
@@ -221,9 +221,9 @@ class PolyRecProcessor(RequestProcessor):
         self.trends.count(log, rows)
 
     def without_updates(self, dataset: SequenceDataset, cutoff: float) -> SequenceDataset:
-        """The same questions when nothing at or after `cutoff` (seconds) is known: no history, no statistics.
+        """The same examples when nothing at or after `cutoff` (seconds) is known: no history, no statistics.
 
-        Only the row's own context stays. This is how a model answers that is not fed new events.
+        Only the row's own context stays. This is how a model predicts that is not fed new events.
         """
         return self._examples.without_updates(dataset, cutoff)
 
@@ -233,14 +233,15 @@ class PolyRecProcessor(RequestProcessor):
         return self.without_updates(dataset, cutoff)
 
     def encode_events(self, interactions: Any, prior_history: Any = None) -> EventLog:
-        """Check and encode an event log, sorted by (person, time, order). Unknown items and people are cold starts."""
+        """Check and encode an event log, sorted by (user, time, order). Unknown items and users are cold starts."""
         pipeline = self._pipeline
         return pipeline.encode_events(pipeline.read(interactions), prior_history)
 
     def resume(self, interactions: Any, prior_history: Any = None) -> tuple[EventLog, np.ndarray | None]:
         """A log that went on after it was split: its events and running statistics, with nothing fitted anew.
 
-        The statistics then stand after its last event. Ask about it with [`training_set`] and [`evaluation_set`].
+        The statistics then stand after its last event. Make examples of it with [`training_set`] and
+        [`evaluation_set`].
 
         Args:
             interactions: all events, the earlier ones included.
@@ -266,7 +267,7 @@ class PolyRecProcessor(RequestProcessor):
     def evaluation_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, source: np.ndarray | None = None
     ) -> SequenceDataset:
-        """Questions about some events of a log (bool [R]), each with at least half a window of history.
+        """Examples of some events of a log (bool [R]), each with at least half a window of history.
 
         Args:
             source: bool [R], events that `statistics` count; None: all.
@@ -276,7 +277,7 @@ class PolyRecProcessor(RequestProcessor):
     def training_set(
         self, log: EventLog, rows: np.ndarray, statistics: np.ndarray | None, **options: Any
     ) -> SequenceDataset:
-        """Questions to learn from about some events of a log (bool [R]).
+        """Training examples of some events of a log (bool [R]).
 
         Args:
             statistics: of the log, [R, F].
@@ -287,9 +288,9 @@ class PolyRecProcessor(RequestProcessor):
         return self._examples.training(log, rows, statistics, trending=trending, **options)
 
     def extend(self, items: Any = None, users: Any = None) -> None:
-        """Add items to the catalog, or people whose attributes are known; what is learnt and counted stays as it is.
+        """Add items to the catalog, or users whose attributes are known; what is fitted and counted stays as it is.
 
-        Attributes are encoded with the vocabularies and scales learnt in [`fit`], as inputs and as keys of the running
+        Attributes are encoded with the vocabularies and scales fitted in [`fit`], as inputs and as keys of the running
         statistics; a value that none of them knows is an unknown one. Then give the processor to `model.extend(...)`.
 
         Args:
@@ -319,7 +320,7 @@ class PolyRecProcessor(RequestProcessor):
         Events of one time belong in one call. Late ones are refused: give them to [`resume`] with all others, or as the
         history of a request. Items that occur for the first time have been seen then (`model.load_times` tells a model
         that reads their ages); [`extend`] the catalog first, or events of new items stay those of the unknown item.
-        What was learnt (`item_counts`, scales, label summaries) stays as it is.
+        What was fitted (`item_counts`, scales, label summaries) stays as it is.
 
         Raises:
             ValueError: an event is not later than all known so far, or the log has no times; nothing is counted then.

@@ -27,7 +27,7 @@ class RequestProcessor(SavedProcessor):
         time: Any = None,
         query: str | None = None,
     ) -> dict[str, Any]:
-        """One window for the collator: a person's history and the items asked about, all labels unknown.
+        """One window for the collator: a user's history and the candidates, all labels unknown.
 
         Beside the window's inputs it holds `history_items`, int64: the whole history, of which the window may hold
         the last `max_history` events only.
@@ -43,12 +43,12 @@ class RequestProcessor(SavedProcessor):
         Args:
             history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
             items: int64 [C], rows of the catalog's items in the item table, i.e. from 2 on.
-            user_id: who asks; an id without stored events is somebody new.
+            user_id: of the request; an id without stored events is a new user.
             user: attributes of the user, {column: value}; what is absent is missing, or as stored for the `user_id`.
             context: context of the request, {column: value}.
             time: of the request: seconds, ISO text, a date or a timestamp; default: one second after the latest event
                 known.
-            query: what the person typed; needs `columns.query`.
+            query: what the user typed; needs `columns.query`.
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
@@ -70,11 +70,11 @@ class RequestProcessor(SavedProcessor):
         """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
 
         What did not happen is in no history and in no running statistic of the user (and of others, if it was not
-        counted before the request); all else happened when it did, and the question is asked at the same time.
+        counted before the request); all else happened when it did, and the request comes at the same time.
 
         Args:
             log: of a request, see [`request_log`].
-            asked: its last rows, which are the items asked about.
+            asked: its last rows, which are the candidates.
             keep_VL: bool [V, L], which of the L events happened in each variant. None: one variant, all of them.
 
         Returns:

@@ -31,7 +31,7 @@ class SavedProcessor(FittedProcessor):
         folder's manifest.json gets the digests of all files, which [`from_pretrained`] checks.
 
         Args:
-            include_users: write the attributes of people, too (users.parquet), row by row.
+            include_users: write the attributes of users, too (users.parquet), row by row.
         """
         self._write(Path(folder), include_users)
         record_saved(folder, PROCESSOR_RECORDED)
@@ -65,7 +65,7 @@ class SavedProcessor(FittedProcessor):
 
         Args:
             repo_id: user/name.
-            include_users: share the attributes of people, too; warns with their columns.
+            include_users: share the attributes of users, too; warns with their columns.
             options: see [`~polyrec.hub.push.push_folder`].
         """
         return push(repo_id, self, include_users=include_users, **options)

@@ -21,8 +21,8 @@ class CoupledTask:
         head: the child's head.
         hidden: what the child's head read, [B, C, D] or [B, C, M, D].
         own_logits: the child head's logits before the coupling, [B, C] or [B, C, M].
-        logits: what `Coupling.logits` made of them: the child's answer.
-        parent_logits: the parent's answer, same shape.
+        logits: what `Coupling.logits` made of them: the child's output.
+        parent_logits: the parent's output, same shape.
         labels: of the child, [B, C], NaN = unknown; all NaN where the batch has none.
         parent_labels: of the parent, [B, C], likewise.
         weight: sample weight of the child [B, C], or None.
@@ -41,15 +41,15 @@ class CoupledTask:
 class Coupling(nn.Module):
     """Base of all couplings: three hooks, of which a method overrides those it needs.
 
-    `hidden` passes the parent's information on before the child's head, `logits` makes the child's answer of its own
-    logits and the parent's answer, `loss` replaces the child's loss.
+    `hidden` passes the parent's information on before the child's head, `logits` makes the child's output of its own
+    logits and the parent's output, `loss` replaces the child's loss.
 
     Which one to take:
 
-    * `monotone`: the child keeps its own head and is only told not to be likelier than its parent.
+    * `monotone`: the child keeps its own head and is only kept from being likelier than its parent.
     * `aitm`: the same, and the child's head also reads what the parent's read. For chains whose children are rare.
-    * `esmm`: the child's answer IS a product, P(parent) P(child | parent), so the order always holds and the
-      conditional is learnt from all rows. For children that cannot happen without their parent.
+    * `esmm`: the child's output IS a product, P(parent) P(child | parent), so the order always holds and the
+      conditional is trained from all rows. For children that cannot happen without their parent.
     * `escm2`: `esmm`, whose conditional is also trained by itself, as if every row had been clicked. For ranking by
       what happens after the click, where ESMM's conditional is known to come out too high.
 
@@ -87,7 +87,7 @@ class Coupling(nn.Module):
         return hidden
 
     def logits(self, logits: Tensor, parent_logits: Tensor) -> Tensor:
-        """The child's answer, [B, C] or [B, C, M]."""
+        """The child's output, [B, C] or [B, C, M]."""
         return logits
 
     def loss(self, found: CoupledTask) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ _CHOICES = {"method": ["dr", "ips"], "propensity": ["logged", "predicted"]}
 class ESCM2(ESMM):
     r"""Entire space counterfactual multi-task model (Wang et al., 2022).
 
-    "ESCM2: Entire Space Counterfactual Multi-Task Model for Post-Click Conversion Rate Estimation". The answer is that
+    "ESCM2: Entire Space Counterfactual Multi-Task Model for Post-Click Conversion Rate Estimation". The output is that
     of [`ESMM`]; to its loss of the joint event comes a loss of the conditional r_hat = P(child | parent) by itself,
 
         L = L_CTCVR + c L_CVR.
@@ -57,7 +57,7 @@ class ESCM2(ESMM):
         counterfactual_weight: c.
         clip: lower bound of the propensities, so that no row weighs more than 1 / clip. A bound far above the usual
             rate of the parent turns the weights into a constant.
-        propensity: "predicted", the parent's answer (mean of an ensemble); or "logged", 1 / the child's sample weight,
+        propensity: "predicted", the parent's output (mean of an ensemble); or "logged", 1 / the child's sample weight,
             for logs whose policy is known (`columns.propensity` of the processor gives such weights). They must be
             positive and finite where the child's label is known; give a propensity of 1 to rows that were not clicked.
             They weigh L_CVR alone, and the count by which the task's loss is divided.

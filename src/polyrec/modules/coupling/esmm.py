@@ -23,12 +23,12 @@ class ESMM(Coupling):
     r"""Entire space multi-task model (Ma et al., 2018), P(child) = P(parent) P(child | parent).
 
     "Entire Space Multi-Task Model: An Effective Approach for Estimating Post-Click Conversion Rate". The child's own
-    head answers the conditional b = logit P(child | parent), yet it is trained on all rows through the product, with
+    head gives the conditional b = logit P(child | parent), yet it is trained on all rows through the product, with
     the logistic loss of the joint event,
 
         L = -sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)],    p_i = sigmoid(a_i) sigmoid(b_i),
 
-    where a is the parent's answer. The child's answer is the logit of p, which has an exact and stable closed form,
+    where a is the parent's output. The child's output is the logit of p, which has an exact and stable closed form,
 
         logit p = -log(e^{-a} + e^{-b} + e^{-a-b}),
 
@@ -36,17 +36,17 @@ class ESMM(Coupling):
     conditionals.
 
     The child's head starts at its marginal base rate (option `prior` of the task); the conditional's is
-    P(child) / P(parent), and the coupling shifts b by the difference, so that the first answers are at the marginal
+    P(child) / P(parent), and the coupling shifts b by the difference, so that the first predictions are at the marginal
     rates. A child without `prior` is left where its head starts.
 
     Use it for what cannot happen without its parent (a purchase without a click), most of all where the child is rare:
-    P(child) <= P(parent) holds by construction and the conditional is learnt without the bias of clicked rows.
+    P(child) <= P(parent) holds by construction and the conditional is trained without the bias of clicked rows.
 
     Labels: of the JOINT event on all rows, 0 where the parent is 0, NaN where unknown. Labels given only where the
     parent is 1 make the product learn the conditional; priors that show this are refused. The parent's labels are not
     read here (its own loss reads them).
 
-    Options: `detach_parent` (the child's loss does not train the parent's answer; default False as in the paper).
+    Options: `detach_parent` (the child's loss does not train the parent's output; default False as in the paper).
 
     Shapes: logits [B, C] or [B, C, M] of child and parent -> the same, in float32 at least.
 
@@ -95,7 +95,7 @@ def product_logit(a: Tensor, b: Tensor) -> Tensor:
     r"""logit(sigmoid(a) sigmoid(b)) = -log(e^{-a} + e^{-b} + e^{-a-b}), in float32 at least.
 
     1 / p = (1 + e^{-a})(1 + e^{-b}), and the odds of p are 1 / (1 / p - 1). Neither probability is ever formed, so
-    nothing underflows: for very negative a and b the answer is about a + b, for very positive ones about min(a, b).
+    nothing underflows: for very negative a and b the output is about a + b, for very positive ones about min(a, b).
 
     Example:
         >>> product_logit(torch.tensor([0.0, -100.0, 100.0]), torch.tensor([0.0, -100.0, -1.0]))

@@ -23,7 +23,7 @@ class Monotone(Coupling):
     with Multi-task Learning in Targeted Display Advertising") without its transfer module. A purchase without a click
     is impossible, so P(purchase) <= P(click); the penalty says so where labels of the child are known.
 
-    Use it where the order nearly always holds but not by definition (people like what they finished watching), or as
+    Use it where the order nearly always holds but not by definition (users like what they finished watching), or as
     the cheapest coupling: it has no parameters and leaves the child's head alone.
 
     Labels: of the child on all rows, 0 where the parent is 0, NaN where unknown. The parent's are not read.

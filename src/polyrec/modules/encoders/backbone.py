@@ -1,4 +1,5 @@
-"""A pretrained transformer as a part of the model: built, tuned as asked, saved without what its base holds already."""
+"""A pretrained transformer as a part of the model: built, tuned as configured, saved without what its base holds
+already."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ C = TypeVar("C", bound=BackboneConfig)
 
 
 class Backbone(nn.Module, Generic[C]):
-    """An `AutoModel` of which a part is learnt, see [`BackboneConfig`].
+    """An `AutoModel` of which a part is trained, see [`BackboneConfig`].
 
     Built normally it holds the pretrained weights. Built by `from_pretrained` of the model around it, it is an empty
-    structure (torch's "meta" device): what was learnt comes from the checkpoint, and `restore` adds the base that the
+    structure (torch's "meta" device): trained weights come from the checkpoint, and `restore` adds the base that the
     checkpoint leaves out.
 
     A frozen one is no submodule at all: optimizer, checkpoints and `parameters()` do not see it, and it is read from
-    its files when it is first asked for anything, which a model with stored vectors never does.
+    its files when it is first scored for anything, which a model with stored vectors never does.
     """
 
     def __init__(self, config: C) -> None:
@@ -94,7 +95,7 @@ class Backbone(nn.Module, Generic[C]):
         return self._frozen[0] if device is None else self._frozen[0].to(device)
 
     def set_adapter(self, name: str) -> None:
-        """Answer (and learn) with another LoRA adapter."""
+        """Use (and train) another LoRA adapter."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if name not in self.config.adapters or self.model is None:
@@ -119,7 +120,7 @@ class Backbone(nn.Module, Generic[C]):
             self.config = replace(self.config, adapters=(*self.config.adapters, name))
 
     def _widen_adapters(self) -> None:
-        """What is learnt has single precision, whatever the base has."""
+        """Trained parameters have single precision, whatever the base has."""
         assert self.model is not None
         for key, parameter in self.model.named_parameters():
             if "lora_" in key:
@@ -167,7 +168,7 @@ class Backbone(nn.Module, Generic[C]):
                 config=AutoConfig.for_model(**config.architecture),
                 dtype=self._dtype,
                 attn_implementation=config.attention,
-                trust_remote_code=False,  # else transformers asks on the terminal whether to run it
+                trust_remote_code=False,  # else transformers scores on the terminal whether to run it
                 use_safetensors=True,
             )
         except OSError as error:

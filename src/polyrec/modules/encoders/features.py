@@ -69,9 +69,9 @@ class NumericEncoder(KeepsPrecision):
 
 
 class EmbeddingEncoder(nn.Module):
-    r"""Vectors that another model made: h = W x + b, and h = m, which is learnt, where there is none.
+    r"""Vectors that another model made: h = W x + b, and h = m, which is trained, where there is none.
 
-    The processor scales x to length 1 (`polyrec.data.vectors`), so that h starts as large as an id vector.
+    The processor scales x to length 1 (`polyrec.data.vectors`), so that h starts as large as an id embedding.
 
     Shapes: x [..., W] float with NaN = missing -> [..., D].
 

@@ -35,8 +35,8 @@ def add_rows(table: nn.Embedding, rows_KD: Tensor) -> None:
 def told(inputs_NW: Tensor, values_NY: Tensor, known_N: Tensor, new_N: Tensor) -> Tensor:
     r"""Values of new rows by ridge regression on those of known rows, \min_A |Y - X A|^2 + |A|^2, X and Y centred.
 
-    Inputs are scaled to a mean square length of 1. What is told of a row lies nearer to the mean of all than its value
-    will.
+    Inputs are scaled to a mean square length of 1. What a text says of a row lies nearer to the mean of all than its
+    value will.
 
     Args:
         inputs_NW: what is known of all rows.
@@ -67,7 +67,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int = 0) 
     """`function` over blocks of `BLOCK` rows, joined again along `dim`; the last block is filled up with zeros.
 
     The last bits of a matrix product depend on its shape, because libraries compute the rows at its edge in another
-    way. In blocks of one shape, what a row gives does not depend on how many rows there are: answers about old items
+    way. In blocks of one shape, what a row gives does not depend on how many rows there are: outputs about old items
     stay bit-equal when new ones are added.
 
     Args:

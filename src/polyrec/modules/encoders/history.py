@@ -1,4 +1,4 @@
-"""A person's events, read once by a causal transformer, and what a candidate sees of them."""
+"""A user's events, read once by a causal transformer, and what a candidate sees of them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class HistoryEncoder(nn.Module):
 
     Without layers (`num_hidden_layers=0`) a state is the mean of the inputs up to it.
 
-    The start input is made of the person's attributes, so state 0 answers for somebody without events.
+    The start input is made of the user's attributes, so state 0 stands for a user without events.
 
-    Letters: B people, L events, D width.
+    Letters: B users, L events, D width.
     """
 
     def __init__(self, config: PolyRecConfig) -> None:
@@ -53,7 +53,7 @@ class HistoryEncoder(nn.Module):
         """Read histories.
 
         Args:
-            items: vectors of the items.
+            items: embeddings of the items.
             item_ids: [B, L], 0 = padding on the right, which no real position ever attends to.
 
         Returns:
@@ -149,9 +149,9 @@ class CandidateAttention(nn.Module):
     r"""Attention of each candidate over the events visible to it (in the spirit of DIN, Zhou et al., 2018).
 
     q = W_q [candidate], k = W_k [input_j], v = W_v [input_j]; candidate c attends to j = 0 (the start) .. position_c.
-    Part of each head's value is not learnt but the event's own *residuals* (labels minus running baselines, in standard
-    deviations): what the head returns of it is a neighbourhood prediction, the mean of what the person's events said,
-    weighted by their similarity to the candidate and shrunk by the start, whose residuals are 0 (item-item
+    Part of each head's value is not trained but the event's own *residuals* (labels minus running baselines, in
+    standard deviations): what the head returns of it is a neighbourhood prediction, the mean of what the user's events
+    said, weighted by their similarity to the candidate and shrunk by the start, whose residuals are 0 (item-item
     neighbourhood models: Koren, 2008).
 
     Shapes: candidates [B, C, D], inputs [B, L + 1, D], positions [B, C], residuals [B, L, T] or None
@@ -163,7 +163,7 @@ class CandidateAttention(nn.Module):
         self.heads = config.candidate_attention_heads
         self.targets = sum(f.size for f in config.feature_configs if (f.source, f.name) == ("event", RESIDUALS))
         self.head_size = config.hidden_size // self.heads
-        # Residuals are part of a head's value where they leave room for what is learnt, and stand beside it elsewhere.
+        # Residuals are part of a head's value where they leave some for what is trained, and stand beside it elsewhere.
         self.own_size = self.head_size - self.targets if self.targets < self.head_size else self.head_size
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)

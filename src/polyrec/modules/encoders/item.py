@@ -1,4 +1,4 @@
-"""Items: an id vector plus encoded attributes, with a path for items nobody has met."""
+"""Items: an id embedding plus encoded attributes, with a path for cold-start items."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ItemRows:
     id_rows_M: Tensor | None = None
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Vectors of item ids, [...] -> [..., D]."""
+        """Embeddings of item ids, [...] -> [..., D]."""
         return F.embedding(self._index(ids), self.vectors_MD)
 
     def id_rows(self, ids: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ class ItemRows:
 
 
 class ItemEncoder(KeepsPrecision):
-    """Item vector = id vector + encoded attributes.
+    """Item embedding = id embedding + encoded attributes.
 
     The attributes of all items are buffers (saved with the weights), so a loaded model needs no table to recommend.
     Vectors of other models (kind "embedding") are held with half precision, 2 N W bytes.
-    An item without training events has no id vector of its own: it uses that of the unknown item, which is trained by
-    dropping ids at random (`config.item_id_dropout`), so its attributes carry it (DropoutNet, Volkovs et al., 2017).
-    Where texts stand in for ids (fusion "fallback"), `extend` gives new items id vectors that their texts tell.
+    An item without training events has no id embedding of its own: it uses that of the unknown item, which is trained
+    by dropping ids at random (`config.item_id_dropout`), so its attributes carry it (DropoutNet, Volkovs et al., 2017).
+    Where texts stand in for ids (fusion "fallback"), `extend` gives new items id embeddings predicted from their texts.
 
-    `known` says which items read an id vector of their own, `counts` how often each was taken in training.
+    `known` says which items read an id embedding of their own, `counts` how often each was taken in training.
     """
 
     known: Tensor
@@ -97,7 +97,7 @@ class ItemEncoder(KeepsPrecision):
             self.catalog.register_buffer(module_name(f.name), torch.zeros(shape, dtype=dtype))
 
     def freeze(self) -> None:
-        """Exempt id vectors from training if the configuration says so."""
+        """Exempt id embeddings from training if the configuration says so."""
         if self.id_embedding is not None:
             self.id_embedding.requires_grad_(self.trains_ids)
 
@@ -110,15 +110,15 @@ class ItemEncoder(KeepsPrecision):
     ) -> Tensor:
         """Fill the attribute buffers.
 
-        An item that had no events until now and has some in `counts` gets an id vector of its own, which starts where
-        the item was: at that of the unknown item. (An encoder without any catalog so far keeps its random start.) Once
-        it has one, it keeps it.
+        An item that had no events until now and has some in `counts` gets an id embedding of its own, which starts
+        where the item was: at that of the unknown item. (An encoder without any catalog so far keeps its random
+        start.) Once it has one, it keeps it.
 
         Args:
             attributes: {feature: [N] or [N, K]} with rows 0 (padding) and 1 (unknown item) included; vectors that lie
                 in a file are read in pieces.
-            counts: [N], training events of each item; an item with none uses the unknown-item vector.
-            id_vectors: [N, D], where id vectors start; rows of zeros stay as they are. None: all stay as they are.
+            counts: [N], training events of each item; an item with none uses the unknown-item embedding.
+            id_vectors: [N, D], where id embeddings start; rows of zeros stay as they are. None: all stay as they are.
 
         Returns:
             bool [N], items that were unknown before and are known now.
@@ -149,16 +149,16 @@ class ItemEncoder(KeepsPrecision):
     ) -> Tensor:
         """Add rows up to `num_items` for items that `attributes` [num_items] has beyond ours, which stay bit-equal.
 
-        A new item is what its attributes and its text say of it, beside the id vector of the unknown item, from which
-        its own starts to learn once it has events. Where the text stands in for the id (fusion "fallback"), the item
-        gets at once the id vector that its text tells: by regression from the texts of items that have been taken to
-        their id vectors, which are learnt longer and better than the projection of texts.
+        A new item is what its attributes and its text say of it, beside the id embedding of the unknown item, from
+        which its own starts to learn once it has events. Where the text stands in for the id (fusion "fallback"), the
+        item gets at once the id embedding that its text predicts: by regression from the texts of items with events to
+        their id embeddings, which are trained longer and better than the projection of texts.
 
         Args:
             texts: of all `num_items` rows, if items are read as text.
 
         Returns:
-            bool [num_items], items that have got an id vector so.
+            bool [num_items], items that have got an id embedding so.
 
         Raises:
             ValueError: the attributes of the items there are differ: they are those of another catalog.
@@ -234,8 +234,8 @@ class ItemEncoder(KeepsPrecision):
         """Encode the whole table if it is small, else each item that is mentioned, once.
 
         Args:
-            ids: items of people and candidates; a text backbone in training encodes them anew.
-            negatives: items drawn to be told apart from them, whose text comes from the stored table.
+            ids: items of histories and candidates; a text backbone in training encodes them anew.
+            negatives: sampled negatives, whose text comes from the stored table.
         """
         whole = self.num_items <= WHOLE_TABLE and not self.negatives_of_batch
         live = self.text is not None and self.text.live

@@ -1,4 +1,4 @@
-"""Tables of id vectors: one row per item, whole or as a product of two small matrices.
+"""Tables of id embeddings: one row per item, whole or as a product of two small matrices.
 
 Letters: N items, D width, R rank.
 """
@@ -14,7 +14,7 @@ from polyrec.modules.encoders.growth import in_blocks
 
 
 class ItemTable(nn.Embedding):
-    """Id vectors as they are, [N, D]; row 0 is padding.
+    """Id embeddings as they are, [N, D]; row 0 is padding.
 
     Example:
         >>> table = ItemTable(4, 2, padding_idx=0)
@@ -34,7 +34,7 @@ class ItemTable(nn.Embedding):
 
 
 class LowRankItemTable(ItemTable):
-    r"""Id vectors of low rank, e_i = B a_i.
+    r"""Id embeddings of low rank, e_i = B a_i.
 
     Lan et al. (2020, "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations", section 3.1):
     N D numbers become N R + R D. `weight` holds the a_i: it grows, drops and decays as any table does; B is shared.
@@ -91,7 +91,7 @@ class LowRankItemTable(ItemTable):
 
 
 def item_table(num_items: int, width: int, rank: int | None, std: float, padding_idx: int) -> ItemTable:
-    """A table of id vectors, of low rank if there is one."""
+    """A table of id embeddings, of low rank if there is one."""
     if rank is None:
         return ItemTable(num_items, width, padding_idx=padding_idx)
     return LowRankItemTable(num_items, width, rank, std, padding_idx)

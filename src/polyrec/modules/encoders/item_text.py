@@ -25,12 +25,12 @@ CATALOG_NEGATIVES = 20_000  # up to this many items, training scores the whole c
 
 
 class ItemText(nn.Module):
-    """Text vectors of items, projected to the width of item vectors.
+    """Text embeddings of items, projected to the width of item embeddings.
 
     `vectors` [N, W] is the table: what a frozen backbone says once (and keeps on disk, see [`VectorStore`]), or what a
     tuned one said when it last read the item. In training a tuned backbone reads the items of the batch with gradient
     and puts what it said into the table; before evaluation and saving, the whole table is made anew. A saved model has
-    the table, so that it answers without reading texts.
+    the table, so that it works without reading texts.
     """
 
     vectors: Tensor
@@ -180,7 +180,7 @@ class ItemText(nn.Module):
 
     @torch.no_grad()
     def _said(self, rows: np.ndarray | None) -> Tensor:
-        """Text vectors as the encoder answers, without dropout."""
+        """Text vectors in evaluation mode, without dropout."""
         return self._encode(rows, eval_view(self.encoder))
 
     @torch.no_grad()
@@ -200,7 +200,7 @@ class ItemText(nn.Module):
 
 
 def of_all_ranks(rows_M: Tensor, vectors_MW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of a table and their vectors as each rank has them, rank by rank; every rank must ask at once.
+    """Rows of a table and their vectors as each rank has them, rank by rank; every rank must call it at once.
 
     Args:
         rows_M: int64 [M], M may differ from rank to rank.

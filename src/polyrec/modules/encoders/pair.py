@@ -18,7 +18,7 @@ from polyrec.modules.encoders.shared import PackedPairs
 class PairEncoder(nn.Module):
     r"""One vector per (state, candidate): h = dropout(gelu(W [s; c; s * c; a; q; q * c] + features)).
 
-    s is the person's state, c the candidate's item vector, a its attention over the visible events, q what was typed
+    s is the user's state, c the candidate's item embedding, a its attention over the visible events, q what was typed
     (with `config.queries`; 0 where nobody searched), and features the encoded context and running statistics of the
     candidate.
 
@@ -69,7 +69,7 @@ class PairEncoder(nn.Module):
 
 
 class LinearSkip(nn.Module):
-    r"""A linear path from what is nearly an answer to the logits of each pair task, z += w_task . x.
+    r"""A linear path from what is nearly a prediction to the logits of each pair task, z += w_task . x.
 
     x are the candidate's numbers (running statistics) and the evidence of the candidate attention. Running baselines
     are nearly right by themselves; the skip lets a tower learn only what they miss (the "wide" part of Cheng et al.,
@@ -95,7 +95,7 @@ class LinearSkip(nn.Module):
         )
 
     def initialise(self) -> None:
-        """Start at 0: random answers of the skip mislead the towers, which learn first (measured)."""
+        """Start at 0: random outputs of the skip mislead the towers, which learn first (measured)."""
         for linear in self.linear.values():
             init.zeros_(linear.weight)
 

@@ -1,6 +1,6 @@
-"""What people typed, placed among the items.
+"""What users typed, in the space of the items.
 
-Letters: B people, C candidates, Q queries of a batch, S tokens, W width of text vectors, D width.
+Letters: B users, C candidates, Q queries of a batch, S tokens, W width of text vectors, D width.
 """
 
 from __future__ import annotations
@@ -81,6 +81,6 @@ class QueryEncoder(nn.Module):
         known = {key: found for key in keys if (found := self._remembered.get(key)) is not None}
         new = np.array([q for q, key in enumerate(keys) if key not in known], dtype=np.int64)
         said = {keys[q]: vector for q, vector in zip(new, encoder(table, new, device).cpu(), strict=True)}
-        self._remembered.update(said)  # other threads may clear it at any time: this answer reads what it has seen
+        self._remembered.update(said)  # other threads may clear it at any time: this call reads what it has seen
         known |= said
         return torch.stack([known[key] for key in keys]).to(device)

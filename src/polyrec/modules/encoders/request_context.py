@@ -1,6 +1,6 @@
-"""When a question is asked and after which events: what a logit may depend on beside the person's state.
+"""When a request comes and after which events: what a logit may depend on beside the user's state.
 
-Letters: B windows, C candidates, L events of a window, M questions.
+Letters: B windows, C candidates, L events of a window, M requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Trending(NamedTuple):
     """What was trending.
 
     Args:
-        snapshot: int64 [...], of each question.
+        snapshot: int64 [...], of each request.
         items, values: of the snapshots, [U, K] each, see [`~polyrec.data.trending.Snapshots`].
     """
 
@@ -36,7 +36,7 @@ class RequestContext(NamedTuple):
     Args:
         times: int64 [...], milliseconds since the epoch; None: nobody said.
         history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
-        refused: {task: bool [..., L]}, which of the events say that the item was not taken (seen, and not clicked).
+        refused: {task: bool [..., L]}, which of the events are negatives (seen, and not clicked).
         latest: {task: int64 [..., H]}, at least LATEST visible items that were not refused, the latest first, 0 = none.
         fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
         trending: {task: what was popular then}.
@@ -50,7 +50,7 @@ class RequestContext(NamedTuple):
     trending: Mapping[str, Trending] | None = None
 
     def rows(self, chosen_M: Tensor) -> RequestContext:
-        """Some questions of a batch, [B, C] -> [M].
+        """Some requests of a batch, [B, C] -> [M].
 
         Args:
             chosen_M: int64 or bool, places in the flattened batch.
@@ -58,7 +58,7 @@ class RequestContext(NamedTuple):
         return self._each(lambda part: part.flatten(0, 1)[chosen_M])
 
     def at(self, index: Any) -> RequestContext:
-        """Some of the questions, by any index of their own dimensions."""
+        """Some of the requests, by any index of their own dimensions."""
         return self._each(lambda part: part[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> RequestContext:

@@ -1,6 +1,6 @@
 """Where the tasks meet: the real pairs of a batch, and how gradients compare at what all tasks read.
 
-Letters: B people, C candidates, D width, E numbers of evidence, T tasks.
+Letters: B users, C candidates, D width, E numbers of evidence, T tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polyrec.modules.encoders.item import PADDING_ITEM, ItemRows
 class PackedPairs:
     """The candidates of a batch that are no padding, as one row of M pairs: [B, C, ...] <-> [1, M, ...].
 
-    People are asked about very different numbers of items, so most of a padded batch may be padding; what costs most,
+    Users have very different numbers of candidates, so most of a padded batch may be padding; what costs most,
     the wide layers of pairs, then runs on the others alone.
 
     Example:
@@ -43,7 +43,7 @@ class SharedRepresentation:
 
     Pair tasks meet in the pair vectors (and in the evidence of the candidate attention), retrieval tasks in the states.
     A retrieval task and a pair task share the backbone below, but not these tensors: their gradients count as
-    orthogonal. All of them belong to one person: inner products add up over batches and ranks. Those at the item
+    orthogonal. All of them belong to one user: inner products add up over batches and ranks. Those at the item
     vectors, which retrieval tasks read, too, would not.
     """
 

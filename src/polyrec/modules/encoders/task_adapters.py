@@ -10,7 +10,7 @@ class TaskAdapter(nn.Module):
     r"""h' = h + B A h, of low rank.
 
     The form of Hu et al. (2022, "LoRA: Low-Rank Adaptation of Large Language Models") at the one place where a task
-    stands alone: pair tasks read h from the expert layer, retrieval tasks ask with the state h. Other tasks read what
+    stands alone: pair tasks read h from the expert layer, retrieval tasks read the state h. Other tasks read what
     they read before, bit by bit, so that adapters of several tasks lie side by side in one model. B starts at 0: a new
     adapter changes nothing yet.
 

@@ -12,13 +12,13 @@ from polyrec.modules.encoders.item import PADDING_ITEM, UNKNOWN_ITEM
 
 
 class TaskItemEmbedding(nn.Module):
-    r"""A table of item vectors for each pair task beside the shared one, h_t <- h_t + e_t[item].
+    r"""A table of item embeddings for each pair task beside the shared one, h_t <- h_t + e_t[item].
 
     Su et al. (2024), "STEM: Unleashing the Power of Embeddings for Multi-Task Recommendation": what shares an embedding
     shares its gradient, so tasks that disagree about an item need vectors of their own. As there, a task's table is
     trained by that task alone; unlike there, a task does not read the tables of the others, and the vector is added to
-    what the head reads instead of being an input of the experts. An item that has no id vector of its own reads the row
-    of the unknown item here, too (`ItemRows.id_rows_M`). The tables start small, so that tasks begin with what they
+    what the head reads instead of being an input of the experts. An item that has no id embedding of its own reads the
+    row of the unknown item here, too (`ItemRows.id_rows_M`). The tables start small, so that tasks begin with what they
     share. All of them are one `nn.Embedding` with the tasks side by side, in the order of their names: one lookup.
 
     Shapes: rows [B, C] -> {task: [B, C, D]}.

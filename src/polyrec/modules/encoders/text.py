@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
 
     @property
     def tuned(self) -> bool:
-        """Whether anything of the backbone is learnt."""
+        """Whether anything of the backbone is trained."""
         return self.backbone.config.tuning != "frozen"
 
     def forward(self, texts: TokenTable, rows: np.ndarray | None = None, device: torch.device | None = None) -> Tensor:

@@ -13,14 +13,14 @@ from polyrec.modules.experts.base import ExpertLayer
 
 
 def mixture(gates_TPE: Tensor, experts: Tensor) -> Tensor:
-    """Sum of the experts' answers, weighted by each task's gate.
+    """Sum of the experts' outputs, weighted by each task's gate.
 
     Args:
         gates_TPE: [T, P, E].
         experts: [E, P, D], the same for all tasks, or [T, E, P, D].
 
     Returns:
-        [T, P, D], in the type of the experts' answers.
+        [T, P, D], in the type of the experts' outputs.
     """
     # Elementwise: as a matrix product this is P tiny ones, which take three times as long on CPU.
     weights_TEP1 = gates_TPE.to(experts.dtype).transpose(1, 2).unsqueeze(-1)

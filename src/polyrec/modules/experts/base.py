@@ -13,7 +13,7 @@ from polyrec.core.registry import checked_options
 
 @dataclass
 class ExpertOutput:
-    """What an expert layer answers.
+    """The output of an expert layer.
 
     Args:
         hidden: {task: [B, C, D]}, or [B, C, M, D]: M members of an ensemble, whose losses and logits are averaged.
@@ -68,7 +68,7 @@ class ExpertLayer(nn.Module):
         return dict(zip(self.task_names, values_TPX.unflatten(1, pair_BCD.shape[:2]), strict=True))
 
     def forward(self, pair_BCD: Tensor, real_BC: Tensor | None = None) -> ExpertOutput:
-        """Answer every pair.
+        """Compute the hidden vectors of every pair.
 
         Args:
             pair_BCD: [B, C, D].

@@ -18,7 +18,7 @@ from polyrec.modules.experts.base import ExpertLayer, ExpertOutput
 class CrossStitch(ExpertLayer):
     r"""One network per task with linear mixing in between, h = sum_u a_tu (h_u + f_u(norm(h_u))) in each layer.
 
-    Misra et al. (2016), "Cross-stitch Networks for Multi-task Learning". The T x T numbers a_tu of a layer are learnt.
+    Misra et al. (2016), "Cross-stitch Networks for Multi-task Learning". The T x T numbers a_tu of a layer are trained.
     They start near the identity, a_tt = `self_weight` and the rest of the row shared out evenly: the tasks begin as
     nearly separate networks and learn from whom to take.
 

@@ -17,7 +17,7 @@ from polyrec.modules.experts.shared_bottom import SharedBottom
 class LowRankLinear(SharedBottom):
     r"""A shared network and a low-rank linear part per task, h = shared(x) + B_t A_t x.
 
-    shared(x) is `shared_bottom`; a task adds 2 r D parameters, and can only turn the answer in r directions.
+    shared(x) is `shared_bottom`; a task adds 2 r D parameters, and can only turn the output in r directions.
 
     We know of no paper with exactly this layer. A common part plus a small linear one per task is the idea of Evgeniou
     and Pontil (2004), "Regularized Multi-Task Learning", and of Ando and Zhang (2005), "A Framework for Learning

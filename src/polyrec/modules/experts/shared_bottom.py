@@ -21,7 +21,7 @@ class SharedBottom(ExpertLayer):
     With `members` = M > 1 the layer is a parameter-efficient ensemble (BatchEnsemble, Wen et al., 2020; TabM,
     Gorishniy et al., 2024): M networks share all matrices and differ by elementwise scales r_m and s_m,
     h_m = x_m + (W_2 gelu((W_1 (norm(x_m) * r_m)) * s_m)), x_m = x * r'_m. Each member is trained on its own loss and
-    the answer is their mean, for M times the cost of this layer alone. Measured on ml-100k feedback and on KuaiRand
+    the output is their mean, for M times the cost of this layer alone. Measured on ml-100k feedback and on KuaiRand
     impressions, members brought nothing.
 
     Options: `num_layers` (residual blocks), `expansion` (inner width over D), `members`.

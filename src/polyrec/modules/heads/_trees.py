@@ -42,7 +42,7 @@ class TreeBlend(KeepsPrecision):
 
     x are the running statistics and the context of a candidate, b the log odds of the labels' mean, or 0. The trees (Ke
     et al., 2017, "LightGBM") have seen the labels of the training rows, so no training reads them; how many of them are
-    read and how much they say, w, is what answers validation rows best ([`polyrec.evaluation.tree_weight`]). Networks
+    read and how much they say, w, is what predicts validation rows best ([`polyrec.evaluation.tree_weight`]). Networks
     and trees err on different rows: in the mean they err less than either. w is 0 until then, and stays so where
     validation gains nothing.
 

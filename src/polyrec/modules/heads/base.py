@@ -37,9 +37,9 @@ class TaskHead(RenamedHooks, KeepsPrecision):
     (names of `PAIR_METRIC_NAMES` or `DETAIL_METRIC_NAMES`, the main one first, which must be a pair metric), and
     implement `forward`, `loss` and `predict`.
 
-    A head whose answer takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
+    A head whose output takes K numbers sets `logit_width` = K: its logits end in an axis K, those of other heads do
     not. Members of an ensemble come before it. A head with `details` sets their number, `detail_width`. The way of an
-    answer:
+    output:
 
         forward(hidden) -> own [B, C(, M)(, K)]   + linear skip   -> finish -> coupling -> logits
         loss(logits, labels), predict(logits), details(logits)
@@ -113,7 +113,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         self.adapter.initialise()
 
     def adapted(self, hidden: Tensor) -> Tensor:
-        """What the head reads, or asks with, of what the tasks share, [..., D] -> [..., D]."""
+        """What the head reads of what the tasks share, [..., D] -> [..., D]."""
         return hidden if self.adapter is None else self.adapter(hidden)
 
     def extend(self, num_items: int, known_N: Tensor) -> None:
@@ -156,7 +156,8 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         raise NotImplementedError
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Turn logits into the ONE number per pair that a person reads: a probability, or one in the label's unit."""
+        """Turn logits into the ONE number per pair that a user of the model reads: a probability, or one in the
+        label's unit."""
         raise NotImplementedError
 
     @property
@@ -165,7 +166,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         return self.logit_width
 
     def canonical_logits(self, logits: Tensor) -> Tensor:
-        """Logits [B, C(, M)(, K)] in the units in which teachers answer, by kind of head, in single precision.
+        """Logits [B, C(, M)(, K)] in the units of teachers' outputs, by kind of head, in single precision.
 
         Binary: log odds; multiclass: K log-weights; ordinal: K - 1 conditional log odds; count: log rate; numbers: in
         the label's unit.

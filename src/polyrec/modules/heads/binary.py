@@ -90,7 +90,7 @@ class BinaryHead(TaskHead):
 
     @classmethod
     def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
-        """The base rate, and the share of negatives that training is asked if it is not all of them."""
+        """The base rate, and the share of negatives that training reads if it is not all of them."""
         sampled = {"sampling_rate": summary["sampling_rate"]} if "sampling_rate" in summary else {}
         return {"prior": min(max(summary["mean"], 1e-4), 1 - 1e-4)} | sampled | trees_option(summary)
 

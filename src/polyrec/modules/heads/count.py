@@ -26,9 +26,10 @@ class CountHead(TaskHead):
 
     L = sum_i w_i [f_i - y_i log f_i + (y_i log y_i - y_i)]
 
-    This is the negative log-likelihood less that of a perfect answer, i.e. half the deviance: it has the gradient of
-    the likelihood and is 0 for a perfect answer, so weightings that compare losses can use it. It estimates the mean
-    whatever the true spread of the counts is. Beyond z = 20 exp(z) continues as its tangent, so that nothing overflows.
+    This is the negative log-likelihood less that of a perfect prediction, i.e. half the deviance: it has the gradient
+    of the likelihood and is 0 for a perfect prediction, so weightings that compare losses can use it. It estimates the
+    mean whatever the true spread of the counts is. Beyond z = 20 exp(z) continues as its tangent, so that nothing
+    overflows.
 
     `predict` returns f, the expected count. Canonical logits are z, the logarithm of f.
 

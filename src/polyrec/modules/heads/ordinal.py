@@ -18,21 +18,21 @@ from polyrec.modules.heads.base import Summary, TaskHead
 
 @HEADS.register("ordinal")
 class OrdinalHead(TaskHead):
-    r"""K ordered classes by K - 1 conditional questions (CORN: Shi, Cao and Raschka, 2021, "Deep Neural Networks for
+    r"""K ordered classes by K - 1 conditional thresholds (CORN: Shi, Cao and Raschka, 2021, "Deep Neural Networks for
     Rank-Consistent Ordinal Regression Based On Conditional Probabilities").
 
-    Question k asks, of the rows whose label is at least r_k, whether it is above r_k: f_k = P(y > r_k | y >= r_k) =
+    Threshold k says, of the rows whose label is at least r_k, whether it is above r_k: f_k = P(y > r_k | y >= r_k) =
     sigmoid(z_k). By the chain rule P(y > r_k) = f_1 f_2 .. f_k, which can only fall with k: ranks are consistent
     without a constraint on the weights. With y_i the r_m of row i,
 
         L = -sum_i w_i [sum_{k < m} log f_ik + log(1 - f_im)],   without the last term for the highest class
 
-    which is -log P(y_i). (The authors' code divides by the number of questions asked; here a row counts once, as for
-    every other head.)
+    which is -log P(y_i). (The authors' code divides by the number of thresholds that apply; here a row counts once, as
+    for every other head.)
 
     `predict` returns the expected label, minimum + sum_k P(y > r_k), in the label's unit.
 
-    Canonical logits are the log odds z of the questions.
+    Canonical logits are the log odds z of the thresholds.
 
     Args:
         task: options `minimum` and `maximum` (the lowest and highest class, whole numbers; `processor.model_config()`
@@ -87,7 +87,7 @@ class OrdinalHead(TaskHead):
             init.copy_(self.output.bias, (above_K[:-1] / share_K[:-1]).log().to(self.output.bias.dtype))
 
     def forward(self, hidden_D: Tensor) -> Tensor:
-        """Log odds of each question, [..., D] -> [..., K - 1]."""
+        """Log odds of each threshold, [..., D] -> [..., K - 1]."""
         return self.output(hidden_D)
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -111,5 +111,5 @@ class OrdinalHead(TaskHead):
         return self.minimum + torch.exp(F.logsigmoid(logits.float()).cumsum(-1)).sum(-1)
 
     def canonical_logits(self, logits: Tensor) -> Tensor:
-        """Log odds of the questions."""
+        """Log odds of the thresholds."""
         return logits.float()

@@ -29,7 +29,7 @@ from polyrec.modules.heads.terms.base import ItemTerms, RetrievalTerm, registere
 class RetrievalHead(TaskHead):
     r"""Tied softmax over the catalog, L = -sum_i w_i log softmax_j(s_i . v_j + b_j)[target_i].
 
-    v_j are the item vectors that the history encoder reads, too (tied weights). For catalogs of more than
+    v_j are the item embeddings that the history encoder reads, too (tied weights). For catalogs of more than
     `sampled_above` items the softmax runs over the targets of the batch and `num_negatives` sampled items, each logit
     corrected by -log Q(j) of the sampling distribution (Bengio and Senecal, 2008; Yi et al., 2019), with accidental
     hits masked.
@@ -59,7 +59,7 @@ class RetrievalHead(TaskHead):
     reads = "state"
     output_kind = "catalog"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
-    further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
+    further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one scored for
     default_options: ClassVar[dict[str, Any]] = {
         "num_negatives": 1024,
         "sampled_above": 20_000,
@@ -101,7 +101,7 @@ class RetrievalHead(TaskHead):
 
     @classmethod
     def options_from_labels(cls, task: TaskConfig, summary: Summary) -> dict[str, Any]:
-        """What a processor found for the terms in the training rows, and whether new items are taken."""
+        """What a processor found for the terms in the training rows, and whether users take new items."""
         names = {"cold_negatives"}.union(*(term.found_options for term in registered_terms().values()))
         return {name: summary[name] for name in summary if name in names}
 
@@ -184,14 +184,14 @@ class RetrievalHead(TaskHead):
     ) -> None:
         """Raise the biases of new items until each gets as much of the softmax as one that was taken, in the mean.
 
-        What is told of an item lies near the mean of all, and so do its logits: without this, hardly any list of 10
+        What is known of a new item lies near the mean of all, and so do its logits: without this, hardly any list of 10
         would hold a new item.
 
         Args:
-            state_MD: of people.
+            state_MD: of users.
             items: the encoded table.
             taken_N, new_N: bool [N].
-            context: of the same people.
+            context: of the same users.
         """
         if self.bias is None:
             return
@@ -209,7 +209,7 @@ class RetrievalHead(TaskHead):
 
     @property
     def reads_person(self) -> bool:
-        """Whether answers depend on the person's state."""
+        """Whether scores depend on the user's state."""
         return True
 
     def known(self, labels: Tensor, candidate_ids: Tensor) -> Tensor:
@@ -217,14 +217,14 @@ class RetrievalHead(TaskHead):
         return (labels > 0) & (candidate_ids >= FIRST_ITEM)
 
     def question(self, state: Tensor, query: Tensor | None) -> Tensor:
-        """What is asked of the catalog: the person's state, whatever was typed."""
+        """What scores the catalog: the user's state, whatever was typed."""
         return self.adapted(state)
 
     def forward(self, state_MD: Tensor, items: ItemRows, context: RequestContext = NO_CONTEXT) -> Tensor:
         """Scores of all rows of `items`, [M, D] -> [M, N]; padding and the unknown item score -inf.
 
         Args:
-            context: of the M questions; with the options `item_age` and `repeats`.
+            context: of the M requests; with the options `item_age` and `repeats`.
         """
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
         bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
@@ -240,7 +240,7 @@ class RetrievalHead(TaskHead):
         items: ItemRows,
         context: RequestContext = NO_CONTEXT,
     ) -> Tensor:
-        """Scores of given candidates, [B, C]; they are there, as somebody asks about them.
+        """Scores of given candidates, [B, C]; they count as available.
 
         Args:
             context: of each candidate.

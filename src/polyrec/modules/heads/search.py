@@ -24,19 +24,20 @@ class SearchHead(RetrievalHead):
     r"""Retrieval by a query, L = -sum_i w_i log softmax_j(z_i . v_j + b_j)[found_i], z = W h + c.
 
     h = k q                          by the query alone (`personal=False`),
-    h = k (q + g V s), g = sigma(G [q; s])    by the query and the person's state s (`personal=True`).
+    h = k (q + g V s), g = sigma(G [q; s])    by the query and the user's state s (`personal=True`).
 
     q is the query's vector, made by the items' own text encoder (`modules.encoders.query`), and v_j are the items'.
     W starts as the identity, g nearly closed and k so that a score starts as `scale` times the cosine of two texts: a
-    search that has learnt nothing is the pretrained encoder's. The bias b_j learns which items are found whatever is
-    asked for. (Two towers with tied weights: Huang et al., 2013, "Learning Deep Structured Semantic Models for Web
+    search before training is the pretrained encoder's. The bias b_j learns which items are found whatever is
+    searched for. (Two towers with tied weights: Huang et al., 2013, "Learning Deep Structured Semantic Models for Web
     Search using Clickthrough Data"; the gate in the spirit of Ai et al., 2019, "A Zero Attention Model for Personalized
-    Product Search", where a person may count for nothing.)
+    Product Search", where a user may count for nothing.)
 
     Args:
         task: options of `retrieval`, and `personal`, `scale`.
 
-    Shapes: states [..., D], queries [..., D] -> questions [..., D]; questions [M, D], items [N, D] -> logits [M, N].
+    Shapes: states [..., D], queries [..., D] -> query vectors [..., D]; query vectors [M, D], items [N, D] -> logits
+        [M, N].
 
     Example:
         >>> text = {"model": "a/bert", "architecture": {"model_type": "bert", "hidden_size": 8}, "pooling": "mean",
@@ -78,7 +79,7 @@ class SearchHead(RetrievalHead):
 
     @property
     def reads_person(self) -> bool:
-        """Whether the person's state is read."""
+        """Whether the user's state is read."""
         return self.personal
 
     def initialise(self) -> None:
@@ -92,7 +93,7 @@ class SearchHead(RetrievalHead):
             init.constant_(self.gate.bias, _CLOSED)
 
     def question(self, state: Tensor, query: Tensor | None) -> Tensor:
-        """What is asked of the catalog, h."""
+        """What scores the catalog, h."""
         if query is None:
             raise ValueError(f"task {self.task.name!r} needs query_tokens, query_mask and candidate_query in the batch")
         if self.personal:
@@ -103,7 +104,8 @@ class SearchHead(RetrievalHead):
     def expanded(
         self, question_MD: Tensor, items: ItemRows, count: int, weight: float, context: RequestContext = NO_CONTEXT
     ) -> Tensor:
-        r"""A question widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest items.
+        r"""A query vector widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest
+        items.
 
         Pseudo-relevance feedback (Rocchio, 1971) in the space of vectors (Li et al., 2023, "Pseudo Relevance Feedback
         with Deep Language Models and Dense Retrievers"): raises recall where a query's own words are few.

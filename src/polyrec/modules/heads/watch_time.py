@@ -22,7 +22,7 @@ class WatchTimeHead(TaskHead):
     r"""Watch time as a quantile within its duration (D2Q: Zhan et al., 2022, "Deconfounding Duration Bias in Watch-time
     Prediction for Video Recommendation").
 
-    Long items are watched longer whoever watches them, so seconds mostly say how long an item is. D2Q asks instead
+    Long items are watched longer whoever watches them, so seconds mostly say how long an item is. D2Q compares instead
     where the watch time stands among those of items of about the same length. With F_g the distribution of the training
     labels in the group g of durations,
 
@@ -135,7 +135,7 @@ class WatchTimeHead(TaskHead):
         return canonical, None
 
     def rows(self, logits: Tensor) -> Tensor:
-        """Quantiles of each answer's group, [..., Q]."""
+        """Quantiles of each candidate's group, [..., Q]."""
         # round: the mean over members of one number may miss it by a rounding error.
         return self.quantiles.float()[logits[..., 1].round().long()]
 

@@ -42,7 +42,7 @@ class Reading:
     drawn: Tensor | None = None
 
     def states(self, items: ItemRows, item_ids: Tensor, event_features: dict[str, Tensor]) -> Tensor:
-        """States of changed histories of the same people, [B, L + 1, D]."""
+        """States of changed histories of the same users, [B, L + 1, D]."""
         return self.history_encoder(items, item_ids, event_features, self.user_features)[1]
 
 
@@ -50,14 +50,14 @@ class Objective(nn.Module):
     r"""Base of all objectives: `forward(reading) -> sum`, `count(...) -> what the sum is divided by`.
 
     The model adds weight * sum / count to what its weighting makes of the tasks, in training alone: an objective
-    changes no answer, and costs nothing where it is not configured. A weighting does not see objectives; their weights
-    are constants.
+    changes no prediction, and costs nothing where it is not configured. A weighting does not see objectives; their
+    weights are constants.
 
     **Reduction.** `count` is known from the batch before anything is drawn or computed, so that the trainer can divide
     each batch of an accumulation window by the count of the whole window over all ranks, as it does for tasks. What is
     drawn at random counts as its expectation, so the sum over count estimates a mean without bias. An objective that
     tells things of a batch apart from each other (in-batch negatives) depends on the cut into batches beyond that: a
-    window of 4 x 16 people has other negatives than one of 64. Its docstring says so.
+    window of 4 x 16 users has other negatives than one of 64. Its docstring says so.
 
     Subclasses declare `default_options` with "weight" among them; others are refused. Each parameter must get a
     gradient from every batch, an empty sum included (0 * parameter), or DDP waits for it.

@@ -1,4 +1,4 @@
-"""Two views of one history lie closer together than those of different people."""
+"""Two views of one history lie closer together than those of different users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWS = ("dropout", "augmented")
 class Contrastive(Objective):
     r"""L = -1/2 \sum_i [log softmax_j(cos(a_i, b_j) / \tau)_i + log softmax_j(cos(b_i, a_j) / \tau)_i], a, b two views.
 
-    A view is a state after some prefix of a person's history; negatives are the states of the other people in the
+    A view is a state after some prefix of a user's history; negatives are the states of the other users in the
     batch. Several prefixes of a history are compared at once, since one reading gives all of their states.
 
     * `views="dropout"`: the history twice, under different dropout (DuoRec, Qiu et al., 2022, "Contrastive Learning for
@@ -37,7 +37,7 @@ class Contrastive(Objective):
     with augmented ones against .1337 without: no gain there, where items start from their co-occurrence.
 
     In-batch negatives depend on the cut into batches: an accumulation window divides by its whole count, but each of
-    its batches has its own people alone as negatives.
+    its batches has its own users alone as negatives.
 
     Options: `weight`; `views`; `temperature` \tau; `prefixes` per history; `crop`, `mask`, `reorder`: shares of events.
 
@@ -120,5 +120,5 @@ class Contrastive(Objective):
 
 
 def _rows(states_BLD: Tensor, person_M: Tensor, place_M: Tensor) -> Tensor:
-    """States of people after some events, [M, D]."""
+    """States of users after some events, [M, D]."""
     return states_BLD.flatten(0, 1).index_select(0, person_M * states_BLD.shape[1] + place_M)

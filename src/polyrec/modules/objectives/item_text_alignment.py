@@ -1,4 +1,4 @@
-"""The id vector of an item lies where its text does."""
+"""The id embedding of an item lies where its text does."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from polyrec.modules.objectives.base import Objective, Reading, described_items,
 class ItemTextAlignment(Objective):
     r"""L = -1/2 \sum_i [log softmax_j(cos(e_i, t_j) / \tau)_i + log softmax_j(cos(t_i, e_j) / \tau)_i] over items i, j.
 
-    e_i is the id vector of an item of the batch's histories, t_i its text vector as it is projected to the width of
-    items. What people do with items then also teaches where texts lie, and an item nobody has met yet, which has its
+    e_i is the id embedding of an item of the batch's histories, t_i its text vector as it is projected to the width of
+    items. What users do with items then also teaches where texts lie, and a cold-start item, which has its
     text alone, stands among those that are taken alike (CLCRec, Wei et al., 2021, "Contrastive Learning for Cold-Start
     Recommendation").
 
-    Text vectors come from the model's table: the objective teaches id vectors and the projection of texts. (A tuned
+    Text vectors come from the model's table: the objective teaches id embeddings and the projection of texts. (A tuned
     backbone reads the batch's items for the tasks just before, so the table is of this step, but without gradient.)
     In-batch negatives depend on the cut into batches: an accumulation window divides by its whole count, but an item is
-    told apart from those of its own batch alone, and counts in each batch that has it.
+    contrasted with those of its own batch alone, and counts in each batch that has it.
 
     Measured on protocol A (ml-100k, 2 seeds) with frozen MiniLM texts of "{title}. {genres}": with weight .1 validation
     NDCG@10 .1256 against .1283 without: no gain there, where items are known and start from their co-occurrence. What
@@ -33,7 +33,7 @@ class ItemTextAlignment(Objective):
 
     Options: `weight`; `temperature` \tau.
 
-    Shapes: M items that have an id vector and a text, [M, D] twice -> scalar.
+    Shapes: M items that have an id embedding and a text, [M, D] twice -> scalar.
 
     Example:
         >>> import torch
@@ -51,7 +51,7 @@ class ItemTextAlignment(Objective):
         self.check_range("temperature", 0, float("inf"))
         if config.text is None or not config.item_ids:
             raise ValueError(
-                f"objective {name!r} compares id vectors with texts: it needs item_ids=True and a text encoder "
+                f"objective {name!r} compares id embeddings with texts: it needs item_ids=True and a text encoder "
                 "(PolyRecProcessor.fit(..., text={'model': ...}))"
             )
 

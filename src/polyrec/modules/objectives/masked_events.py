@@ -22,10 +22,10 @@ class MaskedEvents(Objective):
     r"""L = -\sum_{l masked} log softmax_j(W s_l . v_j + b_j)[x_l], s_l the state that has read a mask in place of x_l.
 
     The Cloze task of BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
-    Representations from Transformer"; CBiT, Du et al., 2022): the item vectors of some events become one learnt vector,
-    and their items are predicted. What else is known of such an event stays (its feedback, context, time).
+    Representations from Transformer"; CBiT, Du et al., 2022): the item embeddings of some events become one trained
+    vector, and their items are predicted. What else is known of such an event stays (its feedback, context, time).
 
-    Histories are read causally here, since every state must also answer for its own context. So a mask is filled from
+    Histories are read causally here, since every state must also fit its own context. So a mask is filled from
     the left, and what it teaches beyond next-item prediction is (1) which item goes with the feedback and the time of
     an event, p(item | history, rated 5, on a Monday), and (2) to read histories with holes. Read from the state
     *before* the mask, it would be the next-item task again on a history with holes, which the `Mask` transform of
@@ -39,7 +39,7 @@ class MaskedEvents(Objective):
 
     Options: `weight`; `share` of the events that are masked; `num_negatives`, `sampled_above` as in a retrieval head.
 
-    Shapes: histories [B, L] -> scalar; v_j are the item vectors [N, D].
+    Shapes: histories [B, L] -> scalar; v_j are the item embeddings [N, D].
 
     Example:
         >>> from polyrec import PolyRecConfig, PolyRecForRecommendation
@@ -69,7 +69,7 @@ class MaskedEvents(Objective):
         self.initial_std = config.initializer_range
 
     def initialise(self) -> None:
-        """The mask starts as an item vector does."""
+        """The mask starts as an item embedding does."""
         init.normal_(self.mask, mean=0.0, std=self.initial_std)
 
     def extend(self, num_items: int, known_N: Tensor) -> None:

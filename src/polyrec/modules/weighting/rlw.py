@@ -14,7 +14,7 @@ class RandomWeighting(DrawingWeighting):
     r"""L = sum_i w_i L_i with w = T softmax(z), z_i ~ N(0, 1) drawn anew for every optimizer step.
 
     Lin et al., 2022, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning": a method
-    that does not beat it has learnt nothing about the tasks. The factor T (number of tasks) is ours: it makes the mean
+    that does not beat it knows nothing about the tasks. The factor T (number of tasks) is ours: it makes the mean
     weight 1, so that learning rate and gradient clipping mean the same as with `fixed`.
 
     Options: `seed`.

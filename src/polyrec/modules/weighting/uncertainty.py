@@ -1,4 +1,4 @@
-"""Weights from a learnt noise level of each task."""
+"""Weights from a trained noise level of each task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAUSSIAN_HEADS = frozenset({"regression"})
 
 @WEIGHTINGS.register("uncertainty")
 class UncertaintyWeighting(LossWeighting):
-    r"""L = sum_i c_i exp(-s_i) L_i + s_i / 2 with learnt log variances s_i; c_i = 1/2 for squared errors, else 1.
+    r"""L = sum_i c_i exp(-s_i) L_i + s_i / 2 with trained log variances s_i; c_i = 1/2 for squared errors, else 1.
 
     Kendall, Gal and Cipolla, 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics". A noisy task, whose loss stays high, gets a large variance and so a small weight: at the optimum of s_i

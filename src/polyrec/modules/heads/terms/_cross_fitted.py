@@ -1,4 +1,4 @@
-"""Item-to-item evidence with weights by the user's state, learnt without a user's own rows.
+"""Item-to-item evidence with weights by the user's state, trained without a user's own rows.
 
 Letters: M requests, H latest items, N items, K neighbours, T kinds of evidence, G groups, D width.
 """
@@ -82,7 +82,7 @@ class CrossFittedNeighbours(NeighbourTable):
 
     @property
     def is_cross_fitted(self) -> bool:
-        """Whether training reads tables that were counted without a question's own user."""
+        """Whether training reads tables that were counted without a request's own user."""
         return len(self.fold_items) > 0
 
     def load_neighbours(self, processor: Any) -> None:

@@ -14,16 +14,16 @@ from polyrec.modules.encoders.item import FIRST_ITEM
 
 
 def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> SparseBias:
-    """Numbers of items of each question's own, for the logits of some items.
+    """Numbers of items of each request's own, for the logits of some items.
 
     Args:
         items: [P, K], rows of the item table, 0 = none.
         values: [P, T, K], 0 where there is no item.
-        rows: int64 [M, H], which of the P rows count for a question.
+        rows: int64 [M, H], which of the P rows count for a request.
         ids: [N], ascending, each once.
         num_items: rows of the item table.
     """
-    read, table_rows = rows.unique(return_inverse=True)  # questions of one user share most of them
+    read, table_rows = rows.unique(return_inverse=True)  # requests of one user share most of them
     found, numbers = items.index_select(0, read).long(), values.index_select(0, read).float()
     first = int(ids[0])
     if first <= FIRST_ITEM and len(ids) == num_items - first:  # all items; item 0 means none, with values of 0

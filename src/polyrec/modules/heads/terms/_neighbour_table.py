@@ -78,12 +78,12 @@ class NeighbourTable(RetrievalTerm):
         return place_numbers(items, values, rows_MH, ids, len(self.items))
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """The numbers of items of each question's own, [..., G], [..., H] and [..., K] -> [..., K]."""
+        """The numbers of items of each request's own, [..., G], [..., H] and [..., K] -> [..., K]."""
         weights = of_groups.unflatten(-1, (self.kinds, self.reach)).transpose(-1, -2)  # [..., H, T]
         return (self._of_own(context, ids).to(weights.dtype) * weights.unsqueeze(-3)).flatten(-2).sum(-1)
 
     def _of_own(self, context: RequestContext, ids: Tensor) -> Tensor:
-        """How strongly each event speaks for items of each question's own, [..., K] -> [..., K, H, T]."""
+        """How strongly each event speaks for items of each request's own, [..., K] -> [..., K, H, T]."""
         items, values, rows = self._rows(context)
         rows, ids = torch.broadcast_tensors(rows.unsqueeze(-2), ids.unsqueeze(-1))
         place, is_neighbour = find_items(items, rows, ids)
@@ -99,7 +99,7 @@ class NeighbourTable(RetrievalTerm):
         latest = self._events(context)
         if latest is None:
             raise ValueError(
-                "a task with `neighbours` must be told what came before: pass what "
+                "a task with `neighbours` needs what came before: pass what "
                 "`model.request_context(...)` returns where it scores the catalog"
             )
         return self.items, self.values, latest

@@ -18,16 +18,16 @@ from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
 class RecentItems(RetrievalTerm):
-    """What a question's time says of items: log p_j of the K hottest, 0 of others.
+    """What the time of a request says of items: log p_j of the K hottest, 0 of others.
 
-    p_j = 1 + sum_t a_t n_tj, n_tj how often item j was taken strictly before the question, an event of age x counting
+    p_j = 1 + sum_t a_t n_tj, n_tj how often item j has events strictly before the request, an event of age x counting
     2^{-x / h_t} (see [`~polyrec.data.trending.RecentCounts`]). What was counted comes with each batch, so that nothing
     here grows with catalog or log.
 
     Args:
         task: whose label says which events count.
 
-    Shapes: questions [M] -> numbers of items [M, N].
+    Shapes: requests [M] -> numbers of items [M, N].
     """
 
     default_options: ClassVar[dict[str, Any]] = {"trending": (), "trending_start": 1.0, "recent": False}
@@ -60,7 +60,7 @@ class RecentItems(RetrievalTerm):
         return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """The numbers of items of each question's own, [..., 1], [...] and [..., K] -> [..., K]."""
+        """The numbers of items of each request's own, [..., 1], [...] and [..., K] -> [..., K]."""
         rows, items, values = self._snapshots(context)
         rows = rows.expand_as(ids)
         place, is_trending = find_items(items, rows, ids)

@@ -12,7 +12,8 @@ from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
 class WeighedTerm(RetrievalTerm):
-    """Base of the terms of a retrieval logit that are recommenders of their own and have seen their training answers.
+    """Base of the terms of a retrieval logit that are recommenders of their own and have seen the labels of their
+    training rows.
 
     No training reads them, and their weights, a d^h of group h, are no parameters: validation chooses a and d
     ([`polyrec.evaluation.term_weight`]), after which the sum of unlike recommenders ranks better than each of them. a

@@ -1,6 +1,6 @@
-"""How long an item has been there: what a person's state says of new and of old items.
+"""How long an item has been there: what a user's state says of new and of old items.
 
-Letters: M questions, N items, K buckets of ages, G = K + 2 groups of items, D width.
+Letters: M requests, N items, K buckets of ages, G = K + 2 groups of items, D width.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ SOURCES = ("release", "first_event")
 class ItemAge(RetrievalTerm):
     r"""The age term of a retrieval logit, a(s_i, j) = (A s_i + c)_{g(t_i - r_j)}.
 
-    t_i is when question i is asked, r_j when item j appeared, and g the number of one of K buckets of ages, which grow
+    t_i is the time of request i, r_j when item j appeared, and g the number of one of K buckets of ages, which grow
     geometrically from one minute to 20 years: g(x) = floor(K log(1 + x / minute) / log(20 years / minute)). c starts at
     how many times more often an age is taken than it is there (`polyrec.data.release.age_start`), A at 0. Every item is
     in one of K + 2 groups, so that the term costs one small product [M, D] x [D, G] and a look-up:
 
     * the buckets 0..K-1;
-    * K: not seen yet. With `source="first_event"` this holds all items without an event *strictly before* the question,
-      also the one whose first event is the answer, so that the group says nothing about which of them comes. With
+    * K: not seen yet. With `source="first_event"` this holds all items without an event *strictly before* the request,
+      also the positive whose first event it is, so that the group says nothing about which of them comes. With
       `source="release"`: items of which the catalog does not say when they appeared;
-    * K + 1: not there yet, by the catalog. Such items are impossible (-inf). An item counts as there at the very moment
-      of its release, with age 0.
+    * K + 1: not there yet, by the catalog. Such items are impossible (-inf). An item counts as available at the very
+      time of its release, with age 0.
 
     Times are int64 milliseconds since the epoch. Use it where what comes next is mostly new, or mostly old: option
     `item_age`, "release" or "first_event" (None: no such term), with `age_buckets` (K) and `age_start` (c as it starts,
@@ -132,7 +132,7 @@ class ItemAge(RetrievalTerm):
         return GroupBias(self.groups(context, ids).scatter_(1, targets_M.unsqueeze(1), own_M1))
 
     def groups(self, context: RequestContext, ids: Tensor) -> Tensor:
-        """The group of each item at each question's time, int64, [M] and [N] -> [M, N]."""
+        """The group of each item at each request's time, int64, [M] and [N] -> [M, N]."""
         released_N = self.released[ids]
         age_MN = _asked(context).unsqueeze(-1) - released_N
         unknown_N = released_N == NO_TIME
@@ -142,11 +142,11 @@ class ItemAge(RetrievalTerm):
         return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        """What groups say of items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
         return of_groups.gather(-1, self.own_groups(context, ids))
 
     def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
-        """The same for items of each question's own, [...] and [..., K] -> [..., K]; who asks says they are there."""
+        """The same for items of each request's own, [...] and [..., K] -> [..., K]; they count as available."""
         released = self.released[ids]
         age = _asked(context).unsqueeze(-1) - released
         unseen = released == NO_TIME if self.source == "release" else age <= 0
@@ -159,7 +159,7 @@ class ItemAge(RetrievalTerm):
 def _asked(context: RequestContext) -> Tensor:
     if context.times is None:
         raise ValueError(
-            "a task with `item_age` must be told when it is asked: pass candidate_times [B, C] to the model, or the "
+            "a task with `item_age` needs the time of each candidate: pass candidate_times [B, C] to the model, or the "
             "contexts of `model.request_context(...)` where it scores the catalog"
         )
     return context.times

@@ -126,11 +126,11 @@ class ItemTerms:
         return torch.cat([term.logits(state) for term in self.terms], dim=-1)
 
     def biases(self, context: RequestContext, ids: Tensor) -> list[AnyBias]:
-        """Which groups are added to which items for each question; ids as of a term's."""
+        """Which groups are added to which items for each request; ids as of a term's."""
         return self._numbered([term.biases(context, ids) for term in self.terms])
 
     def groups(self, context: RequestContext, ids: Tensor) -> Groups:
-        """The same for some of the questions at a time."""
+        """The same for some of the requests at a time."""
         return lambda at: self.biases(context.at(at), ids)
 
     def groups_beside(self, context: RequestContext, targets_M: Tensor, ids: Tensor) -> Groups:
@@ -142,7 +142,7 @@ class ItemTerms:
     def add_to(
         self, logits_MN: Tensor, state_MD: Tensor, context: RequestContext, ids: Tensor, distinct: bool = True
     ) -> Tensor:
-        """Logits of items with what the terms say of them, a block of questions at a time.
+        """Logits of items with what the terms say of them, a block of requests at a time.
 
         Args:
             distinct: whether ids are ascending, each once; any others take longer.
@@ -158,7 +158,7 @@ class ItemTerms:
         return torch.cat(found)
 
     def of_pairs(self, state: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """The terms of items of each question's own, [..., D], [...] and [..., K] -> [..., K]."""
+        """The terms of items of each request's own, [..., D], [...] and [..., K] -> [..., K]."""
         return torch.stack([term.of_items(term.logits(state), context, ids) for term in self.terms]).sum(0)
 
     def _numbered(self, placed: Sequence[AnyBias]) -> list[AnyBias]:

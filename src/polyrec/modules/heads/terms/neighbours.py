@@ -14,7 +14,7 @@ from polyrec.modules.encoders.request_context import LATEST
 from polyrec.modules.heads.terms._cross_fitted import CrossFittedNeighbours
 
 # Where the weights start, by kind: of the latest item, and what one item further back counts. Means of what linear
-# models of this term alone learnt on five public logs.
+# models of this term alone trained on five public logs.
 _START = {"together": (0.7, 0.7), "similar": (1.0, 0.9), "next": (1.5, 0.65)}
 
 
@@ -22,10 +22,10 @@ _START = {"together": (0.7, 0.7), "similar": (1.0, 0.9), "next": (1.5, 0.65)}
 class ItemNeighbours(CrossFittedNeighbours):
     r"""The neighbour term of a retrieval logit, e(s_i, j) = sum_{h, t} (A s_i + c)_{th} S_t[i_h, j].
 
-    i_1, i_2, ... are the latest items of the question's user (events whose label is known to be 0 do not count), S_t
+    i_1, i_2, ... are the latest items of the request's user (events whose label is known to be 0 do not count), S_t
     the kinds of evidence of [`~polyrec.data.neighbours.neighbours`], counted in the training log. c starts at what
     item-to-item recommenders do, with less and less weight of earlier items, and A at 0, so that an untrained model
-    ranks as they do (Sarwar et al., 2001; He and McAuley, 2016; in the spirit of Steck, 2019, weights learnt by a
+    ranks as they do (Sarwar et al., 2001; He and McAuley, 2016; in the spirit of Steck, 2019, weights trained by a
     softmax).
 
     Args:

@@ -1,6 +1,6 @@
-"""What a person took before: what their state says of what comes again.
+"""What a user consumed before: what the state says of what comes again.
 
-Letters: M questions, L events, N items, K items asked about, G = 1 + 5 * 8 groups of items, D width.
+Letters: M requests, L events, N items, K candidates, G = 1 + 5 * 8 groups of items, D width.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from polyrec.modules.heads.terms.base import RetrievalTerm
 _TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
 _AGO = (2, 4, 8, 16, 32, 64, 128)  # how many events ago, the latest being 1: 1, 2-3, 4-7, ..., more
 
-_FEW = 4  # items of a question's own up to which a look at every event is quicker than sorting them
+_FEW = 4  # items of a request's own up to which a look at every event is quicker than sorting them
 
 
 @RETRIEVAL_TERMS.register("repeats")
 class Repeats(RetrievalTerm):
     r"""The repeat term of a retrieval logit, r(s_i, j) = (A s_i + c)_{g(n_ij, d_ij)}.
 
-    n_ij is how often item j is among the events that question i sees in its window, and d_ij how many events ago it
-    was there last. Frequency and recency explain most of what people take again (Anderson et al., 2014, "The Dynamics
-    of Repeat Consumption"); how much of that there is at all is up to the person's state (Ren et al., 2019,
+    n_ij is how often item j is among the events that request i sees in its window, and d_ij how many events ago it
+    was there last. Frequency and recency explain most of what users take again (Anderson et al., 2014, "The Dynamics
+    of Repeat Consumption"); how much of that there is at all is up to the user's state (Ren et al., 2019,
     "RepeatNet"). Group 0, whose term is 0, holds all items that were not taken; the others are 5 ranges of n by 8
     ranges of d, so that the term costs one small product [M, D] x [D, G] and a look-up for each event. A and c start at
     0. Use it where users take the same again (baskets, songs): option `repeats`; lists, served and measured, then hold
@@ -103,11 +103,11 @@ class Repeats(RetrievalTerm):
         )  # group 0 adds nothing
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """What groups say of items of each question's own, [..., G], [...] and [..., K] -> [..., K]."""
+        """What groups say of items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
         return of_groups.gather(-1, self.own_groups(context, ids))
 
     def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
-        """The same for items of each question's own, histories [..., L] and ids [..., K] -> [..., K]."""
+        """The same for items of each request's own, histories [..., L] and ids [..., K] -> [..., K]."""
         if ids.shape[-1] <= _FEW:
             history = self._history(context)
             found = history.unsqueeze(-2) == ids.unsqueeze(-1)
@@ -130,7 +130,7 @@ class Repeats(RetrievalTerm):
         """Items of the events that count, those of no item for all others, [..., L] with L > 0."""
         if context.history is None:
             raise ValueError(
-                "a task with `repeats` must be told what was taken before: pass what "
+                "a task with `repeats` needs the events before: pass what "
                 "`model.request_context(...)` returns where it scores the catalog"
             )
         history, refused = context.history, (context.refused or {}).get(self.task)

@@ -1,6 +1,6 @@
-"""What a user took already is no candidate of training where lists leave it out and nobody takes anything twice.
+"""What a user consumed already is no candidate of training where lists leave it out and nobody consumes anything twice.
 
-Letters: M questions, L events of a window, N items, K items asked about.
+Letters: M requests, L events of a window, N items, K candidates.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Seen(RetrievalTerm):
 
     def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> ExcludedItems:
         """Which of the items are no candidates: those that are visible, but for what was taken."""
-        assert context.history is not None  # heads of sets are told
+        assert context.history is not None  # heads of sets have it
         beyond = int(ids[-1]) + 1
         column_of = torch.full((beyond + 1,), -1, device=ids.device)
         column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[

@@ -1,6 +1,6 @@
 """What goes with the items of a user's set: item-to-item evidence where events have no order.
 
-Letters: M questions, L events of a window, N items, K neighbours, T kinds of evidence = groups, D width, E new events.
+Letters: M requests, L events of a window, N items, K neighbours, T kinds of evidence = groups, D width, E new events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SetNeighbours(CrossFittedNeighbours):
     r"""The neighbour term of sets, e(s_i, j) = sum_t (A s_i + c)_t log(1 + max(0, sum_{k visible} S_t[k, j])).
 
     As [`~polyrec.modules.heads.terms.neighbours.ItemNeighbours`], but of *all* visible events in the window, which
-    count alike, with the kinds of evidence of `SET_KINDS`. Questions of one window see more and more of the same
+    count alike, with the kinds of evidence of `SET_KINDS`. Requests of one window see more and more of the same
     events, so that their sums are running sums.
 
     The chance of an item grows about as a power of the sum, which its logarithm makes of it. As logits, sums themselves
@@ -64,7 +64,7 @@ class SetNeighbours(CrossFittedNeighbours):
             self.prior.weight[similar] += self.prior.weight[linear]
 
     def biases(self, context: RequestContext, ids: Tensor) -> DenseBias:
-        """Sums over the events of each question, for the logits of some items.
+        """Sums over the events of each request, for the logits of some items.
 
         Args:
             ids: ascending, each once.
@@ -92,7 +92,7 @@ class SetNeighbours(CrossFittedNeighbours):
         return column_EK.clamp(min=0), column_EK >= 0
 
     def _new_events(self, context: RequestContext) -> tuple[Tensor, Tensor]:
-        """Where a question sees other events than the one before it and some more, bool [M], and which are new to it
+        """Where a request sees other events than the one before it and some more, bool [M], and which are new to it
         then, bool [M, L]."""
         seen_ML = self._events(context)
         assert seen_ML is not None  # `_rows` has looked
@@ -113,7 +113,7 @@ class SetNeighbours(CrossFittedNeighbours):
         return torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)  # which has no neighbours
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
-        """The numbers of items of each question's own, [..., T], [..., L] and [..., K] -> [..., K]."""
+        """The numbers of items of each request's own, [..., T], [..., L] and [..., K] -> [..., K]."""
         sums = self._of_own(context, ids).float().sum(-2)
         return (_strength(sums).to(of_groups.dtype) * of_groups.unsqueeze(-2)).sum(-1)
 
