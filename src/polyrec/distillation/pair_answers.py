@@ -59,7 +59,7 @@ def classes_of(task: TaskConfig, summary: Mapping[str, Mapping[str, Any]]) -> tu
 
 
 def levels_of(task: TaskConfig) -> list[float]:
-    """Quantiles that a task scores for."""
+    """Quantiles that a task asks for."""
     return list(task.options.get("quantiles", (0.1, 0.5, 0.9)))  # the head's default
 
 

@@ -101,8 +101,8 @@ def list_net(
     r"""Chances to come first within the list, L = T^2 sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)).
 
     ListNet with top-one probabilities (Cao et al., 2007, "Learning to Rank: From Pairwise Approach to Listwise
-    Approach"), less the teacher's entropy: 0 is a perfect student. It says nothing about items outside the list, so it
-    needs a hard loss or lists with uninteresting items beside it.
+    Approach"), less the teacher's entropy: 0 is for a perfect student. It says nothing about items outside the list,
+    so it needs a hard loss or lists with uninteresting items beside it.
 
     Shapes: student [M, K], teacher [M, K], weight [M] -> scalars.
 

@@ -174,7 +174,7 @@ class StoredTeacher(TableTeacher):
 
 
 class _Mapped:
-    """A shard whose arrays lie in its file: pages are read when they are scored for."""
+    """A shard whose arrays lie in its file: pages are read when they are needed."""
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as file:
@@ -182,7 +182,7 @@ class _Mapped:
             header = json.loads(file.read(length))
             self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if sys.platform != "win32":  # which takes no advice
-            self._pages.madvise(mmap.MADV_RANDOM)  # else much more is read than a batch scores for
+            self._pages.madvise(mmap.MADV_RANDOM)  # else much more is read than a batch needs
         arrays = {}
         for key, entry in header.items():
             if key != "__metadata__":

@@ -136,7 +136,7 @@ class Teacher(ABC):
                     rows.check(log, held, processor.items.ids, by_time)
 
     def check_plan(self, plan: DistillationConfig, student_gates: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Refuse a plan that scores for what the teacher does not score, or for other lists than it makes.
+        """Refuse a plan that needs what the teacher does not score, or for other lists than it makes.
 
         Args:
             student_gates: what the student's gates weigh, {task: names of sources}, to compare if gates are distilled.

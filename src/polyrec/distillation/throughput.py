@@ -1,4 +1,4 @@
-"""How fast something outputs: every system the same requests of the same users, in one run on one machine."""
+"""How fast something scores: every system the same requests of the same users, in one run on one machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def one_question_each(
     """Batches of one request for each of some users: all pair tasks about one item, and one list per task.
 
     Args:
-        list_tasks: tasks whose list is scored for, whatever the labels say.
+        list_tasks: tasks whose list is made, whatever the labels say.
         people: at most so many.
     """
     dataset, windows, seen = dataset.fixed(), [], set()
@@ -43,7 +43,7 @@ def one_question_each(
 
 
 def _first_question(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[str, Any]:
-    """The batch with the first candidate of each window, whose lists are scored for."""
+    """The batch with the first candidate of each window, whose lists are made."""
 
     def first(value: Tensor) -> Tensor:
         return value[:, :1]

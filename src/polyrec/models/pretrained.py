@@ -113,7 +113,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         """Load a model; see [`~transformers.PreTrainedModel.from_pretrained`].
 
         Files are looked at before they are read, see `polyrec.hub.safety`: no pickles, no code of the repository, no
-        links out of the folder, no configuration that scores for memory which the weights do not fill.
+        links out of the folder, no configuration that asks for memory which the weights do not fill.
 
         Raises:
             ValueError: a file is missing or not one that polyrec writes, with its name and the fix.

@@ -20,6 +20,9 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 _SAME_UNITS = ({"regression", "watch_time"},)  # heads whose outputs are in the same units
 
+# Names of parts as version 0.1.0 wrote them into the fingerprints that stored outputs and checkpoints hold.
+_AS_STORED = {"attributes of users": "attributes of " + "people"}
+
 
 def input_parts(processor: PolyRecProcessor) -> dict[str, str]:
     """A digest of everything that decides what a batch's numbers mean, {part: digest}; the catalog is not in it.
@@ -47,7 +50,8 @@ def input_parts(processor: PolyRecProcessor) -> dict[str, str]:
 
 def fingerprint(processor: PolyRecProcessor) -> str:
     """A digest of everything that decides what a batch holds."""
-    return digest([input_parts(processor), item_digest(processor), processor.max_history, processor.ties])
+    parts = {_AS_STORED.get(name, name): value for name, value in input_parts(processor).items()}
+    return digest([parts, item_digest(processor), processor.max_history, processor.ties])
 
 
 def item_digest(processor: PolyRecProcessor) -> str:

@@ -26,7 +26,7 @@ class Backbone(nn.Module, Generic[C]):
     checkpoint leaves out.
 
     A frozen one is no submodule at all: optimizer, checkpoints and `parameters()` do not see it, and it is read from
-    its files when it is first scored for anything, which a model with stored vectors never does.
+    its files when it is first needed, which a model with stored vectors never does.
     """
 
     def __init__(self, config: C) -> None:
@@ -168,7 +168,7 @@ class Backbone(nn.Module, Generic[C]):
                 config=AutoConfig.for_model(**config.architecture),
                 dtype=self._dtype,
                 attn_implementation=config.attention,
-                trust_remote_code=False,  # else transformers scores on the terminal whether to run it
+                trust_remote_code=False,  # else transformers asks on the terminal whether to run it
                 use_safetensors=True,
             )
         except OSError as error:

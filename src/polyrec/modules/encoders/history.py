@@ -163,7 +163,8 @@ class CandidateAttention(nn.Module):
         self.heads = config.candidate_attention_heads
         self.targets = sum(f.size for f in config.feature_configs if (f.source, f.name) == ("event", RESIDUALS))
         self.head_size = config.hidden_size // self.heads
-        # Residuals are part of a head's value where they leave some for what is trained, and stand beside it elsewhere.
+        # Residuals are part of a head's value where they leave space for what is trained, and stand beside it
+        # elsewhere.
         self.own_size = self.head_size - self.targets if self.targets < self.head_size else self.head_size
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)

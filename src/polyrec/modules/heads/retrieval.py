@@ -59,7 +59,7 @@ class RetrievalHead(TaskHead):
     reads = "state"
     output_kind = "catalog"
     metrics = ("ndcg@10", "recall@10", "mrr@10", "coverage@10")
-    further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one scored for
+    further_cutoffs: ClassVar[tuple[int, ...]] = ()  # lengths of lists that it measures beside the one asked for
     default_options: ClassVar[dict[str, Any]] = {
         "num_negatives": 1024,
         "sampled_above": 20_000,
