@@ -1,4 +1,4 @@
-"""What running statistics may be asked of some columns and tasks."""
+"""What running statistics can count, given the columns and tasks."""
 
 from __future__ import annotations
 
