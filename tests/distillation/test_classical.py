@@ -212,7 +212,7 @@ def test_a_recommender_without_numbers_is_refused(case):
     processor, parts = case
     teacher = CatalogTeacher(Diverged(), parts.train, processor, scale=1.0)
     teacher.prepare(parts.train, processor)
-    with pytest.raises(ValueError, match=r"answers to task 'next_item' are NaN or infinite: .* regularization"):
+    with pytest.raises(ValueError, match=r"outputs for task 'next_item' are NaN or infinite: .* regularization"):
         teacher.score(batch_of(parts.train.fixed()))
     with pytest.raises(ValueError, match="NaN or infinite"):
         CatalogTeacher(Diverged(), parts.train, processor)

@@ -153,7 +153,7 @@ def test_what_is_refused(case):
         ScorerTeacher(one, processor, fitted_on=parts.test).prepare(parts.train, processor)
     wide = ScorerTeacher({"stars": Scorer(lambda f: f[:, :2], "log odds")}, processor, trust=True)
     wide.prepare(parts.train, processor)
-    with pytest.raises(ValueError, match=r"answers of shape \[\d+, 2\] for \d+ candidates: they must be \[\d+, 4\]"):
+    with pytest.raises(ValueError, match=r"outputs of shape \[\d+, 2\] for \d+ candidates: they must be \[\d+, 4\]"):
         wide.score(batch_of(parts.train))
     broken = ScorerTeacher({"like": Scorer(lambda f: f[:, 0] * np.nan)}, processor, trust=True)
     broken.prepare(parts.train, processor)

@@ -158,7 +158,7 @@ def test_teachers_that_know_the_candidates_alone_are_not_asked_about_others(case
     _, processor, parts, folder = case
     stored_before = StoredTeacher(folder)
     stored_before.prepare(parts.train, processor)
-    with pytest.raises(ValueError, match="unlabelled=2 asks the teacher about items that nobody has taken"):
+    with pytest.raises(ValueError, match="unlabelled=2 needs outputs for items without labels"):
         TableTeacher.of(stored_before, parts.train, processor, unlabelled=2)
 
 

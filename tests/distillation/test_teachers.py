@@ -155,7 +155,7 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="knows none of the 24 items"):
         teacher.prepare(renamed_parts.train, renamed, judged=[])
     stars, stars_parts = fit(synthetic_log(people=30), [{"name": "stars", "head": "ordinal", "label": "rating"}])
-    with pytest.raises(ValueError, match=r"answers \['next_item', 'like', 'rating'\], and the student asks"):
+    with pytest.raises(ValueError, match=r"has the tasks \['next_item', 'like', 'rating'\], and the student"):
         teacher.prepare(stars_parts.train, stars)
 
 
@@ -166,12 +166,12 @@ def test_refuses_answers_that_are_no_numbers():
     teacher.prepare(parts.train, processor)
     with torch.no_grad():
         teacher.model.heads["like"].output.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"answers to task 'like' are NaN or infinite: .* load it in float32"):
+    with pytest.raises(ValueError, match=r"outputs for task 'like' are NaN or infinite: .* load it in float32"):
         teacher.score(batch_of(parts.train))
     with torch.no_grad():
         teacher.model.heads["like"].output.weight.zero_()
         teacher.model.heads["rating"].output.bias.fill_(float("inf"))  # as half precision overflows
-    with pytest.raises(ValueError, match=r"answers to task 'rating' are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"outputs for task 'rating' are NaN or infinite"):
         teacher.score(batch_of(parts.train))
 
 
@@ -220,7 +220,7 @@ def test_a_plan_is_checked_against_the_teacher():
     plan["next_item"]["temperature"] = 1.0
     with pytest.raises(ValueError, match="at the temperature 1, but the teacher's lists are made for 2"):
         teacher.check_plan(DistillationConfig.parse({"tasks": plan}, ["next_item", "like"]))
-    with pytest.raises(ValueError, match="does not answer task 'likes'"):
+    with pytest.raises(ValueError, match="does not score task 'likes'"):
         teacher.check_plan(DistillationConfig.parse({"tasks": {"likes": {}}}, ["likes"]))
     with pytest.raises(ValueError, match="top_k of the teacher is 0"):
         live(processor, top_k=0)

@@ -251,7 +251,7 @@ def test_a_damaged_teacher_is_refused(task):
     teacher.prepare(splits.train, plain)
     with torch.no_grad():
         next(model.heads[task].parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match=f"answers to task '{task}' are NaN or infinite"):
+    with pytest.raises(ValueError, match=f"outputs for task '{task}' are NaN or infinite"):
         teacher.score(PolyRecCollator()([splits.train.fixed()[i] for i in range(4)]))
 
 

@@ -289,7 +289,7 @@ def test_stored_answers_cannot_answer_drawn_items(world, teacher_model, tmp_path
     """Prevents a plan for unlabelled items from being accepted and never followed."""
     teacher = TableTeacher.of(teacher_of_bound(world, teacher_model), world[1].train, world[0])
     plan = {"tasks": {"like": {"alpha": 0.5}}, "unlabelled": 3}
-    with pytest.raises(ValueError, match="unlabelled=3 asks the teacher about items that nobody has taken"):
+    with pytest.raises(ValueError, match="unlabelled=3 needs outputs for items without labels"):
         trained(world, tmp_path, tiny_model(world[0], distillation=plan).train(), teacher)
 
 

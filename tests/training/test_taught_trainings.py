@@ -166,8 +166,8 @@ def test_drawn_items_need_a_task_about_pairs(world, tmp_path):
     """Prevents items from being drawn in every batch of a plan in which nobody answers them."""
     classical = CatalogTeacher("ease", world[1].train, world[0])
     plan = {"tasks": {"next_item": {}}, "unlabelled": 3}
-    with pytest.raises(ValueError, match="it answers the candidates of the data set alone"):
+    with pytest.raises(ValueError, match="scores the candidates of the data set alone"):
         trainer_of(world, tmp_path, plan, classical)
     silent = {"tasks": {"next_item": {}, "like": {"alpha": 0.0}}, "unlabelled": 3}
-    with pytest.raises(ValueError, match=r"teaches none of those that the teacher answers \(like, rating\)"):
+    with pytest.raises(ValueError, match=r"teaches none of those that the teacher scores \(like, rating\)"):
         trainer_of(world, tmp_path, silent, LiveTeacher(tiny_model(world[0], seed=7), world[0]))

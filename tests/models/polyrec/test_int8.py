@@ -101,9 +101,9 @@ def test_what_cannot_be_done_is_said(world, tmp_path):
     model = tiny_model(processor)
     model.quantize()
     for call in (model.quantize, lambda: model.extend(processor), lambda: model.add_task_adapter("like", 2)):
-        with pytest.raises(ValueError, match="whole numbers of 8 bits"):
+        with pytest.raises(ValueError, match="weights are int8"):
             call()
-    with pytest.raises(ValueError, match="take no training"):
+    with pytest.raises(ValueError, match="takes no training"):
         PolyRecTrainer(model, arguments(tmp_path), parts.train, parts.valid, processing_class=processor)
 
 
