@@ -261,7 +261,7 @@ def test_a_target_of_milliseconds(world, monkeypatch):
         (["--classical", "ease", "--temperature", "0"], "--temperature is 0.0"),
         (["--classical", "ease", "--target-parameters", "10"], "the smallest has"),
         (["--classical", "ease", "--target-parameters", "10", "--target-latency", "1"], "not both"),
-        (["--classical", "ease", "--set", "model.distillation={tasks: {rating: {}}}"], "does not answer task 'rating'"),
+        (["--classical", "ease", "--set", "model.distillation={tasks: {rating: {}}}"], "does not score task 'rating'"),
     ],
 )
 def test_mistakes_are_one_line(flags, message, world, tmp_path, capsys, interrupt):
@@ -322,7 +322,7 @@ def test_quantize_a_run(world, tmp_path, capsys):
         (["quantize", output], "no second quantization"),
         (["quantize", run, "--output", run], "choose another --output"),
         (["quantize", str(tmp_path)], "has no recipe.yaml"),
-        (["finetune", output, "--task", "rating"], "take no training"),
+        (["finetune", output, "--task", "rating"], "takes no training"),
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err
