@@ -37,7 +37,7 @@ def show(folder: Path) -> None:
     titles = dict(zip(processor.items.ids.to_pylist(), processor.items.table["title"].to_pylist(), strict=True))
     for liked in ([260, 1196, 1210], [1, 588, 364], []):  # Star Wars; Toy Story, Aladdin, Lion King; somebody new
         history = [{"movieId": movie, "rating": 5.0} for movie in liked]
-        print("After 5 stars for " + ", ".join(titles[m] for m in liked) if liked else "Somebody new")
+        print("After 5 stars for " + ", ".join(titles[m] for m in liked) if liked else "New user")
         print(format_recommendations(model.recommend(processor, history, k=5)), end="\n\n")
 
 

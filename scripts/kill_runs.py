@@ -193,7 +193,7 @@ _FINETUNE = ["finetune", "{root}/run", "--task", "rating", "--epochs", "1"]
 COMMANDS = [
     Command("train over a run", "trained", "run", _TRAIN),
     Command("train --resume", "interrupted", "run", [*_TRAIN, "--resume"]),
-    Command("update", "trained", "run", _UPDATE, "already learnt"),
+    Command("update", "trained", "run", _UPDATE, "already trained on"),
     Command("distill", "trained", "student", _DISTILL),
     Command("compare", "nothing", "compared", [*_COMPARE, "--no-html"]),
     Command("score", "trained", "answers", _SCORE),

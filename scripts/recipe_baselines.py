@@ -1,9 +1,9 @@
-"""Baselines that a domain's people would name first, beside those of every report (`polyrec.evaluation.baselines`).
+"""Baselines that a domain would name first, beside those of every report (`polyrec.evaluation.baselines`).
 
 * `tf-idf`: cosine of words. For searches.
-* `habit`: answers of the recipe's own table "baselines", one for each row of the interactions (see recipe_tables.py).
+* `habit`: predictions of the recipe's own table "baselines", one per row of the interactions (see recipe_tables.py).
 
-They are asked the same questions of the test part, and added to metrics.json as further systems of their tasks.
+They are evaluated on the same test examples, and added to metrics.json as further systems of their tasks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def add_baselines(run: Path, answers: Path | None) -> None:
     table = None if answers is None else pd.read_parquet(answers)
     if table is None and not searches:
         return
-    light = copy.deepcopy(recipe)  # the same questions; nobody here reads statistics or texts by a model
+    light = copy.deepcopy(recipe)  # the same examples; nothing here reads statistics or texts by a model
     light.processor["statistics"] = False
     processor, parts = prepare(light)
     for task in searches:
@@ -99,7 +99,7 @@ def rank(test: SequenceDataset, task: str, number: int, score: Scorer, recipe: R
 
 
 def answer(test: SequenceDataset, task: str, head: type[TaskHead], values: np.ndarray) -> dict[str, float]:
-    """Metrics of pairs; `values` has one answer for each row of the interactions."""
+    """Metrics of pairs; `values` has one prediction for each row of the interactions."""
     labels = test.labels()[:, test.task_names.index(task)]
     own = values[test.log.row[test.candidates.event]]
     return evaluator.pair_metrics(head.metrics, labels, own, test.people(), task)[0]

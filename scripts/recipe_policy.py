@@ -1,7 +1,7 @@
 """Off-policy value of the ads recipe's model: had it chosen the ads of the test period, what would have been clicked?
 
 The policy chooses among the items of the campaign by the predicted click, as the model knows it at the end of its
-training part; nothing of the test period reaches it. It is judged on the uniformly random log of the
+training set; nothing of the test period reaches it. It is evaluated on the uniformly random log of the
 test period, where every item had a chance. The logging policies stand beside it: their value is the mean of their own
 clicks (on policy), and for `random` also what the estimators say, which must agree.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# "interactions", "items", "users", "past"; "baselines" has a column for each task that something simple answers, with
-# one answer for each row of the interactions.
+# "interactions", "items", "users", "past"; "baselines" has a column for each task that something simple predicts, with
+# one prediction for each row of the interactions.
 Tables = dict[str, pd.DataFrame]
 
 _EVERY = 4  # e-commerce: every so many-th customer is kept, so that the recipe takes minutes
@@ -89,7 +89,7 @@ def _left_out(lines: pd.DataFrame, first: pd.Series, rng: np.random.Generator) -
 
 
 def _habits(log: pd.DataFrame) -> pd.DataFrame:
-    """What the customer's own habit answers to each row: how often bought before, and how many the last time."""
+    """What the customer's own habit predicts for each row: how often bought before, and how many the last time."""
     rows = log[["user_id", "item_id", "timestamp"]].assign(row=np.arange(len(log)))
     lines = log[log.bought == 1][["user_id", "item_id", "timestamp", "quantity"]].drop_duplicates(
         ["user_id", "item_id", "timestamp"]
@@ -100,7 +100,7 @@ def _habits(log: pd.DataFrame) -> pd.DataFrame:
     before = {"on": "timestamp", "allow_exact_matches": False, "direction": "backward"}  # strictly before
     rows = pd.merge_asof(rows, lines, by=["user_id", "item_id"], **before)
     rows = pd.merge_asof(rows, baskets, by="user_id", **before).sort_values("row")
-    early = log.iloc[: round(0.8 * len(log))]  # the training part: the best guess where there is no habit
+    early = log.iloc[: round(0.8 * len(log))]  # the training set: the best guess where there is no habit
     usual = np.log1p(early.quantity).groupby(early.item_id).mean()
     usual = log.item_id.map(usual).fillna(np.log1p(early.quantity).mean())
     return pd.DataFrame(
@@ -112,7 +112,7 @@ def _habits(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def short_video(folder: Path) -> Tables:
-    """Exposures as they are; `past` is what people did before the log. Counters of the whole period stay out."""
+    """Exposures as they are; `past` is what users did before the log. Counters of the whole period stay out."""
     names = {"interactions": "interactions", "items": "items", "users": "users", "past": "history"}
     return {table: pd.read_parquet(folder / f"{name}.parquet") for table, name in names.items()}
 
@@ -120,7 +120,7 @@ def short_video(folder: Path) -> Tables:
 def questions(folder: Path) -> Tables:
     """Turns to questions, favourites, accepted answers, and links between questions as searches for the linked one.
 
-    What counts as a query and as its result is told in scripts/benchmarks/search_data.py.
+    What counts as a query and as its result is defined in scripts/benchmarks/search_data.py.
     """
     from benchmarks.search_data import TravelSearch
 

@@ -103,7 +103,7 @@ class PairPredictions:
             found[at] = self.heads[name].details(logits[name].float()).flatten(0, 1).cpu()[real].numpy()
 
 
-class Asked(NamedTuple):
+class RetrievalExamples(NamedTuple):
     """Examples of a retrieval task.
 
     Args:
@@ -119,7 +119,7 @@ class Asked(NamedTuple):
     context: RequestContext
 
 
-class Answered(NamedTuple):
+class PredictedBatch(NamedTuple):
     """A batch of windows that the model has read.
 
     Args:
@@ -135,7 +135,7 @@ class Answered(NamedTuple):
     contexts: RequestContext
     items: ItemRows
 
-    def questions(self, task: str, size: int) -> Iterator[Asked]:
+    def examples(self, task: str, size: int) -> Iterator[RetrievalExamples]:
         """Retrieval examples: candidates whose item is a positive, at most `size` at a time."""
         taken = (self.rows.flatten() >= 0) & (self.labels[task].flatten() > 0)
         states_BCD, queries_BCD = self.output.states, self.output.queries
@@ -146,17 +146,17 @@ class Answered(NamedTuple):
         rows = self.rows.flatten()[taken].numpy()
         for chunk in torch.arange(len(rows)).split(size):
             typed = None if queries is None else queries[chunk]
-            yield Asked(rows[chunk.numpy()], states[chunk], typed, context.at(chunk))
+            yield RetrievalExamples(rows[chunk.numpy()], states[chunk], typed, context.at(chunk))
 
 
-def answered(
+def predicted_batches(
     model: PolyRecForRecommendation,
     dataset: SequenceDataset,
     batch_size: int = 64,
     shard: tuple[int, int] = (0, 1),
     progress: bool = False,
     workers: int = 0,
-) -> Iterator[Answered]:
+) -> Iterator[PredictedBatch]:
     """Batches of a data set's windows, short ones first, and what the model says; arguments as of [`predict`]."""
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
     loader = DataLoader(
@@ -170,7 +170,7 @@ def answered(
     for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
         asked = Batch.of(batch).to(model.device)
-        yield Answered(rows, labels, model(asked, items=items), model.request_context(asked), items)
+        yield PredictedBatch(rows, labels, model(asked, items=items), model.request_context(asked), items)
 
 
 @torch.no_grad()
@@ -203,12 +203,12 @@ def predict(
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
     with model.eval_mode() as model, autocast or nullcontext():
-        for batch in answered(model, dataset, batch_size, shard, progress, workers):
+        for batch in predicted_batches(model, dataset, batch_size, shard, progress, workers):
             assert batch.output.logits is not None  # there are candidates
             pairs.add(batch.rows, batch.output.logits)
             for name in model.state_tasks:
                 leaves = lists_leave_out(model, name, exclude_seen)
-                for asked in batch.questions(name, rows_at_once(model.config.num_items)):
+                for asked in batch.examples(name, rows_at_once(model.config.num_items)):
                     scores = model.score_items(asked.states, name, batch.items, asked.queries, asked.context).float()
                     parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked.rows, leaves, k))
     rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}

@@ -15,7 +15,7 @@ import torch
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
-from polyrec.evaluation.evaluator import Asked, answered, lists_leave_out
+from polyrec.evaluation.evaluator import RetrievalExamples, lists_leave_out, predicted_batches
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -115,10 +115,10 @@ def _metrics(
         rows = np.random.default_rng(0).permutation(ranked_rows(valid, name))
         ranked[name][rows[: max(_SCORES // num_items, _FEWEST)]] = True
     gains: dict[str, list[np.ndarray]] = {name: [] for name in terms}
-    for batch in answered(model, valid):
+    for batch in predicted_batches(model, valid):
         for name, term in terms.items():
             leaves = lists_leave_out(model, name, exclude_seen)
-            for asked in batch.questions(name, rows_at_once(model.config.num_items)):
+            for asked in batch.examples(name, rows_at_once(model.config.num_items)):
                 if (some := _of_rows(asked, ranked[name])) is None:
                     continue
                 term.weigh(0.0, 1.0)
@@ -131,21 +131,21 @@ def _metrics(
     return {name: np.concatenate(found, axis=1) for name, found in gains.items() if found}
 
 
-def _of_rows(asked: Asked, kept: np.ndarray) -> Asked | None:
+def _of_rows(asked: RetrievalExamples, kept: np.ndarray) -> RetrievalExamples | None:
     """The examples of some rows."""
     index = np.flatnonzero(kept[asked.rows])
     if not len(index):
         return None
     at = torch.from_numpy(index).to(asked.states.device)
     typed = None if asked.queries is None else asked.queries[at]
-    return Asked(asked.rows[index], asked.states[at], typed, asked.context.at(at))
+    return RetrievalExamples(asked.rows[index], asked.states[at], typed, asked.context.at(at))
 
 
 def _grid(decays: tuple[float, ...]) -> list[tuple[float, float]]:
     return [(0.0, 1.0), *((strength, decay) for decay in decays for strength in STRENGTHS)]
 
 
-def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: Asked) -> Iterator[torch.Tensor]:
+def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: RetrievalExamples) -> Iterator[torch.Tensor]:
     """Scores with each weight of the grid; the first one is 0."""
     yield plain_MN.clone()
     ids_N = torch.arange(plain_MN.shape[1], device=plain_MN.device)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, SOME, Trees, known_features
-from polyrec.evaluation.evaluator import answered
+from polyrec.evaluation.evaluator import predicted_batches
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.heads._trees import read_inputs, read_leaves, tree_inputs
@@ -120,7 +120,7 @@ def _network_logits(
         for name in tasks:
             model.heads[name].trees.weight.zero_()
         with model.eval_mode() as model, autocast or nullcontext():
-            for batch in answered(model, valid):
+            for batch in predicted_batches(model, valid):
                 assert batch.output.logits is not None  # there are candidates
                 rows = batch.rows.flatten()
                 for name, values in found.items():

@@ -24,8 +24,8 @@ def build_page(session: DemoSession) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1):
                 people = session.people()
-                person = gr.Dropdown(people, value=None, label="Person", visible=bool(people), allow_custom_value=True)
-                new = gr.Button("Somebody new")
+                person = gr.Dropdown(people, value=None, label="User", visible=bool(people), allow_custom_value=True)
+                new = gr.Button("New user")
                 text = gr.Textbox(label="Search titles", placeholder="a word of a title, then Enter")
                 item = gr.Dropdown([], label="Item", value=None)
                 values = [_control(session, n) for n in range(len(session.feedback))]
@@ -45,7 +45,7 @@ def build_page(session: DemoSession) -> gr.Blocks:
                 )
                 answered = gr.Dataframe(
                     headers=["task", "prediction", "change"],
-                    label="What each task says of the item",
+                    label="Predictions for the item",
                     interactive=False,
                     type="array",
                 )

@@ -98,7 +98,7 @@ class DemoSession:
         """Ids of users of the log, those with the most events first."""
         if self.interactions is None:
             return []
-        counted = pc.value_counts(ids(self.interactions, self.processor.columns.user, "interactions", "person"))
+        counted = pc.value_counts(ids(self.interactions, self.processor.columns.user, "interactions", "user"))
         order = pc.sort_indices(counted, sort_keys=[("counts", "descending"), ("values", "ascending")])
         return counted.field("values").take(order[:most]).to_pylist()
 
@@ -133,7 +133,7 @@ class DemoSession:
         return own.select(read).to_pylist()[0] if own.num_rows else {}
 
     def _rows(self, table: pa.Table, key: str, person: Any, name: str) -> pa.Table:
-        known = ids(table, key, name, "person")
+        known = ids(table, key, name, "user")
         return table.filter(pc.equal(known.cast(pa.large_string()), str(person)))
 
     # ------------------------------------------------------------ histories
