@@ -291,9 +291,7 @@ def test_a_training_that_may_read_its_own_answers_says_so(world, tmp_path, caplo
         again.heads["next_item"].neighbours.requires_grad_(not frozen)
         caplog.clear()
         PolyRecTrainer(again, arguments, rows, processing_class=processor).train()
-        return (
-            "task 'next_item': nothing says which of the rows to be learnt its `neighbours` have counted" in caplog.text
-        )
+        return "task 'next_item': nothing says which of the training rows its `neighbours` have counted" in caplog.text
 
     assert said(loaded, resumed)
     assert not said(loaded, resumed, frozen=True)

@@ -294,7 +294,5 @@ def test_a_query_that_takes_its_own_item_is_refused():
     log, row = search_log(), 6
     log["source"][row] = int(log["item_id"][row])
     processor, _, _ = fitted(SEARCH)
-    with pytest.raises(
-        ValueError, match=rf"row {row} asks with the text of the item that it takes.*leave 'source' empty"
-    ):
+    with pytest.raises(ValueError, match=rf"row {row} has a query with the text of its own item.*leave 'source' empty"):
         processor.encode_events(log)
