@@ -118,7 +118,7 @@ class Recommender:
             ValueError: an unknown task, item, column or key, with the fix.
         """
         one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
-        [found] = self._answers([one], k, task, exclude_seen, alone=True)  # to its end, where unknown ids are told
+        [found] = self._answers([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
         return found
 
     def recommend_many(

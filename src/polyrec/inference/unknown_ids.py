@@ -1,4 +1,4 @@
-"""Ids of requests that a run does not know: they count as nothing, and whoever asks is told so, once a call."""
+"""Unknown ids of requests: they are ignored, with one warning per call."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class UnknownIds:
         return len(given), given.filter(pa.array(unknown)).to_pylist()
 
     def warn(self) -> None:
-        """Say it, if there is something to say, at the line outside polyrec that asks."""
+        """Warn, if there is something to say, at the calling line outside polyrec."""
         for message in self._messages():
             warnings.warn(message, UnknownIdWarning, stacklevel=caller_level())
 
