@@ -11,6 +11,7 @@ from model_fixtures import synthetic_log
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main
+from polyrec.cli.recommend import format_recommendations
 from polyrec.runs.recipe import load_recipe
 
 
@@ -90,6 +91,25 @@ def test_recommend_says_what_it_does_not_know(run, capsys):
     said = capsys.readouterr().err.splitlines()
     assert "1 of 2 items of the history are not in the catalog: 9999" in said
     assert any(line.startswith("user '98765' has no stored events: treated as a new user") for line in said)
+
+
+def test_the_table_keeps_its_columns_apart():
+    """Prevents long names of tasks from running together, and a bracket around an id that has no title before it."""
+    row = {"rank": 1, "item": "i056", "score": 0.5, "cold_item": False, "cold_start": False}
+    head, line = format_recommendations([row | {"watched_to_the_end": 0.25, "finished_early": 0.75}]).splitlines()
+    assert head.split() == ["#", "item", "score", "watched_to_the_end", "finished_early"]
+    assert line.split() == ["1", "i056", "0.500", "0.250", "0.750"]
+    assert [head.index(name) + len(name) for name in head.split()[2:]] == [
+        line.index(figure) + len(figure) for figure in line.split()[2:]
+    ]
+
+
+def test_no_bars_in_a_file(run):
+    """Prevents a log file from being full of steps of bars."""
+    command = [sys.executable, "-m", "polyrec", "evaluate", str(run), "-k", "3"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "%|" not in found.stderr
+    assert "it/s" not in found.stderr
 
 
 def test_recommend_prints_titles(run, capsys):

@@ -35,6 +35,10 @@ def recipe(tmp_path, monkeypatch):
     ("setting", "message"),
     [
         ("training.lr=1", "unknown key 'lr' in training"),
+        (
+            "training.epochs=3",
+            "unknown key 'epochs' in training; did you mean 'num_train_epochs'. known: num_train_epochs",
+        ),
         ("training.learning_rat=1", "did you mean 'learning_rate'"),
         ("training.learning_rate=abc", "training.learning_rate is 'abc'; it must be a number > 0"),
         ("training.weight_decay=-1", "training.weight_decay is -1; it must be a number >= 0"),
@@ -43,7 +47,7 @@ def recipe(tmp_path, monkeypatch):
         ("training.eval_strategy=epok", "did you mean 'epoch'"),
         ("training.report_to=[tensorbord]", "did you mean 'tensorboard'"),
         ("training.metric_for_best_model=like_aux", "did you mean 'like_auc'"),
-        ("training.task_epochs={lik: 1}", "training.task_epochs names the task 'lik'; known: like, stars"),
+        ("training.task_epochs={lik: 1}", "training.task_epochs names the task 'lik'; did you mean 'like'"),
         ("split.fraction=[1, 0, 0]", "unknown key 'fraction' in split.*did you mean 'fractions'"),
         ("split.fractions=[0.5, 0.1, 0.1]", "split.fractions are .*sum to 1"),
         ("split.max_delay=.inf", "max_delay.*inf"),
@@ -65,7 +69,7 @@ def recipe(tmp_path, monkeypatch):
         ("tasks=[{name: like}]", r"tasks\[0\] has no head"),
         ("tasks=[{name: no, head: binary}]", r"tasks\[0\].name is False; it must be text, written in quotes"),
         ("tasks.like.weight=heavy", "tasks.like.weight is 'heavy'; it must be a number >= 0"),
-        ("columns.weight={lik: w}", "columns.weight names the task 'lik'; known: like, stars; did you mean 'like'"),
+        ("columns.weight={lik: w}", "columns.weight names the task 'lik'; did you mean 'like'. known: like, stars"),
         ("card.licence=mit", "unknown key 'licence' in card.*did you mean 'license'"),
         ("early_stopping_patience=1.5", "early_stopping_patience is 1.5; it must be a whole number >= 0"),
         ("updates=[{interaction: x}]", r"unknown key 'interaction' in updates\[0\].*did you mean 'interactions'"),
@@ -165,3 +169,18 @@ def test_cutoffs_that_are_no_numbers_are_refused(text):
     """Prevents lists from being cut at 1 because a cut-off could not be read."""
     with pytest.raises(argparse.ArgumentTypeError, match="no list of cut-offs >= 1"):
         cutoffs(text)
+
+
+def test_an_unknown_command(capsys):
+    """Prevents a list of 18 commands from being the answer to a typing error."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["evalute", "runs/a"])
+    assert "unknown command 'evalute'; did you mean 'evaluate'? known: " in capsys.readouterr().err
+
+
+def test_messages_about_many_names_are_short(recipe, capsys):
+    """Prevents the suggestion from standing behind 150 arguments of a training."""
+    assert main(["train", str(recipe), "--set", "training.learning_rat=1"]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 350
+    assert " more" in said

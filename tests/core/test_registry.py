@@ -40,7 +40,7 @@ def test_a_part_of_ones_own_is_found(registry):
 def test_unknown_names_list_the_known_and_the_nearest(registry):
     """Prevents a misspelt part from ending in an import error, and the base class from passing for a part."""
     for find in (registry.check, registry.get):
-        with pytest.raises(ValueError, match="unknown head 'binry'; known: binary, .*; did you mean 'binary'"):
+        with pytest.raises(ValueError, match="unknown head 'binry'; did you mean 'binary'. known: binary,"):
             find("binry")
     with pytest.raises(ValueError, match="unknown head 'base'"):
         registry.get("base")
@@ -69,8 +69,11 @@ def test_built_in_names_are_taken_before_their_file_is_imported(registry):
         ({"reads": "pair", "metrics": ("mae",), "output_kind": "number"}, None),
         ({"metrics": ("mae",)}, "head 'mine' .Mine.: reads is None; it must be 'pair'"),
         ({"reads": "pairs"}, "reads is 'pairs'; it must be"),
-        ({"reads": "pair", "output_kind": "numbr"}, "unknown output_kind 'numbr'; known: bernoulli, .*'number'"),
-        ({"reads": "pair", "metrics": ("rsme",)}, "unknown metric 'rsme'; known: auc, gauc, .*did you mean 'rmse'"),
+        (
+            {"reads": "pair", "output_kind": "numbr"},
+            "unknown output_kind 'numbr'; did you mean 'number'. known: bernoulli,",
+        ),
+        ({"reads": "pair", "metrics": ("rsme",)}, "unknown metric 'rsme'; did you mean 'rmse'. known: auc, gauc,"),
         ({"reads": "pair", "metrics": ("class_logloss",)}, "the first metric, 'class_logloss', must be one of auc"),
         ({"reads": "state", "metrics": ("auc",)}, "unknown metric 'auc'; known: ndcg, recall"),
     ],
@@ -109,7 +112,9 @@ def test_options_are_filled_in_and_checked():
     assert options == {"members": 4, "depth": 2}
     options["depth"] = 9
     assert defaults == {"members": 1, "depth": 2}
-    with pytest.raises(ValueError, match="unknown option 'dept' of expert layer 'x'; known: depth, members; did you"):
+    with pytest.raises(
+        ValueError, match="unknown option 'dept' of expert layer 'x'; did you mean 'depth'. known: depth, m"
+    ):
         checked_options({"dept": 1}, defaults, "expert layer 'x'")
 
 

@@ -167,3 +167,15 @@ def test_a_sample_has_whole_rows_from_several_places(tmp_path, quoted):
 def test_an_empty_line_ends_where_it_begins():
     """Prevents the line after an empty one from being shown as the one at fault."""
     assert [_end_of_line(b"\nab\nc", n) for n in range(3)] == [1, 4, None]
+
+
+def test_files_of_recbole(tmp_path):
+    """Prevents a column "user_id:token" that nobody names, and a title that ends so from losing its end."""
+    (tmp_path / "log.inter").write_text("user_id:token\titem_id:token\trating:float\n1\t2\t4.5\n")
+    assert read_table(tmp_path / "log.inter", "interactions").to_pydict() == {
+        "user_id": [1],
+        "item_id": [2],
+        "rating": [4.5],
+    }
+    (tmp_path / "log.txt").write_text("user_id item:token\n1,2\n".replace(" ", ","))
+    assert read_table(tmp_path / "log.txt", "interactions").column_names == ["user_id", "item:token"]

@@ -511,7 +511,7 @@ def test_tables_are_checked(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"baseline": "itm"}, "unknown baseline 'itm'; known: .*did you mean 'item'"),
+        ({"baseline": "itm"}, "unknown baseline 'itm'; did you mean 'item'. known: "),
         ({"keys": "item"}, r"write \('item',\)"),
         ({"keys": ("a", "b", "c")}, "at most two"),
         ({"reduce": ("avg",)}, "unknown reduction 'avg'"),

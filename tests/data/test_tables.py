@@ -180,9 +180,9 @@ def test_unreadable_files(tmp_path):
         read_table(path, "interactions")
     with pytest.raises(ValueError, match="no such file"):
         read_table(tmp_path / "y.csv", "interactions")
-    with pytest.raises(ValueError, match="must end in"):
-        (tmp_path / "z.txt").write_text("a")
-        read_table(tmp_path / "z.txt", "interactions")
+    with pytest.raises(ValueError, match=r"must end in .parquet or .csv: rename it to .csv .tabs and other separators"):
+        (tmp_path / "z.dat").write_text("a")
+        read_table(tmp_path / "z.dat", "interactions")
     (tmp_path / "z.csv").write_text("a,b\n1,2\n3\n")
     with pytest.raises(ValueError, match="z.csv .*may be truncated or of another format"):
         read_table(tmp_path / "z.csv", "interactions")

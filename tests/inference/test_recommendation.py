@@ -263,7 +263,7 @@ def test_model_of_retrieval_alone(world):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"task": "clik"}, r"unknown task 'clik'; known: next_item, like, rating; did you mean 'like'"),
+        ({"task": "clik"}, r"unknown task 'clik'; did you mean 'like'. known: next_item, like, rating"),
         ({"user": {"agee": 3}}, "unknown user column 'agee'; .*did you mean 'age'"),
         ({"context": {"surfase": "home"}}, "unknown context column 'surfase'; .*did you mean 'surface'"),
     ],

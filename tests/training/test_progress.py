@@ -1,5 +1,7 @@
 """What a training prints: lines that people read."""
 
+import sys
+
 import pytest
 from model_fixtures import arguments, fit, synthetic_log, tiny_model
 
@@ -12,12 +14,14 @@ def world():
     return fit(synthetic_log(people=24))
 
 
-@pytest.mark.parametrize("bars", [True, False])
-def test_one_line_an_evaluation_and_no_dictionaries(world, tmp_path, capsys, bars):
-    """Prevents pages of raw dictionaries between the figures that people look for, and a silent training."""
+@pytest.mark.parametrize(("terminal", "disabled"), [(True, False), (True, True), (False, False)])
+def test_one_line_an_evaluation_and_no_dictionaries(world, tmp_path, capsys, monkeypatch, terminal, disabled):
+    """Prevents pages of raw dictionaries between the figures that users look for, bars in files, a silent training."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    bars = terminal and not disabled
     processor, splits = world
     options = arguments(
-        tmp_path, max_steps=4, logging_steps=1, eval_strategy="steps", eval_steps=2, disable_tqdm=not bars
+        tmp_path, max_steps=4, logging_steps=1, eval_strategy="steps", eval_steps=2, disable_tqdm=disabled
     )
     trainer = PolyRecTrainer(tiny_model(processor), options, splits.train, splits.valid, processing_class=processor)
     trainer.train()

@@ -16,6 +16,7 @@ def add_evaluate(commands: Commands) -> None:
         "--split", choices=["valid", "test"], default="test", help="which split to evaluate on (default: test)"
     )
     evaluate.add_argument(
+        "-k",
         "--k",
         type=cutoffs,
         metavar="K,K,...",
@@ -39,7 +40,7 @@ def add_recommend(commands: Commands) -> None:
         "--history",
         default="",
         metavar="IDS",
-        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+        help="item ids, oldest first, separated by commas; or a .parquet or .csv file of events",
     )
     recommend.add_argument(
         "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the user; repeat"
@@ -49,7 +50,7 @@ def add_recommend(commands: Commands) -> None:
         metavar="ID",
         help="a user of the log, whose stored events come first; --history adds later events",
     )
-    recommend.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    recommend.add_argument("-k", "--k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     recommend.set_defaults(run=_recommend)
 
@@ -73,14 +74,14 @@ def add_explain(commands: Commands) -> None:
         "--history",
         default="",
         metavar="IDS",
-        help="item ids, oldest first, separated by commas; or a .parquet/.csv file of events",
+        help="item ids, oldest first, separated by commas; or a .parquet or .csv file of events",
     )
     explain.add_argument(
         "--user", action="append", default=[], metavar="COLUMN=VALUE", help="an attribute of the user; repeat"
     )
     explain.add_argument("--item", metavar="IDS", help="items to explain, separated by commas (default: recommended)")
     explain.add_argument("--task", metavar="NAME", help="task to explain (default: the one that ranks)")
-    explain.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    explain.add_argument("-k", "--k", type=int, default=10, help="number of recommendations (default: 10)")
     explain.add_argument("--events", type=int, default=3, help="past events per item (default: 3)")
     explain.add_argument("--neighbours", metavar="ID", help="instead: the items most similar to this one")
     explain.add_argument("--plot", metavar="FILE", help="instead: plot all item embeddings as .png, .svg or .pdf")
@@ -114,7 +115,7 @@ def add_demo(commands: Commands) -> None:
         "--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 (default) is this machine only"
     )
     demo.add_argument("--port", type=int, default=7860, help="(default: 7860)")
-    demo.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
+    demo.add_argument("-k", "--k", type=int, default=10, help="number of recommendations (default: 10)")
     demo.add_argument(
         "--users", action="store_true", help="let visitors choose users of the log by their ids and see their events"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyrec.cli.flags import json_line
-from polyrec.cli.recommend import read_history, read_items, read_user
+from polyrec.cli.recommend import item_name, read_history, read_items, read_user
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.inference.explanation.explain import explain
 from polyrec.inference.explanation.neighbours import neighbours, plot_items
@@ -50,15 +50,17 @@ def explain_items(run: str, item: str | None, plot: str | None, k: int, as_json:
         print(f"written to {plot_items(model, processor, plot, near)}")
     found = [row for one in near for row in neighbours(model, processor, one, k)]
     for row in found:
-        text = f"{row['similarity']:>8.3f}  {_name(row)} ({row['events']} events)"
+        text = f"{row['similarity']:>8.3f}  {item_name(row)} ({row['events']} events)"
         print(printable(json_line(row) if as_json else text))
     return found
 
 
 def format_reason(row: Mapping[str, Any]) -> str:
     """One item: its reason, then what each event, attribute, word and expert did."""
-    lines = [f"{row['rank']:>3}  {_name(row)}  {row['task']} {row['score']:.3f}", f"     {row['reason']}"]
-    lines += [f"{e['effect']:>+12.3f}  {e['verb']} {_name(e)} ({e['without']:.3f} without it)" for e in row["events"]]
+    lines = [f"{row['rank']:>3}  {item_name(row)}  {row['task']} {row['score']:.3f}", f"     {row['reason']}"]
+    lines += [
+        f"{e['effect']:>+12.3f}  {e['verb']} {item_name(e)} ({e['without']:.3f} without it)" for e in row["events"]
+    ]
     lines += [
         f"{a['effect']:>+12.3f}  {a['name']}" + (f" = {as_text(a['value'])}" if a["value"] else "")
         for a in row["attributes"]
@@ -75,7 +77,3 @@ def format_reason(row: Mapping[str, Any]) -> str:
 
 def _words(words: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
     return [f"{w['effect']:>+12.3f}  the word “{w['word']}”" for w in words[:most]]
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return printable(f"{row.get('title') or ''} [{row['item']}]".strip())

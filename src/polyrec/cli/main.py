@@ -18,6 +18,7 @@ from polyrec.core.escapes import printable
 from polyrec.core.own_parts import import_parts
 from polyrec.core.registry import UnknownPart
 from polyrec.core.secrets import hide_secrets
+from polyrec.core.settings import nearest
 from polyrec.core.signals import Interrupted, handled, interrupt
 
 _COMMANDS = (
@@ -46,6 +47,11 @@ MISTAKE, UNEXPECTED, BROKEN_PIPE = 2, 1, 141  # exit codes; shells have 128 + th
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
+    return _parser()[0]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The command line, and the names of its commands."""
     parser = argparse.ArgumentParser(prog="polyrec", description="One multi-task recommender model from an event log.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in _COMMANDS:
@@ -54,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name not in _WITHOUT_MODEL:
             add_import(command)
         command.add_argument("--debug", action="store_true", help="show where an error comes from (or POLYREC_DEBUG=1)")
-    return parser
+    return parser, list(commands.choices)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a title that a terminal cannot write is no reason to stop
-    options = build_parser().parse_args(with_new_names(sys.argv[1:] if arguments is None else arguments))
+    if not sys.stderr.isatty():  # read when transformers is imported, which commands do later
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    options = _parsed(with_new_names(sys.argv[1:] if arguments is None else arguments))
     try:
         with handled(interrupt):
             check_run_folders(options)
@@ -82,6 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"polyrec {options.command}: {message}", file=sys.stderr)
         return code
     return 0
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; an unknown command is refused with the nearest one."""
+    parser, known = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        parser.error(f"unknown command {arguments[0]!r}; {nearest(arguments[0], known)}")
+    return parser.parse_args(arguments)
 
 
 def told(error: BaseException) -> tuple[int, str]:

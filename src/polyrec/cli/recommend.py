@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from polyrec.cli.flags import json_line
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
+from polyrec.data.tables import is_table
 from polyrec.inference.recommender import Recommender
 from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -52,7 +53,7 @@ def unknown_ids_told() -> Iterator[None]:
 
 def read_history(text: str, processor: PolyRecProcessor) -> Any:
     """Events as a command line gives them: ids separated by commas, or a file."""
-    return text if text.endswith((".parquet", ".csv")) else read_items(text, processor, "--history")
+    return text if is_table(text) else read_items(text, processor, "--history")
 
 
 def read_items(text: str, processor: PolyRecProcessor, flag: str) -> list[Any]:
@@ -90,12 +91,17 @@ def format_recommendations(found: list[dict[str, Any]]) -> str:
     if not found:
         return "nothing left to recommend"
     tasks = [name for name in found[0] if name not in ROW_KEYS]
-    lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>12}" for t in tasks)]
+    widths = {task: max(12, len(task) + 2) for task in tasks}
+    lines = [f"{'#':>3}  {'item':<44}{'score':>8}" + "".join(f"{t:>{width}}" for t, width in widths.items())]
     for row in found:
-        title = printable(f"{row.get('title') or ''} [{row['item']}]".strip()) + (" (new)" if row["cold_item"] else "")
-        lines.append(
-            f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}" + "".join(f"{row[t]:>12.3f}" for t in tasks)
-        )
+        title = item_name(row) + (" (new)" if row["cold_item"] else "")
+        figures = "".join(f"{row[task]:>{width}.3f}" for task, width in widths.items())
+        lines.append(f"{row['rank']:>3}  {title[:43]:<44}{row['score']:>8.3f}{figures}")
     if found[0]["cold_start"]:
         lines.append("(nothing of the history is known: these follow the user's attributes and overall trends)")
     return "\n".join(lines)
+
+
+def item_name(row: Mapping[str, Any]) -> str:
+    """An item in one line: its title and its id, or the id alone."""
+    return printable(f"{row['title']} [{row['item']}]" if row.get("title") else str(row["item"]))

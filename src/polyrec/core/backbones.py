@@ -45,7 +45,7 @@ class BackboneConfig:
         >>> BackboneConfig("some/model", tuning="lorra")
         Traceback (most recent call last):
             ...
-        ValueError: unknown tuning 'lorra'; known: frozen, top:N, lora, full; did you mean 'lora'?
+        ValueError: unknown tuning 'lorra'; did you mean 'lora'? known: frozen, top:N, lora, full
     """
 
     model: str

@@ -101,7 +101,7 @@ class PolyRecConfig(MultiTaskConfig):
         >>> PolyRecConfig(tasks=config.tasks, hiden_size=8)
         Traceback (most recent call last):
             ...
-        ValueError: unknown key 'hiden_size' in PolyRecConfig; ... did you mean 'hidden_size'?
+        ValueError: unknown key 'hiden_size' in PolyRecConfig; did you mean 'hidden_size'? known: ...
     """
 
     model_type = "polyrec"

@@ -134,7 +134,7 @@ class DistillationConfig:
         >>> DistillationConfig.parse({"tasks": {"likes": {}}}, ["like"])
         Traceback (most recent call last):
             ...
-        ValueError: distillation: unknown task 'likes'; known: like; did you mean 'like'?
+        ValueError: distillation: unknown task 'likes'; did you mean 'like'? known: like
     """
 
     tasks: dict[str, TaskDistillation]

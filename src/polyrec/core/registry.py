@@ -34,7 +34,7 @@ def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what:
         >>> checked_options({"membrs": 4}, {"members": 1}, "expert layer 'shared_bottom'")
         Traceback (most recent call last):
             ...
-        ValueError: unknown option 'membrs' of expert layer 'shared_bottom'; known: members; did you mean 'members'?
+        ValueError: unknown option 'membrs' of expert layer 'shared_bottom'; did you mean 'members'? known: members
     """
     for key in given:
         if key not in defaults:
@@ -58,7 +58,7 @@ class Registry:
         >>> HEADS.check("binry")
         Traceback (most recent call last):
             ...
-        polyrec.core.registry.UnknownPart: unknown head 'binry'; known: binary, ...; did you mean 'binary'?...
+        polyrec.core.registry.UnknownPart: unknown head 'binry'; did you mean 'binary'? known: binary, ...
     """
 
     def __init__(self, kind: str, package: str, base: str | None = None) -> None:

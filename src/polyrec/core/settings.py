@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from polyrec.core.older_files import in_section
 from polyrec.core.ranges import Range
 from polyrec.core.setting_words import bare, choices_of, expected, takes_list, takes_text
+from polyrec.core.suggestions import suggest
 
 _EXPONENT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}", re.ASCII)
 _LARGEST = 2**63 - 1  # of a whole number without a range
@@ -68,16 +69,13 @@ def section(name: str) -> Iterator[None]:
 
 
 def nearest(name: Any, known: Collection[Any]) -> str:
-    """Return the end of an error message: the known names and the nearest one, if any is near.
+    """Return the end of an error message: the nearest name, if any is near, and the known ones.
 
     Example:
         >>> nearest("binry", ["binary", "count"])
-        "known: binary, count; did you mean 'binary'?"
+        "did you mean 'binary'? known: binary, count"
     """
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name)[:_SHOWN], known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"known: {', '.join(known) or 'none'}{hint}"
+    return suggest(str(name), [str(k) for k in known])
 
 
 def check_keys(values: Mapping[Any, Any], known: Collection[str], what: str) -> None:
@@ -87,7 +85,7 @@ def check_keys(values: Mapping[Any, Any], known: Collection[str], what: str) -> 
         >>> check_keys({"ratng": 5}, ["item_id", "rating"], "an event of the history")
         Traceback (most recent call last):
             ...
-        ValueError: unknown key 'ratng' in an event of the history; known: item_id, rating; did you mean 'rating'?
+        ValueError: unknown key 'ratng' in an event of the history; did you mean 'rating'? known: item_id, rating
     """
     for key in values:
         if key not in known:

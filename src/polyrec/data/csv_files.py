@@ -22,6 +22,7 @@ from polyrec.data.typed_text import MISSING_TEXTS, typed
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _HEAD = 1 << 18  # bytes by which separator and names are found
+_TYPED_NAME = re.compile(r"(?P<name>.+):(?:token|token_seq|float|float_seq)")  # of RecBole's atomic files
 _BLOCK = 1 << 24  # bytes; no row may be longer
 _LONG_LINE, _MOST_BYTES = 400, 1 << 26  # bytes of a line and of all lines that a sample reads
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -33,7 +34,8 @@ def read_csv(path: Path, name: str, rows: int | None = None) -> pa.Table:
 
     The separator is the one of comma, semicolon, tab and bar that divides the first rows alike. Text that is not UTF-8
     is read as Windows-1252 (Latin-1) if it looks like it, with a warning. Columns without a name are left out, with
-    a warning, too. See [`~polyrec.data.typed_text`] for what becomes a number.
+    a warning, too. Types of RecBole in the header (`user_id:token`) are left out if every column has one. See
+    [`~polyrec.data.typed_text`] for what becomes a number.
 
     Args:
         name: what the table is, for messages.
@@ -103,6 +105,8 @@ def _parse(source: Path | pa.Buffer, path: Path, name: str, head: bytes, encodin
             ) from error
         raise
     names = [header[n] if n < len(header) else "" for n in range(table.num_columns)]
+    if all(typed_names := [_TYPED_NAME.fullmatch(n.strip()) for n in names]):
+        names = [found["name"] for found in typed_names if found is not None]
     indented = len(names) > 1 and all(n.startswith(" ") for n in names[1:])  # `a, b, c`
     return _named(table.slice(1), [n.strip() if indented else n for n in names], name, indented, separator)
 

@@ -33,7 +33,8 @@ _SOURCES = (
     "a .parquet or .csv path, a folder of parquet files, a pandas DataFrame, a datasets.Dataset, an Arrow table, "
     "whatever streams Arrow (polars, DuckDB) or a dict of columns"
 )
-_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+# Texts with separators; the last three are those of RecBole.
+_CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".inter", ".item", ".user")
 _FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError, NotImplementedError)
 
 
@@ -197,7 +198,10 @@ def read_file(path: Path, name: str, rows: int | None = None) -> pa.Table:
         raise ValueError(
             f"{name}: cannot read {path} ({_short(error)}): the file may be truncated or of another format"
         ) from error
-    raise ValueError(f"{name}: cannot read {path.name}: files must end in .parquet or .csv")
+    raise ValueError(
+        f"{name}: cannot read {path.name}: files must end in .parquet or .csv: rename "
+        "it to .csv (tabs and other separators are found)"
+    )
 
 
 def _read_parquet(path: Path, rows: int | None = None) -> pa.Table:

@@ -56,7 +56,7 @@ def teacher_predictions(
     loader = DataLoader(
         Subset(dataset, order.tolist()), batch_size, collate_fn=PolyRecCollator(), generator=torch.Generator()
     )
-    for batch in tqdm(loader, desc="Scoring with the teacher", disable=not progress, leave=False):
+    for batch in tqdm(loader, desc="Scoring with the teacher", disable=None if progress else True, leave=False):
         answers, rows = teacher.score(batch), batch["candidate_rows"].flatten()
         real = rows >= 0
         at = rows[real].numpy()

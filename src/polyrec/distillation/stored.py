@@ -99,7 +99,7 @@ def write_answers(
     counts = {"windows": len(dataset), "candidates": dataset.num_candidates, "unlabelled": unlabelled}
     about = _about(source) | {"shards": len(groups)} | counts
     half = [task for task in teacher.pair_tasks if source.tasks[task]["head"] not in _NUMBERS]
-    bar = tqdm(total=len(dataset), desc="Scoring", unit="window", disable=not progress)
+    bar = tqdm(total=len(dataset), desc="Scoring", unit="window", disable=None if progress else True)
     with locked(folder.resolve()), bar:
         done = _claim(folder, about, source.training_rows)
         for number, windows in enumerate(groups):

@@ -167,7 +167,7 @@ def predicted_batches(
         generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
     )
     items = model.item_encoder.table()
-    for batch in tqdm(loader, desc="Evaluation", disable=not progress, leave=False):
+    for batch in tqdm(loader, desc="Evaluation", disable=None if progress else True, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
         asked = Batch.of(batch).to(model.device)
         yield PredictedBatch(rows, labels, model(asked, items=items), model.request_context(asked), items)

@@ -186,7 +186,7 @@ def _answered(
     )
     written, cut = 0, 0
     with model.eval_mode() as model:
-        for batch in tqdm(loader, desc="Cross-encoder", disable=not progress, leave=False):
+        for batch in tqdm(loader, desc="Cross-encoder", disable=None if progress else True, leave=False):
             prompts = processor.write(batch)
             written, cut = written + len(prompts.told), cut + prompts.cut
             batch = processor.with_prompts(batch, prompts)

@@ -80,7 +80,9 @@ def _compare(
     first = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     jobs = [(v, first.seed + i) for i in range(seeds) for v in variants]
     runs, drawn_by = [], None
-    for number, (variant, seed) in enumerate(tqdm(jobs, desc="Comparison", disable=first.disable_tqdm), start=1):
+    for number, (variant, seed) in enumerate(
+        tqdm(jobs, desc="Comparison", disable=first.disable_tqdm or None), start=1
+    ):
         home = folder / "runs" / run_name(variant.name, seed)
         expected = fingerprint({**about, "tasks": variant.tasks, "seed": seed})
         run = ComparisonRun.load_whole(home)

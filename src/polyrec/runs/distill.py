@@ -206,7 +206,7 @@ def _distill(
     plan = DistillationConfig.parse(recipe.model["distillation"], [t["name"] for t in recipe.tasks])
     teacher.check_plan(plan, model.gate_sources)  # before hours of training, not after
     evaluator.prepared(teacher, parts.train)
-    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm, total=2 + settings.baseline)
+    bar = tqdm(desc="Distillation", disable=arguments.disable_tqdm or None, total=2 + settings.baseline)
     alone = distillation.train(ALONE, with_plan(recipe, None)) if settings.baseline else None
     bar.update(settings.baseline)
     alphas = _alphas(distillation, evaluator, judged, alone)

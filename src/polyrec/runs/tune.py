@@ -69,7 +69,9 @@ def _search(recipe: Recipe, space: SearchSpace, folder: Path, trials: int) -> Re
             _check(space.apply(recipe, {dimension.key: value}), processor, dimension.key, value)
     base = PolyRecTrainingArguments(output_dir=recipe.output, **recipe.training)
     study = _open_study(folder, space, base.seed)
-    with tqdm(total=trials, initial=min(_finished(study), trials), desc="Trials", disable=base.disable_tqdm) as bar:
+    with tqdm(
+        total=trials, initial=min(_finished(study), trials), desc="Trials", disable=base.disable_tqdm or None
+    ) as bar:
         while _finished(study) < trials:
             trial = study.ask()
             values = {dimension.key: dimension.suggest(trial) for dimension in space.dimensions}

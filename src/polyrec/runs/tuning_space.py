@@ -71,7 +71,7 @@ class Dimension:
             >>> Dimension.parse("model.dropout", {"low": 0.0, "hihg": 0.5})
             Traceback (most recent call last):
                 ...
-            ValueError: unknown option 'hihg' of tune.space.model.dropout; known: high, log, low; did you mean 'high'?
+            ValueError: unknown option 'hihg' of tune.space.model.dropout; did you mean 'high'? known: high, log, low
         """
         what = f"tune.space.{key}"
         section, *rest = key.split(".")

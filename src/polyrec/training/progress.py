@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,10 @@ class TrainingLines(ProgressCallback):
 
 
 def show_lines(trainer: Trainer, tasks: Sequence[str]) -> None:
-    """Put [`TrainingLines`] in the place of what prints each log as a dictionary, if that is there."""
-    for kind, bars in ((ProgressCallback, True), (PrinterCallback, False)):
+    """Put [`TrainingLines`] in the place of what prints each log as a dictionary, if that is there.
+
+    Bars are for terminals: in a file each of their steps would be a line.
+    """
+    for kind, bars in ((ProgressCallback, sys.stderr.isatty()), (PrinterCallback, False)):
         if trainer.pop_callback(kind) is not None:
             trainer.add_callback(TrainingLines(tasks, bars))

@@ -275,9 +275,7 @@ def test_pcgrad_takes_nothing_from_the_training_and_repeats_itself():
 
 def test_unknown_method_and_missing_package(monkeypatch):
     """Prevents a misspelt method from becoming another one, and an import error that does not say what to install."""
-    with pytest.raises(
-        ValueError, match=r"unknown method 'pcgard' of 'aggregation'; known: .*; did you mean 'pcgrad'\?"
-    ):
+    with pytest.raises(ValueError, match=r"unknown method 'pcgard' of 'aggregation'; did you mean 'pcgrad'. known: "):
         weighting_of("pcgard")
     weighting = weighting_of("upgrad")  # a model that recommends needs no solver
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -31,7 +31,7 @@ class PolyRecCrossEncoderConfig(MultiTaskConfig):
         >>> config = PolyRecCrossEncoderConfig(tasks=[{"name": "buy", "head": "binary"}], hidden_sise=8)
         Traceback (most recent call last):
             ...
-        ValueError: unknown key 'hidden_sise' in PolyRecCrossEncoderConfig; ... did you mean 'hidden_size'?
+        ValueError: unknown key 'hidden_sise' in PolyRecCrossEncoderConfig; did you mean 'hidden_size'? known: ...
     """
 
     model_type = "polyrec_cross_encoder"

@@ -37,7 +37,7 @@ class PromptConfig:
         >>> PromptConfig(event="{title}")
         Traceback (most recent call last):
             ...
-        ValueError: prompt: unknown field 'title' in event='{title}'; known: feedback, item; did you mean 'item'?
+        ValueError: prompt: unknown field 'title' in event='{title}'; did you mean 'item'? known: feedback, item
     """
 
     max_length: int | None = None

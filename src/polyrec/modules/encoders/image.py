@@ -44,7 +44,7 @@ class ImageConfig(BackboneConfig):
         >>> ImageConfig("some/model", pooling="men")
         Traceback (most recent call last):
             ...
-        ValueError: unknown pooling 'men' of images; known: mean, cls; did you mean 'mean'?
+        ValueError: unknown pooling 'men' of images; did you mean 'mean'? known: mean, cls
     """
 
     pooling: str = "mean"
