@@ -72,7 +72,9 @@ def write_card(run: RunFiles, output: Path | None = None, about: About | None = 
 def _what(run: RunFiles, about: About) -> Section:
     names = ", ".join(f"`{name}`" for name in run.tasks)
     points = [sentence(about.description)] if about.description else []
-    points.append(f"One model with {len(run.tasks)} tasks about a user's next step: {names}.")
+    points.append(
+        f"One model with {len(run.tasks)} task{'s' * (len(run.tasks) > 1)} about a user's next step: {names}."
+    )
     if inside := base_models(run):
         points.append(f"Pretrained inside: {', '.join(map(_code, inside))}.")
     if teachers := teacher_names(run):
