@@ -284,7 +284,7 @@ def test_tables_of_other_ids_are_refused(table, ids, said):
     with pytest.raises(ValueError, match=said):
         fit(log, **{table: other})
     allowed = fit(log, **{table: other}, columns={"max_unmatched": 1}).data_report
-    assert allowed.matches[table == "users"].unmatched == len(ids)
+    assert [match.unmatched for match in allowed.matches if table in match.table] == [len(ids)]
     assert any("same ids" not in text and "not in the" in text for text in allowed.warnings)
 
 
@@ -381,3 +381,10 @@ def test_ids_of_users_stay_here_and_the_rest_is_saved(tmp_path):
     assert loaded == DataReport.from_dict(saved)
     assert loaded.to_dict() == report.to_dict() == saved
     assert loaded.lines() == report.lines()
+
+
+def test_no_items_table_is_not_spoken_of():
+    """Prevents "all 20 items are in the items table" where there is none: the catalog came from the log itself."""
+    log = events()
+    for items in (None, pd.DataFrame({"item_id": range(20), "genre": ["a", "b"] * 10})):
+        assert ("in the items table" in str(report_of(log, items=items))) == (items is not None)

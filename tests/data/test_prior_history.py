@@ -152,7 +152,7 @@ def test_tables_that_cannot_be_meant_are_refused(change, message):
 def test_a_missing_column_is_named():
     """Prevents a misspelt column of the past from being read as nobody having done anything."""
     with pytest.raises(
-        ValueError, match=r"prior_history: no column 'liked' \(needed as item ids\); known: .*mean 'likes'"
+        ValueError, match=r"prior_history: no column 'liked' \(needed as item ids\); did you mean 'likes'"
     ):
         read({"user_id": [4], "watched": [["a"]], "likes": [["a"]], "finished": [[]]}, [4])
 

@@ -305,4 +305,12 @@ def test_a_table_says_where_the_model_is_not_first():
     ]
     assert text.count("0.1000!") == text.count("0.6000!") == 1
     assert "chosen on validation: ease last=all" in text
-    assert "without repeat: no repeats" in text
+    assert "baseline repeat left out: no repeats" in text
+    assert text.splitlines()[-1] == "* best value of the metric; ! a baseline is better than polyrec"
+
+
+def test_figures_that_look_alike_are_equal():
+    """Prevents "not first: logloss (lightgbm 0.0000)" beside a model's own 0.0000."""
+    text = format_report({"like": {"polyrec": {"logloss": 0.00004}, "lightgbm": {"logloss": 0.00001}}})
+    assert "not first" not in text
+    assert text.count("0.0000*") == 2

@@ -122,7 +122,7 @@ def test_a_parent_is_refused_alone_and_reported_with_all(world):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "likes"}, "unknown task 'likes'; .* did you mean 'like'"),
+        ({"task": "likes"}, "unknown task 'likes'; did you mean 'like'"),
         ({"task": "like", "scope": "tasks"}, "unknown scope 'tasks'"),
         ({"task": "like", "rank": -1}, "rank is -1; it must be a whole number in"),
     ],

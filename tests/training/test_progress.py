@@ -36,6 +36,7 @@ def test_one_line_an_evaluation_and_no_dictionaries(world, tmp_path, capsys, mon
         assert f"next_item ndcg@10 {log['eval_next_item_ndcg@10']:.4f}" in line
         assert f"rating rmse {log['eval_rating_rmse']:.4f}" in line
     assert ("loss" in text) == bars
+    assert text.count("(over constant predictions, mean of the tasks)") == 1
 
 
 def test_it_can_be_silenced(world, tmp_path, capsys):

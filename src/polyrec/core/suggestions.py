@@ -41,7 +41,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
     name = name[:_LONGEST]
     close = difflib.get_close_matches(name, known, n=1)
     elsewhere = _ELSEWHERE.get(name.lower())
-    if elsewhere in known:
+    if elsewhere is not None and elsewhere in known:
         close = [elsewhere]
     listed, more = list(known), ""
     if len(known) > _LISTED:

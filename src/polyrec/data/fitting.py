@@ -51,7 +51,8 @@ def fit_pipeline(
     item_table = EntityTable.fit(catalog, item_events(log, columns), columns, "items")
     user_table = EntityTable.fit(None if users is None else read_table(users, "users"), log, columns, "users")
     found = TableIds.of(log, columns.item, "item", item_table), TableIds.of(log, columns.user, "user", user_table)
-    matches = [*table_matches(found), *list_matches(log, columns, item_table)]
+    # Without an items table the catalog is what the log holds: nothing is looked up.
+    matches = [*table_matches(found if items is not None else found[1:]), *list_matches(log, columns, item_table)]
     for match in matches:
         match.check(columns.max_unmatched)
     check_marks(columns, columns.feedback)

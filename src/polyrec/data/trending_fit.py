@@ -49,14 +49,16 @@ class TrendingFit(NamedTuple):
     def reason(self, aged: bool = False) -> str:
         """Whether a task reads recent popularity, and why, for the data report; `aged` as for [`options`]."""
         hours = ", ".join(f"{half_life / 3600:g}" for half_life, _ in self.mixture)
-        beside = f"recent popularity (half-lives {hours} hours) is weighed after training, and not read by it"
-        if self.helps and aged:
-            return f"{beside}: the option item_age tells what is new, and both would count it twice"
-        read = f"training reads recent popularity (half-lives {hours} hours)" if self.helps else beside
-        return (
-            f"{read}: it raises the log likelihood of late training rows by {self.gain:.3f} (standard error "
-            f"{self.error:.3f}, needed {WORTHWHILE:g}); {self.new_share:.0%} of their items are new"
+        popularity = f"recent popularity (half-lives {hours} hours)"
+        gain = (
+            f"it changes the log likelihood of late training rows by {self.gain:+.3f} (standard error "
+            f"{self.error:.3f}, at least {max(WORTHWHILE, 2 * self.error):+.3f} needed); {self.new_share:.0%} of their "
+            "items are new"
         )
+        if self.helps and not aged:
+            return f"training reads {popularity}: {gain}"
+        why = "the option item_age tells what is new already" if self.helps else gain
+        return f"training does not read {popularity}: {why}. Its weight is chosen on the validation set after training"
 
     def options(self, smoothed: bool = False, aged: bool = False) -> dict[str, Any]:
         """Options of a retrieval head.

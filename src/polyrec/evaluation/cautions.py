@@ -32,9 +32,8 @@ def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
 def warn_of_biased_gauc(tasks: str) -> None:
     """Log once, not with each evaluation of a training."""
     logger.warning(
-        "GAUC of %s is biased: candidates see labels of earlier candidates of the same user, and among users with "
-        "both labels these predict the opposite; evaluate prequential predictions by AUC, logloss and RMSE, and GAUC "
-        "on processor.without_updates(...)",
+        "GAUC of %s is biased here: evaluated rows see the labels of the same user's earlier evaluated rows. AUC, "
+        "logloss and RMSE are not; for GAUC, evaluate processor.without_updates(...)",
         tasks,
     )
 

@@ -60,7 +60,7 @@ def cold_start(
 
 def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """A text table per task: groups by metrics."""
-    lines = ["where little is known:"] if found else []
+    lines = ["cold start (new_items: no training event; history_N: the user has N earlier events):"] if found else []
     for task, groups in found.items():
         known = (n for metrics in groups.values() for n, value in metrics.items() if np.isfinite(value))
         names = list(dict.fromkeys(known))

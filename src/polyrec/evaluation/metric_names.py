@@ -50,8 +50,15 @@ def best_system(systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
     return (min if lower_is_better(metric) else max)(found or systems, key=lambda name: found.get(name, 0.0))
 
 
+def as_shown(value: float) -> str:
+    """A figure as tables show it: figures that differ in further digits are equal."""
+    return f"{value:.4f}"
+
+
 def better_baselines(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """{metric: the best baseline}, of each metric of accuracy by which some baseline is better than the model.
+
+    Figures that tables show as equal are equal.
 
     Example:
         >>> better_baselines({"polyrec": {"auc": 0.7, "logloss": 0.5}, "bias": {"auc": 0.8, "logloss": 0.6}})
@@ -61,7 +68,7 @@ def better_baselines(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
     for metric, value in figures(systems.get(MODEL, {})).items():
         if metric.partition("@")[0] not in _NO_ACCURACY and np.isfinite(value):
             best = best_system(systems, metric)
-            if best != MODEL:
+            if best != MODEL and as_shown(value) != as_shown(systems[best][metric]):
                 found[metric] = best
     return found
 

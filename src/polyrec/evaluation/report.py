@@ -18,7 +18,15 @@ from polyrec.evaluation.baselines.base import CatalogTask
 from polyrec.evaluation.baselines.pairs import PairBaselines
 from polyrec.evaluation.baselines.table import Systems, misfits, ranked_baselines
 from polyrec.evaluation.figures import list_figures, pair_figures
-from polyrec.evaluation.metric_names import MODEL, better_baselines, chosen_text, figures, lower_is_better, of_tasks
+from polyrec.evaluation.metric_names import (
+    MODEL,
+    as_shown,
+    better_baselines,
+    chosen_text,
+    figures,
+    lower_is_better,
+    of_tasks,
+)
 from polyrec.evaluation.reliability import predicts_means, reliability
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -116,11 +124,13 @@ def format_report(report: Mapping[str, Systems]) -> str:
                 column = [s.get(name, np.nan) for s in systems.values()]
                 best = np.nanmin(column) if lower_is_better(name) else np.nanmax(column)
                 value = values.get(name, np.nan)  # a baseline predicts one number: it has no class probabilities
-                mark = "*" if value == best else "!" if system == MODEL and name in better else " "
+                mark = "*" if as_shown(value) == as_shown(best) else "!" if system == MODEL and name in better else " "
                 cells.append((f"{value:>18.4f}" if np.isfinite(value) else f"{'-':>18}") + mark)
             lines.append(f"  {system:<{width}}" + "".join(cells))
         lines += [f"  {line}" for line in _notes(systems, better)]
         lines.append("")
+    if lines:
+        lines += [f"* best value of the metric; ! a baseline is better than {MODEL}", ""]
     return "\n".join(lines)
 
 
@@ -135,7 +145,7 @@ def _notes(systems: Systems, better: Mapping[str, str]) -> Iterator[str]:
     if chosen:
         yield f"chosen on validation: {'; '.join(chosen)}"
     for name, reason in systems.get(MODEL, {}).get(LEFT_OUT, {}).items():
-        yield f"without {name}: {reason}"
+        yield f"baseline {name} left out: {reason}"
 
 
 def _is_known(name: str, systems: Mapping[str, Mapping[str, Any]]) -> bool:

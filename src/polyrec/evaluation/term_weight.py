@@ -50,9 +50,12 @@ class TermWeight:
     title: str
 
     def __str__(self) -> str:
-        gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         if not self.strength:
-            return f"no {self.title}: no gain ({gain})"
+            return (
+                f"{self.title} left out: no weight raises {self.metric} above {self.without:.4f} on {self.rows:,} "
+                "validation rows"
+            )
+        gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
         fading = f", fading by {self.decay:g}" if self.decay < 1 else ""
         return f"{self.title} of weight {self.strength:g}{fading}: {gain}"
 

@@ -50,7 +50,7 @@ class TrainingLines(ProgressCallback):
 
     def __init__(self, tasks: Sequence[str], bars: bool = True) -> None:
         super().__init__()
-        self.tasks, self.bars = tasks, bars
+        self.tasks, self.bars, self.explained = tasks, bars, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """Draw the bar."""
@@ -73,6 +73,9 @@ class TrainingLines(ProgressCallback):
             return
         if any(name.startswith("eval_") for name in logs):
             line = evaluation_line(logs, self.tasks)
+            if not self.explained and "mean improvement" in line:
+                line += " (over constant predictions, mean of the tasks)"
+                self.explained = True
             if self.training_bar is not None:
                 self.training_bar.write(line)
             elif not self.bars:

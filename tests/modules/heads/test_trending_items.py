@@ -147,7 +147,7 @@ def test_what_is_new_counts_once():
     processor, _ = prepared(item_age="release")
     options = processor.model_config().task_configs[0].options
     assert (options["trending_start"], options["neighbours"], options["cold_negatives"]) == (0, 0, False)
-    assert "and not read by it: the option item_age tells what is new" in str(processor.data_report)
+    assert "the option item_age tells what is new already" in str(processor.data_report)
 
 
 def test_a_saved_processor_keeps_what_its_models_read(world, tmp_path):

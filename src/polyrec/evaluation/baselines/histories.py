@@ -47,7 +47,11 @@ class Repeat(HistoryBaseline):
     def misfit(cls, task: CatalogTask) -> str | None:
         """Lists without the history have none of the user's items."""
         return (
-            "lists leave out the items of the history" if task.what == "history" else None if task.ordered else NO_ORDER
+            "recommendation lists leave out items of the history"
+            if task.what == "history"
+            else None
+            if task.ordered
+            else NO_ORDER
         )
 
     def scorer(self, dataset: SequenceDataset, decay: float = 0.5, history: str = "taken", **settings: Any) -> Scorer:
