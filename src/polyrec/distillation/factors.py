@@ -56,7 +56,7 @@ class ALS:
             num_threads=self.threads,
             random_state=self.seed,
         )
-        self.model.fit(person_items(users, items, n_items), show_progress=False)
+        self.model.fit(user_items(users, items, n_items), show_progress=False)
         return self
 
     def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class BPR:
             num_threads=self.threads,
             random_state=self.seed,
         )
-        self.model.fit(person_items(users, items, n_items), show_progress=False)
+        self.model.fit(user_items(users, items, n_items), show_progress=False)
         return self
 
     def score(self, history_offsets: np.ndarray, history_items: np.ndarray) -> np.ndarray:
@@ -120,8 +120,8 @@ class BPR:
         return mean_RF @ vectors_NF.T + bias_N
 
 
-def person_items(users: np.ndarray, items: np.ndarray, n_items: int) -> sp.csr_matrix:
+def user_items(users: np.ndarray, items: np.ndarray, n_items: int) -> sp.csr_matrix:
     """Events counted, [users, N]; users without any are left out."""
-    person_E = np.unique(users, return_inverse=True)[1]
-    shape = (int(person_E.max(initial=-1)) + 1, n_items)
-    return sp.csr_matrix((np.ones(len(items), dtype=np.float32), (person_E, items)), shape=shape)
+    user_E = np.unique(users, return_inverse=True)[1]
+    shape = (int(user_E.max(initial=-1)) + 1, n_items)
+    return sp.csr_matrix((np.ones(len(items), dtype=np.float32), (user_E, items)), shape=shape)

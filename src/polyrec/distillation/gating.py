@@ -60,13 +60,13 @@ def select_alpha(planned: float, teacher: float | None, baseline: float, alone: 
         share = (teacher - baseline) / (alone - baseline)
         reason = f"worse than the student alone: {share:.0%} of its improvement"
         return AlphaSelection(teacher, baseline, alone, planned, round(planned * share, 12), reason)
-    return AlphaSelection(teacher, baseline, alone, planned, planned, "believed")
+    return AlphaSelection(teacher, baseline, alone, planned, planned, "as planned")
 
 
-def gated(plan: DistillationConfig, beliefs: Mapping[str, AlphaSelection]) -> DistillationConfig:
+def gated(plan: DistillationConfig, alphas: Mapping[str, AlphaSelection]) -> DistillationConfig:
     """The plan with the alphas that were found; a task that is not taught any more learns from its labels in full."""
     tasks = {}
     for name, own in plan.tasks.items():
-        alpha = beliefs[name].alpha
+        alpha = alphas[name].alpha
         tasks[name] = replace(own, alpha=alpha, hard_share=own.hard_share if alpha else None)
     return DistillationConfig.parse({**asdict(plan), "tasks": {n: asdict(t) for n, t in tasks.items()}}, plan.tasks)

@@ -293,12 +293,12 @@ def ask(
 
 def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> SampledCandidates:
     """All items drawn beside the candidates of a batch, U for each of its B * C places; `real` [M] are no padding."""
-    (people, asked), each = asked_BC, items_MU.shape[1]
-    items = np.full((people * asked, each), PADDING_ITEM, dtype=np.int64)
+    (users, asked), each = asked_BC, items_MU.shape[1]
+    items = np.full((users * asked, each), PADDING_ITEM, dtype=np.int64)
     items[real] = items_MU
-    beside = torch.arange(asked).repeat_interleave(each).expand(people, -1)
+    beside = torch.arange(asked).repeat_interleave(each).expand(users, -1)
     return SampledCandidates(
-        beside, torch.from_numpy(items).view(people, -1), torch.arange(each).repeat(asked).expand(people, -1)
+        beside, torch.from_numpy(items).view(users, -1), torch.arange(each).repeat(asked).expand(users, -1)
     )
 
 

@@ -21,13 +21,13 @@ _PER_CANDIDATE = (
 
 
 def one_question_each(
-    dataset: SequenceDataset, list_tasks: Sequence[str], people: int = 256, batch_size: int = 64
+    dataset: SequenceDataset, list_tasks: Sequence[str], users: int = 256, batch_size: int = 64
 ) -> list[dict[str, Any]]:
     """Batches of one request for each of some users: all pair tasks about one item, and one list per task.
 
     Args:
         list_tasks: tasks whose list is made, whatever the labels say.
-        people: at most so many.
+        users: at most so many.
     """
     dataset, windows, seen = dataset.fixed(), [], set()
     person = dataset.people()
@@ -36,7 +36,7 @@ def one_question_each(
         if len(window["candidate_rows"]) and (who := person[window["candidate_rows"][0]]) not in seen:
             seen.add(who)
             windows.append(window)
-        if len(windows) == people:
+        if len(windows) == users:
             break
     groups = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]
     return [_first_question(PolyRecCollator()(group), list_tasks) for group in groups]
@@ -64,14 +64,14 @@ def people_per_second(
     Args:
         systems: each prepared for the data set that the batches come from, or in need of no preparation.
     """
-    people = sum(len(batch["item_ids"]) for batch in batches)
+    users = sum(len(batch["item_ids"]) for batch in batches)
     best = dict.fromkeys(systems, float("inf"))
     for number in range(rounds + 1):
         for name, system in systems.items():
             seconds = _seconds(system, batches)
             if number:  # the first round warms up
                 best[name] = min(best[name], seconds)
-    return {name: people / seconds for name, seconds in best.items()}
+    return {name: users / seconds for name, seconds in best.items()}
 
 
 def latency(system: Teacher, batch: dict[str, Any], rounds: int = 15) -> float:

@@ -66,14 +66,14 @@ def with_unlabelled(batch: Mapping[str, Any], drawn: SampledCandidates) -> dict[
         >>> more["candidate_ids"].tolist(), more["candidate_positions"].tolist(), more["candidate_rows"].tolist()
         ([[5, 6, 0, 7, 8]], [[1, 4, 0, 4, 1]], [[0, 1, -1, -1, -1]])
     """
-    people, count = drawn.items_BU.shape
+    users, count = drawn.items_BU.shape
 
     def copied(values: Tensor) -> Tensor:
-        index = drawn.beside_BU.view(people, count, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+        index = drawn.beside_BU.view(users, count, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
         return torch.cat([values, values.gather(1, index)], dim=1)
 
     def empty(values: Tensor, fill: float) -> Tensor:
-        return torch.cat([values, values.new_full((people, count, *values.shape[2:]), fill)], dim=1)
+        return torch.cat([values, values.new_full((users, count, *values.shape[2:]), fill)], dim=1)
 
     def missing(values: Tensor) -> Tensor:
         return empty(values, float("nan") if values.is_floating_point() else 0)

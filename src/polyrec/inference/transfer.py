@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from polyrec.data.neighbours import TABLES
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
 @torch.no_grad()
@@ -44,8 +44,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     other = PolyRecForRecommendation(config)
     own = other.state_dict()
     of_items = ("item_encoder.known", "item_encoder.counts", "item_encoder.text.vectors")
-    tables = [f".{name}.{part}" for name in ("neighbours", *TABLES) for part in ("items", "values")]
-    rows = (*of_items, ".age.released", *tables)
+    terms = [(path, module) for path, module in other.named_modules() if isinstance(module, RetrievalTerm)]
+    rows = (*of_items, *(f"{path}.{name}" for path, term in terms for name in term.item_tensors))
     state = {name: value for name, value in model.state_dict().items() if name in own}  # no teacher's
     learnt = {name: own[name] if name.endswith(rows) else value for name, value in state.items()}
     other.load_state_dict(learnt)

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from polyrec.data.sequences import SequenceDataset
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.heads.terms._cross_fitted import CrossFittedNeighbours
 from polyrec.training.callbacks import own_parameters
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,8 @@ class EvidenceCheck(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Look at the model as it is going to be trained."""
-        heads = [model.heads[name] for name in model.state_tasks] if isinstance(model, PolyRecForRecommendation) else []
-        terms = {head.task.name: head.neighbours for head in heads if head.neighbours is not None}
-        for name, term in terms.items():
+        terms = [term for term in model.modules() if isinstance(term, CrossFittedNeighbours)]
+        for term in terms:
             if term.is_new or term.is_cross_fitted or not any(p.requires_grad for p in term.parameters()):
                 continue
             logger.warning(
@@ -31,8 +31,8 @@ class EvidenceCheck(TrainerCallback):
                 "come to trust evidence that contains its own labels: train with a processor that has just split the "
                 "log that the model was first trained on, or freeze the term, "
                 "model.heads[%r].neighbours.requires_grad_(False)",
-                name,
-                name,
+                term.task,
+                term.task,
             )
 
 

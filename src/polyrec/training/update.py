@@ -26,6 +26,7 @@ from polyrec.data.statistics import shown_time
 from polyrec.data.tables import first_bad_row
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.heads.terms._cross_fitted import CrossFittedNeighbours
 from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen
@@ -253,8 +254,8 @@ def learn(
 
 def _neighbours(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:
     """Weights of item-to-item evidence: replayed rows would teach them to trust it, as it has counted these rows."""
-    terms = (model.heads[name].neighbours for name in model.state_tasks)
-    return [parameter for term in terms if term is not None for parameter in term.parameters()]
+    terms = [module for module in model.modules() if isinstance(module, CrossFittedNeighbours)]
+    return [parameter for term in terms for parameter in term.parameters()]
 
 
 def _skip(model: PolyRecForRecommendation) -> list[torch.nn.Parameter]:

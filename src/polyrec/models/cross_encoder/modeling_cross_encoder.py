@@ -175,7 +175,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
         if self.pair_tasks:
             features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
             pair_1MP = mixed_NP[:count].unsqueeze(0)
-            for encoded in (self.features(features), self._people(user_features or {}, real)):
+            for encoded in (self.features(features), self._pair_users(user_features or {}, real)):
                 pair_1MP = pair_1MP if encoded is None else pair_1MP + encoded
             real_1M = torch.ones(pair_1MP.shape[:2], dtype=torch.bool, device=pair_1MP.device)
             answers = self.answer_pairs(self.dropout(F.gelu(pair_1MP)), real_1M, features)
@@ -218,10 +218,10 @@ class PolyRecCrossEncoder(MultiTaskModel):
         learnt = [p.sum() for p in self.encoder.parameters() if p.requires_grad]
         return vectors_NW + 0.0 * torch.stack(learnt).sum() if learnt else vectors_NW
 
-    def _people(self, user_features: dict[str, Tensor], real_BC: Tensor) -> Tensor | None:
+    def _pair_users(self, user_features: dict[str, Tensor], real_BC: Tensor) -> Tensor | None:
         """What is known of each pair's user, [1, M, P]."""
-        person_BP = self.person(user_features)
-        return None if person_BP is None else person_BP[real_BC.nonzero()[:, 0]].unsqueeze(0)
+        user_BP = self.person(user_features)
+        return None if user_BP is None else user_BP[real_BC.nonzero()[:, 0]].unsqueeze(0)
 
     @torch.no_grad()
     def load_processor(self, processor: PolyRecCrossEncoderProcessor) -> None:

@@ -13,7 +13,7 @@ from polyrec.models.multitask import MultiTaskModel
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 
-_PEOPLE, _EVENTS = 256, 10  # longer and shorter histories are further from how real users' states score
+_USERS, _EVENTS = 256, 10  # longer and shorter histories are further from how real users' states score
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def calibrate_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_
     counts = model.item_encoder.counts.cpu().double().numpy()
     if not heads or not new_N.any() or not counts.any():
         return
-    drawn = np.random.default_rng(0).choice(len(counts), (_PEOPLE, _EVENTS), p=counts / counts.sum())
+    drawn = np.random.default_rng(0).choice(len(counts), (_USERS, _EVENTS), p=counts / counts.sum())
     with model.eval_mode() as model:
         windows = windows_of(processor, drawn)
         items = model.item_encoder.table()

@@ -112,8 +112,8 @@ class PolyRecForRecommendation(MultiTaskModel):
     @property
     def reads_users(self) -> bool:
         """Whether anything reads who the user is; a search by the query alone does not, and histories stay unread."""
-        by_person = any(self.heads[name].reads_person for name in self.state_tasks)
-        return by_person or bool(self.pair_tasks) or len(self.objectives) > 0
+        by_user = any(self.heads[name].reads_user for name in self.state_tasks)
+        return by_user or bool(self.pair_tasks) or len(self.objectives) > 0
 
     def freeze_unread(self) -> None:
         """Exempt from training what gets no gradient, for which other ranks would wait."""

@@ -71,9 +71,9 @@ class HistoryEncoder(nn.Module):
         if encoded_BLD is not None:
             event_BLD = event_BLD + encoded_BLD
         start_BD = self.start.expand(len(item_ids), -1)
-        person_BD = self.person(user_features)
-        if person_BD is not None:
-            start_BD = start_BD + person_BD
+        user_BD = self.person(user_features)
+        if user_BD is not None:
+            start_BD = start_BD + user_BD
         return self.dropout(self.norm(torch.cat([start_BD.unsqueeze(1), event_BLD], dim=1)))
 
     def read(self, inputs_BLD: Tensor) -> Tensor:

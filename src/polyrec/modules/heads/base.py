@@ -56,6 +56,7 @@ class TaskHead(RenamedHooks, KeepsPrecision):
         "exchanged": "canonical_logits",
         "exchange_width": "canonical_width",
         "read_exchanged": "read_canonical",
+        "reads_person": "reads_user",
     }
     reads: ClassVar[Literal["pair", "state"]]
     output_kind: ClassVar[str | None] = None  # None: nobody can teach it

@@ -208,7 +208,7 @@ class RetrievalHead(TaskHead):
         self.bias.weight[new_N] += (torch.cat(lifts).mean() / self.options["bias_rate"]).to(self.bias.weight)
 
     @property
-    def reads_person(self) -> bool:
+    def reads_user(self) -> bool:
         """Whether scores depend on the user's state."""
         return True
 

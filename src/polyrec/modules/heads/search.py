@@ -78,7 +78,7 @@ class SearchHead(RetrievalHead):
         self._squared_length = config.initializer_range**2 * config.hidden_size
 
     @property
-    def reads_person(self) -> bool:
+    def reads_user(self) -> bool:
         """Whether the user's state is read."""
         return self.personal
 

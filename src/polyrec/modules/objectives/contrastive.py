@@ -91,7 +91,7 @@ class Contrastive(Objective):
 
     def forward(self, reading: Reading) -> Tensor:
         """Two views, compared."""
-        person_M, prefix_M = self._prefixes(reading.item_ids)
+        user_M, prefix_M = self._prefixes(reading.item_ids)
         if self.transform is None:
             views = [reading.states_BLD, reading.states(reading.items, reading.item_ids, reading.event_features)]
             places = [prefix_M, prefix_M]
@@ -101,13 +101,13 @@ class Contrastive(Objective):
             for _ in range(2):
                 seen = history_views(self.transform, reading.item_ids, reading.event_features, rng)
                 views.append(reading.states(reading.items, seen.item_ids, seen.event_features))
-                places.append(seen.position_BL[person_M, prefix_M])
+                places.append(seen.position_BL[user_M, prefix_M])
         kept_M = ((places[0] > 0) & (places[1] > 0)).nonzero().squeeze(-1)
-        person_K = person_M[kept_M]
+        user_K = user_M[kept_M]
         if not len(kept_M):
             return 0.0 * views[1].sum()
-        one_KD, two_KD = (_rows(view, person_K, place[kept_M]) for view, place in zip(views, places, strict=True))
-        return symmetric_info_nce(one_KD, two_KD, self.options["temperature"], person_K)
+        one_KD, two_KD = (_rows(view, user_K, place[kept_M]) for view, place in zip(views, places, strict=True))
+        return symmetric_info_nce(one_KD, two_KD, self.options["temperature"], user_K)
 
     def _prefixes(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Some prefixes of each history, all different, by chance: whose they are [M], and their lengths [M]."""
@@ -115,10 +115,10 @@ class Contrastive(Objective):
         chance_BL = torch.rand(item_ids.shape, device=item_ids.device).masked_fill(~real_BL, 2.0)
         # The ranks of random numbers: those of real events come first.
         drawn_BL = (chance_BL.argsort(1).argsort(1) < self.options["prefixes"]) & real_BL
-        person_M, last_M = drawn_BL.nonzero(as_tuple=True)
-        return person_M, last_M + 1
+        user_M, last_M = drawn_BL.nonzero(as_tuple=True)
+        return user_M, last_M + 1
 
 
-def _rows(states_BLD: Tensor, person_M: Tensor, place_M: Tensor) -> Tensor:
+def _rows(states_BLD: Tensor, user_M: Tensor, place_M: Tensor) -> Tensor:
     """States of users after some events, [M, D]."""
-    return states_BLD.flatten(0, 1).index_select(0, person_M * states_BLD.shape[1] + place_M)
+    return states_BLD.flatten(0, 1).index_select(0, user_M * states_BLD.shape[1] + place_M)

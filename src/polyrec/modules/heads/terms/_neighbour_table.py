@@ -32,6 +32,7 @@ class NeighbourTable(RetrievalTerm):
     """
 
     is_evidence = True
+    item_tensors = ("items", "values")
     items: Tensor
     values: Tensor
 

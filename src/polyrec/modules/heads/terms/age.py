@@ -66,6 +66,7 @@ class ItemAge(RetrievalTerm):
     order = 0
     network_share = 0.0
     reads_targets = True
+    item_tensors = ("released",)
     released: Tensor
 
     @classmethod

@@ -38,6 +38,7 @@ class RetrievalTerm(nn.Module):
     * `network_share`: the size at which s . v starts beside it, relative to a head without terms. A term that starts
       with what the log knows would only be blurred by a projection at random.
     * `is_evidence`: whether it says what goes with the user's items, of which new items have none.
+    * `item_tensors`: buffers with a row per item, which a model for another catalog does not take over.
     * `reads_targets`: whether `training_biases` differ from `biases`.
     """
 
@@ -49,6 +50,7 @@ class RetrievalTerm(nn.Module):
     network_share: ClassVar[float] = 1.0
     is_evidence: ClassVar[bool] = False
     reads_targets: ClassVar[bool] = False
+    item_tensors: ClassVar[tuple[str, ...]] = ()
     size: int  # G
 
     @classmethod
