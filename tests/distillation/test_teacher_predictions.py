@@ -113,7 +113,7 @@ def test_exchanged_answers_read_as_the_heads_own(kind):
 def test_speed_asks_each_person_once(world):
     """Prevents people with several windows, or tasks without a list, from counting otherwise."""
     processor, parts = world
-    batches = one_question_each(parts.test, ["next_item"], people=7, batch_size=4)
+    batches = one_question_each(parts.test, ["next_item"], users=7, batch_size=4)
     assert [len(b["item_ids"]) for b in batches] == [4, 3]
     assert all(b["candidate_ids"].shape[1] == 1 and (b["labels"]["next_item"] == 1).all() for b in batches)
     people = parts.test.people()[torch.cat([b["candidate_rows"].flatten() for b in batches]).numpy()]
