@@ -92,7 +92,7 @@ def choose_tree_weights(
         return {}
     own = _network_logits(model, able, valid, autocast)
     known = known_features(valid, np.arange(valid.num_candidates), context)
-    found = {}
+    found: dict[str, tuple[Trees, TreeWeight]] = {}
     for name in able:
         head, grown = heads[name], 0
         scale = {key: head.options.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0))}
