@@ -8,6 +8,7 @@ from model_fixtures import random_batch, random_config
 
 from polyrec import PolyRecForRecommendation
 from polyrec.core.registry import EXPERTS
+from polyrec.models.training_pass import LossStep
 from polyrec.modules.experts.base import ExpertLayer
 
 KINDS = EXPERTS.names()
@@ -193,7 +194,7 @@ def test_load_balancing_reads_real_pairs_only_and_enters_the_objective(kind):
     torch.testing.assert_close(balanced.experts(pair[real].unsqueeze(0)).penalty, penalty)
     assert balanced.experts(pair, torch.zeros_like(real)).penalty == 0
     batch = random_batch(NAMES)
-    whole, quarter, without = balanced(**batch), balanced(**batch, share=0.25), plain(**batch)
+    whole, quarter, without = balanced(**batch), balanced(**batch, step=LossStep(share=0.25)), plain(**batch)
     torch.testing.assert_close(whole.loss - without.loss, 4 * (quarter.loss - without.loss))
     assert whole.loss > without.loss
 

@@ -7,7 +7,7 @@ import torch
 from model_fixtures import TASKS, random_batch, random_config
 
 from polyrec import PolyRecForRecommendation
-from polyrec.models import multitask
+from polyrec.models import multitask_loss
 
 NAMES = sorted(t["name"] for t in TASKS)
 
@@ -25,13 +25,13 @@ def model_of(experts="shared_bottom", tasks=TASKS, **options):
 def asked(monkeypatch):
     """The tensors at which, and the losses of which, a Gramian was wanted."""
     found = []
-    original = multitask.gramian
+    original = multitask_loss.gramian
 
     def gramian(losses, at):
         found.append((at, dict(losses)))
         return original(losses, at)
 
-    monkeypatch.setattr(multitask, "gramian", gramian)
+    monkeypatch.setattr(multitask_loss, "gramian", gramian)
     return found
 
 
