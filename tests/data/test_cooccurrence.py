@@ -200,7 +200,7 @@ def test_a_start_survives_files_and_is_not_placed_again(tmp_path):
     assert loaded.config.item_cooccurrence == 0.3
     assert torch.equal(ids(loaded), learnt)
     of_files = PolyRecProcessor.from_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="item vectors are those of a split's training rows: call split"):
+    with pytest.raises(ValueError, match="item embeddings are those of a split's training rows: call split"):
         of_files.item_vectors(8)
     for one in (processor, of_files):
         trainer_of(one, splits, loaded, tmp_path)

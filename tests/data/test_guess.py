@@ -72,7 +72,7 @@ CASES = [
     ("Invoice:basket StockCode:sku Description:item_name Quantity:quantity InvoiceDate:us_clock Price:price "
      "Customer ID:user Country:brand", "Customer ID StockCode InvoiceDate"),
     ("user_id#token:user item_id#token:item rating#float:stars timestamp#float:seconds",
-     "user_id#token item_id#token timestamp#float"),  # RecBole, # stands for :
+     "user_id item_id timestamp"),  # RecBole, # stands for :, whose types are read as none of the name
     ("KundenNr:user Artikelnummer:sku Bestelldatum:dotted Menge:quantity", "KundenNr Artikelnummer Bestelldatum"),
     ("id_client:user code_article:sku date_achat:day quantité:quantity", "id_client code_article date_achat"),
     ("utilisateur:user_text livre:item note:stars horodatage:iso", "utilisateur livre horodatage"),

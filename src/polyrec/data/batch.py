@@ -76,6 +76,8 @@ class Batch(Mapping[str, Any]):
         """A batch of what the collator made, or of a model's keyword arguments; None stands for a field's default."""
         if isinstance(given, cls):
             return given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"a batch is a Batch or a dict, not {type(given).__name__}: pass item_ids=... by its name")
         if unknown := [name for name in given if name not in _NAMES]:
             raise TypeError(f"a batch has no {unknown[0]!r}; {nearest(unknown[0], list(_NAMES))}")
         if given.get("candidate_ids") is None or given.get("candidate_positions") is None:

@@ -303,5 +303,5 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
 def test_scores_without_a_history_are_refused():
     """Prevents a silent ranking as of somebody who never took anything."""
     head, items, states, *_ = head_of()
-    with pytest.raises(ValueError, match="taken before"):
+    with pytest.raises(ValueError, match="needs the events before"):
         head(states, items)

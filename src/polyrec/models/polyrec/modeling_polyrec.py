@@ -331,10 +331,10 @@ class PolyRecForRecommendation(MultiTaskModel):
         self.config.int8 = True
 
     def refuse_int8(self, what: str) -> None:
-        """Raise an error if weights are int8, which takes no `what`."""
+        """Raise an error if weights are int8, which take no `what`."""
         if self.config.int8:
             raise ValueError(
-                f"the model's weights are int8, which takes no {what}: go back to the run that was "
+                f"the model's weights are int8, which take no {what}: go back to the run that was "
                 "quantized, and quantize what comes of it"
             )
 

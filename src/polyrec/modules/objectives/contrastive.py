@@ -49,7 +49,7 @@ class Contrastive(Objective):
         ...                        objectives={"contrastive": {"views": "augmented"}})
         >>> ids = torch.tensor([[3, 4, 0], [5, 6, 7]])
         >>> output = PolyRecForRecommendation(config).train()(
-        ...     ids, candidate_ids=ids, candidate_positions=torch.tensor([[0, 1, 0], [0, 1, 2]]),
+        ...     item_ids=ids, candidate_ids=ids, candidate_positions=torch.tensor([[0, 1, 0], [0, 1, 2]]),
         ...     labels={"next_item": torch.ones(2, 3)})
         >>> list(output.objectives)
         ['contrastive']

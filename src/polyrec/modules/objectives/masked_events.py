@@ -47,7 +47,7 @@ class MaskedEvents(Objective):
         ...                        objectives={"masked_events": {"share": 1.0}})
         >>> ids = torch.tensor([[3, 4, 0]])
         >>> output = PolyRecForRecommendation(config).train()(
-        ...     ids, candidate_ids=ids, candidate_positions=torch.tensor([[0, 1, 0]]),
+        ...     item_ids=ids, candidate_ids=ids, candidate_positions=torch.tensor([[0, 1, 0]]),
         ...     labels={"next_item": torch.ones(1, 3)})
         >>> {name: loss.item() > 0 for name, loss in output.objectives.items()}
         {'masked_events': True}
