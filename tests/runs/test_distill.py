@@ -322,7 +322,7 @@ def test_quantize_a_run(world, tmp_path, capsys):
         (["quantize", output], "no second quantization"),
         (["quantize", run, "--output", run], "choose another --output"),
         (["quantize", str(tmp_path)], "has no recipe.yaml"),
-        (["finetune", output, "--task", "rating"], "takes no training"),
+        (["finetune", output, "--task", "rating"], "take no training"),
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err

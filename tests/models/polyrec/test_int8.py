@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said(world, tmp_path):
     for call in (model.quantize, lambda: model.extend(processor), lambda: model.add_task_adapter("like", 2)):
         with pytest.raises(ValueError, match="weights are int8"):
             call()
-    with pytest.raises(ValueError, match="takes no training"):
+    with pytest.raises(ValueError, match="take no training"):
         PolyRecTrainer(model, arguments(tmp_path), parts.train, parts.valid, processing_class=processor)
 
 
