@@ -36,5 +36,5 @@ def check_loads(folder: Path) -> None:
         return
     if model.item_counts.any() and model.item_counts.tolist() != processor.item_counts.astype(np.float32).tolist():
         raise ValueError(f"{folder}: model and processor are of different runs: they count other events of items")
-    if not reranks and (model.pair_tasks or any(model.heads[t].excludes == "history" for t in model.state_tasks)):
+    if not reranks and (model.pair_tasks or model.history_tasks):
         recommend(model, processor, [processor.items.ids[0].as_py()], k=1)

@@ -169,17 +169,12 @@ class Recommender:
         model = self.model
         if task is not None and task not in model.heads:
             raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
-        if task is None and not (self._list_tasks or model.pair_tasks):
+        if task is None and not (model.history_tasks or model.pair_tasks):
             raise ValueError(f"the model can only search ({list(model.heads)}): call model.search(processor, query)")
-        found = task or next(iter(self._list_tasks or model.pair_tasks))
-        if found in model.state_tasks and found not in self._list_tasks:
+        found = task or next(iter(model.history_tasks or model.pair_tasks))
+        if found in model.state_tasks and found not in model.history_tasks:
             raise ValueError(f"task {found!r} needs a query: call model.search(processor, query)")
         return found
-
-    @property
-    def _list_tasks(self) -> list[str]:
-        """Retrieval tasks that need no query."""
-        return [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
 
     def _read(self, request: Any, what: str) -> _Request:
         if not isinstance(request, Mapping):
@@ -224,7 +219,7 @@ class Recommender:
             best = [best_items(scores_N, k) for scores_N in scores_BN]
             others = predictions(model, processor, [own.window for own in requests], best, self.items)
         # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
-        shown = [n for n in (*self._list_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
+        shown = [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
         for rows, scores_N, found, window in zip(best, scores_BN, others, windows, strict=True):
             known = bool((processor.item_counts[window["history_items"]] > 0).any())
             yield [

@@ -223,14 +223,12 @@ class DemoSession:
     @property
     def ranking_task(self) -> str:
         """The task by which the catalog is ranked."""
-        lists = [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
-        return next(iter(lists or self.model.pair_tasks))
+        return next(iter(self.model.history_tasks or self.model.pair_tasks))
 
     @property
     def headers(self) -> list[str]:
         """Of the rows of [`recommendations`]."""
-        lists = [name for name in self.model.state_tasks if self.model.heads[name].excludes == "history"]
-        others = [name for name in (*lists, *self.model.pair_tasks) if name != self.ranking_task]
+        others = [name for name in (*self.model.history_tasks, *self.model.pair_tasks) if name != self.ranking_task]
         return ["#", "moved", "item", f"score ({self.ranking_task})", *others, "reason"]
 
     def predictions(

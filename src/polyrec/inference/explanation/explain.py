@@ -74,7 +74,7 @@ def explain(
     request: dict[str, Any] = {"user": user, "context": context, "time": time, "user_id": user_id}
     task = task or _ranking_task(model)
     if items is None:
-        by = task if model.heads[task].reads == "state" or not _lists(model) else None
+        by = task if model.heads[task].reads == "state" or not model.history_tasks else None
         rows = item_rows(
             processor, [row["item"] for row in recommend(model, processor, history, k, **request, task=by)]
         )
@@ -118,13 +118,9 @@ def gate_names(model: PolyRecForRecommendation) -> list[tuple[str, list[str]]]:
     return list(model.gate_sources.items())
 
 
-def _lists(model: PolyRecForRecommendation) -> list[str]:
-    return [name for name in model.state_tasks if model.heads[name].excludes == "history"]
-
-
 def _ranking_task(model: PolyRecForRecommendation) -> str:
     """The task by which `recommend` ranks."""
-    ranking = [*_lists(model), *model.pair_tasks]
+    ranking = [*model.history_tasks, *model.pair_tasks]
     if not ranking:
         raise ValueError(f"the model can only search ({list(model.heads)}): there is nothing about a user to explain")
     return ranking[0]

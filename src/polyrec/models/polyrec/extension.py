@@ -25,7 +25,7 @@ def calibrate_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_
     Args:
         new_N: bool [N], items whose embeddings come from their texts (`ItemEncoder.extend`).
     """
-    heads = [model.heads[name] for name in model.state_tasks if model.heads[name].excludes == "history"]
+    heads = [model.heads[name] for name in model.history_tasks]
     counts = model.item_encoder.counts.cpu().double().numpy()
     if not heads or not new_N.any() or not counts.any():
         return

@@ -126,6 +126,11 @@ class PolyRecForRecommendation(MultiTaskModel):
         return self.model.item_encoder
 
     @property
+    def history_tasks(self) -> list[str]:
+        """Retrieval tasks that rank by the history and need no query."""
+        return [name for name in self.state_tasks if self.heads[name].excludes == "history"]
+
+    @property
     def item_counts(self) -> Tensor:
         """Training events of each item, [N]."""
         return self.item_encoder.counts
