@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from polyrec import PolyRecForRecommendation, PolyRecProcessor
     from polyrec.data.sequences import SequenceDataset
-    from polyrec.training.update import UpdateSettings
+    from polyrec.training.settings import UpdateSettings
 
 SYSTEMS = ("static", "updated", "retrained", "forgetting", "choose")
 SHOWN = ("improvement", "between/improvement", "like/auc", "rating/rmse")
@@ -161,7 +161,7 @@ class Updated:
 
 def run(args: Namespace, config: Mapping[str, Any], plan: Mapping[str, Any], report: common.Report) -> None:
     """Every seed's first training, and the systems asked for on top of it."""
-    from polyrec.training.update import UpdateSettings
+    from polyrec.training.settings import UpdateSettings
 
     protocol = Protocol(args, config)
     if "choose" in args.systems:
@@ -260,7 +260,7 @@ def forgotten(
 
 def choose(protocol: Protocol, plan: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Settings tried in rehearsals before the test part: gains over the static model, step by step, best first."""
-    from polyrec.training.update import UpdateSettings
+    from polyrec.training.settings import UpdateSettings
 
     grid = [dict(zip(plan["grid"], values, strict=True)) for values in itertools.product(*plan["grid"].values())]
     rows: list[dict[str, Any]] = [{**options, "gains": [], "cpu_seconds": 0.0} for options in grid]

@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+from recipe_fixtures import REFUSED
 
 from polyrec.cli import main as cli
 from polyrec.cli.flags import cutoffs
@@ -31,53 +32,7 @@ def recipe(tmp_path, monkeypatch):
     return tmp_path / "r.yaml"
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("training.lr=1", "unknown key 'lr' in training"),
-        (
-            "training.epochs=3",
-            "unknown key 'epochs' in training; did you mean 'num_train_epochs'. known: num_train_epochs",
-        ),
-        ("training.learning_rat=1", "did you mean 'learning_rate'"),
-        ("training.learning_rate=abc", "training.learning_rate is 'abc'; it must be a number > 0"),
-        ("training.weight_decay=-1", "training.weight_decay is -1; it must be a number >= 0"),
-        ("training.dataloader_num_workers=1" + "0" * 30, "training.dataloader_num_workers is 1"),
-        ("training.exclude_seen=maybe", "training.exclude_seen is 'maybe'; it must be true or false"),
-        ("training.eval_strategy=epok", "did you mean 'epoch'"),
-        ("training.report_to=[tensorbord]", "did you mean 'tensorboard'"),
-        ("training.metric_for_best_model=like_aux", "did you mean 'like_auc'"),
-        ("training.task_epochs={lik: 1}", "training.task_epochs names the task 'lik'; did you mean 'like'"),
-        ("split.fraction=[1, 0, 0]", "unknown key 'fraction' in split.*did you mean 'fractions'"),
-        ("split.fractions=[0.5, 0.1, 0.1]", "split.fractions are .*sum to 1"),
-        ("split.max_delay=.inf", "max_delay.*inf"),
-        ("split=-1", "split is -1; it must be a mapping"),
-        ("processor.maxhist=3", "unknown key 'maxhist' in processor.*did you mean 'max_history'"),
-        ("processor=[]", r"processor is \[\]; it must be a mapping"),
-        ("processor.statistics=3", "processor.statistics is 3; it must be true or false or a mapping of log"),
-        ("processor.statistics={log: 3}", "processor.statistics.log is 3; it must be a list"),
-        ("model=1.5", "model is 1.5; it must be a mapping"),
-        ("model.experts=0", "model.experts is 0; it must be text, written in quotes"),
-        ("model.hidden_siz=8", "unknown key 'hidden_siz' in model.*did you mean 'hidden_size'"),
-        ("model.intermediate_size=1000000000", "model.intermediate_size is 1000000000; it must be a whole number in"),
-        ("model.auto_map=x", "unknown key 'auto_map' in model"),
-        ("model.num_items=9", "unknown key 'num_items' in model"),
-        ("model.id2label={0: a}", "unknown key 'id2label' in model"),
-        ("model.tasks=[]", "model.tasks: tasks belong at the top"),
-        ("tasks=3", "tasks is 3; it must be a list"),
-        ("tasks=[3]", r"tasks\[0\] is 3; it must be a mapping"),
-        ("tasks=[{name: like}]", r"tasks\[0\] has no head"),
-        ("tasks=[{name: no, head: binary}]", r"tasks\[0\].name is False; it must be text, written in quotes"),
-        ("tasks.like.weight=heavy", "tasks.like.weight is 'heavy'; it must be a number >= 0"),
-        ("columns.weight={lik: w}", "columns.weight names the task 'lik'; did you mean 'like'. known: like, stars"),
-        ("card.licence=mit", "unknown key 'licence' in card.*did you mean 'license'"),
-        ("early_stopping_patience=1.5", "early_stopping_patience is 1.5; it must be a whole number >= 0"),
-        ("updates=[{interaction: x}]", r"unknown key 'interaction' in updates\[0\].*did you mean 'interactions'"),
-        ("training={lr: 1, lr: 2}", "the key 'lr' stands twice in one mapping"),
-        ("training=[&a x, *a]", r"has an alias \(\*name\)"),
-        ("training={lr: ", "--set training: cannot read it as YAML"),
-    ],
-)
+@pytest.mark.parametrize(("setting", "message"), REFUSED)
 def test_settings_are_refused_before_tables_are_read(recipe, setting, message, capsys):
     """Prevents a traceback, a hang, or a refusal after an hour of training for a typing mistake."""
 

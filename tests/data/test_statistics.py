@@ -514,10 +514,10 @@ def test_tables_are_checked(change, message):
         ({"baseline": "itm"}, "unknown baseline 'itm'; did you mean 'item'. known: "),
         ({"keys": "item"}, r"write \('item',\)"),
         ({"keys": ("a", "b", "c")}, "at most two"),
-        ({"reduce": ("avg",)}, "unknown reduction 'avg'"),
+        ({"reduce": ("avg",)}, r"reduce\[0\] is 'avg'; it must be 'mean' or"),
         ({"recent": 2.0, "half_life": 3.0}, "choose one"),
-        ({"half_life": 0.0}, "half_life > 0"),
-        ({"shrinkage": -1.0}, "shrinkage >= 0"),
+        ({"half_life": 0.0}, "half_life is 0.0; it must be a number > 0"),
+        ({"shrinkage": -1.0}, "shrinkage is -1.0; it must be a number >= 0"),
     ],
 )
 def test_configs_are_checked(change, message):

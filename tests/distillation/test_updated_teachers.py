@@ -10,7 +10,8 @@ from teacher_fixtures import batch_of
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.live import LiveTeacher
-from polyrec.training.update import UpdateSettings, learn, parts_of, update_data
+from polyrec.training.settings import UpdateSettings
+from polyrec.training.update import learn, parts_of, update_data
 
 PEOPLE = 24
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}

@@ -127,8 +127,8 @@ def test_bad_trials_are_pruned(recipe_file, tmp_path):
         ("{tasks.raiting.weight: [1, 2]}", "did you mean 'rating'"),
         ("{model.dropout: {low: 0.5, high: 0.1}}", "low <= high"),
         ("{model.dropout: {low: 0, high: 0.1, log: true}}", "low > 0 on a logarithmic scale"),
-        ("{model.dropout: {low: zero, high: 0.1}}", "must be numbers"),
-        ("{model.dropout: 0.1}", "write a list of choices"),
+        ("{model.dropout: {low: zero, high: 0.1}}", "low is 'zero'; it must be a whole number or a number"),
+        ("{model.dropout: 0.1}", "model.dropout is 0.1; it must be a list or a mapping of low, high, log"),
         ("[]", "must be a mapping"),
     ],
 )

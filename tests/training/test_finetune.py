@@ -19,7 +19,8 @@ from polyrec.evaluation.tree_weight import choose_tree_weights
 from polyrec.models.polyrec.fingerprint import fingerprint
 from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.runs import finetune as cli_finetune
-from polyrec.training.finetune import FinetuneSettings, finetune
+from polyrec.training.finetune import finetune
+from polyrec.training.settings import FinetuneSettings
 
 OPTIONS = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
 
@@ -123,7 +124,7 @@ def test_a_parent_is_refused_alone_and_reported_with_all(world):
     ("options", "message"),
     [
         ({"task": "likes"}, "unknown task 'likes'; did you mean 'like'"),
-        ({"task": "like", "scope": "tasks"}, "unknown scope 'tasks'"),
+        ({"task": "like", "scope": "tasks"}, "scope is 'tasks'; it must be 'task' or 'all'.*did you mean 'task'"),
         ({"task": "like", "rank": -1}, "rank is -1; it must be a whole number in"),
     ],
 )

@@ -10,7 +10,8 @@ from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
-from polyrec.training.update import NEW, UpdateSettings, learn, parts_of, update_data
+from polyrec.training.settings import UpdateSettings
+from polyrec.training.update import NEW, learn, parts_of, update_data
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
 
@@ -193,7 +194,7 @@ def test_falls_are_those_beyond_the_limit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"holdout": 0.0}, "between 0 and 1"),
+        ({"holdout": 0.0}, r"in \(0, 1\)"),
         ({"replay": 1.2}, "replay is 1.2"),
         ({"members": 0}, "members is 0"),
         ({"epochs": 0}, "epochs is 0"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from polyrec.cli.flags import Commands, add_recipe, chosen_flags, read_recipe
+from polyrec.cli.flags import Commands, add_fields, add_recipe, read_fields, read_recipe
+from polyrec.runs.distill_settings import DistillSettings, ScoreSettings
 
 
 def add_distill(commands: Commands) -> None:
@@ -19,55 +20,13 @@ def add_distill(commands: Commands) -> None:
         "continue.",
     )
     add_recipe(distill, "folder of the student (default: the recipe's output + '-student')")
-    distill.add_argument(
-        "--teacher", action="append", default=[], metavar="RUN", help="folder of a trained run; repeat for an ensemble"
-    )
-    distill.add_argument(
-        "--classical",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="ease, item_knn, als, bpr, popularity, lightgbm (pair tasks only); repeat",
-    )
-    distill.add_argument(
-        "--teacher-outputs", metavar="FOLDER", help="outputs on the training split, stored by `polyrec score`"
-    )
-    distill.add_argument("--target-parameters", type=int, metavar="N", help="widest student with at most N parameters")
-    distill.add_argument(
-        "--target-latency", type=float, metavar="MS", help="widest student that serves one user within MS milliseconds"
-    )
-    distill.add_argument("--temperature", type=float, help="of the soft losses (default: from the recipe, else 1)")
-    distill.add_argument("--alpha", type=float, help="weight of the soft losses (default: from the recipe, else 0.5)")
-    distill.add_argument(
-        "--init-from",
-        choices=["random", "teacher"],
-        help="initial weights of the student: random (default), or those of the first --teacher",
-    )
-    distill.add_argument(
-        "--no-baseline", action="store_true", help="do not train a student without a teacher to compare with"
-    )
-    distill.add_argument("--ablations", action="store_true", help="also train without each soft loss in turn")
-    distill.add_argument("--resamples", type=int, help="bootstrap resamples over users (default: 1000)")
-    distill.add_argument(
-        "--skip-overlap-check",
-        action="store_true",
-        help="accept a teacher whose training rows are unknown: it may have seen the validation or test split",
-    )
+    flags = {"teachers": "--teacher RUN", "classical": "NAME", "teacher_outputs": "FOLDER"}
+    add_fields(distill, DistillSettings, flags | {"target_parameters": "N", "target_latency": "MS"})
     distill.set_defaults(run=_distill)
 
 
 def _distill(options: argparse.Namespace) -> None:
-    from polyrec.runs.distill_settings import DistillSettings
-
-    names = ("teacher_outputs", "target_parameters", "target_latency", "temperature", "alpha", "init_from", "resamples")
-    settings = DistillSettings(
-        teachers=tuple(options.teacher),
-        classical=tuple(options.classical),
-        baseline=not options.no_baseline,
-        ablations=options.ablations,
-        skip_overlap_check=options.skip_overlap_check,
-        **chosen_flags(options, names),
-    )
+    settings = read_fields(options, DistillSettings)
     recipe = read_recipe(options, "-student")
     from polyrec.runs.distill import distill_recipe
 
@@ -90,26 +49,7 @@ def add_score(commands: Commands) -> None:
         "set); several, separated by commas, are an ensemble",
     )
     add_recipe(score, "folder of the outputs")
-    score.add_argument(
-        "--split", choices=["train", "valid", "test"], default="train", help="which split to score (default: train)"
-    )
-    score.add_argument("-k", "--top-k", type=int, help="items per list (default: from the recipe, else 100)")
-    score.add_argument(
-        "--temperature", type=float, help="temperature of the student's soft losses (default: from the recipe, else 1)"
-    )
-    score.add_argument("--shard-rows", type=int, help="candidates per file (default: 100000)")
-    score.add_argument("--batch-size", type=int, help="windows per batch (default: 64)")
-    score.add_argument(
-        "--unlabelled",
-        type=int,
-        metavar="N",
-        help="also score N sampled items per candidate for pair tasks, for distillation.unlabelled (default: none)",
-    )
-    score.add_argument(
-        "--skip-overlap-check",
-        action="store_true",
-        help="accept a teacher whose training rows are unknown: it may have seen the validation or test split",
-    )
+    add_fields(score, ScoreSettings, {"top_k": "-k", "unlabelled": "N"})
     score.set_defaults(run=_score)
 
 
@@ -120,13 +60,10 @@ def _score(options: argparse.Namespace) -> None:
     if of_run:
         options.recipe = f"{options.teacher.split(',')[0].strip()}/recipe.yaml"  # the data that it was trained on
     recipe = read_recipe(options, imports=not of_run)  # a run may be another's: --import says what to trust
-    from polyrec.runs.score import ScoreSettings, score
+    settings = read_fields(options, ScoreSettings)
+    from polyrec.runs.score import score
 
-    names = ("split", "top_k", "temperature", "shard_rows", "batch_size", "unlabelled")
-    given = chosen_flags(options, names)
-    score(
-        options.teacher, recipe, options.output, ScoreSettings(skip_overlap_check=options.skip_overlap_check, **given)
-    )
+    score(options.teacher, recipe, options.output, settings)
 
 
 def add_factorize(commands: Commands) -> None:

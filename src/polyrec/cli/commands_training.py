@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from polyrec.cli.flags import COLUMN_FLAGS, Commands, add_columns, add_recipe, chosen_flags, read_recipe
+from polyrec.cli.flags import (
+    COLUMN_FLAGS,
+    Commands,
+    add_fields,
+    add_recipe,
+    chosen_flags,
+    read_fields,
+    read_recipe,
+)
 from polyrec.core.extras import check_extra
+from polyrec.core.schema import Columns
+from polyrec.training.settings import FinetuneSettings, UpdateSettings
 
 
 def add_init(commands: Commands) -> None:
@@ -21,7 +32,7 @@ def add_init(commands: Commands) -> None:
     init.add_argument("items", nargs="?", metavar="ITEMS", help="item attributes; same as --items")
     init.add_argument("--items", dest="items_flag", metavar="PATH", help="item attributes")
     init.add_argument("--users", metavar="PATH", help="attributes of users")
-    add_columns(init)
+    add_fields(init, Columns, COLUMN_FLAGS, others=())
     init.add_argument("--output", default="recipe.yaml", metavar="FILE", help="a new file (default: recipe.yaml)")
     init.set_defaults(run=_init)
 
@@ -31,6 +42,23 @@ def _init(options: argparse.Namespace) -> None:
 
     given = chosen_flags(options, COLUMN_FLAGS)
     init(options.table, options.items_flag or options.items, options.users, given, options.output)
+
+
+def add_schema(commands: Commands) -> None:
+    """`polyrec schema`."""
+    schema = commands.add_parser(
+        "schema",
+        help="print the JSON schema of recipes, for editors",
+        description="Prints the JSON schema of recipes. Write it to a file and begin a recipe with "
+        "`# yaml-language-server: $schema=FILE`: editors then complete keys, show what they mean and mark mistakes.",
+    )
+    schema.set_defaults(run=_schema)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from polyrec.runs.recipe_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
 
 
 def add_train(commands: Commands) -> None:
@@ -116,12 +144,7 @@ def add_finetune(commands: Commands) -> None:
         "measures the effect on the others.",
     )
     finetune.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train`")
-    finetune.add_argument("--task", required=True, metavar="NAME", help="the task")
-    finetune.add_argument("--scope", choices=["task", "all"], help="what is trained (default: task)")
-    finetune.add_argument("--rank", type=int, help="rank of the adapter, 0 = none (default: 8)")
-    finetune.add_argument("--epochs", type=int, help="epochs; the best one is kept (default: 3)")
-    finetune.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
-    finetune.add_argument("--seed", type=int, help="(default: 0)")
+    add_fields(finetune, FinetuneSettings, {"task": "NAME"})
     finetune.add_argument("--output", metavar="DIR", help="(default: RUN; with --scope all RUN-NAME)")
     finetune.add_argument("--again", action="store_true", help="train again with the same settings")
     finetune.set_defaults(run=_finetune)
@@ -129,11 +152,8 @@ def add_finetune(commands: Commands) -> None:
 
 def _finetune(options: argparse.Namespace) -> None:
     from polyrec.runs.finetune import finetune_run
-    from polyrec.training.finetune import FinetuneSettings
 
-    names = ("task", "scope", "rank", "epochs", "learning_rate", "seed")
-    given = chosen_flags(options, names)
-    finetune_run(options.run_folder, FinetuneSettings(**given), options.output, options.again)
+    finetune_run(options.run_folder, read_fields(options, FinetuneSettings), options.output, options.again)
 
 
 def add_update(commands: Commands) -> None:
@@ -151,20 +171,8 @@ def add_update(commands: Commands) -> None:
     update.add_argument("--items", metavar="PATH", help="attributes of new items")
     update.add_argument("--users", metavar="PATH", help="attributes of new users")
     update.add_argument("--output", metavar="DIR", help="folder of the updated run (default: RUN itself)")
-    update.add_argument("--epochs", type=int, help="epochs over new and replayed events (default: 1)")
-    update.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.3 of the run's)")
-    update.add_argument("--replay", type=float, metavar="SHARE", help="share of old windows to replay (default: 0.2)")
-    update.add_argument("--members", type=int, help="number of short trainings whose weights are averaged (default: 3)")
-    update.add_argument(
-        "--holdout", type=float, metavar="SHARE", help="share of the new events, the latest, to hold out (default: 0.1)"
-    )
-    update.add_argument(
-        "--max-regression",
-        type=float,
-        metavar="SHARE",
-        help="relative drop of a metric that is allowed on any slice (default: 0.05)",
-    )
-    update.add_argument("--seed", type=int, help="(default: 0)")
+    shares = dict.fromkeys(("replay", "holdout", "max_regression"), "SHARE")
+    add_fields(update, UpdateSettings, shares, others=("epochs", "learning_rate", "members", "seed"))
     update.add_argument(
         "--again", action="store_true", help="train again on events that the run was already trained on"
     )
@@ -173,9 +181,6 @@ def add_update(commands: Commands) -> None:
 
 def _update(options: argparse.Namespace) -> None:
     from polyrec.runs.update import update_run
-    from polyrec.training.update import UpdateSettings
 
-    names = ("epochs", "learning_rate", "replay", "members", "holdout", "max_regression", "seed")
-    given = chosen_flags(options, names)
-    settings = UpdateSettings(**given)
+    settings = read_fields(options, UpdateSettings)
     update_run(options.run_folder, options.new, options.items, options.users, options.output, settings, options.again)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from polyrec.cli.flags import Commands, chosen_flags, cutoffs
+from polyrec.cli.flags import Commands, add_fields, chosen_flags, cutoffs
 from polyrec.core.extras import check_extra
+from polyrec.runs.card_section import About
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -141,10 +142,8 @@ def add_card(commands: Commands) -> None:
     )
     card.add_argument("run_folder", metavar="RUN", help="folder written by `polyrec train` or distill")
     card.add_argument("--output", metavar="FILE", help="(default: README.md in RUN)")
-    card.add_argument("--name", help="name of the model (default: name of the folder)")
-    card.add_argument("--license", metavar="ID", help="e.g. apache-2.0")
-    card.add_argument("--dataset", action="append", dest="datasets", metavar="NAME", help="training data set; repeat")
-    card.add_argument("--repository", metavar="USER/MODEL", help="repository on the Hub")
+    flags = {"license": "ID", "datasets": "--dataset NAME", "repository": "USER/MODEL"}
+    add_fields(card, About, flags, others=("name",))
     card.set_defaults(run=_card)
 
 
@@ -152,8 +151,7 @@ def _card(options: argparse.Namespace) -> None:
     check_extra("matplotlib", "report", "training curves")
     from polyrec.cards.runs import card_run
 
-    given = chosen_flags(options, ("name", "license", "datasets", "repository"))
-    card_run(options.run_folder, options.output, given)
+    card_run(options.run_folder, options.output, chosen_flags(options, ("name", "license", "datasets", "repository")))
 
 
 def add_report(commands: Commands) -> None:

@@ -5,16 +5,84 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import types
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
-from polyrec.core.settings import nearest
+from polyrec.core.documented import field_help, sentence
+from polyrec.core.schema import Columns
+from polyrec.core.setting_words import bare, takes_list
+from polyrec.core.settings import SettingError, annotations_of, nearest
 from polyrec.core.swap import recover
 from polyrec.runs.recipe import Recipe, load_recipe, parse_override, parse_task, read_recipe_file
 
-COLUMN_FLAGS = ("user", "item", "time", "time_format")
+# Fields that flags set, and how the flag is written, see `add_fields`.
+COLUMN_FLAGS = {"user": "COLUMN", "item": "COLUMN", "time": "COLUMN", "time_format": "FORMAT"}
+_RECIPE_FLAGS = {"interactions": "PATH", "items": "PATH", "users": "PATH", "prior_history": "PATH"}
 Commands = Any  # argparse does not name the type of add_subparsers
+
+
+def add_fields(
+    parser: argparse.ArgumentParser, cls: type, spelled: Mapping[str, str], others: Collection[str] | None = None
+) -> None:
+    """Flags that set fields of a dataclass: type, choices, default and help are those of the field.
+
+    A flag is named after its field ("--top-k" sets `top_k`), and "--no-top-k" where it turns off what is on by default.
+    A list is given by repeating its flag.
+
+    Args:
+        spelled: {field: how it is written}, any of another flag ("--teacher"), a short one beside it ("-k") and what
+            stands for the value in the help ("RUN").
+        others: further fields that have flags; None: all.
+
+    Example:
+        >>> from polyrec.runs.recipe import RecipeUpdate
+        >>> parser = argparse.ArgumentParser()
+        >>> add_fields(parser, RecipeUpdate, {"holdout": "-s SHARE"}, others=())
+        >>> parser.parse_args(["--holdout", "0.2"])
+        Namespace(holdout=0.2)
+    """
+    for f in fields(cls):
+        if f.name not in spelled and others is not None and f.name not in others:
+            continue
+        name, default, words = f.name, f.default, spelled.get(f.name, "").split()
+        named = [word for word in words if word.startswith("-")]
+        if not any(word.startswith("--") for word in named):
+            named.append(f"--{'no-' * (default is True)}{name.replace('_', '-')}")
+        how = _how(annotations_of(cls)[name], default)
+        if metavar := [word for word in words if not word.startswith("-")]:
+            how["metavar"] = metavar[0]
+        text = "do not " * (default is True) + sentence(field_help(cls).get(name, ""))
+        if not (isinstance(default, bool) or default in (None, MISSING, "", ()) or "(default" in text):
+            text = f"{text} (default: {default})".strip()
+        text += "; repeat" * (how.get("action") == "append")
+        how["required"] = default is MISSING and f.default_factory is MISSING
+        parser.add_argument(*named, dest=name, default=None, help=text.replace("%", "%%"), **how)
+
+
+def _how(annotation: Any, default: Any) -> dict[str, Any]:
+    """Arguments of `add_argument` that follow from what a field takes."""
+    kind = bare(annotation)
+    if get_origin(kind) in (Union, types.UnionType):
+        return _how(get_args(kind)[0], default)
+    if kind is bool:
+        return {"action": "store_false" if default is True else "store_true"}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if takes_list(kind):
+        return {"action": "append"}
+    return {"type": kind}
+
+
+def read_fields(options: argparse.Namespace, cls: type) -> Any:
+    """The dataclass that flags describe; fields that no flag was given for keep their defaults."""
+    try:
+        return cls(**chosen_flags(options, [f.name for f in fields(cls)]))
+    except SettingError as error:
+        flag = error.name.rpartition(".")[2].replace("_", "-")
+        raise SettingError(f"--{flag}", error.problem) from error
 
 
 def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
@@ -25,36 +93,21 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
         help="YAML file; its keys are the options below plus columns, split, processor, model, training, tune. Or an "
         "event log: columns are found and tasks proposed as in `polyrec init`",
     )
-    parser.add_argument("--interactions", metavar="PATH", help="event log, .parquet or .csv")
-    parser.add_argument("--items", metavar="PATH", help="item attributes")
-    parser.add_argument("--users", metavar="PATH", help="user attributes")
-    add_columns(parser)
-    parser.add_argument(
-        "--prior-history", metavar="PATH", help="items that users interacted with before the log: lists of item ids"
-    )
+    add_fields(parser, Recipe, _RECIPE_FLAGS, others=())
+    parser.add_argument("--output", metavar="DIR", help=output)  # each command has a default of its own
+    add_fields(parser, Columns, COLUMN_FLAGS, others=())
     parser.add_argument(
         "--task",
         action="append",
         metavar="NAME=HEAD[:LABEL]",
         help="e.g. next_item=retrieval, 'like=binary:rating >= 4'; repeat",
     )
-    parser.add_argument("--output", metavar="DIR", help=output)
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="e.g. training.num_train_epochs=3 or tasks.like.weight=0.5; repeat",
-    )
-
-
-def add_columns(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which column is what."""
-    for role in ("user", "item", "time"):
-        more = "; row: rows are in order of time; none: there are no times" if role == "time" else ""
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"{role} column of the event log{more}")
-    parser.add_argument(
-        "--time-format", metavar="FORMAT", help="format of times that are not ISO 8601, e.g. %%d.%%m.%%Y"
     )
 
 
@@ -74,9 +127,9 @@ def cutoffs(text: str) -> list[int]:
     return found
 
 
-def chosen_flags(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+def chosen_flags(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The flags among some that were given; the others keep the defaults of what reads them."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
 def add_import(command: argparse.ArgumentParser) -> None:
@@ -100,7 +153,7 @@ def read_recipe(options: argparse.Namespace, suffix: str = "", imports: bool = T
     overrides: dict[str, Any] = {}
     if options.task:
         overrides["tasks"] = [parse_task(text) for text in options.task]
-    overrides |= chosen_flags(options, ("interactions", "items", "users", "prior_history", "output"))
+    overrides |= chosen_flags(options, [*_RECIPE_FLAGS, "output"])
     given = chosen_flags(options, COLUMN_FLAGS)
     values = _of_table(options, given) if options.recipe is not None else None
     if values is None:

@@ -11,6 +11,6 @@ def encode_images(
 ) -> None:
     """Encode the images of an items table that have not been encoded before, and write all vectors to `output`."""
     images = column(read_table(items, "items"), name, "items", "images").to_pylist()
-    config = ImageConfig(model, revision, pooling=pooling)
+    config = ImageConfig(model, revision, pooling=pooling)  # type: ignore[arg-type]  # it checks
     found = store_images(images, config, output, folder, f"items: column {name!r}")
     print(f"{output}: {len(found)} rows of {found.shape[1]} numbers; declare them as 'embedding:{output}'")

@@ -23,6 +23,7 @@ from polyrec.core.signals import Interrupted, handled, interrupt
 
 _COMMANDS = (
     training.add_init,
+    training.add_schema,
     training.add_train,
     training.add_compare,
     training.add_tune,
@@ -41,7 +42,7 @@ _COMMANDS = (
     using.add_push,
     using.add_encode_images,
 )
-_WITHOUT_MODEL = ("init", "encode-images")
+_WITHOUT_MODEL = ("init", "schema", "encode-images")
 MISTAKE, UNEXPECTED, BROKEN_PIPE = 2, 1, 141  # exit codes; shells have 128 + the signal
 
 

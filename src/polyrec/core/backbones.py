@@ -7,16 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
+from polyrec.core.ranges import AT_LEAST_ONE, NOT_NEGATIVE, Range
 from polyrec.core.registry import nearest
 from polyrec.core.settings import conform
 
-FUSIONS = ("sum", "fallback")
-STARTS = ("random", "principal", "collaborative")
-POOLINGS = ("mean", "cls", "last", "max")
+Pooling = Literal["mean", "cls", "last", "max"]
 TUNINGS = ("frozen", "top:N", "lora", "full")
-DTYPES = ("float32", "bfloat16", "float16")
 _LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 _DECODERS = ("CausalLM", "LMHeadModel")  # architectures whose last token has read all others
 
@@ -54,7 +52,7 @@ class BackboneConfig:
     lora: dict[str, Any] = field(default_factory=dict)
     adapters: tuple[str, ...] = ("default",)
     attention: str | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     architecture: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
 
@@ -64,8 +62,6 @@ class BackboneConfig:
             raise ValueError(f"a backbone's model is {self.model!r}: give a name on the Hub or a folder")
         if self.tuning not in TUNINGS and not re.fullmatch(r"top:[1-9]\d*", self.tuning):
             raise ValueError(f"unknown tuning {self.tuning!r}; {nearest(self.tuning, list(TUNINGS))}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r} of a backbone; {nearest(self.dtype, list(DTYPES))}")
         if self.dtype != "float32" and not self.leaves_base_out:
             raise ValueError(
                 f"dtype {self.dtype!r} is for weights that stay as they are: choose tuning='frozen' or 'lora', or "
@@ -130,30 +126,17 @@ class TextConfig(BackboneConfig):
     """
 
     template: str = "{title}"
-    max_length: int | None = None
-    pooling: str | None = None
+    max_length: Annotated[int, Range(3)] | None = None
+    pooling: Pooling | None = None
     normalize: bool | None = None
     prompt: str | None = None
     query_prompt: str | None = None
-    chunk_tokens: int = 8192
-    live_items: int = 0
+    chunk_tokens: Annotated[int, AT_LEAST_ONE] = 8192
+    live_items: Annotated[int, NOT_NEGATIVE] = 0
     catalog_negatives: bool | None = None
-    refresh_every: int = 0
-    fusion: str = "sum"
-    start: str = "random"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"unknown fusion {self.fusion!r} of text and ids; {nearest(self.fusion, list(FUSIONS))}")
-        if self.start not in STARTS:
-            raise ValueError(f"unknown start {self.start!r}; {nearest(self.start, list(STARTS))}")
-        if self.pooling is not None and self.pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {self.pooling!r}; {nearest(self.pooling, list(POOLINGS))}")
-        if self.max_length is not None and self.max_length < 3:
-            raise ValueError(f"max_length of texts is {self.max_length}; it must be >= 3 tokens")
-        if self.chunk_tokens < 1 or self.live_items < 0 or self.refresh_every < 0:
-            raise ValueError("chunk_tokens must be >= 1, live_items and refresh_every >= 0")
+    refresh_every: Annotated[int, NOT_NEGATIVE] = 0
+    fusion: Literal["sum", "fallback"] = "sum"
+    start: Literal["random", "principal", "collaborative"] = "random"
 
 
 _AnyBackbone = TypeVar("_AnyBackbone", bound=BackboneConfig)
@@ -231,8 +214,8 @@ def _pooling(said: Mapping[str, Any], model: str) -> str:
     mode = said.get("pooling_mode")
     if isinstance(mode, str):
         chosen = [names.get(mode, mode)]
-    if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        raise ValueError(f"{model!r} pools by {chosen or said}: give pooling= as one of {', '.join(POOLINGS)}")
+    if len(chosen) != 1 or chosen[0] not in get_args(Pooling):
+        raise ValueError(f"{model!r} pools by {chosen or said}: give pooling= as one of {', '.join(get_args(Pooling))}")
     return chosen[0]
 
 

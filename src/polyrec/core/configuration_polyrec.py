@@ -75,7 +75,8 @@ class PolyRecConfig(MultiTaskConfig):
             with a teacher alone, e.g. {"tasks": {"like": {"alpha": 0.5, "temperature": 2}}}.
         task_adapters: {task: rank} of tasks that take a low-rank step of their own before their head, see
             [`~polyrec.modules.encoders.task_adapters.TaskAdapter`]; `polyrec finetune` adds them.
-        dropout: on event inputs, states and pairs. attention_dropout: inside the default history backbone.
+        dropout: on event inputs, states and pairs.
+        attention_dropout: inside the default history backbone.
         item_id_dropout: share of items whose id embedding is replaced by the unknown-item embedding in a training step,
             so that attributes alone can carry an item nobody has met (DropoutNet, Volkovs et al., 2017).
         task_item_embeddings: give every pair task a table of item embeddings of its own beside the shared one (STEM, Su

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal
 
+from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE
 from polyrec.core.registry import nearest
 from polyrec.core.schema import from_dict
 from polyrec.core.settings import SettingError, conform, shown
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -42,29 +41,18 @@ class TaskDistillation:
     """
 
     loss: str = "auto"
-    temperature: float = 1.0
-    alpha: float = 0.5
-    hard_share: float | None = None
-    schedule: str = "constant"
-    warmup: float = 0.0
-    top_k: int = 100
+    temperature: Annotated[float, POSITIVE] = 1.0
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.5
+    hard_share: Annotated[float, NOT_NEGATIVE] | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[float, BELOW_ONE] = 0.0
+    top_k: Annotated[int, AT_LEAST_ONE] = 100
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         conform(self)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be a number > 0")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; {nearest(self.schedule, list(SCHEDULES))}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}; it must be a share of training, in [0, 1)")
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be >= 1")
-        if self.hard_share is None and not 0 <= self.alpha <= 1:
+        if self.hard_share is None and self.alpha > 1:
             raise ValueError(f"alpha is {self.alpha}; it must be in [0, 1], or give hard_share beside it")
-        for name, value in (("alpha", self.alpha), ("hard_share", self.hard_share)):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a number >= 0")
 
     @property
     def acts(self) -> bool:
@@ -96,22 +84,13 @@ class StateDistillation:
         options: of the loss.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]] = ("projection", "experts", "relation")
-
-    teacher_width: int
-    loss: str = "projection"
-    weight: float = 0.1
+    teacher_width: Annotated[int, AT_LEAST_ONE]
+    loss: Literal["projection", "experts", "relation"] = "projection"
+    weight: Annotated[float, POSITIVE] = 0.1
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         conform(self, where="states")
-        if self.loss not in self.LOSSES:
-            raise ValueError(f"unknown loss of states {self.loss!r}; {nearest(self.loss, list(self.LOSSES))}")
-        if self.teacher_width < 1 or not 0 < self.weight < math.inf:
-            raise ValueError(
-                f"teacher_width must be >= 1 and weight > 0, not {self.teacher_width} and {self.weight}: leave "
-                "`states` out to learn nothing from states"
-            )
 
 
 @dataclass(frozen=True)
@@ -140,16 +119,12 @@ class DistillationConfig:
     tasks: dict[str, TaskDistillation]
     separate: bool = False
     states: StateDistillation | None = None
-    gates: float = 0.0
-    unlabelled: int = 0
+    gates: Annotated[float, NOT_NEGATIVE] = 0.0
+    unlabelled: Annotated[int, NOT_NEGATIVE] = 0
     teacher: str | None = None
 
     def __post_init__(self) -> None:
         conform(self, where="distillation")
-        if not 0 <= self.gates < math.inf:
-            raise ValueError(f"distillation: gates is {self.gates}; it must be a weight >= 0")
-        if self.unlabelled < 0:
-            raise ValueError(f"distillation: unlabelled is {self.unlabelled}; it must be >= 0 items per window")
 
     @classmethod
     def parse(cls, values: DistillationConfig | Mapping[str, Any], task_names: Iterable[str]) -> DistillationConfig:

@@ -63,12 +63,12 @@ class TaskConfig:
     """
 
     name: str
-    head: str
+    head: Annotated[str, HEADS]
     label: str | None = None
     weight: Annotated[float, NOT_NEGATIVE] = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     parent: str | None = None
-    coupling: str | None = None
+    coupling: Annotated[str, COUPLINGS] | None = None
     coupling_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,12 +135,15 @@ class Columns:
     """Which column of which table means what.
 
     Args:
-        user, item, time: columns of the interactions. Times are seconds since the epoch, Arrow/pandas timestamps or
-            ISO strings; `time_unit` says what plain numbers count. A time of None: the log has no times, and the events
-            of a user are a *set* whatever their order in the file, see `PolyRecProcessor.split`. "__row__": the rows
-            stand in order of time, and their numbers take the place of times.
-        time_format: how times are written that are texts but not ISO 8601, as for `datetime.strptime` ("%d.%m.%Y
-            %H:%M"); times of requests may be written so, too.
+        user: user column of the event log.
+        item: item column of the event log.
+        time: time column of the event log; row: rows are in order of time; none: there are no times. Files and Python
+            write "__row__" and null (None). Times are seconds since the epoch, Arrow/pandas timestamps or ISO strings.
+            Without times the events of a user are a *set* whatever their order in the file, see
+            `PolyRecProcessor.split`.
+        time_unit: what times that are plain numbers count.
+        time_format: format of times that are not ISO 8601, e.g. %d.%m.%Y. It is read as by `datetime.strptime`; times
+            of requests may be written so, too.
         order: a column that breaks ties of `time` (used with `ties="order"`, and to make sorting reproducible).
         feedback: columns known once an event had happened (rating, watch time): inputs of LATER events only.
         context: columns known before the event (hour, surface, position): inputs of the candidate itself.

@@ -122,7 +122,9 @@ def read(cls: type, values: Any, where: str = "", ranges: Mapping[str, Range] | 
     arguments = read_arguments(cls, values, where, ranges)
     for f in fields(cls):
         if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in arguments:
-            raise SettingError(where or cls.__name__, f"has no {f.name!r}: give {expected(_hints(cls)[f.name])}")
+            raise SettingError(
+                where or cls.__name__, f"has no {f.name!r}: give {expected(annotations_of(cls)[f.name])}"
+            )
     with section(where):
         return cls(**arguments)
 
@@ -146,7 +148,7 @@ def read_arguments(
     values = in_section(cls, values)
     if only is None:
         check_keys(values, known, where or cls.__name__)
-    hints = _hints(cls)
+    hints = annotations_of(cls)
     return {
         key: read_value(_ranged(hints[key], (ranges or {}).get(key)), value, f"{where}.{key}" if where else key)
         if only is None or key in only
@@ -238,7 +240,7 @@ _WRONG: Any = object()  # what a value becomes that its annotation does not mean
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def annotations_of(cls: type) -> dict[str, Any]:
     """Annotations of a class and its bases; one that names what is imported for type checkers only says nothing."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE
 from polyrec.core.registry import nearest
 from polyrec.core.schema import from_dict
 from polyrec.core.settings import conform
 
 BASELINES = ("none", "global", "context", "item", "user", "item+user")
-REDUCTIONS = ("mean", "max", "min")
+REDUCTIONS: tuple[Literal["mean", "max", "min"], ...] = ("mean", "max", "min")
 HOUR, DAY = 3600.0, 86400.0
 _PART_OF_CONTEXT = re.compile(r"context:\d+")
 
@@ -43,12 +44,12 @@ class StatisticConfig:
 
     keys: tuple[str, ...]
     baseline: str
-    shrinkage: float = 5.0
-    recent: float | None = None
-    half_life: float | None = None
+    shrinkage: Annotated[float, NOT_NEGATIVE] = 5.0
+    recent: Annotated[float, POSITIVE] | None = None
+    half_life: Annotated[float, POSITIVE] | None = None
     count: bool = False
     gap: bool = False
-    reduce: tuple[str, ...] = ("mean",)
+    reduce: tuple[Literal["mean", "max", "min"], ...] = ("mean",)
 
     def __post_init__(self) -> None:
         if isinstance(self.keys, str):
@@ -58,15 +59,8 @@ class StatisticConfig:
             raise ValueError(f"keys {self.keys} are {len(self.keys)}: a statistic takes at most two")
         if self.baseline not in BASELINES and not _PART_OF_CONTEXT.fullmatch(self.baseline):
             raise ValueError(f"unknown baseline {self.baseline!r}; {nearest(self.baseline, list(BASELINES))}")
-        for how in self.reduce:
-            if how not in REDUCTIONS:
-                raise ValueError(f"unknown reduction {how!r} of {self.name!r}; {nearest(how, list(REDUCTIONS))}")
         if self.recent is not None and self.half_life is not None:
             raise ValueError(f"{self.name!r} fades by recent (events) and half_life (seconds): choose one")
-        if self.shrinkage < 0 or (self.fade is not None and self.fade <= 0):
-            raise ValueError(
-                f"{self.name!r} needs shrinkage >= 0 and recent or half_life > 0, not {self.shrinkage} and {self.fade}"
-            )
 
     @property
     def name(self) -> str:

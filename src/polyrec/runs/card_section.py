@@ -16,16 +16,16 @@ class About:
     """The `card:` section of a recipe.
 
     Args:
-        name: of the model; default: that of the run's folder.
-        license: of the model, as the Hub writes it (apache-2.0, mit, cc-by-4.0, ...).
-        datasets: that it was trained on: names on the Hub where there are any.
+        name: name of the model (default: name of the run's folder).
+        license: of the model, as the Hub writes it, e.g. apache-2.0.
+        datasets: data set that it was trained on: its name on the Hub where it has one.
         language: of the items' texts, e.g. ["en"].
         description: what the model is, in a sentence or two.
         intended_use, out_of_scope: sentences that are added to those of every card.
         limits: sentences about limits that no figure shows.
         data: sentences about the data: where it comes from, how it was gathered, who may use it.
         tags: further ones.
-        repository: under which the model is pushed, for the lines that load it.
+        repository: repository on the Hub, for the lines that load the model.
 
     Example:
         >>> About(license="mit", datasets=["movielens-100k"]).license

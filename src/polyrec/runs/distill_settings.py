@@ -1,14 +1,12 @@
-"""What `polyrec distill` is asked for, and the teacher and plan that follow from it. Light to import."""
+"""Settings of `polyrec distill` and `polyrec score`. Light to import: flags are made of these fields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from polyrec.core.ranges import Range
+from polyrec.core.ranges import AT_LEAST_ONE, POSITIVE, SHARE, Range
 from polyrec.core.settings import conform
-
-INITIAL_WEIGHTS = ("random", "teacher")
 
 
 @dataclass(frozen=True)
@@ -16,27 +14,29 @@ class DistillSettings:
     """How a student is made.
 
     Args:
-        teachers: folders of trained runs.
-        classical: names of classical recommenders, fitted on the training set.
-        teacher_outputs: folder of stored outputs on the training set.
-        target_parameters, target_latency: the student's size: parameters, or milliseconds for one user. None: that of
-            the recipe.
-        temperature, alpha: of every task that has them; None: those of the recipe's plan, else the defaults.
-        init_from: "random", or "teacher": from the weights of the first run among the teachers.
-        baseline: also train the student without a teacher, to compare.
-        ablations: also train it without each soft loss.
-        resamples: of the bootstrap over users.
-        skip_overlap_check: accept teachers whose training rows are unknown.
+        teachers: folder of a trained run, or several for an ensemble.
+        classical: ease, item_knn, als, bpr, popularity, lightgbm (pair tasks only), fitted on the training set.
+        teacher_outputs: folder of outputs on the training split, stored by `polyrec score`.
+        target_parameters: widest student with at most so many parameters (default: the recipe's size).
+        target_latency: widest student that serves one user within so many milliseconds (default: the recipe's size).
+        temperature: temperature of the soft losses (default: from the recipe, else 1).
+        alpha: weight of the soft losses (default: from the recipe, else 0.5).
+        init_from: initial weights of the student: random, or those of the first --teacher.
+        baseline: train a student without a teacher to compare with.
+        ablations: also train without each soft loss in turn.
+        resamples: bootstrap resamples over users.
+        skip_overlap_check: accept a teacher whose training rows are unknown: it may have seen the validation or test
+            split.
     """
 
     teachers: tuple[str, ...] = ()
     classical: tuple[str, ...] = ()
     teacher_outputs: str | None = None
-    target_parameters: int | None = None
-    target_latency: float | None = None
-    temperature: float | None = None
-    alpha: float | None = None
-    init_from: str = "random"
+    target_parameters: Annotated[int, AT_LEAST_ONE] | None = None
+    target_latency: Annotated[float, POSITIVE] | None = None
+    temperature: Annotated[float, POSITIVE] | None = None
+    alpha: Annotated[float, SHARE] | None = None
+    init_from: Literal["random", "teacher"] = "random"
     baseline: bool = True
     ablations: bool = False
     resamples: Annotated[int, Range(1, 1_000_000)] = 1000
@@ -50,13 +50,32 @@ class DistillSettings:
             )
         if self.target_parameters is not None and self.target_latency is not None:
             raise ValueError("give one of --target-parameters and --target-latency, not both")
-        for name in ("target_parameters", "target_latency", "temperature", "resamples"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be > 0")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ValueError(f"--alpha is {self.alpha}; it must be in [0, 1]")
-        if self.init_from not in INITIAL_WEIGHTS:
-            raise ValueError(f"--init-from is {self.init_from!r}; it must be one of {', '.join(INITIAL_WEIGHTS)}")
         if self.init_from == "teacher" and not self.teachers:
             raise ValueError("--init-from teacher needs a run as a teacher: --teacher RUN")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How outputs are written.
+
+    Args:
+        split: which split to score.
+        top_k: items per list (default: from the recipe, else 100).
+        temperature: temperature of the student's soft losses (default: from the recipe, else 1).
+        shard_rows: candidates per file, about.
+        batch_size: windows per batch.
+        unlabelled: also score so many sampled items per candidate for pair tasks, for distillation.unlabelled.
+        skip_overlap_check: accept a teacher whose training rows are unknown: it may have seen the validation or test
+            split.
+    """
+
+    split: Literal["train", "valid", "test"] = "train"
+    top_k: Annotated[int, Range(1, 1_000_000)] | None = None
+    temperature: Annotated[float, POSITIVE] | None = None
+    shard_rows: Annotated[int, Range(1, 10**9)] = 100_000
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 64
+    unlabelled: Annotated[int, Range(0, 1_000_000)] = 0
+    skip_overlap_check: bool = False
+
+    def __post_init__(self) -> None:
+        conform(self, where="score")

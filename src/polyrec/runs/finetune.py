@@ -23,7 +23,8 @@ from polyrec.runs.transaction import drafted, place_of
 from polyrec.tracking.run_files import METRICS_NAME, RECIPE_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.finetune import FinetuneSettings, finetune
+from polyrec.training.finetune import finetune
+from polyrec.training.settings import FinetuneSettings
 
 REPORT_NAME = "finetune.json"
 

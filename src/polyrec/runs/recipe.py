@@ -16,11 +16,22 @@ from polyrec.core.secrets import without_secrets
 from polyrec.core.settings import SettingError, conform, nearest, read, shown
 from polyrec.core.yaml_text import read_yaml
 from polyrec.data.settings import FitSettings, SplitSettings
+from polyrec.runs.card_section import About
+
+# What the sections may hold; `model`, `training` and `tune` need more to be imported, see `recipe_checks`.
+SECTIONS = {"columns": Columns, "processor": FitSettings, "split": SplitSettings, "card": About}
 
 
 @dataclass
 class RecipeUpdate:
-    """One entry of `Recipe.updates`: tables that came later, and the share of the events that was held out."""
+    """One entry of `Recipe.updates`.
+
+    Args:
+        interactions: events that came later.
+        items: attributes of new items.
+        users: attributes of new users.
+        holdout: share of these events that was held out.
+    """
 
     interactions: str
     items: str | None = None
@@ -41,20 +52,21 @@ class Recipe:
     """What `polyrec train` does.
 
     Args:
-        interactions, items, users: paths of .parquet or .csv tables.
-        prior_history: path of a table of what users did before the log, see `Columns.prior_history`.
-        tasks: list of task dicts (name, head, label, weight, options).
+        interactions: event log, .parquet or .csv.
+        items: item attributes.
+        users: user attributes.
+        prior_history: items that users interacted with before the log: lists of item ids. See `Columns.prior_history`.
+        tasks: what to learn, see `TaskConfig`.
         imports: modules or .py files of your own that register heads or other parts, see `polyrec.core.own_parts`; the
             key in a file is `import`.
-        columns: arguments of `Columns`.
+        columns: which column means what, see `Columns`.
         split: arguments of `PolyRecProcessor.split` ({by: time, fractions: [...]}, {by: leave_one_out}); default: by
             time, or random where the log has no times.
         processor: further arguments of `PolyRecProcessor.fit` (max_history, ties, statistics).
         model: arguments of `PolyRecConfig` (hidden_size, dropout, ...).
         training: arguments of `PolyRecTrainingArguments` (num_train_epochs, learning_rate, ...).
         tune: what `polyrec tune` searches, see `polyrec.runs.tuning_space`.
-        updates: what `polyrec update` has added, in order: {interactions, items, users, holdout}; a training takes
-            these tables as further data.
+        updates: what `polyrec update` has added, in order; a training takes these tables as further data.
         slices: attributes of items or users by which metrics.json says where the model errs, beside popularity,
             history, activity and time; default: the first categorical attribute of the items.
         card: what a model card cannot know by itself, see `polyrec.runs.card_section.About` (license, datasets, ...).
@@ -96,13 +108,10 @@ class Recipe:
                 "output", f"is {shown(self.output)}, {'a file' if self.output else 'empty'}: name a folder for the run"
             )
         parse_tasks(self.tasks)
-        from_dict(Columns, self.columns, "columns")
-        for place, (cls, values) in {
-            "processor": (FitSettings, self.processor),
-            "split": (SplitSettings, self.split),
-            **{f"updates[{n}]": (RecipeUpdate, update) for n, update in enumerate(self.updates)},
-        }.items():
-            read(cls, values, place)
+        for name, cls in SECTIONS.items():
+            read(cls, getattr(self, name), name)
+        for n, update in enumerate(self.updates):
+            read(RecipeUpdate, update, f"updates[{n}]")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML; tokens and passwords are left out, so they reach no file."""

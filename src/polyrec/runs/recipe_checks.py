@@ -11,15 +11,14 @@ from typing import Any
 from polyrec.core.configuration_polyrec import RANGES, PolyRecConfig
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig, parse_tasks
-from polyrec.core.settings import SettingError, check_keys, nearest, read, read_arguments, section, shown
+from polyrec.core.settings import SettingError, check_keys, nearest, read_arguments, section, shown
 from polyrec.evaluation.slices import check_slices
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.runs.card_section import About
 from polyrec.runs.recipe import Recipe
 from polyrec.training.arguments import RANGES as TRAINING_RANGES
 from polyrec.training.arguments import PolyRecTrainingArguments
 
-_OF_TRANSFORMERS = ("attn_implementation",)  # what a recipe's model may have beside our own arguments
+OF_TRANSFORMERS = ("attn_implementation",)  # what a recipe's model may have beside our own arguments
 _NOT_SET = ("tasks", "features", "num_items", "format_version", "int8", "task_adapters")  # of the data, or of commands
 
 
@@ -30,17 +29,16 @@ def check_sections(recipe: Recipe) -> None:
         ValueError: section, key, value and what it must be.
     """
     recipe.check()
-    model_keys = _own_keys()
+    model_keys = model_arguments()
     if "tasks" in recipe.model:
         raise ValueError("model.tasks: tasks belong at the top of a recipe, not into its model section")
-    check_keys(recipe.model, (*model_keys, *_OF_TRANSFORMERS), "model")
+    check_keys(recipe.model, (*model_keys, *OF_TRANSFORMERS), "model")
     read_arguments(PolyRecConfig, recipe.model, "model", RANGES, only=set(recipe.model) & set(model_keys))
     training = read_arguments(PolyRecTrainingArguments, recipe.training, "training", TRAINING_RANGES)
     with section("training"):
         PolyRecTrainingArguments.check_names(training)
     _check_metric(training, parse_tasks(recipe.tasks))
     _check_tasks_named(recipe)
-    read(About, recipe.card, "card")
     check_writable(recipe.output)
 
 
@@ -61,7 +59,8 @@ def check_writable(output: str) -> None:
             raise SettingError("output", f"is {shown(output)}, but {folder} is a file: name a folder for the run")
 
 
-def _own_keys() -> list[str]:
+def model_arguments() -> list[str]:
+    """What a recipe may say of its model, beside what transformers knows."""
     ours = [base for base in PolyRecConfig.__mro__ if base.__module__.startswith("polyrec.")]
     declared = {name for base in ours for name in base.__annotations__}
     return [f.name for f in fields(PolyRecConfig) if f.name in declared and f.name not in _NOT_SET]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from transformers import AutoConfig
 
 from polyrec.core.distillation_config import DistillationConfig
-from polyrec.core.ranges import POSITIVE, Range
 from polyrec.core.registry import nearest
-from polyrec.core.settings import conform
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
@@ -26,36 +23,12 @@ from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEnco
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.runs.distill_settings import ScoreSettings
 from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe
 from polyrec.training.arguments import PolyRecTrainingArguments
 
 TREES = "lightgbm"  # fitted on the training set like the classical recommenders
-
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How outputs are written.
-
-    Args:
-        split: which one is scored, "train", "valid" or "test".
-        top_k, temperature: of lists; None: those of the recipe's plan (`model.distillation`), else 100 and 1.
-        shard_rows: candidates of a file, about.
-        batch_size: windows scored at a time.
-        unlabelled: items drawn beside each candidate, which pair tasks score, too.
-        skip_overlap_check: accept a teacher whose training rows are unknown.
-    """
-
-    split: Literal["train", "valid", "test"] = "train"
-    top_k: Annotated[int, Range(1, 1_000_000)] | None = None
-    temperature: Annotated[float, POSITIVE] | None = None
-    shard_rows: Annotated[int, Range(1, 10**9)] = 100_000
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 64
-    unlabelled: Annotated[int, Range(0, 1_000_000)] = 0
-    skip_overlap_check: bool = False
-
-    def __post_init__(self) -> None:
-        conform(self, where="score")
 
 
 def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> Path:

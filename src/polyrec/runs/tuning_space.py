@@ -15,16 +15,15 @@ holds choices; low and high bound a number, an integer if both are integers. A g
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Annotated, Any, Protocol
 
 from polyrec.core.older_files import new_key
 from polyrec.core.ranges import NOT_NEGATIVE
-from polyrec.core.registry import checked_options, nearest
+from polyrec.core.registry import nearest
 from polyrec.core.schema import from_dict
-from polyrec.core.settings import read_value
+from polyrec.core.settings import SettingError, read_arguments, read_value
 from polyrec.runs.recipe import Recipe, set_entry
 
 _SECTIONS = ("model", "tasks", "training")
@@ -42,6 +41,37 @@ class Trial(Protocol):
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
         """An integer."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A number to search.
+
+    Args:
+        low: lowest value; integers are searched if both bounds are.
+        high: highest value, included.
+        log: draw on a logarithmic scale.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+
+Choices = list[Any] | Bounds  # what may be given for a key
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """The `tune:` section.
+
+    Args:
+        space: {dotted key as in --set: choices or bounds}; default: see `default_space`.
+        startup_trials: trials that are drawn at random first.
+    """
+
+    space: dict[str, Choices] | None = None
+    startup_trials: Annotated[int, NOT_NEGATIVE] = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +101,7 @@ class Dimension:
             >>> Dimension.parse("model.dropout", {"low": 0.0, "hihg": 0.5})
             Traceback (most recent call last):
                 ...
-            ValueError: unknown option 'hihg' of tune.space.model.dropout; did you mean 'high'? known: high, log, low
+            ValueError: unknown key 'hihg' in tune.space.model.dropout; did you mean 'high'? known: low, high, log
         """
         what = f"tune.space.{key}"
         section, *rest = key.split(".")
@@ -83,13 +113,10 @@ class Dimension:
             if not value or not all(v is None or isinstance(v, bool | int | float | str) for v in value):
                 raise ValueError(f"{what} must list at least one plain value, not {value!r}")
             return cls(key, tuple(value))
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{what} is {value!r}: write a list of choices, or {{low: ..., high: ..., log: true}}")
-        given = checked_options(value, {"low": None, "high": None, "log": False}, what)
-        low, high = _number(given["low"], what), _number(given["high"], what)
-        if not low <= high or (given["log"] and low <= 0):
+        low, high, log = astuple(read_value(Choices, value, what))
+        if not low <= high or (log and low <= 0):
             raise ValueError(f"{what} needs low <= high, and low > 0 on a logarithmic scale, not {low} and {high}")
-        return cls(key, (), low, high, bool(given["log"]))
+        return cls(key, (), low, high, log)
 
     def suggest(self, trial: Trial) -> Any:
         """Draw a value."""
@@ -105,17 +132,6 @@ class Dimension:
         return list(self.choices) or [self.low, self.high]
 
 
-def _number(value: Any, what: str) -> float:
-    # YAML reads 1e-3 (without a dot) as text.
-    try:
-        number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not math.isfinite(number):
-        raise ValueError(f"{what}: low and high must be numbers, one is {value!r}")
-    return number
-
-
 @dataclass(frozen=True)
 class SearchSpace:
     """All dimensions, and how many trials are drawn at random first."""
@@ -126,14 +142,12 @@ class SearchSpace:
     @classmethod
     def of(cls, recipe: Recipe) -> SearchSpace:
         """The space that a recipe asks for."""
-        given = checked_options(recipe.tune, {"space": None, "startup_trials": 10}, "tune")
-        read_value(Annotated[int, NOT_NEGATIVE], given["startup_trials"], "tune.startup_trials")
-        space = default_space(recipe) if given["space"] is None else given["space"]
-        if not isinstance(space, Mapping) or not space:
-            raise ValueError(f"tune.space must be a mapping of what to search, not {space!r}")
-        found = cls(
-            tuple(Dimension.parse(new_key(key), value) for key, value in space.items()), given["startup_trials"]
-        )
+        given = TuneSettings(**read_arguments(TuneSettings, recipe.tune, "tune"))
+        space = default_space(recipe) if given.space is None else given.space
+        if not space:
+            raise SettingError("tune.space", "is empty: say what to search")
+        dimensions = [Dimension.parse(new_key(key), value) for key, value in space.items()]
+        found = cls(tuple(dimensions), given.startup_trials)
         for dimension in found.dimensions:
             found.apply(recipe, {dimension.key: dimension.examples[0]})  # unknown tasks and sections are refused
         return found

@@ -32,7 +32,8 @@ from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure
-from polyrec.training.update import Parts, UpdateSettings, learn, parts_of, update_data
+from polyrec.training.settings import UpdateSettings
+from polyrec.training.update import Parts, learn, parts_of, update_data
 
 REPORT_NAME = "update.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import trainer_log_levels
 
+from polyrec.core.documented import with_help
 from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range
 from polyrec.core.settings import SettingError, conform, nearest
 from polyrec.data.setup import batch_size
@@ -58,20 +59,28 @@ def for_going_on(training: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in training.items() if name not in _OF_A_WHOLE_RUN}
 
 
+@with_help
 @dataclass
 class PolyRecTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] with other defaults and a few additions.
 
-    Other defaults: learning rate 1e-3 with cosine decay (small models from scratch), no column removal (batches are
-    nested), batches of similar length, no external reporting unless asked for. The best model is the one with the
-    highest `mean_improvement` (there is no `eval_loss`), and `greater_is_better` follows from the name of the metric.
-    Batches have 8 to 32 windows, by their number ([`~polyrec.data.setup.batch_size`]). Where nothing is said of
-    evaluating, saving or the best weights, a trainer with one `eval_dataset` keeps the best (`keep_best`).
-    DDP does not look for unused parameters: each one gets a gradient in each batch, zeros where a task has no label.
-    Nor does it send buffers (the whole catalog) from the first rank to the others in every step: those that change in
-    training change alike on all ranks.
-
     Args:
+        learning_rate: peak learning rate; small models from scratch want more than pretrained ones.
+        lr_scheduler_type: how the rate falls.
+        per_device_train_batch_size: windows of users per device and step; default: 8 to 32, by their number
+            ([`~polyrec.data.setup.batch_size`]).
+        eval_strategy: when to evaluate; default: "no", unless `keep_best`.
+        save_strategy: when to save checkpoints; default: every `save_steps`, unless `keep_best`.
+        per_device_eval_batch_size: windows of users per device in evaluation.
+        remove_unused_columns: must stay False: batches are nested.
+        train_sampling_strategy: "group_by_length" spends little on padding; "random" mixes fully.
+        report_to: trackers: "none", "tensorboard", ...
+        metric_for_best_model: what chooses the best model: "<task>_<metric>", or the mean over tasks.
+        greater_is_better: whether more of that metric is better; default: as its name says.
+        ddp_find_unused_parameters: costs a walk through the graph in every step and finds nothing: each parameter gets
+            a gradient in each batch, zeros where a task has no label.
+        ddp_broadcast_buffers: send buffers (the whole catalog) from the first rank to the others in every step; those
+            that change in training change alike on all ranks without.
         keep_best: evaluate and save after each epoch (or as `eval_strategy` says) and end with the best weights: small
             logs are soon memorised. None: if there is one `eval_dataset`, and none of `eval_strategy`, `save_strategy`,
             `save_steps` and `load_best_model_at_end` is given.
@@ -98,66 +107,33 @@ class PolyRecTrainingArguments(TrainingArguments):
             them among the hyper-parameters.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate for AdamW."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Windows of users per device and step; default: 8 to 32, by their number."}
-    )
-    eval_strategy: IntervalStrategy | str | None = field(
-        default=None, metadata={"help": "When to evaluate; default: 'no', unless `keep_best`."}
-    )
-    save_strategy: SaveStrategy | str | None = field(
-        default=None, metadata={"help": "When to save checkpoints; default: every `save_steps`, unless `keep_best`."}
-    )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Users (windows) per device in evaluation."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={"help": "'group_by_length' spends little on padding; 'random' mixes fully."},
-    )
-    report_to: str | list[str] | None = field(
-        default="none", metadata={"help": "Where to report: 'none', 'tensorboard', ..."}
-    )
-    metric_for_best_model: str | None = field(
-        default="mean_improvement",
-        metadata={"help": "What chooses the best model: '<task>_<metric>', or the mean over tasks."},
-    )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Whether more of that metric is better; default: as its name says."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Costs a walk through the graph in every step, and finds nothing."}
-    )
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Ranks keep buffers equal by themselves; True sends the catalog every step."}
-    )
-    keep_best: bool | None = field(
-        default=None, metadata={"help": "Evaluate and save each epoch, end with the best weights; default: if it can."}
-    )
-    decay_embeddings: bool = field(default=False, metadata={"help": "Weight decay for embedding tables, too."})
-    rank_k: int = field(default=10, metadata={"help": "Length of ranked lists in evaluation."})
-    exclude_seen: bool | None = field(
-        default=None, metadata={"help": "Leave visible history out of the lists; default: unless a task has `repeats`."}
-    )
-    task_patience: int = field(
-        default=0, metadata={"help": "Evaluations after which a task stops by itself; 0: never."}
-    )
-    task_factor: float = field(default=0.0, metadata={"help": "Lowers the weight of a stopped task; 0 freezes it."})
-    task_epochs: dict[str, float] | None = field(
-        default=None, metadata={"help": "Epochs after which a task is frozen, {task: epochs}."}
-    )
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of weights; 0: none."})
-
-    backbone_learning_rate: float | None = field(default=None, metadata={"help": "Of pretrained backbones."})
-    layer_decay: float = field(default=1.0, metadata={"help": "Factor from a pretrained layer to the one below."})
-    embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of embedding tables."})
-    unfreeze_epochs: int = field(default=0, metadata={"help": "Epochs between layers to unfreeze; 0: all at once."})
-    teacher: str | None = field(
-        default=None, metadata={"help": "Folder of a run, or of stored outputs, to distil from."}
-    )
-    fingerprints: dict[str, str] | None = field(
-        default=None, metadata={"help": "Of data and inputs; the trainer fills it in, for trackers."}
-    )
+    learning_rate: float = 1e-3
+    lr_scheduler_type: SchedulerType | str = "cosine"
+    per_device_train_batch_size: int | None = None
+    eval_strategy: IntervalStrategy | str | None = None
+    save_strategy: SaveStrategy | str | None = None
+    per_device_eval_batch_size: int = 64
+    remove_unused_columns: bool = False
+    train_sampling_strategy: str = "group_by_length"
+    report_to: str | list[str] | None = "none"
+    metric_for_best_model: str | None = "mean_improvement"
+    greater_is_better: bool | None = None
+    ddp_find_unused_parameters: bool | None = False
+    ddp_broadcast_buffers: bool | None = False
+    keep_best: bool | None = None
+    decay_embeddings: bool = False
+    rank_k: int = 10
+    exclude_seen: bool | None = None
+    task_patience: int = 0
+    task_factor: float = 0.0
+    task_epochs: dict[str, float] | None = None
+    ema_decay: float = 0.0
+    backbone_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    embedding_learning_rate: float | None = None
+    unfreeze_epochs: int = 0
+    teacher: str | None = None
+    fingerprints: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         conform(self, RANGES)

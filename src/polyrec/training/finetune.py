@@ -5,16 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from polyrec.core.ranges import POSITIVE, Range
 from polyrec.core.registry import nearest
-from polyrec.core.settings import conform
 from polyrec.data.collator import PolyRecCollator
 from polyrec.evaluation import evaluator
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -24,40 +22,8 @@ from polyrec.training.callbacks import own_parameters, watched_metric
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen
 from polyrec.training.progress import TrainingLines
+from polyrec.training.settings import FinetuneSettings
 from polyrec.training.trainer import PolyRecTrainer
-
-SCOPES = ("task", "all")
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How one task goes on.
-
-    Args:
-        task: which.
-        scope: "task" (its head, its linear skip and a low-rank adapter before the head; everything else stays) or
-            "all" (every weight, by this task's loss alone: others change, and the report says by how much).
-        rank: of the adapter; 0 = none.
-        epochs, learning_rate: of this training; its best epoch on the validation set is kept.
-        seed: of the adapter and of training.
-    """
-
-    task: str
-    scope: str = "task"
-    rank: Annotated[int, Range(0, 65_536)] = 8
-    epochs: Annotated[int, Range(1, 100_000)] = 3
-    learning_rate: Annotated[float, POSITIVE] = 1e-3
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-
-    def __post_init__(self) -> None:
-        conform(self, where="finetune")
-        if self.scope not in SCOPES:
-            raise ValueError(f"unknown scope {self.scope!r}; {nearest(self.scope, list(SCOPES))}")
-        if self.rank < 0 or self.epochs < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                f"rank must be >= 0, epochs >= 1 and learning_rate > 0, not {self.rank}, {self.epochs} and "
-                f"{self.learning_rate}"
-            )
 
 
 @dataclass

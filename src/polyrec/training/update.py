@@ -10,14 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import set_seed
 
-from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE, SHARE, Range
-from polyrec.core.settings import conform
 from polyrec.data import splits
 from polyrec.data.event_log import EventLog
 from polyrec.data.replay import with_replay
@@ -31,56 +29,11 @@ from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.cost import CostMeter
 from polyrec.training.optim import frozen
 from polyrec.training.progress import TrainingLines
+from polyrec.training.settings import UpdateSettings
 from polyrec.training.soup import Soup
 from polyrec.training.trainer import PolyRecTrainer
 
 NEW = "new"  # name of the slice that holds the latest of the new events
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """How a model learns new events; the defaults were chosen on ml-100k, before its test set (`model_cards`).
-
-    Args:
-        epochs: over the new events and the replayed ones.
-        learning_rate: its highest value; None: `rate_share` of the rate of the run.
-        rate_share: see `learning_rate`.
-        replay: share of the windows of old events that are trained on again, see `polyrec.data.replay`.
-        members: short trainings that begin at the same weights, each with a replay and an order of its own; their
-            mean comes out. One of them is noisy, as its events are few, and the mean gained more than any (Wortsman et
-            al., 2022, "Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves Accuracy without
-            Increasing Inference Time"). The cost is theirs together.
-        freeze_skip: the linear skip from running statistics (`LinearSkip`) is frozen. Statistics
-            are as fresh as the events themselves; letting a few events change what they mean cost whole steps
-            (measured, `model_cards/update.md`).
-        holdout: share of the new events, the latest ones, that is held out for evaluation.
-        max_regression: share by which a metric may fall on any slice; beyond, an update does not replace the old model.
-        seed: of the draw of replayed windows and of training.
-    """
-
-    epochs: Annotated[int, Range(1, 100_000)] = 1
-    learning_rate: Annotated[float, POSITIVE] | None = None
-    rate_share: Annotated[float, POSITIVE] = 0.3
-    replay: Annotated[float, SHARE] = 0.2
-    members: Annotated[int, Range(1, 1_000)] = 3
-    freeze_skip: bool = True
-    holdout: float = 0.1
-    max_regression: Annotated[float, NOT_NEGATIVE] = 0.05
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-
-    def __post_init__(self) -> None:
-        conform(self, where="update")
-        for name, low, high in (("replay", 0, 1), ("max_regression", 0, np.inf)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [{low}, {high}]")
-        for name in ("epochs", "members"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        if not 0 < self.holdout < 1:
-            raise ValueError(
-                f"holdout is {self.holdout}; it must be between 0 and 1: without held-out new events nobody knows "
-                "whether the update helped"
-            )
 
 
 @dataclass

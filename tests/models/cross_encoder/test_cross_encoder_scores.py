@@ -10,7 +10,8 @@ from model_fixtures import TASKS, fit, tiny_model
 
 from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
 from polyrec.distillation.live import LiveTeacher
-from polyrec.runs.score import ScoreSettings, build_teacher
+from polyrec.runs.distill_settings import ScoreSettings
+from polyrec.runs.score import build_teacher
 
 
 def test_a_folder_of_a_cross_encoder_is_a_teacher(tmp_path):

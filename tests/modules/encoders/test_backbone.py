@@ -317,6 +317,9 @@ def test_a_base_in_half_precision_learns_in_single_precision(tuning, tmp_path):
     assert loaded.item_encoder.text.encoder.backbone.transformer().dtype == torch.bfloat16
     for task, logits in answers(loaded, data.valid).items():
         torch.testing.assert_close(logits, before[task])
-    for wrong, message in (({"dtype": "int4"}, "unknown dtype 'int4'"), ({"dtype": "float16"}, "stay as they are")):
+    for wrong, message in (
+        ({"dtype": "int4"}, "dtype is 'int4'; it must be 'float32'"),
+        ({"dtype": "float16"}, "stay as they are"),
+    ):
         with pytest.raises(ValueError, match=message):
             BackboneConfig("some/model", tuning="full", **wrong)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from polyrec.core.ranges import AT_LEAST_ONE, Range
 from polyrec.core.registry import nearest
 from polyrec.core.settings import conform
 
@@ -40,8 +42,8 @@ class PromptConfig:
         ValueError: prompt: unknown field 'title' in event='{title}'; did you mean 'item'? known: feedback, item
     """
 
-    max_length: int | None = None
-    item_tokens: int = 32
+    max_length: Annotated[int, Range(8)] | None = None
+    item_tokens: Annotated[int, AT_LEAST_ONE] = 32
     layout: str | None = None
     event: str = "{item}{feedback};"
     feedback: Mapping[str, str | Mapping[str, str]] | None = None
@@ -49,10 +51,6 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         conform(self, where="prompt")
-        if (self.max_length is not None and self.max_length < 8) or self.item_tokens < 1:
-            raise ValueError(
-                f"prompt: max_length must be >= 8 and item_tokens >= 1, not {self.max_length} and {self.item_tokens}"
-            )
         self._check("event", once={"item"}, known={"item", "feedback"})
         if self.layout is not None:
             self._check("layout", once={"candidate", "history"}, known={"candidate", "history", "sep"})

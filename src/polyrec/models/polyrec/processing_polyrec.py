@@ -126,10 +126,11 @@ class PolyRecProcessor(RequestProcessor):
 
         Args:
             interactions: the event log, see [`fit`].
-            by: "time" (shares of all events in time order, or `cuts`: times at which validation and test begin, as
-                seconds, ISO text, dates or timestamps), "leave_one_out" (each user's last event tests, the one
-                before validates) or "random" (shares of each user's events, for a log without times). None: "time", or
-                "random" if `columns.time` is None.
+            by: "time" (shares of all events in time order, or `cuts`), "leave_one_out" (each user's last event tests,
+                the one before validates) or "random" (shares of each user's events, for a log without times). None:
+                "time", or "random" if `columns.time` is None.
+            fractions: shares of training, validation and test set.
+            cuts: times at which validation and test begin, as seconds, ISO text, dates or timestamps.
             shuffle_ties: training draws the order of events of one time anew in every epoch, see [`SequenceDataset`].
             max_delay: seconds. Each training row is also read as it looks when what happened in the last
                 U(0, max_delay) seconds is not known, so that one model predicts with and without fresh events. Give it

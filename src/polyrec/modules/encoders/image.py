@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,12 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from polyrec.core.backbones import BackboneConfig, resolve
-from polyrec.core.registry import nearest
+from polyrec.core.ranges import AT_LEAST_ONE
 from polyrec.modules.encoders.backbone import Backbone
 from polyrec.modules.encoders.vector_store import VectorStore, store_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-POOLINGS = ("mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,14 @@ class ImageConfig(BackboneConfig):
         >>> ImageConfig("some/model", pooling="men")
         Traceback (most recent call last):
             ...
-        ValueError: unknown pooling 'men' of images; did you mean 'mean'? known: mean, cls
+        polyrec.core.settings.SettingError: pooling is 'men'; it must be 'mean' or 'cls'; did you mean 'mean'?
     """
 
-    pooling: str = "mean"
-    batch_size: int = 32
+    pooling: Literal["mean", "cls"] = "mean"
+    batch_size: Annotated[int, AT_LEAST_ONE] = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {self.pooling!r} of images; {nearest(self.pooling, list(POOLINGS))}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size of images is {self.batch_size}; it must be >= 1")
         if self.tuning != "frozen":
             raise ValueError(f"images are encoded once and stored: tuning is {self.tuning!r}, but must be 'frozen'")
 
