@@ -16,6 +16,7 @@ from polyrec.core.settings import conform
 Pooling = Literal["mean", "cls", "last", "max"]
 TUNINGS = ("frozen", "top:N", "lora", "full")
 _LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that may take several devices
 _DECODERS = ("CausalLM", "LMHeadModel")  # architectures whose last token has read all others
 
 
@@ -35,6 +36,12 @@ class BackboneConfig:
             "flash_attention_2" ...; default: what transformers chooses.
         dtype: of weights that stay as they are (tuning "frozen" or "lora"): "float32", "bfloat16" or "float16". What is
             learned is in float32.
+        device_map: where its pretrained weights are put when they are loaded, as in `from_pretrained` of transformers:
+            "cpu", "auto", {"": 0} ... A frozen one stays there, also on several devices; a tuned one moves with the
+            model around it and takes one device.
+        quantization_config: how weights that stay as they are (tuning "frozen" or "lora") are quantized when they are
+            loaded: a configuration of transformers, e.g. `BitsAndBytesConfig(load_in_4bit=True)`, or its values with
+            "quant_method". Loading a saved model quantizes its base again.
         architecture: its config.json, filled when it is first read, so that a saved model can be built without it.
         fingerprint: of the weights that are not saved with the model because `model` has them ("frozen", "lora");
             filled when they are first read, and checked whenever they are read again.
@@ -53,19 +60,33 @@ class BackboneConfig:
     adapters: tuple[str, ...] = ("default",)
     attention: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | dict[str, str | int] | None = None
+    quantization_config: Any = None  # a configuration of transformers becomes its values
     architecture: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         conform(self)
+        given = self.quantization_config
+        if given is not None:
+            object.__setattr__(
+                self, "quantization_config", dict(given if isinstance(given, Mapping) else given.to_dict())
+            )
         if not self.model or not isinstance(self.model, str):
             raise ValueError(f"a backbone's model is {self.model!r}: give a name on the Hub or a folder")
         if self.tuning not in TUNINGS and not re.fullmatch(r"top:[1-9]\d*", self.tuning):
             raise ValueError(f"unknown tuning {self.tuning!r}; {nearest(self.tuning, list(TUNINGS))}")
-        if self.dtype != "float32" and not self.leaves_base_out:
+        if not self.leaves_base_out and (self.dtype != "float32" or self.quantization_config is not None):
+            which = "quantization_config" if self.dtype == "float32" else f"dtype {self.dtype!r}"
             raise ValueError(
-                f"dtype {self.dtype!r} is for weights that stay as they are: choose tuning='frozen' or 'lora', or "
-                "train with bf16=True of the training arguments"
+                f"{which} is for weights that stay as they are: choose tuning='frozen' or 'lora', or train with "
+                "bf16=True of the training arguments"
+            )
+        places = set(self.device_map.values()) if isinstance(self.device_map, dict) else {self.device_map}
+        if self.tuning != "frozen" and (len(places) > 1 or not places.isdisjoint(_SPREAD)):
+            raise ValueError(
+                f"device_map {self.device_map!r} puts a tuned backbone on several devices, but it moves with the model "
+                "around it: name one device, or choose tuning='frozen'"
             )
         if self.tuning == "top:N":
             raise ValueError("tuning 'top:N': write the number of layers to learn, e.g. 'top:2'")

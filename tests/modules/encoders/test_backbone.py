@@ -1,5 +1,6 @@
 """Pretrained backbones: what is learnt, what is saved, what comes back."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ from model_fixtures import arguments, fit, model_inputs, tiny_model
 from safetensors.torch import load_file
 from text_fixtures import tiny_bert
 from transformers import AutoModel, LlamaConfig, LlamaModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.core.backbones import BackboneConfig, TextConfig, resolve
@@ -298,6 +301,94 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         model.save_adapter(tmp_path / "x", name="english")
     with pytest.raises(ValueError, match=r"0 backbones have LoRA adapters \(none\): configure one"):
         text_model("full")[2].save_adapter(tmp_path / "x")
+
+
+@register_quantization_config("rounding")
+class RoundingConfig(QuantizationConfigMixin):
+    def __init__(self, step=0.05, **unused):
+        self.quant_method, self.step = "rounding", step
+
+
+@register_quantizer("rounding")
+class Rounding(HfQuantizer):
+    """The smallest quantizer: whole steps, in the place and by the hooks of bitsandbytes and torchao."""
+
+    requires_calibration = False
+    is_trainable = True
+
+    def is_serializable(self, **unused):
+        return True
+
+    def _process_model_after_weight_loading(self, model, **unused):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = (module.weight / self.quantization_config.step).round() * 0.05
+        return model
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_a_quantized_base_is_quantized_again_when_it_is_loaded(tuning, tmp_path):
+    """Prevents a model that was trained on a quantized base from being served on another one, and lost adapters."""
+    processor, data, trainer = trained(
+        tmp_path / "run", tuning, quantization_config=RoundingConfig(), device_map={"": "cpu"}
+    )
+    base = trainer.model.item_encoder.text.encoder.backbone.transformer()
+    for name, weight in base.named_parameters():
+        if name.endswith("query.weight") or name.endswith("query.base_layer.weight"):
+            torch.testing.assert_close(weight / 0.05, (weight / 0.05).round())
+    before = answers(trainer.model, data.valid)
+    trainer.save_model(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())["text"]
+    assert saved["quantization_config"] == {"quant_method": "rounding", "step": 0.05}
+    assert saved["device_map"] == {"": "cpu"}
+    loaded = PolyRecForRecommendation.from_pretrained(tmp_path / "saved")
+    loaded.load_texts(processor)
+    for task, logits in answers(loaded, data.valid).items():
+        torch.testing.assert_close(logits, before[task])
+    with pytest.raises(ValueError, match="cannot be merged"):
+        loaded.item_encoder.text.encoder.backbone.merge()
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_history_backbone_takes_a_place_and_a_quantizer(device_map, tmp_path):
+    """Prevents arguments of the history backbone that are accepted and reach nothing."""
+    torch.manual_seed(0)
+    LlamaModel(
+        LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "llama")
+    config = resolve(BackboneConfig(
+        str(tmp_path / "llama"), tuning="lora", device_map=device_map, quantization_config={"quant_method": "rounding"}
+    ))  # fmt: skip
+    encoder = PretrainedHistory(config, 4)
+    weight = encoder.backbone.transformer().layers[0].mlp.up_proj.base_layer.weight
+    torch.testing.assert_close(weight / 0.05, (weight / 0.05).round())
+    assert encoder(torch.zeros(1, 3, 4)).shape == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"load_in_4bits": True}}, "quant_method"),
+    ],
+)
+def test_a_quantizer_that_is_missing_is_one_line(given, message):
+    """Prevents a traceback of another library as the only hint at what to install."""
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("it is installed")
+    with pytest.raises(ValueError, match=message) as error:
+        text_model("lora", **given)
+    assert "\n" not in str(error.value)
+
+
+def test_places_and_quantizers_that_do_not_go_with_the_tuning_are_refused():
+    """Prevents a tuned backbone in pieces that the trainer puts together again, and a quantized one that is saved."""
+    with pytest.raises(ValueError, match="quantization_config is for weights that stay as they are"):
+        BackboneConfig("some/model", tuning="full", quantization_config={"quant_method": "rounding"})
+    for spread in ("auto", {"embeddings": 0, "encoder": "cpu"}):
+        assert BackboneConfig("some/model", device_map=spread).device_map == spread
+        with pytest.raises(ValueError, match="on several devices"):
+            BackboneConfig("some/model", tuning="lora", device_map=spread)
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])

@@ -163,7 +163,7 @@ def test_what_cannot_work_is_refused(tmp_path, vit):
     """Prevents a text model from being asked for images, and a tuned one from being frozen in silence."""
     with pytest.raises(ValueError, match="tuning is 'full', but must be 'frozen'"):
         ImageConfig("some/model", tuning="full")
-    with pytest.raises(ValueError, match="batch_size of images is 0"):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number >= 1"):
         ImageConfig("some/model", batch_size=0)
     with pytest.raises(ValueError, match="images: there is no image at all"):
         image_vectors([None], ImageConfig(str(vit)))

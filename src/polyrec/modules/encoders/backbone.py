@@ -3,6 +3,7 @@ already."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 from collections.abc import Iterator
@@ -27,10 +28,14 @@ class Backbone(nn.Module, Generic[C]):
 
     A frozen one is no submodule at all: optimizer, checkpoints and `parameters()` do not see it, and it is read from
     its files when it is first needed, which a model with stored vectors never does.
+
+    Args:
+        token_table: keep the embeddings of tokens; without, it is fed through `inputs_embeds`.
     """
 
-    def __init__(self, config: C) -> None:
+    def __init__(self, config: C, token_table: bool = True) -> None:
         super().__init__()
+        self.token_table = token_table
         self._config = [config]  # in a list, which views in evaluation mode share: it learns the base's fingerprint
         self._frozen: list[PreTrainedModel] = []  # in a list, so that it is not a submodule
         self.model: PreTrainedModel | None = None
@@ -40,7 +45,7 @@ class Backbone(nn.Module, Generic[C]):
             empty = AutoModel.from_config(
                 AutoConfig.for_model(**config.architecture), dtype=self._dtype, attn_implementation=config.attention
             )
-            self.model = _without_pooler(empty)
+            self.model = self._without_tokens(_without_pooler(empty))
             self._tune()
         else:
             self.model = self._pretrained()
@@ -92,7 +97,8 @@ class Backbone(nn.Module, Generic[C]):
         if not self._frozen:
             with torch.device("cpu"):
                 self._frozen.append(self._pretrained().requires_grad_(False).eval())
-        return self._frozen[0] if device is None else self._frozen[0].to(device)
+        stays = device is None or self.config.device_map is not None or self.config.quantization_config is not None
+        return self._frozen[0] if stays else self._frozen[0].to(device)
 
     def set_adapter(self, name: str) -> None:
         """Use (and train) another LoRA adapter."""
@@ -136,7 +142,12 @@ class Backbone(nn.Module, Generic[C]):
         """After `from_pretrained` of the model around it: read the base, and learn again only what is tuned."""
         if self.model is None:
             return
-        if self.config.tuning == "lora":
+        if self.config.quantization_config is not None:  # quantized layers are other modules: adapt those anew
+            adapters = {name: value for name, value in self._of_the_model().items() if "lora_" in name}
+            self.model = self._pretrained()
+            self._tune()
+            self.model.load_state_dict(adapters, strict=False)
+        elif self.config.tuning == "lora":
             base = self._pretrained().state_dict()
             for name, value in self._of_the_model().items():
                 if "lora_" not in name:
@@ -145,6 +156,8 @@ class Backbone(nn.Module, Generic[C]):
 
     def merge(self) -> C:
         """Fold the active adapter into the weights; returns the configuration of what remains, which is saved whole."""
+        if self.config.quantization_config is not None:
+            raise ValueError("a quantized base cannot be merged: load the model without quantization_config first")
         if self.model is None:
             self.model = self.transformer()
         if self.config.tuning == "lora":
@@ -168,6 +181,8 @@ class Backbone(nn.Module, Generic[C]):
                 config=AutoConfig.for_model(**config.architecture),
                 dtype=self._dtype,
                 attn_implementation=config.attention,
+                device_map=config.device_map,
+                quantization_config=copy.deepcopy(config.quantization_config),  # which transformers takes entries from
                 trust_remote_code=False,  # else transformers asks on the terminal whether to run it
                 use_safetensors=True,
             )
@@ -176,6 +191,10 @@ class Backbone(nn.Module, Generic[C]):
                 f"cannot read the weights of the backbone {config.model!r} ({str(error).splitlines()[0]}): give a name "
                 "on the Hub or a folder with model.safetensors. A model whose backbone is frozen or tuned by LoRA "
                 "needs it wherever it is loaded; `merge_and_save` makes one that does not."
+            ) from error
+        except ImportError as error:
+            raise ValueError(
+                f"quantization_config or device_map of the backbone {config.model!r}: {str(error).splitlines()[0]}"
             ) from error
         model = _without_pooler(model)
         if config.leaves_base_out:
@@ -186,6 +205,11 @@ class Backbone(nn.Module, Generic[C]):
                     f"weights back (fingerprint {config.fingerprint}, now {found})"
                 )
             self.config = replace(config, fingerprint=found)
+        return self._without_tokens(model)
+
+    def _without_tokens(self, model: PreTrainedModel) -> PreTrainedModel:
+        if not self.token_table:
+            model.set_input_embeddings(nn.Identity())
         return model
 
     def _tune(self) -> None:
@@ -228,9 +252,11 @@ def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of a model's weights: the first 16 digits of the SHA-256 of their bytes."""
+    """Of a model's weights: the first 16 digits of the SHA-256 of their bytes; quantized ones have no plain bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        if type(value) is not Tensor:
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -109,9 +109,7 @@ class PretrainedHistory(nn.Module):
             )
         if "is_decoder" in config.architecture:
             config = replace(config, architecture={**config.architecture, "is_decoder": True, "use_cache": False})
-        self.backbone: Backbone[BackboneConfig] = Backbone(config)
-        model = self.backbone.transformer()
-        model.set_input_embeddings(nn.Identity())  # never read: the backbone is fed through inputs_embeds
+        self.backbone: Backbone[BackboneConfig] = Backbone(config, token_table=False)
         inner = self.backbone.width
         self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
         if torch.get_default_device().type != "meta":

@@ -90,12 +90,12 @@ class ImageEncoder(nn.Module):
         found = []
         for begin in range(0, len(images), self.config.batch_size):
             opened = [open_image(image) for image in images[begin : begin + self.config.batch_size]]
-            pixels = self.pixels(images=opened, return_tensors="pt")["pixel_values"].to(device)
+            pixels = self.pixels(images=opened, return_tensors="pt")["pixel_values"].to(model.device)
             if "vision_config" in self.config.architecture:
                 found.append(model.get_image_features(pixel_values=pixels).pooler_output)
             else:
                 found.append(_pool(model(pixel_values=pixels).last_hidden_state, self.config.pooling))
-        return torch.cat(found).float()
+        return torch.cat(found).float().to(device or "cpu")
 
 
 def _pool(hidden: Tensor, how: str) -> Tensor:

@@ -76,7 +76,9 @@ class TextEncoder(nn.Module):
         empty_M = ~real_MS.any(dim=1)
         mask_MS = real_MS.clone()
         mask_MS[:, 0] |= empty_M  # attention over nothing would be NaN
-        hidden_MSW = model(input_ids=tokens_MS, attention_mask=mask_MS.long()).last_hidden_state.float()
+        place = model.device  # that of a device_map may be another one
+        read = model(input_ids=tokens_MS.to(place), attention_mask=mask_MS.long().to(place)).last_hidden_state
+        hidden_MSW = read.to(tokens_MS.device).float()
         vectors_MW = pool(hidden_MSW, mask_MS, self.pooling)
         if self.normalize:
             vectors_MW = F.normalize(vectors_MW, dim=-1)
