@@ -1,12 +1,13 @@
 """The configuration refuses what it does not know and survives the way to disk."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
 from model_fixtures import TASKS, random_config
-from transformers import AutoConfig, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, BertConfig, LlamaConfig, Qwen2Config
 
 from polyrec import FeatureConfig, PolyRecConfig, TaskConfig
 from polyrec.core.registry import EXPERTS, HEADS
@@ -139,3 +140,26 @@ def test_defaults_are_those_that_docs_and_cards_were_written_with():
     assert PolyRecConfig(tasks=TASKS).item_cooccurrence == 0.0
     assert EXPERTS.get("lml").default_options["rank"] == 8
     assert HEADS.get("count").default_options["mean"] == 1.0
+
+
+def test_nested_configurations_have_attributes_and_come_back(tmp_path):
+    """Prevents `config.text.model` from working before saving only, and config.json files of before from loading else."""
+    bert, llama = BertConfig(hidden_size=8).to_dict(), LlamaConfig(hidden_size=8).to_dict()
+    config = PolyRecConfig(
+        tasks=[TaskConfig("like", head="binary")],
+        text={"model": "a/b", "architecture": bert, "adapters": ["x"], "tuning": "lora"},
+        history_backbone={"model": "c/d", "architecture": llama},
+        distillation={"tasks": {"like": {"alpha": 0.7}}},
+    )
+    assert (config.text.model, config.text.tuning, config.history_backbone.tuning) == ("a/b", "lora", "lora")
+    assert config.distillation.tasks["like"].alpha == 0.7
+    plain = config.to_dict()
+    assert json.loads(config.to_json_string())["text"]["adapters"] == ["x"]
+    assert plain["text"]["model"] == "a/b"
+    assert plain["distillation"]["tasks"]["like"]["alpha"] == 0.7
+    config.save_pretrained(tmp_path)
+    for loaded in (PolyRecConfig.from_pretrained(tmp_path), PolyRecConfig.from_dict(plain), copy.deepcopy(config)):
+        for name in ("text", "history_backbone", "distillation"):
+            assert getattr(loaded, name) == getattr(config, name)
+    with pytest.raises(ValueError, match="unknown key 'modle' in text; did you mean 'model'"):
+        PolyRecConfig(text={"modle": "a/b"})

@@ -98,7 +98,7 @@ def test_a_whole_distillation(world, tmp_path, capsys, interrupt):
     assert main(["recommend", str(tmp_path / "s"), "--history", "3,4", "-k", "2"]) == 0
     config = PolyRecForRecommendation.from_pretrained(tmp_path / "s").config
     assert config.hidden_size == 8
-    assert config.distillation["teacher"] == f"{teacher}, item_knn"
+    assert config.distillation.teacher == f"{teacher}, item_knn"
 
 
 def test_the_teachers_values_are_those_of_its_own_run(world, tmp_path):

@@ -160,6 +160,13 @@ class TextConfig(BackboneConfig):
     start: Literal["random", "principal", "collaborative"] = "random"
 
 
+@dataclass(frozen=True)
+class HistoryBackboneConfig(BackboneConfig):
+    """A pretrained transformer that reads histories."""
+
+    tuning: str = "lora"
+
+
 _AnyBackbone = TypeVar("_AnyBackbone", bound=BackboneConfig)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from polyrec.core.backbones import TextConfig, resolve
+from polyrec.core.backbones import HistoryBackboneConfig, TextConfig, resolve
 from polyrec.core.distillation_config import DistillationConfig
 from polyrec.core.older_files import saved_files
 from polyrec.core.ranges import AT_LEAST_ONE, BELOW_ONE, POSITIVE, Range
@@ -72,12 +72,12 @@ class MultiTaskConfig(PreTrainedConfig):
     features: list | None = None
     num_items: int = 2
     hidden_size: int = 64
-    text: dict | None = None
+    text: TextConfig | None = None
     experts: str = "shared_bottom"
     expert_options: dict | None = None
     weighting: str = "fixed"
     weighting_options: dict | None = None
-    distillation: dict | None = None
+    distillation: dict | DistillationConfig | None = None
     task_adapters: dict[str, int] | None = None
     dropout: float = 0.2
     numeric_bins: int = 8
@@ -89,16 +89,15 @@ class MultiTaskConfig(PreTrainedConfig):
         for key in kwargs:
             if key not in _TRANSFORMERS_KEYS:
                 raise ValueError(f"unknown key {key!r} in {type(self).__name__}; {nearest(key, own)}")
-        # Stored as plain dicts: `to_dict` / JSON then need no special case, and equality compares values.
         self.tasks = [asdict(t) for t in parse_tasks(self.tasks)] if self.tasks else []
         self.features = [asdict(f) for f in self._parse_features()]
         self.expert_options = dict(self.expert_options or {})
         self.weighting_options = dict(self.weighting_options or {})
         if self.distillation is not None:
-            self.distillation = asdict(DistillationConfig.parse(self.distillation, self.task_names))
+            self.distillation = DistillationConfig.parse(self.distillation, self.task_names)
         self.task_adapters = dict(self.task_adapters or {})
         if self.text is not None:
-            self.text = asdict(resolve(from_dict(TextConfig, self.text)))
+            self.text = resolve(self.text)
         self._check()
         super().__post_init__(**kwargs)
 
@@ -127,13 +126,9 @@ class MultiTaskConfig(PreTrainedConfig):
 
     @property
     def student_of(self) -> DistillationConfig | None:
-        """The distillation plan as a [`DistillationConfig`]."""
-        return None if self.distillation is None else DistillationConfig.parse(self.distillation, self.task_names)
-
-    @property
-    def text_encoder(self) -> TextConfig | None:
-        """The text encoder as a [`TextConfig`]."""
-        return None if self.text is None else TextConfig(**self.text)
+        """The distillation plan, which is no dict any more once the configuration is made."""
+        assert not isinstance(self.distillation, dict)
+        return self.distillation
 
     @property
     def task_configs(self) -> list[TaskConfig]:
@@ -150,6 +145,11 @@ class MultiTaskConfig(PreTrainedConfig):
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order given."""
         return [t["name"] for t in self.tasks or []]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, those of nested configurations included."""
+        nested = (TextConfig, HistoryBackboneConfig, DistillationConfig)
+        return {name: asdict(v) if isinstance(v, nested) else v for name, v in super().to_dict().items()}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

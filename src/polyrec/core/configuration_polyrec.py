@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from polyrec.core.backbones import BackboneConfig, resolve
+from polyrec.core.backbones import HistoryBackboneConfig, resolve
 from polyrec.core.configuration_multitask import RANGES as SHARED_RANGES
 from polyrec.core.configuration_multitask import MultiTaskConfig
 from polyrec.core.older_files import reads_section
 from polyrec.core.ranges import BELOW_ONE, NOT_NEGATIVE, Range
 from polyrec.core.registry import OBJECTIVES
-from polyrec.core.schema import from_dict
 from polyrec.core.settings import SettingError, reads_arguments
 
 RANGES: Mapping[str, Range] = {
@@ -56,9 +54,9 @@ class PolyRecConfig(MultiTaskConfig):
         max_history: events of a user that are read at once; longer histories become windows.
         history_config: any causal decoder configuration of transformers, used through `AutoModel.from_config` and fed
             with `inputs_embeds`. Its `hidden_size` must be `hidden_size`.
-        history_backbone: a pretrained transformer that reads histories instead, see [`BackboneConfig`]; events are
-            projected to its width and its states back. Default tuning: "lora". Bidirectional encoders are read with a
-            causal mask if their architecture has one.
+        history_backbone: a pretrained transformer that reads histories instead, see [`HistoryBackboneConfig`]; events
+            are projected to its width and its states back. Default tuning: "lora". Bidirectional encoders are read with
+            a causal mask if their architecture has one.
         text: a text encoder of items and queries, see [`TextConfig`]; `processor.model_config()` fills it if the
             processor was fitted with `text=...`.
         queries: whether candidates come with what was typed before they were found (`columns.query`); read by search
@@ -114,7 +112,7 @@ class PolyRecConfig(MultiTaskConfig):
     intermediate_size: int | None = None
     max_history: int = 200
     history_config: dict | PreTrainedConfig | None = None
-    history_backbone: dict | None = None
+    history_backbone: HistoryBackboneConfig | None = None
     queries: bool = False
     item_ids: bool = True
     item_embedding_rank: int | None = None
@@ -131,9 +129,7 @@ class PolyRecConfig(MultiTaskConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.objectives = {name: dict(options or {}) for name, options in (self.objectives or {}).items()}
         if self.history_backbone is not None:
-            self.history_backbone = asdict(
-                resolve(from_dict(BackboneConfig, {"tuning": "lora", **self.history_backbone}))
-            )
+            self.history_backbone = resolve(self.history_backbone)
         super().__post_init__(**kwargs)
         if self.history_config is None:
             self.history_config = self._default_history_config()
@@ -205,8 +201,3 @@ class PolyRecConfig(MultiTaskConfig):
     def pair_width(self) -> int:
         """Width of pair vectors, experts and pair heads."""
         return self.hidden_size if self.pair_size is None else self.pair_size
-
-    @property
-    def history_encoder(self) -> BackboneConfig | None:
-        """The pretrained history backbone as a [`BackboneConfig`]."""
-        return None if self.history_backbone is None else BackboneConfig(**self.history_backbone)

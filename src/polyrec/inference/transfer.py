@@ -30,8 +30,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
             "only a model that represents items by text alone transfers to other catalogs: train it with "
             "model_config(item_ids=False) and a processor fitted with text=..."
         )
-    if processor.text is None or processor.text.model != model.config.text["model"]:
-        raise ValueError(f"fit the other processor with the text encoder {model.config.text['model']!r}")
+    if processor.text is None or processor.text.model != model.config.text.model:
+        raise ValueError(f"fit the other processor with the text encoder {model.config.text.model!r}")
     ours = {(f.source, f.name): f for f in model.config.feature_configs}
     theirs = {(f.source, f.name): f for f in processor.features}
     if ours != theirs:

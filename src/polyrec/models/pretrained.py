@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -263,9 +263,9 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         """Put what backbones know of themselves now (fingerprints, merged adapters) into the configuration."""
         for module in self.modules():
             if isinstance(module, TextEncoder):
-                self.config.text = asdict(module.backbone.config)
+                self.config.text = module.backbone.config
             elif isinstance(module, PretrainedHistory):
-                self.config.history_backbone = asdict(module.backbone.config)
+                self.config.history_backbone = module.backbone.config
 
     def _ignore_base_weights(self) -> None:
         """Tell transformers which weights a checkpoint rightly lacks."""

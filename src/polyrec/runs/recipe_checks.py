@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from polyrec.core.backbones import TextConfig
 from polyrec.core.configuration_polyrec import RANGES, PolyRecConfig
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig, parse_tasks
@@ -33,7 +34,8 @@ def check_sections(recipe: Recipe) -> None:
     if "tasks" in recipe.model:
         raise ValueError("model.tasks: tasks belong at the top of a recipe, not into its model section")
     check_keys(recipe.model, (*model_keys, *OF_TRANSFORMERS), "model")
-    read_arguments(PolyRecConfig, recipe.model, "model", RANGES, only=set(recipe.model) & set(model_keys))
+    read_arguments(PolyRecConfig, recipe.model, "model", RANGES, only=set(recipe.model) & set(model_keys) - {"text"})
+    read_arguments(TextConfig, recipe.model.get("text") or {}, "model.text")  # beside those of `processor.text`
     training = read_arguments(PolyRecTrainingArguments, recipe.training, "training", TRAINING_RANGES)
     with section("training"):
         PolyRecTrainingArguments.check_names(training)

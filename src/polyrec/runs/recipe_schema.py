@@ -27,6 +27,7 @@ def recipe_schema() -> dict[str, Any]:
     properties = schema["properties"]
     properties["import"] = properties.pop("imports")
     model = object_schema(PolyRecConfig, RANGES, only=model_arguments())
+    model["properties"]["text"]["anyOf"][0].pop("required")  # `processor.text` names the model
     model["properties"] |= {name: {"description": "as in transformers."} for name in OF_TRANSFORMERS}
     told = {name: arguments_help(how) for name, how in {"processor": Processor.fit, "split": Processor.split}.items()}
     sections = {name: object_schema(cls, described=told.get(name)) for name, cls in SECTIONS.items()} | {

@@ -56,7 +56,7 @@ def test_one_from_pretrained_restores_base_adapter_heads_and_weighting(tuning, t
     before = answers(trainer.model, data.valid)
     trainer.save_model(tmp_path / "saved")
     loaded = PolyRecForRecommendation.from_pretrained(tmp_path / "saved")
-    assert loaded.config.text["fingerprint"] is not None or tuning in ("top:1", "full")
+    assert loaded.config.text.fingerprint is not None or tuning in ("top:1", "full")
     old, new = trainer.model.state_dict(), loaded.state_dict()
     assert old.keys() == new.keys()
     for name, value in old.items():

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 
 from polyrec.core.backbones import TextConfig
-from polyrec.core.configuration_multitask import MultiTaskConfig
+from polyrec.core.configuration_multitask import RANGES, MultiTaskConfig
+from polyrec.core.settings import reads_arguments
 
 # Of a text encoder of items; a cross-encoder keeps no table of vectors and reads no queries.
 UNREAD = ("live_items", "catalog_negatives", "refresh_every", "fusion", "start")
 
 
+@reads_arguments(RANGES)
 @strict
 class PolyRecCrossEncoderConfig(MultiTaskConfig):
     """Configuration of [`PolyRecCrossEncoder`].
@@ -51,7 +53,8 @@ class PolyRecCrossEncoderConfig(MultiTaskConfig):
             if task.head == "search":
                 raise ValueError(f"task {task.name!r} is a search, which a cross-encoder cannot do: leave it out")
         defaults: dict[str, Any] = {f.name: f.default for f in fields(TextConfig)}
-        unread = [name for name in UNREAD if self.text[name] != defaults[name]]
+        given = asdict(self.text)
+        unread = [name for name in UNREAD if given[name] != defaults[name]]
         if unread:
             raise ValueError(f"text: a cross-encoder does not read {', '.join(unread)}: leave them out")
 

@@ -117,8 +117,8 @@ class PolyRecCrossEncoder(MultiTaskModel):
 
     def __init__(self, config: PolyRecCrossEncoderConfig) -> None:
         super().__init__(config)
-        assert config.text_encoder is not None  # the configuration sees to it
-        self.encoder = TextEncoder(config.text_encoder)
+        assert config.text is not None  # the configuration sees to it
+        self.encoder = TextEncoder(config.text)
         self.norm = nn.LayerNorm(self.encoder.width)
         self.mix = nn.Linear(self.encoder.width, config.pair_width)
         features = config.feature_configs

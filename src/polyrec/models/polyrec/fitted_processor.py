@@ -125,7 +125,8 @@ class FittedProcessor:
             "dropout": DROPOUT,
         }
         if self.text is not None:
-            changes = dict(overrides.pop("text", None) or {})
+            given = overrides.pop("text", None) or {}
+            changes = asdict(given) if isinstance(given, TextConfig) else dict(given)
             check_text_changes(self.text, changes)
             defaults["text"] = asdict(self.text) | changes
             defaults["queries"] = self.columns.query is not None

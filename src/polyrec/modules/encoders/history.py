@@ -39,7 +39,7 @@ class HistoryEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.backbone: nn.Module | None = None
-        pretrained = config.history_encoder
+        pretrained = config.history_backbone
         if pretrained is not None:
             self.backbone = PretrainedHistory(pretrained, config.hidden_size)
         elif config.num_hidden_layers > 0:

@@ -207,9 +207,9 @@ class ItemEncoder(KeepsPrecision):
     @torch.no_grad()
     def start_from_text(self, config: PolyRecConfig) -> None:
         """Let items start where their texts put them, if the configuration says so (`TextConfig.start`)."""
-        if self.text is None or config.text_encoder is None or config.text_encoder.start == "random":
+        if self.text is None or config.text is None or config.text.start == "random":
             return
-        if config.text_encoder.start == "collaborative":
+        if config.text.start == "collaborative":
             if self.id_embedding is None or not config.item_cooccurrence:
                 raise ValueError('text start "collaborative" needs item_ids and item_cooccurrence > 0')
             placed = self.id_embedding.whole() * self.known.unsqueeze(1)

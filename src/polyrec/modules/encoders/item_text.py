@@ -37,7 +37,7 @@ class ItemText(nn.Module):
 
     def __init__(self, config: PolyRecConfig) -> None:
         super().__init__()
-        text = config.text_encoder
+        text = config.text
         assert text is not None
         self.encoder = TextEncoder(text)
         self.fallback = text.fusion == "fallback" and config.item_ids

@@ -69,7 +69,7 @@ class MaskedLanguage(Objective):
         super().__init__(name, options, config)
         self.check_range("share", 0, 1)
         self.check_range("items", 0, float("inf"))
-        text = config.text_encoder
+        text = config.text
         if text is None or text.tuning == "frozen":
             raise ValueError(
                 f"objective {name!r} needs a text encoder that is tuned: processor.model_config(text={{'tuning': "
