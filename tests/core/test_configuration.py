@@ -144,7 +144,8 @@ def test_defaults_are_those_that_docs_and_cards_were_written_with():
 
 def test_nested_configurations_have_attributes_and_come_back(tmp_path):
     """Prevents `config.text.model` from working before saving only, and config.json files of before from loading else."""
-    bert, llama = BertConfig(hidden_size=8).to_dict(), LlamaConfig(hidden_size=8).to_dict()
+    small = {"hidden_size": 8, "num_attention_heads": 2}
+    bert, llama = (json.loads(kind(**small).to_json_string()) for kind in (BertConfig, LlamaConfig))
     config = PolyRecConfig(
         tasks=[TaskConfig("like", head="binary")],
         text={"model": "a/b", "architecture": bert, "adapters": ["x"], "tuning": "lora"},
