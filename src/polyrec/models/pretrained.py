@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from polyrec.core.bars import without_bars
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import eval_view
 from polyrec.core.registry import nearest
@@ -124,7 +125,8 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         if place is not None:
             cls._check_files(place / kwargs.get("subfolder", ""), kwargs)
         kwargs["use_safetensors"] = True
-        loaded = super().from_pretrained(place, *args, **kwargs)
+        with without_bars(when=True):  # these weights are read in a moment; a large base has a bar of its own
+            loaded = super().from_pretrained(place, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         if place is not None and place != Path(name):
             model.name_or_path = model.config.name_or_path = str(name)
@@ -191,7 +193,8 @@ class PolyRecPreTrainedModel(PreTrainedModel):
                 for key in module.base_keys():
                     state.pop(f"{name}.{key}", None)
         self._record_backbones()
-        super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
+        with without_bars():
+            super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
         if kwargs.get("is_main_process", args[0] if args else True):
             record_saved(save_directory, MODEL_RECORDED)
 

@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,6 @@ logger = logging.get_logger(__name__)
 STATE_NAME = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED, _DELETED = ".unfinished-", ".deleted-"
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Inside, transformers draws no bars, as it does for written weights whatever `disable_tqdm` says."""
-    before = logging.set_tqdm_hook(lambda _, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from polyrec.core.bars import without_bars
 from polyrec.core.secrets import without_secrets
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.training.callbacks import CheckpointedCallback, WeightAveraging
-from polyrec.training.checkpoints import without_bars
 from polyrec.training.resuming import ResumesSafely
 
 CALLBACK_STATES = "callbacks.safetensors"
@@ -41,7 +41,7 @@ class SavesAverages(ResumesSafely):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save model and processor; training arguments as JSON, because transformers' own file is a pickle."""
-        with self._averaged(), without_bars() if self.args.disable_tqdm else nullcontext():
+        with self._averaged(), without_bars(self.args.disable_tqdm):
             super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 
@@ -25,3 +26,16 @@ def test_a_run_of_version_0_1_answers_as_it_did():
         assert [row["item"] for row in found] == [row["item"] for row in case["found"]]
         for name in ("score", "like", "rating"):
             assert [row[name] for row in found] == pytest.approx([row[name] for row in case["found"]], rel=1e-4)
+
+
+def test_loading_draws_no_bar_and_saving_asks_whether_it_may(tmp_path, capfd, monkeypatch):
+    """Prevents a bar of a moment in every notebook and log, and one for whoever has turned bars off."""
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    model = PolyRecForRecommendation.from_pretrained(SAVED)
+    assert "Loading weights" not in capfd.readouterr().err
+    disable_progress_bars()
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        enable_progress_bars()
+    assert "Writing model shards" not in capfd.readouterr().err

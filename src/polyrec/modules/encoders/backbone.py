@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from polyrec.core.backbones import BackboneConfig
+from polyrec.core.bars import without_bars
 
 C = TypeVar("C", bound=BackboneConfig)
 
@@ -174,18 +175,19 @@ class Backbone(nn.Module, Generic[C]):
 
     def _pretrained(self) -> PreTrainedModel:
         config = self.config
+        options = {"attn_implementation": config.attention, "device_map": config.device_map}
         try:
-            model = AutoModel.from_pretrained(
-                config.model,
-                revision=config.revision or "main",
-                config=AutoConfig.for_model(**config.architecture),
-                dtype=self._dtype,
-                attn_implementation=config.attention,
-                device_map=config.device_map,
-                quantization_config=copy.deepcopy(config.quantization_config),  # which transformers takes entries from
-                trust_remote_code=False,  # else transformers asks on the terminal whether to run it
-                use_safetensors=True,
-            )
+            with without_bars():
+                model = AutoModel.from_pretrained(
+                    config.model,
+                    revision=config.revision or "main",
+                    config=AutoConfig.for_model(**config.architecture),
+                    dtype=self._dtype,
+                    quantization_config=copy.deepcopy(config.quantization_config),  # transformers takes entries from it
+                    trust_remote_code=False,  # else transformers asks on the terminal whether to run it
+                    use_safetensors=True,
+                    **options,
+                )
         except OSError as error:
             raise ValueError(
                 f"cannot read the weights of the backbone {config.model!r} ({str(error).splitlines()[0]}): give a name "
