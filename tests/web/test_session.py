@@ -5,7 +5,7 @@ import pytest
 from model_fixtures import COLUMNS, TASKS, synthetic_log
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
-from polyrec.web.guard import HostCheck, known_names
+from polyrec.core.hosts import HostCheck, known_names
 from polyrec.web.session import DemoSession
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from polyrec.cli import commands_distilling as distilling
+from polyrec.cli import commands_serving as serving
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
 from polyrec.cli.flags import add_import, check_run_folders, recorded_imports
@@ -34,6 +35,9 @@ _COMMANDS = (
     using.add_recommend,
     using.add_explain,
     using.add_demo,
+    serving.add_serve,
+    serving.add_serve_key,
+    serving.add_export_events,
     distilling.add_score,
     distilling.add_factorize,
     distilling.add_quantize,
@@ -42,7 +46,7 @@ _COMMANDS = (
     using.add_push,
     using.add_encode_images,
 )
-_WITHOUT_MODEL = ("init", "schema", "encode-images")
+_WITHOUT_MODEL = ("init", "schema", "encode-images", "serve-key")
 MISTAKE, UNEXPECTED, BROKEN_PIPE = 2, 1, 141  # exit codes; shells have 128 + the signal
 
 

@@ -39,6 +39,8 @@ class EventLog:
         queries: what users typed before the event, if the log says so.
         untimed: bool [R], events of a request, or of the list of a row (`Columns.history`), whose times are made up:
             only their order is known. They speak for their user alone, and are no targets. None: no such events.
+        uncounted: bool [R], events that came too late for running statistics to count them: they speak for their user
+            alone. None: no such events.
         set_until: seconds. The log has no times: each user's events before this one are a set, which stands in a drawn
             order, and later ones are held out and see all of it, see `polyrec.data.sets`. None: events have an order.
         drawn: times are places of a drawn order.
@@ -61,6 +63,7 @@ class EventLog:
     sample_weight: dict[str, np.ndarray] = field(default_factory=dict)
     queries: Queries | None = None
     untimed: np.ndarray | None = None
+    uncounted: np.ndarray | None = None
     set_until: float | None = None
     drawn: bool = False
     together: np.ndarray | None = None

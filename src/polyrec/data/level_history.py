@@ -5,13 +5,13 @@ Letters: T targets, S counted rows of a level, M examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-_MOST = 16  # blocks that are looked through; more are merged
+from polyrec.data.growing import with_part
 
 
 class LevelRows(NamedTuple):
@@ -48,6 +48,13 @@ class _Block:
         found[known] = self.sums[end] - self.sums[begin]
         return found
 
+    def __len__(self) -> int:
+        return len(self.rows.time)
+
+
+def _together(first: _Block, second: _Block) -> _Block:
+    return _Block(LevelRows(*(np.concatenate(parts) for parts in zip(first.rows, second.rows, strict=True))))
+
 
 class LevelHistory:
     """Sums of known residuals, and how many they were, of each key of each level strictly before a time.
@@ -67,12 +74,12 @@ class LevelHistory:
 
     def add(self, rows: Mapping[str, LevelRows]) -> None:
         """Remember rows of each level; they may be of any time."""
-        for name, new in rows.items():
-            blocks = self._blocks.setdefault(name, [])
-            blocks.append(_Block(new))
-            if len(blocks) > _MOST:
-                together = zip(*(block.rows for block in blocks), strict=True)
-                self._blocks[name] = [_Block(LevelRows(*(np.concatenate(parts) for parts in together)))]
+        self.prepared(rows)()
+
+    def prepared(self, rows: Mapping[str, LevelRows]) -> Callable[[], None]:
+        """What [`add`] has to compute; the call of the result is short and makes it known."""
+        blocks = {name: with_part(self._blocks.get(name, []), _Block(new), _together) for name, new in rows.items()}
+        return lambda: self._blocks.update(blocks)
 
     def before(self, name: str, keys: np.ndarray, time: np.ndarray, targets: int) -> np.ndarray:
         """Sums and counts of level `name`, float64 [M, 2T].

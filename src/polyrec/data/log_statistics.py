@@ -6,7 +6,7 @@ Letters: R events, F features, T targets, P users.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import read_json
+from polyrec.data.user_states import UserStates
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
@@ -66,7 +67,7 @@ class LogStatistics:
         self.scaler: StatisticsScaler | None = None
         self.spread: dict[str, float] = {}
         self.past_spread: dict[str, float] = {}  # of marks of the past
-        self._history: LevelHistory | None = None  # built when it is first needed, never saved
+        self._known: tuple[LevelHistory | None, UserStates] | None = None  # of the stored events, see [`_stored`]
         self._of_past: tuple[PriorHistory, RunningStatistics] | None = None  # of the last log, likewise
 
     @classmethod
@@ -182,7 +183,7 @@ class LogStatistics:
 
     def _reset(self) -> None:
         self.log.reset()
-        self._history = None
+        self._known = None
 
     def _recount_past(self, log: EventLog) -> None:
         assert self.past is not None
@@ -217,7 +218,7 @@ class LogStatistics:
         if self.scaler is None:
             return None
         old = log.time <= self.last_time
-        history = self._levels(stored) if old.any() else None
+        history = self._stored(stored)[0] if old.any() and stored is not None else None
         parts = [self.log.transform(self._table(log), log.person, log.untimed, history)]
         if self.past is not None:
             parts.append(self._past_features(log))
@@ -225,20 +226,44 @@ class LogStatistics:
         self._add_residuals(log, counted, old if log.untimed is None else old & ~log.untimed)
         return self.scaler.transform(counted)
 
-    def update(self, log: EventLog, held: np.ndarray | None = None, stored: StoredEvents | None = None) -> None:
-        """Advance the state by new events, which must be later than all counted so far.
+    def prepared(self, log: EventLog, stored: StoredEvents | None = None) -> Callable[[], None]:
+        """What counting new events, later than all counted so far, has to compute; the call of the result counts them.
 
         Args:
-            held: bool [R], earlier events of the same users, counted before.
             stored: all events counted so far; None: unknown.
         """
-        history = self._history if held is None or not held.any() else self._levels(stored)
-        self.log.update(self._table(log), held, history)
+        history, users = (None, None) if stored is None else self._stored(stored)
+        rows = None if users is None or stored is None else users.rows(stored.hashes(log.user_ids))
+        return self.log.prepared(self._table(log), log.untimed, history, users, rows)
 
-    def _levels(self, stored: StoredEvents | None) -> LevelHistory | None:
-        if self._history is None and stored is not None and self.targets:
-            self._history = self.log.recorded(self._table(stored.log()))
-        return self._history
+    def prepared_late(self, log: EventLog, stored: StoredEvents) -> Callable[[], None]:
+        """The same of events that come too late to be counted, but for their users."""
+        history, users = self._stored(stored)
+        every, rows = np.ones(len(log), dtype=bool), users.rows(stored.hashes(log.user_ids))
+        return self.log.prepared(self._table(log), every, history, users, rows)
+
+    def warm(self, stored: StoredEvents) -> None:
+        """Compute what is kept of the stored events."""
+        self._stored(stored)
+
+    def forget(self, hashes: np.ndarray) -> None:
+        """Nothing is known of some users, by hash, any more."""
+        if self._known is not None:
+            self._known[1].forget(hashes)
+
+    def _stored(self, stored: StoredEvents) -> tuple[LevelHistory | None, UserStates]:
+        """The baselines of all times, if the stored events tell them, and what is counted of each user.
+
+        They are computed of all stored events when they are first needed, and advance with new ones.
+        """
+        if self._known is None:
+            history, users = LevelHistory(), UserStates(len(self.targets))
+            if not stored.is_empty and self.targets:
+                log = stored.log()
+                history, states = self.log.recorded(self._table(log), log.uncounted)
+                users.put(users.rows(np.asarray(log.user_ids)[states.keys - 1]), states)
+            self._known = history if stored.complete and self.targets else None, users
+        return self._known
 
     def _count(
         self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None

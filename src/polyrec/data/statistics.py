@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,13 +39,15 @@ from polyrec.core.schema import from_dict
 from polyrec.data.event_table import EventTable, MultiValued
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.saved_tables import read_saved, write_saved
-from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig
+from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig, levels
 from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
 from polyrec.data.tables import read_json
+from polyrec.data.user_states import UserStates
 
 __all__ = ["EventTable", "MultiValued", "RunningStatistics", "StatisticConfig"]
 
 _CONFIG_NAME = "statistics.json"
+_USER = levels()["user"]  # the only level that is a user's
 
 
 class RunningStatistics:
@@ -206,16 +208,44 @@ class RunningStatistics:
             ValueError: an event is not later than the latest one seen: counts would not be those of any time.
         """
         new = np.ones(len(table), dtype=bool) if held is None else ~held
-        if not new.any():
-            return
-        check_later(np.where(new, table.time, np.inf), self.last_time)
-        over = self._over(table, self._states, held=held, history=history)
-        advanced = over.advanced()  # read every state before writing any
-        if history is not None:
-            history.add(over.level_rows())
-        for name, state in advanced.items():
-            self._states[name] = self._states[name].put(state) if name in self._states else state
-        self.last_time = float(table.time[new].max())
+        if new.any():
+            check_later(np.where(new, table.time, np.inf), self.last_time)
+            self.prepared(table, held, history)()
+
+    def prepared(
+        self,
+        table: EventTable,
+        held: np.ndarray | None = None,
+        history: LevelHistory | None = None,
+        users: UserStates | None = None,
+        rows: np.ndarray | None = None,
+    ) -> Callable[[], None]:
+        """What [`update`] has to compute; the call of the result is short and makes it known.
+
+        Args:
+            users: what is known of the table's users, who get to know their events; the table then needs no earlier
+                ones. None: held rows say it.
+            rows: int64, of `users`, for the codes 1, 2, ... of the table's users.
+        """
+        known = self._states
+        if users is not None and rows is not None:
+            known = known | {_USER.name: users.at(rows)}
+        over = self._over(table, known, held=held, history=history)
+        advanced = over.advanced(stateful(self.statistics, self.context))  # read every state before writing any
+        remember = history.prepared(over.level_rows()) if history is not None else None
+        own = over.advanced([_USER])[_USER.name] if users is not None else None
+        last = float(table.time.max() if held is None else table.time[~held].max(initial=self.last_time))
+
+        def apply() -> None:
+            if remember is not None:
+                remember()
+            if users is not None and rows is not None and own is not None:
+                users.put(rows[own.keys - 1], own)
+            for name, state in advanced.items():
+                self._states[name] = self._states[name].put(state) if name in self._states else state
+            self.last_time = last
+
+        return apply
 
     def counted(self, name: str, keys: np.ndarray) -> KeyStates:
         """What the state has counted of some keys (packed, [H]) of one statistic."""
@@ -230,14 +260,19 @@ class RunningStatistics:
         known = copy.copy(self)
         held = np.ones(len(table), dtype=bool)
         over = self._over(table, self._states, held=held, history=LevelHistory())
-        known._states = self._states | over.advanced(personal=True)
+        known._states = self._states | over.advanced(stateful(self.statistics, self.context, personal=True))
         return known
 
-    def recorded(self, table: EventTable) -> LevelHistory:
-        """The baselines of all times of a whole log."""
+    def recorded(self, table: EventTable, uncounted: np.ndarray | None = None) -> tuple[LevelHistory, KeyStates]:
+        """The baselines of all times of a whole log, and what it says of its users, by their codes.
+
+        Args:
+            uncounted: bool [R], rows that count for their users alone. None: no such rows.
+        """
         history = LevelHistory()
-        history.add(self._over(table, {}).level_rows())
-        return history
+        over = self._over(table, {}, held=uncounted)
+        history.add(over.level_rows())
+        return history, over.advanced([_USER])[_USER.name]
 
     # -------------------------------------------------------------- on disk
     def save(self, folder: str | Path) -> None:

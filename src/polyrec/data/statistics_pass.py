@@ -282,10 +282,10 @@ class StatisticsPass:
             gap = np.log1p(np.maximum(self.table.time[found.row] - last, 0))
             yield _reduce(gap[:, None], found.row, rows, "min")
 
-    def advanced(self, personal: bool = False) -> dict[str, KeyStates]:
-        """The states, after all rows of the table, of the keys that occur in it; of those per user if `personal`."""
+    def advanced(self, of: Sequence[StatisticConfig]) -> dict[str, KeyStates]:
+        """The states of some statistics, after all rows of the table, of the keys that occur in it."""
         states, width = {}, len(self.targets)
-        for found, configs in self._by_keys(stateful(self.statistics, self.context, personal)):
+        for found, configs in self._by_keys(of):
             bounds = found.bounds
             arrivals = np.diff(bounds)
             last = np.full(len(found.keys), np.nan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,11 @@ from polyrec.core.schema import RESIDUALS, TIME_GAP
 from polyrec.data.augmentation import missing_rows
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import EventLog
+from polyrec.data.growing import with_part
 from polyrec.data.prior_history import PriorHistory
 from polyrec.data.sampling import id_hashes
 from polyrec.data.saved_tables import read_saved, write_saved
 
-_MOST = 16  # tables that are looked through; more are merged
 _DERIVED = (RESIDUALS, TIME_GAP)  # of an event and those before it, so that they are computed with the history
 _SALT_BYTES = 16
 
@@ -38,6 +38,9 @@ class _Part:
     log: EventLog
     salt: bytes
     rows: np.ndarray | None = None  # bool [R], events that count; None: all
+
+    def __len__(self) -> int:
+        return len(self.log)
 
     @cached_property
     def users(self) -> np.ndarray:
@@ -69,6 +72,7 @@ class StoredEvents:
 
     Args:
         salt: of the hashes of user ids; None: a new one.
+        complete: whether all events that statistics have counted are stored. They are not in a model that was shared.
 
     Example:
         >>> three = np.arange(3)
@@ -81,8 +85,9 @@ class StoredEvents:
         [0, 2, 2]
     """
 
-    def __init__(self, salt: bytes | None = None) -> None:
+    def __init__(self, salt: bytes | None = None, complete: bool = True) -> None:
         self.salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
+        self.complete = complete
         self._parts: list[_Part] = []
         self.last_time = -np.inf  # seconds, of the latest event
 
@@ -93,34 +98,61 @@ class StoredEvents:
 
     def add(self, log: EventLog, rows: np.ndarray | None = None) -> None:
         """Remember events of a log (bool [R]; None: all), which stays as it is from now on."""
+        self.prepared(log, rows)()
+
+    def prepared(self, log: EventLog, rows: np.ndarray | None = None) -> Callable[[], None]:
+        """What [`add`] has to compute; the call of the result makes the events known."""
         time = log.time if rows is None else log.time[rows]
-        self.last_time = max(self.last_time, float(time.max(initial=-np.inf)))
-        self._parts.append(_Part(log, self.salt, rows))
-        if len(self._parts) > _MOST:
-            self._parts = [_Merged(self.log(), self.salt, None, self._all())]
+        last = max(self.last_time, float(time.max(initial=-np.inf)))
+        parts = with_part(self._parts, _Part(log, self.salt, rows), lambda a, b: _merged([a, b], self.salt))
+        for part in parts:
+            part.find(np.zeros(0, dtype=np.uint64))  # sorts its users now
+
+        def apply() -> None:
+            self._parts, self.last_time = parts, last
+
+        return apply
+
+    def without(self, user_ids: pa.Array) -> StoredEvents:
+        """The same without some users."""
+        found = StoredEvents(self.salt, self.complete)
+        found.last_time = self.last_time
+        kept = np.setdiff1d(self._all(), self.hashes(user_ids)) if self._parts else []
+        if len(kept):
+            found._parts = [_merged(self._parts, self.salt, kept)]
+        return found
+
+    def hashes(self, user_ids: pa.Array) -> np.ndarray:
+        """By what users are known here, uint64."""
+        return id_hashes(user_ids, self.salt)
 
     def of(self, user_ids: pa.Array) -> EventLog:
         """Events of some users, who are numbered as they are given; without labels' weights and queries."""
-        return self._of(id_hashes(user_ids, self.salt), user_ids)
+        return _of(self._parts, self.hashes(user_ids), user_ids)
 
     def has_events(self, user_ids: pa.Array) -> np.ndarray:
         """Which users have any, bool [P]."""
-        users = id_hashes(user_ids, self.salt)
+        users = self.hashes(user_ids)
         found = np.zeros(len(users), dtype=bool)
         for part in self._parts:
             found[part.events(part.find(users))[1]] = True
         return found
 
+    def latest(self, user_ids: pa.Array) -> np.ndarray:
+        """The time of each user's latest event, seconds [P], -inf = none."""
+        users, found = self.hashes(user_ids), np.full(len(user_ids), -np.inf)
+        for part in self._parts:
+            rows, place = part.events(part.find(users))
+            np.maximum.at(found, place, part.log.time[rows])
+        return found
+
     def log(self) -> EventLog:
         """Events of all users, who are known by their hashes alone."""
         users = self._all()
-        return self._of(users, pa.array(users))
+        return _of(self._parts, users, pa.array(users))
 
     def _all(self) -> np.ndarray:
-        return np.unique(np.concatenate([part.users for part in self._parts]))
-
-    def _of(self, users: np.ndarray, user_ids: pa.Array) -> EventLog:
-        return merge([(part.log, part.find(users), part.events(part.find(users))) for part in self._parts], user_ids)
+        return _users(self._parts)
 
     # -------------------------------------------------------------- on disk
     def save(self, path: Path) -> None:
@@ -128,6 +160,8 @@ class StoredEvents:
         log, users = self.log(), self._all()
         offsets = _bounds(log)
         columns: dict[str, Any] = {"user": pa.array(users)}
+        if log.uncounted is not None:
+            columns["uncounted"] = _lists(log.uncounted, offsets)
         wide = _widths(log.user_features, "user:") | _widths(_event_columns(log))
         for name, values in log.user_features.items():
             columns[f"user:{name}"] = _lists(values, np.arange(len(users) + 1))
@@ -144,7 +178,7 @@ class StoredEvents:
             columns |= {f"past:{name}": _lists(values, log.prior_history.offsets) for name, values in past.items()}
             wide |= _widths(past, "past:")
         length = None if log.prior_history is None else log.prior_history.length
-        facts = json.dumps({"salt": self.salt.hex(), "past_length": length, "widths": wide})
+        facts = json.dumps({"salt": self.salt.hex(), "complete": self.complete, "past_length": length, "widths": wide})
         columns["facts"] = pa.array([facts] + [None] * (len(users) - 1), pa.string())  # of the whole file
         write_saved(pa.table(columns), path)
 
@@ -159,7 +193,7 @@ class StoredEvents:
         if not {"facts", "time", "user"} <= set(table.column_names):
             raise ValueError(f"{path} holds no events of users: delete it, or save the processor again")
         facts = json.loads(table["facts"][0].as_py())
-        stored = cls(bytes.fromhex(facts["salt"]))
+        stored = cls(bytes.fromhex(facts["salt"]), facts.get("complete", True))
         users = np.asarray(table["user"].combine_chunks())
         read = {name: _flat(table[name]) for name in table.column_names if name not in ("facts", "user")}
         offsets = read["time"][1]
@@ -178,6 +212,7 @@ class StoredEvents:
             candidate_features=_named(values, "candidate:"),
             user_features=_named(values, "user:"),
             measures=_named(values, "measure:"),
+            uncounted=values.get("uncounted"),
         )
         if facts["past_length"] is not None:
             log.prior_history = PriorHistory(
@@ -201,6 +236,22 @@ class _Merged(_Part):
     @cached_property
     def users(self) -> np.ndarray:
         return self.hashes
+
+
+def _users(parts: Sequence[_Part]) -> np.ndarray:
+    return np.unique(np.concatenate([part.users for part in parts]))
+
+
+def _of(parts: Sequence[_Part], users: np.ndarray, user_ids: pa.Array) -> EventLog:
+    """Events of some users, by hash, who are numbered as they are given."""
+    found = [part.find(users) for part in parts]
+    return merge([(p.log, own, p.events(own)) for p, own in zip(parts, found, strict=True)], user_ids)
+
+
+def _merged(parts: Sequence[_Part], salt: bytes, users: np.ndarray | None = None) -> _Merged:
+    """One part of several, of some of their users; None: of all."""
+    users = _users(parts) if users is None else users
+    return _Merged(_of(parts, users, pa.array(users)), salt, None, users)
 
 
 def _bounds(log: EventLog) -> np.ndarray:
@@ -232,6 +283,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
     rank = np.empty(len(sort), dtype=np.int64)
     rank[np.lexsort((order, part, time))] = np.arange(len(sort))
     untimed = gathered(lambda log: np.zeros(len(log), dtype=bool) if log.untimed is None else log.untimed)[sort]
+    late = gathered(lambda log: np.zeros(len(log), dtype=bool) if log.uncounted is None else log.uncounted)[sort]
     found = EventLog(
         person=person[sort],
         item=gathered(lambda log: log.item)[sort],
@@ -246,6 +298,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
         measures=columns(lambda log: log.measures),
         prior_history=_past([(log, people) for log, people, _ in parts]),
         untimed=untimed if untimed.any() else None,
+        uncounted=late if late.any() else None,
     )
     found.event_features[TIME_GAP] = time_gap(found)
     return found

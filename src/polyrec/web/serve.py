@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polyrec.core.hosts import is_local
 from polyrec.data.tables import read_table
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.prepare import joined_table, read_run
 from polyrec.tracking.run_files import RECIPE_NAME
-from polyrec.web.guard import guarded, is_local
+from polyrec.web.guard import guarded
 from polyrec.web.page import THEME, build_page
 from polyrec.web.session import DemoSession
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.core.backbones import TextConfig
 from polyrec.core.older_files import deprecated, renamed_argument
@@ -15,13 +16,14 @@ from polyrec.data.derived import derived_names
 from polyrec.data.event_log import EventLog
 from polyrec.data.examples import ExampleBuilder
 from polyrec.data.fitting import fit_pipeline
+from polyrec.data.log_state import LogState
 from polyrec.data.processor_checks import check_split, refuse_continuation
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE, FitSettings, SplitSettings
 from polyrec.data.splitter import Splits, cut_log
 from polyrec.data.statistic_config import StatisticsConfig
 from polyrec.data.stored_events import StoredEvents
-from polyrec.data.tables import read_table
+from polyrec.data.tables import normalise_ids, read_table
 from polyrec.data.task_summary import TaskSummaries
 from polyrec.data.texts import check_template
 from polyrec.data.training_evidence import TrainingEvidence
@@ -328,3 +330,20 @@ class PolyRecProcessor(RequestProcessor):
         """
         refuse_continuation(self.columns)
         self._state.advance(self.encode_events(interactions))
+
+    def encode(self, interactions: Any) -> EventLog:
+        """Encode events as [`encode_events`] does, without a look at how many of the ids are known."""
+        return self._pipeline.encode(read_table(interactions, "interactions"))
+
+    @property
+    def log_state(self) -> LogState:
+        """What is known of the log so far, which [`update`] advances; it shares its parts with the processor."""
+        return self._state
+
+    def forget(self, user_ids: Sequence[Any]) -> None:
+        """Remove the stored events of some users. What was counted of items and attributes stays."""
+        if self.stored_events is not None:
+            given = normalise_ids(pa.array(list(user_ids)), "user_ids")
+            if self.statistics is not None:
+                self.statistics.forget(self.stored_events.hashes(given))
+            self.stored_events = self.stored_events.without(given)

@@ -1,0 +1,98 @@
+"""Commands about a server: run it, make keys for it, and take its events out."""
+
+from __future__ import annotations
+
+import argparse
+
+from polyrec.cli.flags import Commands
+from polyrec.core.extras import check_extra
+
+
+def add_serve(commands: Commands) -> None:
+    """`polyrec serve`."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve a run over HTTP, and keep the events it is sent",
+        description="Answers recommend, score, search, similar and explain; stores events before it acknowledges them; "
+        "exchanges models while it answers (POST /admin/model, or SIGHUP for the same folder). The interface is "
+        "described at /docs. Events and state lie in a folder beside the run.",
+    )
+    serve.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 (default) is this machine only"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    serve.add_argument("--state", metavar="FOLDER", help="where events and snapshots lie (default: RUN-state)")
+    serve.add_argument(
+        "--database", metavar="URL", help="keep events in PostgreSQL (postgresql://...) instead of a file in FOLDER"
+    )
+    serve.add_argument(
+        "--keys", metavar="FILE", help="who may do what, see `polyrec serve-key`; needed beyond loopback"
+    )
+    serve.add_argument(
+        "--deadline", type=float, default=5.0, metavar="S", help="longest wait of a request (default: 5)"
+    )
+    serve.add_argument(
+        "--watermark",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="seconds after which an event counts for other users, too (default: 2)",
+    )
+    serve.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        check_extra(module, "serve", "servers")
+    if options.database is not None:
+        check_extra("psycopg", "postgres", "databases")
+    from polyrec.serving.run import ServeOptions, serve
+
+    names = ("host", "port", "state", "database", "keys", "deadline", "watermark")
+    serve(options.run_folder, ServeOptions(**{name: getattr(options, name) for name in names}))
+
+
+def add_serve_key(commands: Commands) -> None:
+    """`polyrec serve-key`."""
+    key = commands.add_parser(
+        "serve-key",
+        help="make a key for `polyrec serve --keys`",
+        description="Prints a new key, once, and adds its hash to FILE. Delete the line to revoke it.",
+    )
+    key.add_argument("--keys", required=True, metavar="FILE", help="file of hashes; created if it does not exist")
+    key.add_argument(
+        "--scopes",
+        default="read,events",
+        metavar="LIST",
+        help="of read (ask), events (tell) and admin (items, deleting users, models); default: read,events",
+    )
+    key.add_argument("--note", default="", help="a comment in the file")
+    key.set_defaults(run=_serve_key)
+
+
+def _serve_key(options: argparse.Namespace) -> None:
+    from polyrec.serving.keys import new_key
+
+    print(new_key(options.keys, options.scopes, options.note))
+
+
+def add_export_events(commands: Commands) -> None:
+    """`polyrec export-events`."""
+    export = commands.add_parser(
+        "export-events",
+        help="write the events that a server has collected as a table for `polyrec update`",
+        description="Writes all events with the columns of the run's log. A model that was trained or updated on the "
+        "table knows which events it holds: a server that loads it counts none of them twice.",
+    )
+    export.add_argument("run_folder", metavar="RUN", help="the run that is served")
+    export.add_argument("--output", "-o", required=True, metavar="FILE", help="parquet file to write")
+    export.add_argument("--state", metavar="FOLDER", help="state of the server (default: RUN-state)")
+    export.add_argument("--database", metavar="URL", help="of the server, if it keeps its events in PostgreSQL")
+    export.set_defaults(run=_export_events)
+
+
+def _export_events(options: argparse.Namespace) -> None:
+    from polyrec.serving.export import export_events
+
+    export_events(options.run_folder, options.output, options.state, options.database)

@@ -1,0 +1,105 @@
+"""What routes share: who may ask, when the server is ready, and how long somebody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from polyrec.serving.asks import Ask
+from polyrec.serving.batcher import Expired
+from polyrec.serving.keys import Keys
+from polyrec.serving.records import Record
+from polyrec.serving.service import Service
+
+_bearer = HTTPBearer(auto_error=False, description="a key of the server's --keys file")
+_gorse_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, as clients of Gorse send it")
+
+
+def service_of(request: Request) -> Service:
+    """The service, once it answers."""
+    service: Service = request.app.state.service
+    if not service.ready:
+        raise HTTPException(503, "the server reads its records: wait for /ready", {"retry-after": "1"})
+    return service
+
+
+Served = Annotated[Service, Depends(service_of)]
+
+
+class Access:
+    """Keys and deadlines.
+
+    Args:
+        keys: who may do what.
+        deadline: seconds that a request waits.
+    """
+
+    def __init__(self, keys: Keys, deadline: float) -> None:
+        self.keys, self.deadline = keys, deadline
+
+    def scope(self, scope: str) -> Any:
+        """A dependency: the request's key has this scope."""
+
+        def check(
+            bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
+            key: Annotated[str | None, Security(_gorse_key)] = None,
+        ) -> None:
+            given = bearer.credentials if bearer is not None else key
+            allowed = self.keys.allows(given, scope)
+            if allowed is None:
+                raise HTTPException(401, "send a key: Authorization: Bearer KEY", {"www-authenticate": "Bearer"})
+            if not allowed:
+                raise HTTPException(403, f"this key has no scope {scope!r}")
+
+        return Depends(check)
+
+    async def ask(
+        self, request: Request, service: Service, ask: Ask, user: Any = None, after: int | None = None
+    ) -> Any:
+        """The model's answer, (name of the model, answer).
+
+        Args:
+            user, after: the answer must know of the events of this user up to this sequence number.
+        """
+        begin = time.monotonic()
+        if after is not None:
+            await self.see(service, user, after)
+        job = service.ask(ask, self.deadline - (time.monotonic() - begin))
+        # A client that has gone needs no answer: the next message is that it has, or never comes.
+        gone = asyncio.ensure_future(request.receive())
+        answer = asyncio.wrap_future(job.future)
+        try:
+            await asyncio.wait({gone, answer}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                job.closed = True
+                if gone.done():
+                    raise HTTPException(499, "the client has gone")
+                raise Expired(f"{self.deadline:g} seconds are over")
+            return answer.result()
+        finally:
+            gone.cancel()
+            if not answer.done():
+                answer.cancel()
+
+    async def see(self, service: Service, user: Any, after: int) -> None:
+        """Wait until requests of a user know of an event."""
+        if after > service.store.last:
+            raise HTTPException(422, f"after: the latest sequence number is {service.store.last}")
+        if user is not None and not service.counts_all(str(user)):
+            await self.in_thread(lambda: service.flush(after, self.deadline), "the event was not counted in time")
+
+    async def in_thread(self, wait: Callable[[], bool], otherwise: str) -> None:
+        """Wait in a thread, for something that says whether it came in time."""
+        if not await asyncio.to_thread(wait):
+            raise Expired(otherwise)
+
+    async def tell(self, service: Service, records: list[Record]) -> list[int]:
+        """Store records; their sequence numbers once they are durable."""
+        future: Future[list[int]] = service.tell(records)
+        return await asyncio.wait_for(asyncio.wrap_future(future), self.deadline)

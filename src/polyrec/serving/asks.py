@@ -1,0 +1,70 @@
+"""What can be asked of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class User:
+    """Who asks, and when; arguments as of `Recommender.recommend`."""
+
+    user_id: int | str | None = None
+    history: list[Any] | None = None
+    user: Mapping[str, Any] | None = None
+    context: Mapping[str, Any] | None = None
+    time: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Recommend:
+    """Items for a user."""
+
+    who: User
+    k: int = 10
+    task: str | None = None
+    exclude_seen: bool | None = None
+    candidates: list[Any] | None = None
+    exclude: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Every task's prediction for given items."""
+
+    who: User
+    items: list[Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Items by what was typed."""
+
+    who: User
+    query: str
+    k: int = 10
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Items like one."""
+
+    item: int | str
+    k: int = 10
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Reasons for items."""
+
+    who: User
+    items: list[Any] | None = None
+    k: int = 5
+    task: str | None = None
+    events: int = 3
+
+
+Ask = Recommend | Score | Search | Similar | Explain

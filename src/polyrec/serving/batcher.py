@@ -1,0 +1,158 @@
+"""Dynamic batches: one thread runs the model, and takes whatever has come while it was busy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyrec.serving.writer import QueueFull
+
+_log = logging.getLogger("polyrec.serving")
+
+
+class Expired(Exception):
+    """The deadline of a request passed before the model came to it."""
+
+
+@dataclass
+class Job:
+    """A request that waits.
+
+    Args:
+        ask: what `answer` of the batcher reads.
+        deadline: of `time.monotonic`.
+        future: its result.
+        closed: whether the client has gone.
+    """
+
+    ask: Any
+    deadline: float
+    future: Future[Any] = field(default_factory=Future)
+    closed: bool = False
+
+
+class Batcher:
+    """The thread that runs the model.
+
+    There is no timer: an idle model takes a request at once, and a busy one finds a batch waiting when it is done.
+
+    Args:
+        answer: results or exceptions of several requests, in their order; called in the thread.
+        most: requests of one batch.
+        most_waiting: more are refused.
+        measured: told the size of each batch and its seconds.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Any]], Sequence[Any]],
+        most: int = 64,
+        most_waiting: int = 512,
+        measured: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self._answer, self._most, self._most_waiting, self._measured = answer, most, most_waiting, measured
+        self._waiting: deque[Job] = deque()
+        self._changes: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="polyrec-model", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, ask: Any, seconds: float) -> Job:
+        """Let a request wait for the model, no longer than so many seconds.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        job = Job(ask, time.monotonic() + seconds)
+        with self._wake:
+            if self._closed:
+                raise QueueFull("the server stops")
+            if len(self._waiting) >= self._most_waiting:
+                self._drop()
+            if len(self._waiting) >= self._most_waiting:
+                raise QueueFull(f"{len(self._waiting)} requests wait for the model")
+            self._waiting.append(job)
+            self._wake.notify()
+        return job
+
+    def between(self, change: Callable[[], None]) -> None:
+        """Run a change between two batches, and return when it is made."""
+        done: Future[None] = Future()
+        with self._wake:
+            if self._closed:
+                raise QueueFull("the server stops")
+            self._changes.append((change, done))
+            self._wake.notify()
+        done.result()
+
+    def close(self) -> None:
+        """Refuse what waits, and end."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _drop(self) -> None:
+        """Forget requests of clients that have gone and those that are too late."""
+        now, kept = time.monotonic(), deque[Job]()
+        for job in self._waiting:
+            if job.closed:
+                job.future.cancel()
+            elif job.deadline <= now:
+                job.future.set_exception(Expired("too many requests came before"))
+            else:
+                kept.append(job)
+        self._waiting = kept
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._changes or self._closed):
+                    self._wake.wait()
+                changes, self._changes = self._changes, deque()
+                if self._closed:
+                    for job in self._waiting:
+                        job.future.set_exception(QueueFull("the server stops"))
+                    self._waiting.clear()
+                self._drop()
+                taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+                ends = self._closed and not changes
+            for change, done in changes:
+                _make(change, done)
+            if taken:
+                self._batch(taken)
+            if ends:
+                return
+
+    def _batch(self, taken: Sequence[Job]) -> None:
+        begin = time.perf_counter()
+        try:
+            found = self._answer([job.ask for job in taken])
+        except Exception as error:  # whatever it is, the thread goes on
+            _log.exception("a batch failed")
+            found = [error] * len(taken)
+        self._measured(len(taken), time.perf_counter() - begin)
+        for job, answer in zip(taken, found, strict=True):
+            if isinstance(answer, Exception):
+                job.future.set_exception(answer)
+            else:
+                job.future.set_result(answer)
+
+
+def _make(change: Callable[[], None], done: Future[None]) -> None:
+    try:
+        change()
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -1,0 +1,154 @@
+"""One model with its state: answers what is asked of it, several requests at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from polyrec.core.settings import SettingError
+from polyrec.inference.explanation import explain
+from polyrec.inference.explanation.neighbours import neighbours
+from polyrec.inference.predictions import predictions
+from polyrec.inference.recommender import Recommender
+from polyrec.inference.search import search
+from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.serving.asks import Ask, Explain, Recommend, Score, Search, Similar, User
+from polyrec.serving.events import Event
+from polyrec.serving.pending import PendingEvents
+from polyrec.serving.state import ServedState
+
+LIVE = 30 * 86_400.0  # seconds; a log that is newer is one of now, and requests are made now
+_AFTER = 1e-3  # seconds after the latest event
+
+
+class Engine:
+    """Answers with one model and its state. Only the model's thread calls it.
+
+    Args:
+        state: of model and processor.
+        pending: events that the state has not counted.
+        name: of the model, as answers say.
+    """
+
+    def __init__(self, state: ServedState, pending: PendingEvents, name: str) -> None:
+        self.state, self.pending, self.name = state, pending, name
+        self.recommender = Recommender(state.model, state.processor)
+
+    def warm(self) -> None:
+        """Compute what first requests would wait for."""
+        first = self.state.processor.items.ids[:1].to_pylist()
+        for who in (User(), User(history=first)):
+            for answer in self.answer([Recommend(who, k=1), Recommend(who, k=2)]):
+                if isinstance(answer, Exception):
+                    raise answer
+            self._score(Score(who, first))
+
+    def answer(self, asks: Sequence[Ask]) -> list[Any]:
+        """Answers, or exceptions, in the order of the requests."""
+        found: list[Any] = [None] * len(asks)
+        alike: dict[Any, list[int]] = {}
+        for place, ask in enumerate(asks):
+            if isinstance(ask, Recommend):
+                alike.setdefault((ask.task, ask.exclude_seen), []).append(place)
+            else:
+                found[place] = self._alone(ask)
+        for places in alike.values():
+            for place, answer in zip(places, self._recommend([asks[p] for p in places]), strict=True):
+                found[place] = answer
+        return found
+
+    def _alone(self, ask: Ask) -> Any:
+        how: dict[type, Any] = {
+            Recommend: lambda ask: self._recommend([ask])[0],
+            Score: self._score,
+            Search: self._search,
+            Similar: lambda ask: neighbours(self.state.model, self.state.processor, ask.item, ask.k),
+            Explain: self._explain,
+        }
+        try:
+            return how[type(ask)](ask)
+        except Exception as error:
+            return error
+
+    def _recommend(self, asks: Sequence[Any]) -> list[Any]:
+        try:
+            hidden = self._hidden()
+            requests = [
+                {**self.request(ask.who), "candidates": ask.candidates, "exclude": [*ask.exclude, *hidden]}
+                for ask in asks
+            ]
+            first, k = asks[0], max(ask.k for ask in asks)
+            found = self.recommender.recommend_many(requests, k, task=first.task, exclude_seen=first.exclude_seen)
+        except Exception as error:
+            return [error] if len(asks) == 1 else [self._alone(ask) for ask in asks]  # one may spoil it for all
+        return [rows[: ask.k] for rows, ask in zip(found, asks, strict=True)]
+
+    def _hidden(self) -> list[Any]:
+        return [item for item in self.state.hidden.values() if self.state.format.item_row(item) is not None]
+
+    def _score(self, ask: Score) -> list[dict[str, Any]]:
+        processor, model = self.state.processor, self.state.model
+        rows = processor.items.rows(pa.array(ask.items))
+        for place, row in enumerate(rows):
+            if row < FIRST_ITEM:
+                raise SettingError(f"items[{place}]", "is not in the catalog: leave it out")
+        import torch
+
+        with torch.no_grad(), model.eval_mode() as model:
+            [found] = predictions(model, processor, [self.request(ask.who)], [rows], self.recommender.items)
+        return [
+            {**processor.describe(int(row)), "predictions": {name: float(v[n]) for name, v in found.items()}}
+            for n, row in enumerate(rows)
+        ]
+
+    def _search(self, ask: Search) -> list[dict[str, Any]]:
+        request = self.request(ask.who)
+        hidden = {str(item) for item in self.state.hidden.values()}
+        found = search(
+            *(self.state.model, self.state.processor, ask.query),
+            k=ask.k + len(hidden),
+            task=ask.task,
+            **request,
+        )
+        return [row for row in found if str(row["item"]) not in hidden][: ask.k]
+
+    def _explain(self, ask: Explain) -> list[dict[str, Any]]:
+        chosen = {"k": ask.k, "task": ask.task, "events": ask.events}
+        return explain(self.state.model, self.state.processor, items=ask.items, **chosen, **self.request(ask.who))
+
+    def request(self, who: User) -> dict[str, Any]:
+        """Arguments of `processor.request`: a user's own events are known at once, also those nobody counted yet."""
+        found: dict[str, Any] = {"history": who.history, "user": who.user, "context": who.context}
+        found["time"] = self._now() if who.time is None else who.time
+        if who.user_id is not None:
+            if who.history is not None:
+                raise SettingError("history", "is given beside user_id, whose events the server knows: leave one out")
+            name = str(who.user_id)
+            own = self.state.format.history(self._own(name, found["time"]))
+            found |= {"user_id": who.user_id, "history": own or None}
+            known = self.state.attributes.get(name, {})
+            found["user"] = {**known, **(who.user or {})} or None
+        return {name: value for name, value in found.items() if value is not None or name == "history"}
+
+    def _own(self, user: str, now: float | str | None) -> list[Event]:
+        """Events of a user that the state has not counted, before a time, after those it has."""
+        events = self.pending.of(user)
+        if not events:
+            return []
+        if isinstance(now, float):
+            events = [event for event in events if event.time < now]
+        latest = self.latest_of(user)
+        return [event for event in events if event.time > latest]
+
+    def latest_of(self, user: str) -> float:
+        """The time of a user's latest event in the state, seconds; -inf = none."""
+        stored = self.state.processor.stored_events
+        return float("-inf") if stored is None else float(stored.latest(pa.array([user]))[0])
+
+    def _now(self) -> float | None:
+        """The time of a request that says none; None: right after the latest event that is known."""
+        now, counted = time.time(), self.state.processor.log_state.counted
+        return max(now, counted + _AFTER) if counted > now - LIVE else None

@@ -1,0 +1,97 @@
+"""From a run folder to a model that can be served."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import transformers
+
+from polyrec.core.swap import recover
+from polyrec.data.stored_events import StoredEvents
+from polyrec.data.tables import read_table
+from polyrec.inference.unknown_ids import UnknownIdWarning
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.recipe import read_recipe_file
+from polyrec.serving.records import EventStore
+from polyrec.serving.snapshots import Snapshots
+from polyrec.serving.state import ServedState
+from polyrec.tracking.run_files import RECIPE_NAME
+
+COVERS = b"polyrec.serving"  # metadata of a table of exported events: "<store id> <sequence number>"
+
+
+def load_state(run: str | Path, store: EventStore, folder: str | Path) -> ServedState:
+    """Model and processor of a run, with all that the store holds.
+
+    Args:
+        folder: of the server's state, where snapshots lie.
+    """
+    place = recover(run)
+    model, processor = PolyRecForRecommendation.from_pretrained(place), PolyRecProcessor.from_pretrained(place)
+    model.eval()
+    covered = covered_run(place, store.store_id)
+    users = tables_of_run(place, "users")
+    if processor.stored_events is None and keeps_events(processor):
+        # A model that was shared knows no users; what its statistics have counted is not among the events.
+        counted = processor.statistics is not None and processor.statistics.last_time > float("-inf")
+        processor.stored_events = StoredEvents(complete=not counted)
+
+    def with_users(known: PolyRecProcessor) -> PolyRecProcessor:
+        for path in users if not len(known.users.ids) else ():
+            known.extend(users=read_table(path, "users"))  # they are not saved with it
+        return known
+
+    state = Snapshots(folder, place).recover(model, processor, covered, store, with_users)
+    state.processor.log_state.warm()
+    return state
+
+
+def keeps_events(processor: PolyRecProcessor) -> bool:
+    """Whether events can be added to the log of a model: it has times, and rows bring no lists of their own."""
+    return processor.columns.time is not None and processor.columns.history is None
+
+
+def covered_run(run: str | Path, store_id: str) -> int:
+    """The latest event of a store that a run was trained on, 0: none."""
+    return max([covered_by(path, store_id) for path in tables_of_run(run, "interactions")], default=0)
+
+
+def tables_of_run(run: str | Path, name: str) -> list[str]:
+    """Paths of a kind of table of the run's recipe and its updates, those that are there; a server needs none."""
+    path = Path(run) / RECIPE_NAME
+    if not path.exists():
+        return []
+    recipe = read_recipe_file(path)
+    given = [recipe.get(name), *(update.get(name) for update in recipe.get("updates") or [])]
+    return [path for path in given if isinstance(path, str) and Path(path).exists()]
+
+
+def covered_by(path: str | Path, store_id: str) -> int:
+    """The latest event of a store that a table was exported from, 0: it was not."""
+    if Path(path).suffix != ".parquet":
+        return 0
+    text = (pq.read_schema(path).metadata or {}).get(COVERS, b"").decode()
+    name, _, seq = text.partition(" ")
+    return int(seq) if name == store_id else 0
+
+
+def model_name(run: str | Path) -> str:
+    """Folder and a digest of a model's weights."""
+    found = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        path = Path(run) / name
+        if path.exists():
+            found.update(path.read_bytes())
+    return f"{Path(run).resolve().name}-{found.hexdigest()[:12]}"
+
+
+def quiet() -> None:
+    """Unknown ids are daily bread of a server, and its log holds no data of users."""
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", UnknownIdWarning)
+    warnings.filterwarnings("ignore", message="history: .* outside of what training has seen")
+    warnings.filterwarnings("ignore", message=".*is unknown, but .* is known: .*")

@@ -1,0 +1,94 @@
+"""When events are counted: marks that say up to which record and time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Sequence
+
+from polyrec.serving.pending import PendingEvents
+from polyrec.serving.records import Kind, Record
+from polyrec.serving.writer import Writer
+
+_log = logging.getLogger("polyrec.serving")
+_MOST = 50_000  # events that wait no longer
+
+
+class Marks:
+    """The clock that stores marks.
+
+    Each mark counts what has come, up to a time: that of the newest event less `watermark`, so that events may come out
+    of order by so much, or, where nothing came since the mark before, all.
+
+    Args:
+        writer: stores them.
+        pending: events that were not counted.
+        watermark: seconds.
+        last: the latest event.
+    """
+
+    def __init__(self, writer: Writer, pending: PendingEvents, watermark: float, last: int) -> None:
+        self._writer, self._pending, self._watermark = writer, pending, watermark
+        self._last, self._before = last, -1
+        self._asked = self._running = self._closed = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="polyrec-marks", daemon=True)
+        self._thread.start()
+
+    def stored(self, records: Sequence[Record]) -> None:
+        """Records that are durable."""
+        self._last = max([self._last, *(record.seq for record in records if record.kind is Kind.EVENT)])
+        if len(self._pending) >= _MOST and not self._running:
+            with self._wake:
+                self._wake.notify()
+
+    def flush(self) -> None:
+        """Count all now."""
+        with self._wake:
+            self._asked = True
+            self._wake.notify()
+
+    def counted(self) -> None:
+        """The latest mark was counted."""
+        with self._wake:
+            self._running = False
+            if self._asked:
+                self._wake.notify()
+
+    def close(self) -> None:
+        """Store a last mark of all, and end."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if not (self._closed or (self._asked and not self._running)):
+                    self._wake.wait(self._watermark)
+                closed, asked = self._closed, self._asked
+                if self._running and not closed:
+                    continue
+                self._asked = False
+                self._running = True
+            if not self._mark(everything=asked or closed):
+                self._running = False
+            if closed:
+                return
+
+    def _mark(self, everything: bool) -> bool:
+        """Store a mark, if there is something to count."""
+        last, newest = self._last, self._pending.newest
+        idle, self._before = last == self._before, last
+        upto = newest if everything or idle else newest - self._watermark
+        if not self._pending.any_before(upto):
+            return False
+        body = json.dumps({"upto": last})
+        try:
+            self._writer.submit([Record(Kind.MARK, body, time=upto)]).result()
+        except Exception as error:
+            _log.error("no mark could be stored (%s)", type(error).__name__)
+            return False
+        return True

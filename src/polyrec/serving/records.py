@@ -1,0 +1,69 @@
+"""What a server keeps: one sequence of records, of which its whole state follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+
+class Kind(IntEnum):
+    """Of a record."""
+
+    EVENT = 0  # somebody did something with an item
+    MARK = 1  # events up to a sequence number and a time were counted together
+    ITEM = 2  # an item is new, or hidden, or shown again
+    USER = 3  # attributes of a user
+    FORGET = 4  # a user was deleted
+
+
+class Record(NamedTuple):
+    """One record.
+
+    Args:
+        kind: see [`Kind`].
+        body: JSON, as it was sent.
+        event_id: of an event; a second one with the same id is the same event.
+        user: id of the user as text.
+        time: seconds; of a mark: events of later times were not counted yet.
+        seq: 1, 2, ... in the order of acknowledgement; 0: not stored yet.
+    """
+
+    kind: Kind
+    body: str
+    event_id: str | None = None
+    user: str | None = None
+    time: float | None = None
+    seq: int = 0
+
+
+class EventStore(Protocol):
+    """Keeps records durably and in order. `append` is called by one thread at a time, all else by any."""
+
+    def append(self, records: Sequence[Record]) -> list[int]:
+        """Store records and return when they are on disk. One that forgets a user deletes that user's earlier ones.
+
+        Returns:
+            their sequence numbers; that of the first one where an `event_id` is known already.
+        """
+
+    def read(self, after: int = 0, before: int | None = None, kinds: Sequence[Kind] | None = None) -> Iterator[Record]:
+        """Records with after < seq < before in order, each of them once.
+
+        Args:
+            kinds: only these. None: all.
+        """
+
+    def of_user(self, user: str, limit: int) -> list[Record]:
+        """The latest events of a user, the newest first."""
+
+    @property
+    def last(self) -> int:
+        """The latest sequence number, 0 = none."""
+
+    @property
+    def store_id(self) -> str:
+        """A random name that stays with the store."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""

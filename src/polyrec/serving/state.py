@@ -1,0 +1,206 @@
+"""The state of a served model: what follows of the records of a store, one after the other.
+
+Nothing but the sequence of records decides it, when events are counted together included: marks are records, too. So a
+server that was killed stands, once it has read its records again, where it would have stood.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.serving.events import Event, EventFormat
+from polyrec.serving.records import Kind, Record
+
+_log = logging.getLogger("polyrec.serving")
+_MOST = 50_000  # events of a replay that are counted together
+Change = Callable[[], None]
+
+
+def at_once(change: Change) -> None:
+    """Make a change where nobody reads."""
+    change()
+
+
+@dataclass
+class Figures:
+    """What became of events."""
+
+    counted: int = 0
+    late: int = 0
+    skipped: int = 0
+    known: int = 0
+
+
+@dataclass
+class ServedState:
+    """Folds records into a processor.
+
+    Args:
+        model, processor: of the run; both change. None of them is read by others while `between` runs a change.
+        covered: events up to this sequence number and `base_time` are part of the log that the run was trained on.
+        base_time: seconds, the latest event that the run itself has counted.
+        between: runs a change while nobody reads.
+    """
+
+    model: PolyRecForRecommendation
+    processor: PolyRecProcessor
+    covered: int = 0
+    base_time: float = float("-inf")
+    between: Callable[[Change], None] = at_once
+    seq: int = 0  # of the latest record that was folded
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hidden: dict[str, Any] = field(default_factory=dict)  # {item as text: id}
+    waiting: list[Event] = field(default_factory=list)  # events that no mark has counted
+    figures: Figures = field(default_factory=Figures)
+    counted: Callable[[Sequence[Event]], None] = lambda events: None  # told of events that are in the state now
+    items_changed: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.format = EventFormat(self.processor)
+
+    # ------------------------------------------------------------------ fold
+    def fold(self, record: Record) -> None:
+        """Take in one record, in order."""
+        if record.kind is Kind.EVENT:
+            self._wait(record)
+        elif record.kind is Kind.MARK:
+            late, timely = self._due(record, self.processor.log_state.counted)
+            self._count(late)
+            self._count(timely)
+        else:
+            self.control(record, changes=True)
+        self.seq = max(self.seq, record.seq)
+
+    def replay(self, records: Iterable[Record]) -> None:
+        """Take in many records; what gives the same state together is counted together."""
+        gathered: list[Event] = []
+
+        def flush() -> None:
+            self._count(gathered)
+            gathered.clear()
+
+        latest = self.processor.log_state.counted
+        for record in records:
+            if record.kind is Kind.EVENT:
+                self._wait(record)
+            elif record.kind is Kind.MARK:
+                late, timely = self._due(record, latest)
+                if late:
+                    flush()
+                    self._count(late)
+                gathered += timely
+                latest = max([latest, *(event.time for event in timely)])
+                if len(gathered) >= _MOST:
+                    flush()
+            else:
+                flush()
+                self.control(record, changes=True)
+            self.seq = max(self.seq, record.seq)
+        flush()
+
+    def _wait(self, record: Record) -> None:
+        event = self.format.read(record)
+        if event.seq <= self.covered and event.time <= self.base_time:
+            self.figures.known += 1
+            self.counted([event])
+        else:
+            self.waiting.append(event)
+
+    def _due(self, mark: Record, latest: float) -> tuple[list[Event], list[Event]]:
+        """Events that a mark counts: those that come late, which are not later than `latest`, and the others."""
+        upto, time = json.loads(mark.body)["upto"], mark.time
+        assert time is not None
+        late: list[Event] = []
+        timely: list[Event] = []
+        kept: list[Event] = []
+        for event in self.waiting:
+            if event.seq > upto or event.time > time:
+                kept.append(event)
+            elif event.time <= latest:
+                late.append(event)
+            else:
+                timely.append(event)
+        self.waiting = kept
+        return late, timely
+
+    def _count(self, events: Sequence[Event]) -> None:
+        """Count events, all of them late or none; what cannot be read is left out, with its number in the log."""
+        if not events:
+            return
+        state = self.processor.log_state
+        late = events[0].time <= state.counted
+        try:
+            log = self.format.encode(events, self.attributes)
+            change = state.prepared_late(log) if late else state.prepared(log)
+        except Exception as error:
+            if len(events) > 1:
+                middle = len(events) // 2
+                ordered = sorted(events, key=lambda event: event.time)
+                for half in (ordered[:middle], ordered[middle:]):
+                    # Those of one time that fell into two halves come too late in the second one.
+                    now = self.processor.log_state.counted
+                    self._count([event for event in half if event.time <= now])
+                    self._count([event for event in half if event.time > now])
+                return
+            _log.error("record %d cannot be counted (%s) and is left out", events[0].seq, type(error).__name__)
+            self.figures.skipped += 1
+            self.between(lambda: self.counted(events))
+            return
+
+        def apply() -> None:
+            change()
+            self.counted(events)
+
+        self.between(apply)
+        if late:
+            self.figures.late += len(events)
+        else:
+            self.figures.counted += len(events)
+
+    def control(self, record: Record, changes: bool) -> None:
+        """Take in a record that is no event.
+
+        Args:
+            changes: False: the processor knows it already, of a snapshot.
+        """
+        if record.kind is Kind.USER:
+            assert record.user is not None
+            known = self.attributes.get(record.user, {})
+            self.attributes = self.attributes | {record.user: known | json.loads(record.body)}
+        elif record.kind is Kind.ITEM:
+            self._item(json.loads(record.body), changes)
+        elif record.kind is Kind.FORGET:
+            assert record.user is not None
+            user = record.user
+            self.waiting = [event for event in self.waiting if event.user != user]
+            self.attributes = {name: own for name, own in self.attributes.items() if name != user}
+            if changes:
+                self.between(lambda: self.processor.forget([user]))
+
+    def _item(self, item: Mapping[str, Any], changes: bool) -> None:
+        name = str(item["item_id"])
+        hidden = item.get("hidden")
+        if hidden:
+            self.hidden = self.hidden | {name: item["item_id"]}
+        elif hidden is not None:
+            self.hidden = {other: known for other, known in self.hidden.items() if other != name}
+        if not changes or "attributes" not in item or self.format.item_row(item["item_id"]) is not None:
+            return
+        table = self.format.items_table([item])
+
+        def extend() -> None:
+            self.processor.extend(items=table)
+            self.model.extend(self.processor)
+
+        try:
+            self.between(extend)
+        except ValueError as error:
+            _log.error("record of an item cannot be read (%s) and is left out", type(error).__name__)
+            self.figures.skipped += 1
+        self.items_changed()

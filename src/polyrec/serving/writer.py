@@ -1,0 +1,105 @@
+"""Group commit: whatever waits while the disk is busy is stored together by the next commit."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from polyrec.serving.records import EventStore, Record
+
+_MOST = 20_000  # records of one commit
+
+
+_Submission = tuple[Sequence[Record], Future[list[int]]]
+
+
+class QueueFull(Exception):
+    """More waits than is allowed: come again later."""
+
+
+class Writer:
+    """The thread that appends to a store.
+
+    Args:
+        store: nobody else appends to it.
+        stored: called in this thread with records and their numbers once they are durable, in order, before anybody
+            is told; known ones are left out.
+        most_waiting: records that may wait.
+    """
+
+    def __init__(
+        self, store: EventStore, stored: Callable[[Sequence[Record]], None], most_waiting: int = 100_000
+    ) -> None:
+        self.store, self._stored, self._most_waiting = store, stored, most_waiting
+        self._waiting: deque[_Submission] = deque()
+        self._size, self._closed = 0, False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="polyrec-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, records: Sequence[Record]) -> Future[list[int]]:
+        """Store records. The result, their sequence numbers, is there when they are durable.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        future: Future[list[int]] = Future()
+        with self._wake:
+            if self._closed:
+                raise QueueFull("the server stops")
+            if self._size + len(records) > self._most_waiting:
+                raise QueueFull(f"{self._size:,} records wait to be stored")
+            self._waiting.append((records, future))
+            self._size += len(records)
+            self._wake.notify()
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait."""
+        return self._size
+
+    def close(self) -> None:
+        """Store what waits, and end."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+                taken, count = [], 0
+                while self._waiting and (not taken or count + len(self._waiting[0][0]) <= _MOST):
+                    taken.append(self._waiting.popleft())
+                    count += len(taken[-1][0])
+                self._size -= count
+            self._commit(taken)
+
+    def _commit(self, taken: list[_Submission]) -> None:
+        records = [record for some, _ in taken for record in some]
+        before = self.store.last
+        try:
+            seqs = self.store.append(records)
+        except Exception as error:
+            if len(taken) > 1:  # what cannot be stored must not take others with it
+                for one in taken:
+                    self._commit([one])
+            else:
+                taken[0][1].set_exception(error)
+            return
+        new: dict[int, Record] = {}
+        for seq, record in zip(seqs, records, strict=True):
+            if seq > before:
+                new.setdefault(seq, record._replace(seq=seq))
+        self._stored([new[seq] for seq in sorted(new)])
+        at = 0
+        for some, future in taken:
+            future.set_result(seqs[at : at + len(some)])
+            at += len(some)
