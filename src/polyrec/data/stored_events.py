@@ -117,8 +117,8 @@ class StoredEvents:
         """The same without some users."""
         found = StoredEvents(self.salt, self.complete)
         found.last_time = self.last_time
-        kept = np.setdiff1d(self._all(), self.hashes(user_ids)) if self._parts else []
-        if len(kept):
+        kept = np.setdiff1d(self._all(), self.hashes(user_ids)) if self._parts else None
+        if kept is not None and len(kept):
             found._parts = [_merged(self._parts, self.salt, kept)]
         return found
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from polyrec.core.settings import SettingError
 from polyrec.serving.asks import Ask
 from polyrec.serving.batcher import Expired
 from polyrec.serving.keys import Keys
@@ -30,6 +31,12 @@ def service_of(request: Request) -> Service:
 
 
 Served = Annotated[Service, Depends(service_of)]
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client goes; its body has been read, or nobody wants it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Access:
@@ -71,8 +78,7 @@ class Access:
         if after is not None:
             await self.see(service, user, after)
         job = service.ask(ask, self.deadline - (time.monotonic() - begin))
-        # A client that has gone needs no answer: the next message is that it has, or never comes.
-        gone = asyncio.ensure_future(request.receive())
+        gone = asyncio.ensure_future(_gone(request))  # a client that has gone needs no answer
         answer = asyncio.wrap_future(job.future)
         try:
             await asyncio.wait({gone, answer}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
@@ -89,8 +95,10 @@ class Access:
 
     async def see(self, service: Service, user: Any, after: int) -> None:
         """Wait until requests of a user know of an event."""
-        if after > service.store.last:
-            raise HTTPException(422, f"after: the latest sequence number is {service.store.last}")
+        if after > service.writer.known and service.store.shared:  # another server may have stored it just now
+            await asyncio.to_thread(service.wait_for, lambda: service.writer.known >= after, 2.0)
+        if after > service.writer.known:
+            raise SettingError("after", f"is {after}; the latest sequence number is {service.writer.known}")
         if user is not None and not service.counts_all(str(user)):
             await self.in_thread(lambda: service.flush(after, self.deadline), "the event was not counted in time")
 

@@ -27,7 +27,11 @@ from polyrec.serving.metrics import Metrics
 from polyrec.serving.service import Service
 from polyrec.serving.writer import QueueFull
 
-_FIELD = re.compile(r"^(?:requests\[\d+\]\.?)?([a-z_]+(?:\[\d+\])?(?:\.\w+)*)[: ]")
+# Where messages of what reads a request name its field.
+_FIELD = re.compile(
+    r"^(?:requests\[\d+\]\.?)?(?:unknown key \S+ in |unknown )?(?:the )?"
+    r"((?:history|user_id|user|context|time|task|candidates|exclude|items|query_item|query|item|k)(?:\[\d+\])?(?:\.\w+)*)(?!\w)"
+)
 
 
 def raised(error: Exception) -> None:
@@ -90,7 +94,7 @@ def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.include_router(gorse.router(access))
     _add_errors(app)
     app.add_middleware(
-        partial(BodyGuard, most=options.most_bytes, seconds=options.body_seconds, measured=metrics.request)  # type: ignore[arg-type]
+        partial(BodyGuard, most=options.most_bytes, seconds=options.body_seconds, measured=metrics.request)
     )
     if options.keys.scopes is None:
         # Without keys a page of another site could ask in the name of whoever reads it.

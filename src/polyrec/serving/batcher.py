@@ -106,10 +106,10 @@ class Batcher:
         """Forget requests of clients that have gone and those that are too late."""
         now, kept = time.monotonic(), deque[Job]()
         for job in self._waiting:
-            if job.closed:
+            if job.closed or job.future.cancelled():
                 job.future.cancel()
             elif job.deadline <= now:
-                job.future.set_exception(Expired("too many requests came before"))
+                _resolve(job.future, Expired("too many requests came before"))
             else:
                 kept.append(job)
         self._waiting = kept
@@ -122,7 +122,7 @@ class Batcher:
                 changes, self._changes = self._changes, deque()
                 if self._closed:
                     for job in self._waiting:
-                        job.future.set_exception(QueueFull("the server stops"))
+                        _resolve(job.future, QueueFull("the server stops"))
                     self._waiting.clear()
                 self._drop()
                 taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
@@ -143,10 +143,17 @@ class Batcher:
             found = [error] * len(taken)
         self._measured(len(taken), time.perf_counter() - begin)
         for job, answer in zip(taken, found, strict=True):
-            if isinstance(answer, Exception):
-                job.future.set_exception(answer)
-            else:
-                job.future.set_result(answer)
+            _resolve(job.future, answer)
+
+
+def _resolve(future: Future[Any], answer: Any) -> None:
+    """Give an answer, if anybody still waits: whoever does not has cancelled it, maybe this moment."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _make(change: Callable[[], None], done: Future[None]) -> None:

@@ -116,8 +116,9 @@ class Engine:
         return [row for row in found if str(row["item"]) not in hidden][: ask.k]
 
     def _explain(self, ask: Explain) -> list[dict[str, Any]]:
-        chosen = {"k": ask.k, "task": ask.task, "events": ask.events}
-        return explain(self.state.model, self.state.processor, items=ask.items, **chosen, **self.request(ask.who))
+        request = self.request(ask.who)
+        chosen: dict[str, Any] = {"items": ask.items, "k": ask.k, "task": ask.task, "events": ask.events}
+        return explain(self.state.model, self.state.processor, **chosen, **request)
 
     def request(self, who: User) -> dict[str, Any]:
         """Arguments of `processor.request`: a user's own events are known at once, also those nobody counted yet."""

@@ -111,10 +111,14 @@ class EventFormat:
             raise SettingError(f"{where}.{name}", f"is {shown(value)}; it must be {allowed}")
 
     def read(self, record: Record) -> Event:
-        """A stored event."""
+        """A stored event; of one that is damaged nothing is known, and counting it fails."""
         assert record.user is not None
         assert record.time is not None
-        return Event(record.seq, record.user, record.time, json.loads(record.body))
+        try:
+            columns = json.loads(record.body)
+        except ValueError:
+            columns = {}
+        return Event(record.seq, record.user, record.time, columns)
 
     def history(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         """Events as the history of a request, with the log's columns."""

@@ -121,7 +121,7 @@ def _add_feedback(found: APIRouter, access: Access) -> None:
         if not given:
             return {"RowAffected": 0}
         records = [_event(service, one, f"[{n}]") for n, one in enumerate(given)]
-        before = service.store.last
+        before = service.writer.known
         seqs = await access.tell(service, records)
         return {"RowAffected": len({seq for seq in seqs if seq > before})}
 

@@ -40,12 +40,9 @@ def load_state(run: str | Path, store: EventStore, folder: str | Path) -> Served
         counted = processor.statistics is not None and processor.statistics.last_time > float("-inf")
         processor.stored_events = StoredEvents(complete=not counted)
 
-    def with_users(known: PolyRecProcessor) -> PolyRecProcessor:
-        for path in users if not len(known.users.ids) else ():
-            known.extend(users=read_table(path, "users"))  # they are not saved with it
-        return known
-
-    state = Snapshots(folder, place).recover(model, processor, covered, store, with_users)
+    for path in users if not len(processor.users.ids) else ():
+        processor.extend(users=read_table(path, "users"))  # they are not saved with it
+    state = Snapshots(folder, place).recover(model, processor, covered, store)
     state.processor.log_state.warm()
     return state
 

@@ -22,17 +22,20 @@ class Marks:
     of order by so much, or, where nothing came since the mark before, all.
 
     Args:
-        writer: stores them.
         pending: events that were not counted.
         watermark: seconds.
         last: the latest event.
     """
 
-    def __init__(self, writer: Writer, pending: PendingEvents, watermark: float, last: int) -> None:
-        self._writer, self._pending, self._watermark = writer, pending, watermark
+    def __init__(self, pending: PendingEvents, watermark: float, last: int) -> None:
+        self._pending, self._watermark = pending, watermark
         self._last, self._before = last, -1
         self._asked = self._running = self._closed = False
         self._wake = threading.Condition()
+
+    def start(self, writer: Writer) -> None:
+        """Begin; this writer stores the marks."""
+        self._writer = writer
         self._thread = threading.Thread(target=self._run, name="polyrec-marks", daemon=True)
         self._thread.start()
 

@@ -70,7 +70,7 @@ class _State(Collector):
             "polyrec_pending_events": ("events that were not counted yet", len(service.pending)),
             "polyrec_unwritten_records": ("records that wait for the disk", service.writer.waiting),
             "polyrec_waiting_requests": ("requests that wait for the model", len(service.batcher)),
-            "polyrec_stored_sequence": ("latest record", service.store.last),
+            "polyrec_stored_sequence": ("latest record", service.writer.known),
             "polyrec_state_sequence": ("latest record of the state", service.state.seq),
         }
         for name, (what, value) in gauges.items():

@@ -38,7 +38,13 @@ class Record(NamedTuple):
 
 
 class EventStore(Protocol):
-    """Keeps records durably and in order. `append` is called by one thread at a time, all else by any."""
+    """Keeps records durably and in order. `append` is called by one thread at a time, all else by any.
+
+    Attributes:
+        shared: whether others append, too.
+    """
+
+    shared: bool
 
     def append(self, records: Sequence[Record]) -> list[int]:
         """Store records and return when they are on disk. One that forgets a user deletes that user's earlier ones.

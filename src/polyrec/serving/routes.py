@@ -22,6 +22,7 @@ from polyrec.serving.schemas import (
     HealthAnswer,
     ItemAnswer,
     ItemIn,
+    ItemOut,
     ModelAnswer,
     ModelIn,
     ReadyAnswer,
@@ -48,12 +49,10 @@ def who(asked: UserFields) -> User:
     return User(asked.user_id, asked.history, asked.user, asked.context, asked.time)
 
 
-def listed(row: dict[str, Any]) -> dict[str, Any]:
+def listed(row: dict[str, Any]) -> ItemOut:
     """A recommended item as clients get it."""
-    return {
-        **{name: value for name, value in row.items() if name in ROW_KEYS and name != "cold_start"},
-        "predictions": {name: value for name, value in row.items() if name not in ROW_KEYS},
-    }
+    own = {name: value for name, value in row.items() if name in ROW_KEYS and name != "cold_start"}
+    return ItemOut(**own, predictions={name: value for name, value in row.items() if name not in ROW_KEYS})
 
 
 def router(access: Access) -> APIRouter:
@@ -77,7 +76,7 @@ def _add_questions(found: APIRouter, access: Access) -> None:
             request, service, Recommend(who(asked), asked.k, *chosen), asked.user_id, asked.after
         )
         cold = rows[0]["cold_start"] if rows else None
-        return RecommendAnswer(model=model, cold_start=cold, items=[listed(row) for row in rows])  # type: ignore[arg-type]
+        return RecommendAnswer(model=model, cold_start=cold, items=[listed(row) for row in rows])
 
     @found.post("/score", dependencies=reads, tags=["recommend"])
     async def score(request: Request, service: Served, asked: ScoreRequest) -> ScoreAnswer:
@@ -90,7 +89,7 @@ def _add_questions(found: APIRouter, access: Access) -> None:
         """Items by what somebody typed; the model needs a search task."""
         ask = Search(who(asked), asked.query, asked.k, asked.task)
         model, rows = await access.ask(request, service, ask, asked.user_id, asked.after)
-        return RecommendAnswer(model=model, items=[listed(row) for row in rows])  # type: ignore[arg-type]
+        return RecommendAnswer(model=model, cold_start=None, items=[listed(row) for row in rows])
 
     @found.post("/similar", dependencies=reads, tags=["recommend"])
     async def similar(request: Request, service: Served, asked: SimilarRequest) -> SimilarAnswer:
@@ -113,7 +112,7 @@ def _add_events(found: APIRouter, access: Access) -> None:
         service.check_keeps_events()
         form = service.state.format
         records = [form.record(e.model_dump(), f"events[{n}]") for n, e in enumerate(told.events)]
-        before = service.store.last
+        before = service.writer.known
         seqs = await access.tell(service, records)
         known = sum(seq <= before for seq in seqs) + len(seqs) - len(set(seqs))
         return EventsAnswer(seq=max(seqs), sequences=seqs, duplicates=known)

@@ -76,8 +76,9 @@ class Service:
         self._since_snapshot = 0
         self.batcher = Batcher(self._answer, self.options.batch, self.options.most_waiting, self._measure)
         self._serve(self.engine, self.run)
-        self.writer = Writer(self.store, self._stored)
-        self.marks = Marks(self.writer, self.pending, self.options.watermark, self.store.last)
+        self.marks = Marks(self.pending, self.options.watermark, state.seq)
+        self.writer = Writer(self.store, self._stored, state.seq)
+        self.marks.start(self.writer)
         self._thread = threading.Thread(target=self._fold, name="polyrec-state", daemon=True)
         self._thread.start()
         self.ready = True

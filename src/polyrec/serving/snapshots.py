@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,14 +80,12 @@ class Snapshots:
         processor: PolyRecProcessor,
         covered: int,
         store: EventStore,
-        prepared: Callable[[PolyRecProcessor], PolyRecProcessor] = lambda processor: processor,
     ) -> ServedState:
         """The state after all records of the store: that of the newest snapshot that can be read, and what came later.
 
         Args:
             model, processor: as the run has them; without a snapshot these are used.
             covered: see [`ServedState`].
-            prepared: gives a processor what no folder of it holds.
         """
         for place in self._all():
             try:
@@ -97,9 +94,10 @@ class Snapshots:
             except (ValueError, OSError) as error:
                 _log.error("snapshot %s cannot be read (%s); the one before is", place.name, type(error).__name__)
                 continue
-            return self._continued(model, prepared(known), about, store)
+            known.users = processor.users  # attributes of users are not saved with it
+            return self._continued(model, known, about, store)
         base = processor.log_state.counted
-        state = ServedState(model, prepared(processor), covered, base)
+        state = ServedState(model, processor, covered, base)
         state.replay(store.read())
         return state
 

@@ -41,6 +41,8 @@ class SQLiteStore:
         ['b']
     """
 
+    shared = False
+
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from concurrent.futures import Future
 
 from polyrec.serving.records import EventStore, Record
 
+_log = logging.getLogger("polyrec.serving")
 _MOST = 20_000  # records of one commit
+_POLL = 0.1  # seconds between looks at what other servers have stored
 
 
 _Submission = tuple[Sequence[Record], Future[list[int]]]
@@ -24,15 +27,16 @@ class Writer:
 
     Args:
         store: nobody else appends to it.
-        stored: called in this thread with records and their numbers once they are durable, in order, before anybody
-            is told; known ones are left out.
+        stored: called in this thread with records and their numbers once they are durable, each once and in order,
+            before anybody is told; also with those of other servers of the store.
+        known: the latest record that needs not be told.
         most_waiting: records that may wait.
     """
 
     def __init__(
-        self, store: EventStore, stored: Callable[[Sequence[Record]], None], most_waiting: int = 100_000
+        self, store: EventStore, stored: Callable[[Sequence[Record]], None], known: int = 0, most_waiting: int = 100_000
     ) -> None:
-        self.store, self._stored, self._most_waiting = store, stored, most_waiting
+        self.store, self._stored, self.known, self._most_waiting = store, stored, known, most_waiting
         self._waiting: deque[_Submission] = deque()
         self._size, self._closed = 0, False
         self._wake = threading.Condition()
@@ -72,19 +76,34 @@ class Writer:
         while True:
             with self._wake:
                 while not self._waiting and not self._closed:
-                    self._wake.wait()
-                if not self._waiting:
+                    if not self._wake.wait(_POLL if self.store.shared else None):
+                        break
+                if not self._waiting and self._closed:
                     return
-                taken, count = [], 0
+                taken: list[_Submission] = []
+                count = 0
                 while self._waiting and (not taken or count + len(self._waiting[0][0]) <= _MOST):
                     taken.append(self._waiting.popleft())
                     count += len(taken[-1][0])
                 self._size -= count
-            self._commit(taken)
+            if taken:
+                self._commit(taken)
+            elif self.store.shared:
+                self._tail()
+
+    def _tail(self) -> None:
+        """Tell of what others have stored."""
+        try:
+            records = list(self.store.read(after=self.known))
+        except Exception as error:  # the database is away for a while
+            _log.error("records of other servers cannot be read (%s)", type(error).__name__)
+            return
+        if records:
+            self.known = records[-1].seq
+            self._stored(records)
 
     def _commit(self, taken: list[_Submission]) -> None:
         records = [record for some, _ in taken for record in some]
-        before = self.store.last
         try:
             seqs = self.store.append(records)
         except Exception as error:
@@ -92,14 +111,28 @@ class Writer:
                 for one in taken:
                     self._commit([one])
             else:
-                taken[0][1].set_exception(error)
+                _resolve(taken[0][1], error)
             return
-        new: dict[int, Record] = {}
-        for seq, record in zip(seqs, records, strict=True):
-            if seq > before:
-                new.setdefault(seq, record._replace(seq=seq))
-        self._stored([new[seq] for seq in sorted(new)])
+        if self.store.shared:
+            self._tail()
+        else:
+            new: dict[int, Record] = {}
+            for seq, record in zip(seqs, records, strict=True):
+                if seq > self.known:
+                    new.setdefault(seq, record._replace(seq=seq))
+            self.known = max([self.known, *seqs])
+            self._stored([new[seq] for seq in sorted(new)])
         at = 0
         for some, future in taken:
-            future.set_result(seqs[at : at + len(some)])
+            _resolve(future, seqs[at : at + len(some)])
             at += len(some)
+
+
+def _resolve(future: Future[list[int]], answer: list[int] | Exception) -> None:
+    """Say what has become of records, if anybody still waits; they are stored in any case."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
