@@ -46,7 +46,7 @@ ALLOWED = (
 )
 PACKAGES = (
     *("core", "data", "hub", "inference", "evaluation", "tracking", "training", "runs", "cli", "web", "reporting"),
-    *("cards",),
+    *("cards", "serving"),
     *("modules", "models", "distillation"),
 )
 DATA = ("column_words.py",)  # lists of words that columns of other languages and habits are named by

@@ -90,7 +90,7 @@ def test_an_acknowledged_event_is_known(run, tmp_path):
 
 
 def test_events_that_are_sent_again_count_once(run, tmp_path):
-    """Prevents a client that tries again after a lost answer from counting its events twice, also in one request."""
+    """Prevents a client that tries again after a lost response from counting its events twice, also in one request."""
     folder, later = run
     rows = [event_of(row, f"e{row.Index}") for row in later[:20].itertuples()]
     with live(folder, tmp_path) as client:
@@ -181,7 +181,7 @@ def test_what_is_malformed_is_refused_with_its_field(client, path, body, field):
 
 
 def test_numbers_and_texts_that_json_does_not_have_are_refused(client):
-    """Prevents NaN, infinities, huge numbers and broken JSON from reaching the store or failing in the answer."""
+    """Prevents NaN, infinities, huge numbers and broken JSON from reaching the store or failing in the response."""
     for text in (
         '{"k": NaN}',
         '{"user": {"age": 1e999}}',
@@ -213,11 +213,11 @@ def test_large_and_slow_bodies_are_refused(run, tmp_path, monkeypatch):
         ):
             with socket.create_connection((host, port), timeout=5) as slow:
                 slow.sendall(sent)
-                answer = b""
+                response = b""
                 while part := slow.recv(4096):
-                    answer += part
-                assert answer.startswith(told)
-                assert bool(answer) == bool(told)
+                    response += part
+                assert response.startswith(told)
+                assert bool(response) == bool(told)
         assert client.get("/ready").status_code == 200
 
 
@@ -305,7 +305,7 @@ def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
 
 
 def test_one_request_does_not_spoil_others(run, tmp_path):
-    """Prevents a mistake of one client from being the answer to all that share its batch."""
+    """Prevents a mistake of one client from being the response to all that share its batch."""
     with live(run[0], tmp_path, batch=64) as client, ThreadPoolExecutor(16) as pool:
         asked = [
             {"history": [3, 4]} if n % 4 else {"history": [3], "context": {"surface": 5}, "candidates": [999]}

@@ -9,7 +9,7 @@ from serving_fixtures import assert_same_state, mark, records_of, saved_run
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.data.event_log import Candidates
 from polyrec.data.sequences import SequenceDataset
-from polyrec.serving.asks import User
+from polyrec.serving.calls import User
 from polyrec.serving.engine import Engine
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import Kind, Record

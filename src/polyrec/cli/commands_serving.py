@@ -13,8 +13,8 @@ def add_serve(commands: Commands) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a run over HTTP, and keep the events it is sent",
-        description="Answers recommend, score, search, similar and explain; stores events before it acknowledges them; "
-        "exchanges models while it answers (POST /admin/model, or SIGHUP for the same folder). The interface is "
+        description="Offers recommend, score, search, similar and explain; stores events before it acknowledges them; "
+        "exchanges models without an interruption (POST /admin/model, or SIGHUP for the same folder). The interface is "
         "described at /docs. Events and state lie in a folder beside the run.",
     )
     serve.add_argument("run_folder", metavar="RUN", help="folder of a saved model and processor")
@@ -65,7 +65,7 @@ def add_serve_key(commands: Commands) -> None:
         "--scopes",
         default="read,events",
         metavar="LIST",
-        help="of read (ask), events (tell) and admin (items, deleting users, models); default: read,events",
+        help="of read, events (store them) and admin (items, deleting users, models); default: read,events",
     )
     key.add_argument("--note", default="", help="a comment in the file")
     key.set_defaults(run=_serve_key)

@@ -1,1 +1,1 @@
-"""A server that recommends, keeps what it is told, and survives being killed: `polyrec serve`."""
+"""A server that recommends, keeps what it is sent, and survives being killed: `polyrec serve`."""

@@ -1,4 +1,4 @@
-"""What routes share: who may ask, when the server is ready, and how long somebody waits."""
+"""What routes share: who may call, when the server is ready, and how long somebody waits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from polyrec.core.settings import SettingError
-from polyrec.serving.asks import Ask
 from polyrec.serving.batcher import Expired
+from polyrec.serving.calls import Call
 from polyrec.serving.keys import Keys
 from polyrec.serving.records import Record
 from polyrec.serving.service import Service
@@ -23,7 +23,7 @@ _gorse_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the s
 
 
 def service_of(request: Request) -> Service:
-    """The service, once it answers."""
+    """The service, once it is ready."""
     service: Service = request.app.state.service
     if not service.ready:
         raise HTTPException(503, "the server reads its records: wait for /ready", {"retry-after": "1"})
@@ -66,32 +66,32 @@ class Access:
 
         return Depends(check)
 
-    async def ask(
-        self, request: Request, service: Service, ask: Ask, user: Any = None, after: int | None = None
+    async def call(
+        self, request: Request, service: Service, call: Call, user: Any = None, after: int | None = None
     ) -> Any:
-        """The model's answer, (name of the model, answer).
+        """The model's response, (name of the model, response).
 
         Args:
-            user, after: the answer must know of the events of this user up to this sequence number.
+            user, after: the response must know of the events of this user up to this sequence number.
         """
         begin = time.monotonic()
         if after is not None:
             await self.see(service, user, after)
-        job = service.ask(ask, self.deadline - (time.monotonic() - begin))
-        gone = asyncio.ensure_future(_gone(request))  # a client that has gone needs no answer
-        answer = asyncio.wrap_future(job.future)
+        job = service.call(call, self.deadline - (time.monotonic() - begin))
+        gone = asyncio.ensure_future(_gone(request))  # a client that has gone needs no response
+        response = asyncio.wrap_future(job.future)
         try:
-            await asyncio.wait({gone, answer}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            await asyncio.wait({gone, response}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+            if not response.done():
                 job.closed = True
                 if gone.done():
                     raise HTTPException(499, "the client has gone")
                 raise Expired(f"{self.deadline:g} seconds are over")
-            return answer.result()
+            return response.result()
         finally:
             gone.cancel()
-            if not answer.done():
-                answer.cancel()
+            if not response.done():
+                response.cancel()
 
     async def see(self, service: Service, user: Any, after: int) -> None:
         """Wait until requests of a user know of an event."""

@@ -48,8 +48,8 @@ class AppOptions:
         keys: who may do what.
         deadline: seconds after which a request is given up.
         most_bytes, body_seconds: of a body.
-        names: further names of this machine, under which browsers may ask.
-        failed: told why the service could not be started.
+        names: further names of this machine, under which browsers may call.
+        failed: called with the reason why the service could not be started.
     """
 
     host: str = "127.0.0.1"
@@ -73,7 +73,7 @@ def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Requests that come before it is ready get 503, and /health answers.
+        # Requests that come before it is ready get 503, and /health works.
         starting = asyncio.ensure_future(asyncio.to_thread(_start, service, options.failed))
         yield
         await starting
@@ -97,7 +97,7 @@ def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
         partial(BodyGuard, most=options.most_bytes, seconds=options.body_seconds, measured=metrics.request)
     )
     if options.keys.scopes is None:
-        # Without keys a page of another site could ask in the name of whoever reads it.
+        # Without keys a page of another site could call in the name of whoever reads it.
         app.add_middleware(HostCheck, names=known_names(options.host) | {*options.names})
     return app
 
@@ -134,7 +134,7 @@ def _add_errors(app: FastAPI) -> None:
         return problem(404, str(error))
 
     async def late(request: Request, error: Exception) -> JSONResponse:
-        return problem(504, f"no answer in time: {error}")
+        return problem(504, f"no response in time: {error}")
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
         RequestValidationError: malformed,

@@ -25,13 +25,13 @@ class Job:
     """A request that waits.
 
     Args:
-        ask: what `answer` of the batcher reads.
+        call: what `respond` of the batcher reads.
         deadline: of `time.monotonic`.
         future: its result.
         closed: whether the client has gone.
     """
 
-    ask: Any
+    call: Any
     deadline: float
     future: Future[Any] = field(default_factory=Future)
     closed: bool = False
@@ -43,20 +43,20 @@ class Batcher:
     There is no timer: an idle model takes a request at once, and a busy one finds a batch waiting when it is done.
 
     Args:
-        answer: results or exceptions of several requests, in their order; called in the thread.
+        respond: results or exceptions of several requests, in their order; called in the thread.
         most: requests of one batch.
         most_waiting: more are refused.
-        measured: told the size of each batch and its seconds.
+        measured: called with the size of each batch and its seconds.
     """
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Any]], Sequence[Any]],
+        respond: Callable[[Sequence[Any]], Sequence[Any]],
         most: int = 64,
         most_waiting: int = 512,
         measured: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self._answer, self._most, self._most_waiting, self._measured = answer, most, most_waiting, measured
+        self._respond, self._most, self._most_waiting, self._measured = respond, most, most_waiting, measured
         self._waiting: deque[Job] = deque()
         self._changes: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._wake = threading.Condition()
@@ -67,13 +67,13 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, ask: Any, seconds: float) -> Job:
+    def submit(self, call: Any, seconds: float) -> Job:
         """Let a request wait for the model, no longer than so many seconds.
 
         Raises:
             QueueFull: too many wait.
         """
-        job = Job(ask, time.monotonic() + seconds)
+        job = Job(call, time.monotonic() + seconds)
         with self._wake:
             if self._closed:
                 raise QueueFull("the server stops")
@@ -137,23 +137,23 @@ class Batcher:
     def _batch(self, taken: Sequence[Job]) -> None:
         begin = time.perf_counter()
         try:
-            found = self._answer([job.ask for job in taken])
+            found = self._respond([job.call for job in taken])
         except Exception as error:  # whatever it is, the thread goes on
             _log.exception("a batch failed")
             found = [error] * len(taken)
         self._measured(len(taken), time.perf_counter() - begin)
-        for job, answer in zip(taken, found, strict=True):
-            _resolve(job.future, answer)
+        for job, response in zip(taken, found, strict=True):
+            _resolve(job.future, response)
 
 
-def _resolve(future: Future[Any], answer: Any) -> None:
-    """Give an answer, if anybody still waits: whoever does not has cancelled it, maybe this moment."""
+def _resolve(future: Future[Any], response: Any) -> None:
+    """Give a response, if anybody still waits: whoever does not has cancelled it, maybe just now."""
     if not future.set_running_or_notify_cancel():
         return
-    if isinstance(answer, Exception):
-        future.set_exception(answer)
+    if isinstance(response, Exception):
+        future.set_exception(response)
     else:
-        future.set_result(answer)
+        future.set_result(response)
 
 
 def _make(change: Callable[[], None], done: Future[None]) -> None:

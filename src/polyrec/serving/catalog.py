@@ -1,4 +1,4 @@
-"""Items and users as clients ask for them and change them."""
+"""Items and users as clients call for them and change them."""
 
 from __future__ import annotations
 

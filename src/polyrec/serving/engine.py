@@ -1,4 +1,4 @@
-"""One model with its state: answers what is asked of it, several requests at a time."""
+"""One model with its state: responds to several requests at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyrec.inference.predictions import predictions
 from polyrec.inference.recommender import Recommender
 from polyrec.inference.search import search
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.serving.asks import Ask, Explain, Recommend, Score, Search, Similar, User
+from polyrec.serving.calls import Call, Explain, Recommend, Score, Search, Similar, User
 from polyrec.serving.events import Event
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.state import ServedState
@@ -25,12 +25,12 @@ _AFTER = 1e-3  # seconds after the latest event
 
 
 class Engine:
-    """Answers with one model and its state. Only the model's thread calls it.
+    """Responses with one model and its state. Only the model's thread calls it.
 
     Args:
         state: of model and processor.
         pending: events that the state has not counted.
-        name: of the model, as answers say.
+        name: of the model, as responses say.
     """
 
     def __init__(self, state: ServedState, pending: PendingEvents, name: str) -> None:
@@ -41,83 +41,83 @@ class Engine:
         """Compute what first requests would wait for."""
         first = self.state.processor.items.ids[:1].to_pylist()
         for who in (User(), User(history=first)):
-            for answer in self.answer([Recommend(who, k=1), Recommend(who, k=2)]):
-                if isinstance(answer, Exception):
-                    raise answer
+            for response in self.respond([Recommend(who, k=1), Recommend(who, k=2)]):
+                if isinstance(response, Exception):
+                    raise response
             self._score(Score(who, first))
 
-    def answer(self, asks: Sequence[Ask]) -> list[Any]:
-        """Answers, or exceptions, in the order of the requests."""
-        found: list[Any] = [None] * len(asks)
+    def respond(self, calls: Sequence[Call]) -> list[Any]:
+        """Responses, or exceptions, in the order of the requests."""
+        found: list[Any] = [None] * len(calls)
         alike: dict[Any, list[int]] = {}
-        for place, ask in enumerate(asks):
-            if isinstance(ask, Recommend):
-                alike.setdefault((ask.task, ask.exclude_seen), []).append(place)
+        for place, call in enumerate(calls):
+            if isinstance(call, Recommend):
+                alike.setdefault((call.task, call.exclude_seen), []).append(place)
             else:
-                found[place] = self._alone(ask)
+                found[place] = self._alone(call)
         for places in alike.values():
-            for place, answer in zip(places, self._recommend([asks[p] for p in places]), strict=True):
-                found[place] = answer
+            for place, response in zip(places, self._recommend([calls[p] for p in places]), strict=True):
+                found[place] = response
         return found
 
-    def _alone(self, ask: Ask) -> Any:
+    def _alone(self, call: Call) -> Any:
         how: dict[type, Any] = {
-            Recommend: lambda ask: self._recommend([ask])[0],
+            Recommend: lambda call: self._recommend([call])[0],
             Score: self._score,
             Search: self._search,
-            Similar: lambda ask: neighbours(self.state.model, self.state.processor, ask.item, ask.k),
+            Similar: lambda call: neighbours(self.state.model, self.state.processor, call.item, call.k),
             Explain: self._explain,
         }
         try:
-            return how[type(ask)](ask)
+            return how[type(call)](call)
         except Exception as error:
             return error
 
-    def _recommend(self, asks: Sequence[Any]) -> list[Any]:
+    def _recommend(self, calls: Sequence[Any]) -> list[Any]:
         try:
             hidden = self._hidden()
             requests = [
-                {**self.request(ask.who), "candidates": ask.candidates, "exclude": [*ask.exclude, *hidden]}
-                for ask in asks
+                {**self.request(call.who), "candidates": call.candidates, "exclude": [*call.exclude, *hidden]}
+                for call in calls
             ]
-            first, k = asks[0], max(ask.k for ask in asks)
+            first, k = calls[0], max(call.k for call in calls)
             found = self.recommender.recommend_many(requests, k, task=first.task, exclude_seen=first.exclude_seen)
         except Exception as error:
-            return [error] if len(asks) == 1 else [self._alone(ask) for ask in asks]  # one may spoil it for all
-        return [rows[: ask.k] for rows, ask in zip(found, asks, strict=True)]
+            return [error] if len(calls) == 1 else [self._alone(call) for call in calls]  # one may spoil it for all
+        return [rows[: call.k] for rows, call in zip(found, calls, strict=True)]
 
     def _hidden(self) -> list[Any]:
         return [item for item in self.state.hidden.values() if self.state.format.item_row(item) is not None]
 
-    def _score(self, ask: Score) -> list[dict[str, Any]]:
+    def _score(self, call: Score) -> list[dict[str, Any]]:
         processor, model = self.state.processor, self.state.model
-        rows = processor.items.rows(pa.array(ask.items))
+        rows = processor.items.rows(pa.array(call.items))
         for place, row in enumerate(rows):
             if row < FIRST_ITEM:
                 raise SettingError(f"items[{place}]", "is not in the catalog: leave it out")
         import torch
 
         with torch.no_grad(), model.eval_mode() as model:
-            [found] = predictions(model, processor, [self.request(ask.who)], [rows], self.recommender.items)
+            [found] = predictions(model, processor, [self.request(call.who)], [rows], self.recommender.items)
         return [
             {**processor.describe(int(row)), "predictions": {name: float(v[n]) for name, v in found.items()}}
             for n, row in enumerate(rows)
         ]
 
-    def _search(self, ask: Search) -> list[dict[str, Any]]:
-        request = self.request(ask.who)
+    def _search(self, call: Search) -> list[dict[str, Any]]:
+        request = self.request(call.who)
         hidden = {str(item) for item in self.state.hidden.values()}
         found = search(
-            *(self.state.model, self.state.processor, ask.query),
-            k=ask.k + len(hidden),
-            task=ask.task,
+            *(self.state.model, self.state.processor, call.query),
+            k=call.k + len(hidden),
+            task=call.task,
             **request,
         )
-        return [row for row in found if str(row["item"]) not in hidden][: ask.k]
+        return [row for row in found if str(row["item"]) not in hidden][: call.k]
 
-    def _explain(self, ask: Explain) -> list[dict[str, Any]]:
-        request = self.request(ask.who)
-        chosen: dict[str, Any] = {"items": ask.items, "k": ask.k, "task": ask.task, "events": ask.events}
+    def _explain(self, call: Explain) -> list[dict[str, Any]]:
+        request = self.request(call.who)
+        chosen: dict[str, Any] = {"items": call.items, "k": call.k, "task": call.task, "events": call.events}
         return explain(self.state.model, self.state.processor, **chosen, **request)
 
     def request(self, who: User) -> dict[str, Any]:

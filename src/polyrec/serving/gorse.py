@@ -14,7 +14,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyrec.serving.access import Access, Served
-from polyrec.serving.asks import Recommend, Similar, User
+from polyrec.serving.calls import Recommend, Similar, User
 from polyrec.serving.catalog import Unknown, item_id, known_item, new_item, user_attributes
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.schemas import MOST_EVENTS, MOST_ITEMS, Text, Value
@@ -179,8 +179,8 @@ def _add_items(found: APIRouter, access: Access) -> None:
         request: Request, service: Served, item: PathText, n: N = 10, offset: Offset = 0
     ) -> list[dict[str, Any]]:
         """Items like one."""
-        ask = Similar(item_id(service.state, item), min(n + offset, MOST_ITEMS))
-        _, rows = await access.ask(request, service, ask)
+        call = Similar(item_id(service.state, item), min(n + offset, MOST_ITEMS))
+        _, rows = await access.call(request, service, call)
         return [{"Id": str(row["item"]), "Score": row["similarity"]} for row in rows[offset:]]
 
 
@@ -234,15 +234,15 @@ def _add_users(found: APIRouter, access: Access) -> None:
 def _add_recommend(found: APIRouter, access: Access) -> None:
     reads = [access.scope("read")]
 
-    async def answer(request: Request, service: Service, who: User, n: int, offset: int) -> list[dict[str, Any]]:
-        _, rows = await access.ask(request, service, Recommend(who, min(n + offset, MOST_ITEMS)))
+    async def respond(request: Request, service: Service, who: User, n: int, offset: int) -> list[dict[str, Any]]:
+        _, rows = await access.call(request, service, Recommend(who, min(n + offset, MOST_ITEMS)))
         return [{"Id": str(row["item"]), "Score": row["score"]} for row in rows[offset:]]
 
     @found.get("/recommend/{user}", dependencies=reads)
     @found.get("/recommend/{user}/", dependencies=reads, include_in_schema=False)
     async def recommend(request: Request, service: Served, user: PathText, n: N = 10, offset: Offset = 0) -> list[Any]:
         """Items for a user; ids alone unless the header X-API-Version is 2."""
-        rows = await answer(request, service, User(user), n, offset)
+        rows = await respond(request, service, User(user), n, offset)
         return rows if request.headers.get("x-api-version") == "2" else [row["Id"] for row in rows]
 
     @found.get("/recommend/{user}/{category}", dependencies=reads, include_in_schema=False)
@@ -258,4 +258,4 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
         form = service.state.format
         events = [form.read(_event(service, one, f"[{n}]", named=False)) for n, one in enumerate(given)]
         history = form.history(sorted(events, key=lambda event: event.time))
-        return await answer(request, service, User(history=history), n, 0)
+        return await respond(request, service, User(history=history), n, 0)

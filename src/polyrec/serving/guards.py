@@ -22,7 +22,7 @@ class BodyGuard:
         app: behind it.
         most: bytes.
         seconds: for the whole body.
-        measured: told the route, status and seconds of each request.
+        measured: called with the route, status and seconds of each request.
     """
 
     def __init__(

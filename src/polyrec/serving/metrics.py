@@ -16,7 +16,7 @@ class Metrics:
     """Counters of one server.
 
     Args:
-        service: whose state is read when somebody asks.
+        service: whose state is read when somebody calls.
     """
 
     def __init__(self, service: Any) -> None:
@@ -35,12 +35,12 @@ class Metrics:
         self.registry.register(_State(lambda: service))
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """A request has its response."""
         self.requests.labels(route or "unknown", str(status)).inc()
         self.seconds.labels(route or "unknown").observe(seconds)
 
     def batched(self, size: int, seconds: float) -> None:
-        """A batch was answered."""
+        """A batch is done."""
         self.batch.observe(size)
         self.batch_seconds.observe(seconds)
 
@@ -58,7 +58,7 @@ class _State(Collector):
     def collect(self) -> Iterator[Any]:
         """Gauges and counters of the state."""
         service = self._service()
-        yield GaugeMetricFamily("polyrec_ready", "1: it answers", value=float(service.ready))
+        yield GaugeMetricFamily("polyrec_ready", "1: it serves", value=float(service.ready))
         if not service.ready:
             return
         figures = service.state.figures

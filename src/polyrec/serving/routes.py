@@ -11,42 +11,42 @@ from fastapi.responses import JSONResponse
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.serving.access import Access, Served
-from polyrec.serving.asks import Explain, Recommend, Score, Search, Similar, User
+from polyrec.serving.calls import Explain, Recommend, Score, Search, Similar, User
 from polyrec.serving.catalog import known_item, new_item, user_attributes
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.schemas import (
-    EventsAnswer,
     EventsRequest,
-    ExplainAnswer,
+    EventsResponse,
     ExplainRequest,
-    HealthAnswer,
-    ItemAnswer,
+    ExplainResponse,
+    HealthResponse,
     ItemIn,
     ItemOut,
-    ModelAnswer,
+    ItemResponse,
     ModelIn,
-    ReadyAnswer,
-    RecommendAnswer,
+    ModelResponse,
+    ReadyResponse,
     RecommendRequest,
+    RecommendResponse,
     Refused,
-    ScoreAnswer,
     ScoreRequest,
+    ScoreResponse,
     SearchRequest,
-    SeqAnswer,
-    SimilarAnswer,
+    SeqResponse,
     SimilarRequest,
-    UserAnswer,
+    SimilarResponse,
     UserFields,
     UserIn,
+    UserResponse,
 )
 
 __all__ = ["Refused", "router"]
 PathId = Annotated[str, Path(min_length=1, max_length=512, pattern=r"\S")]
 
 
-def who(asked: UserFields) -> User:
+def who(given: UserFields) -> User:
     """The user of a request."""
-    return User(asked.user_id, asked.history, asked.user, asked.context, asked.time)
+    return User(given.user_id, given.history, given.user, given.context, given.time)
 
 
 def listed(row: dict[str, Any]) -> ItemOut:
@@ -69,107 +69,107 @@ def _add_questions(found: APIRouter, access: Access) -> None:
     reads = [access.scope("read")]
 
     @found.post("/recommend", dependencies=reads, tags=["recommend"])
-    async def recommend(request: Request, service: Served, asked: RecommendRequest) -> RecommendAnswer:
+    async def recommend(request: Request, service: Served, given: RecommendRequest) -> RecommendResponse:
         """Items for one user, best first, with every task's prediction."""
-        chosen = asked.task, asked.exclude_seen, asked.candidates, tuple(asked.exclude)
-        model, rows = await access.ask(
-            request, service, Recommend(who(asked), asked.k, *chosen), asked.user_id, asked.after
+        chosen = given.task, given.exclude_seen, given.candidates, tuple(given.exclude)
+        model, rows = await access.call(
+            request, service, Recommend(who(given), given.k, *chosen), given.user_id, given.after
         )
         cold = rows[0]["cold_start"] if rows else None
-        return RecommendAnswer(model=model, cold_start=cold, items=[listed(row) for row in rows])
+        return RecommendResponse(model=model, cold_start=cold, items=[listed(row) for row in rows])
 
     @found.post("/score", dependencies=reads, tags=["recommend"])
-    async def score(request: Request, service: Served, asked: ScoreRequest) -> ScoreAnswer:
+    async def score(request: Request, service: Served, given: ScoreRequest) -> ScoreResponse:
         """Every task's prediction for given items."""
-        model, rows = await access.ask(request, service, Score(who(asked), asked.items), asked.user_id, asked.after)
-        return ScoreAnswer(model=model, items=rows)
+        model, rows = await access.call(request, service, Score(who(given), given.items), given.user_id, given.after)
+        return ScoreResponse(model=model, items=rows)
 
     @found.post("/search", dependencies=reads, tags=["recommend"])
-    async def search(request: Request, service: Served, asked: SearchRequest) -> RecommendAnswer:
+    async def search(request: Request, service: Served, given: SearchRequest) -> RecommendResponse:
         """Items by what somebody typed; the model needs a search task."""
-        ask = Search(who(asked), asked.query, asked.k, asked.task)
-        model, rows = await access.ask(request, service, ask, asked.user_id, asked.after)
-        return RecommendAnswer(model=model, cold_start=None, items=[listed(row) for row in rows])
+        call = Search(who(given), given.query, given.k, given.task)
+        model, rows = await access.call(request, service, call, given.user_id, given.after)
+        return RecommendResponse(model=model, cold_start=None, items=[listed(row) for row in rows])
 
     @found.post("/similar", dependencies=reads, tags=["recommend"])
-    async def similar(request: Request, service: Served, asked: SimilarRequest) -> SimilarAnswer:
+    async def similar(request: Request, service: Served, given: SimilarRequest) -> SimilarResponse:
         """Items that the model takes for alike."""
-        model, rows = await access.ask(request, service, Similar(asked.item_id, asked.k))
-        return SimilarAnswer(model=model, items=rows)
+        model, rows = await access.call(request, service, Similar(given.item_id, given.k))
+        return SimilarResponse(model=model, items=rows)
 
     @found.post("/explain", dependencies=reads, tags=["recommend"])
-    async def explain(request: Request, service: Served, asked: ExplainRequest) -> ExplainAnswer:
+    async def explain(request: Request, service: Served, given: ExplainRequest) -> ExplainResponse:
         """Why items are recommended: past events and attributes, with their effects."""
-        ask = Explain(who(asked), asked.items, asked.k, asked.task, asked.events)
-        model, rows = await access.ask(request, service, ask, asked.user_id, asked.after)
-        return ExplainAnswer(model=model, items=rows)
+        call = Explain(who(given), given.items, given.k, given.task, given.events)
+        model, rows = await access.call(request, service, call, given.user_id, given.after)
+        return ExplainResponse(model=model, items=rows)
 
 
 def _add_events(found: APIRouter, access: Access) -> None:
     @found.post("/events", dependencies=[access.scope("events")], tags=["events"])
-    async def events(service: Served, told: EventsRequest) -> EventsAnswer:
-        """Store events; they are durable, and known to requests of their users, when the answer comes."""
+    async def events(service: Served, told: EventsRequest) -> EventsResponse:
+        """Store events; they are durable, and known to requests of their users, when the response comes."""
         service.check_keeps_events()
         form = service.state.format
         records = [form.record(e.model_dump(), f"events[{n}]") for n, e in enumerate(told.events)]
         before = service.writer.known
         seqs = await access.tell(service, records)
         known = sum(seq <= before for seq in seqs) + len(seqs) - len(set(seqs))
-        return EventsAnswer(seq=max(seqs), sequences=seqs, duplicates=known)
+        return EventsResponse(seq=max(seqs), sequences=seqs, duplicates=known)
 
 
 def _add_catalog(found: APIRouter, access: Access) -> None:
     @found.get("/items/{item}", dependencies=[access.scope("read")], tags=["catalog"])
-    async def item(service: Served, item: PathId) -> ItemAnswer:
+    async def item(service: Served, item: PathId) -> ItemResponse:
         """An item of the catalog."""
-        return ItemAnswer(**known_item(service.state, item))
+        return ItemResponse(**known_item(service.state, item))
 
     @found.put("/items/{item}", dependencies=[access.scope("admin")], tags=["catalog"])
-    async def put_item(service: Served, item: PathId, given: ItemIn) -> SeqAnswer:
+    async def put_item(service: Served, item: PathId, given: ItemIn) -> SeqResponse:
         """Add an item to the catalog, or hide a known one, or show it again."""
         body = new_item(service.state, item, given.attributes, given.hidden)
         [seq] = await access.tell(service, [Record(Kind.ITEM, json.dumps(body))])
         await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not added in time")
-        return SeqAnswer(seq=seq)
+        return SeqResponse(seq=seq)
 
     @found.get("/users/{user}", dependencies=[access.scope("read")], tags=["users"])
-    async def user(service: Served, user: PathId) -> UserAnswer:
+    async def user(service: Served, user: PathId) -> UserResponse:
         """What is known of a user."""
         pending = len(service.pending.of(user))
         attributes = service.state.attributes.get(user, {})
         known = pending > 0 or service.engine.latest_of(user) > float("-inf")
-        return UserAnswer(user=user, attributes=attributes, known=known, pending=pending)
+        return UserResponse(user=user, attributes=attributes, known=known, pending=pending)
 
     @found.put("/users/{user}", dependencies=[access.scope("events")], tags=["users"])
-    async def put_user(service: Served, user: PathId, given: UserIn) -> SeqAnswer:
+    async def put_user(service: Served, user: PathId, given: UserIn) -> SeqResponse:
         """Set attributes of a user, which the model reads from now on; others stay."""
         attributes = user_attributes(service.state, given.attributes)
         [seq] = await access.tell(service, [Record(Kind.USER, json.dumps(attributes), user=user)])
         await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the user was not changed in time")
-        return SeqAnswer(seq=seq)
+        return SeqResponse(seq=seq)
 
     @found.delete("/users/{user}", dependencies=[access.scope("admin")], tags=["users"])
-    async def delete_user(service: Served, user: PathId) -> SeqAnswer:
+    async def delete_user(service: Served, user: PathId) -> SeqResponse:
         """Delete a user's events and attributes, in the store, in the state and in its snapshots.
 
         What was counted of items and attributes stays; so do files that the model was trained on.
         """
         [seq] = await access.tell(service, [Record(Kind.FORGET, "{}", user=user)])
         await access.in_thread(lambda: service.forgotten(seq, 60.0), "the user is being deleted")
-        return SeqAnswer(seq=seq)
+        return SeqResponse(seq=seq)
 
 
 def _add_operation(found: APIRouter, access: Access) -> None:
     @found.get("/health", tags=["operation"])
-    async def health() -> HealthAnswer:
+    async def health() -> HealthResponse:
         """Whether the process lives."""
-        return HealthAnswer(status="ok")
+        return HealthResponse(status="ok")
 
     @found.get("/ready", tags=["operation"])
-    async def ready(service: Served) -> ReadyAnswer:
-        """Whether requests are answered: all records are read and the model is warm."""
+    async def ready(service: Served) -> ReadyResponse:
+        """Whether requests are served: all records are read and the model is warm."""
         seq, pending = service.state.seq, len(service.pending)
-        return ReadyAnswer(status="ready", model=service.engine.name, seq=seq, pending=pending)
+        return ReadyResponse(status="ready", model=service.engine.name, seq=seq, pending=pending)
 
     @found.get("/metrics", dependencies=[access.scope("read")], tags=["operation"])
     async def metrics(request: Request) -> Response:
@@ -177,9 +177,9 @@ def _add_operation(found: APIRouter, access: Access) -> None:
         return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @found.get("/admin/model", dependencies=[access.scope("admin")], tags=["operation"])
-    async def model(service: Served) -> ModelAnswer:
-        """Which model answers, and whether another is being loaded."""
-        return ModelAnswer(
+    async def model(service: Served) -> ModelResponse:
+        """Which model is served, and whether another is being loaded."""
+        return ModelResponse(
             model=service.engine.name,
             folder=str(service.run),
             loading=service.swapping,
@@ -188,7 +188,7 @@ def _add_operation(found: APIRouter, access: Access) -> None:
 
     @found.post("/admin/model", status_code=202, dependencies=[access.scope("admin")], tags=["operation"])
     async def put_model(service: Served, given: ModelIn) -> JSONResponse:
-        """Load another run of this machine beside the model that answers, and exchange them when it is ready."""
+        """Load another run of this machine beside the model that is served, and exchange them when it is ready."""
         if service.swapping:
             raise HTTPException(409, "another model is being loaded")
         service.swap_soon(given.folder, given.force)

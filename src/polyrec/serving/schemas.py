@@ -47,7 +47,7 @@ class Strict(BaseModel):
 
 
 class UserFields(Strict):
-    """Who asks, and when."""
+    """Who calls, and when."""
 
     user_id: Id | None = Field(None, description="a user whose events the server knows")
     history: Annotated[list[Id | Attributes], Field(max_length=MOST_EVENTS)] | None = Field(
@@ -57,7 +57,7 @@ class UserFields(Strict):
     context: Attributes | None = Field(None, description="context of the request")
     time: Time | None = Field(None, description="of the request: seconds since 1970 or ISO text; default: now")
     after: Annotated[StrictInt, Field(ge=0)] | None = Field(
-        None, description="sequence number of an acknowledged event that the answer must know of"
+        None, description="sequence number of an acknowledged event that the response must know of"
     )
 
 
@@ -163,7 +163,7 @@ class ModelIn(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"folder": "runs/demo"}]})
 
 
-# ------------------------------------------------------------------- answers
+# ------------------------------------------------------------------- responses
 class ItemOut(BaseModel):
     """A recommended item."""
 
@@ -175,7 +175,7 @@ class ItemOut(BaseModel):
     cold_item: bool = Field(description="without training events, scored by its attributes alone")
 
 
-class RecommendAnswer(BaseModel):
+class RecommendResponse(BaseModel):
     """Items, best first."""
 
     model: str
@@ -191,7 +191,7 @@ class ScoredItem(BaseModel):
     predictions: dict[str, float]
 
 
-class ScoreAnswer(BaseModel):
+class ScoreResponse(BaseModel):
     """Items, in the order of the request."""
 
     model: str
@@ -207,21 +207,21 @@ class SimilarItem(BaseModel):
     events: int
 
 
-class SimilarAnswer(BaseModel):
+class SimilarResponse(BaseModel):
     """Items, nearest first."""
 
     model: str
     items: list[SimilarItem]
 
 
-class ExplainAnswer(BaseModel):
+class ExplainResponse(BaseModel):
     """Items with reasons, as `polyrec explain --json` gives them."""
 
     model: str
     items: list[dict[str, Any]]
 
 
-class EventsAnswer(BaseModel):
+class EventsResponse(BaseModel):
     """Durable events."""
 
     seq: int = Field(description="of the last one: a request with `after` of it sees them all")
@@ -229,13 +229,13 @@ class EventsAnswer(BaseModel):
     duplicates: int = Field(description="events that were known by their event_id")
 
 
-class SeqAnswer(BaseModel):
+class SeqResponse(BaseModel):
     """Something durable."""
 
     seq: int
 
 
-class ItemAnswer(BaseModel):
+class ItemResponse(BaseModel):
     """An item of the catalog."""
 
     item: int | str
@@ -244,7 +244,7 @@ class ItemAnswer(BaseModel):
     events: int = Field(description="in the training log")
 
 
-class UserAnswer(BaseModel):
+class UserResponse(BaseModel):
     """What is known of a user."""
 
     user: int | str
@@ -253,14 +253,14 @@ class UserAnswer(BaseModel):
     pending: int = Field(description="events that only this user's requests see yet")
 
 
-class HealthAnswer(BaseModel):
+class HealthResponse(BaseModel):
     """A process that lives."""
 
     status: str
 
 
-class ReadyAnswer(BaseModel):
-    """A server that answers."""
+class ReadyResponse(BaseModel):
+    """A server that is ready."""
 
     status: str
     model: str
@@ -268,8 +268,8 @@ class ReadyAnswer(BaseModel):
     pending: int
 
 
-class ModelAnswer(BaseModel):
-    """Which model answers."""
+class ModelResponse(BaseModel):
+    """Which model is served."""
 
     model: str
     folder: str

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyrec.serving.asks import Ask
 from polyrec.serving.batcher import Batcher, Job
+from polyrec.serving.calls import Call
 from polyrec.serving.engine import Engine
 from polyrec.serving.loading import keeps_events, load_state, model_name
 from polyrec.serving.marks import Marks
@@ -67,14 +67,14 @@ class Service:
 
     # ----------------------------------------------------------- life
     def start(self) -> None:
-        """Recover the state, compute what first requests would wait for, and begin to answer."""
+        """Recover the state, compute what first requests would wait for, and begin to serve."""
         begin = time.monotonic()
         state = load_state(self.run, self.store, self.folder)
         self.engine = Engine(state, self.pending, model_name(self.run))
         self.engine.warm()
         self.pending.add(state.waiting)
         self._since_snapshot = 0
-        self.batcher = Batcher(self._answer, self.options.batch, self.options.most_waiting, self._measure)
+        self.batcher = Batcher(self._respond, self.options.batch, self.options.most_waiting, self._measure)
         self._serve(self.engine, self.run)
         self.marks = Marks(self.pending, self.options.watermark, state.seq)
         self.writer = Writer(self.store, self._stored, state.seq)
@@ -98,13 +98,13 @@ class Service:
 
     @property
     def state(self) -> ServedState:
-        """The state of the model that answers now."""
+        """The state of the model that is served now."""
         return self.engine.state
 
-    # ----------------------------------------------------------- what is asked and told
-    def ask(self, ask: Ask, seconds: float) -> Job:
-        """Let the model answer."""
-        return self.batcher.submit(ask, seconds)
+    # ----------------------------------------------------------- requests and records
+    def call(self, call: Call, seconds: float) -> Job:
+        """Let the model respond."""
+        return self.batcher.submit(call, seconds)
 
     def check_keeps_events(self) -> None:
         """Refuse events of a model whose log cannot go on."""
@@ -138,9 +138,9 @@ class Service:
         return self.wait_for(lambda: self.state.seq >= seq, seconds)
 
     # ----------------------------------------------------------- threads
-    def _answer(self, asks: Sequence[Any]) -> list[Any]:
+    def _respond(self, calls: Sequence[Any]) -> list[Any]:
         engine = self.engine
-        return [a if isinstance(a, Exception) else (engine.name, a) for a in engine.answer(asks)]
+        return [a if isinstance(a, Exception) else (engine.name, a) for a in engine.respond(calls)]
 
     def _measure(self, size: int, seconds: float) -> None:
         self.measured(size, seconds)
@@ -182,7 +182,7 @@ class Service:
 
     # ----------------------------------------------------------- another model
     def _serve(self, engine: Engine, run: Path) -> None:
-        """From now on this model answers."""
+        """From now on this model is served."""
         state = engine.state
         state.between, state.counted = self.batcher.between, self.pending.remove
         self.engine, self.run, self.snapshots = engine, run, Snapshots(self.folder, run)
@@ -205,7 +205,7 @@ class Service:
             ValueError: it reads other columns or has other tasks, or cannot be loaded; the model before stays.
         """
         if self.swapping:
-            raise ValueError("another model is being loaded: wait until it answers")
+            raise ValueError("another model is being loaded: wait until it is served")
         self.swapping, self.swap_error = True, ""
         try:
             state = load_state(run, self.store, self.folder)
@@ -216,7 +216,7 @@ class Service:
             done: Future[None] = Future()
             self._inbox.put(lambda: self._exchange(engine, Path(run), done))
             done.result()
-            _log.info("%s answers from record %d on", engine.name, state.seq)
+            _log.info("%s is served from record %d on", engine.name, state.seq)
             return engine.name
         except Exception as error:
             self.swap_error = str(error) if isinstance(error, ValueError | OSError) else type(error).__name__

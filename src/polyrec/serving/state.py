@@ -58,7 +58,7 @@ class ServedState:
     hidden: dict[str, Any] = field(default_factory=dict)  # {item as text: id}
     waiting: list[Event] = field(default_factory=list)  # events that no mark has counted
     figures: Figures = field(default_factory=Figures)
-    counted: Callable[[Sequence[Event]], None] = lambda events: None  # told of events that are in the state now
+    counted: Callable[[Sequence[Event]], None] = lambda events: None  # called with events that are in the state now
     items_changed: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 def check_alike(now: PolyRecProcessor, new: PolyRecProcessor) -> None:
-    """Refuse a model whose requests or answers would be others.
+    """Refuse a model whose requests or responses would be others.
 
     Raises:
         ValueError: names what differs.

@@ -28,8 +28,8 @@ class Writer:
     Args:
         store: nobody else appends to it.
         stored: called in this thread with records and their numbers once they are durable, each once and in order,
-            before anybody is told; also with those of other servers of the store.
-        known: the latest record that needs not be told.
+            before any response; also with those of other servers of the store.
+        known: the latest record before them.
         most_waiting: records that may wait.
     """
 
@@ -128,11 +128,11 @@ class Writer:
             at += len(some)
 
 
-def _resolve(future: Future[list[int]], answer: list[int] | Exception) -> None:
+def _resolve(future: Future[list[int]], response: list[int] | Exception) -> None:
     """Say what has become of records, if anybody still waits; they are stored in any case."""
     if not future.set_running_or_notify_cancel():
         return
-    if isinstance(answer, Exception):
-        future.set_exception(answer)
+    if isinstance(response, Exception):
+        future.set_exception(response)
     else:
-        future.set_result(answer)
+        future.set_result(response)

@@ -1,4 +1,4 @@
-"""What can be asked of a model."""
+"""What a model can be called for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class User:
-    """Who asks, and when; arguments as of `Recommender.recommend`."""
+    """Who calls, and when; arguments as of `Recommender.recommend`."""
 
     user_id: int | str | None = None
     history: list[Any] | None = None
@@ -67,4 +67,4 @@ class Explain:
     events: int = 3
 
 
-Ask = Recommend | Score | Search | Similar | Explain
+Call = Recommend | Score | Search | Similar | Explain
