@@ -125,7 +125,7 @@ class PolyRecPreTrainedModel(PreTrainedModel):
         if place is not None:
             cls._check_files(place / kwargs.get("subfolder", ""), kwargs)
         kwargs["use_safetensors"] = True
-        with without_bars(when=True):  # these weights are read in a moment; a large base has a bar of its own
+        with without_bars(when=True):  # these weights are read fast; a large base has a bar of its own
             loaded = super().from_pretrained(place, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         if place is not None and place != Path(name):
