@@ -248,11 +248,11 @@ def _same_events(
     ids = np.array([None, None, *processor.items.ids.to_pylist()], dtype=object)
     found = pd.DataFrame(
         {
-            "user": np.array(events.user_ids.to_pylist(), dtype=object)[events.person],
+            "user": np.array(events.user_ids.to_pylist(), dtype=object)[events.user],
             "item": ids[events.item],
             "time": events.time,
             "like": events.labels[:, 1],
-            "age": events.user_features["age"][events.person],
+            "age": events.user_features["age"][events.user],
         }
     )
     right = pd.DataFrame(

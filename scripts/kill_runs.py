@@ -252,7 +252,7 @@ def _warm(arguments: list[str]) -> None:
     from polyrec.evaluation import bootstrap
 
     draws = bootstrap.draws
-    bootstrap.draws = lambda people, n, seed: draws(people, 2, seed)  # intervals are not what is tested here
+    bootstrap.draws = lambda users, n, seed: draws(users, 2, seed)  # intervals are not what is tested here
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         assert main(arguments) == 0
     gc.collect()

@@ -102,4 +102,4 @@ def answer(test: SequenceDataset, task: str, head: type[TaskHead], values: np.nd
     """Metrics of pairs; `values` has one prediction for each row of the interactions."""
     labels = test.labels()[:, test.task_names.index(task)]
     own = values[test.log.row[test.candidates.event]]
-    return evaluator.pair_metrics(head.metrics, labels, own, test.people(), task)[0]
+    return evaluator.pair_metrics(head.metrics, labels, own, test.user_codes(), task)[0]

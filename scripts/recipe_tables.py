@@ -41,10 +41,10 @@ def ads(folder: Path) -> Tables:
     """Choices of two policies in three campaigns; an item is known by its campaign, too: numbers repeat in each."""
     log, items = (pd.read_parquet(folder / f"{name}.parquet") for name in ("interactions", "items"))
     log = log.sort_values("timestamp", kind="stable", ignore_index=True)
-    people = [f"user_feature_{n}" for n in range(4)]
+    users = [f"user_feature_{n}" for n in range(4)]
     log = log.assign(round=np.arange(len(log)), item=log.campaign + "/" + log.item_id.astype(str))
     items = items.assign(item=items.campaign + "/" + items.item_id.astype(str))
-    kept = ["round", "item", "timestamp", "click", "propensity", "policy", "campaign", "position", *people]
+    kept = ["round", "item", "timestamp", "click", "propensity", "policy", "campaign", "position", *users]
     return {"interactions": log[kept], "items": items.drop(columns="item_id").assign(title=items["item"])}
 
 

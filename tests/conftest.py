@@ -125,7 +125,7 @@ def tables():
 
 
 @pytest.fixture
-def people_by_name(tables):
+def users_by_name(tables):
     """The same tables with people known by strings that occur nowhere else."""
     for name in ("interactions", "users"):
         tables[name]["user_id"] = [f"secret{u}" for u in tables[name]["user_id"]]
@@ -139,7 +139,7 @@ def recipe_file(tmp_path):
     import yaml
     from model_fixtures import synthetic_log
 
-    tables = synthetic_log(people=24)
+    tables = synthetic_log(users=24)
     for name, table in tables.items():
         pd.DataFrame(table).to_parquet(tmp_path / f"{name}.parquet")
     recipe = {name: str(tmp_path / f"{name}.parquet") for name in tables} | {

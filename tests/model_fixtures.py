@@ -24,7 +24,7 @@ GENRES = ["action", "comedy", "drama"]
 
 
 def synthetic_log(
-    people: int = 40, items: int = 24, events: int = 10, seed: int = 0, keep: float = 1.0
+    users: int = 40, items: int = 24, events: int = 10, seed: int = 0, keep: float = 1.0
 ) -> dict[str, dict[str, Any]]:
     """Tables with a rule to learn: people walk through the catalog in order and like one genre.
 
@@ -34,21 +34,21 @@ def synthetic_log(
         keep: share of the events that are in the log; below 1, histories differ in length.
     """
     random = np.random.default_rng(seed)
-    person = np.repeat(np.arange(people), events)
-    step = np.tile(np.arange(events), people)
-    item = (random.integers(0, items, people)[person] + step) % (items - 2)
+    user = np.repeat(np.arange(users), events)
+    step = np.tile(np.arange(events), users)
+    item = (random.integers(0, items, users)[user] + step) % (items - 2)
     genre = np.arange(items) % len(GENRES)
-    liked = genre[item] == (np.arange(people) % len(GENRES))[person]
-    rating = np.where(liked, 5.0, random.integers(1, 4, len(person)))
-    rating[random.random(len(person)) < 0.2] = np.nan
+    liked = genre[item] == (np.arange(users) % len(GENRES))[user]
+    rating = np.where(liked, 5.0, random.integers(1, 4, len(user)))
+    rating[random.random(len(user)) < 0.2] = np.nan
     interactions = {
-        "user_id": person,
+        "user_id": user,
         "item_id": item,
-        "timestamp": 1e6 + 1000 * (step - step % 5 // 4) + 7 * person,  # of five events the last two share one time
+        "timestamp": 1e6 + 1000 * (step - step % 5 // 4) + 7 * user,  # of five events the last two share one time
         "rating": rating,
-        "surface": random.choice(["home", "search"], len(person)),
+        "surface": random.choice(["home", "search"], len(user)),
     }
-    kept = random.random(len(person)) < keep
+    kept = random.random(len(user)) < keep
     return {
         "interactions": {name: values[kept] for name, values in interactions.items()},
         "items": {
@@ -58,7 +58,7 @@ def synthetic_log(
             "tags": [[GENRES[g], f"tag{i % 4}"][: i % 3] for i, g in enumerate(genre)],
             "price": random.random(items),
         },
-        "users": {"user_id": np.arange(people), "age": random.integers(20, 60, people).astype(float)},
+        "users": {"user_id": np.arange(users), "age": random.integers(20, 60, users).astype(float)},
     }
 
 
@@ -129,7 +129,7 @@ def random_config(**overrides: Any) -> PolyRecConfig:
     return PolyRecConfig(**(defaults | overrides))
 
 
-def random_batch(tasks: list[str], people: int = 5, keep: slice = slice(None), seed: int = 0) -> dict[str, Any]:
+def random_batch(tasks: list[str], users: int = 5, keep: slice = slice(None), seed: int = 0) -> dict[str, Any]:
     """A batch for `random_config`: labels are 0, 1 or unknown, which every kind of head understands.
 
     Args:
@@ -137,10 +137,10 @@ def random_batch(tasks: list[str], people: int = 5, keep: slice = slice(None), s
     """
     random = np.random.default_rng(seed)
     length, asked = 6, 4
-    labels = {task: random.choice([0.0, 1.0, np.nan], (people, asked), p=[0.4, 0.4, 0.2]) for task in tasks}
+    labels = {task: random.choice([0.0, 1.0, np.nan], (users, asked), p=[0.4, 0.4, 0.2]) for task in tasks}
     return {
-        "item_ids": torch.from_numpy(random.integers(1, 12, (people, length)))[keep],
-        "candidate_ids": torch.from_numpy(random.integers(2, 12, (people, asked)))[keep],
-        "candidate_positions": torch.from_numpy(random.integers(0, length + 1, (people, asked)))[keep],
+        "item_ids": torch.from_numpy(random.integers(1, 12, (users, length)))[keep],
+        "candidate_ids": torch.from_numpy(random.integers(2, 12, (users, asked)))[keep],
+        "candidate_positions": torch.from_numpy(random.integers(0, length + 1, (users, asked)))[keep],
         "labels": {task: torch.from_numpy(values).float()[keep] for task, values in labels.items()},
     }

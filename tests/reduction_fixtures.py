@@ -72,7 +72,7 @@ def first_step(
     Args:
         teach: makes the teacher of a student, whose plan is among `model_options`.
     """
-    log = synthetic_log(people=80)
+    log = synthetic_log(users=80)
     log["items"] = {column: values[:20] for column, values in log["items"].items()}  # some items are unknown
     processor, splits = fit(log, tasks)
     model = tiny_model(processor, **{"expert_options": {"members": 2}, **model_options})

@@ -14,9 +14,9 @@ from polyrec.distillation.live import LiveTeacher
 LEVELS = {"name": "stars", "head": "ordinal", "label": "rating"}
 
 
-def world(people: int = 30, seed: int = 0, tasks: list[dict[str, Any]] = TASKS, **options: Any):
+def world(users: int = 30, seed: int = 0, tasks: list[dict[str, Any]] = TASKS, **options: Any):
     """Tables, a processor and its split."""
-    tables = synthetic_log(people=people, seed=seed)
+    tables = synthetic_log(users=users, seed=seed)
     processor, parts = fit(tables, tasks, **options)
     return tables, processor, parts
 

@@ -11,27 +11,27 @@ from hypothesis import strategies as st
 from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.sequences import SequenceDataset
 
-people = st.lists(st.integers(1, 12), min_size=1, max_size=5)
+users = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 gaps = st.lists(st.integers(0, 2), min_size=1, max_size=7)
 
 
-def make_log(people: list[int], gaps: list[int], **options: Any) -> EventLog:
+def make_log(users: list[int], gaps: list[int], **options: Any) -> EventLog:
     """A log of people with the given numbers of events; gaps of 0 are ties; the item of row r is r + 2."""
-    person = np.repeat(np.arange(len(people)), people)
-    rows = len(person)
+    user = np.repeat(np.arange(len(users)), users)
+    rows = len(user)
     time = np.cumsum(np.resize(gaps, rows)).astype(float)
     return EventLog(
         **{
-            "person": person,
+            "user": user,
             "item": np.arange(rows) + 2,
             "time": time,
             "order": np.arange(rows),
             "row": np.arange(rows),
-            "user_ids": pa.array(np.arange(len(people))),
+            "user_ids": pa.array(np.arange(len(users))),
             "labels": np.arange(rows, dtype=np.float32)[:, None],
             "event_features": {"stars": np.arange(rows)},
             "candidate_features": {"hour": np.arange(rows) * 10},
-            "user_features": {"age": np.arange(len(people)) * 100},
+            "user_features": {"age": np.arange(len(users)) * 100},
             **options,
         }
     )

@@ -49,14 +49,14 @@ def arguments() -> Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="T", help="(default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="(default: both)")
     parser.add_argument("--grid", choices=("cross", "full"), default="cross", help="of quality (default: %(default)s)")
-    parser.add_argument("--people", type=int, metavar="P", help="of quality, drawn at random (default: all)")
+    parser.add_argument("--users", type=int, metavar="P", help="of quality, drawn at random (default: all)")
     parser.add_argument("--rounds", type=int, default=25, metavar="R", help="of cost (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write, and to go on with")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="tables to write, with a .png beside it")
     parser.add_argument("--config", type=Path, default=common.HERE / "balance.yaml", help="(default: %(default)s)")
     found = parser.parse_args()
-    if min(found.seeds, found.threads, found.rounds) < 1 or (found.people is not None and found.people < 1):
-        parser.error("--seeds, --threads, --rounds and --people must be at least 1")
+    if min(found.seeds, found.threads, found.rounds) < 1 or (found.users is not None and found.users < 1):
+        parser.error("--seeds, --threads, --rounds and --users must be at least 1")
     for name in common.THREAD_VARIABLES:
         os.environ[name] = str(found.threads)
     found.output.parent.mkdir(parents=True, exist_ok=True)
@@ -85,16 +85,16 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return {**config, **changes, **both}
 
 
-def resume(report: common.Report, people: int | None) -> None:
+def resume(report: common.Report, users: int | None) -> None:
     """Take over what --output holds already; results of another configuration are refused."""
     content = report.content
-    content["config"] = json.loads(json.dumps({**content["config"], "people": people}))
+    content["config"] = json.loads(json.dumps({**content["config"], "people": users}))
     content["environment"]["commits"] = [content["environment"]["commit"]]
     if not report.path.exists():
         return
     before = json.loads(report.path.read_text(encoding="utf-8"))
     if before["config"] != content["config"]:
-        raise ValueError(f"{report.path} was measured with another configuration or --people: choose another --output")
+        raise ValueError(f"{report.path} was measured with another configuration or --users: choose another --output")
     commits = [*before["environment"]["commits"], *content["environment"]["commits"]]
     content["environment"]["commits"] = list(dict.fromkeys(commits))
     content["systems"] = before["systems"]
@@ -157,8 +157,8 @@ def quality(
     if not todo:
         return
     with tempfile.TemporaryDirectory() as fewer:
-        if args.people is not None:
-            folder = with_fewer_people(folder, args.people, config["columns"].get("user", "user_id"), Path(fewer))
+        if args.users is not None:
+            folder = with_fewer_users(folder, args.users, config["columns"].get("user", "user_id"), Path(fewer))
         processor, data = fitting.load(folder, config, args.threads, **SPLITS[name])
     for cell in todo:
         print(f"{name}: {cell.name}", flush=True)
@@ -191,7 +191,7 @@ def metrics(found: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float
     return {"mean_improvement": found["eval_mean_improvement"], **named}
 
 
-def with_fewer_people(folder: Path, people: int, column: str, into: Path) -> Path:
+def with_fewer_users(folder: Path, users: int, column: str, into: Path) -> Path:
     """A folder with the events of some people, drawn with seed 0, and all other tables as they are."""
     import numpy as np
     import pyarrow.compute as pc
@@ -202,8 +202,8 @@ def with_fewer_people(folder: Path, people: int, column: str, into: Path) -> Pat
             (into / path.name).symlink_to(path.resolve())
     table = pq.read_table(folder / "interactions.parquet")
     everyone = pc.unique(table[column]).sort()
-    if people < len(everyone):
-        drawn = np.sort(np.random.default_rng(0).permutation(len(everyone))[:people])
+    if users < len(everyone):
+        drawn = np.sort(np.random.default_rng(0).permutation(len(everyone))[:users])
         table = table.filter(pc.is_in(table[column], everyone.take(drawn)))
     pq.write_table(table, into / "interactions.parquet")
     return into
@@ -237,7 +237,7 @@ def main() -> None:
     args = arguments()
     config = configurations(args)
     report = common.Report(args, config)
-    resume(report, args.people)
+    resume(report, args.users)
     known = methods()
     if "cost" in args.parts:
         cost(args, config["cost"], full_grid(known), report)

@@ -192,13 +192,13 @@ class Protocol:
     def throughput(self, student: Any) -> tuple[float, float]:
         """People per second that the teacher and a student answer."""
         from polyrec.distillation.live import LiveTeacher
-        from polyrec.distillation.throughput import one_question_each, people_per_second
+        from polyrec.distillation.throughput import one_question_each, users_per_second
 
         lists = [t.name for t in self.processor.tasks if t.ranks_catalog]
         systems = {"teacher": self.teacher, "student": LiveTeacher(student, self.processor, top_k=10)}
         for system in systems.values():
             system.bind([self.data.test], self.processor)
-        found = people_per_second(systems, one_question_each(self.data.test, lists))
+        found = users_per_second(systems, one_question_each(self.data.test, lists))
         return found["teacher"], found["student"]
 
 

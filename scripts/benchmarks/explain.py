@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with interactions, items and users .parquet")
     parser.add_argument("--run", type=Path, required=True, help="folder of a model trained by the section's protocol")
     parser.add_argument("--section", choices=SECTIONS, help="of the settings (default: name of the data folder)")
-    parser.add_argument("--people", type=int, help="instead of the file's")
+    parser.add_argument("--users", type=int, help="instead of the file's")
     parser.add_argument("--threads", type=int, default=2, metavar="T", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     parser.add_argument("--config", type=Path, default=common.HERE / "explain.yaml", help="(default: %(default)s)")
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
 
 
 def questions(
-    table: pa.Table, processor: PolyRecProcessor, settings: Mapping[str, Any], people: int, cut: float | None
+    table: pa.Table, processor: PolyRecProcessor, settings: Mapping[str, Any], users: int, cut: float | None
 ) -> Iterator[Asked]:
     """One question per person drawn: about their last event (after `cut`, seconds), given what came before its time.
 
@@ -80,13 +80,13 @@ def questions(
     columns = processor.columns
     order = np.lexsort((table[columns.order].to_numpy(), table[columns.time].to_numpy()))
     table = table.take(order)
-    person, moment = table[columns.user].to_numpy(), table[columns.time].to_numpy()
+    user, moment = table[columns.user].to_numpy(), table[columns.time].to_numpy()
     derived = derived_names(columns)
     context = [name for name in processor.event_encoders["candidate"] if name not in derived]
     read = [columns.item, columns.time, *columns.feedback, *context]
     drawn = 0
-    for one in np.random.default_rng(0).permutation(np.unique(person)):
-        rows = np.flatnonzero(person == one)
+    for one in np.random.default_rng(0).permutation(np.unique(user)):
+        rows = np.flatnonzero(user == one)
         last, earlier = rows[-1], rows[:-1]
         if processor.ties == "strict":
             earlier = earlier[moment[earlier] < moment[last]]
@@ -98,7 +98,7 @@ def questions(
         now = max(float(moment[last]), float(moment[earlier[-1]]) + 1.0)
         yield Asked(table.select(read).take(earlier), asked.pop(columns.item), asked, now)
         drawn += 1
-        if drawn == people:
+        if drawn == users:
             return
 
 
@@ -152,10 +152,10 @@ def summarise(rows: list[dict[str, Any]], resamples: int) -> dict[str, Any]:
 
     from polyrec.evaluation.bootstrap import bootstrap_mean
 
-    people = np.arange(len(rows))
+    users = np.arange(len(rows))
 
     def interval(values: np.ndarray) -> list[float]:
-        found = bootstrap_mean(values, people, n=resamples)
+        found = bootstrap_mean(values, users, n=resamples)
         return [found.value, found.low, found.high]
 
     columns = {k: np.array([row[k] for row in rows]) for k in rows[0] if not k.startswith("curve/")}
@@ -217,8 +217,8 @@ def main() -> None:
     table = pq.read_table(args.data / "interactions.parquet")
     protocol = yaml.safe_load((common.HERE / settings["protocol"]).read_text(encoding="utf-8"))
     cuts = protocol["split"].get("cuts")  # only answers about the test part are explained
-    people = args.people or settings["people"]
-    asked = list(questions(table, processor, settings, people, None if cuts is None else cuts[-1]))
+    users = args.users or settings["people"]
+    asked = list(questions(table, processor, settings, users, None if cuts is None else cuts[-1]))
     report = common.Report(argparse.Namespace(output=args.output, threads=args.threads), settings)
     entry = speed(model, processor, asked[:11], settings)
     rows = [measure(model, processor, one, settings, seed) for seed, one in enumerate(asked)]

@@ -49,8 +49,8 @@ def polyrec(args: Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
         rows = fitting.labelled(data.train) * fitted.epochs
         runs.append(
             {
-                "test": _score(fitted, views["test"], data.train.people()),
-                "validation": _score(fitted, views["valid"], data.train.people()),
+                "test": _score(fitted, views["test"], data.train.user_codes()),
+                "validation": _score(fitted, views["valid"], data.train.user_codes()),
                 **fitted.costs,
                 "rows_per_cpu_second": rows / fitted.clock.cpu,
                 "log": fitted.log,
@@ -79,7 +79,7 @@ def _score(fitted: fitting.Fit, views: Mapping[str, SequenceDataset], known: np.
     result: dict[str, float] = {}
     tasks = fitted.model.pair_tasks
     for prefix, rows in views.items():
-        groups = {"seen": np.isin(rows.people(), known)}
+        groups = {"seen": np.isin(rows.user_codes(), known)}
         found = evaluator.evaluate(fitted.model, rows, fitted.trainer.answers(rows), groups=groups)
         result |= {prefix + name: value for name, value in common.rename(found, tasks).items()}
     return result

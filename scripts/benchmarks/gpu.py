@@ -72,7 +72,7 @@ class Size:
     """How much is done.
 
     Args:
-        people, items, batch: of the log that is made up, and windows per step; the demo's is as large as its real one.
+        users, items, batch: of the log that is made up, and windows per step; the demo's is as large as its real one.
         large: the same three of the model of 10 million parameters.
         events: per person.
         steps, warm_up: optimizer steps that are timed, and those before them.
@@ -80,7 +80,7 @@ class Size:
         models: {name: options of its config}.
     """
 
-    people: int
+    users: int
     items: int
     batch: int
     large: tuple[int, int, int]
@@ -92,25 +92,25 @@ class Size:
 
     def of(self, name: str) -> tuple[int, int, int]:
         """People, items and windows per step of a model."""
-        return self.large if name == "10M" else (self.people, self.items, self.batch)
+        return self.large if name == "10M" else (self.users, self.items, self.batch)
 
 
 FULL = Size(671, 9066, 16, (1500, 30_000, 64), 150, 60, 10, 64, MODELS)
 QUICK = Size(24, 30, 8, (0, 0, 0), 12, 3, 1, 8, {"demo": TINY, "terms": TINY, "sets": TINY})
 
 
-def made_up_log(people: int, items: int, events: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+def made_up_log(users: int, items: int, events: int, seed: int = 0) -> dict[str, dict[str, Any]]:
     """A log with popular items, people who like a genre, and ratings, as MovieLens has them."""
     random = np.random.default_rng(seed)
     chance = 1 / np.arange(1, items + 1) ** 0.8
-    person = np.repeat(np.arange(people), events)
-    item = random.choice(items, len(person), p=chance / chance.sum())
-    liked = (item % 7 == person % 7) | (random.random(len(person)) < 0.3)
+    user = np.repeat(np.arange(users), events)
+    item = random.choice(items, len(user), p=chance / chance.sum())
+    liked = (item % 7 == user % 7) | (random.random(len(user)) < 0.3)
     interactions = {
-        "user_id": person,
+        "user_id": user,
         "item_id": item,
-        "timestamp": 1e9 + 3600.0 * np.tile(np.arange(events), people) + person,
-        "rating": np.where(liked, random.integers(4, 6, len(person)), random.integers(1, 4, len(person))).astype(float),
+        "timestamp": 1e9 + 3600.0 * np.tile(np.arange(events), users) + user,
+        "rating": np.where(liked, random.integers(4, 6, len(user)), random.integers(1, 4, len(user))).astype(float),
     }
     genres = [[f"genre {n % 7}", f"genre {n % 3}"] for n in range(items)]
     year = 1950 + random.integers(0, 70, items).astype(float)
@@ -223,8 +223,8 @@ class World:
 
     def __init__(self, name: str, size: Size) -> None:
         self.name, self.size = name, size
-        people, items, self.windows = size.of(name)
-        tables = made_up_log(people, items, size.events)
+        users, items, self.windows = size.of(name)
+        tables = made_up_log(users, items, size.events)
         variant = VARIANTS.get(name, {"tasks": TASKS, "columns": COLUMNS})
         if variant["columns"].get("time", "") is None:
             del tables["interactions"]["timestamp"]

@@ -67,7 +67,7 @@ def polyrec(args: Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
         for part, rows in (("valid", data.valid), ("test", data.test))
     }
     # Known from before the test: from the validation rows, too.
-    known = {"valid": data.train.people(), "test": _people(data.train, data.valid)}
+    known = {"valid": data.train.user_codes(), "test": _users(data.train, data.valid)}
     runs = []
     for seed in range(args.seeds):
         fitted = fitting.fit(processor, data, config, seed)
@@ -88,10 +88,10 @@ def _begin(dataset: SequenceDataset) -> float:
     return float(dataset.log.time[dataset.candidates.event].min())
 
 
-def _people(*parts: SequenceDataset) -> np.ndarray:
+def _users(*parts: SequenceDataset) -> np.ndarray:
     import numpy as np
 
-    return np.concatenate([part.people() for part in parts])
+    return np.concatenate([part.user_codes() for part in parts])
 
 
 def _score(fitted: fitting.Fit, views: Mapping[str, SequenceDataset], known: np.ndarray) -> dict[str, float]:
@@ -101,7 +101,7 @@ def _score(fitted: fitting.Fit, views: Mapping[str, SequenceDataset], known: np.
 
     result: dict[str, float] = {}
     for prefix, rows in views.items():
-        groups = {"seen": np.isin(rows.people(), known)}
+        groups = {"seen": np.isin(rows.user_codes(), known)}
         found = evaluator.evaluate(fitted.model, rows, fitted.trainer.answers(rows), groups=groups)
         result |= {prefix + name: value for name, value in common.rename(found, fitted.model.pair_tasks).items()}
     return result

@@ -54,7 +54,7 @@ class NewItems(text_data.TextData):
     def _asked(self) -> dict[str, np.ndarray]:
         """Rows of the log that took a new item, after at least one event."""
         place = np.arange(len(self.item))
-        events_left = np.searchsorted(self.person, self.person, side="right") - place
+        events_left = np.searchsorted(self.user, self.user, side="right") - place
         end = np.flatnonzero(self.is_cold & (place > self.begin) & (events_left <= 2))
         return {"end": end, "anywhere": super().questions()["cold"].row}
 

@@ -45,7 +45,7 @@ class Lists:
 
     Args:
         query: int64 [Q], the question whose title is the query; -1 = there is none (next item).
-        person: int64 [Q], who asks; -1 = unknown.
+        user: int64 [Q], who asks; -1 = unknown.
         since, time: int64 [Q], seconds; questions asked before `since`, at `time` or later are no candidates.
         relevant: ragged, catalog rows that should be found.
         excluded: (lists [P], catalog rows [P]), no candidates.
@@ -53,7 +53,7 @@ class Lists:
     """
 
     query: np.ndarray
-    person: np.ndarray
+    user: np.ndarray
     since: np.ndarray
     time: np.ndarray
     relevant: Ragged

@@ -101,9 +101,9 @@ class Answers:
             d for d in (self.splits.valid, self.splits.test) if d.log.time[d.candidates.event].max() >= max(lists.time)
         )
         log, task = dataset.log, dataset.task_names.index(NEXT_ITEM)
-        turns = pd.DataFrame({"person": np.asarray(log.user_ids)[log.person], "item": log.item - FIRST_ITEM})
+        turns = pd.DataFrame({"person": np.asarray(log.user_ids)[log.user], "item": log.item - FIRST_ITEM})
         turns = turns.assign(event=np.arange(len(log)))[log.labels[:, task] > 0]
-        asked = pd.DataFrame({"person": lists.person, "item": lists.relevant[0]}).merge(turns, how="left")
+        asked = pd.DataFrame({"person": lists.user, "item": lists.relevant[0]}).merge(turns, how="left")
         rows = np.zeros(len(log), dtype=bool)
         rows[asked.event] = True
         questions = self.processor.evaluation_set(log, rows, None)

@@ -5,7 +5,7 @@ Synthetic logs of two sizes, each person with `--events` events that are all ask
 of its own; its resident set is compared with what the log itself takes. Pages of mapped files count as resident until
 something else needs them, so the memory that a process holds for itself (RssAnon) stands beside it.
 
-    python scripts/benchmarks/stored_logits.py --people 100000 --events 100 --output runs/stored_logits.json
+    python scripts/benchmarks/stored_logits.py --users 100000 --events 100 --output runs/stored_logits.json
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def memory() -> dict[str, float]:
     return {"held": held / 1024, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def measure(people: int, events: int, top_k: int, batches: int, folder: str) -> dict[str, Any]:
+def measure(users: int, events: int, top_k: int, batches: int, folder: str) -> dict[str, Any]:
     """Write and read the answers to one log."""
     import numpy as np
     import torch
@@ -60,12 +60,12 @@ def measure(people: int, events: int, top_k: int, batches: int, folder: str) -> 
             return items, torch.linspace(5, -5, top_k + 1).expand(len(rows), top_k + 1)
 
     random = np.random.default_rng(0)
-    person = np.repeat(np.arange(people), events)
+    user = np.repeat(np.arange(users), events)
     log = {
-        "user_id": person,
-        "item_id": random.integers(0, ITEMS, len(person)),
-        "timestamp": np.tile(np.arange(events), people),
-        "like": random.integers(0, 2, len(person)),
+        "user_id": user,
+        "item_id": random.integers(0, ITEMS, len(user)),
+        "timestamp": np.tile(np.arange(events), users),
+        "like": random.integers(0, 2, len(user)),
     }
     processor = PolyRecProcessor.fit(
         log,
@@ -75,7 +75,7 @@ def measure(people: int, events: int, top_k: int, batches: int, folder: str) -> 
         statistics=False,
     )
     data = processor.split(log, fractions=(1, 0, 0)).train
-    del log, person
+    del log, user
     teacher = Cheap(processor, top_k=top_k)
     teacher.prepare(data, processor)
     found: dict[str, Any] = {"candidates": data.num_candidates, "log": memory()}
@@ -102,7 +102,7 @@ def measure(people: int, events: int, top_k: int, batches: int, folder: str) -> 
 def main() -> None:
     """Measure both sizes and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=100_000, help="of the larger log (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=100_000, help="of the larger log (default: %(default)s)")
     parser.add_argument("--events", type=int, default=100, help="of each person (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=100, help="items per list (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=200, help="of 64 people, to read (default: %(default)s)")
@@ -113,19 +113,19 @@ def main() -> None:
         "environment": common.environment(1),
         "settings": vars(args) | {"output": str(args.output)},
     }
-    for people in (args.people // 10, args.people):
+    for users in (args.users // 10, args.users):
         with (
             tempfile.TemporaryDirectory(dir=args.folder) as folder,
             ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
         ):
-            found = pool.submit(measure, people, args.events, args.top_k, args.batches, folder).result()
-        report[str(people)] = found
-        print(json.dumps({str(people): found}, indent=2))
-    small, large = report[str(args.people // 10)], report[str(args.people)]
+            found = pool.submit(measure, users, args.events, args.top_k, args.batches, folder).result()
+        report[str(users)] = found
+        print(json.dumps({str(users): found}, indent=2))
+    small, large = report[str(args.users // 10)], report[str(args.users)]
     # What the files need beyond the log, which is in memory anyway.
     report["beyond_the_log_mib"] = {
-        str(people): {step: found[step]["held"] - found["log"]["held"] for step in ("written", "opened", "read")}
-        for people, found in ((args.people // 10, small), (args.people, large))
+        str(users): {step: found[step]["held"] - found["log"]["held"] for step in ("written", "opened", "read")}
+        for users, found in ((args.users // 10, small), (args.users, large))
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -52,8 +52,8 @@ class TextData:
         )
         ids = np.asarray(self.items["item_id"])
         self.item = np.searchsorted(ids, np.asarray(self.events["item_id"]))
-        self.person = np.unique(np.asarray(self.events["user_id"]), return_inverse=True)[1]
-        self.begin = np.searchsorted(self.person, self.person)  # [R], the person's first row
+        self.user = np.unique(np.asarray(self.events["user_id"]), return_inverse=True)[1]
+        self.begin = np.searchsorted(self.user, self.user)  # [R], the person's first row
         size = int(COLD_SHARE * len(ids))
         self.cold = np.sort(np.random.default_rng(0).permutation(len(ids))[tenth * size : (tenth + 1) * size])
         self.is_cold = np.isin(self.item, self.cold)
@@ -63,7 +63,7 @@ class TextData:
         self.texts = [f"{s}. Genres: {', '.join(g)}" for s, g in zip(self.short, genres, strict=True)]
         # Positions in the log without cold items, of which the last two of a person are kept from training.
         warm = np.flatnonzero(~self.is_cold)
-        last = np.append(np.diff(self.person[warm]) != 0, True)
+        last = np.append(np.diff(self.user[warm]) != 0, True)
         before = np.append(last[1:], False) & ~last
         self.test, self.valid, self.train = warm[last], warm[before], warm[~last & ~before]
 

@@ -24,7 +24,7 @@ WORDS = (
     "night day city river love war dark light star house king queen last first lost blue red green winter summer man "
     "woman child dream road home world time life death story letter garden stone water fire wind moon sun"
 )
-PEOPLE, EVENTS = 256, 40
+USERS, EVENTS = 256, 40
 
 
 def peak(model: str, items: int, steps: int, threads: int) -> float:
@@ -38,8 +38,8 @@ def peak(model: str, items: int, steps: int, threads: int) -> float:
     random = np.random.default_rng(0)
     words = WORDS.split()
     titles = [" ".join(random.choice(words, random.integers(3, 9))) for _ in range(items)]
-    person = np.repeat(np.arange(PEOPLE), EVENTS)
-    log = {"user_id": person, "item_id": random.integers(0, items, len(person)), "timestamp": np.arange(len(person))}
+    user = np.repeat(np.arange(USERS), EVENTS)
+    log = {"user_id": user, "item_id": random.integers(0, items, len(user)), "timestamp": np.arange(len(user))}
     processor = PolyRecProcessor.fit(
         log,
         {"item_id": np.arange(items), "title": titles},

@@ -23,7 +23,7 @@ import common
 import numpy as np
 
 LATEST = 5
-PEOPLE = 1000  # of travel_se, with at least so many events:
+USERS = 1000  # of travel_se, with at least so many events:
 EVENTS = 5
 
 
@@ -38,9 +38,9 @@ def tables(folder: Path) -> tuple[Any, Any]:
         events = events.filter(pc.not_equal(events["event"], "ask"))
         known = pc.is_in(events["item_id"], value_set=items["item_id"].combine_chunks())
         events = events.filter(known)
-        person, count = np.unique(np.asarray(events["user_id"]), return_counts=True)
-        person = person[count >= EVENTS]
-        drawn = np.random.default_rng(0).permutation(person)[:PEOPLE]
+        user, count = np.unique(np.asarray(events["user_id"]), return_counts=True)
+        user = user[count >= EVENTS]
+        drawn = np.random.default_rng(0).permutation(user)[:USERS]
         events = events.filter(pc.is_in(events["user_id"], value_set=pa.array(drawn)))
     return events.select(["user_id", "item_id", "timestamp"]), items
 
@@ -58,7 +58,7 @@ def evaluate(test: Any, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, 
         scores = np.array(score(index), dtype=np.float32)
         for n, k in enumerate(index):
             event = asked.event[k]
-            first = log.offsets[log.person[event]]
+            first = log.offsets[log.user[event]]
             seen, target = log.item[first : first + asked.position[k]], log.item[event]
             if target in seen:  # people come back to a question; to find it again is no feat
                 continue
@@ -74,7 +74,7 @@ def text_mean(model: Any, test: Any) -> Callable[[np.ndarray], np.ndarray]:
     log, asked = test.log, test.candidates
 
     def score(index: np.ndarray) -> np.ndarray:
-        first = log.offsets[log.person[asked.event[index]]]
+        first = log.offsets[log.user[asked.event[index]]]
         stop = first + asked.position[index]
         means = [
             vectors[log.item[max(a, b - LATEST) : b]].mean(0) if b > a else vectors[0]

@@ -21,13 +21,13 @@ class Answers:
     """One system's answers to the same rows as another's.
 
     Args:
-        people: [R].
+        users: [R].
         judges: {task: the metric that judges it; None: its values are NDCG already}.
         labels: {task: [R]}, NaN = unknown.
         values: {task: [R]}, what the pair tasks predict; of retrieval tasks the NDCG@10 of each list, NaN = none.
     """
 
-    people: np.ndarray
+    users: np.ndarray
     judges: Mapping[str, str | None]
     labels: Mapping[str, np.ndarray]
     values: Mapping[str, np.ndarray]
@@ -47,7 +47,7 @@ class Answers:
             judges[name], values[name] = None, np.full(dataset.num_candidates, np.nan)
             values[name][lists.rows] = single_target_metrics(lists.greater, lists.ties, ks=[10])["ndcg@10"]
         labels = dict(zip(dataset.task_names, dataset.labels().T, strict=True))
-        return cls(dataset.people(), judges, labels, values)
+        return cls(dataset.user_codes(), judges, labels, values)
 
 
 def improvement(judges: Mapping[str, str | None], labels: Mapping[str, Any], values: Mapping[str, Any]) -> float:
@@ -83,5 +83,5 @@ def gain_interval(first: Sequence[Answers], second: Sequence[Answers], n: int = 
                 for runs in (first, second))  # fmt: skip
         return float(np.subtract(*map(np.mean, both)))
 
-    found = bootstrap_interval(gain, one.people, np.arange(len(one.people)), n=n)
+    found = bootstrap_interval(gain, one.users, np.arange(len(one.users)), n=n)
     return {"gain": found.value, "low": found.low, "high": found.high, "p": found.p_value}

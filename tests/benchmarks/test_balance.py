@@ -189,20 +189,20 @@ def tiny(config):
 def run(movielens, tmp_path):
     """Starts the script's parts on a small log; returns what it has written."""
 
-    def start(rounds=2, people=None):
+    def start(rounds=2, users=None):
         args = Namespace(
             data=movielens,
             threads=1,
             seeds=1,
             rounds=rounds,
-            people=people,
+            users=users,
             output=tmp_path / "found.json",
             config=common.HERE / "balance.yaml",
             markdown=tmp_path / "found.md",
         )
         config = balance.configurations(args)
         report = common.Report(args, config | {"reference_seeds": 2})
-        balance.resume(report, people)
+        balance.resume(report, users)
         cells = [REFERENCE, Cell("ple", "aggregation:mgda")]
         balance.cost(args, tiny(config["cost"]), cells, report)
         balance.quality("feedback", movielens, args, tiny(config["feedback"]), cells, report)
@@ -228,14 +228,14 @@ def test_what_is_measured_is_kept(run, tmp_path, monkeypatch):
     assert again["cost"]["rounds"][:2] == first["cost"]["rounds"]
     assert again["cost"]["peak_bytes"] == first["cost"]["peak_bytes"]  # memory is counted, not sampled
     with pytest.raises(ValueError, match="choose another --output"):
-        run(people=20)
+        run(users=20)
 
 
 def test_fewer_people_keep_all_their_events(movielens, tmp_path):
     """Prevents a smaller log from being one of shorter histories."""
-    found = balance.with_fewer_people(movielens, 12, "user_id", tmp_path)
+    found = balance.with_fewer_users(movielens, 12, "user_id", tmp_path)
     whole, part = (pq.read_table(f / "interactions.parquet").to_pandas() for f in (movielens, found))
-    people = part["user_id"].unique()
-    assert len(people) == 12
-    pd.testing.assert_frame_equal(part, whole[whole["user_id"].isin(people)].reset_index(drop=True))
+    users = part["user_id"].unique()
+    assert len(users) == 12
+    pd.testing.assert_frame_equal(part, whole[whole["user_id"].isin(users)].reset_index(drop=True))
     assert pq.read_table(found / "items.parquet") == pq.read_table(movielens / "items.parquet")

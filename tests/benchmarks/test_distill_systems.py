@@ -42,7 +42,7 @@ SYSTEMS = ["teacher", "student_alone", "student", "stored", "small", "classical"
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distill")
-    for name, table in synthetic_log(people=30).items():
+    for name, table in synthetic_log(users=30).items():
         pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
     (folder / "own.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     args = Namespace(data=folder, threads=1, output=folder / "r.json", seeds=1, systems=SYSTEMS, epochs=1)

@@ -12,12 +12,12 @@ CATALOG = 30
 @pytest.fixture
 def folder(tmp_path):
     random = np.random.default_rng(0)
-    person = np.repeat(np.arange(40), 8)
+    user = np.repeat(np.arange(40), 8)
     interactions = {
-        "user_id": person,
-        "item_id": 100 + random.integers(0, CATALOG, len(person)),
-        "timestamp": random.integers(0, 50, len(person)),
-        "file_order": random.permutation(len(person)),
+        "user_id": user,
+        "item_id": 100 + random.integers(0, CATALOG, len(user)),
+        "timestamp": random.integers(0, 50, len(user)),
+        "file_order": random.permutation(len(user)),
     }
     catalog = {
         "item_id": 100 + random.permutation(CATALOG),
@@ -46,8 +46,8 @@ def test_questions_are_the_last_two_events_that_took_a_new_item(folder):
     """Prevents other events than those of protocol A's parts from being asked about."""
     data = new_items.NewItems(folder)
     expected = []
-    for person in range(40):
-        rows = np.flatnonzero(data.person == person)
+    for user in range(40):
+        rows = np.flatnonzero(data.user == user)
         expected += [r for r in rows[-2:] if data.item[r] in data.cold]
     asked = data.questions()
     assert len(expected) > 2

@@ -112,7 +112,7 @@ def test_next_items_are_first_turns_and_see_earlier_events_alone(data):
     values, offsets = lists.history
     seen = set(zip(*(x.tolist() for x in lists.excluded), strict=True))
     for n in range(len(lists)):
-        mine = events[events.user_id == lists.person[n]]
+        mine = events[events.user_id == lists.user[n]]
         target = lists.relevant[0][n]
         before = mine[mine.timestamp < lists.time[n]]
         assert target not in set(before.item)

@@ -11,13 +11,13 @@ from text_systems import with_lora
 @pytest.fixture
 def data(tmp_path):
     random = np.random.default_rng(0)
-    people, items = 30, 40
-    person = np.repeat(np.arange(people), 8)
+    users, items = 30, 40
+    user = np.repeat(np.arange(users), 8)
     interactions = {
-        "user_id": person,
-        "item_id": 100 + random.integers(0, items, len(person)),
-        "timestamp": random.integers(0, 50, len(person)),
-        "file_order": random.permutation(len(person)),
+        "user_id": user,
+        "item_id": 100 + random.integers(0, items, len(user)),
+        "timestamp": random.integers(0, 50, len(user)),
+        "file_order": random.permutation(len(user)),
     }
     catalog = {
         "item_id": 100 + random.permutation(items),
@@ -53,7 +53,7 @@ def test_history_is_what_came_before(data):
         rows = [
             r
             for r in range(len(data.item))
-            if data.person[r] == data.person[row] and (time[r], order[r]) < (time[row], order[row])
+            if data.user[r] == data.user[row] and (time[r], order[r]) < (time[row], order[row])
         ]
         assert data.history(row).tolist() == data.item[rows].tolist()
         assert data.history(row, 3).tolist() == data.item[rows][-3:].tolist()

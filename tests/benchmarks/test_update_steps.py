@@ -38,7 +38,7 @@ PLAN = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("update")
-    for name, table in synthetic_log(people=60).items():
+    for name, table in synthetic_log(users=60).items():
         pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
     args = Namespace(data=folder, threads=1, output=folder / "r.json", seeds=1, systems=list(update.SYSTEMS))
     return args, update.Protocol(args, CONFIG)
@@ -87,7 +87,7 @@ def test_between_updates_nothing_of_the_step_is_known(world):
     log = protocol.log
     for dataset, hidden in zip(asked, (None, step, protocol.between(0.3, 0.5)), strict=True):
         candidates = dataset.candidates
-        latest = log.offsets[log.person[candidates.event]] + candidates.position - 1
+        latest = log.offsets[log.user[candidates.event]] + candidates.position - 1
         seen = latest[candidates.position > 0]
         if hidden is None:
             assert (log.time[seen] >= log.time[step].min()).any()

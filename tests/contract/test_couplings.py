@@ -187,9 +187,9 @@ def test_missing_labels_of_some_tasks(kind, options, without, how):
 @variants
 def test_losses_and_counts_add_up_over_parts_of_a_batch(kind, options):
     """Prevents a mean inside a coupling: sums and counts of parts must give those of the whole (the reduction)."""
-    found, batch = model(kind, options), chain_batch(NAMES, people=6)
+    found, batch = model(kind, options), chain_batch(NAMES, users=6)
     whole = found(**batch)
-    parts = [found(**chain_batch(NAMES, people=6, keep=rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    parts = [found(**chain_batch(NAMES, users=6, keep=rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
     for task in NAMES:
         torch.testing.assert_close(sum(p.losses[task] for p in parts), whole.losses[task])
         torch.testing.assert_close(sum(p.counts[task] for p in parts), whole.counts[task])

@@ -139,7 +139,7 @@ def test_no_known_label_gives_zero_and_a_zero_gradient(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_counts_add_up_over_parts_of_a_batch(kind):
     """Prevents a head from averaging inside: sums and counts of parts must give those of the whole (the reduction)."""
-    model, batch = model_of(kind), batch_of(people=6)
+    model, batch = model_of(kind), batch_of(users=6)
     whole = model(**batch)
     parts = [model(**_rows(batch, rows)) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
     torch.testing.assert_close(sum(p.losses["task"] for p in parts), whole.losses["task"])
@@ -149,7 +149,7 @@ def test_losses_and_counts_add_up_over_parts_of_a_batch(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_counts_like_repetition_and_nan_weight_of_unknown_label_is_nothing(kind):
     """Prevents a weight that scales the loss but not the count, and padded weights (NaN) from poisoning the sum."""
-    model, batch = model_of(kind), batch_of(people=4)
+    model, batch = model_of(kind), batch_of(users=4)
     output = model(**batch)
     known = model.heads["task"].known(batch["labels"]["task"], batch["candidate_ids"])
     weighted = model(**batch, sample_weight={"task": torch.where(known, 3.0, NAN)})

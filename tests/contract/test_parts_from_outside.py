@@ -137,7 +137,7 @@ def parts():
 
 def test_parts_from_outside_train_distil_save_load_and_recommend(parts, tmp_path):
     """Prevents a place in the package that knows the parts it came with by name."""
-    log = synthetic_log(people=16)
+    log = synthetic_log(users=16)
     processor, splits = fit(log, TASKS)
     options = {"experts": "doubled", "weighting": "halved", "objectives": {"small_states": {"weight": 0.01}}}
     plan = {"tasks": {"next_item": {"alpha": 0.5}, "rating": {"alpha": 0.5}}}

@@ -20,7 +20,7 @@ from polyrec.core.manifest import (
     refresh_manifest,
     write_manifest,
 )
-from polyrec.hub.files import KINDS, NEVER, PEOPLE
+from polyrec.hub.files import KINDS, NEVER, USERS_FILES
 
 CONTENT = {
     "config.json": b'{"hidden_size": 8}',
@@ -135,7 +135,7 @@ def test_saving_one_part_anew_keeps_the_entries_of_the_other(folder):
 
 def test_every_file_that_polyrec_reads_by_name_is_known_to_the_manifest():
     """An optional file that is put beside a run would be read though nothing vouches for it."""
-    patterns = [p for kind, own in KINDS.items() if kind != "card" for p in own] + [*PEOPLE, *NEVER]
+    patterns = [p for kind, own in KINDS.items() if kind != "card" for p in own] + [*USERS_FILES, *NEVER]
     assert [p for p in patterns if not fits(p.replace("*", "x"), READ_FILES)] == []
 
 

@@ -81,7 +81,7 @@ def test_python_keywords():
         assert from_dict(Columns, {"past_length": 9}) == Columns(prior_history_length=9)
     with pytest.warns(DeprecationWarning, match="model.item_rank"):
         assert PolyRecConfig(item_rank=4, hidden_size=8).item_embedding_rank == 4
-    log = synthetic_log(people=12, events=6, seed=0)
+    log = synthetic_log(users=12, events=6, seed=0)
     processor, parts = fit(log, TASKS[:2], columns={"prior_history": {"seen": []}})
     cutoff, before = float(np.median(parts.test.log.time)), {"user_id": [0], "seen": [[1, 2]]}
     with pytest.warns(DeprecationWarning, match="processor.frozen is now processor.without_updates"):
@@ -94,7 +94,7 @@ def test_python_keywords():
 
 def test_saved_folders(tmp_path):
     """Files of 0.1 hold old names; a run that cannot be loaded after an upgrade is lost."""
-    processor, _ = fit(synthetic_log(people=12, events=6, seed=0), TASKS[:2], columns={"time_zone": 3})
+    processor, _ = fit(synthetic_log(users=12, events=6, seed=0), TASKS[:2], columns={"time_zone": 3})
     tiny_model(processor, item_embedding_rank=3).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for name, section, version in (("config.json", "model", 1), ("processor_config.json", "columns", 1)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from window_fixtures import dataset, gaps, make_log, people, same_windows, windows
+from window_fixtures import dataset, gaps, make_log, same_windows, users, windows
 
 from polyrec.data.augmentation import (
     ByLength,
@@ -47,10 +47,10 @@ def origin(item_ids, stars):
 
 
 @settings(max_examples=150, deadline=None)
-@given(people, gaps, transforms, st.integers(1, 8), st.sampled_from(["strict", "order"]), st.integers(0, 3))
-def test_no_candidate_sees_what_it_could_not_see_before(people, gaps, transform, max_history, ties, epoch):
+@given(users, gaps, transforms, st.integers(1, 8), st.sampled_from(["strict", "order"]), st.integers(0, 3))
+def test_no_candidate_sees_what_it_could_not_see_before(users, gaps, transform, max_history, ties, epoch):
     """Prevents a transform from showing a candidate its own event, or a later one, or anything made of these."""
-    log = make_log(people, gaps, event_features={"stars": np.arange(sum(people)), "score": np.arange(sum(people)) / 2})
+    log = make_log(users, gaps, event_features={"stars": np.arange(sum(users)), "score": np.arange(sum(users)) / 2})
     plain, changed = (
         dataset(log, ties, max_history=max_history),
         dataset(log, ties, max_history=max_history, transform=transform),
@@ -68,10 +68,10 @@ def test_no_candidate_sees_what_it_could_not_see_before(people, gaps, transform,
 
 
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, transforms, st.integers(0, 3))
-def test_a_transform_changes_no_log_and_repeats(people, gaps, transform, epoch):
+@given(users, gaps, transforms, st.integers(0, 3))
+def test_a_transform_changes_no_log_and_repeats(users, gaps, transform, epoch):
     """Prevents a change of one window from staying in the log for all epochs, and a resumed run from drawing others."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     item, stars = log.item.copy(), log.event_features["stars"].copy()
     data = dataset(log, max_history=8, transform=transform)
     one, two = windows(data, epoch), windows(data, epoch)
@@ -185,12 +185,12 @@ def test_substitute_draws_among_the_neighbours():
 def test_similar_items_are_those_of_a_naive_count(events, count, span):
     """Prevents people from being counted together, pairs beyond the span, and ties of the score from being random."""
     events = sorted(events, key=lambda e: e[0])
-    person, item = (np.array([e[i] for e in events], dtype=np.int64) for i in (0, 1))
-    found = SimilarItems.fit(person, item, 8, count, span).neighbours
+    user, item = (np.array([e[i] for e in events], dtype=np.int64) for i in (0, 1))
+    found = SimilarItems.fit(user, item, 8, count, span).neighbours
     together = np.zeros((8, 8))
     for i in range(len(events)):
         for j in range(i + 1, min(i + span, len(events) - 1) + 1):
-            if person[i] == person[j] and item[i] != item[j] and min(item[i], item[j]) >= 2:
+            if user[i] == user[j] and item[i] != item[j] and min(item[i], item[j]) >= 2:
                 together[item[i], item[j]] += 1
                 together[item[j], item[i]] += 1
     for one in range(8):

@@ -10,7 +10,7 @@ from polyrec.data.collator import PolyRecCollator
 
 @pytest.fixture(scope="module")
 def world():
-    processor, parts = fit(synthetic_log(people=8))
+    processor, parts = fit(synthetic_log(users=8))
     return tiny_model(processor), PolyRecCollator()([parts.train[i] for i in range(4)])
 
 

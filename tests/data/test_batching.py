@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import arguments, fit, synthetic_log, tiny_model
 from torch.utils.data import DataLoader, Subset
-from window_fixtures import gaps, make_log, people, two_views
+from window_fixtures import gaps, make_log, two_views, users
 
 from polyrec import PolyRecTrainer
 from polyrec.data import batching
@@ -41,13 +41,13 @@ def one_by_one(dataset, indices, multiple=1):
     return PolyRecCollator(multiple)([dataset[i] for i in indices])
 
 
-def rich_log(people, gaps, random, past=None) -> EventLog:
+def rich_log(users, gaps, random, past=None) -> EventLog:
     """A log with features of every kind and width; each value is drawn, so that no row looks like another.
 
     Args:
         past: events before the log of each person, and how many of them are read; None: no past.
     """
-    rows, count = sum(people), len(people)
+    rows, count = sum(users), len(users)
 
     def features(size):
         return {
@@ -58,7 +58,7 @@ def rich_log(people, gaps, random, past=None) -> EventLog:
         }
 
     log = make_log(
-        people,
+        users,
         gaps,
         labels=random.choice([0.0, 1.0, np.nan], (rows, 1)).astype(np.float32),
         # A column may have any name; a gap belongs to a place, not to an event.
@@ -78,7 +78,7 @@ def rich_log(people, gaps, random, past=None) -> EventLog:
 @st.composite
 def data_sets(draw) -> SequenceDataset:
     """Data sets with and without every option that a reader must know."""
-    sizes, times = draw(people), draw(gaps)
+    sizes, times = draw(users), draw(gaps)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     past = None
     if draw(st.booleans()):

@@ -13,11 +13,11 @@ from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.cooccurrence import FIRST, cooccurrence_vectors
 
 
-def pairs_by_loop(person, item, num_items, window):
+def pairs_by_loop(user, item, num_items, window):
     """How often two different known items lie within `window` known events of one person, [N, N]."""
     counts = np.zeros((num_items, num_items))
-    for one in set(person.tolist()):
-        events = [i for p, i in zip(person, item, strict=True) if p == one and i >= FIRST]
+    for one in set(user.tolist()):
+        events = [i for p, i in zip(user, item, strict=True) if p == one and i >= FIRST]
         for a in range(len(events)):
             for b in range(a + 1, min(a + window + 1, len(events))):
                 if events[a] != events[b]:
@@ -37,20 +37,20 @@ def information_by_loop(counts, smoothing):
 
 @st.composite
 def logs(draw):
-    people = draw(st.integers(1, 6))
-    person = np.sort(np.array(draw(st.lists(st.integers(0, people - 1), min_size=2, max_size=40))))
-    return person, np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(0, 9, len(person))
+    users = draw(st.integers(1, 6))
+    user = np.sort(np.array(draw(st.lists(st.integers(0, users - 1), min_size=2, max_size=40))))
+    return user, np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(0, 9, len(user))
 
 
 @settings(max_examples=60, deadline=None)
 @given(logs(), st.integers(1, 12), st.integers(1, 9), st.sampled_from([0.5, 0.75, 1.0]))
 def test_vectors_are_those_of_a_dense_decomposition(log, size, window, smoothing):
     """Prevents pairs across people or beyond the window, a wrong normalisation, and vectors that belong to other items."""
-    person, item = log
-    found = cooccurrence_vectors(person, item, 10, size, window, smoothing)
+    user, item = log
+    found = cooccurrence_vectors(user, item, 10, size, window, smoothing)
     assert found.shape == (10, size)
     assert found.dtype == np.float32
-    counts = pairs_by_loop(person, item, 10, window)
+    counts = pairs_by_loop(user, item, 10, window)
     met = counts.sum(1) > 0
     assert not found[~met].any()
     if not met.any():
@@ -82,11 +82,11 @@ def test_items_taken_together_are_near_each_other():
 
 def test_large_catalogs_are_decomposed_alike(monkeypatch):
     """Prevents the sparse path, which only large catalogs take, from giving other vectors than the dense one."""
-    person = np.repeat(np.arange(300), 5)
-    item = np.random.default_rng(0).zipf(1.3, len(person)) % 60 + FIRST
-    dense = cooccurrence_vectors(person, item, 70, 8)
+    user = np.repeat(np.arange(300), 5)
+    item = np.random.default_rng(0).zipf(1.3, len(user)) % 60 + FIRST
+    dense = cooccurrence_vectors(user, item, 70, 8)
     monkeypatch.setattr("polyrec.data.cooccurrence.DENSE", 10)
-    sparse, again = (cooccurrence_vectors(person, item, 70, 8) for _ in range(2))
+    sparse, again = (cooccurrence_vectors(user, item, 70, 8) for _ in range(2))
     np.testing.assert_allclose(sparse, dense, atol=1e-3)
     assert np.array_equal(sparse, again)
 
@@ -146,13 +146,13 @@ def test_vectors_are_those_of_training_rows_and_the_past():
     rows = np.sort(splits.train.candidates.event)
     events = [(p, -1, i + 2) for p, watched in ((3, [23, 22]), (5, [1, 2, 3])) for i in watched]
     events = [(log.user_ids.to_pylist().index(p), place, i) for p, place, i in events]
-    events += [(int(log.person[r]), 0, int(log.item[r])) for r in rows]
+    events += [(int(log.user[r]), 0, int(log.item[r])) for r in rows]
     events.sort(key=lambda e: e[:2])
-    person, _, item = (np.array(column) for column in zip(*events, strict=True))
-    expected = cooccurrence_vectors(person, item, processor.num_items, 6)
+    user, _, item = (np.array(column) for column in zip(*events, strict=True))
+    expected = cooccurrence_vectors(user, item, processor.num_items, 6)
     assert np.array_equal(processor.item_vectors(6), expected)
     assert expected[24:26].any()  # only the past knows them
-    with_test = cooccurrence_vectors(log.person, log.item, processor.num_items, 6)
+    with_test = cooccurrence_vectors(log.user, log.item, processor.num_items, 6)
     assert not np.allclose(expected, with_test)
 
 

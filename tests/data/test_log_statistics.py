@@ -37,9 +37,9 @@ PAST_COLUMNS = {"watched": [], "liked": ["like"]}
 TASKS_OF_COLUMNS = [*TASKS[:1], {"name": "like", "head": "binary"}, {"name": "rating", "head": "regression"}]
 
 
-def world(people=12, statistics=None, past=True, order=None, **columns):
+def world(users=12, statistics=None, past=True, order=None, **columns):
     """Tables with a column "like" and one of seconds, a past of most people, and a fitted processor."""
-    tables = synthetic_log(people, events=8)
+    tables = synthetic_log(users, events=8)
     events, random = tables["interactions"], np.random.default_rng(1)
     rows = len(events["rating"])
     events["like"] = random.choice([0.0, 1.0, np.nan], rows)
@@ -51,9 +51,9 @@ def world(people=12, statistics=None, past=True, order=None, **columns):
     tasks = TASKS_OF_COLUMNS if order is None else [TASKS_OF_COLUMNS[i] for i in order]
     processor = PolyRecProcessor.fit(**tables, tasks=tasks, columns=columns, max_history=6, statistics=statistics)
     tables["past"] = {
-        "user_id": np.arange(1, people),  # nothing is known of person 0
-        "watched": [random.integers(0, 24, p).tolist() for p in range(1, people)],
-        "liked": [random.integers(0, 24, p // 2).tolist() for p in range(1, people)],
+        "user_id": np.arange(1, users),  # nothing is known of person 0
+        "watched": [random.integers(0, 24, p).tolist() for p in range(1, users)],
+        "liked": [random.integers(0, 24, p // 2).tolist() for p in range(1, users)],
     }
     return tables, processor
 
@@ -203,10 +203,10 @@ def test_the_past_does_not_depend_on_the_time_of_a_row():
     first = len(processor.statistics.log.names)
     found = statistics_of(split_of(tables, processor))[:, first:]
     events = tables["interactions"]
-    for person in range(12):
-        rows = events["user_id"] == person
-        person_only = found[rows][:, 1:3]  # keyed by the person alone
-        assert (np.isnan(person_only) | (person_only == person_only[0])).all()
+    for user in range(12):
+        rows = events["user_id"] == user
+        user_only = found[rows][:, 1:3]  # keyed by the person alone
+        assert (np.isnan(user_only) | (user_only == user_only[0])).all()
         for item in set(events["item_id"][rows]):
             same = found[rows & (events["item_id"] == item)]
             assert np.array_equal(same, np.repeat(same[:1], len(same), axis=0), equal_nan=True)

@@ -24,15 +24,15 @@ def catalog(ids=ITEMS) -> EntityTable:
     return EntityTable(pa.array(ids), pa.table({"item_id": ids}), {})
 
 
-def read(table, people, past=COLUMNS_OF_PAST, items=None, **options):
+def read(table, users, past=COLUMNS_OF_PAST, items=None, **options):
     columns = Columns(prior_history=past, **options)
-    return read_prior_history(read_table(table, "prior_history"), columns, items or catalog(), pa.array(people))
+    return read_prior_history(read_table(table, "prior_history"), columns, items or catalog(), pa.array(users))
 
 
-def naive(table, people, past):
+def naive(table, users, past):
     """[(person, item, {mark: held})], with lists and dicts alone; items by id."""
     found = []
-    for person, name in enumerate(people):
+    for user, name in enumerate(users):
         if name not in table["user_id"]:
             continue
         row = table["user_id"].index(name)
@@ -48,7 +48,7 @@ def naive(table, people, past):
             for column in columns:
                 for mark in past[column]:
                     held[mark] = max(held.get(mark, 0.0), float(item in lists[column]))
-            found.append((person, item, held))
+            found.append((user, item, held))
     return found
 
 
@@ -57,9 +57,9 @@ ids = st.lists(st.one_of(st.none(), st.sampled_from([*ITEMS, "new", "newer"])), 
 
 @st.composite
 def tables(draw):
-    people = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5, unique=True))
-    columns = {name: [draw(st.one_of(st.none(), ids)) for _ in people] for name in COLUMNS_OF_PAST}
-    return {"user_id": people, **columns}
+    users = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5, unique=True))
+    columns = {name: [draw(st.one_of(st.none(), ids)) for _ in users] for name in COLUMNS_OF_PAST}
+    return {"user_id": users, **columns}
 
 
 # ------------------------------------------------------------------ which events
@@ -67,19 +67,19 @@ def tables(draw):
 @given(
     tables(), st.lists(st.integers(0, 8), min_size=1, max_size=5, unique=True), st.permutations(list(COLUMNS_OF_PAST))
 )
-def test_events_and_marks_are_those_of_a_naive_loop(table, people, order):
+def test_events_and_marks_are_those_of_a_naive_loop(table, users, order):
     """Prevents events from sliding between people, a wrong order, and a mark of one item from reaching another."""
     past = {name: COLUMNS_OF_PAST[name] for name in order}
     arrow = {n: pa.array(v, pa.int64() if n == "user_id" else pa.list_(pa.string())) for n, v in table.items()}
-    found, expected = read(pa.table(arrow), people, past), naive(table, people, past)
+    found, expected = read(pa.table(arrow), users, past), naive(table, users, past)
     rows = {name: row + 2 for row, name in enumerate(ITEMS)}
-    assert found.person.tolist() == [person for person, _, _ in expected]
+    assert found.user.tolist() == [user for user, _, _ in expected]
     assert found.item.tolist() == [rows.get(item, 1) for _, item, _ in expected]
     assert set(found.marks) == {"like", "long"}
     for mark, held in found.marks.items():
         assert held.dtype == np.float64
         assert held.tolist() == [marks[mark] for _, _, marks in expected]
-    assert found.offsets.tolist() == [sum(p < n for p, _, _ in expected) for n in range(len(people) + 1)]
+    assert found.offsets.tolist() == [sum(p < n for p, _, _ in expected) for n in range(len(users) + 1)]
 
 
 def test_what_only_a_later_column_holds_comes_first():
@@ -124,7 +124,7 @@ def test_people_of_the_log_alone_and_in_their_order():
     table = {"user_id": ["9", "8", "7"], "watched": [["a"], ["b"], ["c"]]}
     found = read(table, [7, 5, 9], {"watched": []})  # numbers and strings are the same
     assert found.item.tolist() == [4, 2]
-    assert found.person.tolist() == [0, 2]
+    assert found.user.tolist() == [0, 2]
     assert found.marks == {}
 
 
@@ -232,10 +232,10 @@ def test_windows_begin_with_the_latest_of_the_past(max_history, past_length):
         log = part.log
         for i in range(len(part)):
             window, span = part[i], part.spans(np.array([i]))
-            person, start = int(span.person[0]), int(span.start[0])
+            user, start = int(span.user[0]), int(span.start[0])
             own = int(span.stop[0]) - start
-            before = min(person, past_length, max_history - own) if start == 0 else 0
-            name = log.user_ids[person].as_py()
+            before = min(user, past_length, max_history - own) if start == 0 else 0
+            name = log.user_ids[user].as_py()
             assert len(window["item_ids"]) == own + before <= max_history
             read_ = (window["item_ids"][:before] - 2).tolist()
             assert read_ == list(range(name))[name - min(name, before) :]
@@ -260,10 +260,10 @@ def test_lists_leave_out_what_was_taken_before_the_log():
         pairs = np.concatenate([np.stack(found, 1) for found in excluded_items("history", part, rows)])
         log, expected = part.log, set()
         for row, event in enumerate(part.candidates.event):
-            person = log.person[event]
-            first = log.offsets[person]
+            user = log.user[event]
+            first = log.offsets[user]
             seen = set(log.item[first : first + part.candidates.position[row]].tolist())
-            seen |= {item + 2 for item in range(log.user_ids[person].as_py())}  # what p watched: 0 ... p - 1
+            seen |= {item + 2 for item in range(log.user_ids[user].as_py())}  # what p watched: 0 ... p - 1
             expected |= {(row, item) for item in seen if item >= 2}
         assert set(map(tuple, pairs.tolist())) == expected
 
@@ -288,7 +288,7 @@ def test_history_across_windows_has_no_past():
     later = np.flatnonzero(spans.start > 0)
     assert len(later)
     for i in later:
-        first = part.log.offsets[spans.person[i]] + spans.start[i]
+        first = part.log.offsets[spans.user[i]] + spans.start[i]
         own = part.log.item[first : first + spans.stop[i] - spans.start[i]]
         assert np.array_equal(part[i]["item_ids"], own)
 
@@ -298,7 +298,7 @@ def test_the_first_question_sees_all_of_the_past_and_nothing_else():
     processor, splits = log_with_prior_history(max_history=16, past_length=9)
     model, data = tiny_model(processor), splits.train
     window = data[len(data) - 1]
-    held = min(int(data.log.user_ids[int(data.spans(np.array([len(data) - 1])).person[0])].as_py()), 9)
+    held = min(int(data.log.user_ids[int(data.spans(np.array([len(data) - 1])).user[0])].as_py()), 9)
     first = int(window["candidate_positions"].argmin())
     assert window["candidate_positions"][first] == held > 0
 

@@ -36,11 +36,11 @@ def words(texts):
     return TokenTable.of([[len(w) for w in text.split()] for text in texts])
 
 
-def dataset(people, index, own, tokens, max_history=4):
+def dataset(users, index, own, tokens, max_history=4):
     """Everybody is asked about each of their events."""
-    log = make_log(people, np.arange(sum(people), dtype=float))
+    log = make_log(users, np.arange(sum(users), dtype=float))
     log.queries = Queries(np.asarray(index), TokenTable.of(tokens), np.asarray(own))
-    asked = Candidates(np.arange(len(log)), np.arange(len(log)) - log.offsets[log.person])
+    asked = Candidates(np.arange(len(log)), np.arange(len(log)) - log.offsets[log.user])
     return SequenceDataset(log, asked, ["like"], max_history=max_history)
 
 
@@ -139,12 +139,12 @@ def test_order_of_appearance_equals_a_naive_loop(index):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_reading_at_once_equals_the_collator(people, multiple, seed):
+def test_reading_at_once_equals_the_collator(users, multiple, seed):
     """Prevents the fast path from delivering other queries, other own items or another padding than the collator."""
-    random, rows = np.random.default_rng(seed), sum(people)
+    random, rows = np.random.default_rng(seed), sum(users)
     tokens = [[*random.integers(1, 50, random.integers(1, 5)).tolist(), 100 + n] for n in range(4)]
     index, own = random.integers(-1, 4, rows), random.integers(0, 9, rows)
-    data = dataset(people, index, own, tokens)
+    data = dataset(users, index, own, tokens)
     chosen = random.permutation(len(data))[: random.integers(1, len(data) + 1)].tolist()
     fast, slow = BatchReader(data)(chosen, multiple), PolyRecCollator(multiple)([data[i] for i in chosen])
     assert fast.keys() == slow.keys()

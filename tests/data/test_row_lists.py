@@ -44,8 +44,8 @@ def fit(table, columns=LISTS, tasks=TASKS, **split):
 def told(log, events) -> Counter:
     """How often each sequence stands among some events."""
     found: dict[int, list[int]] = {}
-    for person, item in zip(log.person[events], log.item[events], strict=True):
-        found.setdefault(int(person), []).append(int(item))
+    for user, item in zip(log.user[events], log.item[events], strict=True):
+        found.setdefault(int(user), []).append(int(item))
     return Counter(tuple(items) for items in found.values())
 
 
@@ -75,7 +75,7 @@ def test_a_random_split_keeps_sessions_whole_whatever_the_order_of_rows():
 
     def tested(of):
         log = (parts := fit(of)[1]).test.log
-        group = log.together[log.person]
+        group = log.together[log.user]
         own = [set(group[part.candidates.event].tolist()) for part in parts]
         assert not own[0] & own[2]
         assert parts.test.num_candidates == pytest.approx(0.1 * len(table), abs=5)
@@ -107,7 +107,7 @@ def test_attributes_of_users_are_joined_to_each_of_their_rows():
     own = np.flatnonzero(~log.untimed)
     known = users.set_index("session")["city"].loc[table["session"].to_numpy()[log.row[own]]]
     vocabulary = processor.users.encoders["city"].vocabulary
-    found = [vocabulary[code - 2] for code in log.user_features["city"][log.person[own]]]
+    found = [vocabulary[code - 2] for code in log.user_features["city"][log.user[own]]]
     assert found == known.tolist()
 
 
@@ -116,8 +116,8 @@ def test_metrics_over_people_take_rows_of_one_user_together():
     table = prefixes(sessions())
     processor, parts = fit(table, Columns(user="session", history="before"))
     session = table["session"].to_numpy()[parts.train.log.row[parts.train.candidates.event]]
-    assert len(np.unique(parts.train.people())) == len(np.unique(session))
-    assert len(np.unique(np.stack([parts.train.people(), session]), axis=1).T) == len(np.unique(session))
+    assert len(np.unique(parts.train.user_codes())) == len(np.unique(session))
+    assert len(np.unique(np.stack([parts.train.user_codes(), session]), axis=1).T) == len(np.unique(session))
     assert processor.data_report.split["train"].users == len(np.unique(session))
 
 
@@ -208,8 +208,8 @@ def test_neighbours_of_a_training_row_do_not_know_its_session():
         assert not known.any()
     event = sequences(log, np.isin(np.arange(len(log)), parts.train.candidates.event))
     for number in range(1, FOLDS + 1):
-        others = event[fold[log.person[event]] != number]
-        expected = neighbours(log.person[others], log.item[others], processor.num_items, 4)
+        others = event[fold[log.user[event]] != number]
+        expected = neighbours(log.user[others], log.item[others], processor.num_items, 4)
         np.testing.assert_array_equal(tables[number].items, expected.items)
 
 

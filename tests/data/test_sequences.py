@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from window_fixtures import dataset, gaps, joined, make_log, people, same_windows, seen_by_each, two_views, windows
+from window_fixtures import dataset, gaps, joined, make_log, same_windows, seen_by_each, two_views, users, windows
 
 from polyrec import PolyRecCollator, PolyRecProcessor
 from polyrec.data.augmentation import Mask
@@ -18,10 +18,10 @@ from polyrec.data.untimed import Untimed
 
 
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, st.integers(1, 6), st.integers(1, 6), st.sampled_from(["strict", "order"]))
-def test_each_candidate_sees_exactly_its_past(people, gaps, max_history, stride, ties):
+@given(users, gaps, st.integers(1, 6), st.integers(1, 6), st.sampled_from(["strict", "order"]))
+def test_each_candidate_sees_exactly_its_past(users, gaps, max_history, stride, ties):
     """Prevents windows from losing or doubling candidates, from showing the future, and from forgetting the latest events."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     stride = min(stride, max_history)
     statistics = np.arange(len(log), dtype=np.float32)[:, None]
     data = dataset(log, ties, statistics, max_history, stride=stride)
@@ -31,15 +31,15 @@ def test_each_candidate_sees_exactly_its_past(people, gaps, max_history, stride,
         assert data.lengths[i] == max(len(window["item_ids"]), len(window["candidate_ids"]))
         assert_rows(window["event_features"], window["item_ids"] - 2, stars=1, hour=10)
         assert_rows(window["candidate_features"], window["candidate_ids"] - 2, hour=10, statistics=1)
-        assert window["user_features"] == {"age": 100 * log.person[window["candidate_ids"][0] - 2]}
+        assert window["user_features"] == {"age": 100 * log.user[window["candidate_ids"][0] - 2]}
         assert np.array_equal(data.labels()[window["candidate_rows"], 0], window["labels"]["y"])
-        assert (data.people()[window["candidate_rows"]] * 100 == window["user_features"]["age"]).all()
+        assert (data.user_codes()[window["candidate_rows"]] * 100 == window["user_features"]["age"]).all()
         for item, position, label in zip(
             window["candidate_ids"], window["candidate_positions"], window["labels"]["y"], strict=True
         ):
             row = item - 2
             assert label == row
-            own = [r for r in range(len(log)) if log.person[r] == log.person[row]]
+            own = [r for r in range(len(log)) if log.user[r] == log.user[row]]
             past = [r for r in own if (log.time[r] < log.time[row] if ties == "strict" else r < row)]
             visible = window["item_ids"][:position] - 2
             assert visible.tolist() == past[len(past) - len(visible) :]
@@ -57,10 +57,10 @@ def assert_rows(features, rows, **factors):
 
 
 @settings(max_examples=30, deadline=None)
-@given(people, gaps, st.integers(1, 6), st.data())
-def test_some_candidates_see_the_same_as_among_all(people, gaps, max_history, data):
+@given(users, gaps, st.integers(1, 6), st.data())
+def test_some_candidates_see_the_same_as_among_all(users, gaps, max_history, data):
     """Prevents training and test windows of one log from disagreeing about what a candidate saw."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(log) - 1), min_size=1))))
     some = SequenceDataset(log, Candidates(rows, log.visible()[rows]), ["y"], None, max_history)
     everything = dataset(log, max_history=max_history)
@@ -73,24 +73,24 @@ def test_some_candidates_see_the_same_as_among_all(people, gaps, max_history, da
 
 
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, st.lists(st.integers(-1, 30), min_size=1, max_size=5))
-def test_visible_counts_are_the_naive_loop(people, gaps, cutoffs):
+@given(users, gaps, st.lists(st.integers(-1, 30), min_size=1, max_size=5))
+def test_visible_counts_are_the_naive_loop(users, gaps, cutoffs):
     """Prevents an off-by-one between people, at ties or at a cut-off."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     cutoff = np.resize(np.array(cutoffs, dtype=float), len(log))
     strict, ordered, before = log.visible("strict"), log.visible("order"), log.visible_before(cutoff)
     for r in range(len(log)):
-        own = [q for q in range(len(log)) if log.person[q] == log.person[r]]
+        own = [q for q in range(len(log)) if log.user[q] == log.user[r]]
         assert strict[r] == sum(log.time[q] < log.time[r] for q in own)
         assert ordered[r] == sum(q < r for q in own)
         assert before[r] == sum(log.time[q] < cutoff[r] for q in own)
 
 
 @settings(max_examples=20, deadline=None)
-@given(people, gaps, st.integers(0, 3))
-def test_shuffled_ties_stay_in_their_time(people, gaps, epoch):
+@given(users, gaps, st.integers(0, 3))
+def test_shuffled_ties_stay_in_their_time(users, gaps, epoch):
     """Prevents tie shuffling from moving an event across times, and from asking about an event that is visible."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     plain, shuffled = dataset(log, "order"), dataset(log, "order", shuffle_ties=True)
     shuffled.set_epoch(epoch)
     for i in range(len(plain)):
@@ -104,10 +104,10 @@ def test_shuffled_ties_stay_in_their_time(people, gaps, epoch):
 
 
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, st.integers(0, 3), st.integers(1, 6), st.sampled_from(["strict", "order"]))
-def test_shuffled_ties_ask_about_every_event_once(people, gaps, epoch, max_history, ties):
+@given(users, gaps, st.integers(0, 3), st.integers(1, 6), st.sampled_from(["strict", "order"]))
+def test_shuffled_ties_ask_about_every_event_once(users, gaps, epoch, max_history, ties):
     """Prevents shuffling from asking about one event of a basket twice and never about another, at edges of windows, too."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     data = dataset(log, ties, max_history=max_history, shuffle_ties=True)
     found = windows(data, epoch)
     assert sorted(joined(found, "candidate_ids") - 2) == list(range(len(log)))
@@ -118,10 +118,10 @@ def test_shuffled_ties_ask_about_every_event_once(people, gaps, epoch, max_histo
 
 
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, st.integers(0, 3), st.integers(1, 6))
-def test_shuffled_ties_of_a_strict_log_show_the_same_events(people, gaps, epoch, max_history):
+@given(users, gaps, st.integers(0, 3), st.integers(1, 6))
+def test_shuffled_ties_of_a_strict_log_show_the_same_events(users, gaps, epoch, max_history):
     """Prevents the draw from showing a line of a basket to another one, which the strict rule forbids."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     plain = seen_by_each(dataset(log, max_history=max_history))
     shuffled = seen_by_each(dataset(log, max_history=max_history, shuffle_ties=True), epoch)
     for row, events in shuffled.items():
@@ -145,18 +145,18 @@ def test_a_shuffled_basket_is_asked_in_its_new_order():
 
 
 @settings(max_examples=30, deadline=None)
-@given(people, gaps, st.integers(0, 3), st.integers(2, 6))
-def test_gaps_of_shuffled_ties_say_nothing_of_the_files_order(people, gaps, epoch, max_history):
+@given(users, gaps, st.integers(0, 3), st.integers(2, 6))
+def test_gaps_of_shuffled_ties_say_nothing_of_the_files_order(users, gaps, epoch, max_history):
     """Prevents the event that the file has first in a tie from being known by its gap wherever it comes to stand."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     log.event_features["time_gap"] = time_gap(log)
     data = dataset(log, max_history=max_history, shuffle_ties=True)
     data.set_epoch(epoch)
     for i in range(len(data)):
         window, start = data[i], int(data.spans(np.array([i])).start[0])
-        own = log.time[log.offsets[data.spans(np.array([i])).person[0]] :][start:]
+        own = log.time[log.offsets[data.spans(np.array([i])).user[0]] :][start:]
         seen = log.time[window["item_ids"] - 2]  # of the events in their new order
-        before = log.time[log.offsets[data.spans(np.array([i])).person[0]] + start - 1] if start else np.nan
+        before = log.time[log.offsets[data.spans(np.array([i])).user[0]] + start - 1] if start else np.nan
         expected = ((np.log1p(np.diff(seen, prepend=before)) - 8) / 4).astype(np.float32)
         assert np.array_equal(seen, own[: len(seen)])
         assert np.array_equal(window["event_features"]["time_gap"], expected, equal_nan=True)
@@ -236,10 +236,10 @@ def test_bad_arguments_are_refused():
 
 # ------------------------------------------------------------------ one view of an event per epoch
 @settings(max_examples=40, deadline=None)
-@given(people, gaps, st.integers(1, 6), st.floats(0, 1), st.floats(0, 4), st.booleans(), st.integers(0, 3))
-def test_every_event_is_asked_in_one_view(people, gaps, max_history, share, delay, shuffle_ties, epoch):
+@given(users, gaps, st.integers(1, 6), st.floats(0, 1), st.floats(0, 4), st.booleans(), st.integers(0, 3))
+def test_every_event_is_asked_in_one_view(users, gaps, max_history, share, delay, shuffle_ties, epoch):
     """Prevents an epoch from asking an event twice or not at all when its two views lie in different windows."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     both = two_views(log, delay, max_history, shuffle_ties=shuffle_ties)
     data = two_views(log, delay, max_history, shuffle_ties=shuffle_ties, delayed_share=share)
     found = windows(data, epoch)
@@ -382,11 +382,11 @@ def test_weights_go_with_their_candidates():
 
 
 @settings(max_examples=30, deadline=None)
-@given(people, gaps, st.integers(1, 6), st.integers(0, 4), st.data())
-def test_the_past_comes_before_the_first_event(people, gaps, max_history, length, data):
+@given(users, gaps, st.integers(1, 6), st.integers(0, 4), st.data())
+def test_the_past_comes_before_the_first_event(users, gaps, max_history, length, data):
     """Prevents events of the past from pushing out those of the log, from reaching other people, or from moving positions."""
-    log = make_log(people, gaps)
-    held = data.draw(st.lists(st.integers(0, 5), min_size=len(people), max_size=len(people)))
+    log = make_log(users, gaps)
+    held = data.draw(st.lists(st.integers(0, 5), min_size=len(users), max_size=len(users)))
     offsets = np.concatenate([[0], np.cumsum(held)])
     item = 1000 + np.arange(offsets[-1])
     log.prior_history = PriorHistory(offsets, item, {}, {"stars": item}, length)
@@ -398,9 +398,9 @@ def test_the_past_comes_before_the_first_event(people, gaps, max_history, length
         old = window["item_ids"] >= 1000
         assert np.array_equal(window["event_features"]["stars"], window["item_ids"] - 2 * ~old)
         assert (window["event_features"]["hour"][old] == 0).all()
-        person = window["user_features"]["age"] // 100
+        user = window["user_features"]["age"] // 100
         assert np.isin(
-            window["item_ids"][old], item[offsets[person] : offsets[person + 1]][-length:] if length else []
+            window["item_ids"][old], item[offsets[user] : offsets[user + 1]][-length:] if length else []
         ).all()
         for row, position in zip(window["candidate_rows"], window["candidate_positions"], strict=True):
             seen = window["item_ids"][:position]

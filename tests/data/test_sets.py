@@ -155,7 +155,7 @@ def test_residuals_of_events_do_not_tell_other_labels_of_their_user():
     table = log_of()
     processor, parts = fitted(table)
     log, user = parts.train.log, 3
-    own = np.flatnonzero((log.user_ids.to_numpy()[log.person] == user) & np.isin(log.row, rows_of(parts.train)))
+    own = np.flatnonzero((log.user_ids.to_numpy()[log.user] == user) & np.isin(log.row, rows_of(parts.train)))
     yes, no = (own[log.labels[own, 1] == value][0] for value in (1, 0))
     changed = table.copy()
     changed.loc[log.row[yes], "like"], changed.loc[log.row[no], "like"] = 0, 1  # the mean of all stays
@@ -166,7 +166,7 @@ def test_residuals_of_events_do_not_tell_other_labels_of_their_user():
     prior, spread = processor.statistics.log.prior[0], processor.statistics.spread["like"]
     trained = np.isin(log.row, rows_of(parts.train))
     for row in own:
-        others = trained & (log.item == log.item[row]) & (log.person != log.person[row])
+        others = trained & (log.item == log.item[row]) & (log.user != log.user[row])
         expected = prior + (log.labels[others, 1] - prior).sum() / (5 + others.sum())
         np.testing.assert_allclose(
             log.event_features[RESIDUALS][row, 0], (log.labels[row, 1] - expected) / spread, rtol=1e-4
@@ -180,7 +180,7 @@ def test_a_request_is_what_an_evaluation_shows(split, tmp_path):
     for served in (processor, PolyRecProcessor.from_pretrained(tmp_path)):
         for index in range(4):
             window = parts.test[index]
-            user = parts.test.log.user_ids[int(parts.test.people()[window["candidate_rows"][0]])].as_py()
+            user = parts.test.log.user_ids[int(parts.test.user_codes()[window["candidate_rows"][0]])].as_py()
             asked = served.request(None, window["candidate_ids"], user_id=user)
             np.testing.assert_array_equal(asked["item_ids"], window["item_ids"])
             np.testing.assert_array_equal(asked["candidate_positions"], window["candidate_positions"])

@@ -59,22 +59,22 @@ def test_the_guard_names_a_planted_row():
     time, part = np.array([1.0, 9.0, 5.0, 6.0]), np.array([0, 0, 1, 2])
     with pytest.raises(LeakageError, match="row 7 is a training row at time 9.*first validation row at 5"):
         check_leakage(part, time, rows=np.array([6, 7, 8, 9]))
-    check_leakage(part, time, person=np.array([0, 1, 0, 0]))  # another person's future is allowed per person
+    check_leakage(part, time, user=np.array([0, 1, 0, 0]))  # another person's future is allowed per person
     with pytest.raises(LeakageError, match="row 1 .* first validation row of the same user at 5: .* Split by time"):
-        check_leakage(part, time, person=np.array([0, 0, 0, 0]))
+        check_leakage(part, time, user=np.array([0, 0, 0, 0]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 2), st.integers(0, 2)), max_size=12), st.booleans())
-def test_the_guard_is_the_naive_loop(rows, by_person):
+def test_the_guard_is_the_naive_loop(rows, by_user):
     """Prevents the guard from missing a pair of parts, a person or a row, and from refusing ties."""
-    time, part, person = (np.array([r[k] for r in rows], dtype=np.int64) for k in range(3))
-    pairs = [(a, b) for a in rows for b in rows if 0 <= a[1] < b[1] and (not by_person or a[2] == b[2])]
+    time, part, user = (np.array([r[k] for r in rows], dtype=np.int64) for k in range(3))
+    pairs = [(a, b) for a in rows for b in rows if 0 <= a[1] < b[1] and (not by_user or a[2] == b[2])]
     if any(a[0] > b[0] for a, b in pairs):
         with pytest.raises(LeakageError):
-            check_leakage(part, time.astype(float), person if by_person else None)
+            check_leakage(part, time.astype(float), user if by_user else None)
     else:
-        check_leakage(part, time.astype(float), person if by_person else None)
+        check_leakage(part, time.astype(float), user if by_user else None)
 
 
 @pytest.mark.parametrize(("earlier", "later"), list(combinations(["training", "validation", "test"], 2)))
@@ -110,13 +110,13 @@ def test_a_split_asks_about_every_event_once(tables, options, counts):
 def test_leave_one_out_of_a_log_is_the_naive_loop(tables):
     """Prevents the last event of the file, instead of the last in time, from testing."""
     parts = PolyRecProcessor.fit(**tables, tasks=TASKS).split(tables["interactions"], by="leave_one_out")
-    time, person = tables["interactions"]["timestamp"], tables["interactions"]["user_id"]
+    time, user = tables["interactions"]["timestamp"], tables["interactions"]["user_id"]
     for part, place in ((parts.test, -1), (parts.valid, -2)):
         rows = part.log.row[part.candidates.event]
         for row in rows:
-            own = np.flatnonzero(person == person[row])
+            own = np.flatnonzero(user == user[row])
             assert row == own[np.argsort(time[own], kind="stable")][place]
-        assert sorted(person[rows]) == sorted(set(person))
+        assert sorted(user[rows]) == sorted(set(user))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def encode(interactions, items):
     columns = Columns(context=["surface"])
     processor = PolyRecProcessor.fit(interactions, items, tasks=TASKS, columns=columns)
     log = processor.encode_events(interactions)
-    found = {"item": log.item, "person": log.person, "time": log.time, "labels": log.labels}
+    found = {"item": log.item, "user": log.user, "time": log.time, "labels": log.labels}
     return {**found, **log.event_features, **log.candidate_features, **processor.items.encoded}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import fit, synthetic_log
-from window_fixtures import gaps, make_log, people
+from window_fixtures import gaps, make_log, users
 
 from polyrec import PolyRecProcessor
 from polyrec.data.splits import LeakageError
@@ -18,20 +18,20 @@ ITEMS = pa.array([f"item {n}" for n in range(100)])
 def random_log(rows: int, seed: int = 0):
     """Events of a few people and items in few seconds, so that many share some of the three and some share all."""
     random = np.random.default_rng(seed)
-    person = np.sort(random.integers(0, 30, rows))
+    user = np.sort(random.integers(0, 30, rows))
     time = random.integers(0, 50, rows).astype(float)
-    order = np.lexsort((time, person))
+    order = np.lexsort((time, user))
     log = make_log([1], [1])
     plain = {"item": random.integers(2, 40, rows), "time": time[order], "labels": np.zeros((rows, 1), np.float32)}
     every = np.arange(rows)
-    return type(log)(person=person, order=every, row=every, user_ids=pa.array(range(person[-1] + 1)), **plain)
+    return type(log)(user=user, order=every, row=every, user_ids=pa.array(range(user[-1] + 1)), **plain)
 
 
 @settings(max_examples=60, deadline=None)
-@given(people=people, gaps=gaps, data=st.data())
-def test_any_shared_row_is_found_and_no_other_alarms(people, gaps, data):
+@given(users=users, gaps=gaps, data=st.data())
+def test_any_shared_row_is_found_and_no_other_alarms(users, gaps, data):
     """Prevents a teacher from having learnt a single judged row, and honest ones from being refused."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     learnt = np.array(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
     judged = np.array(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
     rows = TrainingSetSketch.of(log, learnt, ITEMS)
@@ -46,7 +46,7 @@ def test_any_shared_row_is_found_and_no_other_alarms(people, gaps, data):
 def test_events_that_share_all_three_are_told_apart():
     """Prevents a false alarm where a log holds an event twice and a cut goes between the two."""
     log = random_log(5000)
-    triples = np.stack([log.person, log.item, log.time])
+    triples = np.stack([log.user, log.item, log.time])
     assert len(np.unique(triples, axis=1).T) < len(log)
     assert len(np.unique(event_hashes(log, ITEMS, b"salt"))) == len(log)
 
@@ -110,17 +110,17 @@ def test_rows_learnt_later_are_added_once(size):
 def test_a_teacher_from_after_the_cut_is_refused():
     """Prevents a teacher that learnt other people's later events from telling the future of the trends."""
     log = random_log(2000)
-    late = TrainingSetSketch.of(log, (log.person < 10) & (log.time <= 40), ITEMS)
-    judged = (log.person >= 10) & (log.time >= 30)
+    late = TrainingSetSketch.of(log, (log.user < 10) & (log.time <= 40), ITEMS)
+    judged = (log.user >= 10) & (log.time >= 30)
     late.check(log, judged, ITEMS)
     with pytest.raises(LeakageError, match="up to time 40, later than 30"):
         late.check(log, judged, ITEMS, by_time=True)
-    TrainingSetSketch.of(log, (log.person < 10) & (log.time <= 30), ITEMS).check(log, judged, ITEMS, by_time=True)
+    TrainingSetSketch.of(log, (log.user < 10) & (log.time <= 30), ITEMS).check(log, judged, ITEMS, by_time=True)
 
 
-def test_a_processor_remembers_its_training_rows(tmp_path, people_by_name):
+def test_a_processor_remembers_its_training_rows(tmp_path, users_by_name):
     """Prevents a saved teacher from forgetting what it learnt, and people's ids from lying in its files."""
-    processor, parts = fit(people_by_name)
+    processor, parts = fit(users_by_name)
     processor.save_pretrained(tmp_path)
     loaded = PolyRecProcessor.from_pretrained(tmp_path)
     log = parts.train.log
@@ -137,7 +137,7 @@ def test_a_processor_remembers_its_training_rows(tmp_path, people_by_name):
 
 def test_older_folders_know_nothing(tmp_path):
     """Prevents a folder without the file from being read as one that learnt nothing."""
-    processor, _ = fit(synthetic_log(people=6))
+    processor, _ = fit(synthetic_log(users=6))
     processor.save_pretrained(tmp_path)
     processor.training_rows = None
     processor.save_pretrained(tmp_path)  # a stale file must not stay

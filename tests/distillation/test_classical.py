@@ -22,7 +22,7 @@ from polyrec.evaluation.scored import rank_rows
 @pytest.fixture(scope="module")
 def case():
     """A processor and the split of its log by time."""
-    _, processor, parts = world(people=60, max_history=4)
+    _, processor, parts = world(users=60, max_history=4)
     return processor, parts
 
 
@@ -31,7 +31,7 @@ def histories(dataset, rows):
     log, found = dataset.log, []
     for row in rows:
         event = dataset.candidates.event[row]
-        earlier = (log.person == log.person[event]) & (log.time < log.time[event])
+        earlier = (log.user == log.user[event]) & (log.time < log.time[event])
         found.append([i for i in log.item[earlier].tolist() if i >= FIRST])
     return found
 
@@ -54,7 +54,7 @@ def test_ease_equals_a_dense_loop(case, last):
     log, number = parts.train.log, processor.num_items - FIRST
     x = np.zeros((len(log.user_ids), number))
     for event in parts.train.candidates.event:
-        x[log.person[event], log.item[event] - FIRST] = 1
+        x[log.user[event], log.item[event] - FIRST] = 1
     inverse = np.linalg.inv(x.T @ x + 5.0 * np.eye(number))
     b = -inverse / np.diag(inverse)
     np.fill_diagonal(b, 0)
@@ -75,7 +75,7 @@ def test_item_knn_equals_a_dense_loop(case):
     log, number = parts.train.log, processor.num_items - FIRST
     x = np.zeros((len(log.user_ids), number))
     for event in parts.train.candidates.event:
-        x[log.person[event], log.item[event] - FIRST] += 1
+        x[log.user[event], log.item[event] - FIRST] += 1
     length = np.linalg.norm(x, axis=0)
     similar = (x.T @ x) / np.maximum(np.outer(length, length), 1e-12)
     np.fill_diagonal(similar, 0)
@@ -139,7 +139,7 @@ def test_every_recommender_teaches(case, name):
 
 def test_later_events_change_nothing():
     """Prevents a fit or an answer that has read validation or test rows."""
-    tables = synthetic_log(people=40)
+    tables = synthetic_log(users=40)
     processor, parts = fit(tables)
     changed = {**tables["interactions"], "item_id": tables["interactions"]["item_id"].copy()}
     held = parts.test.log.row[np.concatenate([parts.valid.candidates.event, parts.test.candidates.event])]

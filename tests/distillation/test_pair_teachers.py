@@ -30,7 +30,7 @@ QUICK = {"num_leaves": 8, "min_data_in_leaf": 5, "num_threads": 1, "bagging_freq
 @pytest.fixture(scope="module")
 def case():
     """A processor and the split of a log in which people like one genre."""
-    processor, parts = fit(synthetic_log(people=120), TASKS, max_history=8)
+    processor, parts = fit(synthetic_log(users=120), TASKS, max_history=8)
     return processor, parts
 
 
@@ -55,7 +55,7 @@ def test_probabilities_become_exchange_units():
 def test_features_are_known_before_the_answer(case):
     """Prevents a candidate's own label, or a later event, from being among what is scored."""
     processor, parts = case
-    tables = synthetic_log(people=120)
+    tables = synthetic_log(users=120)
     held = np.concatenate([parts.valid.candidates.event, parts.test.candidates.event])
     changed = {**tables["interactions"], "rating": tables["interactions"]["rating"].copy()}
     changed["rating"][parts.test.log.row[held]] = 1.0
@@ -163,7 +163,7 @@ def test_what_is_refused(case):
         Scorer(np.sum, "odds")
     with pytest.raises(ValueError, match="unknown pair task 'likes'; .*did you mean 'like'"):
         ScorerTeacher({"likes": one["like"]}, processor)
-    bare, bare_parts = fit(synthetic_log(people=20), TASKS[:1], statistics=False, columns={})
+    bare, bare_parts = fit(synthetic_log(users=20), TASKS[:1], statistics=False, columns={})
     with pytest.raises(ValueError, match="neither running statistics nor context columns"):
         known_features(bare_parts.train, np.arange(3))
     assert bare.statistics is None

@@ -216,15 +216,15 @@ def test_other_teachers_and_other_data_are_refused(case, tmp_path):
     with pytest.raises(StoredError, match=f"not of {other.revision[:12]}"):
         StoredTeacher(folder, revision=other.revision)
     table = StoredTeacher(folder)
-    tables = synthetic_log(people=30, seed=9)
+    tables = synthetic_log(users=30, seed=9)
     foreign, foreign_parts = fit(tables, [*TASKS, LEVELS])
     with pytest.raises(ValueError, match="the interactions table is another one"):
         table.prepare(foreign_parts.train, foreign, judged=[])
     changed = [{**TASKS[0]}, {**TASKS[1], "label": "rating >= 2"}, LEVELS]
-    same, same_parts = fit(synthetic_log(people=30), changed)
+    same, same_parts = fit(synthetic_log(users=30), changed)
     with pytest.raises(ValueError, match="task 'like': label"):
         table.prepare(same_parts.train, same)
-    ordered, ordered_parts = fit(synthetic_log(people=30), [*TASKS, LEVELS], ties="order")
+    ordered, ordered_parts = fit(synthetic_log(users=30), [*TASKS, LEVELS], ties="order")
     with pytest.raises(ValueError, match="visible events, and the student reads it with"):
         table.prepare(ordered_parts.train, ordered)
 

@@ -26,7 +26,7 @@ def trained(processor, parts, teacher, folder, plan=PLAN):
 
 def test_a_student_learns_from_stored_answers_about_items_that_nobody_took(tmp_path):
     """Prevents drawn items from teaching nothing where outputs are stored, and a run that cannot be repeated."""
-    processor, parts = fit(synthetic_log(people=30), TASKS)
+    processor, parts = fit(synthetic_log(users=30), TASKS)
     teacher = live(processor, seed=7, top_k=8, temperature=2.0)
     teacher.prepare(parts.train, processor)
     table = TableTeacher.of(teacher, parts.train, processor, unlabelled=2)
@@ -43,7 +43,7 @@ def test_a_student_learns_from_stored_answers_about_items_that_nobody_took(tmp_p
 
 def test_stored_answers_teach_what_a_live_teacher_teaches(tmp_path):
     """Prevents a student that learns from files from becoming another one, and a teacher from learning along."""
-    tables = synthetic_log(people=30)
+    tables = synthetic_log(users=30)
     processor, _ = fit(tables, TASKS)
     # Files hold answers to the log's own order and times; a live teacher is asked about what the student sees.
     parts = processor.split(tables["interactions"], shuffle_ties=False, untimed_share=0.0)

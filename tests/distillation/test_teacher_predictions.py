@@ -12,7 +12,7 @@ from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.gating import gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.predictions import teacher_predictions
-from polyrec.distillation.throughput import one_question_each, people_per_second
+from polyrec.distillation.throughput import one_question_each, users_per_second
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.scored import rank_rows
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -20,7 +20,7 @@ from polyrec.modules.encoders.item import FIRST_ITEM
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24))
+    return fit(synthetic_log(user_of=24))
 
 
 def asked(world, teacher, model, part="test", **options):
@@ -116,12 +116,12 @@ def test_speed_asks_each_person_once(world):
     batches = one_question_each(parts.test, ["next_item"], users=7, batch_size=4)
     assert [len(b["item_ids"]) for b in batches] == [4, 3]
     assert all(b["candidate_ids"].shape[1] == 1 and (b["labels"]["next_item"] == 1).all() for b in batches)
-    people = parts.test.people()[torch.cat([b["candidate_rows"].flatten() for b in batches]).numpy()]
-    assert len(set(people)) == 7
+    user_of = parts.test.user_codes()[torch.cat([b["candidate_rows"].flatten() for b in batches]).numpy()]
+    assert len(set(user_of)) == 7
     live = LiveTeacher(tiny_model(processor), processor, trust=True)
     answers = live.score(batches[0])
     assert not torch.isnan(answers["teacher_scores"]["next_item"]).any()
-    assert all(speed > 0 for speed in people_per_second({"a": live, "b": live}, batches, rounds=1).values())
+    assert all(speed > 0 for speed in users_per_second({"a": live, "b": live}, batches, rounds=1).values())
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_refuses_what_does_not_fit():
     """Prevents a teacher from answering inputs that mean something else to it: all reasons are named."""
     tables, processor, _ = world()
     teacher = live(processor)
-    other = synthetic_log(people=30, seed=5)
+    other = synthetic_log(users=30, seed=5)
     foreign, foreign_parts = fit(other, [TASKS[0], dict(TASKS[1], label="rating >= 3"), TASKS[2]], max_history=16)
     with pytest.raises(ValueError, match="does not fit") as caught:
         teacher.prepare(foreign_parts.train, foreign)
@@ -154,7 +154,7 @@ def test_refuses_what_does_not_fit():
     renamed, renamed_parts = fit(tables)
     with pytest.raises(ValueError, match="knows none of the 24 items"):
         teacher.prepare(renamed_parts.train, renamed, judged=[])
-    stars, stars_parts = fit(synthetic_log(people=30), [{"name": "stars", "head": "ordinal", "label": "rating"}])
+    stars, stars_parts = fit(synthetic_log(users=30), [{"name": "stars", "head": "ordinal", "label": "rating"}])
     with pytest.raises(ValueError, match=r"has the tasks \['next_item', 'like', 'rating'\], and the student"):
         teacher.prepare(stars_parts.train, stars)
 

@@ -13,22 +13,22 @@ from polyrec.distillation.live import LiveTeacher
 from polyrec.training.settings import UpdateSettings
 from polyrec.training.update import learn, parts_of, update_data
 
-PEOPLE = 24
+USERS = 24
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
 
 
 def everything():
     """The events of the first training, and those of an update."""
-    first, later = (synthetic_log(people=PEOPLE, seed=seed)["interactions"] for seed in (0, 1))
+    first, later = (synthetic_log(users=USERS, seed=seed)["interactions"] for seed in (0, 1))
     return pa.concat_tables([pa.table(first), pa.table({**later, "timestamp": later["timestamp"] + 2e6})])
 
 
 def continued(folder):
     """A saved processor and all events, in the state in which the last of them has left it."""
     processor = PolyRecProcessor.from_pretrained(folder)
-    processor.extend(users=synthetic_log(people=PEOPLE)["users"])
+    processor.extend(users=synthetic_log(users=USERS)["users"])
     log, statistics = processor.resume(everything())
-    count = PEOPLE * 10
+    count = USERS * 10
     return processor, log, statistics, parts_of(log, [count, count], [0.1])
 
 
@@ -36,7 +36,7 @@ def continued(folder):
 def case(tmp_path_factory):
     """The first split, and the folder and the model of an update."""
     folder = tmp_path_factory.mktemp("updated")
-    first, splits = fit(synthetic_log(people=PEOPLE))
+    first, splits = fit(synthetic_log(users=USERS))
     first.save_pretrained(folder / "first")
     model = tiny_model(first, seed=7, hidden_size=16)
     processor, log, statistics, parts = continued(folder / "first")
@@ -68,7 +68,7 @@ def test_new_events_that_it_learnt_may_not_judge(case):
     learnt_now = processor.evaluation_set(log, parts.new, statistics)
     with pytest.raises(LeakageError, match=f"trained on {parts.new.sum()} of the {parts.new.sum()} rows"):
         teacher_of(case).prepare(train, processor, [learnt_now])
-    refitted, again = fit({**synthetic_log(people=PEOPLE), "interactions": everything()})  # as a recipe does
+    refitted, again = fit({**synthetic_log(users=USERS), "interactions": everything()})  # as a recipe does
     with pytest.raises(LeakageError, match="A run that was updated was also trained on its updates"):
         teacher_of(case).prepare(again.train, refitted)
 

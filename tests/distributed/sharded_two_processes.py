@@ -22,7 +22,7 @@ WEIGHTINGS = {
     "uncertainty": {"weighting": "uncertainty"},
     "mgda": {"weighting": "aggregation", "weighting_options": {"method": "mgda"}},
 }
-RANKS, PEOPLE = 2, 16
+RANKS, USERS = 2, 16
 
 
 def shard(model: PolyRecForRecommendation) -> PolyRecForRecommendation:
@@ -35,7 +35,7 @@ def shard(model: PolyRecForRecommendation) -> PolyRecForRecommendation:
 
 def gradient_difference(processor: PolyRecProcessor, train: SequenceDataset, rank: int, options: dict) -> float:
     """How far the gradient of shards is from that of one process; reduced as the trainer does it."""
-    windows = [train[i] for i in range(PEOPLE)]
+    windows = [train[i] for i in range(USERS)]
     plain, model = tiny_model(processor, **options).train(), shard(tiny_model(processor, **options).train())
     # Weightings add their Gramians up over ranks, so that each rank brings its share here, too.
     mine = model_inputs(PolyRecCollator()(windows[rank::RANKS]))

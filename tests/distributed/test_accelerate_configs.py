@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "scripts" / "accelerate").glob("*.yaml"))
 def recipe(folder: Path, batch_size: int) -> Path:
     """Of a small training without any chance in it, whose run folder is `run` beside it."""
     folder.mkdir()
-    log = synthetic_log(people=30, keep=0.6)
+    log = synthetic_log(users=30, keep=0.6)
     for name, table in log.items():
         pq.write_table(pa.table(dict(table)), folder / f"{name}.parquet")
     wanted = {name: str(folder / f"{name}.parquet") for name in log} | {

@@ -16,17 +16,17 @@ LOG = st.lists(st.tuples(st.integers(0, 5), st.floats(-10, 10)), min_size=1, max
 @given(LOG, st.integers(0, 100))
 def test_fast_mean_equals_the_general_path(rows, seed):
     """Prevents the fast path from answering another question: same people drawn, same means, unknown rows included."""
-    people, values = np.array(rows).T
+    users, values = np.array(rows).T
     values[values > 8] = np.nan
-    fast = bootstrap_mean(values, people, n=20, seed=seed)
+    fast = bootstrap_mean(values, users, n=20, seed=seed)
 
     def mean(x):
         return np.nanmean(x) if not np.isnan(x).all() else np.nan
 
-    slow = bootstrap_interval(mean, people, values, n=20, seed=seed)
+    slow = bootstrap_interval(mean, users, values, n=20, seed=seed)
     np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-12)
     np.testing.assert_allclose([fast.value, fast.low, fast.high], [slow.value, slow.low, slow.high], atol=1e-12)
-    assert fast.people == len(set(people.tolist()))
+    assert fast.users == len(set(users.tolist()))
 
 
 def test_one_row_per_person_equals_scipy():
@@ -55,9 +55,9 @@ def test_interval_covers_the_truth():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        people = np.repeat(np.arange(60), rng.integers(1, 8, 60))
-        values = rng.normal(size=60)[people] + rng.normal(size=len(people))
-        interval = bootstrap_mean(values, people, n=200, seed=trial)
+        users = np.repeat(np.arange(60), rng.integers(1, 8, 60))
+        values = rng.normal(size=60)[users] + rng.normal(size=len(users))
+        interval = bootstrap_mean(values, users, n=200, seed=trial)
         covered += interval.low <= 0 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -66,10 +66,10 @@ def test_interval_covers_the_truth():
 @settings(deadline=None, max_examples=20)
 def test_order_and_names_of_people_do_not_matter(rows):
     """Prevents rows from being joined with the wrong person where the log is not sorted by person."""
-    people, values = np.array(rows).T
-    order = np.random.default_rng(0).permutation(len(people))
-    names = np.array([f"p{int(p)}" for p in people])
-    expected = bootstrap_interval(np.max, people, values, n=10)
+    users, values = np.array(rows).T
+    order = np.random.default_rng(0).permutation(len(users))
+    names = np.array([f"p{int(p)}" for p in users])
+    expected = bootstrap_interval(np.max, users, values, n=10)
     shuffled = bootstrap_interval(np.max, names[order], values[order], n=10)
     assert shuffled == expected
     np.testing.assert_array_equal(shuffled.samples, expected.samples)
@@ -77,33 +77,33 @@ def test_order_and_names_of_people_do_not_matter(rows):
 
 def test_a_person_keeps_all_rows_and_columns_stay_aligned():
     """Prevents columns from being resampled apart, or a person's rows from being cut."""
-    people = np.array([2, 0, 2, 1, 0, 2])
+    users = np.array([2, 0, 2, 1, 0, 2])
 
-    def check(person, copy, matrix):
-        assert (person == copy).all()
-        assert (matrix[:, 0] == person).all()
-        rows = np.bincount(person, minlength=3)
+    def check(user, copy, matrix):
+        assert (user == copy).all()
+        assert (matrix[:, 0] == user).all()
+        rows = np.bincount(user, minlength=3)
         assert (rows % np.array([2, 1, 3]) == 0).all()
-        return len(person)
+        return len(user)
 
-    bootstrap_interval(check, people, people, people, np.stack([people, people], axis=1), n=50)
+    bootstrap_interval(check, users, users, users, np.stack([users, users], axis=1), n=50)
 
 
 def test_gauc_of_a_person_drawn_twice():
     """Prevents copies of a person from changing that person's AUC: they add weight and nothing else."""
     rng = np.random.default_rng(0)
-    people, labels, scores = rng.integers(0, 30, 300), rng.integers(0, 2, 300), rng.random(300).round(1)
+    users, labels, scores = rng.integers(0, 30, 300), rng.integers(0, 2, 300), rng.random(300).round(1)
 
-    def gauc(labels, scores, people):
-        return metrics.grouped_auc(labels, scores, people).value
+    def gauc(labels, scores, users):
+        return metrics.grouped_auc(labels, scores, users).value
 
-    interval = bootstrap_interval(gauc, people, labels, scores, people, n=30, seed=5)
-    per_person = [metrics.auc(labels[people == p], scores[people == p]) for p in range(30)]
-    size = np.bincount(people)
+    interval = bootstrap_interval(gauc, users, labels, scores, users, n=30, seed=5)
+    per_user = [metrics.auc(labels[users == p], scores[users == p]) for p in range(30)]
+    size = np.bincount(users)
     draws = np.random.default_rng(5)
     for sample in interval.samples:
         weight = np.bincount(draws.integers(30, size=30), minlength=30) * size
-        assert sample == pytest.approx(np.average(per_person, weights=weight))
+        assert sample == pytest.approx(np.average(per_user, weights=weight))
 
 
 def test_resamples_without_a_value_are_left_out():
@@ -118,12 +118,12 @@ def test_resamples_without_a_value_are_left_out():
 def test_pairing_finds_what_separate_intervals_hide():
     """Prevents two systems from looking alike because people differ more from each other than systems do."""
     rng = np.random.default_rng(0)
-    people = np.repeat(np.arange(80), 10)
+    users = np.repeat(np.arange(80), 10)
     labels = rng.normal(size=800) + np.repeat(rng.normal(scale=3, size=80), 10)
     noise = np.repeat(rng.normal(scale=2, size=80), 10)
     first, second = labels + noise + 0.2 * np.sign(noise), labels + noise
-    paired = paired_bootstrap(metrics.rmse, people, first, second, labels, n=300)
-    alone = [bootstrap_interval(metrics.rmse, people, labels, x, n=300) for x in (first, second)]
+    paired = paired_bootstrap(metrics.rmse, users, first, second, labels, n=300)
+    alone = [bootstrap_interval(metrics.rmse, users, labels, x, n=300) for x in (first, second)]
     assert paired.value == pytest.approx(metrics.rmse(labels, first) - metrics.rmse(labels, second))
     assert paired.low > 0
     assert paired.p_value < 0.01
@@ -133,11 +133,11 @@ def test_pairing_finds_what_separate_intervals_hide():
 
 def test_no_difference_has_no_significance():
     """Prevents p-values that call equal systems different, and p = 0, which no finite number of resamples can show."""
-    people = np.arange(50)
-    assert bootstrap_mean(np.zeros(50), people, n=100).p_value == 1
-    assert bootstrap_mean(np.ones(50), people, n=99).p_value == pytest.approx(2 / 100)
+    users = np.arange(50)
+    assert bootstrap_mean(np.zeros(50), users, n=100).p_value == 1
+    assert bootstrap_mean(np.ones(50), users, n=99).p_value == pytest.approx(2 / 100)
     noise = np.random.default_rng(1).normal(size=50)
-    assert bootstrap_mean(noise - noise.mean(), people).p_value > 0.5
+    assert bootstrap_mean(noise - noise.mean(), users).p_value > 0.5
 
 
 def test_messages_name_the_fix():

@@ -26,7 +26,7 @@ def test_groups_are_what_their_names_say(world):
     groups = cold_start_groups(whole, counts, histories=(0, 1, 2, 3, 7))
     log = whole.log
     for c, event in enumerate(whole.candidates.event):
-        earlier = ((log.person == log.person[event]) & (log.time < log.time[event])).sum()
+        earlier = ((log.user == log.user[event]) & (log.time < log.time[event])).sum()
         for name, rows in groups.items():
             expected = counts[log.item[event]] == 0 if name == "new_items" else name == f"history_{earlier}"
             assert rows[c] == expected

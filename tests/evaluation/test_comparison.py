@@ -34,13 +34,13 @@ COST = Cost(1.0, 2.0, 3.0, 4.0)
 @st.composite
 def rows(draw):
     """A few rows of a few people, with ties among the scores, and how often each person is drawn."""
-    people = draw(st.integers(1, 5))
+    users = draw(st.integers(1, 5))
     count = draw(st.integers(1, 25))
-    code = np.array(draw(st.lists(st.integers(0, people - 1), min_size=count, max_size=count)))
+    code = np.array(draw(st.lists(st.integers(0, users - 1), min_size=count, max_size=count)))
     labels = np.array(draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=count, max_size=count)))
     scores = np.array(draw(st.lists(st.sampled_from([0.1, 0.25, 0.5, 0.9]), min_size=count, max_size=count)))
-    times = np.array(draw(st.lists(st.integers(0, 3), min_size=people, max_size=people)))
-    return labels, scores.astype(np.float32), code, people, times
+    times = np.array(draw(st.lists(st.integers(0, 3), min_size=users, max_size=users)))
+    return labels, scores.astype(np.float32), code, users, times
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -48,15 +48,15 @@ def rows(draw):
 @given(rows())
 def test_fast_metrics_equal_the_metric_of_repeated_rows(name, drawn):
     """Prevents the fast forms (weighted AUC with ties, binned calibration, ...) from being other metrics."""
-    labels, scores, code, people, times = drawn
-    fast = resampled_metric(name, labels, scores, code, people)(times)
+    labels, scores, code, users, times = drawn
+    fast = resampled_metric(name, labels, scores, code, users)(times)
     chosen = [r for r in range(len(code)) for _ in range(times[code[r]])]  # the naive loop
     if not chosen:
         assert np.isnan(fast)
         return
     expected = evaluator.PAIR_METRICS[name](labels[chosen], scores[chosen], code[chosen])
     np.testing.assert_allclose(fast, expected, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(repeated_rows(name, labels, scores, code, people)(times), expected)
+    np.testing.assert_allclose(repeated_rows(name, labels, scores, code, users)(times), expected)
 
 
 def test_weighted_auc_equals_that_of_sklearn():
@@ -75,20 +75,20 @@ def test_resampled_mean_leaves_out_what_is_unknown():
 
 
 # ------------------------------------------------------------------- worlds
-def dataset(people=60, each=6, seed=0):
+def dataset(users=60, each=6, seed=0):
     """Test questions of three tasks; a quarter of the ratings is unknown."""
     random = np.random.default_rng(seed)
-    person = np.repeat(np.arange(people), each)
+    user = np.repeat(np.arange(users), each)
     labels = np.stack(
         [
-            random.integers(0, 2, len(person)),
-            random.normal(3, 1, len(person)),
-            np.ones(len(person)),
+            random.integers(0, 2, len(user)),
+            random.normal(3, 1, len(user)),
+            np.ones(len(user)),
         ],
         axis=1,
     ).astype(np.float32)
-    labels[random.random(len(person)) < 0.25, 1] = np.nan
-    return SimpleNamespace(task_names=[t.name for t in TASKS], labels=lambda: labels, people=lambda: person)
+    labels[random.random(len(user)) < 0.25, 1] = np.nan
+    return SimpleNamespace(task_names=[t.name for t in TASKS], labels=lambda: labels, users=lambda: user)
 
 
 def run(data, variant, tasks, seed, noise):
@@ -141,8 +141,8 @@ def test_intervals_equal_those_of_a_naive_loop(result):
     found, runs, data = result
     by_name = {(r.variant, r.seed): r.predictions for r in runs}
     known = np.flatnonzero(~np.isnan(data.labels()[:, 1]))
-    labels, people = data.labels()[known, 1], data.people()[known]
-    names = np.unique(people)
+    labels, users = data.labels()[known, 1], data.user_codes()[known]
+    names = np.unique(users)
 
     def rmse(variant, seed, index):
         values = by_name[variant, seed].values["rating"][known]
@@ -150,7 +150,7 @@ def test_intervals_equal_those_of_a_naive_loop(result):
 
     samples = []
     for drawn in draws(len(names), 100, 0):
-        index = np.concatenate([np.flatnonzero(people == names[g]) for g in drawn])
+        index = np.concatenate([np.flatnonzero(users == names[g]) for g in drawn])
         samples.append(np.mean([rmse("only_rating", s, index) - rmse("all", s, index) for s in (0, 1)]))
     effect = found.tasks["rating"].metrics["rmse"].effect
     assert (effect.low, effect.high) == pytest.approx(tuple(np.quantile(samples, [0.025, 0.975])))
@@ -197,7 +197,7 @@ def test_no_effect_is_found_where_there_is_none():
     same = {"like": 1.0, "rating": 1.0, "next_item": 1.0}
     claims = 0
     for seed in range(25):
-        data = dataset(people=30, each=4, seed=seed)
+        data = dataset(users=30, each=4, seed=seed)
         runs = [run(data, v.name, v.tasks, 1000 * seed, same) for v in plan(["like", "rating"], ["multi", "single"])]
         found = compare(runs, TASKS[:2], data, resamples=100)
         claims += found.tasks["rating"].metrics["rmse"].effect.verdict != "unclear"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import COLUMNS, PAIR_TASKS, TASKS, arguments, fit, model_inputs, synthetic_log, tiny_model
-from window_fixtures import gaps, make_log, people
+from window_fixtures import gaps, make_log, users
 
 from polyrec import PolyRecCollator, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.event_log import Candidates
@@ -27,7 +27,7 @@ K = 5
 @pytest.fixture(scope="module")
 def world():
     """Histories of up to 20 events in windows of 6, so that much of what was seen lies outside the window."""
-    processor, splits = fit(synthetic_log(people=12, events=20), max_history=6)
+    processor, splits = fit(synthetic_log(users=12, events=20), max_history=6)
     model = tiny_model(processor)
     model.heads["next_item"].bias.weight.data.normal_()
     return processor, splits, model
@@ -55,7 +55,7 @@ def naive_predictions(model, dataset, exclude_seen):
                 scores = scores[0, FIRST_ITEM:].numpy().copy()
             mine = scores[target - FIRST_ITEM]
             if exclude_seen:
-                earlier = (log.person == log.person[event]) & (log.time < log.time[event])
+                earlier = (log.user == log.user[event]) & (log.time < log.time[event])
                 seen = log.item[earlier]
                 scores[seen[seen >= FIRST_ITEM] - FIRST_ITEM] = -np.inf
             others = np.delete(scores, target - FIRST_ITEM)
@@ -236,7 +236,7 @@ def test_every_head_is_judged_against_its_constant(many):
     assert found["stars_class_logloss"] == pytest.approx(logloss, rel=1e-5)
     assert found["stars_accuracy"] == pytest.approx((predictions.values["stars"][known] == y).mean())
     shares = np.bincount(y) / len(y)
-    people = splits.test.people()
+    users = splits.test.user_codes()
     for task, constant, details, metric in (
         ("stars", np.bincount(y).argmax(), np.tile(shares, (len(rating), 1)), "accuracy"),
         ("spread", np.median(y), None, "mae"),
@@ -248,7 +248,7 @@ def test_every_head_is_judged_against_its_constant(many):
         assert names[0] == metric
         values = np.full(len(rating), cautions.constant_answer(names, rating))
         assert values[0] == pytest.approx(constant)
-        metrics, better = evaluator.pair_metrics(names, rating, values, people, task, details)
+        metrics, better = evaluator.pair_metrics(names, rating, values, users, task, details)
         assert better == pytest.approx(0, abs=1e-6)
         assert list(metrics) == [n for n in names if n in evaluator.PAIR_METRICS or details is not None]
 
@@ -311,7 +311,7 @@ def test_groups_are_evaluated_apart(world):
     """Prevents a group's metrics from being those of all rows."""
     _, splits, model = world
     predictions = evaluator.predict(model, splits.test, k=K)
-    even = splits.test.people() % 2 == 0
+    even = splits.test.user_codes() % 2 == 0
     groups = {"even": even, "odd": ~even, "all": np.ones(len(even), dtype=bool)}
     found = evaluator.evaluate(model, splits.test, predictions, k=K, groups=groups)
     for name in ("like_logloss", f"next_item_ndcg@{K}", "mean_improvement"):
@@ -360,15 +360,15 @@ def test_model_of_some_tasks_is_evaluated_on_those(world):
     assert {name.split("_")[0] for name in found} == {"like", "mean"}
 
 
-def random_answers(people=300, before=4, asked=6):
+def random_answers(users=300, before=4, asked=6):
     """A log of coin flips, everybody's first answers in training and the others in the test; and its processor."""
     random = np.random.default_rng(0)
-    person, step = np.repeat(np.arange(people), before + asked), np.tile(np.arange(before + asked), people)
+    user, step = np.repeat(np.arange(users), before + asked), np.tile(np.arange(before + asked), users)
     log = {
-        "user_id": person,
-        "item_id": random.integers(0, 20, len(person)),
-        "timestamp": 1000.0 * step + person,
-        "like": random.integers(0, 2, len(person)),
+        "user_id": user,
+        "item_id": random.integers(0, 20, len(user)),
+        "timestamp": 1000.0 * step + user,
+        "like": random.integers(0, 2, len(user)),
     }
     tasks = [{"name": "coin", "head": "binary", "label": "like"}]
     processor = PolyRecProcessor.fit(log, tasks=tasks, max_history=8, statistics=False)
@@ -379,7 +379,7 @@ def random_answers(people=300, before=4, asked=6):
 def seen_rate(dataset):
     """The rate of positive answers in what each candidate sees, float32 [C]."""
     log, asked = dataset.log, dataset.candidates
-    begin = log.offsets[log.person[asked.event]]
+    begin = log.offsets[log.user[asked.event]]
     seen = [log.labels[b : b + n, 0] for b, n in zip(begin, asked.position, strict=True)]
     return np.array([(0.5 + labels.sum()) / (1 + len(labels)) for labels in seen], dtype=np.float32)
 
@@ -404,17 +404,17 @@ def test_prequential_gauc_is_biased_and_said_to_be(caplog):
 
 @pytest.mark.parametrize("view", ["own", "delayed"])
 @settings(deadline=None, max_examples=50)
-@given(people, gaps, st.floats(0, 5), st.data())
-def test_seen_labels_equal_a_loop(view, people, gaps, delay, data):
+@given(users, gaps, st.floats(0, 5), st.data())
+def test_seen_labels_equal_a_loop(view, users, gaps, delay, data):
     """Prevents the check from mixing up people, or positions with events: biased figures would pass without a word."""
-    log = make_log(people, gaps)
+    log = make_log(users, gaps)
     asked = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log))))
     position = log.visible() if view == "own" else log.visible_before(log.time - delay)
     found = SequenceDataset(log, Candidates(asked, np.minimum(position, log.visible())[asked]), ["y"], max_history=5)
     visible = {
         (event, earlier)
         for event, n in zip(found.candidates.event, found.candidates.position, strict=True)
-        for earlier in np.flatnonzero(log.person == log.person[event])[:n]
+        for earlier in np.flatnonzero(log.user == log.user[event])[:n]
     }
     assert cautions.sees_evaluated_labels(found) == any(earlier in asked for _, earlier in visible)
 

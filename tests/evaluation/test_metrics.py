@@ -44,10 +44,10 @@ def test_label_dtype_changes_nothing(dtype):
     """Prevents sums in the label's own dtype: int8 overflows at 127 positives, which gave AUCs above 1 elsewhere."""
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(0, 2, 3000), rng.random(3000)
-    people = rng.integers(0, 3, 3000)
+    users = rng.integers(0, 3, 3000)
     typed = labels.astype(dtype)
     assert metrics.auc(typed, scores) == metrics.auc(labels, scores) == pytest.approx(pairwise_auc(labels, scores))
-    assert metrics.grouped_auc(typed, scores, people) == metrics.grouped_auc(labels, scores, people)
+    assert metrics.grouped_auc(typed, scores, users) == metrics.grouped_auc(labels, scores, users)
     for metric in (
         metrics.log_loss,
         metrics.brier_score,
@@ -71,14 +71,14 @@ def test_auc_of_reversed_scores_is_the_complement(rows):
 @given(ROWS)
 def test_grouped_auc_equals_a_loop_over_people(rows):
     """Prevents ranks or ties that leak across people, wrong weights, and people with one label counting."""
-    labels, scores, people = np.array(rows).T
+    labels, scores, users = np.array(rows).T
     values, weights = [], []
-    for person in np.unique(people):
-        mine = people == person
+    for user in np.unique(users):
+        mine = users == user
         if len(np.unique(labels[mine])) == 2:
             values.append(sklearn.metrics.roc_auc_score(labels[mine], scores[mine]))
             weights.append(mine.sum())
-    value, groups = metrics.grouped_auc(labels, scores, people)
+    value, groups = metrics.grouped_auc(labels, scores, users)
     assert groups == len(values)
     np.testing.assert_allclose(value, np.average(values, weights=weights) if values else np.nan)
 
@@ -87,9 +87,9 @@ def test_grouped_auc_equals_a_loop_over_people(rows):
 def test_groups_of_any_kind(kind):
     """Prevents string ids from being refused or compared wrongly."""
     rng = np.random.default_rng(1)
-    labels, scores, people = rng.integers(0, 2, 200), rng.random(200), rng.integers(0, 20, 200)
-    names = np.array([f"person {p}" for p in people], dtype=object) if kind is object else people.astype(kind)
-    expected = metrics.grouped_auc(labels, scores, people)
+    labels, scores, users = rng.integers(0, 2, 200), rng.random(200), rng.integers(0, 20, 200)
+    names = np.array([f"person {p}" for p in users], dtype=object) if kind is object else users.astype(kind)
+    expected = metrics.grouped_auc(labels, scores, users)
     assert metrics.grouped_auc(labels, scores, names) == (pytest.approx(expected.value), expected.groups)
 
 
@@ -98,8 +98,8 @@ def test_gauc_trap_is_real():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (2000, 6))
     earlier_rate = (labels.cumsum(1) - labels + 0.5) / (np.arange(6) + 1)
-    people = np.repeat(np.arange(2000), 6)
-    assert metrics.grouped_auc(labels.ravel(), earlier_rate.ravel(), people).value < 0.4
+    users = np.repeat(np.arange(2000), 6)
+    assert metrics.grouped_auc(labels.ravel(), earlier_rate.ravel(), users).value < 0.4
     assert metrics.auc(labels.ravel(), earlier_rate.ravel()) == pytest.approx(0.5, abs=0.02)
 
 

@@ -92,8 +92,8 @@ def test_scores_of_lists_are_those_of_single_requests():
     data, rows = splits.valid, range(0, len(lists.rows), 7)
     for n in rows:
         event = data.candidates.event[lists.rows[n]]
-        position, person = data.candidates.position[lists.rows[n]], data.log.person[event]
-        begin = data.log.offsets[person]
+        position, user = data.candidates.position[lists.rows[n]], data.log.user[event]
+        begin = data.log.offsets[user]
         seen = slice(max(begin, begin + position - 8), begin + position)
         for k, item in enumerate(lists.top_ids[n]):
             if item < 0:

@@ -95,8 +95,7 @@ def test_sure_misses_are_counted_and_said(caplog):
     predictions = evaluator.predict(model, parts.test, k=K)
     log, event = parts.test.log, parts.test.candidates.event
     repeated = [
-        log.item[e] in log.item[(log.person == log.person[e]) & (log.time < log.time[e])] and log.item[e] > 1
-        for e in event
+        log.item[e] in log.item[(log.user == log.user[e]) & (log.time < log.time[e])] and log.item[e] > 1 for e in event
     ]
     facts = evaluation_facts(model, parts.test, predictions)["next_item"]
     unknown = int((log.item[event] == 1).sum())
@@ -121,7 +120,7 @@ def test_a_user_who_took_everything_is_a_miss_of_every_system():
     parts = processor.split(log, by="leave_one_out")
     model = tiny_model(processor)
     predictions = evaluator.predict(model, parts.test, k=10)
-    user_0 = parts.test.people()[predictions.rankings["next_item"].rows] == 0
+    user_0 = parts.test.user_codes()[predictions.rankings["next_item"].rows] == 0
     per_list = ranking.single_target_metrics(
         *(getattr(predictions.rankings["next_item"], n) for n in ("greater", "ties"))
     )
@@ -203,7 +202,7 @@ def test_popular_items_do_not_leave_the_history_to_the_model_alone():
     log, expected = parts.test.log, []
     for row in found.rows:
         event = parts.test.candidates.event[row]
-        seen = log.item[(log.person == log.person[event]) & (log.time < log.time[event])]
+        seen = log.item[(log.user == log.user[event]) & (log.time < log.time[event])]
         scores = counts.copy()
         scores[seen[seen > 1] - 2] = -np.inf
         mine = scores[log.item[event] - 2] if log.item[event] > 1 else -np.inf

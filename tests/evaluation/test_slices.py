@@ -15,7 +15,7 @@ from polyrec.evaluation.slices import popularity_bias, slice_groups, sliced
 
 @pytest.fixture(scope="module")
 def world():
-    log = synthetic_log(people=60, keep=0.7)
+    log = synthetic_log(users=60, keep=0.7)
     processor, parts = fit(log)
     model = tiny_model(processor)
     return log, processor, parts, model, evaluator.predict(model, parts.test)
@@ -85,11 +85,11 @@ def test_shares_of_popular_items_are_counted(world):
 def test_intervals_are_those_of_the_plain_bootstrap(name):
     """Prevents the fast way from giving another interval than resampling the rows themselves."""
     random = np.random.default_rng(0)
-    people, labels = random.integers(0, 15, 120), (random.random(120) < 0.4).astype(float)
+    users, labels = random.integers(0, 15, 120), (random.random(120) < 0.4).astype(float)
     values = np.clip(0.3 * labels + random.random(120) * 0.6, 0, 1)
-    columns = (labels, values, people)
-    plain = bootstrap.bootstrap_interval(evaluator.PAIR_METRICS[name], people, *columns, n=30)
-    unknown = np.append(labels, np.nan), np.append(values, 0.5), np.append(people, 3)
+    columns = (labels, values, users)
+    plain = bootstrap.bootstrap_interval(evaluator.PAIR_METRICS[name], users, *columns, n=30)
+    unknown = np.append(labels, np.nan), np.append(values, 0.5), np.append(users, 3)
     fast = metric_interval(name, *unknown, n=30)
     assert (fast.value, fast.low, fast.high) == pytest.approx((plain.value, plain.low, plain.high))
 

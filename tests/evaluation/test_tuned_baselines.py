@@ -27,12 +27,12 @@ TASKS = [
 ITEMS, HOUR = 9, 3600
 
 
-def log_of(people: int = 12, events: int = 15, seed: int = 0) -> dict[str, np.ndarray]:
+def log_of(users: int = 12, events: int = 15, seed: int = 0) -> dict[str, np.ndarray]:
     """Times with ties over some weeks, items that were shown and refused, and ratings."""
     random = np.random.default_rng(seed)
-    size = people * events
+    size = users * events
     return {
-        "user_id": np.repeat(np.arange(people), events),
+        "user_id": np.repeat(np.arange(users), events),
         "item_id": random.integers(0, ITEMS, size),
         "timestamp": random.integers(0, 200, size) * HOUR * 6,
         "taken": (random.random(size) < 0.8).astype(float),
@@ -122,7 +122,7 @@ def test_newest_by_the_catalog_leaves_what_comes_later_last(world):
 
 def before(log, event, until=np.inf):
     """Items that a user took strictly before an event, oldest first."""
-    same = (log.person == log.person[event]) & (log.time < min(log.time[event], until)) & (log.labels[:, 0] > 0)
+    same = (log.user == log.user[event]) & (log.time < min(log.time[event], until)) & (log.labels[:, 0] > 0)
     return (log.item[same] - FIRST).tolist()
 
 

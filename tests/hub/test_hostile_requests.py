@@ -41,7 +41,7 @@ def test_plain_requests_pass():
     """A request with all that one may hold, which a check that is too strict would refuse."""
     history = [3, "b", {"item_id": 4, "rating": 4.5, "at": pd.Timestamp("2024-01-01"), "tags": ["a"], "seen": None}]
     given = {"history": history, "user": {"age": 3}, "context": {}, "time": 1e9, "query": "red shoes"}
-    assert RecommendationPipeline.preprocess(None, given)["person"] == given
+    assert RecommendationPipeline.preprocess(None, given)["request"] == given
 
 
 def test_a_title_cannot_move_the_cursor():

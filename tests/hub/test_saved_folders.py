@@ -24,7 +24,7 @@ VECTORS = {"item_features": {"genre": "categorical", "price": "numeric"}, "conte
 
 
 def save(folder: Path, seed: int) -> Path:
-    log = synthetic_log(people=20, events=6, seed=seed)
+    log = synthetic_log(users=20, events=6, seed=seed)
     np.save(folder / "look.npy", np.random.default_rng(seed).normal(size=(24, 3)).astype(np.float32))
     columns = {**VECTORS, "item_features": {**VECTORS["item_features"], "look": f"embedding:{folder / 'look.npy'}"}}
     processor, _ = fit(log, TASKS[:2], columns=columns)
@@ -52,7 +52,7 @@ def load(folder: Path) -> None:
 
 def test_a_changed_byte_is_noticed(two):
     """129 of 1,436 corruptions changed answers without a word; scripts/flip_bytes.py tries 2,000."""
-    log = pa.table(synthetic_log(people=10, events=4, seed=0)["interactions"])
+    log = pa.table(synthetic_log(users=10, events=4, seed=0)["interactions"])
     found = campaign(two[0], two[1], lambda run: served(run, log), draw(two[0], 100))
     assert len(found) == 100
     assert not [entry for entry in found if entry[1] in FAULTS], outcomes(found)
@@ -95,7 +95,7 @@ def test_files_that_nobody_saved_are_not_read(folder):
 def test_a_folder_of_an_earlier_version_loads(folder, two):
     """Runs without a manifest are no damaged ones."""
     (folder / "manifest.json").unlink()
-    log = pa.table(synthetic_log(people=10, events=4, seed=0)["interactions"])
+    log = pa.table(synthetic_log(users=10, events=4, seed=0)["interactions"])
     assert served(folder, log) == served(two[0], log)
 
 

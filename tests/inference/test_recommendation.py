@@ -284,7 +284,7 @@ def test_time_before_the_history_is_refused(world):
 
 def test_a_catalog_without_titles_and_with_string_ids():
     """Prevents string ids from being cast to numbers, and a missing title from raising."""
-    log = synthetic_log(people=20)
+    log = synthetic_log(users=20)
     log["interactions"]["item_id"] = [f"item-{i}" for i in log["interactions"]["item_id"]]
     log["items"] = {"item_id": [f"item-{i}" for i in log["items"]["item_id"]], "genre": log["items"]["genre"]}
     processor, _ = fit(log, columns={"context": {"surface": "categorical"}})

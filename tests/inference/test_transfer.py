@@ -12,12 +12,12 @@ TASKS = [{"name": "next_item", "head": "retrieval"}]
 
 
 def processor_of(titles, feedback=()):
-    people = [p for p in range(8) for _ in range(6)]
+    users = [p for p in range(8) for _ in range(6)]
     log = {
-        "user_id": people,
-        "item_id": [(3 * p + n) % len(titles) for n, p in enumerate(people)],
-        "timestamp": list(range(len(people))),
-        "stars": [1 + n % 5 for n in range(len(people))],
+        "user_id": users,
+        "item_id": [(3 * p + n) % len(titles) for n, p in enumerate(users)],
+        "timestamp": list(range(len(users))),
+        "stars": [1 + n % 5 for n in range(len(users))],
     }
     items = {"item_id": list(range(len(titles))), "title": titles}
     processor = PolyRecProcessor.fit(

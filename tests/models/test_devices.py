@@ -47,7 +47,7 @@ def step(model, batch):
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24), tasks=TASKS, text={"model": str(tiny_bert()), "template": "{title} {genre}"})
+    return fit(synthetic_log(users=24), tasks=TASKS, text={"model": str(tiny_bert()), "template": "{title} {genre}"})
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["tables", "texts"])

@@ -12,7 +12,7 @@ from run_fixtures import trained_run
 from polyrec.cards import unsupported_figures
 from polyrec.cli.main import main
 from polyrec.reporting import Example, report_page
-from polyrec.reporting.example_people import example_people
+from polyrec.reporting.choose_examples import example_users
 from polyrec.tracking.run_files import RunFiles
 
 _ALONE = {"meta", "link", "img", "br", "hr"}
@@ -90,15 +90,15 @@ def test_runs_stand_side_by_side(run, tmp_path):
 
 def test_examples_hide_the_last_event_and_the_persons_name(folder, run):
     """Prevents the answer from being shown to the model, and people's ids from getting onto a page."""
-    people = example_people(folder, 3)
+    users = example_users(folder, 3)
     events = pd.read_parquet(folder.parent / "interactions.parquet").sort_values("timestamp", kind="stable")
     histories = {tuple(f"title {i}" for i in own.item_id) for _, own in events.groupby("user_id")}
-    for example in people:
+    for example in users:
         assert (*example.history, example.then) in histories
         assert len(example.rows) == 5
         assert all(row["reason"] for row in example.rows)
         assert not {row["title"] for row in example.rows} & set(example.history)
-    assert "user_id" not in report_page([run], {"first": people})
+    assert "user_id" not in report_page([run], {"first": users})
 
 
 def test_titles_cannot_write_into_the_page(run):

@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     from model_fixtures import synthetic_log
 
     folder = tmp_path_factory.mktemp("distill")
-    tables = synthetic_log(people=24)
+    tables = synthetic_log(users=24)
     for name, table in tables.items():
         pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
     recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {

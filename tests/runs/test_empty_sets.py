@@ -17,7 +17,7 @@ def recipe(tmp_path):
     """Writes a recipe with a split and says where it is."""
 
     def write(split, users=12, events=8, **sections):
-        table = synthetic_log(people=users, events=events)["interactions"]
+        table = synthetic_log(users=users, events=events)["interactions"]
         pd.DataFrame(table).to_parquet(tmp_path / "log.parquet")
         found = {
             "interactions": str(tmp_path / "log.parquet"),

@@ -10,7 +10,7 @@ import yaml
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main
 from polyrec.data.tables import read_table
-from polyrec.reporting.example_people import example_people
+from polyrec.reporting.choose_examples import example_users
 from polyrec.web.session import DemoSession
 
 SMALL = ["num_train_epochs=1", "use_cpu=true", "disable_tqdm=true"]
@@ -69,7 +69,7 @@ def test_examples_of_people_are_rows_with_their_lists(run):
     """Prevents a report, or a page, that takes all rows of a session for one history of repeated items."""
     table = pd.read_csv(run.parent / "rows.csv", dtype=str)
     told = set(zip(table["item_id_list"], table["item_id"], strict=True))
-    for example in example_people(run, 3):
+    for example in example_users(run, 3):
         assert (" ".join(example.history), example.then) in told
     model, processor = PolyRecForRecommendation.from_pretrained(run), PolyRecProcessor.from_pretrained(run)
     session = DemoSession(model, processor, read_table(run.parent / "rows.csv", "interactions"))

@@ -28,7 +28,7 @@ def world(tmp_path_factory):
     tables = synthetic_log()
     for name, table in tables.items():
         pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    later = synthetic_log(people=50, seed=1)
+    later = synthetic_log(users=50, seed=1)
     events = pd.DataFrame(later["interactions"])
     events["timestamp"] += LATER
     events.loc[events.index % 7 == 0, "item_id"] = 100 + events.index[events.index % 7 == 0] % 2

@@ -12,7 +12,7 @@ from polyrec.tracking.step_log import StepLog
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=30))
+    return fit(synthetic_log(users=30))
 
 
 def trained(world, folder, compare=False, **options):
@@ -77,7 +77,7 @@ def test_the_trainer_logs_all_of_it(world, tmp_path):
 def test_fingerprints_follow_the_data(world):
     """Prevents two data sets from looking the same in a tracker, and one from looking like two."""
     processor, parts = world
-    log = synthetic_log(people=30)
+    log = synthetic_log(users=30)
     again, same = fit(log)
     assert fingerprints(again, same.train) == fingerprints(processor, parts.train)
     log["interactions"]["item_id"][3] += 1

@@ -14,7 +14,7 @@ from polyrec.evaluation import metrics
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24))
+    return fit(synthetic_log(users=24))
 
 
 def largest_error(found):

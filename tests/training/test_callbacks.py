@@ -25,7 +25,7 @@ TASKS = [
 @pytest.fixture(scope="module")
 def world():
     """A log whose task "noise" is a coin toss, which a model can only memorise."""
-    log = synthetic_log(people=60)
+    log = synthetic_log(users=60)
     rows = len(log["interactions"]["item_id"])
     log["interactions"]["noise"] = np.random.default_rng(7).integers(0, 2, rows).astype(float)
     return fit(log, tasks=TASKS)

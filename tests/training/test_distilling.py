@@ -23,7 +23,7 @@ ALL = {name: {"alpha": 0.5} for name in ("next_item", "like", "rating")}
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24))
+    return fit(synthetic_log(users=24))
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_what_cannot_teach_is_refused(world, teacher_model, tmp_path):
     plan = {"next_item": {"temperature": 3.0}}
     with pytest.raises(ValueError, match="at the temperature 3"):
         trained(world, tmp_path, student_of(world, plan), teacher_of(world, teacher_model))
-    log = synthetic_log(people=24)
+    log = synthetic_log(users=24)
     processor, _ = fit(log)
     processor.split(log["interactions"], fractions=(1.0, 0.0, 0.0))  # has learnt every row
     knows = LiveTeacher(teacher_model, processor)

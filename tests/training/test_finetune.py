@@ -61,7 +61,7 @@ def test_only_the_task_itself_changes(world, task, experts):
 def test_validation_weighs_the_task_that_learnt_at_its_best_epoch():
     """Prevents trees of other tasks from being weighed anew, which changes their answers, and those of the task from
     being weighed beside the last epoch's network, which is not the one that is kept."""
-    processor, parts = fit(synthetic_log(people=200))
+    processor, parts = fit(synthetic_log(users=200))
     model = tiny_model(processor)
     report = finetune(model, processor, parts, FinetuneSettings("like", epochs=1, learning_rate=50.0), OPTIONS)
     assert report["best_epoch"] == 0

@@ -11,7 +11,7 @@ from polyrec.training.progress import TrainingLines, evaluation_line
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24))
+    return fit(synthetic_log(users=24))
 
 
 @pytest.mark.parametrize(("terminal", "disabled"), [(True, False), (True, True), (False, False)])

@@ -47,7 +47,7 @@ class Recorder(PolyRecCollator):
 
 @pytest.fixture(scope="module")
 def world():
-    log = synthetic_log(people=16)
+    log = synthetic_log(users=16)
     processor = PolyRecProcessor.fit(**log, tasks=TASKS, max_history=8, statistics=False)
     options = {"max_delay": 3000.0, "delayed_share": 0.5, "keep_negatives": {"like": 0.5}}
     return processor, log["interactions"], options

@@ -12,7 +12,7 @@ from polyrec.training.shrink import factorise_items, start_from_teacher
 
 @pytest.fixture(scope="module")
 def world():
-    processor, parts = fit(synthetic_log(people=24))
+    processor, parts = fit(synthetic_log(users=24))
     batch = model_inputs(PolyRecCollator()([parts.train[i] for i in range(8)]))
     del batch["labels"]
     return processor, batch
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_left_or_refused(world):
     found = start(world, tiny_model(processor, 2, num_attention_heads=1), teacher)
     assert any("history_encoder.backbone" in name for name in found.fresh)
     assert all("history_encoder.backbone" not in name for name in found.copied)
-    other, _ = fit(synthetic_log(people=24, items=20))
+    other, _ = fit(synthetic_log(users=24, items=20))
     with pytest.raises(ValueError, match="same catalog"):
         start_from_teacher(tiny_model(other), other, teacher, processor)
     teacher.quantize()

@@ -27,7 +27,7 @@ STATES = {"states": {"teacher_width": 16, "loss": "experts"}}
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(people=24))
+    return fit(synthetic_log(users=24))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_half_precision_learns_from_a_teacher(world, master, tmp_path):
 def test_evaluation_sets_of_another_log_are_kept_from_the_teacher(world, master, tmp_path):
     """Prevents a teacher from having learnt what validates the student because that lies in a table of its own."""
     teacher = LiveTeacher(master, world[0], **LISTS)
-    log = synthetic_log(people=24)
+    log = synthetic_log(users=24)
     learnt_rows = world[1].train.log.row[world[1].train.candidates.event[:40]]
     table = {name: values[sorted(set(learnt_rows.tolist()))] for name, values in log["interactions"].items()}
     other, statistics = world[0].resume(table)

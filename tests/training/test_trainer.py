@@ -127,7 +127,7 @@ class Constants(TrainerCallback):
 def learnt(tmp_path_factory):
     """A model trained on a log with rules to learn, its trainer and data."""
     folder = tmp_path_factory.mktemp("learnt")
-    world = fit(synthetic_log(people=120, items=20, events=12), max_history=12)
+    world = fit(synthetic_log(users=120, items=20, events=12), max_history=12)
     keep = Constants()
     model = tiny_model(world[0], hidden_size=16, initializer_range=0.06)
     options = {"num_train_epochs": 24, "per_device_train_batch_size": 16, "learning_rate": 1.5e-2, "logging_steps": 8}

@@ -16,8 +16,8 @@ from polyrec.training.update import NEW, learn, parts_of, update_data
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
 
 
-def later_log(shift=2e6, people=40):
-    later = synthetic_log(people=people, seed=1)["interactions"]
+def later_log(shift=2e6, users=40):
+    later = synthetic_log(users=users, seed=1)["interactions"]
     return {**later, "timestamp": later["timestamp"] + shift}
 
 

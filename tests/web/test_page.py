@@ -62,7 +62,7 @@ def test_a_visit(page):
 def test_people_and_mistakes(page):
     """A person without their events, and a mistake that ends in a traceback."""
     visitor = gradio_client.Client(page, verbose=False)
-    loaded = visitor.predict(3, None, api_name="/load_person")
+    loaded = visitor.predict(3, None, api_name="/load_user")
     assert len(loaded[EVENTS]["choices"]) == 8  # max_history of the recipe
     with pytest.raises(gradio_client.exceptions.AppError, match="choose an event of the history"):
         visitor.predict(None, None, api_name="/remove_event")
@@ -76,15 +76,15 @@ def test_people_and_mistakes(page):
 
 def test_without_the_data(run, recipe_file, capsys):
     """A demo that stops because the tables of its training are not there, or that tells everybody who is in them."""
-    people = open_session(str(run), users=True).people()
+    listed = open_session(str(run), users=True).listed()
     shown = {users: str(build_page(open_session(str(run), users=users)).get_config_file()) for users in (True, False)}
-    assert len(people) > 5
-    assert str((str(people[0]), people[0])) in shown[True]
-    assert not [p for p in people if str((str(p), p)) in shown[False]]
-    assert open_session(str(run)).history_of(people[0]) == []
+    assert len(listed) > 5
+    assert str((str(listed[0]), listed[0])) in shown[True]
+    assert not [p for p in listed if str((str(p), p)) in shown[False]]
+    assert open_session(str(run)).history_of(listed[0]) == []
     (recipe_file.parent / "interactions.parquet").unlink()
     session = open_session(str(run), users=True)
-    assert session.people() == []
+    assert session.listed() == []
     assert "no users to choose from" in capsys.readouterr().out
 
 

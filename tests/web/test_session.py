@@ -85,13 +85,13 @@ def test_changing_an_event_changes_the_answers(session):
 
 def test_histories_of_people_are_their_own(session):
     """Events of another person, in another order, or later ones than the model reads."""
-    for person in session.people(3):
-        history, log = session.history_of(person), session.interactions.to_pandas()
-        own = log[log["user_id"] == person].sort_values("timestamp", kind="stable").tail(6)
+    for user in session.user_ids(3):
+        history, log = session.history_of(user), session.interactions.to_pandas()
+        own = log[log["user_id"] == user].sort_values("timestamp", kind="stable").tail(6)
         assert [e["item_id"] for e in history] == own["item_id"].tolist()
         assert [e["timestamp"] for e in history] == own["timestamp"].tolist()
         assert history[0]["surface"] == own["surface"].iloc[0]
-        session.recommendations(history, session.attributes_of(person), {})
+        session.recommendations(history, session.attributes_of(user), {})
     assert set(session.attributes_of(4)) == {"age"}
     assert session.history_of("nobody") == []
 
@@ -130,7 +130,7 @@ def test_a_model_without_people_or_titles(tables):
     processor = PolyRecProcessor.fit(tables["interactions"], tables["items"], tasks=TASKS[1:])
     processor.split(tables["interactions"])
     session = DemoSession(PolyRecForRecommendation(processor.model_config(hidden_size=16)), processor)
-    assert session.people() == []
+    assert session.user_ids() == []
     assert session.headers == ["#", "moved", "item", "score (like)", "rating", "reason"]
     rows, _ = session.recommendations([], {}, {})
     assert all(len(row) == len(session.headers) for row in rows)

@@ -9,7 +9,7 @@ from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
 from polyrec.tracking.tables import group_rows, told
 
-_FEW_PEOPLE = 30  # under which an interval over users is rough
+_FEW_USERS = 30  # under which an interval over users is rough
 
 
 def limits(run: RunFiles, about: About) -> Section:
@@ -27,7 +27,7 @@ def slice_sections(run: RunFiles) -> list[Section]:
         metric = run.primary(task)
         rows = group_rows(run.metrics[task][MODEL].get("slices", {}), metric)
         if rows:
-            points = [f"Groups of the test set; under {_FEW_PEOPLE} users an interval is rough."] if not found else []
+            points = [f"Groups of the test set; under {_FEW_USERS} users an interval is rough."] if not found else []
             header = ["by", "group", "rows", "users", f"{metric} [95%]"]
             found.append(Section(f"Where `{task}` errs", points, Table(header, rows)))
     return found

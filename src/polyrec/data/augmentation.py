@@ -156,11 +156,11 @@ class SimilarItems:
     neighbours: np.ndarray
 
     @classmethod
-    def fit(cls, person: np.ndarray, item: np.ndarray, num_items: int, count: int = 10, span: int = 5) -> SimilarItems:
+    def fit(cls, user: np.ndarray, item: np.ndarray, num_items: int, count: int = 10, span: int = 5) -> SimilarItems:
         """Count pairs of different items at most `span` events of a user apart.
 
         Args:
-            person, item: int64 [R] of the TRAINING events alone, sorted by user and time.
+            user, item: int64 [R] of the TRAINING events alone, sorted by user and time.
             num_items: N.
             count: K.
         """
@@ -169,7 +169,7 @@ class SimilarItems:
         pairs = []
         for apart in range(1, span + 1):
             one, two = item[:-apart], item[apart:]
-            real = (person[:-apart] == person[apart:]) & (one >= FIRST) & (two >= FIRST) & (one != two)
+            real = (user[:-apart] == user[apart:]) & (one >= FIRST) & (two >= FIRST) & (one != two)
             pairs += [np.stack([one[real], two[real]]), np.stack([two[real], one[real]])]
         first, second = np.concatenate(pairs, axis=1)
         met = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(num_items, num_items)).tocsr().tocoo()

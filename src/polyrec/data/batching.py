@@ -85,7 +85,7 @@ class BatchReader:
         features = {**log.event_features, **log.candidate_features}
         self._events = {name: _Table(values, known.get(name)) for name, values in features.items()}
         self._statistics = None if dataset.statistics is None else torch.from_numpy(dataset.statistics)
-        self._people = {name: torch.from_numpy(values) for name, values in log.user_features.items()}
+        self._users = {name: torch.from_numpy(values) for name, values in log.user_features.items()}
 
     @staticmethod
     def supports(dataset: Windows) -> bool:
@@ -105,11 +105,11 @@ class BatchReader:
             stop = np.maximum(np.minimum(stop, most), start)
         before = np.zeros(len(start), dtype=np.int64)
         if log.prior_history is not None:
-            held = np.minimum(np.diff(log.prior_history.offsets)[windows.person], log.prior_history.length)
+            held = np.minimum(np.diff(log.prior_history.offsets)[windows.user], log.prior_history.length)
             before = np.where(
                 (start == 0) & real_BC.any(axis=1), np.minimum(held, data.max_history - (stop - start)), 0
             )
-        places_BL = self._event_rows(windows.person, start, stop, before, multiple)
+        places_BL = self._event_rows(windows.user, start, stop, before, multiple)
         events_BL = places_BL if moved is None else _moved(places_BL, before, stop - start, moved)
         rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
         candidate_index = np.where(real_BC, rows_BC, self._padding)
@@ -128,7 +128,7 @@ class BatchReader:
             "event_features": {
                 name: table.take(gap_rows if name == TIME_GAP else event_rows) for name, table in self._events.items()
             },
-            "user_features": {name: table[torch.from_numpy(windows.person)] for name, table in self._people.items()},
+            "user_features": {name: table[torch.from_numpy(windows.user)] for name, table in self._users.items()},
             "candidate_ids": torch.from_numpy(np.where(real_BC, log.item[rows_BC], 0)),
             "candidate_positions": torch.from_numpy(
                 np.where(real_BC, position_BC - start[:, None] + before[:, None], 0)
@@ -139,7 +139,7 @@ class BatchReader:
             "candidate_rows": torch.from_numpy(asked_BC),
         }
         if data.folds is not None:
-            batch["user_fold"] = torch.from_numpy(data.folds[windows.person])
+            batch["user_fold"] = torch.from_numpy(data.folds[windows.user])
         if data.trending is not None:
             found = data.trending.read(np.where(real_BC, np.minimum(log.time[rows_BC], data.known_until), -np.inf))
             batch |= tensors(found)
@@ -173,15 +173,15 @@ class BatchReader:
         return asked, np.maximum(positions, 0), moved
 
     def _event_rows(
-        self, person: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
+        self, user: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
     ) -> np.ndarray:
         """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the user's."""
         log, past = self.dataset.log, self.dataset.log.prior_history
         length = before + stop - start
         place_BL = np.arange(_rounded(length, multiple)) - before[:, None]
-        rows_BL = (log.offsets[person] + start)[:, None] + place_BL
+        rows_BL = (log.offsets[user] + start)[:, None] + place_BL
         if past is not None:
-            rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[person + 1])[:, None] + place_BL, rows_BL)
+            rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[user + 1])[:, None] + place_BL, rows_BL)
         return np.where(place_BL < (stop - start)[:, None], rows_BL, self._padding)
 
 

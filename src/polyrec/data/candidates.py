@@ -70,7 +70,7 @@ def excluded_items(
     elif what == "history":
         yield from _pairs(visible_history(dataset, rows))
         if log.prior_history is not None:
-            offsets, user = log.prior_history.offsets, log.person[event]
+            offsets, user = log.prior_history.offsets, log.user[event]
             yield from _pairs(Histories(offsets[user], offsets[user + 1], log.prior_history.item))
 
 

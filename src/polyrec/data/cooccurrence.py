@@ -11,7 +11,7 @@ FIRST = 2  # rows 0 and 1 of an item table are padding and the unknown item
 
 
 def cooccurrence_vectors(
-    person: np.ndarray, item: np.ndarray, num_items: int, size: int, window: int = 8, smoothing: float = 0.75
+    user: np.ndarray, item: np.ndarray, num_items: int, size: int, window: int = 8, smoothing: float = 0.75
 ) -> np.ndarray:
     r"""Vectors by singular value decomposition of the shifted PMI of items (Levy and Goldberg, 2014, "Neural Word
     Embedding as Implicit Matrix Factorization").
@@ -24,7 +24,7 @@ def cooccurrence_vectors(
     rounding, without a step of training.
 
     Args:
-        person, item: int64 [R], events in order within each user; item rows below 2 are skipped.
+        user, item: int64 [R], events in order within each user; item rows below 2 are skipped.
         num_items: N, rows of the item table.
         size: D.
 
@@ -38,8 +38,8 @@ def cooccurrence_vectors(
         ((7, 2), False)
     """
     known = item >= FIRST
-    person, item = person[known], item[known]
-    pairs = pair_counts(person, item, num_items, window)
+    user, item = user[known], item[known]
+    pairs = pair_counts(user, item, num_items, window)
     counts = (pairs + pairs.T).tocoo()
     vectors = np.zeros((num_items, size), dtype=np.float32)
     if not counts.nnz:
@@ -59,12 +59,12 @@ def cooccurrence_vectors(
 
 
 def pair_counts(
-    person: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float = 1.0, dtype: type = np.float64
+    user: np.ndarray, item: np.ndarray, num_items: int, steps: int, fade: float = 1.0, dtype: type = np.float64
 ) -> sparse.csr_matrix:
     """How often j came after i within some steps of one user, [N, N]; an item is not its own neighbour.
 
     Args:
-        person, item: int64 [R], events in order within each user.
+        user, item: int64 [R], events in order within each user.
         fade: what a pair counts less for each further step.
         dtype: of the counts.
 
@@ -74,7 +74,7 @@ def pair_counts(
     """
     total = sparse.csr_matrix((num_items, num_items), dtype=dtype)
     for step in range(1, steps + 1):
-        same = (person[step:] == person[:-step]) & (item[step:] != item[:-step])
+        same = (user[step:] == user[:-step]) & (item[step:] != item[:-step])
         weight: np.ndarray = np.full(int(same.sum()), fade ** (step - 1), dtype=dtype)
         total = total + sparse.csr_matrix((weight, (item[:-step][same], item[step:][same])), shape=total.shape)
     return total

@@ -45,15 +45,15 @@ def encode_log(
     task_labels = labels(table, list(tasks), what)
     # A user is whoever has an id, known to the users table or not.
     coded = user_ids.dictionary_encode()
-    person = np.asarray(coded.indices).astype(np.int64)
-    tie_break = np.arange(len(person)) if columns.order is None else _ranks(table, columns.order, what)
-    sort = np.lexsort((tie_break, seconds, person))
+    user = np.asarray(coded.indices).astype(np.int64)
+    tie_break = np.arange(len(user)) if columns.order is None else _ranks(table, columns.order, what)
+    sort = np.lexsort((tie_break, seconds, user))
     order = np.empty(len(sort), dtype=np.int64)
     order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
     encoded = encode_columns(table, encoders, sort)
     user_rows = users.rows(coded.dictionary)
     log = EventLog(
-        person=person[sort],
+        user=user[sort],
         item=item[sort],
         time=seconds[sort],
         order=order[sort],

@@ -22,7 +22,7 @@ class EventLog:
     """All events, sorted by (user, time, order).
 
     Args:
-        person: int64 [R], dense index of the user, ascending.
+        user: int64 [R], dense index of the user, ascending.
         item: int64 [R], row of the item table (1 = unknown item).
         time: float64 [R], seconds.
         order: int64 [R], rank of the event in time over the whole log (ties broken by the order column, then by row).
@@ -48,7 +48,7 @@ class EventLog:
             each user stands alone.
     """
 
-    person: np.ndarray
+    user: np.ndarray
     item: np.ndarray
     time: np.ndarray
     order: np.ndarray
@@ -69,14 +69,14 @@ class EventLog:
     together: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        people = int(self.person[-1]) + 1 if len(self.person) else 0
-        self.offsets = np.searchsorted(self.person, np.arange(people + 1))
+        users = int(self.user[-1]) + 1 if len(self.user) else 0
+        self.offsets = np.searchsorted(self.user, np.arange(users + 1))
 
     def __repr__(self) -> str:
         return f"EventLog({len(self):,} events, {len(self.offsets) - 1:,} users, {len(np.unique(self.item)):,} items)"
 
     def __len__(self) -> int:
-        return len(self.person)
+        return len(self.user)
 
     @property
     def own_rows(self) -> np.ndarray:
@@ -89,11 +89,11 @@ class EventLog:
         return np.arange(len(self.user_ids)) if self.together is None else self.together
 
     @property
-    def people(self) -> np.ndarray:
+    def user_codes(self) -> np.ndarray:
         """Who each event is of, int64 [R]: its user, and of rows with lists those of one user id are one."""
         if self.together is None:
-            return self.person
-        return np.asarray(self.user_ids.dictionary_encode().indices).astype(np.int64)[self.person]
+            return self.user
+        return np.asarray(self.user_ids.dictionary_encode().indices).astype(np.int64)[self.user]
 
     def visible(self, ties: str = "strict") -> np.ndarray:
         """How many of the user's events each event's candidate may see, int64 [R].
@@ -103,25 +103,23 @@ class EventLog:
         """
         index = np.arange(len(self))
         if self.set_until is not None:
-            return np.minimum(
-                index - self.offsets[self.person], self.visible_before(np.full(len(self), self.set_until))
-            )
+            return np.minimum(index - self.offsets[self.user], self.visible_before(np.full(len(self), self.set_until)))
         if ties == "order":
-            return index - self.offsets[self.person]
+            return index - self.offsets[self.user]
         if ties != "strict":
             raise ValueError(
                 f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}'
             )
         begins = np.ones(len(self), dtype=bool)
-        begins[1:] = (np.diff(self.person) != 0) | (np.diff(self.time) != 0)
-        return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.person]
+        begins[1:] = (np.diff(self.user) != 0) | (np.diff(self.time) != 0)
+        return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.user]
 
     def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
         """How many events of each event's user lie before `cutoff` [R] (seconds), int64 [R]."""
         moments, rank = np.unique(self.time, return_inverse=True)
         span = len(moments) + 1
-        stamp = self.person * span + rank  # ascending, as the log is sorted
-        return np.searchsorted(stamp, self.person * span + np.searchsorted(moments, cutoff)) - self.offsets[self.person]
+        stamp = self.user * span + rank  # ascending, as the log is sorted
+        return np.searchsorted(stamp, self.user * span + np.searchsorted(moments, cutoff)) - self.offsets[self.user]
 
 
 @dataclass(repr=False)
@@ -154,7 +152,7 @@ class Candidates:
 class WindowSpans(NamedTuple):
     """Where windows lie, int64 [B] each: user, events start:stop of that user, candidates first:last."""
 
-    person: np.ndarray
+    user: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     first_asked: np.ndarray

@@ -61,7 +61,7 @@ def visible_history(dataset: SequenceDataset, rows: np.ndarray, counted: np.ndar
         counted: bool, events of the log that count; None: all.
     """
     position = dataset.candidates.position[rows]
-    user, of_row = np.unique(dataset.log.person[dataset.candidates.event[rows]], return_inverse=True)
+    user, of_row = np.unique(dataset.log.user[dataset.candidates.event[rows]], return_inverse=True)
     most = np.zeros(len(user), dtype=np.int64)
     np.maximum.at(most, of_row, position)
     events = _ranges(dataset.log.offsets[user], most)

@@ -219,7 +219,7 @@ class LogStatistics:
             return None
         old = log.time <= self.last_time
         history = self._stored(stored)[0] if old.any() and stored is not None else None
-        parts = [self.log.transform(self._table(log), log.person, log.untimed, history)]
+        parts = [self.log.transform(self._table(log), log.user, log.untimed, history)]
         if self.past is not None:
             parts.append(self._past_features(log))
         counted = np.concatenate(parts, axis=1)
@@ -309,7 +309,7 @@ class LogStatistics:
         state, targets = self.log.counted(_OF_ITEMS.name, log.item), self._targets(log)
         sums, counts = state.sums - state.counts * self.log.prior, state.counts.astype(np.float64)
         known = held[:, None] & ~np.isnan(targets)
-        pair = np.unique(log.person * (int(log.item.max(initial=0)) + 1) + log.item, return_inverse=True)[1]
+        pair = np.unique(log.user * (int(log.item.max(initial=0)) + 1) + log.item, return_inverse=True)[1]
         for j in range(targets.shape[1]):
             own = np.bincount(pair, np.where(known[:, j], targets[:, j] - self.log.prior[j], 0.0))
             sums[:, j] -= own[pair]
@@ -330,7 +330,7 @@ class LogStatistics:
         else:
             # One time for all rows, after the past: what was known then is known to each, and none counts another.
             time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
-        keys = self._keys(statistics, log.item, log.person, log.user_features, log.candidate_features)
+        keys = self._keys(statistics, log.item, log.user, log.user_features, log.candidate_features)
         return EventTable(time=time, keys=keys, targets=targets)
 
     def _past_table(self, log: EventLog) -> EventTable:
@@ -338,7 +338,7 @@ class LogStatistics:
         assert past is not None
         assert self.past is not None
         unknown = {n: e.missing(len(past.item)) for n, e in self.encoders["candidate"].items()}
-        keys = self._keys(self.past, past.item, past.person, log.user_features, unknown)
+        keys = self._keys(self.past, past.item, past.user, log.user_features, unknown)
         targets = np.column_stack([past.marks[mark] for mark in self.past.targets])
         return EventTable(time=np.zeros(len(past.item)), keys=keys, targets=targets)
 
@@ -346,19 +346,19 @@ class LogStatistics:
         self,
         statistics: RunningStatistics,
         item: np.ndarray,
-        person: np.ndarray,
+        user: np.ndarray,
         user_features: Mapping[str, np.ndarray],
         context: Mapping[str, np.ndarray],
     ) -> dict[str, Codes]:
         """The keys that the statistics need."""
-        keys: dict[str, Codes] = {"item": item, "user": person + 1}  # 0 would be a missing one
+        keys: dict[str, Codes] = {"item": item, "user": user + 1}  # 0 would be a missing one
         wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
         for name, values in self.items.encoded.items():
             if f"item.{name}" in wanted:
                 keys[f"item.{name}"] = self.items.encoders[name].keys(values)[item]
         for name, encoder in self.encoders["user"].items():
             if f"user.{name}" in wanted:
-                keys[f"user.{name}"] = encoder.keys(user_features[name])[person]
+                keys[f"user.{name}"] = encoder.keys(user_features[name])[user]
         for name, encoder in self.encoders["candidate"].items():
             if f"context.{name}" in wanted:
                 keys[f"context.{name}"] = encoder.keys(context[name])

@@ -40,7 +40,7 @@ class PriorHistory:
     matches: tuple[IdMatch, ...] = ()
 
     @property
-    def person(self) -> np.ndarray:
+    def user(self) -> np.ndarray:
         """int64 [E], index of each event's user."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
@@ -59,13 +59,13 @@ class PriorHistory:
             self.length,
         )
 
-    def read(self, person: int, room: int) -> slice:
+    def read(self, user: int, room: int) -> slice:
         """The events of a user that a window with place for `room` of them reads: the latest."""
-        stop = self.offsets[person + 1]
-        return slice(max(self.offsets[person], stop - min(room, self.length)), stop)
+        stop = self.offsets[user + 1]
+        return slice(max(self.offsets[user], stop - min(room, self.length)), stop)
 
 
-def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, people: pa.Array) -> PriorHistory:
+def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, users: pa.Array) -> PriorHistory:
     """Read a prior history for the users of a log.
 
     Item ids that only a column of marks holds (somebody's likes reach further back than the list of what they watched)
@@ -73,7 +73,7 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, pe
 
     Args:
         table: one row per user, see `Columns.prior_history`.
-        people: ids [P] of the log's users; rows of others are not read.
+        users: ids [P] of the log's users; rows of others are not read.
 
     Raises:
         ValueError: a user with two rows, a column that is missing or holds no lists.
@@ -83,7 +83,7 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, pe
     if len(pc.unique(owners)) < len(owners):
         twice = next(v for v, n in ((x["values"], x["counts"]) for x in pc.value_counts(owners).to_pylist()) if n > 1)
         raise ValueError(f"prior_history: {columns.user} {twice} has several rows: keep one row per user, with lists")
-    person = np.asarray(lookup(owners, normalise_ids(people)).fill_null(-1)).astype(np.int64)
+    user = np.asarray(lookup(owners, normalise_ids(users)).fill_null(-1)).astype(np.int64)
     lists = {name: _lists(table, name) for name in columns.prior_history}
     # Events are distinguished by their ids: items that are not in the catalog share one row of it.
     given = [taken for _, taken in lists.values()]
@@ -102,18 +102,18 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, pe
         known = np.union1d(known, extra)
         parts.insert(0, keys[name][at])
     key = np.concatenate(parts)
-    key = key[person[key // span] >= 0]
-    key = key[np.argsort(person[key // span], kind="stable")]
+    key = key[user[key // span] >= 0]
+    key = key[np.argsort(user[key // span], kind="stable")]
     marks: dict[str, np.ndarray] = {}
     for name, meant in columns.prior_history.items():
         held = np.isin(key, keys[name]).astype(np.float64)
         marks |= {feedback: np.maximum(marks.get(feedback, 0.0), held) for feedback in meant}
-    offsets = np.searchsorted(person[key // span], np.arange(len(people) + 1))
+    offsets = np.searchsorted(user[key // span], np.arange(len(users) + 1))
     taken = np.bincount(codes, minlength=len(pool.dictionary))
     matches = [match_ids(pool.dictionary, taken, items.ids, "items of the prior history", "items table")]
-    if (person < 0).all():  # that many of the log's users have no past is nothing strange
-        rows = np.ones(len(people), dtype=np.int64)
-        matches.append(match_ids(people, rows, owners, "users of the interactions", "prior history", private=True))
+    if (user < 0).all():  # that many of the log's users have no past is nothing strange
+        rows = np.ones(len(users), dtype=np.int64)
+        matches.append(match_ids(users, rows, owners, "users of the interactions", "prior history", private=True))
     return PriorHistory(
         offsets, item_rows[key % span], marks, length=columns.prior_history_length, matches=tuple(matches)
     )

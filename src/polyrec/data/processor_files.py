@@ -132,12 +132,12 @@ def load(folder: Path) -> dict[str, Any]:
     vectors = read_files(encoders, table, folder / VECTORS_NAME)
     items = EntityTable(ids(table, columns.item, "items", "item id"), table, encoders, vectors)
     if (folder / USERS_NAME).exists():
-        people = read_saved(folder / USERS_NAME, "users")
-        user_ids = ids(people, columns.user, "users", "user id")
+        user_table = read_saved(folder / USERS_NAME, "users")
+        user_ids = ids(user_table, columns.user, "users", "user id")
     else:
         user_ids = pa.array([], pa.int64())
-        people = pa.table({columns.user: user_ids} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
-    users = EntityTable(user_ids, people, _encoders(config["user_encoders"]))
+        user_table = pa.table({columns.user: user_ids} | {n: _no_values(e) for n, e in config["user_encoders"].items()})
+    users = EntityTable(user_ids, user_table, _encoders(config["user_encoders"]))
     with saved_files():
         tasks = parse_tasks(config["tasks"])
     event_encoders = {source: _encoders(found) for source, found in config["event_encoders"].items()}

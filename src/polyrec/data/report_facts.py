@@ -222,18 +222,18 @@ def split_facts(
         part: int8 [R], see `polyrec.data.splits`.
     """
     train = part == splits.TRAIN
-    met = train if log.untimed is None else np.isin(log.person, log.person[train])  # with the lists of training rows
+    met = train if log.untimed is None else np.isin(log.user, log.user[train])  # with the lists of training rows
     seen_item = np.bincount(log.item[met], minlength=int(log.item.max()) + 1) > 0
     seen_item[UNKNOWN] = False
-    people = log.people
-    seen_user = np.bincount(people[train], minlength=len(log.user_ids)) > 0
+    users = log.user_codes
+    seen_user = np.bincount(users[train], minlength=len(log.user_ids)) > 0
     found = {}
     for name, number in (("train", splits.TRAIN), ("validation", splits.VALIDATION), ("test", splits.TEST)):
         rows = np.flatnonzero(part == number)
         known = ~np.isnan(log.labels[rows])
         found[name] = SplitFacts(
             rows=len(rows),
-            users=int(np.count_nonzero(np.bincount(people[rows]))),
+            users=int(np.count_nonzero(np.bincount(users[rows]))),
             first=iso(log.time[rows].min()) if len(rows) and not log.drawn else "",
             last=iso(log.time[rows].max()) if len(rows) and not log.drawn else "",
             labels={
@@ -241,7 +241,7 @@ def split_facts(
                 for j, task in enumerate(tasks)
             },
             unseen_items=float((~seen_item[log.item[rows]]).mean()) if len(rows) else 0.0,
-            unseen_users=float((~seen_user[people[rows]]).mean()) if len(rows) else 0.0,
+            unseen_users=float((~seen_user[users[rows]]).mean()) if len(rows) else 0.0,
             unranked={
                 task.name: int(((log.labels[rows, j] > 0) & (log.item[rows] < FIRST)).sum())
                 for j, task in enumerate(tasks)
@@ -285,7 +285,7 @@ def order_warning(log: EventLog, table: pa.Table, columns: Columns) -> Iterator[
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return
     order = np.asarray(values)[log.row].astype(np.float64)
-    later = (np.diff(log.person) == 0) & (np.diff(log.time) > 0)
+    later = (np.diff(log.user) == 0) & (np.diff(log.time) > 0)
     back = float((np.diff(order)[later] < 0).mean()) if later.any() else 0.0
     if back > FEW:
         yield (

@@ -119,8 +119,8 @@ def without_times(log: EventLog, events: int, derived: Mapping[str, ColumnEncode
 
 def continued(stored: EventLog, log: EventLog) -> EventLog:
     """Stored events of users, then later events (and candidates) of the same users, who are numbered alike."""
-    people = np.arange(len(log.user_ids))
-    found = merge([(part, people, (np.arange(len(part)), part.person)) for part in (stored, log)], log.user_ids)
+    users = np.arange(len(log.user_ids))
+    found = merge([(part, users, (np.arange(len(part)), part.user)) for part in (stored, log)], log.user_ids)
     if log.queries is not None:
         found.queries = log.queries.after(len(stored))
     return found
@@ -139,16 +139,16 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         >>> three = np.arange(3)
         >>> log = EventLog(three * 0, three + 5, three.astype(float), three, three, pa.array([0]), np.ones((3, 1)))
         >>> changed = variants(log, np.array([[True, True, True], [True, False, True]]))
-        >>> changed.person.tolist(), changed.item.tolist()
+        >>> changed.user.tolist(), changed.item.tolist()
         ([0, 0, 0, 1, 1], [5, 6, 7, 5, 7])
     """
-    person, row = np.nonzero(keep_VR)
+    user, row = np.nonzero(keep_VR)
 
     def of_rows(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: values[row] for name, values in columns.items()}
 
     found = EventLog(
-        person=person,
+        user=user,
         item=log.item[row],
         time=log.time[row],
         order=log.order[row],

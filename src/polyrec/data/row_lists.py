@@ -135,22 +135,22 @@ def after_lists(
     untimed = np.ones(len(row), dtype=bool)
     untimed[np.cumsum(length) - 1] = False
     back = np.argsort(log.row)
-    source, person = back[row], log.person[back]
+    source, user = back[row], log.user[back]
 
     def spread(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: known[source] for name, known in values.items() if name != TIME_GAP}
 
     found = EventLog(
-        person=row,
+        user=row,
         item=log.item[source],
         time=np.zeros(len(row)),
         order=log.order[source],
         row=row,
-        user_ids=log.user_ids.take(pa.array(person)),
+        user_ids=log.user_ids.take(pa.array(user)),
         labels=log.labels[source],
         event_features=spread(log.event_features),
         candidate_features=spread(log.candidate_features),
-        user_features={name: known[person] for name, known in log.user_features.items()},
+        user_features={name: known[user] for name, known in log.user_features.items()},
         measures={name: np.where(untimed, np.nan, known) for name, known in spread(log.measures).items()},
         untimed=untimed,
         drawn=columns.time is None,
@@ -159,7 +159,7 @@ def after_lists(
     # An item of a list was taken, whatever of it is unknown.
     found.labels[untimed] = [1.0 if task.head == "retrieval" else np.nan for task in tasks]
     hide_lists(found, encoders)
-    found.together = _together(found, columns, log.user_ids, person)
+    found.together = _together(found, columns, log.user_ids, user)
     seconds = log.time[back]
     if found.drawn:
         draw = uniform(_prefixes(found, found.together)[~untimed], 0, 0, _ORDER)
@@ -202,21 +202,21 @@ def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) 
     own = np.flatnonzero(rows)
     if log.untimed is None:
         return own if taken is None else own[taken[own]]
-    users = log.people[log.offsets[:-1]]
+    users = log.user_codes[log.offsets[:-1]]
     alone = len(np.unique(users)) == len(users)  # then any row may go on from any other
     key, begin = _prefixes(log, np.zeros_like(users) if alone else users), log.offsets[:-1]
     last = np.full(len(begin), -1)  # of the sequence of each row that counts, -1: it does not
     took = np.ones(len(own), dtype=bool) if taken is None else taken[own]
-    last[log.person[own[took]]] = own[took]
+    last[log.user[own[took]]] = own[took]
     told = _told(key, last, log)
     last[~told] = -1
     left = own[~took]
-    left = left[left > begin[log.person[left]]] - 1
+    left = left[left > begin[log.user[left]]] - 1
     left = left[np.unique(key[left], return_index=True)[1]]
     index = np.arange(len(log))
-    left = left[~np.isin(key[left], key[index <= last[log.person]])]
-    last[log.person[left]] = left
-    return np.flatnonzero(index <= last[log.person])
+    left = left[~np.isin(key[left], key[index <= last[log.user]])]
+    last[log.user[left]] = left
+    return np.flatnonzero(index <= last[log.user])
 
 
 def taken_items(log: EventLog, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +225,7 @@ def taken_items(log: EventLog, event: np.ndarray) -> tuple[np.ndarray, np.ndarra
     rows[event] = True
     told = sequences(log, rows)
     told = told[log.item[told] >= FIRST]
-    return log.person[told], log.item[told] - FIRST
+    return log.user[told], log.item[told] - FIRST
 
 
 def _told(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:
@@ -237,7 +237,7 @@ def _told(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:
     """
     index, row = np.arange(len(log)), np.flatnonzero(last >= 0)
     node, code, size = np.unique(key[last[row]], return_inverse=True, return_counts=True)
-    inner = (index < last[log.person]) & np.isin(key, node)
+    inner = (index < last[log.user]) & np.isin(key, node)
     parent = np.maximum.reduceat(np.where(inner, index, -1), log.offsets[:-1])[row]
     going_on = np.bincount(np.searchsorted(node, key[parent[parent >= 0]]), minlength=len(node))
     sort = np.argsort(code, kind="stable")
@@ -248,16 +248,16 @@ def _told(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:
     return found
 
 
-def _together(log: EventLog, columns: Columns, user_ids: pa.Array, person: np.ndarray) -> np.ndarray:
+def _together(log: EventLog, columns: Columns, user_ids: pa.Array, user: np.ndarray) -> np.ndarray:
     """Users who come again, or else what a row's sequence begins with, if that is all of another row, int64 [R]."""
-    if columns.user != ROW_ORDER and len(user_ids) < len(person):
-        return id_hashes(user_ids, b"").view(np.int64)[person]
-    key, begin = _prefixes(log, np.zeros(len(person), dtype=np.int64)), log.offsets[:-1]
+    if columns.user != ROW_ORDER and len(user_ids) < len(user):
+        return id_hashes(user_ids, b"").view(np.int64)[user]
+    key, begin = _prefixes(log, np.zeros(len(user), dtype=np.int64)), log.offsets[:-1]
     end = log.offsets[1:] - 1
     index, whole = np.arange(len(log)), np.isin(key, key[end])
     found, large = np.zeros(len(begin), dtype=np.int64), np.ones(len(begin), dtype=bool)
     for least in range(2, _LONGEST_SHARED + 1):  # what many rows begin with joins sessions that have nothing in common
-        told = whole & (index - begin[log.person] + 1 >= least)
+        told = whole & (index - begin[log.user] + 1 >= least)
         first = np.minimum(np.minimum.reduceat(np.where(told, index, len(log)), begin), end)
         found[large] = key[first][large]
         _, code, size = np.unique(found, return_inverse=True, return_counts=True)
@@ -281,8 +281,8 @@ def _prefixes(log: EventLog, groups: np.ndarray) -> np.ndarray:
 def _placed(log: EventLog, seconds: np.ndarray) -> EventLog:
     """The log with rows at some times ([R]) and their lists within the second before."""
     assert log.untimed is not None
-    step, length = np.arange(1, len(log) + 1) - log.offsets[log.person], np.diff(log.offsets)[log.person]
-    time = np.where(log.untimed, seconds[log.person] - 1 + step / length, seconds[log.person])
+    step, length = np.arange(1, len(log) + 1) - log.offsets[log.user], np.diff(log.offsets)[log.user]
+    time = np.where(log.untimed, seconds[log.user] - 1 + step / length, seconds[log.user])
     order = np.empty(len(log), dtype=np.int64)
     order[np.lexsort((log.order, time))] = np.arange(len(log))
     return replace(log, time=time, order=order)

@@ -120,30 +120,30 @@ class SequenceDataset(WindowDataset):
             raise ValueError(f"stride must be in 1..max_history = {self.max_history}, not {stride}")
         check_keep_negatives(self.keep_negatives, self.task_names, log.labels)
         self._own_view_columns = [self.task_names.index(name) for name in self.own_view_tasks]
-        person = log.person[candidates.event]
+        user = log.user[candidates.event]
         block = np.maximum(candidates.position - 1, 0) // stride
-        sort = np.lexsort((candidates.event, candidates.position, block, person))
+        sort = np.lexsort((candidates.event, candidates.position, block, user))
         self.candidates = Candidates(*(getattr(candidates, n)[sort] for n in ("event", "position", "statistic")))
-        person, block = person[sort], block[sort]
+        user, block = user[sort], block[sort]
         begins = np.ones(len(sort), dtype=bool)
-        begins[1:] = (np.diff(person) != 0) | (np.diff(block) != 0)
+        begins[1:] = (np.diff(user) != 0) | (np.diff(block) != 0)
         first = np.flatnonzero(begins)
         self._candidate_offsets = np.append(first, len(sort))
-        self._person = person[first]
+        self._user = user[first]
         last_position = self.candidates.position[self._candidate_offsets[1:] - 1] if len(first) else first
         self._stop = last_position
         self._start = np.maximum((block[first] + 1) * stride - self.max_history, 0)
         self._two_views = self._find_two_views()
 
     def __len__(self) -> int:
-        return len(self._person)
+        return len(self._user)
 
     @property
     def lengths(self) -> list[int]:
         """Events or (expected) candidates of each window, whichever are more."""
         events, asked = self._stop - self._start, np.diff(self._candidate_offsets)
         if self.log.prior_history is not None:
-            past = np.minimum(np.diff(self.log.prior_history.offsets)[self._person], self.log.prior_history.length)
+            past = np.minimum(np.diff(self.log.prior_history.offsets)[self._user], self.log.prior_history.length)
             events = np.where(self._start == 0, np.minimum(events + past, self.max_history), events)
         if self.delayed_share is not None and self._two_views is not None:
             chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
@@ -199,15 +199,15 @@ class SequenceDataset(WindowDataset):
     def spans(self, indices: np.ndarray) -> WindowSpans:
         """Where windows lie, before any draw."""
         asked = self._candidate_offsets[indices], self._candidate_offsets[indices + 1]
-        return WindowSpans(self._person[indices], self._start[indices], self._stop[indices], *asked)
+        return WindowSpans(self._user[indices], self._start[indices], self._stop[indices], *asked)
 
     def window(self, index: int, epoch: int) -> dict[str, Any]:
         """One window as an epoch sees it: the batch contract without the batch dimension, plus `candidate_rows`.
 
         A window whose candidates all have another view this time has no candidates and no events.
         """
-        log, person = self.log, self._person[index]
-        first, start, stop = log.offsets[person] + self._start[index], self._start[index], self._stop[index]
+        log, user = self.log, self._user[index]
+        first, start, stop = log.offsets[user] + self._start[index], self._start[index], self._stop[index]
         asked = np.arange(self._candidate_offsets[index], self._candidate_offsets[index + 1])
         events, position = np.arange(first, first + stop - start), self.candidates.position[asked] - start
         if self.shuffle_ties:
@@ -234,7 +234,7 @@ class SequenceDataset(WindowDataset):
         found = {
             "item_ids": log.item[events],
             "event_features": event_features,
-            "user_features": {k: v[person] for k, v in log.user_features.items()},
+            "user_features": {k: v[user] for k, v in log.user_features.items()},
             "candidate_ids": log.item[rows],
             "candidate_positions": position,
             "candidate_times": milliseconds(log.time[rows]),
@@ -243,7 +243,7 @@ class SequenceDataset(WindowDataset):
             "candidate_rows": asked,
         }
         if self.folds is not None:
-            found["user_fold"] = self.folds[person]
+            found["user_fold"] = self.folds[user]
         if log.sample_weight:
             found["sample_weight"] = {task: values[rows] for task, values in log.sample_weight.items()}
         if self.trending is not None:
@@ -251,12 +251,12 @@ class SequenceDataset(WindowDataset):
         if log.queries is not None:
             found |= log.queries.window(rows)
         if log.prior_history is not None and start == 0 and len(asked):
-            found = self._after_past(log.prior_history, person, found)
+            found = self._after_past(log.prior_history, user, found)
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
 
-    def _after_past(self, past: PriorHistory, person: int, window: dict[str, Any]) -> dict[str, Any]:
+    def _after_past(self, past: PriorHistory, user: int, window: dict[str, Any]) -> dict[str, Any]:
         """A window that begins with the user's first event, after as much of their past as it has place for."""
-        read = past.read(person, self.max_history - len(window["item_ids"]))
+        read = past.read(user, self.max_history - len(window["item_ids"]))
         item, known = past.item[read], past.event_features
         features = {
             name: np.concatenate([known[name][read] if name in known else missing_rows(values, len(item)), values])
@@ -284,7 +284,7 @@ class SequenceDataset(WindowDataset):
         """
         spans, rows = self.spans(indices), self.candidates.event[asked]
         return shuffle_ties(
-            self.log.offsets[spans.person] + spans.start,
+            self.log.offsets[spans.user] + spans.start,
             spans.stop - spans.start,
             window,
             rows,
@@ -333,9 +333,9 @@ class SequenceDataset(WindowDataset):
         """Labels that candidates are asked for, in `candidate_rows` order and before any draw, float32 [C, T]."""
         return self.asked_labels(np.arange(self.num_candidates), epoch=None)
 
-    def people(self) -> np.ndarray:
-        """User of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.people`]."""
-        return self.log.people[self.candidates.event]
+    def user_codes(self) -> np.ndarray:
+        """User of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.user_codes`]."""
+        return self.log.user_codes[self.candidates.event]
 
     def with_candidates(
         self, candidates: Candidates, statistics: np.ndarray | None, stride: int | None = None

@@ -36,13 +36,13 @@ def as_sets(log: EventLog, table: pa.Table, columns: Columns) -> EventLog:
         log: of a table without times, as `encode_log` reads it.
         table: the interactions.
     """
-    people = _ranks(log.user_ids)
+    users = _ranks(log.user_ids)
     draw = uniform(_places(table, columns)[log.row], 0, 0, _ORDER)
     drawn = replace(
         log,
-        person=people[log.person],
-        user_ids=log.user_ids.take(pa.array(np.argsort(people))),
-        user_features={name: values[np.argsort(people)] for name, values in log.user_features.items()},
+        user=users[log.user],
+        user_ids=log.user_ids.take(pa.array(np.argsort(users))),
+        user_features={name: values[np.argsort(users)] for name, values in log.user_features.items()},
         event_features={name: values for name, values in log.event_features.items() if name != TIME_GAP},
     )
     return _arranged(drawn, np.argsort(np.argsort(draw, kind="stable")), np.inf)
@@ -57,19 +57,19 @@ def held_out_last(log: EventLog, part: np.ndarray) -> tuple[EventLog, np.ndarray
     held = part != TRAIN
     place = np.empty(len(log), dtype=np.int64)
     place[np.lexsort((log.time, held))] = np.arange(len(log))
-    return _arranged(log, place, float(len(log) - held.sum())), part[np.lexsort((place, log.person))]
+    return _arranged(log, place, float(len(log) - held.sum())), part[np.lexsort((place, log.user))]
 
 
 def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
     """The log sorted by (user, place), places being its times."""
-    row = np.lexsort((place, log.person))
+    row = np.lexsort((place, log.user))
 
     def sorted_(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: values[row] for name, values in columns.items()}
 
     return replace(
         log,
-        person=log.person[row],
+        user=log.user[row],
         item=log.item[row],
         time=place[row].astype(np.float64),
         order=place[row],

@@ -40,19 +40,19 @@ def cut(
     """
     cuttable = np.ones(len(log), dtype=bool) if among is None else among
     kept = np.flatnonzero(cuttable if log.untimed is None else cuttable & ~log.untimed)
-    person, time, rows = log.person[kept], log.time[kept], log.row[kept]
+    user, time, rows = log.user[kept], log.time[kept], log.row[kept]
     if by == "time":
         order = np.argsort(log.order[kept])
         found = split_by_fractions(order, fractions) if cuts is None else split_by_cuts(time, cuts)
         check_leakage(found, time, rows=rows)
     elif by == "leave_one_out":
-        found = leave_one_out(np.append(np.flatnonzero(np.diff(person, prepend=-1)), len(person)))
-        check_leakage(found, time, person=person, rows=rows)
+        found = leave_one_out(np.append(np.flatnonzero(np.diff(user, prepend=-1)), len(user)))
+        check_leakage(found, time, user=user, rows=rows)
     elif by == "random":
         if log.together is None:
-            found = hold_out(person, log.order[kept], fractions, seed)
+            found = hold_out(user, log.order[kept], fractions, seed)
         else:
-            found = hold_out_groups(log.together[person], fractions, seed)
+            found = hold_out_groups(log.together[user], fractions, seed)
     else:
         raise ValueError(f'unknown split {by!r}; known: "time", "leave_one_out", "random"')
     if not (found == TRAIN).any():
@@ -108,13 +108,13 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
     return part
 
 
-def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
+def hold_out(user: np.ndarray, draw: np.ndarray, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
     """Random shares of each user's events validate and test, and the others train: at least one of them.
 
     Of n events n * share are held out, rounded up or down by chance so that the shares are right over all users.
 
     Args:
-        person: int64 [R].
+        user: int64 [R].
         draw: int64 [R], a number of each event that names it in all files that hold the same events.
         fractions: three shares that sum to 1.
 
@@ -124,17 +124,17 @@ def hold_out(person: np.ndarray, draw: np.ndarray, fractions: Sequence[float], s
         (0, [32, 4, 4])
     """
     _check_fractions(fractions)
-    people, number, size = np.unique(person, return_inverse=True, return_counts=True)
+    users, number, size = np.unique(user, return_inverse=True, return_counts=True)
     tested, validated = (
-        np.floor(size * share + uniform(people, seed, which, _HELD_OUT) * (1 - 1e-9)).astype(np.int64)
+        np.floor(size * share + uniform(users, seed, which, _HELD_OUT) * (1 - 1e-9)).astype(np.int64)
         for which, share in ((TEST, fractions[2]), (VALIDATION, fractions[1]))
     )
     tested = np.minimum(tested, size - 1)
     validated = np.minimum(validated, size - 1 - tested)
     sort = np.lexsort((uniform(draw, seed, 0, _HELD_OUT), number))
-    place = np.empty(len(person), dtype=np.int64)
-    place[sort] = np.arange(len(person)) - np.repeat(np.cumsum(size) - size, size)
-    part = np.full(len(person), TRAIN, dtype=np.int8)
+    place = np.empty(len(user), dtype=np.int64)
+    place[sort] = np.arange(len(user)) - np.repeat(np.cumsum(size) - size, size)
+    part = np.full(len(user), TRAIN, dtype=np.int8)
     part[place < (tested + validated)[number]] = VALIDATION
     part[place < tested[number]] = TEST
     return part
@@ -168,21 +168,21 @@ def _check_fractions(fractions: Sequence[float]) -> None:
 
 
 def check_leakage(
-    part: np.ndarray, time: np.ndarray, person: np.ndarray | None = None, rows: np.ndarray | None = None
+    part: np.ndarray, time: np.ndarray, user: np.ndarray | None = None, rows: np.ndarray | None = None
 ) -> None:
     """Refuse a split whose training (or validation) rows lie later than the first row that a later part evaluates.
 
     Args:
         part: int8 [R].
         time: float64 [R], seconds.
-        person: int64 [R]. Given: the rule holds within each user (leave-one-out); None: over the whole log.
+        user: int64 [R]. Given: the rule holds within each user (leave-one-out); None: over the whole log.
         rows: int64 [R], row numbers of the user's table, for the message.
 
     Raises:
         LeakageError: names the first offending row, its time and the limit.
     """
     names = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
-    group = np.zeros(len(part), dtype=np.int64) if person is None else person
+    group = np.zeros(len(part), dtype=np.int64) if user is None else user
     size = int(group.max()) + 1 if len(group) else 0
     for earlier, later in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
         limit = np.full(size, np.inf)
@@ -191,7 +191,7 @@ def check_leakage(
         late = (part == earlier) & (time > limit[group])
         if late.any():
             row = int(late.argmax())
-            where = "" if person is None else " of the same user"
+            where = "" if user is None else " of the same user"
             raise LeakageError(
                 f"row {row if rows is None else rows[row]} is a {names[earlier]} row at time {time[row]:.0f}, later "
                 f"than the first {names[later]} row{where} at {limit[group[row]]:.0f}: the model would learn from the "

@@ -56,11 +56,11 @@ class _Part:
         found = self._order[np.minimum(place, len(self.users) - 1)]
         return np.where(self.users[found] == wanted, found, -1) if len(self.users) else np.full(len(wanted), -1)
 
-    def events(self, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the log that are events of some of its users (-1 = none), and the place of each in `people`."""
+    def events(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the log that are events of some of its users (-1 = none), and the place of each in `users`."""
         bounds = np.append(_bounds(self.log), len(self.log))  # of -1: no events
-        begin, count = bounds[people], np.diff(bounds)[people]
-        place = np.repeat(np.arange(len(people)), count)
+        begin, count = bounds[users], np.diff(bounds)[users]
+        place = np.repeat(np.arange(len(users)), count)
         rows = np.arange(len(place)) + np.repeat(begin - (np.cumsum(count) - count), count)
         if self.rows is not None:
             place, rows = place[self.rows[rows]], rows[self.rows[rows]]
@@ -81,7 +81,7 @@ class StoredEvents:
         >>> stored.add(log)
         >>> stored.of(pa.array(["b", "new", "a"])).item.tolist()
         [4, 2, 3]
-        >>> stored.of(pa.array(["b", "new", "a"])).person.tolist()
+        >>> stored.of(pa.array(["b", "new", "a"])).user.tolist()
         [0, 2, 2]
     """
 
@@ -201,7 +201,7 @@ class StoredEvents:
         values |= {name: values[name].reshape(-1, *width) for name, width in facts["widths"].items()}
         rows = len(values["time"])
         log = EventLog(
-            person=np.repeat(np.arange(len(users)), np.diff(offsets)),
+            user=np.repeat(np.arange(len(users)), np.diff(offsets)),
             item=values["item"],
             time=values["time"],
             order=values["order"],
@@ -267,14 +267,14 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
             them the rows to take and the user, 0..P-1, of each.
         user_ids: [P], of the users of the new log.
     """
-    person = np.concatenate([place for *_, (_, place) in parts])
+    user = np.concatenate([place for *_, (_, place) in parts])
     part = np.repeat(np.arange(len(parts)), [len(rows) for *_, (rows, _) in parts])
 
     def gathered(of: Any) -> np.ndarray:
         return np.concatenate([of(log)[rows] for log, _, (rows, _) in parts])
 
     time, order = gathered(lambda log: log.time), gathered(lambda log: log.order)
-    sort = np.lexsort((order, part, time, person))
+    sort = np.lexsort((order, part, time, user))
     first = parts[0][0]
 
     def columns(of: Any, skip: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -285,7 +285,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
     untimed = gathered(lambda log: np.zeros(len(log), dtype=bool) if log.untimed is None else log.untimed)[sort]
     late = gathered(lambda log: np.zeros(len(log), dtype=bool) if log.uncounted is None else log.uncounted)[sort]
     found = EventLog(
-        person=person[sort],
+        user=user[sort],
         item=gathered(lambda log: log.item)[sort],
         time=time[sort],
         order=rank[sort],
@@ -294,9 +294,9 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
         labels=gathered(lambda log: log.labels)[sort],
         event_features=columns(lambda log: log.event_features, _DERIVED),
         candidate_features=columns(lambda log: log.candidate_features),
-        user_features=_attributes([(log, people) for log, people, _ in parts]),
+        user_features=_attributes([(log, users) for log, users, _ in parts]),
         measures=columns(lambda log: log.measures),
-        prior_history=_past([(log, people) for log, people, _ in parts]),
+        prior_history=_past([(log, users) for log, users, _ in parts]),
         untimed=untimed if untimed.any() else None,
         uncounted=late if late.any() else None,
     )
@@ -307,28 +307,28 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
 def _attributes(parts: Sequence[tuple[EventLog, np.ndarray]]) -> dict[str, np.ndarray]:
     """Attributes of users, [P] or [P, K]: what the latest log knows of them that is not missing."""
     found: dict[str, np.ndarray] = {}
-    for log, people in parts:
+    for log, users in parts:
         for name, values in log.user_features.items():
-            now = values[np.maximum(people, 0)] if len(values) else missing_rows(values, len(people))
+            now = values[np.maximum(users, 0)] if len(values) else missing_rows(values, len(users))
             unknown = np.isnan(now) if now.dtype.kind == "f" else now == 0
-            known = (people >= 0) & ~unknown.reshape(len(now), -1).all(axis=1)
-            before = found.get(name, missing_rows(values, len(people)))
+            known = (users >= 0) & ~unknown.reshape(len(now), -1).all(axis=1)
+            before = found.get(name, missing_rows(values, len(users)))
             found[name] = np.where(known.reshape(-1, *[1] * (now.ndim - 1)), now, before)
     return found
 
 
 def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PriorHistory | None:
     """Events before the log: those of the first log that has any of the user."""
-    given = [(log.prior_history, people) for log, people in parts if log.prior_history is not None]
+    given = [(log.prior_history, users) for log, users in parts if log.prior_history is not None]
     if not given:
         return None
     chosen = np.full(len(given[0][1]), -1)
-    for number, (past, people) in reversed(list(enumerate(given))):
-        lengths = np.append(np.diff(past.offsets), 0)[people]  # of -1: none
+    for number, (past, users) in reversed(list(enumerate(given))):
+        lengths = np.append(np.diff(past.offsets), 0)[users]  # of -1: none
         chosen = np.where(lengths > 0, number, chosen)
     rows, place = [], []
-    for number, (past, people) in enumerate(given):
-        own = np.where(chosen == number, people, -1)
+    for number, (past, users) in enumerate(given):
+        own = np.where(chosen == number, users, -1)
         count = np.where(own >= 0, np.append(np.diff(past.offsets), 0)[own], 0)
         begin = past.offsets[np.maximum(own, 0)]
         rows.append(np.arange(count.sum()) + np.repeat(begin - (np.cumsum(count) - count), count))

@@ -83,4 +83,4 @@ class TaskSummaries:
     def _trend(self, task: TaskConfig, repeats: bool) -> TrendingFit | None:
         log = self.log
         taken = self.train & (taken_items(log, task.name) >= FIRST)
-        return fit_trending(log.person[taken], log.item[taken], log.time[taken], self.num_items, not repeats)
+        return fit_trending(log.user[taken], log.item[taken], log.time[taken], self.num_items, not repeats)

@@ -38,10 +38,10 @@ class TrainingEvidence:
         event = np.flatnonzero(train)
         if log.untimed is not None:
             event = sequences(log, train, ~np.logical_and.reduce([*said.values()]) if said else None)
-        user, item = log.person[event], log.item[event]
+        user, item = log.user[event], log.item[event]
         refused = {n.removeprefix(REFUSED): v[event] for n, v in said.items()}
         if log.prior_history is not None:  # it comes before the users' training events
-            user = np.concatenate([log.prior_history.person, user])
+            user = np.concatenate([log.prior_history.user, user])
             order = np.argsort(user, kind="stable")
             user, item = user[order], np.concatenate([log.prior_history.item, item])[order]
             unknown = np.zeros(len(log.prior_history.item), dtype=bool)

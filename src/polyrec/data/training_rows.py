@@ -179,12 +179,12 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
         items: ids [N - 2] of the catalog.
         salt: up to 64 bytes.
     """
-    person = id_hashes(log.user_ids, salt)[log.person]
+    user = id_hashes(log.user_ids, salt)[log.user]
     known = np.maximum(log.item - FIRST, 0)
     item = np.where(log.item >= FIRST, np.append(id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
     moment = np.round(_times(log) * 1e3).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):
-        found = splitmix64(person + splitmix64(item + splitmix64(moment + splitmix64(_repetition(log)))))
+        found = splitmix64(user + splitmix64(item + splitmix64(moment + splitmix64(_repetition(log)))))
     return found
 
 
@@ -196,10 +196,10 @@ def _times(log: EventLog) -> np.ndarray:
 def _repetition(log: EventLog) -> np.ndarray:
     """How many events of the same user, item and time stand before each event, uint64 [R]."""
     time = _times(log)
-    order = np.lexsort((log.item, time, log.person))  # stable: the log's order within those that are alike
+    order = np.lexsort((log.item, time, log.user))  # stable: the log's order within those that are alike
     alike = np.zeros(len(log), dtype=bool)
     alike[1:] = np.logical_and.reduce(
-        [values[order][1:] == values[order][:-1] for values in (log.person, time, log.item)]
+        [values[order][1:] == values[order][:-1] for values in (log.user, time, log.item)]
     )
     index = np.arange(len(log))
     found = np.empty(len(log), dtype=np.uint64)

@@ -109,7 +109,7 @@ class CatalogTeacher(RowTeacher):
             self.scale = 1.0
             if out.any() and not out.all():
                 self.recommender = copy.deepcopy(fresh).fit(users[~out], items[~out], number)
-                self.scale = self._likeliest_scale(train, event[held_P[train.log.person[event]]], seed)
+                self.scale = self._likeliest_scale(train, event[held_P[train.log.user[event]]], seed)
         elif not 0 < scale < np.inf:
             raise ValueError(f"scale is {scale}; it must be a number > 0, or None to find it by likelihood")
         else:

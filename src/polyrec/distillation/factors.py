@@ -65,8 +65,8 @@ class ALS:
         rows = sp.csr_matrix(history_matrix(history_offsets, history_items, len(vectors_NF), self.last))
         if not rows.shape[0]:
             return np.zeros((0, len(vectors_NF)), dtype=np.float32)
-        people_RF = np.asarray(self.model.recalculate_user(np.arange(rows.shape[0]), rows))
-        return people_RF.reshape(rows.shape[0], -1) @ vectors_NF.T
+        users_RF = np.asarray(self.model.recalculate_user(np.arange(rows.shape[0]), rows))
+        return users_RF.reshape(rows.shape[0], -1) @ vectors_NF.T
 
 
 class BPR:

@@ -30,10 +30,10 @@ def one_question_each(
         users: at most so many.
     """
     dataset, windows, seen = dataset.fixed(), [], set()
-    person = dataset.people()
+    user = dataset.user_codes()
     for i in range(len(dataset)):
         window = dataset[i]
-        if len(window["candidate_rows"]) and (who := person[window["candidate_rows"][0]]) not in seen:
+        if len(window["candidate_rows"]) and (who := user[window["candidate_rows"][0]]) not in seen:
             seen.add(who)
             windows.append(window)
         if len(windows) == users:
@@ -56,7 +56,7 @@ def _first_question(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[st
     return found
 
 
-def people_per_second(
+def users_per_second(
     systems: Mapping[str, Teacher], batches: Sequence[dict[str, Any]], rounds: int = 3
 ) -> dict[str, float]:
     """Users scored per second; the best of some rounds, in which the systems take turns.

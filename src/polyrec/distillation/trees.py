@@ -89,7 +89,7 @@ class LightGBMTeacher(RowTeacher):
         drawn = (uniform(np.arange(len(train.log.user_ids)), seed, 0, "folds") * folds).astype(np.int64)
         self._fold = np.full(len(train.log), -1)  # fold of each event, -1 = not trained on
         learnt = train.candidates.event[train.own_view]
-        self._fold[learnt] = drawn[train.log.person[learnt]]
+        self._fold[learnt] = drawn[train.log.user[learnt]]
         self._parameters = {
             "learning_rate": 0.05,
             "num_leaves": 31,

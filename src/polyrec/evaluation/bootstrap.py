@@ -23,7 +23,7 @@ class Interval:
         value: the metric on the users as they are.
         low, high: percentile interval at `level`; NaN where no resample had a value.
         level: e.g. 0.95.
-        people: number of users that were resampled, G. Below about 30 the interval is rough.
+        users: number of users that were resampled, G. Below about 30 the interval is rough.
         samples: float64 [n], the metric on each resample; NaN where it has none (e.g. only one label was drawn: such
             resamples are left out of the interval).
     """
@@ -32,7 +32,7 @@ class Interval:
     low: float
     high: float
     level: float
-    people: int
+    users: int
     samples: np.ndarray = field(repr=False, compare=False)
 
     @property
@@ -72,19 +72,19 @@ def bootstrap_interval(
 
     Example:
         >>> from polyrec.evaluation.metrics import rmse
-        >>> people, labels, predictions = [1, 1, 2, 3], [1.0, 2, 3, 4], [1.0, 2, 2, 6]
-        >>> interval = bootstrap_interval(rmse, people, labels, predictions, n=200)
+        >>> users, labels, predictions = [1, 1, 2, 3], [1.0, 2, 3, 4], [1.0, 2, 2, 6]
+        >>> interval = bootstrap_interval(rmse, users, labels, predictions, n=200)
         >>> round(interval.value, 3), interval.low, interval.high
         (1.118, 0.0, 2.0)
     """
-    code_R, people = _people(groups)
+    code_R, users = _users(groups)
     arrays = [np.asarray(column) for column in columns]
     for i, array in enumerate(arrays):
         if not array.ndim or len(array) != len(code_R):
             raise ValueError(f"column {i} has shape {array.shape}, not one entry for each of {len(code_R)} rows")
     value = float(metric(*arrays))
     order_R = np.argsort(code_R, kind="stable")
-    rows_G = np.bincount(code_R, minlength=people)
+    rows_G = np.bincount(code_R, minlength=users)
     begin_G = np.cumsum(rows_G) - rows_G
 
     def resample(drawn_G: np.ndarray) -> float:
@@ -93,8 +93,8 @@ def bootstrap_interval(
         chosen = order_R[np.arange(size_G.sum()) + np.repeat(shift_G, size_G)]
         return float(metric(*(array[chosen] for array in arrays)))
 
-    samples = np.array([resample(drawn_G) for drawn_G in draws(people, n, seed)])
-    return interval_of(value, samples, level, people)
+    samples = np.array([resample(drawn_G) for drawn_G in draws(users, n, seed)])
+    return interval_of(value, samples, level, users)
 
 
 def bootstrap_mean(
@@ -111,24 +111,24 @@ def bootstrap_mean(
         n, seed, level: as in `bootstrap_interval`.
 
     Example:
-        >>> first, second, people = np.array([0.9, 0.4, 0.8]), np.array([0.6, 0.2, 0.9]), ["ann", "bob", "cid"]
-        >>> str(bootstrap_mean(first - second, people))
+        >>> first, second, users = np.array([0.9, 0.4, 0.8]), np.array([0.6, 0.2, 0.9]), ["ann", "bob", "cid"]
+        >>> str(bootstrap_mean(first - second, users))
         '0.1333 [-0.1000, 0.3000]'
     """
-    code_R, people = _people(groups)
+    code_R, users = _users(groups)
     values_R = np.asarray(values).astype(np.float64)
     if values_R.shape != code_R.shape:
         raise ValueError(f"values must hold one number for each of {len(code_R)} rows, its shape is {values_R.shape}")
     known_R = ~np.isnan(values_R)
-    sum_G = np.bincount(code_R, weights=np.where(known_R, values_R, 0.0), minlength=people)
-    rows_G = np.bincount(code_R, weights=known_R, minlength=people)
+    sum_G = np.bincount(code_R, weights=np.where(known_R, values_R, 0.0), minlength=users)
+    rows_G = np.bincount(code_R, weights=known_R, minlength=users)
 
     def mean(times_G: np.ndarray) -> float:
         rows = times_G @ rows_G
         return float(times_G @ sum_G / rows) if rows else float("nan")
 
-    samples = np.array([mean(np.bincount(drawn_G, minlength=people)) for drawn_G in draws(people, n, seed)])
-    return interval_of(mean(np.ones(people)), samples, level, people)
+    samples = np.array([mean(np.bincount(drawn_G, minlength=users)) for drawn_G in draws(users, n, seed)])
+    return interval_of(mean(np.ones(users)), samples, level, users)
 
 
 def paired_bootstrap(
@@ -168,7 +168,7 @@ def paired_bootstrap(
     return bootstrap_interval(difference, groups, first, second, *columns, n=n, seed=seed, level=level)
 
 
-def _people(groups: ArrayLike) -> tuple[np.ndarray, int]:
+def _users(groups: ArrayLike) -> tuple[np.ndarray, int]:
     """User of each row as 0..G-1, and G."""
     groups_R = np.asarray(groups)
     if groups_R.ndim != 1 or not len(groups_R):
@@ -177,18 +177,18 @@ def _people(groups: ArrayLike) -> tuple[np.ndarray, int]:
     return code_R, len(names_G)
 
 
-def draws(people: int, n: int, seed: int) -> Iterator[np.ndarray]:
+def draws(users: int, n: int, seed: int) -> Iterator[np.ndarray]:
     """The users of each resample, int64 [G]."""
     if n < 1:
         raise ValueError(f"n must be at least 1 resample, not {n}; 1000 is usual")
     generator = np.random.default_rng(seed)
-    return (generator.integers(people, size=people) for _ in range(n))
+    return (generator.integers(users, size=users) for _ in range(n))
 
 
-def interval_of(value: float, samples: np.ndarray, level: float, people: int) -> Interval:
+def interval_of(value: float, samples: np.ndarray, level: float, users: int) -> Interval:
     """The percentile interval of a metric's values on resamples (NaN = no value: left out)."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, e.g. 0.95, not {level}")
     known = samples[~np.isnan(samples)]
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else (np.nan, np.nan)
-    return Interval(value, float(low), float(high), level, people, samples)
+    return Interval(value, float(low), float(high), level, users, samples)

@@ -22,10 +22,10 @@ def sees_evaluated_labels(dataset: SequenceDataset) -> bool:
     So it is prequentially; not in `processor.without_updates(...)`, nor where all rows of a user have one time.
     """
     log, event = dataset.log, dataset.candidates.event
-    visible_until = log.offsets[log.person[event]] + dataset.candidates.position
+    visible_until = log.offsets[log.user[event]] + dataset.candidates.position
     first = np.full(len(log.offsets) - 1, len(log))  # evaluated event of each user
-    np.minimum.at(first, log.person[event], event)
-    return bool((visible_until > first[log.person[event]]).any())
+    np.minimum.at(first, log.user[event], event)
+    return bool((visible_until > first[log.user[event]]).any())
 
 
 @cache

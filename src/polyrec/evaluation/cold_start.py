@@ -39,7 +39,7 @@ def visible_events(dataset: SequenceDataset) -> np.ndarray:
     asked, log = dataset.candidates, dataset.log
     seen = asked.position.copy()
     if log.prior_history is not None:
-        seen += np.diff(log.prior_history.offsets)[log.person[asked.event]]
+        seen += np.diff(log.prior_history.offsets)[log.user[asked.event]]
     return seen
 
 

@@ -113,7 +113,7 @@ class TaskComparison:
     """One task: how many rows, which metric decides, and every metric by name."""
 
     head: str
-    people: int
+    users: int
     rows: int
     primary: str
     metrics: dict[str, MetricComparison]
@@ -200,7 +200,7 @@ class Measured:
         if abs(gain) > _MOST_RELATIVE * base:  # of next to nothing everything is a large multiple
             base = float("nan")
         found = bootstrap.interval_of(
-            gain, sign * (self.samples[name][first] - self.samples[name][second]), level, self.comparison.people
+            gain, sign * (self.samples[name][first] - self.samples[name][second]), level, self.comparison.users
         )
         verdict: Verdict = "unclear"
         if found.low > 0 and (per_seed > 0).all():
@@ -238,7 +238,7 @@ def measure(
         )
         for name, per_variant in values.items()
     }
-    people = len(np.unique(dataset.people()[rows_R]))
+    users = len(np.unique(dataset.user_codes()[rows_R]))
     prepared = {
         name: {v: per_seed for v, per_seed in per_variant.items() if name == primary or v in compared}
         for name, per_variant in prepared.items()
@@ -246,12 +246,12 @@ def measure(
     samples = {
         name: {variant: np.zeros(resamples) for variant in per_variant} for name, per_variant in prepared.items()
     }
-    for i, drawn_G in enumerate(bootstrap.draws(people, resamples, seed)):
-        times_G = np.bincount(drawn_G, minlength=people)
+    for i, drawn_G in enumerate(bootstrap.draws(users, resamples, seed)):
+        times_G = np.bincount(drawn_G, minlength=users)
         for name, per_variant in prepared.items():
             for variant, per_seed in per_variant.items():
                 samples[name][variant][i] = np.mean([metric(times_G) for metric in per_seed])
-    return Measured(TaskComparison(task.head, people, len(rows_R), primary, metrics), samples)
+    return Measured(TaskComparison(task.head, users, len(rows_R), primary, metrics), samples)
 
 
 _Values = dict[str, dict[str, dict[int, float]]]  # {metric: {variant: {seed: value}}}
@@ -265,22 +265,22 @@ def _pairs(
     rows_R = np.flatnonzero(~np.isnan(labels_C))
     if not len(rows_R):
         raise ValueError(f"task {task.name!r} has no label in the test set: nothing can be compared")
-    labels_R, people_R = labels_C[rows_R], dataset.people()[rows_R]
-    code_R = np.unique(people_R, return_inverse=True)[1]
-    people, names = int(code_R.max()) + 1, HEADS.get(task.head).metrics
+    labels_R, users_R = labels_C[rows_R], dataset.user_codes()[rows_R]
+    code_R = np.unique(users_R, return_inverse=True)[1]
+    users, names = int(code_R.max()) + 1, HEADS.get(task.head).metrics
     values: _Values = {}
     prepared: _Prepared = {}
     for run in runs:
         answers_R = run.predictions.values[task.name][rows_R]
         details = run.predictions.details.get(task.name)
         found, _ = evaluator.pair_metrics(
-            names, labels_R, answers_R, people_R, task.name, None if details is None else details[rows_R]
+            names, labels_R, answers_R, users_R, task.name, None if details is None else details[rows_R]
         )
         for name, value in found.items():
             values.setdefault(name, {}).setdefault(run.variant, {})[run.seed] = value
-            metric = resampled_metric(name, labels_R, answers_R, code_R, people)
+            metric = resampled_metric(name, labels_R, answers_R, code_R, users)
             if metric is None and name == names[0]:
-                metric = repeated_rows(name, labels_R, answers_R, code_R, people)
+                metric = repeated_rows(name, labels_R, answers_R, code_R, users)
             if metric is not None:
                 prepared.setdefault(name, {}).setdefault(run.variant, []).append(metric)
     return rows_R, values, prepared, names[0]
@@ -292,8 +292,8 @@ def _rankings(
     rows_R = np.sort(runs[0].predictions.rankings[task].rows)
     if not len(rows_R):
         raise ValueError(f"task {task!r} has nothing to rank in the test set: nothing can be compared")
-    code_R = np.unique(dataset.people()[rows_R], return_inverse=True)[1]
-    people = int(code_R.max()) + 1
+    code_R = np.unique(dataset.user_codes()[rows_R], return_inverse=True)[1]
+    users = int(code_R.max()) + 1
     values: _Values = {}
     prepared: _Prepared = {}
     for run in runs:
@@ -304,7 +304,7 @@ def _rankings(
         per_list = ranking.single_target_metrics(found.greater[order], found.ties[order], ks=[k])
         for name in (f"ndcg@{k}", f"recall@{k}", f"mrr@{k}"):
             values.setdefault(name, {}).setdefault(run.variant, {})[run.seed] = float(per_list[name].mean())
-            metric = resampled_mean(per_list[name], code_R, people)
+            metric = resampled_mean(per_list[name], code_R, users)
             prepared.setdefault(name, {}).setdefault(run.variant, []).append(metric)
     return rows_R, values, prepared, f"ndcg@{k}"
 

@@ -75,7 +75,7 @@ def _task_section(name: str, task: TaskComparison, result: Comparison) -> Sectio
             told = [_interval(effect), _percent(effect.relative), effect.verdict]
         label = f"**{metric}**" if metric == task.primary else metric
         rows.append([f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *told])
-    points = [f"{task.rows:,} test rows of {task.people:,} users; {task.primary} decides."]
+    points = [f"{task.rows:,} test rows of {task.users:,} users; {task.primary} decides."]
     return Section(
         f"Task `{name}`", points, Table(["metric", *variants, "gain over alone", "relative", "verdict"], rows)
     )

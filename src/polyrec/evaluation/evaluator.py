@@ -34,16 +34,16 @@ logger = logging.getLogger(__name__)
 
 # name -> f(labels, predictions, users), of one number per pair
 PAIR_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "auc": lambda y, p, people: metrics.auc(y, p),
-    "gauc": lambda y, p, people: metrics.grouped_auc(y, p, people).value,
-    "logloss": lambda y, p, people: metrics.log_loss(y, p),
-    "calibration_error": lambda y, p, people: metrics.expected_calibration_error(y, p),
-    "rmse": lambda y, p, people: metrics.rmse(y, p),
-    "mae": lambda y, p, people: metrics.mae(y, p),
-    "accuracy": lambda y, p, people: metrics.accuracy(y, p),
-    "quadratic_kappa": lambda y, p, people: metrics.quadratic_kappa(y, p),
-    "xauc": lambda y, p, people: metrics.xauc(y, p),
-    "poisson_deviance": lambda y, p, people: metrics.poisson_deviance(y, p),
+    "auc": lambda y, p, users: metrics.auc(y, p),
+    "gauc": lambda y, p, users: metrics.grouped_auc(y, p, users).value,
+    "logloss": lambda y, p, users: metrics.log_loss(y, p),
+    "calibration_error": lambda y, p, users: metrics.expected_calibration_error(y, p),
+    "rmse": lambda y, p, users: metrics.rmse(y, p),
+    "mae": lambda y, p, users: metrics.mae(y, p),
+    "accuracy": lambda y, p, users: metrics.accuracy(y, p),
+    "quadratic_kappa": lambda y, p, users: metrics.quadratic_kappa(y, p),
+    "xauc": lambda y, p, users: metrics.xauc(y, p),
+    "poisson_deviance": lambda y, p, users: metrics.poisson_deviance(y, p),
 }
 # name -> f(labels, details), of several numbers per pair (see `TaskHead.details`)
 DETAIL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -245,10 +245,10 @@ def evaluate(
     Args:
         groups: {name: bool [C]} of candidates to report apart, as "<name>/<task>_<metric>".
     """
-    labels, people = dataset.labels(), dataset.people()
-    by_person = [name for name, head in model.heads.items() if name in predictions.values and "gauc" in head.metrics]
-    if by_person and sees_evaluated_labels(dataset):
-        warn_of_biased_gauc(", ".join(map(repr, sorted(by_person))))
+    labels, users = dataset.labels(), dataset.user_codes()
+    by_user = [name for name, head in model.heads.items() if name in predictions.values and "gauc" in head.metrics]
+    if by_user and sees_evaluated_labels(dataset):
+        warn_of_biased_gauc(", ".join(map(repr, sorted(by_user))))
     warn_of_repeats(predictions.rankings)
     result: dict[str, float] = {}
     for prefix, keep in [("", None), *((f"{name}/", mask) for name, mask in (groups or {}).items())]:
@@ -265,7 +265,7 @@ def evaluate(
                     model.heads[task].metrics,
                     labels[rows, j],
                     predictions.values[task][rows],
-                    people[rows],
+                    users[rows],
                     task,
                     None if details is None else details[rows],
                 )
@@ -280,12 +280,12 @@ def improvements(
     model: PolyRecForRecommendation, dataset: SequenceDataset, predictions: Predictions, k: int = 10
 ) -> dict[str, float]:
     """The improvement of each task over a constant prediction, see [`evaluate`]; NaN where the labels do not tell."""
-    labels, people = dataset.labels(), dataset.people()
+    labels, users = dataset.labels(), dataset.user_codes()
     found = {task: _ranking_metrics(own, None, model, task, k)[1] for task, own in predictions.rankings.items()}
     for task, values in predictions.values.items():
         known = labels[:, dataset.task_names.index(task)]
         found[task] = pair_metrics(
-            model.heads[task].metrics, known, values, people, task, predictions.details.get(task)
+            model.heads[task].metrics, known, values, users, task, predictions.details.get(task)
         )[1]
     return found
 
@@ -294,7 +294,7 @@ def pair_metrics(
     names: tuple[str, ...],
     labels: np.ndarray,
     values: np.ndarray,
-    people: np.ndarray,
+    users: np.ndarray,
     task: str,
     details: np.ndarray | None = None,
 ) -> tuple[dict[str, float], float]:
@@ -310,7 +310,7 @@ def pair_metrics(
 
     def measured(name: str, values: np.ndarray, details: np.ndarray | None) -> float | None:
         if name in PAIR_METRICS:
-            return PAIR_METRICS[name](labels, values, people)
+            return PAIR_METRICS[name](labels, values, users)
         return None if details is None else DETAIL_METRICS[name](labels, details)
 
     found = {name: value for name in names if (value := measured(name, values, details)) is not None}

@@ -17,12 +17,12 @@ _ACCURACY = ("ndcg", "recall", "mrr")
 
 
 def list_figures(
-    found: Ranking, people: np.ndarray, ks: Sequence[int], num_items: int, every: bool = False, resamples: int = 200
+    found: Ranking, users: np.ndarray, ks: Sequence[int], num_items: int, every: bool = False, resamples: int = 200
 ) -> dict[str, Any]:
     """NDCG, recall, MRR and coverage of lists at every cut-off, {metric: value, "interval": {metric: [low, high]}}.
 
     Args:
-        people: int64 [R], user of each list.
+        users: int64 [R], user of each list.
         ks: cut-offs, at most the length of the lists (or all of a smaller catalog).
         num_items: N of the catalog, whose share is the coverage.
         every: intervals of all of the accuracy, else of NDCG alone.
@@ -34,7 +34,7 @@ def list_figures(
         result |= {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in _ACCURACY}
         result[f"coverage@{k}"] = ranking.coverage(found.top_ids[:, :k], num_items)
     asked = [f"{m}@{k}" for k in ks for m in _ACCURACY if every or m == _ACCURACY[0]] if resamples else []
-    drawn = {m: bootstrap.bootstrap_mean(per_list[m], people, n=resamples) for m in asked}
+    drawn = {m: bootstrap.bootstrap_mean(per_list[m], users, n=resamples) for m in asked}
     return {**result, "interval": {m: bounds(interval) for m, interval in drawn.items()}}
 
 
@@ -55,9 +55,9 @@ def pair_figures(
         every: intervals of all metrics that are quickly resampled, else of the first alone.
         resamples: of intervals; 0: there are none.
     """
-    labels, people = dataset.labels()[:, dataset.task_names.index(task)], dataset.people()
-    found, _ = evaluator.pair_metrics(metrics, labels, values, people, task, details)
+    labels, users = dataset.labels()[:, dataset.task_names.index(task)], dataset.user_codes()
+    found, _ = evaluator.pair_metrics(metrics, labels, values, users, task, details)
     measured = [name for name in found if name in evaluator.PAIR_METRICS and np.isfinite(found[name])]
     asked = [n for n in measured if n == measured[0] or (every and is_fast(n))] if resamples else []
-    intervals = {n: bounds(metric_interval(n, labels, values, people, resamples)) for n in asked}
+    intervals = {n: bounds(metric_interval(n, labels, values, users, resamples)) for n in asked}
     return {**found, "interval": intervals}

@@ -9,14 +9,14 @@ from polyrec.evaluation.resampled_metrics import repeated_rows, resampled_metric
 
 
 def metric_interval(
-    name: str, labels_R: np.ndarray, values_R: np.ndarray, people_R: np.ndarray, n: int = 200, seed: int = 0
+    name: str, labels_R: np.ndarray, values_R: np.ndarray, users_R: np.ndarray, n: int = 200, seed: int = 0
 ) -> bootstrap.Interval:
     """The interval that `bootstrap.bootstrap_interval` gives for a metric of `evaluator.PAIR_METRICS`, on equal draws.
 
     Args:
         labels_R: [R]; NaN = unknown, left out. One at least is known.
         values_R: [R], one value each.
-        people_R: [R], user of each row.
+        users_R: [R], user of each row.
         n, seed: of the resampling.
 
     Example:
@@ -27,7 +27,7 @@ def metric_interval(
     """
     known_R = ~np.isnan(labels_R)
     labels_R, values_R = labels_R[known_R], values_R[known_R]
-    names_G, code_R = np.unique(people_R[known_R], return_inverse=True)
+    names_G, code_R = np.unique(users_R[known_R], return_inverse=True)
     columns = (labels_R, values_R, code_R, len(names_G))
     metric = resampled_metric(name, *columns) or repeated_rows(name, *columns)
     value = metric(np.ones(len(names_G), dtype=np.int64))

@@ -99,10 +99,10 @@ def _retrieval(
 ) -> Systems:
     if not len(found.rows):
         return {}
-    people, number = test.people()[found.rows], data.num_items
-    result = {MODEL: list_figures(found, people, ks, number, every=True, resamples=resamples)}
+    users, number = test.user_codes()[found.rows], data.num_items
+    result = {MODEL: list_figures(found, users, ks, number, every=True, resamples=resamples)}
     for name, lists, choice in ranked_baselines(data, valid, test, found.rows, max(ks)):
-        result[name] = {**list_figures(lists, people, ks, number, resamples=resamples), "chosen": choice.to_dict()}
+        result[name] = {**list_figures(lists, users, ks, number, resamples=resamples), "chosen": choice.to_dict()}
     result[MODEL][LEFT_OUT] = misfits(data)
     return result
 

@@ -21,27 +21,27 @@ ResampledMetric = Callable[[np.ndarray], float]
 _BINS = 15  # of `metrics.expected_calibration_error`
 
 
-def resampled_mean(values_R: np.ndarray, code_R: np.ndarray, people: int) -> ResampledMetric:
+def resampled_mean(values_R: np.ndarray, code_R: np.ndarray, users: int) -> ResampledMetric:
     """Mean of per-row values; NaN = unknown, left out.
 
     Args:
         values_R: [R].
         code_R: int [R], user of each row as 0..G-1.
-        people: G.
+        users: G.
 
     Example:
-        >>> mean = resampled_mean(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1]), people=2)
+        >>> mean = resampled_mean(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1]), users=2)
         >>> mean(np.array([1, 1])), mean(np.array([0, 2]))
         (3.0, 6.0)
     """
     known_R = ~np.isnan(values_R)
-    sum_G = np.bincount(code_R, weights=np.where(known_R, values_R, 0.0), minlength=people)
-    rows_G = np.bincount(code_R, weights=known_R, minlength=people)
+    sum_G = np.bincount(code_R, weights=np.where(known_R, values_R, 0.0), minlength=users)
+    rows_G = np.bincount(code_R, weights=known_R, minlength=users)
     return lambda times_G: _ratio(times_G @ sum_G, times_G @ rows_G)
 
 
 def resampled_metric(
-    name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int
+    name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, users: int
 ) -> ResampledMetric | None:
     """A metric of `evaluator.PAIR_METRICS` of resampled users, or None where only the slow way is known.
 
@@ -50,10 +50,10 @@ def resampled_metric(
         labels_R: [R], all known.
         values_R: [R, ...], the model's predictions.
         code_R: int [R], user of each row as 0..G-1.
-        people: G.
+        users: G.
     """
     prepare = _FAST.get(name)
-    return None if prepare is None else prepare(labels_R.astype(np.float64), values_R, code_R, people)
+    return None if prepare is None else prepare(labels_R.astype(np.float64), values_R, code_R, users)
 
 
 def is_fast(name: str) -> bool:
@@ -62,7 +62,7 @@ def is_fast(name: str) -> bool:
 
 
 def repeated_rows(
-    name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int
+    name: str, labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, users: int
 ) -> ResampledMetric:
     """The slow way, for any metric: compute it on rows repeated as often as their user was drawn."""
     metric = evaluator.PAIR_METRICS[name]
@@ -74,7 +74,7 @@ def repeated_rows(
     return resample
 
 
-def _auc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, people: int) -> ResampledMetric:
+def _auc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, users: int) -> ResampledMetric:
     positive_R = labels_R > 0
     negative = np.flatnonzero(~positive_R)
     negative = negative[np.argsort(scores_R[negative], kind="stable")]
@@ -92,9 +92,9 @@ def _auc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, people:
     return resample
 
 
-def _gauc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, people: int) -> ResampledMetric:
+def _gauc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, users: int) -> ResampledMetric:
     value_G, rows_G = metrics.auc_by_group(labels_R, scores_R, code_R)
-    value_of, rows_of = np.full(people, np.nan), np.zeros(people)
+    value_of, rows_of = np.full(users, np.nan), np.zeros(users)
     present = np.unique(code_R)
     value_of[present], rows_of[present] = value_G, rows_G
     rows_of[np.isnan(value_of)] = 0.0
@@ -102,11 +102,11 @@ def _gauc(labels_R: np.ndarray, scores_R: np.ndarray, code_R: np.ndarray, people
     return lambda times_G: _ratio(times_G @ sum_of, times_G @ rows_of)
 
 
-def _calibration_error(labels_R: np.ndarray, probs_R: np.ndarray, code_R: np.ndarray, people: int) -> ResampledMetric:
+def _calibration_error(labels_R: np.ndarray, probs_R: np.ndarray, code_R: np.ndarray, users: int) -> ResampledMetric:
     probs_R = probs_R.astype(np.float64)
     bin_R = np.minimum((probs_R * _BINS).astype(np.int64), _BINS - 1)
-    gap_GB = sp.csr_array((labels_R - probs_R, (code_R, bin_R)), shape=(people, _BINS))
-    rows_G = np.bincount(code_R, minlength=people)
+    gap_GB = sp.csr_array((labels_R - probs_R, (code_R, bin_R)), shape=(users, _BINS))
+    rows_G = np.bincount(code_R, minlength=users)
     return lambda times_G: _ratio(np.abs(times_G @ gap_GB).sum(), times_G @ rows_G)
 
 
@@ -115,8 +115,8 @@ def _row_mean(
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray, int], ResampledMetric]:
     """Preparation of a metric that is a function (`after`) of a mean over rows."""
 
-    def prepare(labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, people: int) -> ResampledMetric:
-        mean = resampled_mean(per_row(labels_R, values_R.astype(np.float64)), code_R, people)
+    def prepare(labels_R: np.ndarray, values_R: np.ndarray, code_R: np.ndarray, users: int) -> ResampledMetric:
+        mean = resampled_mean(per_row(labels_R, values_R.astype(np.float64)), code_R, users)
         return lambda times_G: after(mean(times_G))
 
     return prepare

@@ -53,17 +53,17 @@ def slice_groups(
     """
     check_slices(columns, processor)
     log, event = test.log, test.candidates.event
-    item, person = log.item[event], log.person[event]
-    events_P = np.bincount(train.people()[train.own_view], minlength=len(log.user_ids))
+    item, user = log.item[event], log.user[event]
+    events_P = np.bincount(train.user_codes()[train.own_view], minlength=len(log.user_ids))
     found: Groups = {
         "popularity": _named(_popularity_class(item_counts)[item], (*POPULARITY, UNSEEN)),
         "history": _by_history(visible_events(test)),
-        "activity": _named(_activity(events_P, test.people()), _ACTIVITY),
+        "activity": _named(_activity(events_P, test.user_codes()), _ACTIVITY),
     }
     if not log.drawn:
         found["time"] = _by_time(log.time[event])
     for name in columns or _first_category(processor):
-        found[name] = _by_attribute(name, processor, test, item, person)
+        found[name] = _by_attribute(name, processor, test, item, user)
     held = {by: {n: rows for n, rows in groups.items() if rows.any()} for by, groups in found.items()}
     return {by: groups for by, groups in held.items() if len(groups) > 1}
 
@@ -96,16 +96,16 @@ def sliced(
 
     Groups without a label of a task are left out, as are metrics that a group does not have (an AUC of one class).
     """
-    labels, people = dataset.labels(), dataset.people()
+    labels, users = dataset.labels(), dataset.user_codes()
     result: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for j, task in enumerate(dataset.task_names):
         for by, members in groups.items():
             for name, rows in members.items():
                 if task in predictions.rankings:
-                    found = _of_lists(predictions.rankings[task], rows, people, k, resamples)
+                    found = _of_lists(predictions.rankings[task], rows, users, k, resamples)
                 elif task in predictions.values:
                     known = rows & ~np.isnan(labels[:, j])
-                    columns = labels[known, j], predictions.values[task][known], people[known]
+                    columns = labels[known, j], predictions.values[task][known], users[known]
                     found = _of_pairs(model.heads[task].metrics, task, columns, resamples)
                 else:
                     continue
@@ -131,22 +131,22 @@ def popularity_bias(
 def _of_pairs(
     metrics: tuple[str, ...], task: str, columns: tuple[np.ndarray, np.ndarray, np.ndarray], resamples: int
 ) -> dict[str, Any]:
-    labels, values, people = columns
+    labels, values, users = columns
     if not len(labels):
         return {}
-    found, _ = evaluator.pair_metrics(metrics, labels, values, people, task)
+    found, _ = evaluator.pair_metrics(metrics, labels, values, users, task)
     known = {name: float(value) for name, value in found.items() if np.isfinite(value)}
-    interval = {n: bounds(metric_interval(n, labels, values, people, resamples)) for n in metrics[:1] if n in known}
-    return {"rows": len(labels), "people": len(np.unique(people)), **known, "interval": interval}
+    interval = {n: bounds(metric_interval(n, labels, values, users, resamples)) for n in metrics[:1] if n in known}
+    return {"rows": len(labels), "people": len(np.unique(users)), **known, "interval": interval}
 
 
-def _of_lists(found: evaluator.Ranking, rows: np.ndarray, people: np.ndarray, k: int, resamples: int) -> dict[str, Any]:
+def _of_lists(found: evaluator.Ranking, rows: np.ndarray, users: np.ndarray, k: int, resamples: int) -> dict[str, Any]:
     held = rows[found.rows]
     if not held.any():
         return {}
     per_list = ranking.single_target_metrics(found.greater[held], found.ties[held], ks=[k])
     names = [f"{name}@{k}" for name in ("ndcg", "recall", "mrr")]
-    asked = people[found.rows[held]]
+    asked = users[found.rows[held]]
     interval = bounds(bootstrap.bootstrap_mean(per_list[names[0]], asked, n=resamples))
     means = {name: float(per_list[name].mean()) for name in names}
     return {"rows": int(held.sum()), "people": len(np.unique(asked)), **means, "interval": {names[0]: interval}}
@@ -167,12 +167,12 @@ def _popularity_class(item_counts: np.ndarray) -> np.ndarray:
     return of_item
 
 
-def _activity(events_P: np.ndarray, person: np.ndarray) -> np.ndarray:
+def _activity(events_P: np.ndarray, user: np.ndarray) -> np.ndarray:
     """0..2: third of the evaluated users who have training events; 3: without one. Equal users stay together."""
-    asked = np.unique(person)
+    asked = np.unique(user)
     events = np.where(events_P[asked] > 0, events_P[asked], np.nan)
     third = np.where(np.isnan(events), len(_ACTIVITY) - 1, _thirds(events))
-    return third[np.searchsorted(asked, person)]
+    return third[np.searchsorted(asked, user)]
 
 
 def _thirds(values: np.ndarray) -> np.ndarray:
@@ -208,12 +208,12 @@ def _first_category(processor: PolyRecProcessor) -> list[str]:
 
 
 def _by_attribute(
-    name: str, processor: PolyRecProcessor, dataset: SequenceDataset, item: np.ndarray, person: np.ndarray
+    name: str, processor: PolyRecProcessor, dataset: SequenceDataset, item: np.ndarray, user: np.ndarray
 ) -> dict[str, np.ndarray]:
     items, users = processor.items.encoders, processor.users.encoders
     if name in items:
         return _by_value(items[name], processor.items.encoded[name][item])
-    return _by_value(users[name], dataset.log.user_features[name][person])
+    return _by_value(users[name], dataset.log.user_features[name][user])
 
 
 def _by_value(encoder: ColumnEncoder, values: np.ndarray) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ KINDS = {
     "tokenizer": TOKENIZER_FILES,
     "card": (CARD_NAME, "training_curves.png", "LICENSE", "metrics.json", "training.json"),
 }
-PEOPLE = (USERS_NAME,)
+USERS_FILES = (USERS_NAME,)
 # Salted hashes of training rows, for the leakage guard of its owner, and what users did, for serving them.
 NEVER = (ROWS_NAME, EVENTS_NAME)
 
@@ -44,7 +44,7 @@ PROCESSOR_FILES = (
     *KINDS["catalog of items"],
     *KINDS["statistics of items"],
     *KINDS["tokenizer"],
-    *PEOPLE,
+    *USERS_FILES,
 )
 # What is checked against the manifest before a model or a processor is read, and recorded after it was written.
 MODEL_RECORDED = (*MODEL_FILES, "generation_config.json")
@@ -66,7 +66,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 def kind_of(path: str) -> str | None:
     """What a file is; None: nothing of a shared model."""
-    if matches(path, PEOPLE):
+    if matches(path, USERS_FILES):
         return "rows about users"
     if path == MANIFEST_NAME:
         return "manifest"

@@ -16,7 +16,7 @@ from polyrec.core.offers import offered
 from polyrec.core.version import __version__
 from polyrec.hub.card import minimal_card, tagged
 from polyrec.hub.errors import explained
-from polyrec.hub.files import CARD_NAME, KINDS, MODEL_CONFIG, NEVER, PEOPLE, kind_of, matches
+from polyrec.hub.files import CARD_NAME, KINDS, MODEL_CONFIG, NEVER, USERS_FILES, kind_of, matches
 from polyrec.hub.scan import Scan, scan
 
 
@@ -99,7 +99,7 @@ def push_folder(
     if not any(file.kind in ("model", "processor") for file in found.leaving):
         raise ValueError(f"{folder} holds no model: give a folder with {MODEL_CONFIG}, as save_pretrained writes it")
     if include_users:
-        _warn_of_people(found)
+        _warn_of_user_data(found)
     _warn_of_local_bases(folder)
     if load:
         offered("check_loads")(folder)
@@ -157,8 +157,8 @@ def _card(folder: Path, repo_id: str, tags: Sequence[str], held: set[str]) -> st
 
 def _checkpointed(found: Scan) -> list[str]:
     """Files that continue a training: all of its checkpoint but what never leaves and rows about users."""
-    people = {file.path for file in found.people}
-    kept = [path for path in found.staying if path not in people and not matches(path.split("/")[-1], NEVER)]
+    users = {file.path for file in found.users}
+    kept = [path for path in found.staying if path not in users and not matches(path.split("/")[-1], NEVER)]
     return [*(file.path for file in found.leaving if file.path not in (CARD_NAME, MANIFEST_NAME)), *kept]
 
 
@@ -172,7 +172,7 @@ def _stale(held: set[str], found: Scan) -> list[str]:
         path
         for path in held - sent
         if (kind_of(path) in parts - {"card"} and kind_of(path) in KINDS)
-        or ("processor" in parts and matches(path, PEOPLE))
+        or ("processor" in parts and matches(path, USERS_FILES))
         or matches(path.split("/")[-1], NEVER)
     )
 
@@ -191,8 +191,8 @@ def _warn_of_local_bases(folder: Path) -> None:
             )
 
 
-def _warn_of_people(found: Scan) -> None:
-    columns = "; ".join(f"{file.path}: {', '.join(file.columns)}" for file in found.people)
+def _warn_of_user_data(found: Scan) -> None:
+    columns = "; ".join(f"{file.path}: {', '.join(file.columns)}" for file in found.users)
     if columns:
         warnings.warn(f"rows about users leave, because of include_users=True: {columns}", stacklevel=3)
     else:

@@ -21,7 +21,7 @@ from polyrec.core.secrets import EMAIL
 from polyrec.data.processor_files import CONFIG_NAME, STATISTICS_NAME
 from polyrec.data.statistic_config import StatisticConfig
 from polyrec.hub.contents import secret_cells, secrets_of_file, text_columns
-from polyrec.hub.files import NEVER, PEOPLE, kind_of, matches
+from polyrec.hub.files import NEVER, USERS_FILES, kind_of, matches
 
 _NAMES = re.compile(
     r"(?:^|_)(e_?mail(?:_?address)?s?|(?:tele|mobile|cell|home|work|contact)?_?phone(?:_?(?:number|no|nr))?s?|"
@@ -64,14 +64,14 @@ class Scan:
     Args:
         leaving: files that would be pushed.
         staying: files that are nothing of a shared model (checkpoints, data, pickles), or of users.
-        people: files of rows about users, which leave only if that is asked for.
+        users: files of rows about users, which leave only if that is asked for.
         refusals: secrets, links, files that nobody names, and columns that look like e-mail addresses or phone
             numbers, each with where it was seen.
     """
 
     leaving: list[Leaving] = field(default_factory=list)
     staying: list[str] = field(default_factory=list)
-    people: list[Leaving] = field(default_factory=list)
+    users: list[Leaving] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
     def check(self) -> None:
@@ -132,7 +132,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         kind = kind_of(name)
-        personal = matches(name, PEOPLE) or (path.parent.parent.name == STATISTICS_NAME and _about_people(path))
+        personal = matches(name, USERS_FILES) or (path.parent.parent.name == STATISTICS_NAME and _about_users(path))
         if kind is None or matches(path.name, NEVER) or path.is_symlink():
             found.staying.append(name)
             continue
@@ -143,7 +143,7 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
         except _UNREADABLE as error:
             refused = [f"{name} cannot be read ({error}): it is damaged or half written"]
         if personal:
-            found.people.append(file)
+            found.users.append(file)
             if not include_users:
                 found.staying.append(name)
                 continue
@@ -198,7 +198,7 @@ def _foreign(path: Path, name: str) -> Iterator[str]:
             yield f"{name} is a file that {config.name} does not name: delete it, or save the processor again"
 
 
-def _about_people(path: Path) -> bool:
+def _about_users(path: Path) -> bool:
     """Whether a table of running statistics is kept per user."""
     config = path.parent / "statistics.json"
     if path.suffix != ".parquet" or not config.exists():

@@ -66,32 +66,32 @@ class RecommendationPipeline(Pipeline):
         given = {"k": k, "task": rank_by, "exclude_seen": exclude_seen, "reasons": reasons}
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
-    def preprocess(self, person: Any) -> dict[str, Any]:
-        """A user as arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
-        if not isinstance(person, Mapping):
-            raise ValueError(f"a user is a dict such as {{'history': [item ids]}}, not {shown(person)}")
-        check_keys(person, _REQUEST, "a request")
-        check_history(person.get("history"))
+    def preprocess(self, request: Any) -> dict[str, Any]:
+        """A user as the arguments of a request; refuses unknown keys, names of files and what would fill the memory."""
+        if not isinstance(request, Mapping):
+            raise ValueError(f"a user is a dict such as {{'history': [item ids]}}, not {shown(request)}")
+        check_keys(request, _REQUEST, "a request")
+        check_history(request.get("history"))
         for name in ("user", "context"):
-            if person.get(name) is not None:
-                check_values(person[name], name)
-        if person.get("query") is not None:
-            check_text(person["query"], "query")
-        check_values({"time": person.get("time")}, "person")
-        return {"person": dict(person)}
+            if request.get(name) is not None:
+                check_values(request[name], name)
+        if request.get("query") is not None:
+            check_text(request["query"], "query")
+        check_values({"time": request.get("time")}, "request")
+        return {"request": dict(request)}
 
     def _forward(self, inputs: dict[str, Any], reasons: bool = False, **options: Any) -> dict[str, Any]:
-        person = {name: value for name, value in inputs["person"].items() if value is not None}
-        history = person.pop("history", None)
-        if "query" in person:
+        request = {name: value for name, value in inputs["request"].items() if value is not None}
+        history = request.pop("history", None)
+        if "query" in request:
             if reasons:
                 raise ValueError("reasons are only for recommendations: leave out the query, or reasons=True")
-            found = self.model.search(self.processor, person.pop("query"), history, **person, **options)
+            found = self.model.search(self.processor, request.pop("query"), history, **request, **options)
         else:
-            found = self.recommender.recommend(history, **person, **options)
+            found = self.recommender.recommend(history, **request, **options)
         if reasons and found:
             items, task = [row["item"] for row in found], options.get("task")
-            told = self.model.explain(self.processor, history, items, task=task, **person)
+            told = self.model.explain(self.processor, history, items, task=task, **request)
             found = [
                 row | {name: why[name] for name in ("reason", "events")} for row, why in zip(found, told, strict=True)
             ]

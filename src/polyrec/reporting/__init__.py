@@ -1,6 +1,6 @@
 """One page about one or several runs, which needs nothing beside itself."""
 
-from polyrec.reporting.people import Example
+from polyrec.reporting.examples import Example
 from polyrec.reporting.report import report_page
 
 __all__ = ["Example", "report_page"]

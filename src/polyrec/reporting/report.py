@@ -9,7 +9,7 @@ from polyrec.data.report import DataReport
 from polyrec.evaluation.metric_names import MODEL, by_task
 from polyrec.evaluation.page import Section, Table, html_page
 from polyrec.evaluation.plotting import to_png
-from polyrec.reporting.people import Example, example_sections
+from polyrec.reporting.examples import Example, example_sections
 from polyrec.reporting.plots import affinity_plot, calibration_plot, lines_plot, slice_names, slice_plot
 from polyrec.tracking.curves import task_curves
 from polyrec.tracking.run_files import RunFiles
@@ -31,8 +31,8 @@ def report_page(runs: Sequence[RunFiles], examples: Mapping[str, Sequence[Exampl
     for task in dict.fromkeys(task for run in runs for task in run.tasks):
         found += _task(task, {name: run for name, run in named.items() if task in run.tasks}, plots)
     found += _sharing(named, plots)
-    for name, people in (examples or {}).items():
-        found += example_sections(name, people)
+    for name, users in (examples or {}).items():
+        found += example_sections(name, users)
     found.append(Section("How to read this", _how_to_read()))
     return html_page("polyrec: " + ", ".join(named), found, plots)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyrec.core.swap import recover
-from polyrec.reporting.people import Example
+from polyrec.reporting.examples import Example
 from polyrec.reporting.report import report_page, run_names
 from polyrec.runs.transaction import put_file
 from polyrec.tracking.run_files import RunFiles
@@ -24,9 +24,9 @@ def report_runs(runs: Sequence[str], output: str | None = None, num_users: int =
     files = [RunFiles.read(recover(run)) for run in runs]
     examples: dict[str, Sequence[Example]] = {}
     if num_users:
-        from polyrec.reporting.example_people import example_people  # the one part that needs the models
+        from polyrec.reporting.choose_examples import example_users  # the one part that needs the models
 
-        examples = {name: example_people(run.folder, num_users) for name, run in run_names(files).items()}
+        examples = {name: example_users(run.folder, num_users) for name, run in run_names(files).items()}
     path = Path(output) if output else files[0].folder / PAGE_NAME
     put_file(path, report_page(files, examples))
     print(f"written to {path} ({path.stat().st_size / 1e6:.2f} MB)")

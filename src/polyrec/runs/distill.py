@@ -22,7 +22,7 @@ from polyrec.distillation.gating import AlphaSelection, gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
 from polyrec.distillation.teacher import Teacher
-from polyrec.distillation.throughput import one_question_each, people_per_second
+from polyrec.distillation.throughput import one_question_each, users_per_second
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.evaluator import evaluate, improvements
 from polyrec.models.polyrec.fingerprint import fingerprint as processor_digest
@@ -347,7 +347,7 @@ def _systems(
             distillation.parts.test, distillation.processor, [distillation.parts.valid, distillation.parts.test]
         )
     batches = one_question_each(distillation.parts.test, lists)
-    for name, speed in people_per_second(asked, batches).items():
+    for name, speed in users_per_second(asked, batches).items():
         found[name].people_per_second = speed
     return found
 

@@ -114,7 +114,7 @@ def _task(found: Measured, systems: set[str]) -> dict[str, Any]:
             }
     return {
         "primary": comparison.primary,
-        "people": comparison.people,
+        "people": comparison.users,
         "rows": comparison.rows,
         "metrics": {
             name: {variant: values[0] for variant, values in metric.values.items() if variant in _SYSTEMS}

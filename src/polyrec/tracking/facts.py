@@ -39,7 +39,7 @@ def _part(dataset: SequenceDataset) -> dict[str, Any]:
     known_times = len(times) > 0 and not dataset.log.drawn
     return {
         "rows": int(asked.sum()),
-        "people": len(np.unique(dataset.people()[asked])),
+        "people": len(np.unique(dataset.user_codes()[asked])),
         "first": float(times.min()) if known_times else None,
         "last": float(times.max()) if known_times else None,
         "labels": dict(zip(dataset.task_names, known, strict=True)),

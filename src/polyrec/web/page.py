@@ -23,8 +23,8 @@ def build_page(session: DemoSession) -> gr.Blocks:
         gr.Markdown(f"# polyrec\n{_WHAT}")
         with gr.Row():
             with gr.Column(scale=1):
-                people = session.people()
-                person = gr.Dropdown(people, value=None, label="User", visible=bool(people), allow_custom_value=True)
+                users = session.user_ids()
+                user_id = gr.Dropdown(users, value=None, label="User", visible=bool(users), allow_custom_value=True)
                 new = gr.Button("New user")
                 text = gr.Textbox(label="Search titles", placeholder="a word of a title, then Enter")
                 item = gr.Dropdown([], label="Item", value=None)
@@ -88,8 +88,8 @@ def build_page(session: DemoSession) -> gr.Blocks:
         def question(events: list[Event], known: dict, asked: Any) -> tuple:
             return session.predictions(events, known, asked, {})
 
-        person.input(_told(load), [person, item], shown, api_name="load_person")
-        new.click(_told(forget), [item], [person, *shown], api_name="somebody_new")
+        user_id.input(_told(load), [user_id, item], shown, api_name="load_user")
+        new.click(_told(forget), [item], [user_id, *shown], api_name="somebody_new")
         text.submit(_told(find), [text], [item], api_name="find")
         add.click(_told(append), [*states, *values], shown, api_name="add_event")
         change.click(_told(alter), [*states, event, *values], shown, api_name="change_event")

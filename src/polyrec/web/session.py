@@ -94,7 +94,7 @@ class DemoSession:
         return list(self.model.pair_tasks)
 
     # ------------------------------------------------------------- users
-    def people(self, most: int = 200) -> list[Any]:
+    def user_ids(self, most: int = 200) -> list[Any]:
         """Ids of users of the log, those with the most events first."""
         if self.interactions is None:
             return []
@@ -102,12 +102,12 @@ class DemoSession:
         order = pc.sort_indices(counted, sort_keys=[("counts", "descending"), ("values", "ascending")])
         return counted.field("values").take(order[:most]).to_pylist()
 
-    def history_of(self, person: Any) -> list[Event]:
+    def history_of(self, user: Any) -> list[Event]:
         """The events of a user, oldest first, the last that the model reads."""
         if self.interactions is None:
             return []
         columns = self.processor.columns
-        own = self._rows(self.interactions, columns.user, person, "interactions")
+        own = self._rows(self.interactions, columns.user, user, "interactions")
         if columns.history is not None:  # of several rows the latest
             row = int(np.argsort(times(own, columns, "interactions"), kind="stable")[-1])
             return row_events(own, columns, row).to_pylist()[-self.processor.max_history :]
@@ -124,17 +124,17 @@ class DemoSession:
         moments = seconds[latest] * _UNITS[columns.time_unit]
         return [{**event, columns.time: float(t)} for event, t in zip(events, moments, strict=True)]
 
-    def attributes_of(self, person: Any) -> dict[str, Any]:
+    def attributes_of(self, user: Any) -> dict[str, Any]:
         """What the model reads of a user."""
         if self.users is None:
             return {}
-        own = self._rows(self.users, self.processor.columns.user, person, "users")
+        own = self._rows(self.users, self.processor.columns.user, user, "users")
         read = [n for n, e in self.processor.users.encoders.items() if e.kind != "text" and n in own.column_names]
         return own.select(read).to_pylist()[0] if own.num_rows else {}
 
-    def _rows(self, table: pa.Table, key: str, person: Any, name: str) -> pa.Table:
+    def _rows(self, table: pa.Table, key: str, user: Any, name: str) -> pa.Table:
         known = ids(table, key, name, "user")
-        return table.filter(pc.equal(known.cast(pa.large_string()), str(person)))
+        return table.filter(pc.equal(known.cast(pa.large_string()), str(user)))
 
     # ------------------------------------------------------------ histories
     def find(self, text: str, most: int = 20) -> list[tuple[str, Any]]:

@@ -221,7 +221,7 @@ def test_the_order_of_tasks_changes_nothing():
 
 def test_samples_ask_labelled_candidates_and_draw_anew_in_each_epoch():
     """A sample that never changes, asks what has no label, or lists what somebody has taken already."""
-    log = synthetic_log(people=20, events=12)
+    log = synthetic_log(users=20, events=12)
     processor, splits = fit_prompts(log, max_history=20)
     hard = np.full((splits.train.num_candidates, 3), 5)
     hard[::2] = 0  # no list

@@ -46,7 +46,7 @@ def _naive(processor, log, row: int, visible: list[int], max_length: int) -> lis
 @pytest.mark.parametrize("max_length", [12, 25, 40, 64])
 def test_prompts_equal_those_made_of_strings_and_never_tell_the_future(max_length):
     """Tokens of a neighbour's history, an event too many, or one at or after the candidate's time, in a prompt."""
-    log = synthetic_log(people=12, keep=0.8)
+    log = synthetic_log(users=12, keep=0.8)
     processor, splits = fit_prompts(log, prompt={**PROMPT, "max_length": max_length})
     for data in (splits.train.fixed(), splits.valid):
         windows = [data[i] for i in range(len(data))]
@@ -55,9 +55,9 @@ def test_prompts_equal_those_made_of_strings_and_never_tell_the_future(max_lengt
         for window in windows:
             for candidate, position in zip(window["candidate_rows"], window["candidate_positions"], strict=True):
                 event = data.candidates.event[candidate]
-                times, person = log["interactions"]["timestamp"], log["interactions"]["user_id"]
+                times, user = log["interactions"]["timestamp"], log["interactions"]["user_id"]
                 row = data.log.row[event]
-                before = np.flatnonzero((person == person[row]) & (times < times[row]))
+                before = np.flatnonzero((user == user[row]) & (times < times[row]))
                 before = before[np.argsort(times[before], kind="stable")]
                 assert position <= len(before)
                 expected = _naive(processor, log, row, before[len(before) - position :].tolist(), max_length)
@@ -79,7 +79,7 @@ def test_joined_texts_are_the_concatenation_of_their_parts(parts):
 
 def test_cut_prompts_are_counted():
     """Histories that are cut without anybody knowing."""
-    log = synthetic_log(people=6)
+    log = synthetic_log(users=6)
     short, splits = fit_prompts(log, prompt={**PROMPT, "max_length": 18})
     long, _ = fit_prompts(log, prompt={**PROMPT, "max_length": 64})
     report, whole = short.prompt_report(splits.valid), long.prompt_report(splits.valid)
@@ -127,7 +127,7 @@ def test_decoders_read_the_candidate_last():
 
 def test_numbers_are_told_by_their_value():
     """A number told as its rank, or as a neighbouring value."""
-    log = synthetic_log(people=10)
+    log = synthetic_log(users=10)
     random = np.random.default_rng(0)
     log["interactions"]["seconds"] = random.integers(10, 60, len(log["interactions"]["rating"])).astype(float)
     columns = {"context": {"surface": "categorical"}, "feedback": ["rating", "seconds"]}
@@ -186,7 +186,7 @@ def test_an_event_must_fit_between_its_words():
 
 def test_items_without_text_unknown_items_and_hostile_texts():
     """Empty prompts, a crash, or one long text that crowds out the rest."""
-    log = synthetic_log(people=8)
+    log = synthetic_log(users=8)
     titles = log["items"]["title"]
     titles[0], titles[1], titles[2] = None, "drama " * 5000, "\U0001f3ac שלום \u202ecomedy مرحبا"
     genres = log["items"]["genre"]

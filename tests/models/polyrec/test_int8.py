@@ -25,7 +25,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def world():
-    processor, parts = fit(synthetic_log(people=24))
+    processor, parts = fit(synthetic_log(users=24))
     batch = model_inputs(PolyRecCollator()([parts.train[i] for i in range(8)]))
     del batch["labels"]
     return processor, parts, batch

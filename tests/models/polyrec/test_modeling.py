@@ -375,7 +375,7 @@ def test_same_seed_same_model_other_seed_other_model(world):
 
 def test_column_names_that_python_or_torch_use_themselves():
     """Prevents an item column such as "type" or "items", or one with a dot, from breaking the model's construction."""
-    log = synthetic_log(people=12)
+    log = synthetic_log(users=12)
     names = {"type": "genre", "items": "price", "tag.list": "tags"}
     log["items"] = {"item_id": log["items"]["item_id"]} | {new: log["items"][old] for new, old in names.items()}
     log["users"] = {"user_id": log["users"]["user_id"], "keys": log["users"]["age"]}

@@ -81,10 +81,10 @@ def test_a_saved_processor_is_the_same(tables, tmp_path, tasks, statistics, spli
         windows_equal(loaded.request(HISTORY, asked), processor.request(HISTORY, asked))
 
 
-def test_nothing_about_people_is_saved(people_by_name, tmp_path):
+def test_nothing_about_people_is_saved(users_by_name, tmp_path):
     """Prevents user ids from leaving with a model, whatever was done with the processor before."""
-    processor, _ = fit(people_by_name)
-    processor.split(people_by_name["interactions"], by="leave_one_out")
+    processor, _ = fit(users_by_name)
+    processor.split(users_by_name["interactions"], by="leave_one_out")
     processor.request(HISTORY, asked)
     processor.save_pretrained(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -171,8 +171,8 @@ def test_a_frozen_view_is_blind_to_any_later_change(fitted, seed, share):
     changed["timestamp"][late] += random.choice([0.0, 500.0], len(late))
     original, other = (frozen_inputs(processor, table, cutoff) for table in (events, changed))
     assert original.keys() == other.keys()
-    for person, window in original.items():
-        windows_equal(window, other[person])
+    for user, window in original.items():
+        windows_equal(window, other[user])
     processor.split(events)
 
 
@@ -182,10 +182,10 @@ def frozen_inputs(processor, events, cutoff):
     test = processor.split(events, cuts=(cutoff, cutoff)).test
     view = processor.without_updates(test, cutoff)
     for window in (view[i] for i in range(len(view))):
-        person = view.people()[window["candidate_rows"][0]]
+        user = view.user_codes()[window["candidate_rows"][0]]
         position = window["candidate_positions"].max()
         assert (window["candidate_positions"] == position).all()
-        found[person] = {
+        found[user] = {
             "item_ids": window["item_ids"][:position],
             "event_features": {n: v[:position] for n, v in window["event_features"].items()},
             "user_features": window["user_features"],
@@ -309,10 +309,10 @@ def test_requests_do_not_change_the_processor(fitted):
     windows_equal(processor.request(HISTORY, asked, **REQUEST), first)
 
 
-def test_names_of_people_may_be_strings(people_by_name, tmp_path):
+def test_names_of_people_may_be_strings(users_by_name, tmp_path):
     """Prevents a loaded processor, which knows no people, from refusing their names."""
-    events = people_by_name["interactions"]
-    processor, _ = fit(people_by_name)
+    events = users_by_name["interactions"]
+    processor, _ = fit(users_by_name)
     loaded = reloaded(processor, tmp_path)
     windows_equal(loaded.request(HISTORY, asked), processor.request(HISTORY, asked))
     loaded.update(change(events, 5, timestamp=[9e6]))

@@ -22,7 +22,7 @@ def tasks_of(kind, **child):
 @pytest.mark.parametrize("kind", COUPLINGS.names())
 def test_it_trains_and_lowers_the_loss(kind, tmp_path):
     """Prevents a coupling that works on random batches only, e.g. on rates that the processor measures otherwise."""
-    processor, splits = fit(synthetic_log(people=80), tasks_of(kind))
+    processor, splits = fit(synthetic_log(users=80), tasks_of(kind))
     model = tiny_model(processor)
     trainer = PolyRecTrainer(
         model,
@@ -38,7 +38,7 @@ def test_it_trains_and_lowers_the_loss(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["esmm", "escm2"])
 def test_the_measured_rates_start_the_answers(kind):
     """Prevents the processor's rates, which are marginal, from being taken for conditional ones."""
-    processor, splits = fit(synthetic_log(people=80), tasks_of(kind))
+    processor, splits = fit(synthetic_log(users=80), tasks_of(kind))
     model = tiny_model(processor)
     for head in model.heads.values():
         head.output.weight.data.zero_()

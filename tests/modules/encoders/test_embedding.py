@@ -81,10 +81,10 @@ def test_vectors_reach_the_model(tmp_path, in_file):
     np.testing.assert_allclose(table, np.concatenate([np.full((2, W), np.nan), unit]), atol=1e-3)
     batch = PolyRecCollator()([splits.train[i] for i in range(8)])
     data = splits.train
-    people = data.spans(np.arange(8)).person
+    users = data.spans(np.arange(8)).user
     given = {p: v for p, v in zip(log["users"]["user_id"], log["users"]["taste"], strict=True)}
-    for row, person in enumerate(data.log.user_ids.take(people).to_pylist()):
-        vector = np.full(W, np.nan) if given[person] is None else np.asarray(given[person])
+    for row, user in enumerate(data.log.user_ids.take(users).to_pylist()):
+        vector = np.full(W, np.nan) if given[user] is None else np.asarray(given[user])
         expected = vector / np.linalg.norm(vector)
         np.testing.assert_allclose(batch["user_features"]["taste"][row], expected, atol=1e-6)
     rows = batch["candidate_rows"]

@@ -26,17 +26,17 @@ def model_of(**overrides):
     return PolyRecForRecommendation(random_config(**({"features": FEATURES} | overrides))).eval()
 
 
-def inputs(people=2, events=4):
+def inputs(users=2, events=4):
     torch.manual_seed(1)
     return {
-        "item_ids": torch.randint(2, 12, (people, events)),
+        "item_ids": torch.randint(2, 12, (users, events)),
         "event_features": {
-            "rating": torch.randint(0, 7, (people, events)),
-            RESIDUALS: torch.randn(people, events, 2),
-            "surface": torch.randint(0, 4, (people, events)),
-            STATISTICS: torch.randn(people, events, 3),
+            "rating": torch.randint(0, 7, (users, events)),
+            RESIDUALS: torch.randn(users, events, 2),
+            "surface": torch.randint(0, 4, (users, events)),
+            STATISTICS: torch.randn(users, events, 3),
         },
-        "user_features": {"age": torch.randn(people)},
+        "user_features": {"age": torch.randn(users)},
     }
 
 
@@ -51,8 +51,8 @@ def test_state_zero_reads_the_person_and_no_event():
     assert before.shape == (2, 5, 8)
     other_events = batch | {"item_ids": batch["item_ids"].flip(1)}
     torch.testing.assert_close(states(model, other_events)[:, 0], before[:, 0])
-    other_person = batch | {"user_features": {"age": batch["user_features"]["age"] + 1}}
-    assert not torch.allclose(states(model, other_person)[:, 0], before[:, 0])
+    other_user = batch | {"user_features": {"age": batch["user_features"]["age"] + 1}}
+    assert not torch.allclose(states(model, other_user)[:, 0], before[:, 0])
     empty = {
         "item_ids": batch["item_ids"][:, :0],
         "event_features": {k: v[:, :0] for k, v in batch["event_features"].items()},

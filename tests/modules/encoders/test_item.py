@@ -124,7 +124,7 @@ def test_items_that_enter_the_catalog_after_training_are_scored_by_their_attribu
 
     The model is built for a catalog whose last two items never occur in the log (see `synthetic_log`).
     """
-    processor, _ = fit(synthetic_log(people=20))
+    processor, _ = fit(synthetic_log(users=20))
     model = tiny_model(processor)
     new = processor.num_items - 1
     assert processor.item_counts[new] == 0

@@ -65,7 +65,7 @@ def batch_of(parts):
 @pytest.mark.parametrize("options", [{}, {"item_id_dropout": 0.5, "experts": "mmoe"}])
 def test_it_trains_saves_and_loads(options, tmp_path):
     """Prevents a matrix without gradient, or one that a saved model does not bring back."""
-    processor, parts = fit(synthetic_log(people=24))
+    processor, parts = fit(synthetic_log(users=24))
     model = tiny_model(processor, item_embedding_rank=3, **options).train()
     model(**model_inputs(batch_of(parts))).loss.backward()
     ids = model.item_encoder.id_embedding
@@ -84,7 +84,7 @@ def test_it_trains_saves_and_loads(options, tmp_path):
 
 def test_frozen_ids_stay_frozen(tmp_path):
     """Prevents the shared matrix from training where the vectors are to stay."""
-    processor, _ = fit(synthetic_log(people=24))
+    processor, _ = fit(synthetic_log(users=24))
     model = tiny_model(processor, item_embedding_rank=3, freeze_item_ids=True)
     model.save_pretrained(tmp_path)
     for found in (model, PolyRecForRecommendation.from_pretrained(tmp_path)):
@@ -93,7 +93,7 @@ def test_frozen_ids_stay_frozen(tmp_path):
 
 def test_it_grows_and_old_answers_stay():
     """Prevents new items from moving old ones, and from starting elsewhere than at the unknown item."""
-    log = synthetic_log(people=24)
+    log = synthetic_log(users=24)
     processor, parts = fit(log)
     model, batch = tiny_model(processor, item_embedding_rank=3), model_inputs(batch_of(parts))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_it_grows_and_old_answers_stay():
 
 def test_cooccurrence_start_is_met():
     """Prevents id vectors that are placed by co-occurrence from being lost in a table of full rank."""
-    processor, _ = fit(synthetic_log(people=24))
+    processor, _ = fit(synthetic_log(users=24))
     starts = []
     for rank in (None, 8):
         model = PolyRecForRecommendation(tiny_config(processor, item_cooccurrence=0.5, item_embedding_rank=rank))
@@ -124,6 +124,6 @@ def test_cooccurrence_start_is_met():
 )
 def test_ranks_that_make_no_sense_are_refused(options):
     """Prevents a rank that is larger than the width, or of vectors that there are not."""
-    processor, _ = fit(synthetic_log(people=24))
+    processor, _ = fit(synthetic_log(users=24))
     with pytest.raises(ValueError, match="item_embedding_rank is"):
         tiny_config(processor, **options)

@@ -364,7 +364,7 @@ def test_mmoe_lets_tasks_differ_where_all_experts_are_used():
 
 def test_matrices_of_experts_decay_and_stitches_do_not(tmp_path):
     """Prevents stacked experts from escaping weight decay, and stitches from being pulled away from the identity."""
-    processor, splits = fit(synthetic_log(people=8))
+    processor, splits = fit(synthetic_log(users=8))
     for kind in ("ple", "cross_stitch"):
         model = tiny_model(processor, experts=kind, task_item_embeddings=True)
         trainer = PolyRecTrainer(model, arguments(tmp_path), train_dataset=splits.train, processing_class=processor)

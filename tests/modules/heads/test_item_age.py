@@ -220,15 +220,15 @@ def test_nothing_at_or_after_the_request_is_known(source, now, seed):
 
 
 # ------------------------------------------------------------------ from a log to recommendations
-def young_log(people=30, items=40, events=10, seed=0):
+def young_log(users=30, items=40, events=10, seed=0):
     """Items appear one a day; people take one of the two latest, in no order that ids could tell."""
     random = np.random.default_rng(seed)
     names = random.permutation(items) + 100  # ids say nothing of ages
-    day = np.sort(random.integers(2, items, (people, events)), axis=1) + random.random((people, events)) * 0.9
+    day = np.sort(random.integers(2, items, (users, events)), axis=1) + random.random((users, events)) * 0.9
     born = np.arange(items)
     newest = np.floor(day).astype(int) - random.integers(0, 2, day.shape)
     log = {
-        "user_id": np.repeat(np.arange(people), events),
+        "user_id": np.repeat(np.arange(users), events),
         "item_id": names[newest].ravel(),
         "timestamp": (day * 86_400).ravel(),
     }
@@ -272,7 +272,7 @@ def test_what_comes_next_is_new(worlds):
 
 def test_only_what_was_taken_says_at_which_age():
     """Prevents impressions without a click, unknown labels and test rows from being counted as chosen."""
-    log, items = young_log(people=6)
+    log, items = young_log(users=6)
     begin = items["item_id"].tolist().index(log["item_id"][0])  # a catalog whose first item is chosen
     items = {name: np.roll(values, -begin) for name, values in items.items()}
     clicked = np.tile([1.0, 0.0, np.nan, 1.0], 15)

@@ -251,7 +251,7 @@ def test_training_reads_folds_and_nothing_else_does(world, tmp_path):
     reader = splits.train.reader if hasattr(splits.train, "reader") else None
     for index in range(5):
         window = splits.train[index]
-        assert window["user_fold"] == fold_of(np.array([splits.train._person[index]]))[0]
+        assert window["user_fold"] == fold_of(np.array([splits.train._user[index]]))[0]
     assert reader is None or reader(np.arange(3))["user_fold"].tolist() == [
         splits.train[i]["user_fold"] for i in range(3)
     ]

@@ -224,18 +224,18 @@ def test_a_candidate_knows_nothing_from_its_own_event_on():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.heads.parameters())
 
 
-def habits(people=40, items=30, visits=6, seed=0):
+def habits(users=40, items=30, visits=6, seed=0):
     """Everybody takes their own two things every day, of which nobody else's tell anything, and one at random."""
     random = np.random.default_rng(seed)
-    own = np.stack([random.permutation(items)[:2] for _ in range(people)])
+    own = np.stack([random.permutation(items)[:2] for _ in range(users)])
     rows = [
-        (person, int(item), day * 86_400.0)
-        for person in range(people)
+        (user, int(item), day * 86_400.0)
+        for user in range(users)
         for day in range(visits)
-        for item in {*own[person].tolist(), int(random.integers(items))}
+        for item in {*own[user].tolist(), int(random.integers(items))}
     ]
-    user, item, time = zip(*rows, strict=True)
-    return {"user_id": user, "item_id": item, "timestamp": time}
+    user_id, item, time = zip(*rows, strict=True)
+    return {"user_id": user_id, "item_id": item, "timestamp": time}
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +276,11 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
         scores = model.score_items(output.states[:, -1], "next_item", context=context.at((slice(None), -1)))[0]
     best = scores[FIRST_ITEM:].argsort(descending=True)[:5] + FIRST_ITEM
 
-    person = splits.test.log.user_ids[int(splits.test.log.person[splits.test.candidates.event[0]])].as_py()
+    user = splits.test.log.user_ids[int(splits.test.log.user[splits.test.candidates.event[0]])].as_py()
     log = habits()
-    last = max(t for u, t in zip(log["user_id"], log["timestamp"], strict=True) if u == person)
+    last = max(t for u, t in zip(log["user_id"], log["timestamp"], strict=True) if u == user)
     # With their times: how long ago an item was taken is unknown without.
-    history = [
-        {"item_id": i, "timestamp": t} for u, i, t in zip(*log.values(), strict=True) if u == person and t < last
-    ]
+    history = [{"item_id": i, "timestamp": t} for u, i, t in zip(*log.values(), strict=True) if u == user and t < last]
     known = {event["item_id"] for event in history}
     ids = processor.items.ids.to_pylist()
     expected = [ids[row - FIRST_ITEM] for row in best.tolist()]

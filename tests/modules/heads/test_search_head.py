@@ -19,13 +19,13 @@ TITLES = ["title 1", "title 2", "drama 3", "drama 4", "comedy 5", "comedy 6", "a
 SEARCH = {"name": "search", "head": "search"}
 
 
-def search_log(people=24, events=8, seed=0):
+def search_log(users=24, events=8, seed=0):
     """Every other event was searched for with the title of another item of the same kind; the others were not."""
     random = np.random.default_rng(seed)
-    item = random.integers(0, len(TITLES), people * events)
+    item = random.integers(0, len(TITLES), users * events)
     searched = np.arange(len(item)) % 2 == 0
     return {
-        "user_id": np.repeat(np.arange(people), events),
+        "user_id": np.repeat(np.arange(users), events),
         "item_id": item,
         "timestamp": random.permutation(len(item)),
         "query": [TITLES[i ^ 1] if s else None for i, s in zip(item, searched, strict=True)],

@@ -24,7 +24,7 @@ OPTIONS = {"num_leaves": 31, "max_depth": DEPTH, "min_data_in_leaf": 20, "verbos
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A log, and a model that was trained for a step and let validation weigh its trees."""
-    processor, parts = fit(synthetic_log(people=200))
+    processor, parts = fit(synthetic_log(users=200))
     model = PolyRecForRecommendation(tiny_config(processor))
     args = arguments(tmp_path_factory.mktemp("trees"), max_steps=1)
     trainer = PolyRecTrainer(model, args, parts.train, parts.valid, processing_class=processor)
@@ -159,7 +159,7 @@ def test_answers_are_means_of_the_network_and_lightgbm(run):
 
 def test_weights_scales_and_context_of_the_model_count(tmp_path):
     """Prevents trees on columns that the model does not read, in units of their own, or of rows that all weigh alike."""
-    log = synthetic_log(people=200)
+    log = synthetic_log(users=200)
     drawn = np.random.default_rng(5)
     log["interactions"]["importance"] = drawn.integers(1, 5, len(log["interactions"]["user_id"])).astype(float)
     columns = {**COLUMNS, "weight": {"rating": "importance"}, "statistics_only": ["context.surface"]}
@@ -235,7 +235,7 @@ def test_a_saved_model_keeps_its_trees(run, tmp_path):
 
 def test_few_labels_and_coupled_tasks_get_no_trees_and_other_features_are_refused(run):
     processor, parts, trainer = run
-    few, _ = fit(synthetic_log(people=20))
+    few, _ = fit(synthetic_log(users=20))
     assert tiny_config(few).task_configs[1].options.get("trees", 0) == 0
     assert processor.model_config().task_configs[1].options["trees"] > 0
     coupled = [replace(t, parent="like", coupling="aitm") if t.name == "rating" else t for t in processor.tasks]

@@ -30,11 +30,11 @@ def naive_info_nce(one, two, temperature, group):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.floats(0.05, 2.0), st.integers(0, 1000))
-def test_info_nce_is_the_naive_sum(rows, people, temperature, seed):
+def test_info_nce_is_the_naive_sum(rows, users, temperature, seed):
     """Prevents other prefixes of one's own history from being pushed away, and one direction from counting twice."""
     random = np.random.default_rng(seed)
     one, two = random.normal(size=(2, rows, 5))
-    group = random.integers(0, people, rows)
+    group = random.integers(0, users, rows)
     found = symmetric_info_nce(*(torch.tensor(x) for x in (one, two)), temperature, torch.tensor(group))
     assert found.item() == pytest.approx(naive_info_nce(one, two, temperature, group), rel=1e-4, abs=1e-4)
 
@@ -95,8 +95,8 @@ def test_prefixes_are_of_the_history_and_different():
     ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 0, 0, 0], [0, 0, 0, 0, 0]])
     seen = set()
     for _ in range(50):
-        person, prefix = model.objectives["contrastive"]._prefixes(ids)
-        assert person.tolist() == [0, 0, 0, 1, 1]
+        user, prefix = model.objectives["contrastive"]._prefixes(ids)
+        assert user.tolist() == [0, 0, 0, 1, 1]
         assert len(set(prefix[:3].tolist())) == 3
         assert sorted(prefix[3:].tolist()) == [1, 2]
         seen |= set(prefix[:3].tolist())

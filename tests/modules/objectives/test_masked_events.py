@@ -44,7 +44,7 @@ def test_the_loss_is_the_plain_formula():
 def test_the_expected_count_makes_the_mean_unbiased():
     """Prevents a small share from being divided by all events, i.e. a loss that depends on the share."""
     model = without_dropout(objective_model("masked_events", share=0.3)).requires_grad_(False)
-    batch = objective_batch(people=16)
+    batch = objective_batch(users=16)
     batch["item_ids"] = torch.randint(2, 12, batch["item_ids"].shape)
     # Untrained and with all weights of the scores 0, the loss of each mask is log(items).
     model.objectives["masked_events"].head.project.weight.zero_()

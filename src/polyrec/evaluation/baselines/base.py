@@ -105,7 +105,7 @@ class CatalogTask:
         event = event[known[event]]
         before = np.concatenate([[0], np.cumsum(known)])
         end = before[event]
-        begin = np.maximum(before[log.offsets[log.person[event]]], end - last)
+        begin = np.maximum(before[log.offsets[log.user[event]]], end - last)
         return Histories(begin, end, log.item[known] - FIRST), log.item[event] - FIRST
 
     def countable(self, dataset: SequenceDataset, taken: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -57,9 +57,9 @@ class PairBaselines:
         own = train.own_view
         self._known = train.labels()[own, self._column]
         event = train.candidates.event[own]
-        bias = BiasModel().fit(train.log.people[event], train.log.item[event], self._known)
+        bias = BiasModel().fit(train.log.user_codes[event], train.log.item[event], self._known)
         self.values = {
-            "bias": bias.predict(test.people(), test.log.item[test.candidates.event]),
+            "bias": bias.predict(test.user_codes(), test.log.item[test.candidates.event]),
             "running_bias": running_bias(self._known, test, self._column).clip(*bias.range),
             "constant": np.full(test.num_candidates, constant_answer(metrics, self._known)),
         }
@@ -99,7 +99,7 @@ def running_bias(known: np.ndarray, dataset: SequenceDataset, column: int) -> np
         column: of the task's labels.
     """
     log = dataset.log
-    table = EventTable(log.time, {"item": log.item, "user": log.people}, log.labels[:, [column]])
+    table = EventTable(log.time, {"item": log.item, "user": log.user_codes}, log.labels[:, [column]])
     running = RunningStatistics([], ["label"], [float(np.nanmean(known))])
     until = np.minimum(log.time, dataset.known_until)
     return running.compute(table, until, dataset.source)[dataset.candidates.event, 0].astype(np.float64)

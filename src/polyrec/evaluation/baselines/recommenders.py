@@ -71,8 +71,8 @@ class ItemKNN:
     def fit(self, users: np.ndarray, items: np.ndarray, n_items: int) -> Self:
         """Find the neighbours. users, items: int [E], one entry per event; repeated pairs count."""
         _check_events(users, items, n_items)
-        person_E = np.unique(users, return_inverse=True)[1]
-        matrix = sp.csr_array((np.ones(len(items)), (person_E, items)), shape=(person_E.max(initial=-1) + 1, n_items))
+        user_E = np.unique(users, return_inverse=True)[1]
+        matrix = sp.csr_array((np.ones(len(items)), (user_E, items)), shape=(user_E.max(initial=-1) + 1, n_items))
         taken = np.diff(matrix.indptr)  # distinct items per user
         if self.weighting == "tfidf":
             matrix.data = np.sqrt(matrix.data) * np.repeat(np.log((1 + n_items) / (1 + taken)), taken)
@@ -151,7 +151,7 @@ class BiasModel:
     Example:
         >>> users, items, stars = np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([5, 3, 1])
         >>> model = BiasModel(item_prior=1, user_prior=1, iterations=1).fit(users, items, stars)
-        >>> model.predict(np.array([0, 1, 7]), np.array([0, 1, 1])).round(2).tolist()  # person 7 is unknown
+        >>> model.predict(np.array([0, 1, 7]), np.array([0, 1, 1])).round(2).tolist()  # user 7 is unknown
         [4.56, 1.67, 2.33]
     """
 

@@ -122,9 +122,9 @@ def baseline_table(
         if config.ranks_catalog:
             task = CatalogTask(parts.train, config.name, number, left_out(config, exclude_seen), released)
             rows = ranked_rows(judged, config.name)
-            people = judged.people()[rows]
+            users = judged.user_codes()[rows]
             found[config.name] = {
-                name: {**list_figures(lists, people, ks, number, resamples=resamples), "chosen": choice.to_dict()}
+                name: {**list_figures(lists, users, ks, number, resamples=resamples), "chosen": choice.to_dict()}
                 for name, lists, choice in ranked_baselines(task, parts.valid, judged, rows, max(ks), systems)
             }
         else:

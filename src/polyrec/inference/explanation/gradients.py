@@ -143,16 +143,16 @@ def _unknown(question: Question, batch: Mapping[str, Any]) -> Tensor:
 def _rows_of(batch: Mapping[str, Any], asked_S: Tensor, residuals_SET: Tensor) -> dict[str, Any]:
     """A batch of one user and C items as S rows of one item each."""
 
-    def of_person(x: Tensor) -> Tensor:
+    def of_user(x: Tensor) -> Tensor:
         return x.expand(len(asked_S), *x.shape[1:])
 
     def of_item(x: Tensor) -> Tensor:
         return x[0].index_select(0, asked_S).unsqueeze(1)
 
     found = {**batch, **{name: of_item(batch[name]) for name in _CANDIDATES if name in batch}}
-    found["item_ids"] = of_person(batch["item_ids"])
+    found["item_ids"] = of_user(batch["item_ids"])
     for name in ("event_features", "user_features"):
-        found[name] = {key: of_person(values) for key, values in batch[name].items()}
+        found[name] = {key: of_user(values) for key, values in batch[name].items()}
     found["candidate_features"] = {key: of_item(values) for key, values in batch["candidate_features"].items()}
     if RESIDUALS in found["event_features"]:
         found["event_features"][RESIDUALS] = residuals_SET

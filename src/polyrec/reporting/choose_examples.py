@@ -13,13 +13,13 @@ from polyrec.data.tables import read_table, times
 from polyrec.inference.explanation.explain import explain
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.reporting.people import Example, title_of
+from polyrec.reporting.examples import Example, title_of
 from polyrec.runs.prepare import read_run, tables_of
 
 _RECOMMENDED = 5
 
 
-def example_people(run: Path, people: int) -> list[Example]:
+def example_users(run: Path, users: int) -> list[Example]:
     """Users with short, middling and long histories, chosen by their number of events alone, so always the same ones.
 
     Those with one event are left out: nothing would be left to guess from. Rows with lists are as many users.
@@ -30,18 +30,18 @@ def example_people(run: Path, people: int) -> list[Example]:
     table = table.take(pa.array(np.argsort(times(table, columns, "interactions"), kind="stable")))
     if columns.history is not None:
         events = np.asarray(pc.list_value_length(table[columns.history])) + 1
-        return [_example(model, processor, row_events(table, columns, int(i))) for i in _chosen(events, people)]
+        return [_example(model, processor, row_events(table, columns, int(i))) for i in _chosen(events, users)]
     counts = pc.value_counts(table[columns.user].combine_chunks())
     events, ids = np.asarray(counts.field("counts")), counts.field("values")
-    chosen = _chosen(events, people)
+    chosen = _chosen(events, users)
     return [_example(model, processor, table.filter(pc.equal(table[columns.user], ids[i]))) for i in chosen]
 
 
-def _chosen(events: np.ndarray, people: int) -> np.ndarray:
+def _chosen(events: np.ndarray, users: int) -> np.ndarray:
     """Some users by their number of events."""
     asked = np.flatnonzero(events > 1)
     asked = asked[np.argsort(events[asked], kind="stable")]
-    shares = (np.arange(people) + 0.5) / people  # of the way from the least to the most active
+    shares = (np.arange(users) + 0.5) / users  # of the way from the least to the most active
     return asked[np.unique((shares * len(asked)).astype(np.int64))] if len(asked) else asked
 
 
