@@ -139,23 +139,23 @@ class Updated:
     """A copy of a model that learns step after step.
 
     Args:
-        learnt: bool [R], what the model has learnt.
+        trained: bool [R], what the model has learnt.
     """
 
-    def __init__(self, protocol: Protocol, model: PolyRecForRecommendation, learnt: np.ndarray) -> None:
+    def __init__(self, protocol: Protocol, model: PolyRecForRecommendation, trained: np.ndarray) -> None:
         self.protocol, self.model = protocol, copy.deepcopy(model)
-        self.processor = protocol.processor_of(learnt)
-        self.learnt = learnt
+        self.processor = protocol.processor_of(trained)
+        self.trained = trained
 
-    def learn(self, new: np.ndarray, settings: UpdateSettings) -> dict[str, float]:
+    def train_update(self, new: np.ndarray, settings: UpdateSettings) -> dict[str, float]:
         """One update; what it cost."""
-        from polyrec.training.update import Parts, UpdateData, learn, replays
+        from polyrec.training.update import Parts, UpdateData, replays, train_update
 
         protocol = self.protocol
-        draws = replays(protocol.about(self.learnt | new), new, settings)
-        data = UpdateData(draws, {}, Parts(self.learnt, new))
-        cost = learn(self.model, self.processor, data, settings, protocol.config["training"] | {"use_cpu": True})
-        self.learnt = self.learnt | new
+        draws = replays(protocol.about(self.trained | new), new, settings)
+        data = UpdateData(draws, {}, Parts(self.trained, new))
+        cost = train_update(self.model, self.processor, data, settings, protocol.config["training"] | {"use_cpu": True})
+        self.trained = self.trained | new
         return cost
 
 
@@ -195,15 +195,15 @@ def one_system(
     test: dict[str, float] = {}
     cpu: list[float] = []
     answers: dict[str, list[Answers]] = {mode: [] for mode in MODES}
-    learnt = protocol.train
+    trained = protocol.train
     for step, (new, rows) in enumerate(zip(known, asked, strict=True), start=1):
         model = first.model
         if name == "updated":
-            cpu.append(updated.learn(new, settings)["cpu_seconds"])
+            cpu.append(updated.train_update(new, settings)["cpu_seconds"])
             model = updated.model
         elif name == "retrained":
-            learnt = learnt | new
-            model, seconds = train(protocol, learnt, best_epoch(protocol, first), seed)
+            trained = trained | new
+            model, seconds = train(protocol, trained, best_epoch(protocol, first), seed)
             cpu.append(seconds)
         for mode, begin in zip(MODES, (None, protocol.valid if name == "static" else rows), strict=True):
             metrics, own = protocol.ask(model, rows, begin)
@@ -251,7 +251,7 @@ def forgotten(
     updated = Updated(protocol, model, protocol.train)
     found = []
     for step, new in enumerate(protocol.steps(protocol.test, number), start=1):
-        updated.learn(new, settings)
+        updated.train_update(new, settings)
         found.append(forgetting(updated.model, before, measure(updated.model, held, arguments)))
         shown = "  ".join(f"{task} {lost['metric']} {lost['fall']:+.2%}" for task, lost in found[-1].items())
         print(f"forgotten after step {step}: {shown}", flush=True)
@@ -265,14 +265,14 @@ def choose(protocol: Protocol, plan: Mapping[str, Any], seeds: Sequence[int]) ->
     grid = [dict(zip(plan["grid"], values, strict=True)) for values in itertools.product(*plan["grid"].values())]
     rows: list[dict[str, Any]] = [{**options, "gains": [], "cpu_seconds": 0.0} for options in grid]
     for seed, cut in itertools.product(seeds, plan["rehearsal"]["cuts"]):
-        learnt = protocol.between(0, cut)
-        model, _ = train(protocol, learnt, plan["rehearsal"]["epochs"], seed)
+        trained = protocol.between(0, cut)
+        model, _ = train(protocol, trained, plan["rehearsal"]["epochs"], seed)
         asked = protocol.steps(protocol.between(cut + 0.1, cut + 0.2), plan["steps"])
         static = [protocol.ask(model, step)[0]["improvement"] for step in asked]
         for options, row in zip(grid, rows, strict=True):
-            updated = Updated(protocol, model, learnt)
+            updated = Updated(protocol, model, trained)
             for new, step, before in zip([protocol.between(cut, cut + 0.1), *asked], asked, static, strict=False):
-                row["cpu_seconds"] += updated.learn(new, UpdateSettings(**options, seed=seed))["cpu_seconds"]
+                row["cpu_seconds"] += updated.train_update(new, UpdateSettings(**options, seed=seed))["cpu_seconds"]
                 row["gains"].append(protocol.ask(updated.model, step)[0]["improvement"] - before)
             shown = " ".join(f"{gain:+.4f}" for gain in row["gains"][-plan["steps"] :])
             print(f"{options} seed {seed} from {cut:.0%}: {shown}  {row['cpu_seconds']:.0f} cpu-s", flush=True)

@@ -42,12 +42,12 @@ def derived(times, items=None, item=None, **columns):
     ),
     st.sampled_from([0, 8, -5, 5.5, 12.75, -11, 14]),
 )
-def test_hours_are_those_of_the_users_time_zone(moments, offset):
+def test_hours_are_those_of_the_users_time_zone(timestamps, offset):
     """Prevents an offset of the wrong sign, one that loses its half hours, and midnight in the wrong day."""
-    moments = [m.replace(microsecond=0, tzinfo=UTC) for m in moments]
+    timestamps = [m.replace(microsecond=0, tzinfo=UTC) for m in timestamps]
     zone = timezone(timedelta(hours=offset))
-    found = derived(np.array([m.timestamp() for m in moments]), time_zone=offset)
-    assert found["hour"].to_pylist() == [m.astimezone(zone).hour for m in moments]
+    found = derived(np.array([m.timestamp() for m in timestamps]), time_zone=offset)
+    assert found["hour"].to_pylist() == [m.astimezone(zone).hour for m in timestamps]
     assert pa.types.is_integer(found["hour"].type)
 
 
@@ -56,11 +56,11 @@ def test_hours_are_those_of_the_users_time_zone(moments, offset):
     st.lists(st.datetimes(datetime(1999, 1, 1), datetime(2040, 1, 1)), min_size=1, max_size=5),
     st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"]),
 )
-def test_hours_of_a_zone_are_those_of_pandas(moments, zone):
+def test_hours_of_a_zone_are_those_of_pandas(timestamps, zone):
     """Prevents half of the year from being an hour off."""
-    moments = pd.DatetimeIndex([m.replace(microsecond=0) for m in moments], tz="UTC")
-    found = derived(np.array([m.timestamp() for m in moments]), time_zone=zone)
-    assert found["hour"].to_pylist() == moments.tz_convert(zone).hour.tolist()
+    timestamps = pd.DatetimeIndex([m.replace(microsecond=0) for m in timestamps], tz="UTC")
+    found = derived(np.array([m.timestamp() for m in timestamps]), time_zone=zone)
+    assert found["hour"].to_pylist() == timestamps.tz_convert(zone).hour.tolist()
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def test_sums_and_last_times_are_the_naive_loop(case):
 @given(cases(), st.integers(-1, 31))
 def test_a_limit_hides_what_lies_at_or_after_it(case, limit):
     """Prevents a frozen view from counting one row too many."""
-    moments, rank = np.unique(case.time, return_inverse=True)
-    until = np.minimum(rank, np.searchsorted(moments, limit))
+    timestamps, rank = np.unique(case.time, return_inverse=True)
+    until = np.minimum(rank, np.searchsorted(timestamps, limit))
     sums = case.found.until(until).sums(case.values)
     for r in range(len(case.key)):
         earlier = case.earlier(r, min(case.time[r], limit))

@@ -33,7 +33,7 @@ def test_all_new_events_and_whole_windows_of_old_ones(world, share, seed, after)
     naive, drawn = set(), 0
     for index in range(len(whole)):
         span = whole.spans(np.array([index]))
-        rows = range(span.first_asked[0], span.last_asked[0])
+        rows = range(span.first_candidate[0], span.last_candidate[0])
         pairs = {(whole.candidates.event[r], whole.candidates.statistic[r]) for r in rows}
         old = {p for p in pairs if not new[p[0]]}
         assert old <= asked or not old & asked

@@ -195,11 +195,11 @@ def test_another_split_is_known_to_have_learnt_what_is_judged(table, split):
     """Prevents a teacher of other held-out rows from passing, as places in a drawn order differ between splits."""
     processor, parts = split
     other = processor.split(table, seed=1)
-    learnt = TrainingSetSketch.asked(other.train, processor.items.ids)
+    learnt = TrainingSetSketch.of_examples(other.train, processor.items.ids)
     judged = np.isin(parts.test.log.row, rows_of(parts.test))
     with pytest.raises(LeakageError, match="was trained on"):
         learnt.check(parts.test.log, judged, processor.items.ids)
-    TrainingSetSketch.asked(parts.train, processor.items.ids).check(parts.test.log, judged, processor.items.ids)
+    TrainingSetSketch.of_examples(parts.train, processor.items.ids).check(parts.test.log, judged, processor.items.ids)
 
 
 @pytest.mark.parametrize(

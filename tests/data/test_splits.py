@@ -156,9 +156,9 @@ def test_impossible_shares_are_refused():
 @pytest.mark.parametrize("kind", [str, pd.Timestamp, pd.Timestamp.to_pydatetime, pd.Timestamp.to_datetime64])
 def test_cuts_are_times_of_any_kind(kind):
     """Prevents ISO text and dates from failing where the time column accepts them, or from being read in local time."""
-    moments = [pd.Timestamp("2024-01-05T12:00:00"), pd.Timestamp("2024-02-01")]
-    given = [kind(m) for m in moments]
-    assert SplitSettings(cuts=given).cut_times == tuple(m.tz_localize("UTC").timestamp() for m in moments)
+    timestamps = [pd.Timestamp("2024-01-05T12:00:00"), pd.Timestamp("2024-02-01")]
+    given = [kind(m) for m in timestamps]
+    assert SplitSettings(cuts=given).cut_times == tuple(m.tz_localize("UTC").timestamp() for m in timestamps)
 
 
 def test_recipes_know_every_argument_of_a_split():

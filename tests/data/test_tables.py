@@ -253,9 +253,9 @@ def test_times_of_all_types_are_seconds():
         pa.array(np.array([1577836800000000, 1577836860000000]), pa.timestamp("us")),
     ):
         assert times(pa.table({"timestamp": values}), Columns(), "x").tolist() == expected
-    moments = [datetime.datetime(2020, 1, 1, 1, minute, tzinfo=zone(1)) for minute in (0, 1)]
+    timestamps = [datetime.datetime(2020, 1, 1, 1, minute, tzinfo=zone(1)) for minute in (0, 1)]
     for values in (
-        pa.array(moments),
+        pa.array(timestamps),
         pa.array(["2020-01-01T01:00:00+01:00", "2019-12-31T19:01:00-05:00"]),
         pa.array([int(t) * 1000 for t in expected], pa.timestamp("ms")),
     ):

@@ -114,6 +114,6 @@ def test_what_is_refused(prepared):
     with pytest.raises(ValueError, match=r"temperatures \[1.0, 2.0\]"):
         EnsembleTeacher([teachers[0], live(processor)]).prepare(parts.train, processor)
     unknown = live(processor)
-    unknown._learnt = None
+    unknown._trained_on = None
     with pytest.raises(ValueError, match="does not say which rows"):
         EnsembleTeacher([teachers[0], unknown]).prepare(parts.train, processor)

@@ -85,7 +85,7 @@ def test_views_of_an_event_have_answers_of_their_own(tmp_path):
 def test_an_interrupted_run_goes_on(case, tmp_path, monkeypatch):
     """Prevents a run from starting anew, or from keeping what a killed one has left half-written."""
     teacher, processor, parts, folder = case
-    plain, calls = stored.ask, []
+    plain, calls = stored.score_windows, []
 
     def dies(*arguments):
         calls.append(1)
@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on(case, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(stored, "ask", dies)
+    monkeypatch.setattr(stored, "score_windows", dies)
     with pytest.raises(KeyboardInterrupt):
         write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=50)
     (tmp_path / "a" / ".shard-00002.safetensors.1-1.tmp").write_bytes(b"half a shard")

@@ -197,7 +197,7 @@ def test_a_teacher_of_later_times_is_refused():
     log = parts.train.log
     teacher = live(processor)
     late = np.isin(np.arange(len(log)), parts.test.candidates.event[-1:])
-    teacher._learnt = TrainingSetSketch.of(log, late, processor.items.ids)
+    teacher._trained_on = TrainingSetSketch.of(log, late, processor.items.ids)
     with pytest.raises(LeakageError, match="later than"):
         teacher.prepare(parts.train, processor, judged=[parts.valid])
 

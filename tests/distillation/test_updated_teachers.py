@@ -11,7 +11,7 @@ from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.live import LiveTeacher
 from polyrec.training.settings import UpdateSettings
-from polyrec.training.update import learn, parts_of, update_data
+from polyrec.training.update import parts_of, train_update, update_data
 
 USERS = 24
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
@@ -41,7 +41,7 @@ def case(tmp_path_factory):
     model = tiny_model(first, seed=7, hidden_size=16)
     processor, log, statistics, parts = continued(folder / "first")
     settings = UpdateSettings(members=1, replay=0.2)
-    learn(model, processor, update_data(processor, log, statistics, parts, settings), settings, QUIET)
+    train_update(model, processor, update_data(processor, log, statistics, parts, settings), settings, QUIET)
     processor.save_pretrained(folder / "updated")
     return first, splits, folder / "updated", model
 
@@ -64,7 +64,7 @@ def test_a_student_of_the_first_split_is_refused(case):
 def test_new_events_that_it_learnt_may_not_judge(case):
     """Prevents the rows of an update from being unknown to the guard."""
     processor, log, statistics, parts = continued(case[2])
-    train = processor.training_set(log, parts.learnt, statistics)
+    train = processor.training_set(log, parts.trained, statistics)
     learnt_now = processor.evaluation_set(log, parts.new, statistics)
     with pytest.raises(LeakageError, match=f"trained on {parts.new.sum()} of the {parts.new.sum()} rows"):
         teacher_of(case).prepare(train, processor, [learnt_now])
@@ -77,7 +77,7 @@ def test_it_teaches_a_student_of_its_own_data(case, tmp_path):
     """Prevents the way that the refusals name from being closed, and running statistics that were counted on from being
     read as if they had not been."""
     processor, log, statistics, parts = continued(case[2])
-    train = processor.training_set(log, parts.learnt | parts.new, statistics, shuffle_ties=False)
+    train = processor.training_set(log, parts.trained | parts.new, statistics, shuffle_ties=False)
     held = [processor.evaluation_set(log, rows, statistics) for rows in parts.held.values()]
     teacher = teacher_of(case)
     teacher.prepare(train, processor, held)

@@ -113,7 +113,7 @@ def test_newest_by_the_catalog_leaves_what_comes_later_last(world):
     task = CatalogTask(parts.train, "next", ITEMS, released=released)
     rows = ranked_rows(parts.test, "next")
     for scores, now in zip(
-        Newest(task).scorer(parts.test, by="item_time")(rows), task.asked_at(parts.test, rows), strict=True
+        Newest(task).scorer(parts.test, by="item_time")(rows), task.request_times(parts.test, rows), strict=True
     ):
         there = released <= now
         assert scores.argmax() == np.where(there, released, -np.inf).argmax()

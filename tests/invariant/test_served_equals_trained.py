@@ -142,11 +142,11 @@ def attributes_of(user: int) -> dict[str, Any]:
 
 
 logs = st.tuples(st.integers(1, 40), st.sampled_from([4, 40]), st.integers(0, 2**32 - 1))
-moments = st.sampled_from([0.5, 7.25, 1e5])
+timestamps = st.sampled_from([0.5, 7.25, 1e5])
 
 
 @settings(max_examples=6, deadline=None)
-@given(logs, st.integers(0, 6), moments, st.booleans())
+@given(logs, st.integers(0, 6), timestamps, st.booleans())
 def test_stored_users_are_served_as_trained(log, user, later, restart):
     """Prevents statistics, residuals or gaps of a user with stored events from being others than in training."""
     events = log_of(*log)
@@ -160,7 +160,7 @@ def test_stored_users_are_served_as_trained(log, user, later, restart):
 
 
 @settings(max_examples=6, deadline=None)
-@given(logs, st.sampled_from([1, 3, 4, 5, 6]), moments, st.booleans())
+@given(logs, st.sampled_from([1, 3, 4, 5, 6]), timestamps, st.booleans())
 def test_histories_that_the_log_knows_are_served_as_trained(log, user, later, restart):
     """Prevents a history sent along from counting a second time in what the log has counted, or against today's rates."""
     events = log_of(*log)
@@ -172,7 +172,7 @@ def test_histories_that_the_log_knows_are_served_as_trained(log, user, later, re
 
 
 @settings(max_examples=6, deadline=None)
-@given(logs, st.integers(0, 6), moments, st.integers(0, 40), st.integers(1, 4), st.booleans())
+@given(logs, st.integers(0, 6), timestamps, st.integers(0, 40), st.integers(1, 4), st.booleans())
 def test_updates_are_served_as_trained(log, user, later, cut, batches, restart):
     """Prevents events that came by `update`, in one call or several, from being counted otherwise than by `resume`."""
     events = log_of(*log)
@@ -193,7 +193,7 @@ def test_updates_are_served_as_trained(log, user, later, cut, batches, restart):
 
 
 @settings(max_examples=6, deadline=None)
-@given(logs, st.integers(0, 6), moments, st.integers(0, 40), st.booleans())
+@given(logs, st.integers(0, 6), timestamps, st.integers(0, 40), st.booleans())
 def test_later_events_of_a_user_are_served_as_trained(log, user, later, cut, with_id):
     """Prevents what a user has done since the last update from counting twice, or not for its items."""
     events = log_of(*log)

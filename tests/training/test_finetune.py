@@ -30,7 +30,7 @@ def world():
     return fit()
 
 
-def learnt(world, **options):
+def trained(world, **options):
     """A model with the catalog, and every kind of part that a task may own."""
     return tiny_model(world[0], **options)
 
@@ -42,7 +42,7 @@ def test_only_the_task_itself_changes(world, task, experts):
     # What neighbours say of this log is hard to improve.
     plain = [{"name": "next_item", "head": "retrieval", "options": {"neighbours": 0}}, *TASKS[1:]]
     tasks = plain if task == "next_item" else TASKS
-    model = learnt(world, tasks=tasks, experts=experts, weighting="uncertainty", dropout=0.1)
+    model = trained(world, tasks=tasks, experts=experts, weighting="uncertainty", dropout=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = FinetuneSettings(task, epochs=3, learning_rate=0.02, rank=2)
     report = finetune(model, world[0], world[1], settings, OPTIONS)
@@ -78,13 +78,13 @@ def test_a_task_named_like_a_part_is_trained_alone():
     """Prevents a task "output" from training the output layers of all the others, which then answer differently."""
     tasks = [{"name": "output", "head": "binary", "label": "rating >= 4"}, {"name": "rating", "head": "regression"}]
     named, options = fit(tasks=tasks), OPTIONS | {"weight_decay": 0.5}
-    report = finetune(learnt(named), *named, FinetuneSettings("output", epochs=1, learning_rate=0.02), options)
+    report = finetune(trained(named), *named, FinetuneSettings("output", epochs=1, learning_rate=0.02), options)
     assert report["others"] == {"rating": True}
 
 
 def test_adapters_of_several_tasks_are_saved_in_one_folder(world, tmp_path):
     """Prevents the second adapter from replacing the first, and an adapter from being lost with the training."""
-    model = learnt(world)
+    model = trained(world)
     for task in ("like", "next_item"):
         finetune(model, world[0], world[1], FinetuneSettings(task, epochs=2, learning_rate=0.02, rank=2), OPTIONS)
     model.save_pretrained(tmp_path)
@@ -97,7 +97,7 @@ def test_adapters_of_several_tasks_are_saved_in_one_folder(world, tmp_path):
 
 def test_a_training_that_only_hurts_keeps_the_start(world):
     """Prevents fine-tuning from making a task worse: the start is one of the epochs to choose from."""
-    model = learnt(world)
+    model = trained(world)
     before = evaluator.predict(model, world[1].valid)
     settings = FinetuneSettings("like", epochs=1, learning_rate=50.0, rank=0)
     report = finetune(model, world[0], world[1], settings, OPTIONS)
@@ -131,7 +131,7 @@ def test_a_parent_is_refused_alone_and_reported_with_all(world):
 def test_impossible_settings_are_refused(world, options, message):
     """Prevents a typing error from training something else."""
     with pytest.raises(ValueError, match=message):
-        finetune(learnt(world), *world, FinetuneSettings(**options), OPTIONS)
+        finetune(trained(world), *world, FinetuneSettings(**options), OPTIONS)
 
 
 def test_the_command_keeps_other_tasks_of_a_run(tmp_path, capsys, monkeypatch):

@@ -60,7 +60,7 @@ def trainer_of(world, output, plan, teacher=None, judged=None, callbacks=None, *
     )
 
 
-def learnt(trainer, **options):
+def trained(trainer, **options):
     trainer.train(**options)
     return {name: values.clone() for name, values in trainer.model.state_dict().items()}
 
@@ -85,12 +85,12 @@ def test_a_folder_teaches_what_the_object_teaches(world, master, folder, tmp_pat
     """Prevents an argument that is accepted and never used, or that asks for other lists and no states."""
     plan = PLAN | STATES
     live = LiveTeacher(master, world[0], **LISTS, states=True)
-    expected = learnt(trainer_of(world, tmp_path / "a", plan, live))
-    same(learnt(trainer_of(world, tmp_path / "b", plan, str(folder))), expected)
+    expected = trained(trainer_of(world, tmp_path / "a", plan, live))
+    same(trained(trainer_of(world, tmp_path / "b", plan, str(folder))), expected)
     live.prepare(world[1].train, world[0])
     write_answers(live, world[1].train, world[0], tmp_path / "logits")
-    expected = learnt(trainer_of(world, tmp_path / "c", PLAN, StoredTeacher(tmp_path / "logits")))
-    same(learnt(trainer_of(world, tmp_path / "d", PLAN, str(tmp_path / "logits"))), expected)
+    expected = trained(trainer_of(world, tmp_path / "c", PLAN, StoredTeacher(tmp_path / "logits")))
+    same(trained(trainer_of(world, tmp_path / "d", PLAN, str(tmp_path / "logits"))), expected)
 
 
 def test_folders_that_cannot_teach_are_refused(world, master, folder, tmp_path):
@@ -121,11 +121,11 @@ def test_a_resumed_training_goes_on_with_its_teacher(world, master, tmp_path, st
         return trainer_of(world, output, plan, teacher, gradient_accumulation_steps=2, **options)
 
     whole = training(tmp_path / "whole", num_train_epochs=3)
-    expected = learnt(whole)
+    expected = trained(whole)
     assert whole.state.global_step > step + 1
     training(tmp_path / "cut", num_train_epochs=3, callbacks=[Interrupt(step)]).train()
     resumed = training(tmp_path / "cut", num_train_epochs=3)
-    same(learnt(resumed, resume_from_checkpoint=True), expected)
+    same(trained(resumed, resume_from_checkpoint=True), expected)
     assert resumed.state.global_step == whole.state.global_step
 
 

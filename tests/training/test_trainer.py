@@ -124,7 +124,7 @@ class Constants(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
+def trained(tmp_path_factory):
     """A model trained on a log with rules to learn, its trainer and data."""
     folder = tmp_path_factory.mktemp("learnt")
     world = fit(synthetic_log(users=120, items=20, events=12), max_history=12)
@@ -136,9 +136,9 @@ def learnt(tmp_path_factory):
     return world, trainer, keep.lines
 
 
-def test_every_task_learns_and_beats_the_constant(learnt):
+def test_every_task_learns_and_beats_the_constant(trained):
     """Prevents the whole from running without learning: what a constant answers is the least to beat, on later data."""
-    (_, splits), trainer, lines = learnt
+    (_, splits), trainer, lines = trained
     for task in ("next_item", "like", "rating"):
         assert np.mean([line[f"loss_{task}"] for line in lines[-3:]]) < 0.8 * lines[0][f"loss_{task}"], task
     found = trainer.evaluate(splits.test, metric_key_prefix="test")
@@ -150,9 +150,9 @@ def test_every_task_learns_and_beats_the_constant(learnt):
     assert found["test_next_item_mrr@10"] > 0.5
 
 
-def test_saved_folder_gives_everything_needed_and_no_pickle(learnt, tmp_path):
+def test_saved_folder_gives_everything_needed_and_no_pickle(trained, tmp_path):
     """Prevents a saved run that cannot recommend by itself, or that executes code when it is loaded."""
-    (processor, _splits), trainer, _ = learnt
+    (processor, _splits), trainer, _ = trained
     trainer.save_model(str(tmp_path))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".safetensors", ".parquet"}
@@ -208,8 +208,8 @@ def test_early_stopping_keeps_the_best_weights(world, tmp_path):
     scores = [line["eval_mean_improvement"] for line in trainer.state.log_history if "eval_mean_improvement" in line]
     assert np.argmax(scores) == 1
     assert trainer.state.best_metric == scores[1]
-    learnt = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
-    assert_same_weights(learnt, {name: sabotage.best[name] for name in learnt})
+    trained = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
+    assert_same_weights(trained, {name: sabotage.best[name] for name in trained})
     assert not list(tmp_path.rglob("training_args.bin"))
 
 

@@ -11,7 +11,7 @@ from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
 from polyrec.training.settings import UpdateSettings
-from polyrec.training.update import NEW, learn, parts_of, update_data
+from polyrec.training.update import NEW, parts_of, train_update, update_data
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8}
 
@@ -68,7 +68,7 @@ def test_parts_are_disjoint_and_held_out_events_are_never_learnt(world, split):
     rows = [len(t["item_id"]) for t in tables]
     log = processor.encode_events(joined(*tables))
     parts = parts_of(log, rows, [0.1, 0.25], split)
-    masks = [parts.learnt, parts.new, *parts.held.values()]
+    masks = [parts.trained, parts.new, *parts.held.values()]
     assert (np.sum(masks, axis=0) == 1).all()
     by_row = {name: log.row[mask] for name, mask in parts.held.items()}
     assert set(by_row) == {"valid" if "fractions" in split else "test", "update 1", NEW}
@@ -76,7 +76,7 @@ def test_parts_are_disjoint_and_held_out_events_are_never_learnt(world, split):
     np.testing.assert_array_equal(
         np.sort(by_row.get("test", by_row.get("valid"))), np.sort(test if len(test) else valid)
     )
-    assert set(train) <= set(log.row[parts.learnt])
+    assert set(train) <= set(log.row[parts.trained])
     for name, start, share in ((NEW, sum(rows[:2]), 0.25), ("update 1", rows[0], 0.1)):
         own = (log.row >= start) & (log.row < start + 400)
         assert len(by_row[name]) == round(share * 400)
@@ -111,7 +111,7 @@ def update(world, settings, new=None):
     data = update_data(processor, log, statistics, parts, settings)
     arguments = PolyRecTrainingArguments("unused", use_cpu=True)
     before = measure(model, data.held, arguments)
-    cost = learn(model, processor, data, settings, QUIET)
+    cost = train_update(model, processor, data, settings, QUIET)
     return processor, model, data, before, measure(model, data.held, arguments), cost
 
 
@@ -127,8 +127,8 @@ def test_an_update_learns_the_new_events(world):
         moved = model.heads["next_item"].get_submodule(name).weight - first.get_submodule(name).weight
         assert moved.abs().mean() > 0.01
     assert cost["cpu_seconds"] > 0
-    learnt = np.bincount(data.draws[0].log.item[data.parts.new], minlength=processor.num_items)
-    np.testing.assert_array_equal(processor.item_counts, world[1].item_counts + learnt)
+    trained = np.bincount(data.draws[0].log.item[data.parts.new], minlength=processor.num_items)
+    np.testing.assert_array_equal(processor.item_counts, world[1].item_counts + trained)
     np.testing.assert_array_equal(model.item_encoder.counts.numpy(), processor.item_counts)
     assert not model.training
     # What it learnt is told to whoever it may teach; what was held out may still judge.
@@ -214,7 +214,7 @@ def test_an_update_goes_at_a_share_of_the_runs_rate(world, monkeypatch):
     data = update_data(processor, log, statistics, parts_of(log, [400, 400], [0.1]), UpdateSettings(members=1))
     monkeypatch.setattr(PolyRecTrainer, "train", lambda trainer: rates.append(trainer.args.learning_rate))
     for given in ({}, {"rate_share": 0.5}, {"learning_rate": 0.5}):
-        learn(
+        train_update(
             tiny_model(world[1]), processor, data, UpdateSettings(members=1, **given), QUIET | {"learning_rate": 0.02}
         )
     assert rates == pytest.approx([0.006, 0.01, 0.5])
@@ -229,5 +229,5 @@ def test_training_of_a_whole_run_is_not_asked_for(world):
     weights = model.heads["next_item"].project.weight.detach().clone()
     recipe = {"eval_strategy": "epoch", "load_best_model_at_end": True, "save_strategy": "epoch", "task_patience": 1,
               "ema_decay": 0.999, "max_steps": 500, "warmup_steps": 20, "metric_for_best_model": "rating_rmse"}  # fmt: skip
-    learn(model, processor, data, settings, QUIET | recipe)
+    train_update(model, processor, data, settings, QUIET | recipe)
     assert not torch.equal(weights, model.heads["next_item"].project.weight)

@@ -124,11 +124,11 @@ def _figures(run: RunFiles) -> list[Section]:
 
 
 def _tasks(run: RunFiles) -> Section:
-    learnt = {task["name"]: task for task in run.config.get("tasks", [])}
+    configured = {task["name"]: task for task in run.config.get("tasks", [])}
     rows = []
     for name, task in run.tasks.items():
         parent = "" if task.parent is None else f"`{task.parent}` ({task.coupling})"
-        weight = learnt.get(name, {}).get("weight", task.weight)
+        weight = configured.get(name, {}).get("weight", task.weight)
         label = _code(task.label) if task.label else ""
         rows.append([f"`{name}`", task.head, label, f"{weight:g}", parent])
     points = [

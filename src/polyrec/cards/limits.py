@@ -7,7 +7,7 @@ from polyrec.evaluation.metric_names import MODEL, best_system
 from polyrec.evaluation.page import Section, Table
 from polyrec.runs.card_section import About
 from polyrec.tracking.run_files import RunFiles
-from polyrec.tracking.tables import group_rows, told
+from polyrec.tracking.tables import group_rows, with_interval
 
 _FEW_USERS = 30  # under which an interval over users is rough
 
@@ -38,14 +38,14 @@ def _beaten(run: RunFiles, task: str) -> list[str]:
     best = best_system(systems, metric)
     if best == MODEL:
         return []
-    figures = f"{told(systems[best], metric)} against {told(systems[MODEL], metric)}"
+    figures = f"{with_interval(systems[best], metric)} against {with_interval(systems[MODEL], metric)}"
     return [f"`{task}`: the baseline `{best}` is better than this model in {metric} ({figures})."]
 
 
 def _cold(run: RunFiles, task: str) -> list[str]:
     """Of the groups about which least is known, as many as there are."""
     metric, said = run.primary(task), []
-    whole = told({metric: run.metrics[task][MODEL][metric]}, metric)
+    whole = with_interval({metric: run.metrics[task][MODEL][metric]}, metric)
     for group, values in run.metrics[task][MODEL].get("cold_start", {}).items():
         if values.get("rows") and values.get(metric) is not None and group in ("new_items", "history_0"):
             who = "items never seen in training" if group == "new_items" else "users without a history"
@@ -59,9 +59,9 @@ def _popular(run: RunFiles, task: str) -> list[str]:
     shares = run.metrics[task][MODEL].get("popularity")
     if shares is None:
         return []
-    listed, taken = shares["recommended"], shares["taken"]
+    listed, consumed = shares["recommended"], shares["taken"]
     return [
         f"`{task}`: {100 * listed['head']:.1f}% of what is recommended are the most popular items, which have a third "
-        f"of the training events, and {100 * taken['head']:.1f}% of what users consumed; of the rarest items it is "
-        f"{100 * listed['tail']:.1f}% and {100 * taken['tail']:.1f}%."
+        f"of the training events, and {100 * consumed['head']:.1f}% of what users consumed; of the rarest items it is "
+        f"{100 * listed['tail']:.1f}% and {100 * consumed['tail']:.1f}%."
     ]

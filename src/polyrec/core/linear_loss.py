@@ -173,8 +173,8 @@ class _LinearLoss(torch.autograd.Function):
         for rows in torch.arange(len(query_MD), device=query_MD.device).split(max(chunk // len(items_ND), 1)):
             query = query_MD[rows]
             logits = F.linear(query, items_ND, bias_N).to(exact)
-            placed = () if groups is None or of_groups_MG is None else groups(rows)
-            for term in placed:
+            biases = () if groups is None or of_groups_MG is None else groups(rows)
+            for term in biases:
                 term.add(logits, of_groups_MG[rows].to(exact))  # type: ignore[index]
             total += loss_fn(rows, logits, wants_gradient)
             if not wants_gradient:
@@ -183,7 +183,7 @@ class _LinearLoss(torch.autograd.Function):
             grad_bias_N += gradient.sum(0)
             if grad_groups_MG is not None:
                 own = gradient.new_zeros(len(rows), grad_groups_MG.shape[1])
-                for term in placed:
+                for term in biases:
                     term.collect(own, gradient)
                 grad_groups_MG[rows] = own.to(grad_groups_MG.dtype)
             gradient = gradient.to(query.dtype)

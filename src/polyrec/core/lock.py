@@ -71,16 +71,16 @@ def _acquire(folder: Path, path: Path) -> int:
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             break
         os.close(descriptor)  # the file was removed by its last holder in between
-    told = {"pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": " ".join(sys.argv)[:200]}
+    holder = {"pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": " ".join(sys.argv)[:200]}
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(told).encode())
+    os.write(descriptor, json.dumps(holder).encode())
     return descriptor
 
 
 def _refusal(folder: Path, path: Path) -> str:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        who = f"process {told['pid']} since {told['since']}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {holder['pid']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return f"{folder} is being written by {who}: wait until it ends, or choose another --output"

@@ -46,14 +46,14 @@ class Windows(Protocol):
         """Where windows lie."""
 
     def shuffled(
-        self, indices: np.ndarray, epoch: int, asked: np.ndarray, window: np.ndarray, positions: np.ndarray
+        self, indices: np.ndarray, epoch: int, candidate: np.ndarray, window: np.ndarray, positions: np.ndarray
     ) -> ShuffledTies:
         """Some windows with events of one time exchanged."""
 
-    def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
+    def drawn_view(self, candidate: np.ndarray, epoch: int) -> np.ndarray:
         """Which of the candidates an epoch uses."""
 
-    def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
+    def candidate_labels(self, candidate: np.ndarray, epoch: int | None) -> np.ndarray:
         """Labels that an epoch uses."""
 
 
@@ -97,8 +97,8 @@ class BatchReader:
         data, log = self.dataset, self.dataset.log
         indices = np.asarray(indices)
         windows = data.spans(indices)
-        asked_BC, position_BC, moved = self._asked(indices, windows, multiple)
-        real_BC = asked_BC >= 0
+        candidate_BC, position_BC, moved = self._candidates(indices, windows, multiple)
+        real_BC = candidate_BC >= 0
         most = np.where(real_BC, position_BC, 0).max(axis=1, initial=0)
         start, stop = windows.start, windows.stop
         if data.delayed_share is not None:
@@ -109,19 +109,21 @@ class BatchReader:
             before = np.where(
                 (start == 0) & real_BC.any(axis=1), np.minimum(held, data.max_history - (stop - start)), 0
             )
-        places_BL = self._event_rows(windows.user, start, stop, before, multiple)
-        events_BL = places_BL if moved is None else _moved(places_BL, before, stop - start, moved)
-        rows_BC = data.candidates.event[np.where(real_BC, asked_BC, 0)]
+        index_BL = self._event_rows(windows.user, start, stop, before, multiple)
+        events_BL = index_BL if moved is None else _moved(index_BL, before, stop - start, moved)
+        rows_BC = data.candidates.event[np.where(real_BC, candidate_BC, 0)]
         candidate_index = np.where(real_BC, rows_BC, self._padding)
-        asked_rows, event_rows = (_Rows(rows, len(log), self._padding) for rows in (candidate_index, events_BL))
+        candidate_rows, event_rows = (_Rows(rows, len(log), self._padding) for rows in (candidate_index, events_BL))
         # A gap belongs to the place, or the first of some events of one time would keep it wherever it comes to stand.
-        gap_rows = event_rows if moved is None else _Rows(places_BL, len(log), self._padding)
-        features = {name: self._events[name].take(asked_rows) for name in log.candidate_features}
+        gap_rows = event_rows if moved is None else _Rows(index_BL, len(log), self._padding)
+        features = {name: self._events[name].take(candidate_rows) for name in log.candidate_features}
         if self._statistics is not None:
-            view_BC = torch.from_numpy(data.candidates.statistic[np.where(real_BC, asked_BC, 0)])
+            view_BC = torch.from_numpy(data.candidates.statistic[np.where(real_BC, candidate_BC, 0)])
             features[STATISTICS] = _take(self._statistics, view_BC.numpy())
             features[STATISTICS][torch.from_numpy(~real_BC)] = float("nan")
-        labels_BCT = data.asked_labels(np.where(real_BC, asked_BC, 0).ravel(), data.epoch).reshape(*real_BC.shape, -1)
+        labels_BCT = data.candidate_labels(np.where(real_BC, candidate_BC, 0).ravel(), data.epoch).reshape(
+            *real_BC.shape, -1
+        )
         labels_BCT[~real_BC] = np.nan
         batch = {
             "item_ids": self._items.take(event_rows),
@@ -136,7 +138,7 @@ class BatchReader:
             "candidate_times": torch.from_numpy(np.where(real_BC, milliseconds(log.time[rows_BC]), 0)),
             "candidate_features": features,
             "labels": {t: torch.from_numpy(labels_BCT[..., j].copy()) for j, t in enumerate(data.task_names)},
-            "candidate_rows": torch.from_numpy(asked_BC),
+            "candidate_rows": torch.from_numpy(candidate_BC),
         }
         if data.folds is not None:
             batch["user_fold"] = torch.from_numpy(data.folds[windows.user])
@@ -152,13 +154,13 @@ class BatchReader:
             batch |= {n: torch.from_numpy(v) for n, v in log.queries.batch(rows_BC, real_BC).items()}
         return batch
 
-    def _asked(
+    def _candidates(
         self, indices: np.ndarray, windows: WindowSpans, multiple: int
     ) -> tuple[np.ndarray, np.ndarray, ShuffledTies | None]:
         """Candidates of this epoch, int64 [B, C] with -1 = padding, how many events of the log's user each may
         see, and where events of one time come to stand."""
-        data, first = self.dataset, windows.first_asked
-        lengths = windows.last_asked - first
+        data, first = self.dataset, windows.first_candidate
+        lengths = windows.last_candidate - first
         flat = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         window = np.repeat(np.arange(len(first)), lengths)
         position, moved = data.candidates.position[flat], None
@@ -169,8 +171,8 @@ class BatchReader:
         if data.delayed_share is not None:
             keep = data.drawn_view(flat, data.epoch)
             flat, window, position = flat[keep], window[keep], position[keep]
-        asked, positions = (_pad(values, window, len(first), multiple) for values in (flat, position))
-        return asked, np.maximum(positions, 0), moved
+        candidate, positions = (_pad(values, window, len(first), multiple) for values in (flat, position))
+        return candidate, np.maximum(positions, 0), moved
 
     def _event_rows(
         self, user: np.ndarray, start: np.ndarray, stop: np.ndarray, before: np.ndarray, multiple: int
@@ -178,18 +180,18 @@ class BatchReader:
         """Rows of the event tables, int64 [B, L]: `before` events of the past, then start:stop of the user's."""
         log, past = self.dataset.log, self.dataset.log.prior_history
         length = before + stop - start
-        place_BL = np.arange(_rounded(length, multiple)) - before[:, None]
-        rows_BL = (log.offsets[user] + start)[:, None] + place_BL
+        position_BL = np.arange(_rounded(length, multiple)) - before[:, None]
+        rows_BL = (log.offsets[user] + start)[:, None] + position_BL
         if past is not None:
-            rows_BL = np.where(place_BL < 0, (len(log) + past.offsets[user + 1])[:, None] + place_BL, rows_BL)
-        return np.where(place_BL < (stop - start)[:, None], rows_BL, self._padding)
+            rows_BL = np.where(position_BL < 0, (len(log) + past.offsets[user + 1])[:, None] + position_BL, rows_BL)
+        return np.where(position_BL < (stop - start)[:, None], rows_BL, self._padding)
 
 
-def _moved(places_BL: np.ndarray, before: np.ndarray, events: np.ndarray, moved: ShuffledTies) -> np.ndarray:
+def _moved(index_BL: np.ndarray, before: np.ndarray, events: np.ndarray, moved: ShuffledTies) -> np.ndarray:
     """Rows of the event tables where events of one time have been exchanged, [B, L]."""
-    place_BL = np.arange(places_BL.shape[1]) - before[:, None]
-    is_event_BL = (place_BL >= 0) & (place_BL < events[:, None])
-    return np.where(is_event_BL, moved.rows[np.where(is_event_BL, moved.begins[:, None] + place_BL, 0)], places_BL)
+    position_BL = np.arange(index_BL.shape[1]) - before[:, None]
+    is_event_BL = (position_BL >= 0) & (position_BL < events[:, None])
+    return np.where(is_event_BL, moved.rows[np.where(is_event_BL, moved.begins[:, None] + position_BL, 0)], index_BL)
 
 
 class _Rows:

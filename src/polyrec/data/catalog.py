@@ -71,8 +71,10 @@ class EntityTable:
         known = ids(table, key, name, f"{name[:-1]} id")
         _refuse_duplicates(known, key, name)
         _warn_of_twins(known, key, name)
-        if name == "items" and (taken := [c for c in OWN_COLUMNS if c in table.column_names]):
-            raise ValueError(f"items: column {taken[0]!r} has a name that saved processors use themselves: rename it")
+        if name == "items" and (reserved := [c for c in OWN_COLUMNS if c in table.column_names]):
+            raise ValueError(
+                f"items: column {reserved[0]!r} has a name that saved processors use themselves: rename it"
+            )
         if declared is None:
             declared = _infer(table, {key, columns.title if name == "items" else None}, name)
         files = {

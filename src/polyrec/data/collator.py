@@ -47,7 +47,7 @@ class PolyRecCollator:
         if isinstance(windows, WindowBatch):
             return windows.reader(windows.indices, self.pad_to_multiple_of)
         events = _Padder([len(w["item_ids"]) for w in windows], self.pad_to_multiple_of)
-        asked = _Padder([len(w["candidate_ids"]) for w in windows], self.pad_to_multiple_of)
+        candidates = _Padder([len(w["candidate_ids"]) for w in windows], self.pad_to_multiple_of)
 
         def padded(key: str, padder: _Padder) -> dict[str, torch.Tensor]:
             return {name: padder([w[key][name] for w in windows]) for name in windows[0][key]}
@@ -59,20 +59,20 @@ class PolyRecCollator:
                 name: torch.from_numpy(np.stack([w["user_features"][name] for w in windows]))
                 for name in windows[0]["user_features"]
             },
-            "candidate_ids": asked([w["candidate_ids"] for w in windows]),
-            "candidate_positions": asked([w["candidate_positions"] for w in windows]),
-            "candidate_features": padded("candidate_features", asked),
-            "labels": padded("labels", asked),
-            "candidate_rows": asked([w["candidate_rows"] for w in windows], fill=-1),
+            "candidate_ids": candidates([w["candidate_ids"] for w in windows]),
+            "candidate_positions": candidates([w["candidate_positions"] for w in windows]),
+            "candidate_features": padded("candidate_features", candidates),
+            "labels": padded("labels", candidates),
+            "candidate_rows": candidates([w["candidate_rows"] for w in windows], fill=-1),
         }
         if "user_fold" in windows[0]:
             batch["user_fold"] = torch.tensor([w["user_fold"] for w in windows])
         if "candidate_times" in windows[0]:
-            batch["candidate_times"] = asked([w["candidate_times"] for w in windows])
+            batch["candidate_times"] = candidates([w["candidate_times"] for w in windows])
         if "candidate_trending" in windows[0]:
             # Snapshots of one window after the other; the first of each is empty, and what padding reads.
             begins = np.cumsum([0, *(_num_snapshots(w) for w in windows[:-1])])
-            batch["candidate_trending"] = asked(
+            batch["candidate_trending"] = candidates(
                 [b + w["candidate_trending"] for b, w in zip(begins, windows, strict=True)]
             )
             batch["trending"] = {
@@ -80,12 +80,12 @@ class PolyRecCollator:
                 for task, tables in windows[0]["trending"].items()
             }
         if "sample_weight" in windows[0]:
-            batch["sample_weight"] = padded("sample_weight", asked)
+            batch["sample_weight"] = padded("sample_weight", candidates)
         if "candidate_query" in windows[0]:
             queries, counted = pad_queries([(w["candidate_query"], w["query_tokens"]) for w in windows])
             batch |= {name: torch.from_numpy(values) for name, values in queries.items()}
-            batch["candidate_query"] = asked(counted, fill=NO_QUERY)
-            batch["query_items"] = asked([w["query_items"] for w in windows])
+            batch["candidate_query"] = candidates(counted, fill=NO_QUERY)
+            batch["query_items"] = candidates([w["query_items"] for w in windows])
         return batch
 
 

@@ -150,13 +150,13 @@ def _plain(words: pa.Array) -> np.ndarray:
     return found
 
 
-def tells(one: ColumnFacts, other: ColumnFacts) -> bool:
+def determines(one: ColumnFacts, other: ColumnFacts) -> bool:
     """Whether rows with one value of a column have one value of another, as an item has one category.
 
     Example:
         >>> table = pa.table({"item": [1, 1, 2, 2, 3, 3] * 2, "genre": ["a", "a", "b", "b", "a", "a"] * 2})
         >>> item, genre = facts(table, "item"), facts(table, "genre")
-        >>> tells(item, genre), tells(genre, item)
+        >>> determines(item, genre), determines(genre, item)
         (True, False)
     """
     both = (one.codes >= 0) & (other.codes >= 0)

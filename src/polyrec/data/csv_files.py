@@ -177,8 +177,8 @@ def _some_lines(path: Path, rows: int) -> bytes:
     parts, width = [found], max(length // 16, 1)
     if size - length > 9 * width:  # else they would hold lines twice
         with path.open("rb") as file:
-            for place in range(1, 9):
-                file.seek(length + (size - length - width) * place // 8)
+            for step in range(1, 9):
+                file.seek(length + (size - length - width) * step // 8)
                 lines = file.read(width)
                 parts.append(lines[lines.find(b"\n") + 1 : lines.rfind(b"\n") + 1])
     return b"".join(parts)

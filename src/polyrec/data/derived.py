@@ -76,9 +76,9 @@ def hours_of_day(seconds: np.ndarray, zone: float | str) -> np.ndarray:
         return ((seconds + zone * HOUR) % DAY // HOUR).astype(np.int64)
     region = ZoneInfo(zone)
     # No zone changes its clock but at a quarter of an hour; a log has few of them, so each is looked up once.
-    quarters, place = np.unique(np.floor(seconds / _QUARTER), return_inverse=True)
+    quarters, index = np.unique(np.floor(seconds / _QUARTER), return_inverse=True)
     hours = [(_EPOCH + timedelta(seconds=q * _QUARTER)).astimezone(region).hour for q in quarters.tolist()]
-    return np.array(hours, dtype=np.int64)[place]
+    return np.array(hours, dtype=np.int64)[index]
 
 
 def _refuse_years(appeared: np.ndarray, now: np.ndarray, name: str) -> None:

@@ -116,10 +116,10 @@ class EventLog:
 
     def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
         """How many events of each event's user lie before `cutoff` [R] (seconds), int64 [R]."""
-        moments, rank = np.unique(self.time, return_inverse=True)
-        span = len(moments) + 1
+        timestamps, rank = np.unique(self.time, return_inverse=True)
+        span = len(timestamps) + 1
         stamp = self.user * span + rank  # ascending, as the log is sorted
-        return np.searchsorted(stamp, self.user * span + np.searchsorted(moments, cutoff)) - self.offsets[self.user]
+        return np.searchsorted(stamp, self.user * span + np.searchsorted(timestamps, cutoff)) - self.offsets[self.user]
 
 
 @dataclass(repr=False)
@@ -155,5 +155,5 @@ class WindowSpans(NamedTuple):
     user: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    first_asked: np.ndarray
-    last_asked: np.ndarray
+    first_candidate: np.ndarray
+    last_candidate: np.ndarray

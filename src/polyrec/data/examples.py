@@ -57,13 +57,13 @@ class ExampleBuilder:
             source: bool [R], events that they count; None: all.
             trending: what was popular at each time, counted of the same events.
         """
-        asked = self._asked(log, rows)
+        candidates = self._candidates(log, rows)
         # All examples of a set see as much, so that one window, as long as it may be, serves them; lists of rows
         # have one example each.
         one = log.set_until is not None or log.untimed is not None
         stride = 1 if one else max(self.max_history // 2, 1)
         known: dict[str, Any] = {"source": source, "trending": trending}
-        return SequenceDataset(log, asked, self.task_names, values, self.max_history, stride, **known)
+        return SequenceDataset(log, candidates, self.task_names, values, self.max_history, stride, **known)
 
     def training(
         self,
@@ -99,16 +99,16 @@ class ExampleBuilder:
             )
         if max_delay < 0:
             raise ValueError(f"max_delay is {max_delay}; it must be >= 0 seconds")
-        candidates = self._asked(log, rows)
+        candidates = self._candidates(log, rows)
         if max_delay > 0:
             until = log.time - max_delay * uniform(log.row, seed, 0, DELAY)
-            asked = candidates.event
-            position = np.minimum(candidates.position, log.visible_before(until)[asked])
-            index = np.arange(len(asked)) + len(log)
+            event = candidates.event
+            position = np.minimum(candidates.position, log.visible_before(until)[event])
+            index = np.arange(len(event)) + len(log)
             if self.statistics is not None and values is not None:
-                delayed = self.statistics.compute(log, visible_until=until, source=source)[asked]
+                delayed = self.statistics.compute(log, visible_until=until, source=source)[event]
                 values = np.concatenate([values, delayed])
-            candidates = Candidates.concatenate([candidates, Candidates(asked, position, index)])
+            candidates = Candidates.concatenate([candidates, Candidates(event, position, index)])
         retrieval = tuple(t.name for t in self.tasks if t.ranks_catalog)
         return SequenceDataset(
             log,
@@ -137,15 +137,15 @@ class ExampleBuilder:
         if dataset.log.set_until is not None:
             raise ValueError("nothing can be hidden from a time on: the log has no times (columns.time: null)")
         dataset = replace(dataset, known_until=min(cutoff, dataset.known_until))
-        log, asked, values = dataset.log, dataset.candidates, dataset.statistics
-        position = np.minimum(asked.position, log.visible_before(np.full(len(log), cutoff))[asked.event])
+        log, candidates, values = dataset.log, dataset.candidates, dataset.statistics
+        position = np.minimum(candidates.position, log.visible_before(np.full(len(log), cutoff))[candidates.event])
         if values is None or self.statistics is None:
-            return dataset.with_candidates(Candidates(asked.event, position), values)
+            return dataset.with_candidates(Candidates(candidates.event, position), values)
         view = self.statistics.compute(log, visible_until=np.minimum(log.time, cutoff), source=dataset.source)
-        view = view[asked.event]
+        view = view[candidates.event]
         rows = np.arange(len(view)) + len(values)
-        return dataset.with_candidates(Candidates(asked.event, position, rows), np.concatenate([values, view]))
+        return dataset.with_candidates(Candidates(candidates.event, position, rows), np.concatenate([values, view]))
 
-    def _asked(self, log: EventLog, rows: np.ndarray) -> Candidates:
-        asked = np.flatnonzero(rows)
-        return Candidates(asked, log.visible(self.ties)[asked])
+    def _candidates(self, log: EventLog, rows: np.ndarray) -> Candidates:
+        event = np.flatnonzero(rows)
+        return Candidates(event, log.visible(self.ties)[event])

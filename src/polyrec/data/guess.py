@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from polyrec.core.registry import nearest
 from polyrec.core.schema import ROW_ORDER
-from polyrec.data.column_facts import ColumnFacts, TimeReading, facts, same, tells, time_readings
+from polyrec.data.column_facts import ColumnFacts, TimeReading, determines, facts, same, time_readings
 from polyrec.data.column_words import NOT_FEEDBACK, is_about, stem, strength, tokens
 from polyrec.data.list_columns import ListColumn, find_lists
 
@@ -220,9 +220,9 @@ def _without_time(roles: Mapping[str, str], found: Mapping[str, ColumnFacts], li
 def _owner(roles: Mapping[str, str], found: Mapping[str, ColumnFacts]) -> str:
     """Whose time it is ("user", "item") if it is none of events, such as a `birth_date`; a session has one date."""
     clock = found[roles["time"]]
-    if tells(found[roles["item"]], clock):
+    if determines(found[roles["item"]], clock):
         return "item"
-    return "user" * (strength("time", clock.name) < 3 and tells(found[roles["user"]], clock))
+    return "user" * (strength("time", clock.name) < 3 and determines(found[roles["user"]], clock))
 
 
 def _rises(user: ColumnFacts, f: ColumnFacts) -> bool:
@@ -294,7 +294,7 @@ def _by_name(
     fits = {n: s for n, s in fits.items() if n not in lone} or fits
     if role == "user":  # the author of a book, the seller of a product
         items = [f for n, f in found.items() if strength("item", n) == 3 and f.is_id]
-        fits = {n: s for n, s in fits.items() if s > 2 or not any(tells(item, found[n]) for item in items)}
+        fits = {n: s for n, s in fits.items() if s > 2 or not any(determines(item, found[n]) for item in items)}
     if not fits:
         return None
     best = max(fits.values())
@@ -348,7 +348,7 @@ def _unnamed(found: Mapping[str, ColumnFacts], roles: Mapping[str, str], clocks:
             continue
         if is_about(name) or set(tokens(name)) & NOT_FEEDBACK or _numbers_rows(f, _UNIQUE):
             continue
-        if not any(tells(k, f) for k in known):
+        if not any(determines(k, f) for k in known):
             names.append(name)
     return names
 

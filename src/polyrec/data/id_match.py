@@ -124,10 +124,10 @@ def match_ids(
         3 of 3 users are not in the users table (100.0% of rows), e.g. 1, 2, 3, where it has 'u1', 'u2'; ids match
         without the letters in front: 1 and 'u1'
     """
-    places = lookup(distinct, known)
-    missing = np.asarray(pc.is_null(places))
+    index = lookup(distinct, known)
+    missing = np.asarray(pc.is_null(index))
     hit = np.zeros(len(known), dtype=bool)
-    hit[np.asarray(places.drop_null()).astype(np.int64)] = True
+    hit[np.asarray(index.drop_null()).astype(np.int64)] = True
     match = IdMatch(
         name,
         table,
@@ -186,11 +186,11 @@ def spelling(lost: pa.Array, known: pa.Array) -> str:
     mine, theirs = lost.cast(pa.large_string()), known.cast(pa.large_string())
     enough = min(len(mine), len(theirs)) / 2
     for words, changed, both in _SPELLINGS:
-        places = pc.index_in(changed(mine), value_set=changed(theirs)) if both else _one_side(mine, theirs, changed)
-        matched = np.flatnonzero(np.asarray(pc.is_valid(places)))
+        index = pc.index_in(changed(mine), value_set=changed(theirs)) if both else _one_side(mine, theirs, changed)
+        matched = np.flatnonzero(np.asarray(pc.is_valid(index)))
         if len(matched) >= enough:
             at = int(matched[0])
-            return f"{_RESPELLED} {words}: {_text(lost[at])} and {_text(known[places[at].as_py()])}"
+            return f"{_RESPELLED} {words}: {_text(lost[at])} and {_text(known[index[at].as_py()])}"
     if pa.types.is_integer(lost.type) and pa.types.is_integer(known.type):
         return ""  # that 28 looks like 8 says nothing
     one = mine[0].as_py()

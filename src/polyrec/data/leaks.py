@@ -114,7 +114,7 @@ def separating_columns(
                 found.append((own[task_name], f"{role}.{key}", values))
     result = []
     for j, name, values in found:
-        how = tells(values[picked[j]], labels[rows[picked[j]], j])
+        how = separation(values[picked[j]], labels[rows[picked[j]], j])
         if how:
             result.append(Separation(tasks[j].name, name, how))
     return result
@@ -158,7 +158,7 @@ def aggregated_labels(
     return found
 
 
-def tells(values: np.ndarray, labels: np.ndarray) -> str:
+def separation(values: np.ndarray, labels: np.ndarray) -> str:
     """How a column alone tells a label, in words; "" if it does not.
 
     Args:
@@ -167,7 +167,7 @@ def tells(values: np.ndarray, labels: np.ndarray) -> str:
 
     Example:
         >>> label = np.arange(100) % 2.0
-        >>> tells(label + 3, label), tells(np.arange(100.0), label)
+        >>> separation(label + 3, label), separation(np.arange(100.0), label)
         ('AUC 1.000', '')
     """
     classes, code = np.unique(labels, return_inverse=True)
@@ -224,10 +224,10 @@ def _is_pure(values: np.ndarray, code: np.ndarray, discrete: bool, labels: np.nd
 
 def _multi(values_SK: np.ndarray, code: np.ndarray) -> str:
     """Whether one of a multi-valued column's values is there for one label and only for it."""
-    row, place = np.nonzero(values_SK >= FIRST)
+    row, slot = np.nonzero(values_SK >= FIRST)
     if not len(row):
         return ""
-    value = values_SK[row, place]
+    value = values_SK[row, slot]
     one = np.unique(np.stack([row, value]), axis=1)  # a value twice in a row counts once
     there_VY = np.zeros((2, int(value.max()) + 1))
     np.add.at(there_VY, (code[one[0]], one[1]), 1)
@@ -246,8 +246,8 @@ def _sample(labels: np.ndarray) -> np.ndarray:
     if ((labels[known] == low) | (labels[known] == high)).all() and low < high:
         groups = [known[labels[known] == value] for value in (low, high)]
     most = _PER_CLASS * (2 if len(groups) == 1 else 1)
-    place = (np.arange(most) + np.random.default_rng(0).random(most)) / most  # one of each of `most` equal stretches
-    return np.sort(np.concatenate([g if len(g) <= most else g[(place * len(g)).astype(np.int64)] for g in groups]))
+    point = (np.arange(most) + np.random.default_rng(0).random(most)) / most  # one of each of `most` equal stretches
+    return np.sort(np.concatenate([g if len(g) <= most else g[(point * len(g)).astype(np.int64)] for g in groups]))
 
 
 def _context(part: pa.Table, context: Mapping[str, ColumnEncoder]) -> Iterator[tuple[str, np.ndarray]]:
@@ -260,10 +260,10 @@ def _context(part: pa.Table, context: Mapping[str, ColumnEncoder]) -> Iterator[t
 def _attributes(
     rows: np.ndarray, entities: Mapping[str, tuple[EntityTable, np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    for source, (entity, place) in entities.items():
+    for source, (entity, rows_of) in entities.items():
         for name, encoder in entity.encoders.items():
             if encoder.kind not in ("embedding", "text"):
-                yield f"{source}.{name}", entity.encoded[name][place[rows]]
+                yield f"{source}.{name}", entity.encoded[name][rows_of[rows]]
 
 
 def _order(part: pa.Table, columns: Columns) -> Iterator[tuple[str, np.ndarray]]:
@@ -275,8 +275,8 @@ def _order(part: pa.Table, columns: Columns) -> Iterator[tuple[str, np.ndarray]]
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0, equal values share their mean, float64 [S]."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[place]
+    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[index]
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:

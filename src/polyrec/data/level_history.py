@@ -32,8 +32,8 @@ class _Block:
         order = np.lexsort((self.rows.time, self.rows.keys))
         self.rows = LevelRows(*(part[order] for part in self.rows))
         self.keys, group = np.unique(self.rows.keys, return_inverse=True)
-        self.moments, rank = np.unique(self.rows.time, return_inverse=True)
-        self.span = len(self.moments) + 1
+        self.timestamps, rank = np.unique(self.rows.time, return_inverse=True)
+        self.span = len(self.timestamps) + 1
         self.stamp = group * self.span + rank
         self.sums = np.concatenate([np.zeros((1, self.rows.values.shape[1])), np.cumsum(self.rows.values, axis=0)])
 
@@ -44,7 +44,7 @@ class _Block:
         group = group[known]
         found = np.zeros((len(keys), self.sums.shape[1]))
         begin = np.searchsorted(self.stamp, group * self.span)
-        end = np.searchsorted(self.stamp, group * self.span + np.searchsorted(self.moments, time[known]))
+        end = np.searchsorted(self.stamp, group * self.span + np.searchsorted(self.timestamps, time[known]))
         found[known] = self.sums[end] - self.sums[begin]
         return found
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.data.arrays import column, decoded, is_list, is_text
-from polyrec.data.column_facts import facts, tells
+from polyrec.data.column_facts import determines, facts
 from polyrec.data.column_words import HISTORIES, strength, tokens
 from polyrec.data.ids import lookup, normalise_ids
 from polyrec.data.text_lists import id_entries, id_lists
@@ -129,4 +129,4 @@ def _is_attribute(table: pa.Table, name: str, item: str) -> bool:
     values = decoded(column(table, name, "sample", "lists"))
     texts = values if is_text(values.type) else pa.array([str(v) for v in values.to_pylist()])
     both = pa.table({"item": column(table, item, "sample", "item"), "list": texts})
-    return tells(facts(both, "item"), facts(both, "list"))
+    return determines(facts(both, "item"), facts(both, "list"))

@@ -90,18 +90,20 @@ def split_by_source(dataset: SequenceDataset, source: Any) -> dict[str, Sequence
         >>> parts = split_by_source(processor.split(table).train, table["origin"])             # doctest: +SKIP
         >>> train = MixedDataset(parts, temperature=2.0)                                       # doctest: +SKIP
     """
-    asked = dataset.candidates
+    candidates = dataset.candidates
     coded = pc.dictionary_encode(pa.chunked_array(source) if isinstance(source, pa.ChunkedArray) else pa.array(source))
     coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
     untimed = dataset.log.untimed  # what rows list is of no row of the table
     rows = len(dataset.log) if untimed is None else int((~untimed).sum())
     if len(coded) != rows:
         raise ValueError(f"source has {len(coded)} values but the log has {rows} rows: give one per row")
-    codes = np.asarray(coded.indices)[dataset.log.row][asked.event]
+    codes = np.asarray(coded.indices)[dataset.log.row][candidates.event]
     found = {}
     for code, name in enumerate(coded.dictionary.to_pylist()):
         if (codes == code).any():
-            kept = Candidates(*(values[codes == code] for values in (asked.event, asked.position, asked.statistic)))
+            kept = Candidates(
+                *(values[codes == code] for values in (candidates.event, candidates.position, candidates.statistic))
+            )
             found[str(name)] = dataset.with_candidates(kept, dataset.statistics)
     return found
 
@@ -194,12 +196,12 @@ class MixedDataset(WindowDataset):
         part = int(np.searchsorted(self._ends, index, side="right"))
         at = index - (self._ends[part] - self._quota[part])
         window = self._parts[part].window(int(self._windows[part][at]), int(self._passes[part][at]))
-        asked = len(window["candidate_ids"])
-        unknown = np.full(asked, np.nan, dtype=np.float32)
+        count = len(window["candidate_ids"])
+        unknown = np.full(count, np.nan, dtype=np.float32)
         window["labels"] = {name: window["labels"].get(name, unknown) for name in self.task_names}
         window["candidate_rows"] = window["candidate_rows"] + self._first_candidate[part]
         if self._weighted:
-            given, one = window.get("sample_weight", {}), np.ones(asked, dtype=np.float32)
+            given, one = window.get("sample_weight", {}), np.ones(count, dtype=np.float32)
             window["sample_weight"] = {name: given.get(name, one) for name in self._weighted}
         return window
 

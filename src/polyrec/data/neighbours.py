@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from polyrec.data.cooccurrence import FIRST, pair_counts
-from polyrec.data.ridge import DENSE, ridge_weights, taken_matrix
+from polyrec.data.ridge import DENSE, interaction_matrix, ridge_weights
 from polyrec.data.sampling import uniform
 
 KINDS = ("together", "similar", "next")
@@ -123,12 +123,12 @@ def _table(
     order = np.lexsort((column, row))
     row, column = row[order], column[order]
     # Ascending, and on the right: what is missing is item 0.
-    place = size - np.bincount(row, minlength=num_items)[row] + np.arange(len(row)) - np.searchsorted(row, row)
+    slot = size - np.bincount(row, minlength=num_items)[row] + np.arange(len(row)) - np.searchsorted(row, row)
     items = np.zeros((num_items, size), dtype=np.int32)
     values = np.zeros((num_items, len(kinds), size), dtype=np.float16)
-    items[row, place] = column
+    items[row, slot] = column
     for at, kind in enumerate(kinds):
-        values[row, at, place] = np.asarray(kind[row, column]).ravel()
+        values[row, at, slot] = np.asarray(kind[row, column]).ravel()
     return Neighbours(items, values)
 
 
@@ -195,11 +195,11 @@ def _linear_weights(
     order: Callable[[np.ndarray], np.ndarray],
 ) -> sparse.csr_matrix:
     """The `size` weights of each item that come first in an order; none of a log too large for an inverse."""
-    taken = taken_matrix(user, item, num_items)
-    if not len(user) or min(taken.shape) > DENSE:
+    interactions = interaction_matrix(user, item, num_items)
+    if not len(user) or min(interactions.shape) > DENSE:
         return sparse.csr_matrix((num_items, num_items), dtype=np.float32)
     blocks = []
-    for block in ridge_weights(taken, ridge):
+    for block in ridge_weights(interactions, ridge):
         kept = np.argpartition(order(block), min(size, num_items - 1), axis=1)[:, :size]
         row = np.repeat(np.arange(len(block)), kept.shape[1])
         weights = block[row, kept.ravel()].astype(np.float32)

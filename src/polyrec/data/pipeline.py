@@ -121,10 +121,10 @@ class LogPipeline:
         """
         whole, rows = with_derived(table, self.columns, self.items), log.row[train]
         # Sets are in no file's order.
-        learnt = whole.take(pa.array(rows if self.columns.time is None else np.sort(rows)))
+        training = whole.take(pa.array(rows if self.columns.time is None else np.sort(rows)))
         for encoders in self.event_encoders.values():
             for name, encoder in encoders.items():
-                values = column(learnt, name, "interactions", "feedback or context")
+                values = column(training, name, "interactions", "feedback or context")
                 encoders[name] = encoder.refit(values, f"interactions: column {name!r}")
         encoded = encode_columns(whole, self.event_encoders, log.row)
         log.event_features |= encoded["event"]

@@ -59,10 +59,10 @@ class PriorHistory:
             self.length,
         )
 
-    def read(self, user: int, room: int) -> slice:
-        """The events of a user that a window with place for `room` of them reads: the latest."""
+    def read(self, user: int, free: int) -> slice:
+        """The events of a user that a window with place for `free` of them reads: the latest."""
         stop = self.offsets[user + 1]
-        return slice(max(self.offsets[user], stop - min(room, self.length)), stop)
+        return slice(max(self.offsets[user], stop - min(free, self.length)), stop)
 
 
 def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, users: pa.Array) -> PriorHistory:
@@ -86,12 +86,12 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, us
     user = np.asarray(lookup(owners, normalise_ids(users)).fill_null(-1)).astype(np.int64)
     lists = {name: _lists(table, name) for name in columns.prior_history}
     # Events are distinguished by their ids: items that are not in the catalog share one row of it.
-    given = [taken for _, taken in lists.values()]
-    if len({taken.type for taken in given}) > 1:
-        given = [taken.cast(pa.large_string()) for taken in given]
+    given = [listed for _, listed in lists.values()]
+    if len({listed.type for listed in given}) > 1:
+        given = [listed.cast(pa.large_string()) for listed in given]
     pool = pa.concat_arrays(given).dictionary_encode()
     item_rows, codes = items.rows(pool.dictionary), np.asarray(pool.indices).astype(np.int64)
-    ends = np.cumsum([len(taken) for taken in given])[:-1]
+    ends = np.cumsum([len(listed) for listed in given])[:-1]
     span = len(item_rows) + 1
     keys = {n: rows * span + c for (n, (rows, _)), c in zip(lists.items(), np.split(codes, ends), strict=True)}
     first_list = keys[next(iter(columns.prior_history))]
@@ -109,8 +109,8 @@ def read_prior_history(table: pa.Table, columns: Columns, items: EntityTable, us
         held = np.isin(key, keys[name]).astype(np.float64)
         marks |= {feedback: np.maximum(marks.get(feedback, 0.0), held) for feedback in meant}
     offsets = np.searchsorted(user[key // span], np.arange(len(users) + 1))
-    taken = np.bincount(codes, minlength=len(pool.dictionary))
-    matches = [match_ids(pool.dictionary, taken, items.ids, "items of the prior history", "items table")]
+    counts = np.bincount(codes, minlength=len(pool.dictionary))
+    matches = [match_ids(pool.dictionary, counts, items.ids, "items of the prior history", "items table")]
     if (user < 0).all():  # that many of the log's users have no past is nothing strange
         rows = np.ones(len(users), dtype=np.int64)
         matches.append(match_ids(users, rows, owners, "users of the interactions", "prior history", private=True))

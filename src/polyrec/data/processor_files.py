@@ -167,14 +167,14 @@ def load(folder: Path) -> dict[str, Any]:
     }
 
 
-def _recent(told: Mapping[str, Any], table: pa.Table) -> tuple[dict[str, RecentCounts], pa.Table]:
+def _recent(about: Mapping[str, Any], table: pa.Table) -> tuple[dict[str, RecentCounts], pa.Table]:
     """Recent counts of each task, none in folders of before there were any, and the table without them."""
     if RECENT_COLUMN not in table.column_names:
         return {}, table
     lists = table[RECENT_COLUMN].combine_chunks()
     counts_TN = np.pad(np.asarray(lists.flatten()).reshape(len(lists), -1).T, ((0, 0), (FIRST, 0)))
     found, begin = {}, 0
-    for task, own in told.items():
+    for task, own in about.items():
         end = begin + len(own["mixture"])
         time = -np.inf if own["time"] is None else own["time"]
         found[task] = RecentCounts(own["mixture"], counts_TN.shape[1], counts_TN[begin:end], time)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from polyrec.core.label import Label
 from polyrec.core.names import check_task_name, check_task_names
-from polyrec.data.column_facts import ColumnFacts, tells
+from polyrec.data.column_facts import ColumnFacts, determines
 from polyrec.data.column_words import (
     ACTIONS,
     AGAINST,
@@ -107,7 +107,7 @@ def _kind(f: ColumnFacts, found: Found) -> str:
         return "infinite values: make them null if it is feedback"
     for role in ("user", "item"):
         owner = found.facts[getattr(found, role)]
-        if tells(owner, f):
+        if determines(owner, f):
             return f"an attribute of the {role}, every {role} has one"
     if f.kind == "time" or strength("time", f.name) > 1:
         return "another time"
@@ -229,7 +229,7 @@ def _rating(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts])
 def _flag(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts]) -> None:
     share, label = _share(f), _yes(f)
     first = proposal.tasks[0][0].get("label") == label  # what the list predicts
-    if (twin := _told_by(f, columns, proposal)) is not None:
+    if (twin := _known_from(f, columns, proposal)) is not None:
         proposal.unused.append((f.name, f"says the same as {twin}"))
     elif not LEAST_SHARE / (10 if first else 1) <= share <= 1 - LEAST_SHARE:
         proposal.unused.append((f.name, f"yes in {share:.2%} of rows; a task needs {LEAST_SHARE:.0%} of each value"))
@@ -237,7 +237,7 @@ def _flag(proposal: Proposal, f: ColumnFacts, columns: dict[str, ColumnFacts]) -
         proposal.add(f.name, "binary", label, f"yes in {share:.1%} of rows")
 
 
-def _told_by(f: ColumnFacts, columns: dict[str, ColumnFacts], proposal: Proposal) -> str | None:
+def _known_from(f: ColumnFacts, columns: dict[str, ColumnFacts], proposal: Proposal) -> str | None:
     """The column of another task that says whether a flag is set."""
     yes = f.codes == f.values.index(_flag_values(f))
     for other in columns.values():
@@ -320,7 +320,7 @@ def _compared(name: str, op: str, values: list[Any]) -> str:
     return f"{name} {op} ({', '.join(texts)})"
 
 
-def _free(name: str, taken: list[str]) -> str:
+def _free(name: str, used: list[str]) -> str:
     """A valid name of a task that no other has, nor the metrics of another."""
     words = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:50]
     words = words if re.match(r"[A-Za-z]", words) else f"task_{words}".rstrip("_")
@@ -329,7 +329,7 @@ def _free(name: str, taken: list[str]) -> str:
     except ValueError:
         words += "_task"
     found, number = words, 1
-    while found in taken or not _apart([*taken, found]):
+    while found in used or not _apart([*used, found]):
         number += 1
         found = f"{words}_{number}"
     return found

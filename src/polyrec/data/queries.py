@@ -119,11 +119,11 @@ def read_queries(
     coded = pc.dictionary_encode(values.cast(pa.large_string()))
     texts: dict[str, int] = {}
     known = [" ".join(text.split()) for text in coded.dictionary.to_pylist()]
-    place = np.array([texts.setdefault(text, len(texts)) if text else NO_QUERY for text in known], dtype=np.int64)
+    position = np.array([texts.setdefault(text, len(texts)) if text else NO_QUERY for text in known], dtype=np.int64)
     tokens = tokenize(list(texts))
-    place[place >= 0] = np.where(tokens.lengths[place[place >= 0]] > 0, place[place >= 0], NO_QUERY)
-    codes = coded.indices.fill_null(len(place)).to_numpy().astype(np.int64)
-    return np.append(place, NO_QUERY)[codes], tokens
+    position[position >= 0] = np.where(tokens.lengths[position[position >= 0]] > 0, position[position >= 0], NO_QUERY)
+    codes = coded.indices.fill_null(len(position)).to_numpy().astype(np.int64)
+    return np.append(position, NO_QUERY)[codes], tokens
 
 
 def in_order_of_appearance(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +136,10 @@ def in_order_of_appearance(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = index >= 0
     distinct, first, inverse = np.unique(index[known], return_index=True, return_inverse=True)
     order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
     found = np.full(len(index), NO_QUERY, dtype=np.int64)
-    found[known] = place[inverse]
+    found[known] = position[inverse]
     return distinct[order], found
 
 
@@ -156,18 +156,18 @@ def pad_queries(
         (without tokens, if nobody searched: what reads queries then still takes part in the step); and the windows'
         candidate_query counted in these rows.
     """
-    places: dict[bytes, int] = {}
+    index_of: dict[bytes, int] = {}
     rows: list[np.ndarray] = []
     counted = []
     for candidate_query, tokens in windows:
-        place = np.full(len(tokens) + 1, NO_QUERY, dtype=np.int64)  # the last one is read by -1
+        position = np.full(len(tokens) + 1, NO_QUERY, dtype=np.int64)  # the last one is read by -1
         for n, text in enumerate(tokens):
             key = text.tobytes()
-            if key not in places:
-                places[key] = len(rows)
+            if key not in index_of:
+                index_of[key] = len(rows)
                 rows.append(text)
-            place[n] = places[key]
-        counted.append(place[candidate_query])
+            position[n] = index_of[key]
+        counted.append(position[candidate_query])
     table = TokenTable.of([row.tolist() for row in rows])
     return _at_least_one(*table.padded(np.arange(len(rows)))), counted
 

@@ -16,7 +16,7 @@ from polyrec.data.tables import column, seconds
 
 NO_TIME = 1 << 62  # it never happened, or nobody knows when
 _MINUTE, _LONGEST = 60_000, 20 * 365.25 * 24 * 60  # milliseconds; minutes in 20 years
-_MOMENTS = 100_000  # of events, about as many, at which it is counted which items are there
+_TIMESTAMPS = 100_000  # of events, about as many, at which it is counted which items are there
 _PRIOR, _SMOOTHED = 0.01, 5  # events that every bucket has beside its own; buckets about each that share theirs
 
 
@@ -77,16 +77,18 @@ def age_start(
     edges = np.concatenate([[int(unseen_now)], age_edges(buckets)])
     age = times - appeared[items]
     hidden = age < 1 if unseen_now else appeared[items] == NO_TIME
-    taken = np.bincount(np.where(hidden, buckets, np.searchsorted(edges[1:], age, "right")), minlength=buckets + 1)
+    interactions = np.bincount(
+        np.where(hidden, buckets, np.searchsorted(edges[1:], age, "right")), minlength=buckets + 1
+    )
     known = np.sort(appeared[FIRST:])
-    times = times[:: len(times) // _MOMENTS + 1]
+    times = times[:: len(times) // _TIMESTAMPS + 1]
     at_least = np.searchsorted(known, times[:, None] - edges, "right")  # items of at least the age of each edge
     there = np.concatenate([at_least - np.pad(at_least[:, 1:], ((0, 0), (0, 1))), at_least[:, :1]], axis=1)
     there[:, -1] = len(known) - at_least[:, 0] if unseen_now else (known == NO_TIME).sum()
     # Every item that is there at an event is one chance to be taken; were ages nothing, chances would be all alike.
     chances = there.sum(axis=0)
     expected = chances * (len(items) / max(chances.sum(), 1))
-    return np.log((_smoothed(taken) + _PRIOR) / (_smoothed(expected) + _PRIOR)).tolist()
+    return np.log((_smoothed(interactions) + _PRIOR) / (_smoothed(expected) + _PRIOR)).tolist()
 
 
 def _smoothed(counts: np.ndarray) -> np.ndarray:

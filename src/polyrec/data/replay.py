@@ -34,13 +34,13 @@ def with_replay(dataset: SequenceDataset, new: np.ndarray, share: float, seed: i
     """
     if not 0 <= share <= 1:
         raise ValueError(f"replay is {share}; it must be a share of the old windows, in [0, 1]")
-    asked = dataset.candidates
+    candidates = dataset.candidates
     spans = dataset.spans(np.arange(len(dataset)))
-    window = np.repeat(np.arange(len(dataset)), spans.last_asked - spans.first_asked)
-    is_new = new[asked.event]
+    window = np.repeat(np.arange(len(dataset)), spans.last_candidate - spans.first_candidate)
+    is_new = new[candidates.event]
     old_windows = np.unique(window[~is_new])
     drawn = np.random.default_rng(seed).choice(old_windows, round(share * len(old_windows)), replace=False)
     kept = is_new | np.isin(window, drawn)
     return dataset.with_candidates(
-        Candidates(asked.event[kept], asked.position[kept], asked.statistic[kept]), dataset.statistics
+        Candidates(candidates.event[kept], candidates.position[kept], candidates.statistic[kept]), dataset.statistics
     )

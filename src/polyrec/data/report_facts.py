@@ -112,7 +112,7 @@ def fit_report(
         tied = _in_group(_stamps(user.code, seconds, times))
     pair = user.code * len(item.ids) + item.code
     pairs = len(distinct(pair))
-    placed = {own.name: (own.entity, own.rows) for own in entities}
+    entities_of = {own.name: (own.entity, own.rows) for own in entities}
     report = DataReport(
         rows=len(seconds),
         users=len(user.ids),
@@ -140,8 +140,8 @@ def fit_report(
         matches=list(matches),
         labels={task.name: _label(labels[:, j]) for j, task in enumerate(tasks)},
     )
-    report.separations = separating_columns(table, labels, columns, tasks, placed, encoders["candidate"])
-    report.separations += aggregated_labels(labels, tasks, placed)
+    report.separations = separating_columns(table, labels, columns, tasks, entities_of, encoders["candidate"])
+    report.separations += aggregated_labels(labels, tasks, entities_of)
     for name, values in _used_columns(table, columns, entities, encoders):
         _column_facts(report, name, values)
     report.warnings += _fit_warnings(report, seconds, ties)

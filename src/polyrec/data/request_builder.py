@@ -71,18 +71,18 @@ class RequestBuilder:
         query: str | None = None,
     ) -> EventLog:
         """The events of a request and then its items, encoded; its running statistics come later."""
-        own, told = self.pipeline, self.reader
+        own, reader = self.pipeline, self.reader
         columns, encoders = own.columns, own.event_encoders
         feedback = {*encoders["event"], *label_columns(own.tasks)}
         if time is not None and columns.time is None:
             raise ValueError(
                 "time is given, but the log that was fitted has no times (columns.time: null): leave it out"
             )
-        user = told.attributes(user, "user", own.users.encoders)
-        context = told.attributes(context, "context", told.context)
-        history, time, user_id = told.history(history), told.time(time), told.user_id(user_id)
-        told.check_alike(history, context)
-        asked_about = {n: context.get(n) for n in told.context}
+        user = reader.attributes(user, "user", own.users.encoders)
+        context = reader.attributes(context, "context", reader.context)
+        history, time, user_id = reader.history(history), reader.time(time), reader.user_id(user_id)
+        reader.check_alike(history, context)
+        known_context = {n: context.get(n) for n in reader.context}
         items = np.asarray(items)
         num_items = len(own.items)
         unknown = first_bad_row((items < FIRST) | (items >= num_items))
@@ -90,14 +90,14 @@ class RequestBuilder:
             raise ValueError(
                 f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{num_items - 1}"
             )
-        asked_ids = own.items.ids.take(pa.array(items - FIRST))
+        candidate_ids = own.items.ids.take(pa.array(items - FIRST))
         query = None if query is None else read_scalar("query", query)
         if query is not None and columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
         stored = self._events_of(user_id, time)
         after = stored.time.max(initial=-np.inf) if stored is not None else -np.inf
         table, seconds, timed = request_table(
-            history, asked_ids, columns, feedback, asked_about, time, self.state.latest, query, after
+            history, candidate_ids, columns, feedback, known_context, time, self.state.latest, query, after
         )
         log = own.encode(table)
         log.time = seconds  # a unit and back may round
@@ -145,25 +145,26 @@ class RequestBuilder:
             )
         return None if stored.is_empty else stored.of(normalise_ids(pa.array([user_id]), "user_id"))
 
-    def windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
+    def windows(self, log: EventLog, num_candidates: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Windows for the collator, see `PolyRecProcessor.request_windows`."""
-        events = len(log) - asked
+        events = len(log) - num_candidates
         if keep_VL is not None:
-            log = variants(log, np.pad(keep_VL, ((0, 0), (0, asked)), constant_values=True))
+            log = variants(log, np.pad(keep_VL, ((0, 0), (0, num_candidates)), constant_values=True))
         statistics = self.state.statistics
         counted = None if statistics is None else statistics.request(log, self.state.stored_events)
         happened_V = np.array([events]) if keep_VL is None else keep_VL.sum(axis=1)
         candidates = Candidates(
-            (log.offsets[:-1, None] + happened_V[:, None] + np.arange(asked)).ravel(), np.repeat(happened_V, asked)
+            (log.offsets[:-1, None] + happened_V[:, None] + np.arange(num_candidates)).ravel(),
+            np.repeat(happened_V, num_candidates),
         )
         # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
-        return [windows[v] | self._trending(log, v, int(n), asked) for v, n in enumerate(happened_V)]
+        return [windows[v] | self._trending(log, v, int(n), num_candidates) for v, n in enumerate(happened_V)]
 
-    def _trending(self, log: EventLog, variant: int, happened: int, asked: int) -> dict[str, Any]:
+    def _trending(self, log: EventLog, variant: int, happened: int, num_candidates: int) -> dict[str, Any]:
         """What is popular at the time of a request, by variant, with its own events since the latest one counted."""
         own = np.arange(log.offsets[variant], log.offsets[variant] + happened)
         later = (log.time[own] > self.state.counted) & (log.time[own] < log.time[log.offsets[variant] + happened])
         own = own[later if log.untimed is None else later & ~log.untimed[own]]
-        return self.state.trends.of_request(log, own, asked)
+        return self.state.trends.of_request(log, own, num_candidates)

@@ -22,7 +22,7 @@ from polyrec.data.tables import as_array, as_table, column, first_bad_row, ids, 
 
 def request_table(
     history: Any,
-    asked_ids: pa.Array,
+    candidate_ids: pa.Array,
     columns: Columns,
     feedback: Collection[str],
     context: Mapping[str, Any],
@@ -39,7 +39,7 @@ def request_table(
 
     Args:
         history: events, oldest first: item ids, dicts or a table; None = nobody known yet.
-        asked_ids: ids of the candidate items, of the catalog's type.
+        candidate_ids: ids of the candidate items, of the catalog's type.
         feedback: columns known once an event had happened, labels included.
         context: {column: value of the request, None = unknown}.
         time: of the request, seconds; None: one second after the latest event known.
@@ -73,26 +73,28 @@ def request_table(
             f"time {now:.0f} is not after the history's last event ({max([after, *seconds[-1:]]):.0f}): it would see "
             "the future"
         )
-    asked = len(asked_ids)
+    num_candidates = len(candidate_ids)
     known = {} if table is None else {n: column(table, n, "history", "history") for n in table.column_names}
-    found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + asked, dtype=np.int64))}
-    past_ids = asked_ids[:0] if table is None else ids(table, columns.item, "history", "item id")
-    if past_ids.type != asked_ids.type:
-        past_ids, asked_ids = past_ids.cast(pa.large_string()), asked_ids.cast(pa.large_string())
-    found[columns.item] = pa.concat_arrays([past_ids, asked_ids])
+    found: dict[str, Any] = {columns.user: pa.array(np.zeros(events + num_candidates, dtype=np.int64))}
+    past_ids = candidate_ids[:0] if table is None else ids(table, columns.item, "history", "item id")
+    if past_ids.type != candidate_ids.type:
+        past_ids, candidate_ids = past_ids.cast(pa.large_string()), candidate_ids.cast(pa.large_string())
+    found[columns.item] = pa.concat_arrays([past_ids, candidate_ids])
     unit = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[columns.time_unit]
-    seconds = np.concatenate([seconds, np.full(asked, now)])
+    seconds = np.concatenate([seconds, np.full(num_candidates, now)])
     if columns.time is not None:
         found[columns.time] = pa.array(seconds * unit)
     if columns.order is not None:
-        found[columns.order] = pa.array(np.arange(events + asked))
+        found[columns.order] = pa.array(np.arange(events + num_candidates))
     for name in sorted({*feedback, *context}):
         past = known[name].to_pylist() if name in known else [None] * events
-        found[name] = as_array(past + [context.get(name)] * asked, f"context {name!r}, beside that of the history,")
+        found[name] = as_array(
+            past + [context.get(name)] * num_candidates, f"context {name!r}, beside that of the history,"
+        )
     if columns.query is not None:
-        found[columns.query] = pa.array([None] * events + [query] * asked, pa.large_string())
+        found[columns.query] = pa.array([None] * events + [query] * num_candidates, pa.large_string())
     if columns.query_item is not None:
-        found[columns.query_item] = pa.nulls(events + asked)
+        found[columns.query_item] = pa.nulls(events + num_candidates)
     return pa.table(found), seconds, timed or not events
 
 

@@ -31,37 +31,37 @@ def ridge_inverse(gram: sp.csr_array, ridge: float) -> np.ndarray:
     return found + np.tril(found, -1).T
 
 
-def taken_matrix(user: np.ndarray, item: np.ndarray, num_items: int) -> sp.csr_array:
+def interaction_matrix(user: np.ndarray, item: np.ndarray, num_items: int) -> sp.csr_array:
     """1 where a user interacted with an item, [U, N], of events; in single precision from `DENSE` items on: half the
     memory."""
     number = np.unique(user, return_inverse=True)[1]
     # The condition of what is inverted is at most 1 + events of an item / ridge.
     ones = np.ones(len(item), np.float64 if num_items < DENSE else np.float32)
-    taken_UN = sp.csr_array((ones, (number, item)), shape=(number.max(initial=-1) + 1, num_items))
-    taken_UN.data[:] = 1.0
-    return taken_UN
+    interacted_UN = sp.csr_array((ones, (number, item)), shape=(number.max(initial=-1) + 1, num_items))
+    interacted_UN.data[:] = 1.0
+    return interacted_UN
 
 
-def ridge_weights(taken_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
+def ridge_weights(interacted_UN: sp.csr_array, ridge: float) -> Iterator[np.ndarray]:
     """Blocks of rows of EASE's weights (Steck, 2019), one after the other, see
     [`polyrec.evaluation.baselines.recommenders.EASE`].
 
     Args:
-        taken_UN: 1 where a user interacted with an item.
+        interacted_UN: 1 where a user interacted with an item.
 
     Example:
-        >>> taken = sp.csr_array(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-        >>> (np.concatenate(list(ridge_weights(taken, ridge=1.0))).round(3) + 0.0).tolist()  # no -0.0
+        >>> interactions = sp.csr_array(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> (np.concatenate(list(ridge_weights(interactions, ridge=1.0))).round(3) + 0.0).tolist()  # no -0.0
         [[0.0, 0.667, 0.0], [0.667, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    users, items = taken_UN.shape
+    users, items = interacted_UN.shape
     if users < items:  # the inverse of users x users (Woodbury)
-        half_UN = ridge_inverse(taken_UN @ taken_UN.T, ridge) @ taken_UN
-        left = 1.0 - np.asarray((taken_UN * half_UN).sum(axis=0)).ravel()
+        half_UN = ridge_inverse(interacted_UN @ interacted_UN.T, ridge) @ interacted_UN
+        left = 1.0 - np.asarray((interacted_UN * half_UN).sum(axis=0)).ravel()
     else:
-        inverse_NN = ridge_inverse(taken_UN.T @ taken_UN, ridge)
+        inverse_NN = ridge_inverse(interacted_UN.T @ interacted_UN, ridge)
         left = -inverse_NN.diagonal()
-    by_item = taken_UN.T.tocsr()
+    by_item = interacted_UN.T.tocsr()
     for rows in np.array_split(np.arange(items), max(items * items // _BLOCK, 1)):
         block = by_item[rows] @ half_UN if users < items else inverse_NN[rows]
         block = block / left

@@ -164,7 +164,7 @@ def after_lists(
     if found.drawn:
         draw = uniform(_prefixes(found, found.together)[~untimed], 0, 0, _ORDER)
         seconds = np.argsort(np.argsort(draw, kind="stable")).astype(np.float64)
-    return _placed(found, seconds)
+    return _with_times(found, seconds)
 
 
 def hide_lists(log: EventLog, encoders: Mapping[str, Mapping[str, ColumnEncoder]]) -> None:
@@ -184,12 +184,12 @@ def held_rows_last(log: EventLog, part: np.ndarray) -> EventLog:
     """A log with a drawn order in which the rows that are held out come after all that train."""
     assert log.untimed is not None
     own = ~log.untimed
-    place = np.empty(int(own.sum()))
-    place[np.lexsort((log.time[own], part[own] != TRAIN))] = np.arange(len(place))
-    return _placed(log, place)
+    position = np.empty(int(own.sum()))
+    position[np.lexsort((log.time[own], part[own] != TRAIN))] = np.arange(len(position))
+    return _with_times(log, position)
 
 
-def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
+def sequences(log: EventLog, rows: np.ndarray, positive: np.ndarray | None = None) -> np.ndarray:
     """The events to count of some rows, int64: of a table with lists those of the lists, too, but each only once.
 
     A row that others extend is counted through them: as many of its kind count as nothing goes on from. Where the item
@@ -197,20 +197,20 @@ def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) 
 
     Args:
         rows: bool [N], the rows' own events.
-        taken: bool [N], those whose item is a positive; None: all.
+        positive: bool [N], those whose item is a positive; None: all.
     """
     own = np.flatnonzero(rows)
     if log.untimed is None:
-        return own if taken is None else own[taken[own]]
+        return own if positive is None else own[positive[own]]
     users = log.user_codes[log.offsets[:-1]]
     alone = len(np.unique(users)) == len(users)  # then any row may go on from any other
     key, begin = _prefixes(log, np.zeros_like(users) if alone else users), log.offsets[:-1]
     last = np.full(len(begin), -1)  # of the sequence of each row that counts, -1: it does not
-    took = np.ones(len(own), dtype=bool) if taken is None else taken[own]
-    last[log.user[own[took]]] = own[took]
-    told = _told(key, last, log)
-    last[~told] = -1
-    left = own[~took]
+    counted = np.ones(len(own), dtype=bool) if positive is None else positive[own]
+    last[log.user[own[counted]]] = own[counted]
+    whole = _ends_sequence(key, last, log)
+    last[~whole] = -1
+    left = own[~counted]
     left = left[left > begin[log.user[left]]] - 1
     left = left[np.unique(key[left], return_index=True)[1]]
     index = np.arange(len(log))
@@ -219,16 +219,16 @@ def sequences(log: EventLog, rows: np.ndarray, taken: np.ndarray | None = None) 
     return np.flatnonzero(index <= last[log.user])
 
 
-def taken_items(log: EventLog, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def positive_items(log: EventLog, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Users, and items of the catalog, of some rows' own events (int64), with what their lists say; int64 each."""
     rows = np.zeros(len(log), dtype=bool)
     rows[event] = True
-    told = sequences(log, rows)
-    told = told[log.item[told] >= FIRST]
-    return log.user[told], log.item[told] - FIRST
+    events = sequences(log, rows)
+    events = events[log.item[events] >= FIRST]
+    return log.user[events], log.item[events] - FIRST
 
 
-def _told(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:
+def _ends_sequence(key: np.ndarray, last: np.ndarray, log: EventLog) -> np.ndarray:
     """Which rows tell their sequence themselves, for no other goes on from them; bool [R].
 
     Args:
@@ -257,8 +257,8 @@ def _together(log: EventLog, columns: Columns, user_ids: pa.Array, user: np.ndar
     index, whole = np.arange(len(log)), np.isin(key, key[end])
     found, large = np.zeros(len(begin), dtype=np.int64), np.ones(len(begin), dtype=bool)
     for least in range(2, _LONGEST_SHARED + 1):  # what many rows begin with joins sessions that have nothing in common
-        told = whole & (index - begin[log.user] + 1 >= least)
-        first = np.minimum(np.minimum.reduceat(np.where(told, index, len(log)), begin), end)
+        shared = whole & (index - begin[log.user] + 1 >= least)
+        first = np.minimum(np.minimum.reduceat(np.where(shared, index, len(log)), begin), end)
         found[large] = key[first][large]
         _, code, size = np.unique(found, return_inverse=True, return_counts=True)
         large = size[code] > max(_LARGEST_GROUP * len(begin), _LONGEST_SHARED)
@@ -278,7 +278,7 @@ def _prefixes(log: EventLog, groups: np.ndarray) -> np.ndarray:
     return key.view(np.int64)
 
 
-def _placed(log: EventLog, seconds: np.ndarray) -> EventLog:
+def _with_times(log: EventLog, seconds: np.ndarray) -> EventLog:
     """The log with rows at some times ([R]) and their lists within the second before."""
     assert log.untimed is not None
     step, length = np.arange(1, len(log) + 1) - log.offsets[log.user], np.diff(log.offsets)[log.user]

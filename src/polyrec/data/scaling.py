@@ -94,8 +94,8 @@ class StatisticsScaler:
     def transform(self, matrix: np.ndarray) -> np.ndarray:
         """Scale [R, F] to float32 [R, F]."""
         scaled = np.empty(matrix.shape, dtype=np.float32)
-        for block, place in zip(_blocks(matrix), _blocks(scaled), strict=True):
-            np.clip((block - self.mean) / self.std, -_LIMIT, _LIMIT, out=place, casting="same_kind")
+        for block, target in zip(_blocks(matrix), _blocks(scaled), strict=True):
+            np.clip((block - self.mean) / self.std, -_LIMIT, _LIMIT, out=target, casting="same_kind")
         return scaled
 
     def to_dict(self) -> dict[str, Any]:

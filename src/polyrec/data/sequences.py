@@ -141,15 +141,15 @@ class SequenceDataset(WindowDataset):
     @property
     def lengths(self) -> list[int]:
         """Events or (expected) candidates of each window, whichever are more."""
-        events, asked = self._stop - self._start, np.diff(self._candidate_offsets)
+        events, candidates = self._stop - self._start, np.diff(self._candidate_offsets)
         if self.log.prior_history is not None:
             past = np.minimum(np.diff(self.log.prior_history.offsets)[self._user], self.log.prior_history.length)
             events = np.where(self._start == 0, np.minimum(events + past, self.max_history), events)
         if self.delayed_share is not None and self._two_views is not None:
             chance = np.where(self.own_view, 1 - self.delayed_share, self.delayed_share)
-            asked_by = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
-            asked = np.ceil(np.diff(asked_by[self._candidate_offsets])).astype(np.int64)
-        return np.maximum(events, asked).tolist()
+            candidates_before = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
+            candidates = np.ceil(np.diff(candidates_before[self._candidate_offsets])).astype(np.int64)
+        return np.maximum(events, candidates).tolist()
 
     @property
     def own_view(self) -> np.ndarray:
@@ -198,8 +198,8 @@ class SequenceDataset(WindowDataset):
 
     def spans(self, indices: np.ndarray) -> WindowSpans:
         """Where windows lie, before any draw."""
-        asked = self._candidate_offsets[indices], self._candidate_offsets[indices + 1]
-        return WindowSpans(self._user[indices], self._start[indices], self._stop[indices], *asked)
+        candidates = self._candidate_offsets[indices], self._candidate_offsets[indices + 1]
+        return WindowSpans(self._user[indices], self._start[indices], self._stop[indices], *candidates)
 
     def window(self, index: int, epoch: int) -> dict[str, Any]:
         """One window as an epoch sees it: the batch contract without the batch dimension, plus `candidate_rows`.
@@ -208,16 +208,16 @@ class SequenceDataset(WindowDataset):
         """
         log, user = self.log, self._user[index]
         first, start, stop = log.offsets[user] + self._start[index], self._start[index], self._stop[index]
-        asked = np.arange(self._candidate_offsets[index], self._candidate_offsets[index + 1])
-        events, position = np.arange(first, first + stop - start), self.candidates.position[asked] - start
+        candidate = np.arange(self._candidate_offsets[index], self._candidate_offsets[index + 1])
+        events, position = np.arange(first, first + stop - start), self.candidates.position[candidate] - start
         if self.shuffle_ties:
-            moved = self.shuffled(np.array([index]), epoch, asked, np.zeros_like(asked), position)
+            moved = self.shuffled(np.array([index]), epoch, candidate, np.zeros_like(candidate), position)
             events, position = moved.rows[: len(events)], moved.positions
         if self.delayed_share is not None:
-            keep = self.drawn_view(asked, epoch)
-            asked, position = asked[keep], position[keep]
+            keep = self.drawn_view(candidate, epoch)
+            candidate, position = candidate[keep], position[keep]
             events = events[: position.max(initial=0)]
-        rows, statistic = self.candidates.event[asked], self.candidates.statistic[asked]
+        rows, statistic = self.candidates.event[candidate], self.candidates.statistic[candidate]
         event_features = {k: v[events] for k, v in log.event_features.items()}
         if self.shuffle_ties and TIME_GAP in event_features:
             # Events of one time change places, their times do not: the gap belongs to the place, or the first event of
@@ -230,7 +230,7 @@ class SequenceDataset(WindowDataset):
         if self.untimed is not None and self.untimed.drawn(np.array([index]), self.seed, epoch)[0]:
             event_features = self.untimed.events_of(event_features)
             candidate_features = self.untimed.candidates_of(candidate_features)
-        labels = self.asked_labels(asked, epoch)
+        labels = self.candidate_labels(candidate, epoch)
         found = {
             "item_ids": log.item[events],
             "event_features": event_features,
@@ -240,7 +240,7 @@ class SequenceDataset(WindowDataset):
             "candidate_times": milliseconds(log.time[rows]),
             "candidate_features": candidate_features,
             "labels": {task: labels[:, j] for j, task in enumerate(self.task_names)},
-            "candidate_rows": asked,
+            "candidate_rows": candidate,
         }
         if self.folds is not None:
             found["user_fold"] = self.folds[user]
@@ -250,7 +250,7 @@ class SequenceDataset(WindowDataset):
             found |= self.trending.read(np.minimum(log.time[rows], self.known_until))
         if log.queries is not None:
             found |= log.queries.window(rows)
-        if log.prior_history is not None and start == 0 and len(asked):
+        if log.prior_history is not None and start == 0 and len(candidate):
             found = self._after_past(log.prior_history, user, found)
         return found if self.transform is None else self._transformed(self.transform, found, index, epoch)
 
@@ -274,22 +274,22 @@ class SequenceDataset(WindowDataset):
         return without_oldest(window, beyond) if beyond > 0 else window
 
     def shuffled(
-        self, indices: np.ndarray, epoch: int, asked: np.ndarray, window: np.ndarray, positions: np.ndarray
+        self, indices: np.ndarray, epoch: int, candidate: np.ndarray, window: np.ndarray, positions: np.ndarray
     ) -> ShuffledTies:
         """Some windows with events of one time exchanged.
 
         Args:
-            asked, window: candidates of all windows, and the place in `indices` of the window of each.
+            candidate, window: candidates of all windows, and the place in `indices` of the window of each.
             positions: how many events of its window each candidate may see.
         """
-        spans, rows = self.spans(indices), self.candidates.event[asked]
+        spans, rows = self.spans(indices), self.candidates.event[candidate]
         return shuffle_ties(
             self.log.offsets[spans.user] + spans.start,
             spans.stop - spans.start,
             window,
             rows,
             positions,
-            self.candidates.statistic[asked] == rows,
+            self.candidates.statistic[candidate] == rows,
             self.log.time if self.log.set_until is None else None,
             [(self.seed, epoch, int(index)) for index in indices],
         )
@@ -309,19 +309,19 @@ class SequenceDataset(WindowDataset):
             )
         return (views.min(axis=0) > 0)[event]
 
-    def drawn_view(self, asked: np.ndarray, epoch: int) -> np.ndarray:
+    def drawn_view(self, candidate: np.ndarray, epoch: int) -> np.ndarray:
         """Which of the candidates this epoch uses, bool; every event once."""
         assert self._two_views is not None
-        rows = self.candidates.event[asked]
+        rows = self.candidates.event[candidate]
         delayed = uniform(rows, self.seed, epoch, VIEW) < self.delayed_share
-        return ~self._two_views[asked] | (delayed == (self.candidates.statistic[asked] != rows))
+        return ~self._two_views[candidate] | (delayed == (self.candidates.statistic[candidate] != rows))
 
-    def asked_labels(self, asked: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Labels that an epoch uses, float32 [len(asked), T]; None: before negatives are drawn."""
-        rows = self.candidates.event[asked]
+    def candidate_labels(self, candidate: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Labels that an epoch uses, float32 [len(candidate), T]; None: before negatives are drawn."""
+        rows = self.candidates.event[candidate]
         labels = self.log.labels[rows]
         if self._own_view_columns:
-            labels[np.ix_(self.candidates.statistic[asked] != rows, self._own_view_columns)] = np.nan
+            labels[np.ix_(self.candidates.statistic[candidate] != rows, self._own_view_columns)] = np.nan
         if epoch is None:
             return labels
         for task, share in self.keep_negatives.items():
@@ -331,7 +331,7 @@ class SequenceDataset(WindowDataset):
 
     def labels(self) -> np.ndarray:
         """Labels that candidates are asked for, in `candidate_rows` order and before any draw, float32 [C, T]."""
-        return self.asked_labels(np.arange(self.num_candidates), epoch=None)
+        return self.candidate_labels(np.arange(self.num_candidates), epoch=None)
 
     def user_codes(self) -> np.ndarray:
         """User of each candidate in `candidate_rows` order, int64 [C], see [`EventLog.user_codes`]."""

@@ -37,7 +37,7 @@ def as_sets(log: EventLog, table: pa.Table, columns: Columns) -> EventLog:
         table: the interactions.
     """
     users = _ranks(log.user_ids)
-    draw = uniform(_places(table, columns)[log.row], 0, 0, _ORDER)
+    draw = uniform(_positions(table, columns)[log.row], 0, 0, _ORDER)
     drawn = replace(
         log,
         user=users[log.user],
@@ -55,14 +55,14 @@ def held_out_last(log: EventLog, part: np.ndarray) -> tuple[EventLog, np.ndarray
         part: int8 [R], see `polyrec.data.splits`.
     """
     held = part != TRAIN
-    place = np.empty(len(log), dtype=np.int64)
-    place[np.lexsort((log.time, held))] = np.arange(len(log))
-    return _arranged(log, place, float(len(log) - held.sum())), part[np.lexsort((place, log.user))]
+    position = np.empty(len(log), dtype=np.int64)
+    position[np.lexsort((log.time, held))] = np.arange(len(log))
+    return _arranged(log, position, float(len(log) - held.sum())), part[np.lexsort((position, log.user))]
 
 
-def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
+def _arranged(log: EventLog, position: np.ndarray, set_until: float) -> EventLog:
     """The log sorted by (user, place), places being its times."""
-    row = np.lexsort((place, log.user))
+    row = np.lexsort((position, log.user))
 
     def sorted_(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: values[row] for name, values in columns.items()}
@@ -71,8 +71,8 @@ def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
         log,
         user=log.user[row],
         item=log.item[row],
-        time=place[row].astype(np.float64),
-        order=place[row],
+        time=position[row].astype(np.float64),
+        order=position[row],
         row=log.row[row],
         labels=log.labels[row],
         event_features=sorted_(log.event_features),
@@ -85,20 +85,20 @@ def _arranged(log: EventLog, place: np.ndarray, set_until: float) -> EventLog:
     )
 
 
-def _places(table: pa.Table, columns: Columns) -> np.ndarray:
+def _positions(table: pa.Table, columns: Columns) -> np.ndarray:
     """The place of each row when the table is sorted by what its rows say, int64 [R]."""
     user, item = (_ranks(ids(table, key, "interactions", "id")) for key in (columns.user, columns.item))
     pair = user * (int(item.max(initial=0)) + 1) + item
     _, number, size = np.unique(pair, return_inverse=True, return_counts=True)
     alike = np.flatnonzero(size[number] > 1)  # the same item several times: the other columns decide
-    told = np.zeros(len(pair), dtype=np.int64)
+    rank_of_text = np.zeros(len(pair), dtype=np.int64)
     if len(alike):
         names = sorted(table.column_names)
         texts = [repr([row[name] for name in names]) for row in table.take(pa.array(alike)).to_pylist()]
-        told[alike] = np.unique(texts, return_inverse=True)[1]
-    place = np.empty(len(pair), dtype=np.int64)
-    place[np.lexsort((told, pair))] = np.arange(len(pair))
-    return place
+        rank_of_text[alike] = np.unique(texts, return_inverse=True)[1]
+    position = np.empty(len(pair), dtype=np.int64)
+    position[np.lexsort((rank_of_text, pair))] = np.arange(len(pair))
+    return position
 
 
 def _ranks(values: pa.Array) -> np.ndarray:

@@ -132,11 +132,11 @@ def hold_out(user: np.ndarray, draw: np.ndarray, fractions: Sequence[float], see
     tested = np.minimum(tested, size - 1)
     validated = np.minimum(validated, size - 1 - tested)
     sort = np.lexsort((uniform(draw, seed, 0, _HELD_OUT), number))
-    place = np.empty(len(user), dtype=np.int64)
-    place[sort] = np.arange(len(user)) - np.repeat(np.cumsum(size) - size, size)
+    rank = np.empty(len(user), dtype=np.int64)
+    rank[sort] = np.arange(len(user)) - np.repeat(np.cumsum(size) - size, size)
     part = np.full(len(user), TRAIN, dtype=np.int8)
-    part[place < (tested + validated)[number]] = VALIDATION
-    part[place < tested[number]] = TEST
+    part[rank < (tested + validated)[number]] = VALIDATION
+    part[rank < tested[number]] = TEST
     return part
 
 
@@ -154,9 +154,9 @@ def hold_out_groups(group: np.ndarray, fractions: Sequence[float], seed: int = 0
     _check_fractions(fractions)
     groups, number, size = np.unique(group, return_inverse=True, return_counts=True)
     draw = np.argsort(uniform(groups, seed, 0, _HELD_OUT), kind="stable")
-    place = np.empty(len(groups))
-    place[draw] = (np.cumsum(size[draw]) - size[draw] / 2) / len(group)
-    found = np.digitize(place, np.cumsum(fractions[::-1])[:2])
+    rank = np.empty(len(groups))
+    rank[draw] = (np.cumsum(size[draw]) - size[draw] / 2) / len(group)
+    found = np.digitize(rank, np.cumsum(fractions[::-1])[:2])
     return np.array([TEST, VALIDATION, TRAIN], dtype=np.int8)[found[number]]
 
 

@@ -77,8 +77,8 @@ class CutLog:
             return None, None
         if self.by == "leave_one_out":
             return self.train, self.part != splits.TEST
-        learnt = self.train if self.log.untimed is None else self.train | self.log.untimed
-        return learnt, learnt
+        trained = self.train if self.log.untimed is None else self.train | self.log.untimed
+        return trained, trained
 
 
 def cut_log(

@@ -147,10 +147,10 @@ class StatisticsPass:
         nothing = np.zeros(rows, dtype=bool)
         self.old = nothing if self.held is None else self.held
         self.hidden = nothing if self.untimed is None else self.untimed
-        moments, self.rank = np.unique(table.time, return_inverse=True)
+        timestamps, self.rank = np.unique(table.time, return_inverse=True)
         self.until = self.rank
         if self.visible_until is not None:
-            self.until = np.minimum(self.rank, np.searchsorted(moments, self.visible_until))
+            self.until = np.minimum(self.rank, np.searchsorted(timestamps, self.visible_until))
         for keys in self.context:
             for key in keys:
                 codes = table.codes(key)

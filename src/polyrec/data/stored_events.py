@@ -52,19 +52,19 @@ class _Part:
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """The user of the log for each hash, int64, -1 = none."""
-        place = np.searchsorted(self.users, wanted, sorter=self._order)
-        found = self._order[np.minimum(place, len(self.users) - 1)]
+        index = np.searchsorted(self.users, wanted, sorter=self._order)
+        found = self._order[np.minimum(index, len(self.users) - 1)]
         return np.where(self.users[found] == wanted, found, -1) if len(self.users) else np.full(len(wanted), -1)
 
     def events(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the log that are events of some of its users (-1 = none), and the place of each in `users`."""
         bounds = np.append(_bounds(self.log), len(self.log))  # of -1: no events
         begin, count = bounds[users], np.diff(bounds)[users]
-        place = np.repeat(np.arange(len(users)), count)
-        rows = np.arange(len(place)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        owner = np.repeat(np.arange(len(users)), count)
+        rows = np.arange(len(owner)) + np.repeat(begin - (np.cumsum(count) - count), count)
         if self.rows is not None:
-            place, rows = place[self.rows[rows]], rows[self.rows[rows]]
-        return rows, place
+            owner, rows = owner[self.rows[rows]], rows[self.rows[rows]]
+        return rows, owner
 
 
 class StoredEvents:
@@ -267,7 +267,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
             them the rows to take and the user, 0..P-1, of each.
         user_ids: [P], of the users of the new log.
     """
-    user = np.concatenate([place for *_, (_, place) in parts])
+    user = np.concatenate([owner for *_, (_, owner) in parts])
     part = np.repeat(np.arange(len(parts)), [len(rows) for *_, (rows, _) in parts])
 
     def gathered(of: Any) -> np.ndarray:
@@ -326,21 +326,21 @@ def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PriorHistory | None:
     for number, (past, users) in reversed(list(enumerate(given))):
         lengths = np.append(np.diff(past.offsets), 0)[users]  # of -1: none
         chosen = np.where(lengths > 0, number, chosen)
-    rows, place = [], []
+    rows, owner = [], []
     for number, (past, users) in enumerate(given):
         own = np.where(chosen == number, users, -1)
         count = np.where(own >= 0, np.append(np.diff(past.offsets), 0)[own], 0)
         begin = past.offsets[np.maximum(own, 0)]
         rows.append(np.arange(count.sum()) + np.repeat(begin - (np.cumsum(count) - count), count))
-        place.append(np.repeat(np.arange(len(own)), count))
-    sort = np.argsort(np.concatenate(place), kind="stable")
+        owner.append(np.repeat(np.arange(len(own)), count))
+    sort = np.argsort(np.concatenate(owner), kind="stable")
 
     def gathered(of: Any) -> np.ndarray:
         return np.concatenate([of(past)[at] for (past, _), at in zip(given, rows, strict=True)])[sort]
 
     first = given[0][0]
     return PriorHistory(
-        np.searchsorted(np.concatenate(place)[sort], np.arange(len(chosen) + 1)),
+        np.searchsorted(np.concatenate(owner)[sort], np.arange(len(chosen) + 1)),
         gathered(lambda past: past.item),
         {name: gathered(lambda past, name=name: past.marks[name]) for name in first.marks},
         {

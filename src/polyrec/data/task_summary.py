@@ -18,7 +18,7 @@ from polyrec.data.release import age_start, milliseconds
 from polyrec.data.training_evidence import TrainingEvidence
 from polyrec.data.trending import Mixture
 from polyrec.data.trending_fit import TrendingFit, fit_trending
-from polyrec.data.trends import taken_items
+from polyrec.data.trends import positive_items
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class TaskSummaries:
                     found |= trend.options(options["label_smoothing"] > 0, aged)
                     said = trend.reason(aged)
         if options.get("item_age") is not None:
-            taken = train & (labels == 1) & (log.item >= FIRST)
+            positive = train & (labels == 1) & (log.item >= FIRST)
             found["age_start"] = age_start(
                 self.item_times(options["item_age"]),
-                log.item[taken],
-                milliseconds(log.time[taken]),
+                log.item[positive],
+                milliseconds(log.time[positive]),
                 options["age_buckets"],
                 unseen_now=options["item_age"] == "first_event",
             )
@@ -82,5 +82,5 @@ class TaskSummaries:
 
     def _trend(self, task: TaskConfig, repeats: bool) -> TrendingFit | None:
         log = self.log
-        taken = self.train & (taken_items(log, task.name) >= FIRST)
-        return fit_trending(log.user[taken], log.item[taken], log.time[taken], self.num_items, not repeats)
+        positive = self.train & (positive_items(log, task.name) >= FIRST)
+        return fit_trending(log.user[positive], log.item[positive], log.time[positive], self.num_items, not repeats)

@@ -59,8 +59,8 @@ def shuffle_ties(
     noise = np.concatenate([np.random.default_rng(d).random(n) for d, n in zip(draws, sizes, strict=True)])
     at = np.zeros(len(span)) if time is None else time[span]
     order = np.lexsort((noise, at, span_window))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
     # Only candidates of the own view stand beside events of their own time. Whoever may see some of those (the rule
     # `ties="order"`) sees what now comes before; the others see none of them, wherever they come to stand.
     own = (rows >= first[window]) & is_own
@@ -72,5 +72,5 @@ def shuffle_ties(
     most = np.zeros(len(span), dtype=np.int64)
     np.maximum.at(most, tie[mine], positions[own])
     moved = positions.copy()
-    moved[own] = np.minimum(place[mine] - begin, most[tie[mine]])
+    moved[own] = np.minimum(rank[mine] - begin, most[tie[mine]])
     return ShuffledTies(span[order], begins, moved)

@@ -55,9 +55,9 @@ class TrainingSetSketch:
         >>> from polyrec.data.event_log import EventLog
         >>> three = np.arange(3)
         >>> log = EventLog(three * 0, three + 2, three * 1.0, three, three, pa.array([7]), np.ones((3, 1)))
-        >>> learnt = TrainingSetSketch.of(log, np.array([True, True, False]), pa.array(["a", "b", "c"]))
-        >>> learnt.check(log, np.array([False, False, True]), pa.array(["a", "b", "c"]))
-        >>> learnt.check(log, np.array([False, True, True]), pa.array(["a", "b", "c"]))
+        >>> sketch = TrainingSetSketch.of(log, np.array([True, True, False]), pa.array(["a", "b", "c"]))
+        >>> sketch.check(log, np.array([False, False, True]), pa.array(["a", "b", "c"]))
+        >>> sketch.check(log, np.array([False, True, True]), pa.array(["a", "b", "c"]))
         Traceback (most recent call last):
             ...
         polyrec.data.splits.LeakageError: the teacher was trained on 1 of the 2 rows that the student is evaluated on...
@@ -84,7 +84,7 @@ class TrainingSetSketch:
         return cls(len(found), first, latest, found[:size], salt)
 
     @classmethod
-    def asked(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingSetSketch:
+    def of_examples(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingSetSketch:
         """Of all events of a data set's examples."""
         rows = np.isin(np.arange(len(dataset.log)), dataset.candidates.event)
         return cls.of(dataset.log, rows, items)
@@ -182,9 +182,9 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
     user = id_hashes(log.user_ids, salt)[log.user]
     known = np.maximum(log.item - FIRST, 0)
     item = np.where(log.item >= FIRST, np.append(id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
-    moment = np.round(_times(log) * 1e3).astype(np.int64).view(np.uint64)
+    time_hash = np.round(_times(log) * 1e3).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):
-        found = splitmix64(user + splitmix64(item + splitmix64(moment + splitmix64(_repetition(log)))))
+        found = splitmix64(user + splitmix64(item + splitmix64(time_hash + splitmix64(_repetition(log)))))
     return found
 
 

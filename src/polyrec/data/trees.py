@@ -201,21 +201,21 @@ def as_arrays(booster: Any, features: int, base: float = 0.0) -> Trees:
     for t, tree in enumerate(trees):
         open_nodes = [(tree["tree_structure"], 0, 0)]
         while open_nodes:
-            node, level, place = open_nodes.pop()
+            node, level, offset = open_nodes.pop()
             if "leaf_value" in node:
                 width = 2 ** (DEPTH - level)
-                leaf[t, place * width : (place + 1) * width] = node["leaf_value"]
+                leaf[t, offset * width : (offset + 1) * width] = node["leaf_value"]
                 continue
             bound = np.float32(min(node["threshold"], _LARGEST))
             if float(bound) > node["threshold"]:  # in double; no float32 lies between the two
                 bound = np.nextafter(bound, np.float32(-np.inf))
             # Of a feature that no row lacked, LightGBM reads a missing number as 0.
             left = node["threshold"] >= 0 if node["missing_type"] == "None" else node["default_left"]
-            at = 2**level - 1 + place
+            at = 2**level - 1 + offset
             feature[t, at], threshold[t, at] = node["split_feature"] + features * left, bound
             open_nodes += [
-                (node["left_child"], level + 1, 2 * place),
-                (node["right_child"], level + 1, 2 * place + 1),
+                (node["left_child"], level + 1, 2 * offset),
+                (node["right_child"], level + 1, 2 * offset + 1),
             ]
     leaf[:1] -= base
     return Trees(feature, threshold, leaf)

@@ -12,7 +12,7 @@ from polyrec.data.event_log import EventLog
 from polyrec.data.trending import Mixture, RecentCounts, Trending, request_trending
 
 
-def taken_items(log: EventLog, task: str) -> np.ndarray:
+def positive_items(log: EventLog, task: str) -> np.ndarray:
     """Items of events, 0 where the label of a task is known to be 0, and in lists of rows, int64 [R]."""
     refused = log.event_features.get(REFUSED + task)
     left_out = np.zeros(len(log), dtype=bool) if refused is None else refused > 0
@@ -45,7 +45,7 @@ class Trends:
         event = np.arange(len(log)) if rows is None else np.flatnonzero(rows)
         event = event[np.argsort(log.time[event], kind="stable")]
         for task, recent in self.recent.items():
-            recent.add(log.time[event], taken_items(log, task)[event])
+            recent.add(log.time[event], positive_items(log, task)[event])
 
     def extend(self, num_items: int) -> None:
         """There are more items now."""
@@ -60,7 +60,7 @@ class Trends:
         for known, counted, found in self._logs:
             if known is log and counted is source:
                 return found
-        items = {task: taken_items(log, task) for task in self.mixtures}
+        items = {task: positive_items(log, task) for task in self.mixtures}
         time = log.time
         if source is not None:
             time, items = time[source], {task: own[source] for task, own in items.items()}
@@ -68,9 +68,9 @@ class Trends:
         self._logs.append((log, source, found))
         return found
 
-    def of_request(self, log: EventLog, own: np.ndarray, asked: int) -> dict[str, Any]:
+    def of_request(self, log: EventLog, own: np.ndarray, num_candidates: int) -> dict[str, Any]:
         """What all candidates of a request see, with some of its own events counted, int64."""
         if not self.recent:
             return {}
-        items = {task: taken_items(log, task)[own] for task in self.recent}
-        return request_trending(self.recent, log.time[own], items, asked)
+        items = {task: positive_items(log, task)[own] for task in self.recent}
+        return request_trending(self.recent, log.time[own], items, num_candidates)

@@ -168,8 +168,8 @@ class VectorFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")  # `path` may be the file that is being read
         written = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(self.rows, self.width))
-        for place, values in self.chunks(self.first):
-            written[place.start - self.first : place.stop - self.first] = values
+        for rows, values in self.chunks(self.first):
+            written[rows.start - self.first : rows.stop - self.first] = values
         written.flush()
         part.replace(path)
 

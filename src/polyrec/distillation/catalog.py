@@ -215,8 +215,8 @@ def sampled_rest(
     """
     logits = at_least_single(sampled_MS) / temperature - log_expected_S
     order_MK = listed_MK.sort(dim=1).values
-    place_MS = torch.searchsorted(order_MK, sampled_S.expand(len(listed_MK), -1).contiguous())
-    is_listed = order_MK.gather(1, place_MS.clamp(max=order_MK.shape[1] - 1)) == sampled_S
+    slot_MS = torch.searchsorted(order_MK, sampled_S.expand(len(listed_MK), -1).contiguous())
+    is_listed = order_MK.gather(1, slot_MS.clamp(max=order_MK.shape[1] - 1)) == sampled_S
     return log_sum_exp(logits.masked_fill(is_listed, _NONE))
 
 

@@ -19,7 +19,7 @@ from polyrec.core.registry import nearest
 from polyrec.data.candidates import excluded_items
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import visible_history
-from polyrec.data.row_lists import taken_items
+from polyrec.data.row_lists import positive_items
 from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
@@ -100,8 +100,8 @@ class CatalogTeacher(RowTeacher):
         fresh = _fresh(recommender, options or {})
         self.log = isinstance(fresh, Popularity) if log is None else log
         self.exclude_seen, self.num_items = exclude_seen, processor.num_items
-        event = _taken(train, self.task)
-        users, items = taken_items(train.log, event)
+        event = _positives(train, self.task)
+        users, items = positive_items(train.log, event)
         number = processor.num_items - FIRST
         if scale is None:
             held_P = uniform(train.log.groups, seed, 0, "people") < _HELD_OUT
@@ -122,7 +122,7 @@ class CatalogTeacher(RowTeacher):
             ]
         )
         self.recommender = copy.deepcopy(fresh).fit(users, items, number)
-        self._learnt = TrainingSetSketch.asked(train, processor.items.ids)
+        self._trained_on = TrainingSetSketch.of_examples(train, processor.items.ids)
 
     @property
     def list_tasks(self) -> tuple[str, ...]:
@@ -162,15 +162,15 @@ class CatalogTeacher(RowTeacher):
         rows = np.random.default_rng(seed).permutation(own)[:_AT_MOST]
         target = train.log.item[train.candidates.event[rows]]
         scores = np.concatenate([self.logits(train, part)[:, FIRST:] for part in self._steps(rows)])
-        taken = scores[np.arange(len(rows)), target - FIRST]
-        kept = np.isfinite(taken)  # an item that is excluded, as it was consumed before, says nothing
-        scores, taken = scores[kept], taken[kept]
-        if not len(taken) or np.ptp(scores[np.isfinite(scores)]) == 0:
+        of_target = scores[np.arange(len(rows)), target - FIRST]
+        kept = np.isfinite(of_target)  # an item that is excluded, as it was consumed before, says nothing
+        scores, of_target = scores[kept], of_target[kept]
+        if not len(of_target) or np.ptp(scores[np.isfinite(scores)]) == 0:
             return 1.0
 
         def loss(log_scale: float) -> float:
             a = np.exp(log_scale)
-            return float((logsumexp(a * scores, axis=1) - a * taken).mean())
+            return float((logsumexp(a * scores, axis=1) - a * of_target).mean())
 
         # Convex in a; the bounds are where a softmax is flat, or nothing but its maximum, for any score.
         spread = float(np.std(scores[np.isfinite(scores)])) or 1.0
@@ -198,7 +198,7 @@ def _retrieval_task(processor: PolyRecProcessor, task: str | None) -> str:
     return task
 
 
-def _taken(train: SequenceDataset, task: str) -> np.ndarray:
+def _positives(train: SequenceDataset, task: str) -> np.ndarray:
     """Events of the log that are positives in their own view, int64 [E]."""
     event = train.candidates.event[train.own_view]
     labels = train.log.labels[event, train.task_names.index(task)]

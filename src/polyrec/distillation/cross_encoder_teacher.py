@@ -55,19 +55,19 @@ class CrossEncoderTeacher(Teacher):
     ) -> None:
         super().__init__(trust=trust)
         self.model, self.processor, self.first_stage = model, processor, first_stage
-        self._learnt = processor.training_rows  # of now: a processor may be split anew
-        self._asked: tuple[str, ...] = tuple(model.heads)
+        self._trained_on = processor.training_rows  # of now: a processor may be split anew
+        self._shared_tasks: tuple[str, ...] = tuple(model.heads)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:
         """Pair tasks that the student's data have, too."""
-        return tuple(name for name in self.model.pair_tasks if name in self._asked)
+        return tuple(name for name in self.model.pair_tasks if name in self._shared_tasks)
 
     @property
     def list_tasks(self) -> tuple[str, ...]:
         """Retrieval tasks for which there are lists."""
         listed = () if self.first_stage is None else self.first_stage.list_tasks
-        return tuple(name for name in self.model.state_tasks if name in listed and name in self._asked)
+        return tuple(name for name in self.model.state_tasks if name in listed and name in self._shared_tasks)
 
     @property
     def answers_drawn(self) -> bool:
@@ -77,7 +77,7 @@ class CrossEncoderTeacher(Teacher):
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What its processor, and the first stage, say that they were trained on."""
-        return (self._learnt, *(() if self.first_stage is None else self.first_stage.training_rows))
+        return (self._trained_on, *(() if self.first_stage is None else self.first_stage.training_rows))
 
     @property
     def revision(self) -> str:
@@ -107,12 +107,12 @@ class CrossEncoderTeacher(Teacher):
         ]
         if item_digest(self.processor) != item_digest(processor):
             problems.append("its catalog is another one")
-        own, asked = task_parts(self.processor), task_parts(processor)
-        self._asked = tuple(name for name in self.model.heads if name in asked)
-        for name in self._asked:
-            problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
-        if not self._asked:
-            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(asked)}")
+        own, wanted = task_parts(self.processor), task_parts(processor)
+        self._shared_tasks = tuple(name for name in self.model.heads if name in wanted)
+        for name in self._shared_tasks:
+            problems += [f"task {name!r}: {what}" for what in task_differences(own[name], wanted[name])]
+        if not self._shared_tasks:
+            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(wanted)}")
         if problems:
             raise ValueError(
                 "the cross-encoder does not fit the student's data: " + "; ".join(problems) + ". Train one with "
@@ -128,8 +128,8 @@ class CrossEncoderTeacher(Teacher):
         answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         lists = [first["teacher_items"][name] for name in self.list_tasks]
         together = {"list_items": torch.cat(lists, dim=-1)} if lists else {}
-        asked = self.processor.with_prompts({**batch, **together})
-        inputs = {name: asked[name] for name in asked if name not in _NO_INPUTS}
+        prompted = self.processor.with_prompts({**batch, **together})
+        inputs = {name: prompted[name] for name in prompted if name not in _NO_INPUTS}
         device = batch["item_ids"].device
         with self.model.eval_mode() as model, torch.autocast(self.model.device.type, enabled=False):
             output = model(**send_to_device(inputs, model.device))

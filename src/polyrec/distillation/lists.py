@@ -44,7 +44,7 @@ def top_list(logits_MN: Tensor, k: int, temperature: float = 1.0) -> tuple[Tenso
     return items_MK.masked_fill(scores_MK == _NONE, NO_ITEM), torch.cat([scores_MK, others_M.unsqueeze(1)], dim=1)
 
 
-def asked_lists(batch: Mapping[str, Any], task: str) -> Tensor:
+def wants_list(batch: Mapping[str, Any], task: str) -> Tensor:
     """Which candidates of a batch get a list, bool [B, C]: the positives, as the task's labels say.
 
     A list belongs to the state before an event, the same for all that could have come; made where the

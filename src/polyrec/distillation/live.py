@@ -21,7 +21,7 @@ from polyrec.data.batch import Batch
 from polyrec.data.columns import FIRST, UNKNOWN
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
-from polyrec.distillation.lists import asked_lists, rows_at_once, spread, top_list
+from polyrec.distillation.lists import rows_at_once, spread, top_list, wants_list
 from polyrec.distillation.teacher import PerTask, Teacher, check_numbers
 from polyrec.models.polyrec.fingerprint import input_parts, task_differences, task_parts, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -74,7 +74,7 @@ class LiveTeacher(Teacher):
     ) -> None:
         super().__init__(top_k, temperature, trust)
         self.model, self.processor, self.states, self.gates = model, processor, states, gates
-        self._learnt = processor.training_rows  # of now: a processor may be split anew
+        self._trained_on = processor.training_rows  # of now: a processor may be split anew
         self._pair_tasks, self._list_tasks = tuple(model.pair_tasks), tuple(model.state_tasks)
         self._rows: _ItemRows | None = None  # None: both have the same catalog
         self._table: ItemRows | None = None
@@ -107,7 +107,7 @@ class LiveTeacher(Teacher):
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What its processor says that it was trained on."""
-        return (self._learnt,)
+        return (self._trained_on,)
 
     @property
     def revision(self) -> str:
@@ -128,16 +128,16 @@ class LiveTeacher(Teacher):
                 f"windows of the student's data hold {longest} events, and the teacher reads at most "
                 f"{self.model.config.max_history}"
             )
-        own, asked = task_parts(self.processor), task_parts(processor)
-        for name in (n for n in (*self.model.pair_tasks, *self.model.state_tasks) if n in asked):
-            problems += [f"task {name!r}: {what}" for what in task_differences(own[name], asked[name])]
-        for name in (n for n in self.model.state_tasks if n in asked and self.model.heads[n].options["trending"]):
+        own, wanted = task_parts(self.processor), task_parts(processor)
+        for name in (n for n in (*self.model.pair_tasks, *self.model.state_tasks) if n in wanted):
+            problems += [f"task {name!r}: {what}" for what in task_differences(own[name], wanted[name])]
+        for name in (n for n in self.model.state_tasks if n in wanted and self.model.heads[n].options["trending"]):
             counted = [p.mixtures.get(name) for p in (self.processor, processor)]
             if counted[0] != counted[1]:
                 problems.append(f"task {name!r}: it reads trending={counted[0]}, and the data count {counted[1]}")
-        shared = [name for name in self.model.heads if name in asked]
+        shared = [name for name in self.model.heads if name in wanted]
         if not shared:
-            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(asked)}")
+            problems.append(f"it has the tasks {list(self.model.heads)}, and the student {list(wanted)}")
         if problems:
             raise ValueError(
                 "the teacher does not fit the student's data: "
@@ -146,8 +146,8 @@ class LiveTeacher(Teacher):
                 "the teacher's processor (PolyRecProcessor.from_pretrained(teacher).resume(...)), or train a teacher "
                 "on these data"
             )
-        self._pair_tasks = tuple(name for name in self.model.pair_tasks if name in asked)
-        self._list_tasks = tuple(name for name in self.model.state_tasks if name in asked)
+        self._pair_tasks = tuple(name for name in self.model.pair_tasks if name in wanted)
+        self._list_tasks = tuple(name for name in self.model.state_tasks if name in wanted)
         self._rows = _ItemRows.of(self.processor, processor)
         self._table = None
 
@@ -171,7 +171,7 @@ class LiveTeacher(Teacher):
                 check_numbers(found, known, name, NO_NUMBERS)
                 answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
             for name in self.list_tasks:
-                rows_M = send_to_device(asked_lists(batch, name), model.device).flatten().nonzero().squeeze(-1)
+                rows_M = send_to_device(wants_list(batch, name), model.device).flatten().nonzero().squeeze(-1)
                 lists = spread(rows_M, self._lists(name, output, inputs, rows_M), tuple(real_BC.shape))
                 answers["teacher_items"][name], answers["teacher_scores"][name] = lists
             if self.states:
@@ -225,23 +225,23 @@ class _ItemRows:
     @classmethod
     def of(cls, teacher: PolyRecProcessor, student: PolyRecProcessor) -> _ItemRows | None:
         """The map, or None if both catalogs are the same."""
-        own, asked = (p.items.ids.cast(pa.large_string()) for p in (teacher, student))
-        if own.equals(asked):
+        own, wanted = (p.items.ids.cast(pa.large_string()) for p in (teacher, student))
+        if own.equals(wanted):
             return None
         # Ids of one catalog may be numbers and those of another strings.
-        found = np.asarray(pc.index_in(asked, value_set=own).fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
+        found = np.asarray(pc.index_in(wanted, value_set=own).fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST
         if not (found >= FIRST).any():
             raise ValueError(
-                f"the teacher does not fit the student's data: it knows none of the {len(asked)} items (the student's "
-                f"begin with {asked[0]}, the teacher's with {own[0]}): use the same item ids"
+                f"the teacher does not fit the student's data: it knows none of the {len(wanted)} items (the student's "
+                f"begin with {wanted[0]}, the teacher's with {own[0]}): use the same item ids"
             )
-        lacking = asked.filter(pa.array(found < FIRST))
+        lacking = wanted.filter(pa.array(found < FIRST))
         if len(lacking):
             logger.warning(
                 "the teacher knows %d of the student's %d items: it has no output for the others (%s), and its lists "
                 "give them no chance, which the student learns unless its labels say otherwise",
-                len(asked) - len(lacking),
-                len(asked),
+                len(wanted) - len(lacking),
+                len(wanted),
                 ", ".join(lacking[:_NAMED].to_pylist()) + (", ..." if len(lacking) > _NAMED else ""),
             )
         return cls(np.concatenate([np.arange(FIRST), found]))

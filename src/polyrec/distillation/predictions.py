@@ -67,11 +67,11 @@ def teacher_predictions(
                 details.setdefault(name, np.full((dataset.num_candidates, more.shape[-1]), np.nan, dtype=np.float32))
                 details[name][at] = more.flatten(0, 1)[real].numpy()
         for name in list_tasks:
-            asked_about = (real & (batch["labels"][name].flatten() > 0)).nonzero().squeeze(-1)
+            positive = (real & (batch["labels"][name].flatten() > 0)).nonzero().squeeze(-1)
             items_AK = answers["teacher_items"][name].flatten(0, 1)
             scores_AK = answers["teacher_scores"][name].flatten(0, 1)[:, :-1]
             what = left_out(heads[name].task, exclude_seen)
-            for chunk in asked_about.split(rows_at_once(num_items)):
+            for chunk in positive.split(rows_at_once(num_items)):
                 dense_RN = _dense(items_AK[chunk], scores_AK[chunk], num_items)
                 parts[name].append(rank_scores(dense_RN, dataset, rows[chunk].numpy(), what, k))
     rankings = {name: join_rankings(found, k) for name, found in parts.items()}

@@ -190,15 +190,15 @@ def rank_distil(
     noise = -torch.empty_like(teacher[:, :-1]).exponential_().log()
     drawn_MR = (teacher[:, :-1] + noise).topk(min(depth, teacher.shape[1] - 1), dim=1).indices
     # Place r still has what was not drawn before it.
-    place = F.one_hot(drawn_MR, teacher.shape[1]).bool()
-    taken = place.cumsum(1).bool() & ~place
-    student, teacher = (side.unsqueeze(1).masked_fill(taken, _NONE) for side in (student, teacher))
+    draw = F.one_hot(drawn_MR, teacher.shape[1]).bool()
+    earlier_draw = draw.cumsum(1).bool() & ~draw
+    student, teacher = (side.unsqueeze(1).masked_fill(earlier_draw, _NONE) for side in (student, teacher))
     left = teacher > _NONE
     # Once the list is used up, nothing is compared.
-    asked = left.gather(2, drawn_MR.unsqueeze(2)).squeeze(2)
-    student, teacher = (torch.where(asked.unsqueeze(2), side, 0.0) for side in (student, teacher))
+    compared = left.gather(2, drawn_MR.unsqueeze(2)).squeeze(2)
+    student, teacher = (torch.where(compared.unsqueeze(2), side, 0.0) for side in (student, teacher))
     losses = divergence(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
-    losses = temperature**2 * losses.sum(1) / asked.sum(1).clamp(min=1)
+    losses = temperature**2 * losses.sum(1) / compared.sum(1).clamp(min=1)
     return masked_sum(losses, known_M, weight_M)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
-from polyrec.distillation.lists import asked_lists, spread
+from polyrec.distillation.lists import spread, wants_list
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.fingerprint import item_digest, task_differences, task_parts
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -25,14 +25,14 @@ class RowTeacher(Teacher):
     """Base of teachers that were fitted on a split and score its candidates by their number.
 
     Subclasses name the tasks that they score (`pair_tasks`, `list_tasks`), implement `numbers` or `lists` for them,
-    and set `_learnt` (what they were fitted on) and `_revision`.
+    and set `_trained_on` (what they were fitted on) and `_revision`.
 
     Args:
         processor: of the data that it was fitted on.
         options: of [`Teacher`].
     """
 
-    _learnt: TrainingSetSketch | None
+    _trained_on: TrainingSetSketch | None
     _revision: str
 
     def __init__(self, processor: PolyRecProcessor, **options: Any) -> None:
@@ -54,7 +54,7 @@ class RowTeacher(Teacher):
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
         """What it was fitted on."""
-        return (self._learnt,)
+        return (self._trained_on,)
 
     @property
     def revision(self) -> str:
@@ -78,10 +78,10 @@ class RowTeacher(Teacher):
         problems = []
         if item_digest(processor) != self._catalog:
             problems.append("the catalog has other items, or in another order")
-        asked = task_parts(processor)
+        wanted = task_parts(processor)
         for name in (*self.pair_tasks, *self.list_tasks):
-            if name in asked:
-                problems += [f"task {name!r}: {what}" for what in task_differences(self._questions[name], asked[name])]
+            if name in wanted:
+                problems += [f"task {name!r}: {what}" for what in task_differences(self._questions[name], wanted[name])]
         if problems:
             raise ValueError(
                 f"the teacher does not fit the student's data: {'; '.join(problems)}. Fit it on these data"
@@ -98,14 +98,14 @@ class RowTeacher(Teacher):
         for task in self.pair_tasks:
             width = self.width(task)
             found = np.full((flat.size, *width), np.nan, dtype=np.float32)
-            for part, places, rows in self._pieces(flat, np.flatnonzero(flat >= 0)):
-                found[places] = self.numbers(task, part, rows)
+            for part, index, rows in self._pieces(flat, np.flatnonzero(flat >= 0)):
+                found[index] = self.numbers(task, part, rows)
             answers["teacher_logits"][task] = torch.from_numpy(found).view(*rows_BC.shape, *width).to(device)
         for task in self.list_tasks:
-            asked = np.flatnonzero(asked_lists(batch, task).flatten().cpu().numpy() & (flat >= 0))
-            pieces = self._pieces(flat, asked)
+            wanted = np.flatnonzero(wants_list(batch, task).flatten().cpu().numpy() & (flat >= 0))
+            pieces = self._pieces(flat, wanted)
             lists = [self.lists(task, part, rows) for part, _, rows in pieces]
-            where = np.concatenate([places for _, places, _ in pieces]) if pieces else asked
+            where = np.concatenate([index for _, index, _ in pieces]) if pieces else wanted
             (width_of,) = self.width(task)
             items = [i for i, _ in lists] or [torch.zeros((0, width_of), dtype=torch.int64)]
             scores = [s for _, s in lists] or [torch.zeros((0, width_of + 1))]

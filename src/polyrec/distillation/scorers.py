@@ -80,7 +80,7 @@ class ScorerTeacher(RowTeacher):
         self._tasks = {name: pair_task(processor, name) for name in self.scorers}
         self._widths = {name: answer_width(task, processor.label_summary) for name, task in self._tasks.items()}
         self._revision = digest([revision, sorted(self.scorers)])
-        self._learnt = None if fitted_on is None else TrainingSetSketch.asked(fitted_on, processor.items.ids)
+        self._trained_on = None if fitted_on is None else TrainingSetSketch.of_examples(fitted_on, processor.items.ids)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:

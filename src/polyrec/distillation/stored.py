@@ -28,7 +28,7 @@ from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.answer_table import AnswerSource, AnswerTable, ListAnswers
-from polyrec.distillation.table import TableTeacher, ask
+from polyrec.distillation.table import TableTeacher, score_windows
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
@@ -94,7 +94,7 @@ def write_answers(
     folder, dataset = Path(folder), dataset.fixed()
     spans = dataset.spans(np.arange(len(dataset)))
     # Windows belong to the shard in which their first candidate lies.
-    groups = np.split(np.arange(len(dataset)), np.flatnonzero(np.diff(spans.first_asked // shard_rows)) + 1)
+    groups = np.split(np.arange(len(dataset)), np.flatnonzero(np.diff(spans.first_candidate // shard_rows)) + 1)
     source = AnswerSource.of(teacher, dataset, processor)
     counts = {"windows": len(dataset), "candidates": dataset.num_candidates, "unlabelled": unlabelled}
     about = _about(source) | {"shards": len(groups)} | counts
@@ -107,7 +107,7 @@ def write_answers(
             if name in done and _whole(folder, done[name]):
                 bar.update(len(windows))
                 continue
-            table = ask(teacher, dataset, processor, windows, batch_size, device, unlabelled, bar.update)
+            table = score_windows(teacher, dataset, processor, windows, batch_size, device, unlabelled, bar.update)
             done[name] = _write(folder, name, table, half)
             _write_manifest(folder, about | {"written": [asdict(done[n]) for n in sorted(done)]})
     return folder
@@ -217,11 +217,13 @@ def _about(source: AnswerSource) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def _claim(folder: Path, about: Mapping[str, Any], learnt: tuple[TrainingSetSketch | None, ...]) -> dict[str, Shard]:
+def _claim(
+    folder: Path, about: Mapping[str, Any], trained_on: tuple[TrainingSetSketch | None, ...]
+) -> dict[str, Shard]:
     """Make the folder this teacher's, or find which shards of it are there."""
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for number, rows in enumerate(learnt):
+        for number, rows in enumerate(trained_on):
             if rows is not None:
                 with replacing(folder / ROWS.format(number)) as draft:
                     save_file(rows.arrays(), draft)

@@ -101,20 +101,20 @@ class SoftLosses(FurtherLosses):
                 counts = torch.stack([denominators[task], denominators[name]])
             each = torch.tensor([hard_share, alpha], device=counts.device) / torch.where(counts > 0, counts, 1.0)
             rows_M = ((targets_BC > 0) | answered_BC).flatten().nonzero().squeeze(-1)
-            asked = _Rows(rows_M, head, task, teacher, student)
+            rows = _Rows(rows_M, head, task, teacher, student)
             unanswered_M1 = ~answered_BC.flatten()[rows_M].unsqueeze(1)
             hard[task], soft[name] = kind_of(head).with_labels(
                 head,
                 plan,
-                asked.question_MD,
+                rows.question_MD,
                 targets_BC.flatten()[rows_M],
-                asked.listed_MK,
-                asked.teacher_MK1.masked_fill(unanswered_M1, float("nan")),
+                rows.listed_MK,
+                rows.teacher_MK1.masked_fill(unanswered_M1, float("nan")),
                 student.items,
                 each[1] / each[0],
                 None if weight_BC is None else weight_BC.flatten()[rows_M],
-                asked.own_M,
-                asked.context,
+                rows.own_M,
+                rows.context,
             )
         return hard, soft
 
@@ -163,18 +163,18 @@ class SoftLosses(FurtherLosses):
         if not len(rows_M):
             nothing = 0.0 * student.state_BCD.sum()
             return nothing, nothing.new_zeros(())
-        asked = _Rows(rows_M, head, task, teacher, student)
+        rows = _Rows(rows_M, head, task, teacher, student)
         return kind_of(head).lists(
             head,
             plan,
-            asked.question_MD,
-            asked.listed_MK,
-            asked.teacher_MK1,
+            rows.question_MD,
+            rows.listed_MK,
+            rows.teacher_MK1,
             student.items,
             student.counts_N,
             student.negatives.get(task),
-            asked.own_M,
-            asked.context,
+            rows.own_M,
+            rows.context,
         )
 
     def means(self, found: Sums, divisors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

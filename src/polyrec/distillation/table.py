@@ -21,7 +21,7 @@ from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.answer_table import NO_LIST, AnswerSource, AnswerTable, ListAnswers, logs_of
 from polyrec.distillation.lists import spread
 from polyrec.distillation.teacher import Teacher
-from polyrec.distillation.unlabelled import SampledCandidates, places, with_unlabelled
+from polyrec.distillation.unlabelled import SampledCandidates, draw_positions, with_unlabelled
 from polyrec.models.polyrec.fingerprint import data_digest, item_digest, task_differences, task_parts
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM
@@ -69,7 +69,9 @@ class TableTeacher(Teacher):
         Args:
             unlabelled: items drawn beside each candidate, which it scores, too, for `distillation.unlabelled`.
         """
-        table = ask(teacher, dataset.fixed(), processor, np.arange(len(dataset)), batch_size, device, unlabelled)
+        table = score_windows(
+            teacher, dataset.fixed(), processor, np.arange(len(dataset)), batch_size, device, unlabelled
+        )
         return cls([table], AnswerSource.of(teacher, dataset, processor), trust=teacher.trust)
 
     @property
@@ -99,16 +101,16 @@ class TableTeacher(Teacher):
 
     def bind(self, parts: Sequence[SequenceDataset], processor: PolyRecProcessor) -> None:
         """Find every candidate's output; refuse other data, items or tasks, and rows without an output."""
-        source, asked = self.source, task_parts(processor)
+        source, wanted = self.source, task_parts(processor)
         problems = []
         if item_digest(processor) != source.items:
             problems.append("the catalog has other items, or in another order")
         if any(data_digest(log, processor.items.ids) != source.data for log in logs_of(parts)):
             problems.append("the interactions table is another one, or has other rows")
-        for name in (n for n in source.tasks if n in asked):
-            problems += [f"task {name!r}: {what}" for what in task_differences(source.tasks[name], asked[name])]
-        if not any(name in asked for name in source.tasks):
-            problems.append(f"tasks {list(source.tasks)} were scored, and the student has {list(asked)}")
+        for name in (n for n in source.tasks if n in wanted):
+            problems += [f"task {name!r}: {what}" for what in task_differences(source.tasks[name], wanted[name])]
+        if not any(name in wanted for name in source.tasks):
+            problems.append(f"tasks {list(source.tasks)} were scored, and the student has {list(wanted)}")
         if problems:
             raise ValueError(
                 f"the stored outputs are for other examples: {'; '.join(problems)}. Score these again with the teacher "
@@ -128,12 +130,12 @@ class TableTeacher(Teacher):
     def _found(self, part: SequenceDataset, keys: np.ndarray) -> np.ndarray:
         """Row of the tables for each candidate of a data set, int64 [C], -1 = none."""
         wanted = 2 * part.log.row[part.candidates.event] + ~part.own_view
-        if np.array_equal(keys, wanted):  # scored in the order of the data set, as `ask` does
+        if np.array_equal(keys, wanted):  # scored in the order of the data set, as `score_windows` does
             at = np.arange(len(keys))
         else:
             order = np.argsort(keys, kind="stable")
-            place = np.minimum(np.searchsorted(keys, wanted, sorter=order), max(len(keys) - 1, 0))
-            at = np.where(keys[order[place]] == wanted, order[place], -1) if len(keys) else np.full(len(wanted), -1)
+            slot = np.minimum(np.searchsorted(keys, wanted, sorter=order), max(len(keys) - 1, 0))
+            at = np.where(keys[order[slot]] == wanted, order[slot], -1) if len(keys) else np.full(len(wanted), -1)
         held = at >= 0
         position = np.concatenate([np.asarray(table.position) for table in self.tables])[at[held]]
         other = position != part.candidates.position[held]
@@ -151,7 +153,7 @@ class TableTeacher(Teacher):
         self, batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator
     ) -> SampledCandidates:
         """Some of the items that were drawn beside the window's candidates when the teacher scored them."""
-        beside_BU, _ = places(batch, count, generator)
+        beside_BU, _ = draw_positions(batch, count, generator)
         each = min(table.drawn.shape[1] for table in self.tables if table.drawn is not None)
         numbers_BU = torch.randint(each, tuple(beside_BU.shape), generator=generator)
         at_M = self._rows(batch["candidate_rows"].gather(1, beside_BU))
@@ -181,19 +183,19 @@ class TableTeacher(Teacher):
                 values[:, -drawn.items_BU.shape[1] :] = self._about_drawn(task, drawn, beside)
             answers["teacher_logits"][task] = values.to(device)
         for task in self.list_tasks:
-            places_of, items, scores = [], [], []
+            index_of, items, scores = [], [], []
             for table, chosen, local in pieces:
                 lists = table.lists[task]
                 number = np.asarray(lists.at[local])
                 listed = number >= 0
-                places_of.append(chosen[listed])
+                index_of.append(chosen[listed])
                 items.append(np.asarray(lists.items[number[listed]]).astype(np.int64))
                 scores.append(np.asarray(lists.scores[number[listed]]).astype(np.float32))
-            if not places_of:
+            if not index_of:
                 first = self.tables[0].lists[task]
-                places_of, items = [np.zeros(0, np.int64)], [np.zeros((0, first.items.shape[1]), dtype=np.int64)]
+                index_of, items = [np.zeros(0, np.int64)], [np.zeros((0, first.items.shape[1]), dtype=np.int64)]
                 scores = [np.zeros((0, first.scores.shape[1]), dtype=np.float32)]
-            where, ids, values = (torch.from_numpy(np.concatenate(x)) for x in (places_of, items, scores))
+            where, ids, values = (torch.from_numpy(np.concatenate(x)) for x in (index_of, items, scores))
             spread_out = spread(where, (ids, values), tuple(rows_BC.shape))
             answers["teacher_items"][task], answers["teacher_scores"][task] = (x.to(device) for x in spread_out)
         return answers
@@ -220,7 +222,7 @@ class TableTeacher(Teacher):
         return [(self.tables[s], held[shard == s], at_M[held[shard == s]] - self._first[s]) for s in np.unique(shard)]
 
 
-def ask(
+def score_windows(
     teacher: Teacher,
     dataset: SequenceDataset,
     processor: PolyRecProcessor,
@@ -246,14 +248,16 @@ def ask(
             "candidates of the data set alone: use a trained model, or leave it out"
         )
     spans = dataset.spans(windows)
-    first, last = int(spans.first_asked[0]), int(spans.last_asked[-1])
-    asked, log = dataset.candidates, dataset.log
-    table = AnswerTable(log.row[asked.event[first:last]], ~dataset.own_view[first:last], asked.position[first:last])
+    first, last = int(spans.first_candidate[0]), int(spans.last_candidate[-1])
+    candidates, log = dataset.candidates, dataset.log
+    table = AnswerTable(
+        log.row[candidates.event[first:last]], ~dataset.own_view[first:last], candidates.position[first:last]
+    )
     if unlabelled:
         draws = np.random.default_rng([first, unlabelled])
         table.drawn = draws.integers(FIRST_ITEM, processor.num_items, (len(table), unlabelled), dtype=np.int32)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {task: [] for task in teacher.list_tasks}
-    lengths = np.maximum(spans.stop - spans.start, spans.last_asked - spans.first_asked)
+    lengths = np.maximum(spans.stop - spans.start, spans.last_candidate - spans.first_candidate)
     order = windows[np.argsort(lengths, kind="stable")]
     loader = DataLoader(
         Subset(dataset, order.tolist()),
@@ -265,18 +269,18 @@ def ask(
         rows_M = batch["candidate_rows"].flatten().numpy()
         real = np.flatnonzero(rows_M >= 0)
         at = rows_M[real] - first
-        asked_BC = batch["candidate_rows"].shape
+        shape_BC = batch["candidate_rows"].shape
         if table.drawn is not None:
-            batch = with_unlabelled(batch, _all_drawn(asked_BC, real, table.drawn[at]))
+            batch = with_unlabelled(batch, _all_drawn(shape_BC, real, table.drawn[at]))
         answers = teacher.score(send_to_device(batch, device))
-        own = slice(asked_BC[1])
+        own = slice(shape_BC[1])
         for task, values in answers["teacher_logits"].items():
             width = tuple(values.shape[2:])
             flat = values[:, own].flatten(0, 1).cpu().numpy()
-            _taken(table.numbers, task, (len(table), *width))[at] = flat[real]
+            _array_of(table.numbers, task, (len(table), *width))[at] = flat[real]
             if unlabelled:
-                flat = values[:, asked_BC[1] :].reshape(-1, unlabelled, *width).cpu().numpy()
-                _taken(table.drawn_numbers, task, (len(table), unlabelled, *width))[at] = flat[real]
+                flat = values[:, shape_BC[1] :].reshape(-1, unlabelled, *width).cpu().numpy()
+                _array_of(table.drawn_numbers, task, (len(table), unlabelled, *width))[at] = flat[real]
         for task, lists in parts.items():
             items = answers["teacher_items"][task][:, own].flatten(0, 1).cpu().numpy()[real]
             scores = answers["teacher_scores"][task][:, own].flatten(0, 1).cpu().numpy()[real]
@@ -291,18 +295,18 @@ def ask(
     return table
 
 
-def _all_drawn(asked_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> SampledCandidates:
+def _all_drawn(shape_BC: torch.Size, real: np.ndarray, items_MU: np.ndarray) -> SampledCandidates:
     """All items drawn beside the candidates of a batch, U for each of its B * C places; `real` [M] are no padding."""
-    (users, asked), each = asked_BC, items_MU.shape[1]
-    items = np.full((users * asked, each), PADDING_ITEM, dtype=np.int64)
+    (users, candidates), each = shape_BC, items_MU.shape[1]
+    items = np.full((users * candidates, each), PADDING_ITEM, dtype=np.int64)
     items[real] = items_MU
-    beside = torch.arange(asked).repeat_interleave(each).expand(users, -1)
+    beside = torch.arange(candidates).repeat_interleave(each).expand(users, -1)
     return SampledCandidates(
-        beside, torch.from_numpy(items).view(users, -1), torch.arange(each).repeat(asked).expand(users, -1)
+        beside, torch.from_numpy(items).view(users, -1), torch.arange(each).repeat(candidates).expand(users, -1)
     )
 
 
-def _taken(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array_of(arrays: dict[str, np.ndarray], task: str, shape: tuple[int, ...]) -> np.ndarray:
     """The task's array, which begins without outputs."""
     if task not in arrays:
         arrays[task] = np.full(shape, np.nan, dtype=np.float32)

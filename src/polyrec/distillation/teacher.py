@@ -258,8 +258,8 @@ def _held_out(
 ) -> list[tuple[EventLog, np.ndarray]]:
     """Logs, and which of their events (bool [R]) the student is judged by."""
     chosen = parts if judged is None else judged
-    asked: dict[int, tuple[EventLog, np.ndarray]] = {}
+    of_log: dict[int, tuple[EventLog, np.ndarray]] = {}
     for part in chosen:
-        _, rows = asked.setdefault(id(part.log), (part.log, np.zeros(len(part.log), dtype=bool)))
+        _, rows = of_log.setdefault(id(part.log), (part.log, np.zeros(len(part.log), dtype=bool)))
         rows[part.candidates.event] = True
-    return [(log, ~rows if judged is None else rows) for log, rows in asked.values()]
+    return [(log, ~rows if judged is None else rows) for log, rows in of_log.values()]

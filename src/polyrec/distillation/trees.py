@@ -88,8 +88,8 @@ class LightGBMTeacher(RowTeacher):
         self._log, self.folds = train.log, folds
         drawn = (uniform(np.arange(len(train.log.user_ids)), seed, 0, "folds") * folds).astype(np.int64)
         self._fold = np.full(len(train.log), -1)  # fold of each event, -1 = not trained on
-        learnt = train.candidates.event[train.own_view]
-        self._fold[learnt] = drawn[train.log.user[learnt]]
+        trained = train.candidates.event[train.own_view]
+        self._fold[trained] = drawn[train.log.user[trained]]
         self._parameters = {
             "learning_rate": 0.05,
             "num_leaves": 31,
@@ -110,7 +110,7 @@ class LightGBMTeacher(RowTeacher):
             own = self._fold[train.candidates.event[rows]]
             kept = [np.ones(len(rows), dtype=bool), *(own != f for f in range(folds) if folds > 1)]
             self._models[name] = [self._fit(name, known[k & ~np.isnan(y)], y[k & ~np.isnan(y)], trees) for k in kept]
-        self._learnt = TrainingSetSketch.asked(train, processor.items.ids)
+        self._trained_on = TrainingSetSketch.of_examples(train, processor.items.ids)
         seen = [len(rows), float(np.nansum(known)), float(np.nansum(labels))]
         options = {name: repr(value) for name, value in self._parameters.items()}
         self._revision = digest([trees, folds, names, options, data_digest(train.log, processor.items.ids), seen])

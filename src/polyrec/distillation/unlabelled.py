@@ -33,7 +33,7 @@ class SampledCandidates(NamedTuple):
     numbers_BU: Tensor
 
 
-def places(batch: Mapping[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_positions(batch: Mapping[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each window so many of its own candidates, drawn evenly, int64 [B, U], and which windows have any, [B, 1]."""
     real_B1 = (batch["candidate_ids"] != PADDING_ITEM).sum(1, keepdim=True)
     drawn_BU = torch.rand((len(real_B1), count), generator=generator).to(real_B1.device)
@@ -42,9 +42,11 @@ def places(batch: Mapping[str, Any], count: int, generator: torch.Generator) -> 
 
 def draw_evenly(batch: Mapping[str, Any], count: int, num_items: int, generator: torch.Generator) -> SampledCandidates:
     """Items drawn evenly from the catalog, each beside a candidate of its window that is drawn, too."""
-    beside_BU, asked_B1 = places(batch, count, generator)
+    beside_BU, has_candidate_B1 = draw_positions(batch, count, generator)
     items_BU = torch.randint(FIRST_ITEM, num_items, tuple(beside_BU.shape), generator=generator).to(beside_BU.device)
-    return SampledCandidates(beside_BU, items_BU.masked_fill(~asked_B1, PADDING_ITEM), torch.zeros_like(beside_BU))
+    return SampledCandidates(
+        beside_BU, items_BU.masked_fill(~has_candidate_B1, PADDING_ITEM), torch.zeros_like(beside_BU)
+    )
 
 
 def with_unlabelled(batch: Mapping[str, Any], drawn: SampledCandidates) -> dict[str, Any]:

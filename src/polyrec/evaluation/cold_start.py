@@ -36,10 +36,10 @@ def cold_start_groups(
 
 def visible_events(dataset: SequenceDataset) -> np.ndarray:
     """How many earlier events each candidate may see, those of the prior history included, int64 [C]."""
-    asked, log = dataset.candidates, dataset.log
-    seen = asked.position.copy()
+    candidates, log = dataset.candidates, dataset.log
+    seen = candidates.position.copy()
     if log.prior_history is not None:
-        seen += np.diff(log.prior_history.offsets)[log.user[asked.event]]
+        seen += np.diff(log.prior_history.offsets)[log.user[candidates.event]]
     return seen
 
 

@@ -65,8 +65,8 @@ def _affinity(result: Comparison) -> Figure:
         for name, effect in row.items():
             weight = "normal" if effect.verdict == "unclear" else "bold"
             at = (names.index(name), names.index(added))
-            told = f"{100 * effect.relative:+.2f}" if np.isfinite(effect.relative) else "-"
-            axes.text(*at, told, ha="center", va="center", fontweight=weight)
+            text = f"{100 * effect.relative:+.2f}" if np.isfinite(effect.relative) else "-"
+            axes.text(*at, text, ha="center", va="center", fontweight=weight)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), [f"adding {name}" for name in names])
     figure.colorbar(image, label="change of the primary metric in %, bold: clear")

@@ -70,11 +70,13 @@ def _task_section(name: str, task: TaskComparison, result: Comparison) -> Sectio
     for metric, found in task.metrics.items():
         cells = [_spread(found.values[v]) if v in found.values else "" for v in variants]
         effect = found.effect
-        told = ["", "", ""]
+        cells_of_effect = ["", "", ""]
         if effect is not None:
-            told = [_interval(effect), _percent(effect.relative), effect.verdict]
+            cells_of_effect = [_interval(effect), _percent(effect.relative), effect.verdict]
         label = f"**{metric}**" if metric == task.primary else metric
-        rows.append([f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *told])
+        rows.append(
+            [f"{label} ({'higher' if found.higher_is_better else 'lower'} is better)", *cells, *cells_of_effect]
+        )
     points = [f"{task.rows:,} test rows of {task.users:,} users; {task.primary} decides."]
     return Section(
         f"Task `{name}`", points, Table(["metric", *variants, "gain over alone", "relative", "verdict"], rows)

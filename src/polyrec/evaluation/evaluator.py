@@ -137,13 +137,13 @@ class PredictedBatch(NamedTuple):
 
     def examples(self, task: str, size: int) -> Iterator[RetrievalExamples]:
         """Retrieval examples: candidates whose item is a positive, at most `size` at a time."""
-        taken = (self.rows.flatten() >= 0) & (self.labels[task].flatten() > 0)
+        positive = (self.rows.flatten() >= 0) & (self.labels[task].flatten() > 0)
         states_BCD, queries_BCD = self.output.states, self.output.queries
         assert states_BCD is not None  # there are candidates
-        there = taken.to(states_BCD.device)
+        there = positive.to(states_BCD.device)
         states, context = states_BCD.flatten(0, 1)[there], self.contexts.rows(there)
         queries = None if queries_BCD is None else queries_BCD.flatten(0, 1)[there]
-        rows = self.rows.flatten()[taken].numpy()
+        rows = self.rows.flatten()[positive].numpy()
         for chunk in torch.arange(len(rows)).split(size):
             typed = None if queries is None else queries[chunk]
             yield RetrievalExamples(rows[chunk.numpy()], states[chunk], typed, context.at(chunk))
@@ -169,8 +169,8 @@ def predicted_batches(
     items = model.item_encoder.table()
     for batch in tqdm(loader, desc="Evaluation", disable=None if progress else True, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
-        asked = Batch.of(batch).to(model.device)
-        yield PredictedBatch(rows, labels, model(asked, items=items), model.request_context(asked), items)
+        inputs = Batch.of(batch).to(model.device)
+        yield PredictedBatch(rows, labels, model(inputs, items=items), model.request_context(inputs), items)
 
 
 @torch.no_grad()
@@ -208,9 +208,11 @@ def predict(
             pairs.add(batch.rows, batch.output.logits)
             for name in model.state_tasks:
                 leaves = lists_leave_out(model, name, exclude_seen)
-                for asked in batch.examples(name, rows_at_once(model.config.num_items)):
-                    scores = model.score_items(asked.states, name, batch.items, asked.queries, asked.context).float()
-                    parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, asked.rows, leaves, k))
+                for examples in batch.examples(name, rows_at_once(model.config.num_items)):
+                    scores = model.score_items(
+                        examples.states, name, batch.items, examples.queries, examples.context
+                    ).float()
+                    parts[name].append(rank_scores(scores[:, FIRST_ITEM:], dataset, examples.rows, leaves, k))
     rankings = {name: join_rankings(lists, k) for name, lists in parts.items()}
     return Predictions(pairs.values, rankings, pairs.details)
 

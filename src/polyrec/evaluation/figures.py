@@ -33,8 +33,8 @@ def list_figures(
     for k in ks:
         result |= {f"{m}@{k}": float(per_list[f"{m}@{k}"].mean()) for m in _ACCURACY}
         result[f"coverage@{k}"] = ranking.coverage(found.top_ids[:, :k], num_items)
-    asked = [f"{m}@{k}" for k in ks for m in _ACCURACY if every or m == _ACCURACY[0]] if resamples else []
-    drawn = {m: bootstrap.bootstrap_mean(per_list[m], users, n=resamples) for m in asked}
+    resampled = [f"{m}@{k}" for k in ks for m in _ACCURACY if every or m == _ACCURACY[0]] if resamples else []
+    drawn = {m: bootstrap.bootstrap_mean(per_list[m], users, n=resamples) for m in resampled}
     return {**result, "interval": {m: bounds(interval) for m, interval in drawn.items()}}
 
 
@@ -58,6 +58,6 @@ def pair_figures(
     labels, users = dataset.labels()[:, dataset.task_names.index(task)], dataset.user_codes()
     found, _ = evaluator.pair_metrics(metrics, labels, values, users, task, details)
     measured = [name for name in found if name in evaluator.PAIR_METRICS and np.isfinite(found[name])]
-    asked = [n for n in measured if n == measured[0] or (every and is_fast(n))] if resamples else []
-    intervals = {n: bounds(metric_interval(n, labels, values, users, resamples)) for n in asked}
+    resampled = [n for n in measured if n == measured[0] or (every and is_fast(n))] if resamples else []
+    intervals = {n: bounds(metric_interval(n, labels, values, users, resamples)) for n in resampled}
     return {**found, "interval": intervals}

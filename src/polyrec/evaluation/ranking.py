@@ -272,8 +272,8 @@ def diversity(top_ids_RK: np.ndarray, item_vectors_ND: np.ndarray) -> float:
     top_ids_RK = _check_lists(top_ids_RK, len(vectors_ND))
     norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     unit_ND = np.divide(vectors_ND, norm_N1, out=np.zeros_like(vectors_ND), where=norm_N1 > 0)
-    row_P, place_P = np.nonzero(top_ids_RK >= 0)
-    item_P = top_ids_RK[row_P, place_P]
+    row_P, rank_P = np.nonzero(top_ids_RK >= 0)
+    item_P = top_ids_RK[row_P, rank_P]
     in_list_RN = sp.csr_array((np.ones(len(row_P)), (row_P, item_P)), shape=(len(top_ids_RK), len(vectors_ND)))
     square_R = in_list_RN @ np.square(unit_ND).sum(1)
     cosines_R = np.square(in_list_RN @ unit_ND).sum(1) - square_R

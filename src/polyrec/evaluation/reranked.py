@@ -167,7 +167,7 @@ class _Lists(Dataset):
 def _window_of(dataset: SequenceDataset) -> np.ndarray:
     """The window of each candidate, int64 [C]."""
     spans = dataset.spans(np.arange(len(dataset)))
-    return np.repeat(np.arange(len(dataset)), spans.last_asked - spans.first_asked)
+    return np.repeat(np.arange(len(dataset)), spans.last_candidate - spans.first_candidate)
 
 
 def _answered(
@@ -188,7 +188,7 @@ def _answered(
     with model.eval_mode() as model:
         for batch in tqdm(loader, desc="Cross-encoder", disable=None if progress else True, leave=False):
             prompts = processor.write(batch)
-            written, cut = written + len(prompts.told), cut + prompts.cut
+            written, cut = written + len(prompts.shown), cut + prompts.cut
             batch = processor.with_prompts(batch, prompts)
             yield batch["candidate_rows"], answer(model, batch)
     if cut:

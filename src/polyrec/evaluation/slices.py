@@ -119,12 +119,12 @@ def popularity_bias(
 ) -> dict[str, dict[str, float]]:
     """Shares of popular and rare items in what a retrieval task recommends, and in what users consumed."""
     of_item = _popularity_class(item_counts)
-    taken = of_item[dataset.log.item[dataset.candidates.event[found.rows]]]
+    consumed = of_item[dataset.log.item[dataset.candidates.event[found.rows]]]
     listed = of_item[found.top_ids[found.top_ids >= 0] + FIRST_ITEM]
     names = (*POPULARITY, UNSEEN)
     return {
         what: {name: float((classes == i).mean()) if len(classes) else 0.0 for i, name in enumerate(names)}
-        for what, classes in (("recommended", listed), ("taken", taken))
+        for what, classes in (("recommended", listed), ("taken", consumed))
     }
 
 
@@ -146,10 +146,10 @@ def _of_lists(found: evaluator.Ranking, rows: np.ndarray, users: np.ndarray, k: 
         return {}
     per_list = ranking.single_target_metrics(found.greater[held], found.ties[held], ks=[k])
     names = [f"{name}@{k}" for name in ("ndcg", "recall", "mrr")]
-    asked = users[found.rows[held]]
-    interval = bounds(bootstrap.bootstrap_mean(per_list[names[0]], asked, n=resamples))
+    held_users = users[found.rows[held]]
+    interval = bounds(bootstrap.bootstrap_mean(per_list[names[0]], held_users, n=resamples))
     means = {name: float(per_list[name].mean()) for name in names}
-    return {"rows": int(held.sum()), "people": len(np.unique(asked)), **means, "interval": {names[0]: interval}}
+    return {"rows": int(held.sum()), "people": len(np.unique(held_users)), **means, "interval": {names[0]: interval}}
 
 
 # ---------------------------------------------------------------------- groups
@@ -169,10 +169,10 @@ def _popularity_class(item_counts: np.ndarray) -> np.ndarray:
 
 def _activity(events_P: np.ndarray, user: np.ndarray) -> np.ndarray:
     """0..2: third of the evaluated users who have training events; 3: without one. Equal users stay together."""
-    asked = np.unique(user)
-    events = np.where(events_P[asked] > 0, events_P[asked], np.nan)
+    distinct = np.unique(user)
+    events = np.where(events_P[distinct] > 0, events_P[distinct], np.nan)
     third = np.where(np.isnan(events), len(_ACTIVITY) - 1, _thirds(events))
-    return third[np.searchsorted(asked, user)]
+    return third[np.searchsorted(distinct, user)]
 
 
 def _thirds(values: np.ndarray) -> np.ndarray:

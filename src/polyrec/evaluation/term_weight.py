@@ -121,8 +121,8 @@ def _metrics(
     for batch in predicted_batches(model, valid):
         for name, term in terms.items():
             leaves = lists_leave_out(model, name, exclude_seen)
-            for asked in batch.examples(name, rows_at_once(model.config.num_items)):
-                if (some := _of_rows(asked, ranked[name])) is None:
+            for examples in batch.examples(name, rows_at_once(model.config.num_items)):
+                if (some := _of_rows(examples, ranked[name])) is None:
                     continue
                 term.weigh(0.0, 1.0)
                 plain_MN = model.score_items(some.states, name, batch.items, some.queries, some.context).float()
@@ -134,27 +134,27 @@ def _metrics(
     return {name: np.concatenate(found, axis=1) for name, found in gains.items() if found}
 
 
-def _of_rows(asked: RetrievalExamples, kept: np.ndarray) -> RetrievalExamples | None:
+def _of_rows(examples: RetrievalExamples, kept: np.ndarray) -> RetrievalExamples | None:
     """The examples of some rows."""
-    index = np.flatnonzero(kept[asked.rows])
+    index = np.flatnonzero(kept[examples.rows])
     if not len(index):
         return None
-    at = torch.from_numpy(index).to(asked.states.device)
-    typed = None if asked.queries is None else asked.queries[at]
-    return RetrievalExamples(asked.rows[index], asked.states[at], typed, asked.context.at(at))
+    at = torch.from_numpy(index).to(examples.states.device)
+    typed = None if examples.queries is None else examples.queries[at]
+    return RetrievalExamples(examples.rows[index], examples.states[at], typed, examples.context.at(at))
 
 
 def _grid(decays: tuple[float, ...]) -> list[tuple[float, float]]:
     return [(0.0, 1.0), *((strength, decay) for decay in decays for strength in STRENGTHS)]
 
 
-def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, asked: RetrievalExamples) -> Iterator[torch.Tensor]:
+def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, examples: RetrievalExamples) -> Iterator[torch.Tensor]:
     """Scores with each weight of the grid; the first one is 0."""
     yield plain_MN.clone()
     ids_N = torch.arange(plain_MN.shape[1], device=plain_MN.device)
     for decay in term.decays:
         term.weigh(1.0, decay)
-        own_MN = ItemTerms([term]).add_to(torch.zeros_like(plain_MN), asked.states, asked.context, ids_N)
+        own_MN = ItemTerms([term]).add_to(torch.zeros_like(plain_MN), examples.states, examples.context, ids_N)
         for strength in STRENGTHS:
             yield plain_MN + strength * own_MN
 

@@ -31,7 +31,7 @@ _LONGEST_HEADER = 64 << 10
 _NUM_ROWS = 3  # field of a footer
 
 
-def room(size: int) -> int:
+def allowance(size: int) -> int:
     """Bytes that what is stored in `size` of them may take in memory."""
     return max(_FREE, _EXPANSION * size)
 
@@ -88,13 +88,13 @@ def check_table(path: Path, name: str, ids: bool) -> int:
     unpacked = max(sum(chunk.total_uncompressed_size for chunk in chunks), sum(widths))
     if min([*widths, *(min(c.num_values, c.total_uncompressed_size) for c in chunks)], default=0) < 0:
         raise ValueError(f"{name}: negative sizes: the file is damaged")
-    if unpacked > room(size) or (ids and about.num_rows > max(1 << 16, _ROWS_PER_BYTE * size)):
+    if unpacked > allowance(size) or (ids and about.num_rows > max(1 << 16, _ROWS_PER_BYTE * size)):
         raise ValueError(
             f"{name}: {size:,} bytes would become {about.num_rows:,} rows and {unpacked:,} bytes, more than any "
             "table of polyrec does: it is made to fill memory, and is not loaded"
         )
     _check_pages(path, name, chunks)
-    _check_repeats(path, name, about, room(size))
+    _check_repeats(path, name, about, allowance(size))
     return about.num_rows
 
 

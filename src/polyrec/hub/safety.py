@@ -32,7 +32,7 @@ from polyrec.hub.files import (
 )
 from polyrec.hub.isolated import isolated
 from polyrec.hub.limits import check_numbers, walk
-from polyrec.hub.parquet import check_table, count_rows, room
+from polyrec.hub.parquet import allowance, check_table, count_rows
 from polyrec.hub.weights import Stored, check_finite, read_header
 
 _MIB = 1 << 20
@@ -165,7 +165,7 @@ def check_processor(folder: Path) -> None:
     tables = _check_tables(folder, [path for path in sizes if path.endswith(".parquet")], saved)
     for path in _ENCODED:
         if path in tables:
-            _check_widths(folder, _ENCODED[path], tables[path], room(sizes[path]))
+            _check_widths(folder, _ENCODED[path], tables[path], allowance(sizes[path]))
     rows = tables.get(ITEMS_NAME)
     for path in sizes:
         if path.startswith(f"{VECTORS_NAME}/"):
@@ -210,7 +210,7 @@ def _check_tables(folder: Path, paths: Sequence[str], saved: Manifest | None) ->
         return found
 
     largest = max((folder / path).stat().st_size for path in paths)
-    return isolated(read, f"{folder}: a table of {', '.join(paths)}", 2 * room(largest) + _MAY_RESERVE)
+    return isolated(read, f"{folder}: a table of {', '.join(paths)}", 2 * allowance(largest) + _MAY_RESERVE)
 
 
 def _present(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:

@@ -236,10 +236,10 @@ def _suspicious_table(path: Path, name: str, columns: dict[str, str], allowed: S
 
 def _suspicious_vocabularies(path: Path, allowed: Sequence[str]) -> Iterator[str]:
     """Vocabularies of encoders are saved in the processor's configuration, those of users' columns, too."""
-    for place, column, encoder in _encoders(json.loads(path.read_text(encoding="utf-8"))):
+    for source, column, encoder in _encoders(json.loads(path.read_text(encoding="utf-8"))):
         if column in allowed:
             continue
-        what = f"{path.name}: {place} column {column!r}"
+        what = f"{path.name}: {source} column {column!r}"
         if _NAMES.search(_words(column)):
             yield f"{what} is named like a way to reach a user"
             continue
@@ -251,17 +251,17 @@ def _suspicious_vocabularies(path: Path, allowed: Sequence[str]) -> Iterator[str
 def _vocabularies(path: Path) -> dict[str, str]:
     """Columns without a table of their own whose categories leave all the same, and how many there are."""
     held = _encoders(json.loads(path.read_text(encoding="utf-8")))
-    counted = {f"{place}.{column}": len(encoder.get("vocabulary", ())) for place, column, encoder in held}
+    counted = {f"{source}.{column}": len(encoder.get("vocabulary", ())) for source, column, encoder in held}
     return {name: f"{count} categories" for name, count in counted.items() if count and not name.startswith("item.")}
 
 
 def _encoders(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for place in ("item", "user"):
-        for column, encoder in config.get(f"{place}_encoders", {}).items():
-            yield place, column, encoder
-    for place, encoders in config.get("event_encoders", {}).items():
+    for source in ("item", "user"):
+        for column, encoder in config.get(f"{source}_encoders", {}).items():
+            yield source, column, encoder
+    for source, encoders in config.get("event_encoders", {}).items():
         for column, encoder in encoders.items():
-            yield place, column, encoder
+            yield source, column, encoder
 
 
 def _suspicious(values: pa.Array) -> tuple[int, str] | None:

@@ -89,16 +89,16 @@ def _read_entries(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _stored(entry: dict[str, object], offset: int) -> Stored:
-    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _BYTES:
         raise ValueError(f"unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError("shape and data_offsets must be lists")
-    if not all(type(n) is int and n >= 0 for n in (*shape, *place)):
+    if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise ValueError("shapes and offsets must be whole numbers")
-    if place[1] - place[0] != math.prod(shape) * _BYTES[dtype]:
-        raise ValueError(f"{place[1] - place[0]} bytes for shape {shape} of {dtype}")
-    return Stored(dtype, tuple(shape), place[0] + offset, place[1] + offset)
+    if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[dtype]:
+        raise ValueError(f"{offsets[1] - offsets[0]} bytes for shape {shape} of {dtype}")
+    return Stored(dtype, tuple(shape), offsets[0] + offset, offsets[1] + offset)
 
 
 def check_finite(path: Path, tensor: Stored, name: str) -> None:

@@ -91,9 +91,10 @@ class RecommendationPipeline(Pipeline):
             found = self.recommender.recommend(history, **request, **options)
         if reasons and found:
             items, task = [row["item"] for row in found], options.get("task")
-            told = self.model.explain(self.processor, history, items, task=task, **request)
+            reasons_of = self.model.explain(self.processor, history, items, task=task, **request)
             found = [
-                row | {name: why[name] for name in ("reason", "events")} for row, why in zip(found, told, strict=True)
+                row | {name: why[name] for name in ("reason", "events")}
+                for row, why in zip(found, reasons_of, strict=True)
             ]
         return {"found": found}
 

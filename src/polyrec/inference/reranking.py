@@ -80,5 +80,5 @@ def rerank(
 
 def answer(model: PolyRecCrossEncoder, batch: dict[str, Any]) -> PolyRecCrossEncoderOutput:
     """What a model says of a batch with prompts."""
-    asked = {name: values for name, values in batch.items() if name not in ("candidate_rows", "labels")}
-    return model(**send_to_device(asked, model.device))
+    inputs = {name: values for name, values in batch.items() if name not in ("candidate_rows", "labels")}
+    return model(**send_to_device(inputs, model.device))

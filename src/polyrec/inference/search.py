@@ -90,8 +90,8 @@ def search(
                 )
             found[row] = -np.inf
         best = best_items(found, k)
-        asked = [{"history": history, **request}]
-        others = predictions(model, processor, asked, [best], items)[0] if model.pair_tasks else {}
+        requests = [{"history": history, **request}]
+        others = predictions(model, processor, requests, [best], items)[0] if model.pair_tasks else {}
     return [
         {
             "rank": n + 1,

@@ -47,8 +47,8 @@ def for_catalog(model: PolyRecForRecommendation, processor: PolyRecProcessor) ->
     terms = [(path, module) for path, module in other.named_modules() if isinstance(module, RetrievalTerm)]
     rows = (*of_items, *(f"{path}.{name}" for path, term in terms for name in term.item_tensors))
     state = {name: value for name, value in model.state_dict().items() if name in own}  # no teacher's
-    learnt = {name: own[name] if name.endswith(rows) else value for name, value in state.items()}
-    other.load_state_dict(learnt)
+    kept = {name: own[name] if name.endswith(rows) else value for name, value in state.items()}
+    other.load_state_dict(kept)
     counts = torch.from_numpy(processor.item_counts).float()
     other.load_catalog(processor.items.encoded, counts)
     other.load_texts(processor)

@@ -121,16 +121,16 @@ class PolyRecPreTrainedModel(PreTrainedModel):
             OSError: the Hub refused, with what mends it.
         """
         options, name = hub_options(kwargs), pretrained_model_name_or_path
-        place = None if name is None else fetch(name, MODEL_FILES, **options)
-        if place is not None:
-            cls._check_files(place / kwargs.get("subfolder", ""), kwargs)
+        local = None if name is None else fetch(name, MODEL_FILES, **options)
+        if local is not None:
+            cls._check_files(local / kwargs.get("subfolder", ""), kwargs)
         kwargs["use_safetensors"] = True
         with without_bars(when=True):  # these weights are read fast; a large base has a bar of its own
-            loaded = super().from_pretrained(place, *args, **kwargs)
+            loaded = super().from_pretrained(local, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        if place is not None and place != Path(name):
+        if local is not None and local != Path(name):
             model.name_or_path = model.config.name_or_path = str(name)
-            model.hub_commit = place.name
+            model.hub_commit = local.name
         for module in model.modules():  # transformers makes every parameter that it loads a trainable one
             if isinstance(module, ItemEncoder):
                 module.freeze()

@@ -39,10 +39,10 @@ def example_users(run: Path, users: int) -> list[Example]:
 
 def _chosen(events: np.ndarray, users: int) -> np.ndarray:
     """Some users by their number of events."""
-    asked = np.flatnonzero(events > 1)
-    asked = asked[np.argsort(events[asked], kind="stable")]
+    eligible = np.flatnonzero(events > 1)
+    eligible = eligible[np.argsort(events[eligible], kind="stable")]
     shares = (np.arange(users) + 0.5) / users  # of the way from the least to the most active
-    return asked[np.unique((shares * len(asked)).astype(np.int64))] if len(asked) else asked
+    return eligible[np.unique((shares * len(eligible)).astype(np.int64))] if len(eligible) else eligible
 
 
 def _example(model: PolyRecForRecommendation, processor: PolyRecProcessor, events: pa.Table) -> Example:

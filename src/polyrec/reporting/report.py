@@ -13,7 +13,7 @@ from polyrec.reporting.examples import Example, example_sections
 from polyrec.reporting.plots import affinity_plot, calibration_plot, lines_plot, slice_names, slice_plot
 from polyrec.tracking.curves import task_curves
 from polyrec.tracking.run_files import RunFiles
-from polyrec.tracking.tables import baseline_points, figure_table, safe, told
+from polyrec.tracking.tables import baseline_points, figure_table, safe, with_interval
 
 Runs = Mapping[str, RunFiles]
 
@@ -126,7 +126,7 @@ def _slices(task: str, metric: str, runs: Runs, plots: dict[str, bytes]) -> list
                 f"{safe(by)}: {safe(group)}",
                 f"{held['rows']:,}",
                 f"{held['people']:,}",
-                *(told(v, metric) for v in values),
+                *(with_interval(v, metric) for v in values),
             ]
         )
     table = Table(["group", "rows", "users", *(f"{metric}, {run}" for run in by_run)], rows)

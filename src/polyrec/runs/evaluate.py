@@ -134,5 +134,5 @@ def _updated_parts(run: str, recipe: Recipe, part: str) -> tuple[SequenceDataset
     check_data(run, recipe.to_dict())
     processor = PolyRecProcessor.from_pretrained(run)
     log, statistics, parts = continue_run(recipe, processor)
-    train = processor.training_set(log, parts.learnt | parts.new, statistics)
+    train = processor.training_set(log, parts.trained | parts.new, statistics)
     return train, None, processor.evaluation_set(log, parts.held[NEW], statistics)

@@ -33,7 +33,7 @@ from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
 from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure
 from polyrec.training.settings import UpdateSettings
-from polyrec.training.update import Parts, learn, parts_of, update_data
+from polyrec.training.update import Parts, parts_of, train_update, update_data
 
 REPORT_NAME = "update.json"
 
@@ -110,7 +110,7 @@ def _update(
     model.to(arguments.device).eval()
     prepared = time.process_time()
     before = measure(model, data.held, arguments)
-    cost = learn(model, processor, data, settings, recipe.training)
+    cost = train_update(model, processor, data, settings, recipe.training)
     judged = time.process_time()
     after = measure(model, data.held, arguments)
     cost |= {"preparation_cpu_seconds": prepared - begin, "evaluation_cpu_seconds": time.process_time() - judged}

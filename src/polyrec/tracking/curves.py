@@ -38,8 +38,8 @@ def task_curves(histories: Mapping[str, History], metrics: Mapping[str, str], st
     figure = new_figure(4.6 if stacked else 8, 0.4 + 2.3 * down)
     panels = figure.subplots(down, across, squeeze=False)
     for (task, metric), pair in zip(metrics.items(), panels.reshape(-1, 2), strict=True):
-        told = (f"loss_{task}", f"{task}: training loss"), (f"eval_{task}_{metric}", f"{task}: {metric}, validation")
-        for axes, (key, title) in zip(pair, told, strict=True):
+        lines = (f"loss_{task}", f"{task}: training loss"), (f"eval_{task}_{metric}", f"{task}: {metric}, validation")
+        for axes, (key, title) in zip(pair, lines, strict=True):
             for run, history in histories.items():
                 epochs, values = series(history, key)
                 axes.plot(epochs, values, marker="." if len(epochs) < _SMALL else None, linewidth=1.4, label=run)

@@ -33,13 +33,13 @@ def data_facts(processor: PolyRecProcessor, parts: Splits) -> dict[str, Any]:
 
 
 def _part(dataset: SequenceDataset) -> dict[str, Any]:
-    asked = dataset.own_view
-    times, labels = dataset.log.time[dataset.candidates.event[asked]], dataset.labels()[asked]
+    own = dataset.own_view
+    times, labels = dataset.log.time[dataset.candidates.event[own]], dataset.labels()[own]
     known = (~np.isnan(labels)).sum(axis=0).tolist()
     known_times = len(times) > 0 and not dataset.log.drawn
     return {
-        "rows": int(asked.sum()),
-        "people": len(np.unique(dataset.user_codes()[asked])),
+        "rows": int(own.sum()),
+        "people": len(np.unique(dataset.user_codes()[own])),
         "first": float(times.min()) if known_times else None,
         "last": float(times.max()) if known_times else None,
         "labels": dict(zip(dataset.task_names, known, strict=True)),

@@ -14,11 +14,11 @@ _HARMLESS = {"|": "/", "<": "‹", ">": "›", "*": "∗", "`": "'", "[": "(", "
 SystemMetrics = Mapping[str, Any]  # {metric: value, "interval": {metric: [low, high]}, ...}
 
 
-def told(values: SystemMetrics, metric: str) -> str:
+def with_interval(values: SystemMetrics, metric: str) -> str:
     """A metric with its interval, where it has one.
 
     Example:
-        >>> told({"auc": 0.81234, "interval": {"auc": [0.8, 0.82]}}, "auc"), told({}, "auc")
+        >>> with_interval({"auc": 0.81234, "interval": {"auc": [0.8, 0.82]}}, "auc"), with_interval({}, "auc")
         ('0.8123 [0.8000, 0.8200]', '')
     """
     if metric not in figures(values):
@@ -34,7 +34,7 @@ def figure_table(systems: Mapping[str, SystemMetrics]) -> Table:
     best = {name: best_system(systems, name) for name in names}
     rows = []
     for system, values in systems.items():
-        cells = [told(values, name) for name in names]
+        cells = [with_interval(values, name) for name in names]
         rows.append(
             [safe(system), *(f"**{c}**" if best[n] == system else c for n, c in zip(names, cells, strict=True))]
         )
@@ -59,7 +59,7 @@ def baseline_points(systems: Mapping[str, SystemMetrics]) -> list[str]:
 def group_rows(groups: Mapping[str, Mapping[str, SystemMetrics]], metric: str) -> list[list[str]]:
     """A row per group of `metrics.json`'s slices: what by, group, rows, users, a metric with its interval."""
     return [
-        [safe(by), safe(name), f"{found['rows']:,}", f"{found['people']:,}", told(found, metric) or "too few"]
+        [safe(by), safe(name), f"{found['rows']:,}", f"{found['people']:,}", with_interval(found, metric) or "too few"]
         for by, members in groups.items()
         for name, found in members.items()
     ]

@@ -84,18 +84,18 @@ def unfinished(folder: Path, name: str) -> Path:
 
 def finish_checkpoint(folder: Path, name: str, facts: Mapping[str, Any]) -> Path:
     """Give a checkpoint that is whole its manifest and its place; one of the same step is replaced."""
-    work, place = unfinished(folder, name), folder / name
+    work, target = unfinished(folder, name), folder / name
     readable_by_umask(work / name)
     files = [path.relative_to(work / name).as_posix() for path in (work / name).rglob("*") if path.is_file()]
     write_manifest(work / name, facts, files)
     sync_tree(work / name)
-    if not (place.exists() and exchange(work / name, place)):
-        if place.exists():
-            delete_checkpoint(place)
-        os.rename(work / name, place)
+    if not (target.exists() and exchange(work / name, target)):
+        if target.exists():
+            delete_checkpoint(target)
+        os.rename(work / name, target)
     sync_folder(folder)
     shutil.rmtree(work)
-    return place
+    return target
 
 
 def delete_checkpoint(path: Path) -> None:
@@ -135,14 +135,14 @@ def _step(path: Path) -> int:
     return int(found[1])
 
 
-def disk_error(error: Exception, place: Path) -> OSError | None:
+def disk_error(error: Exception, target: Path) -> OSError | None:
     """What an error means for the disk, if it does: libraries tell of a full one in ways of their own."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno is not None:
-            return OSError(chain.errno, f"{place} was not saved: {chain.strerror}", str(place))
+            return OSError(chain.errno, f"{target} was not saved: {chain.strerror}", str(target))
         chain = chain.__cause__ or chain.__context__
     text = str(error)
     if "No space left" in text or "PytorchStreamWriter failed" in text:
-        return OSError(errno.ENOSPC, f"{place} was not saved: no space left on the disk", str(place))
+        return OSError(errno.ENOSPC, f"{target} was not saved: no space left on the disk", str(target))
     return None

@@ -41,12 +41,12 @@ def weighed_by_validation(model: PolyRecForRecommendation, processor: PolyRecPro
 
     A task does not learn if its own parameters are frozen and so are those that it shares with others.
     """
-    learnt = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    own = {task: learnt.intersection(own_parameters(model, task)) for task in model.heads}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {task: trained.intersection(own_parameters(model, task)) for task in model.heads}
     grown = [] if processor.pair_trees is None else processor.pair_trees.tasks
     found = {}
     for task, head in model.heads.items():
-        if not own[task] and not learnt.difference(*own.values()):
+        if not own[task] and not trained.difference(*own.values()):
             continue
         if head.reads == "state" and not all(term.is_new for term in head.weighed.values()):
             found[task] = "linear terms"
@@ -72,17 +72,17 @@ def judging_set(given: Any, metric: str | None, weighed: Mapping[str, str]) -> S
             logger.warning(
                 "evaluation set %r, the first of %d, weighs %s: metric_for_best_model='%s_mean_improvement' would name "
                 "another",
-                *(first, len(given), _told(weighed), list(given)[-1]),
+                *(first, len(given), _shown(weighed), list(given)[-1]),
             )
     if isinstance(chosen, SequenceDataset) and chosen.num_candidates:
         return chosen
     logger.warning(
         "no validation rows weigh %s: they say what they said before training, in a new model nothing. Pass "
         "eval_dataset, or set trainer.eval_dataset and call trainer.weigh_by_validation()",
-        _told(weighed),
+        _shown(weighed),
     )
     return None
 
 
-def _told(weighed: Mapping[str, str]) -> str:
+def _shown(weighed: Mapping[str, str]) -> str:
     return ", ".join(f"the {what} of {task!r}" for task, what in weighed.items())

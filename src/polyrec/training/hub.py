@@ -91,11 +91,11 @@ class PushesToHub(Trainer):
             checkpoint=names.get(strategy),
             load=False,  # beside the training, which holds the very model
         )
-        job.add_done_callback(_tell)
+        job.add_done_callback(_report)
         self.push_in_progress = PushInProgress([job])
 
 
-def _tell(job: Future) -> None:
+def _report(job: Future) -> None:
     """A training does not end because the Hub is away, but nobody waits for this job's error either."""
     if (error := job.exception()) is not None:
         logger.warning(f"a checkpoint was not pushed: {error}")

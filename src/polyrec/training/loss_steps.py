@@ -55,7 +55,7 @@ class ReducesExactly(SavesAverages):
             return None
         if self.teacher is not None and self._soft_log.names:  # a plan may ask for nothing
             for number, batch in enumerate(batch_samples):
-                self._ask_teacher(self.teacher, batch, number)
+                self._score_by_teacher(self.teacher, batch, number)
         several, padded = self.args.world_size > 1, not self.args.dataloader_drop_last
         if several and padded and self.accelerator.gradient_state.end_of_dataloader:
             self._blank_repeated(batch_samples[-1])
@@ -148,7 +148,7 @@ class ReducesExactly(SavesAverages):
     def _reduce(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
 
-    def _ask_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
+    def _score_by_teacher(self, teacher: Teacher, batch: dict[str, Any], number: int) -> None:
         """Add the teacher's outputs to a batch, the number-th of this step, and the sampled candidates that only it
         scores."""
         soft_losses = self._unwrapped.soft_losses
@@ -158,8 +158,8 @@ class ReducesExactly(SavesAverages):
             return
         processor = self.processing_class
         assert isinstance(processor, PolyRecProcessor)  # a teacher needs one
-        place = (self.args.seed, self.state.global_step, number, self.args.process_index)
-        generator = torch.Generator().manual_seed(hash(place) % 2**63)
+        seed = (self.args.seed, self.state.global_step, number, self.args.process_index)
+        generator = torch.Generator().manual_seed(hash(seed) % 2**63)
         drawn = teacher.draw(batch, unlabelled, processor.num_items, generator)
         batch.update(with_unlabelled(batch, drawn))
         batch["teacher"] = teacher.score({**batch, "drawn": drawn})

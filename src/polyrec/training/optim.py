@@ -112,19 +112,19 @@ class GradualUnfreezing(TrainerCallback):
         if epochs < 1:
             raise ValueError(f"epochs of GradualUnfreezing is {epochs}; it must be >= 1")
         self.epochs = epochs
-        self._learnt: list[torch.nn.Parameter] = []
+        self._trained: list[torch.nn.Parameter] = []
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **unused: Any
     ) -> None:
         """Remember what is tuned at all."""
-        self._learnt = [p for _, b in backbones(model) for p in b.parameters() if p.requires_grad]
+        self._trained = [p for _, b in backbones(model) for p in b.parameters() if p.requires_grad]
 
     def on_epoch_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **unused: Any
     ) -> None:
         """Unfreeze what is due."""
-        tuned = {id(p) for p in self._learnt}
+        tuned = {id(p) for p in self._trained}
         open_layers = int(state.epoch or 0) // self.epochs
         for _, backbone in backbones(model):
             if backbone.model is None:
@@ -135,5 +135,5 @@ class GradualUnfreezing(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
         """Leave everything as it was tuned."""
-        for parameter in self._learnt:
+        for parameter in self._trained:
             parameter.requires_grad_(True)

@@ -77,9 +77,9 @@ class ResumesSafely(PushesToHub):
         found = super()._init_training_state(*args, **kwargs)
         resumed = kwargs.get("resume_from_checkpoint", args[3] if len(args) > 3 else None)
         if resumed is not None:
-            told = json.loads((Path(resumed) / STATE_NAME).read_text(encoding="utf-8"))["best_model_checkpoint"]
+            best_path = json.loads((Path(resumed) / STATE_NAME).read_text(encoding="utf-8"))["best_model_checkpoint"]
             # The best one lies beside the one that is gone on with, wherever the folder has moved to.
-            best = None if told is None else Path(resumed).parent / Path(told).name
+            best = None if best_path is None else Path(resumed).parent / Path(best_path).name
             if best is not None and self.args.load_best_model_at_end:
                 self._check_best(best)
             self.state.best_model_checkpoint = None if best is None or not best.is_dir() else str(best)

@@ -78,8 +78,8 @@ def start_from_teacher(
     if student.config.hidden_size == teacher.config.hidden_size:
         _copy_all(student, teacher, own, start)
     _take_items(student, teacher, start)
-    taken_ids = start.items_kept is not None
-    start.copied += [name for name in own if name.startswith(_IDS) and taken_ids]
+    shared_ids = start.items_kept is not None
+    start.copied += [name for name in own if name.startswith(_IDS) and shared_ids]
     start.fresh = [name for name in own if name not in start.copied]
     start.parameters = sum(own[name].numel() for name in start.copied)
     return start
@@ -109,7 +109,7 @@ def factorise_items(model: PolyRecForRecommendation, rank: int) -> float:
         raise ValueError(f"rank is {rank}; the id embeddings can be cut to a rank of 1 to {largest}")
     vectors_ND = table.whole()
     low = item_table(config.num_items, config.hidden_size, rank, config.initializer_range, PADDING_ITEM).to(vectors_ND)
-    low.place(torch.arange(len(vectors_ND), device=vectors_ND.device) != PADDING_ITEM, vectors_ND)
+    low.set_rows(torch.arange(len(vectors_ND), device=vectors_ND.device) != PADDING_ITEM, vectors_ND)
     model.item_encoder.id_embedding = low
     model.item_encoder.freeze()
     config.item_embedding_rank = rank
@@ -154,7 +154,7 @@ def _take_items(student: PolyRecForRecommendation, teacher: PolyRecForRecommenda
     width = student.config.hidden_size
     wanted_ND = vectors_NE if vectors_NE.shape[1] == width else _principal(vectors_NE, width)
     real_N = torch.arange(len(wanted_ND), device=wanted_ND.device) != PADDING_ITEM
-    own.place(real_N, wanted_ND)
+    own.set_rows(real_N, wanted_ND)
     length = vectors_NE.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
     start.items_kept = float(own.whole().square().sum() / length)
 

@@ -28,24 +28,24 @@ def open_teacher(folder: str | Path, plan: DistillationConfig) -> Teacher:
     Raises:
         ValueError: the folder holds neither; says which teachers are objects of Python alone.
     """
-    place = Path(folder)
-    is_run = (place / "config.json").exists()
-    if not is_run and (place / MANIFEST).exists():  # runs have a manifest of that name, too
-        return StoredTeacher(place)
+    path = Path(folder)
+    is_run = (path / "config.json").exists()
+    if not is_run and (path / MANIFEST).exists():  # runs have a manifest of that name, too
+        return StoredTeacher(path)
     if not is_run:
         raise ValueError(
             f"teacher={str(folder)!r} holds neither a saved model (config.json) nor stored outputs ({MANIFEST}): "
             "give the folder of a trained run or of `polyrec score`, or pass PolyRecTrainer(..., teacher=...) an "
             "object, e.g. CatalogTeacher"
         )
-    if not isinstance(config := AutoConfig.from_pretrained(place), PolyRecConfig):
+    if not isinstance(config := AutoConfig.from_pretrained(path), PolyRecConfig):
         raise ValueError(
             f"teacher={str(folder)!r} holds a model of type {config.model_type!r}, and only polyrec models score "
             "batches as they are: let `polyrec score` write its predictions and give their folder"
         )
     return LiveTeacher(
-        PolyRecForRecommendation.from_pretrained(place),
-        PolyRecProcessor.from_pretrained(place),
+        PolyRecForRecommendation.from_pretrained(path),
+        PolyRecProcessor.from_pretrained(path),
         top_k={task: own.top_k for task, own in plan.tasks.items()},
         temperature={task: own.temperature for task, own in plan.tasks.items()},
         states=plan.states is not None,

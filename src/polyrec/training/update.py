@@ -41,12 +41,12 @@ class Parts:
     """What becomes of the events of a log that went on, bool [R] each.
 
     Args:
-        learnt: trained on before.
+        trained: trained on before.
         new: to train on now.
         held: {slice: never learnt}, the slice `NEW` and older ones.
     """
 
-    learnt: np.ndarray
+    trained: np.ndarray
     new: np.ndarray
     held: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -71,9 +71,9 @@ def parts_of(
         chunk[log.untimed] = -1  # what a row lists is of no chunk
     cut = {name: (split or {})[name] for name in ("by", "fractions", "cuts") if name in (split or {})}
     part = splits.cut(log, among=chunk == 0, **cut)
-    learnt, held = np.isin(part, (splits.TRAIN, splits.VALIDATION)), {"test": part == splits.TEST}
+    trained, held = np.isin(part, (splits.TRAIN, splits.VALIDATION)), {"test": part == splits.TEST}
     if not held["test"].any():
-        learnt, held = part == splits.TRAIN, {"valid": part == splits.VALIDATION}
+        trained, held = part == splits.TRAIN, {"valid": part == splits.VALIDATION}
     new = np.zeros(len(log), dtype=bool)
     for number, holdout in enumerate(holdouts, start=1):
         own, is_last = chunk == number, number == len(holdouts)
@@ -89,8 +89,8 @@ def parts_of(
         if is_last:
             new |= latest == splits.TRAIN
         else:
-            learnt |= latest == splits.TRAIN
-    return Parts(learnt, new, {name: rows for name, rows in held.items() if rows.any()})
+            trained |= latest == splits.TRAIN
+    return Parts(trained, new, {name: rows for name, rows in held.items() if rows.any()})
 
 
 def _check_later(log: EventLog, own: np.ndarray, earlier: np.ndarray, what: str, first_row: int) -> None:
@@ -122,16 +122,16 @@ class UpdateData:
     parts: Parts
 
     @property
-    def asked(self) -> np.ndarray:
+    def trained_events(self) -> np.ndarray:
         """Events that some member learns, bool [R]."""
         return np.isin(np.arange(len(self.parts.new)), np.concatenate([d.candidates.event for d in self.draws]))
 
     @property
     def rows(self) -> dict[str, int]:
         """How many events are new, replayed, and held out of each slice."""
-        new = int((self.asked & self.parts.new).sum())
+        new = int((self.trained_events & self.parts.new).sum())
         held = {f"held out: {name}": int(rows.sum()) for name, rows in self.parts.held.items()}
-        return {"new": new, "replayed": int(self.asked.sum()) - new, **held}
+        return {"new": new, "replayed": int(self.trained_events.sum()) - new, **held}
 
 
 def update_data(
@@ -150,7 +150,7 @@ def update_data(
     """
     shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives", "untimed_share")
     options = {name: (split or {})[name] for name in shaped if name in (split or {})}
-    questions = processor.training_set(log, parts.learnt | parts.new, statistics, **options)
+    questions = processor.training_set(log, parts.trained | parts.new, statistics, **options)
     held = {name: processor.evaluation_set(log, rows, statistics) for name, rows in parts.held.items()}
     return UpdateData(replays(questions, parts.new, settings), held, parts)
 
@@ -165,7 +165,7 @@ def _member_seeds(settings: UpdateSettings) -> range:
     return range(settings.seed * settings.members, (settings.seed + 1) * settings.members)
 
 
-def learn(
+def train_update(
     model: PolyRecForRecommendation,
     processor: PolyRecProcessor,
     data: UpdateData,
@@ -184,7 +184,7 @@ def learn(
     counts = np.bincount(log.item[data.parts.new], minlength=processor.num_items)
     processor.item_counts = processor.item_counts + counts
     if processor.training_rows is not None:
-        processor.training_rows = processor.training_rows.extended(log, data.asked, processor.items.ids)
+        processor.training_rows = processor.training_rows.extended(log, data.trained_events, processor.items.ids)
     meter = CostMeter()
     with (
         frozen([*_neighbours(model), *(_skip(model) if settings.freeze_skip else [])]),

@@ -54,47 +54,47 @@ def build_page(session: DemoSession) -> gr.Blocks:
         names = [feedback.name for feedback in session.feedback]
 
         def show(
-            events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: int | None = None
+            events: list[Event], known: dict, old: dict, said: dict, of_item: Any, position: int | None = None
         ) -> tuple:
             rows, new_ranks = session.recommendations(events, known, old)
-            about, now = session.predictions(events, known, asked, said) if asked is not None else ([], {})
+            about, now = session.predictions(events, known, of_item, said) if of_item is not None else ([], {})
             labels = session.labels(events)
             chosen = position if position is not None else next((n for _, n in labels), None)
             listed = gr.Dropdown(choices=labels, value=chosen, label=f"Event of the history ({len(events)})")
             return events, known, new_ranks, now, listed, rows, about
 
-        def load(who: Any, asked: Any) -> tuple:
-            return show(session.history_of(who), session.attributes_of(who), {}, {}, asked)
+        def load(who: Any, of_item: Any) -> tuple:
+            return show(session.history_of(who), session.attributes_of(who), {}, {}, of_item)
 
-        def forget(asked: Any) -> tuple:
-            return (None, *show([], {}, {}, {}, asked))
+        def forget(of_item: Any) -> tuple:
+            return (None, *show([], {}, {}, {}, of_item))
 
         def find(words: str) -> Any:
             found = session.find(words)
             return gr.Dropdown(choices=found, value=found[0][1] if found else None)
 
-        def append(events: list[Event], known: dict, old: dict, said: dict, asked: Any, *given: Any) -> tuple:
-            return show(session.added(events, asked, dict(zip(names, given, strict=True))), known, old, said, asked)
+        def append(events: list[Event], known: dict, old: dict, said: dict, of_item: Any, *given: Any) -> tuple:
+            return show(session.added(events, of_item, dict(zip(names, given, strict=True))), known, old, said, of_item)
 
         def alter(
-            events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any, *given: Any
+            events: list[Event], known: dict, old: dict, said: dict, of_item: Any, position: Any, *given: Any
         ) -> tuple:
             changed = session.changed(events, position, dict(zip(names, given, strict=True)))
-            return show(changed, known, old, said, asked, position)
+            return show(changed, known, old, said, of_item, position)
 
-        def drop(events: list[Event], known: dict, old: dict, said: dict, asked: Any, position: Any) -> tuple:
-            return show(session.removed(events, position), known, old, said, asked)
+        def drop(events: list[Event], known: dict, old: dict, said: dict, of_item: Any, position: Any) -> tuple:
+            return show(session.removed(events, position), known, old, said, of_item)
 
-        def question(events: list[Event], known: dict, asked: Any) -> tuple:
-            return session.predictions(events, known, asked, {})
+        def question(events: list[Event], known: dict, of_item: Any) -> tuple:
+            return session.predictions(events, known, of_item, {})
 
-        user_id.input(_told(load), [user_id, item], shown, api_name="load_user")
-        new.click(_told(forget), [item], [user_id, *shown], api_name="somebody_new")
-        text.submit(_told(find), [text], [item], api_name="find")
-        add.click(_told(append), [*states, *values], shown, api_name="add_event")
-        change.click(_told(alter), [*states, event, *values], shown, api_name="change_event")
-        remove.click(_told(drop), [*states, event], shown, api_name="remove_event")
-        ask.click(_told(question), [history, user, item], [answered, predicted], api_name="ask")
+        user_id.input(_with_errors(load), [user_id, item], shown, api_name="load_user")
+        new.click(_with_errors(forget), [item], [user_id, *shown], api_name="somebody_new")
+        text.submit(_with_errors(find), [text], [item], api_name="find")
+        add.click(_with_errors(append), [*states, *values], shown, api_name="add_event")
+        change.click(_with_errors(alter), [*states, event, *values], shown, api_name="change_event")
+        remove.click(_with_errors(drop), [*states, event], shown, api_name="remove_event")
+        ask.click(_with_errors(question), [history, user, item], [answered, predicted], api_name="ask")
     return page
 
 
@@ -105,7 +105,7 @@ def _control(session: DemoSession, n: int) -> Any:
     return gr.Number(value=None, label=feedback.name) if feedback.number else gr.Textbox(label=feedback.name)
 
 
-def _told(act: Callable[..., Any]) -> Callable[..., Any]:
+def _with_errors(act: Callable[..., Any]) -> Callable[..., Any]:
     """The same function; an error that a visitor can mend is shown as a message on the page."""
 
     def acted(*arguments: Any) -> Any:

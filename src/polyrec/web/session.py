@@ -121,8 +121,8 @@ class DemoSession:
         events = own.select([name for name in wanted if name in own.column_names]).to_pylist()
         if columns.time is None:
             return events
-        moments = seconds[latest] * _UNITS[columns.time_unit]
-        return [{**event, columns.time: float(t)} for event, t in zip(events, moments, strict=True)]
+        timestamps = seconds[latest] * _UNITS[columns.time_unit]
+        return [{**event, columns.time: float(t)} for event, t in zip(events, timestamps, strict=True)]
 
     def attributes_of(self, user: Any) -> dict[str, Any]:
         """What the model reads of a user."""
@@ -201,10 +201,10 @@ class DemoSession:
             before: what the last call gave; {} = nothing to compare with.
         """
         found = self.recommender.recommend(list(history), k=self.k, user=user)
-        asked = [row["item"] for row in found]
+        items = [row["item"] for row in found]
         reasons = {
             row["item"]: row["reason"]
-            for row in explain(self.model, self.processor, list(history), asked, user=user, task=self.ranking_task)
+            for row in explain(self.model, self.processor, list(history), items, user=user, task=self.ranking_task)
         }
         ranks = {row["item"]: row["rank"] for row in found}
         rows = [

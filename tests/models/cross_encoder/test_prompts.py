@@ -35,8 +35,8 @@ def _naive(processor, log, row: int, visible: list[int], max_length: int) -> lis
         return item(interactions["item_id"][r]) + ("" if np.isnan(rating) else f" rating {rating:.0f}") + " ;"
 
     for begin in range(len(visible) + 1):
-        told = " ".join(event(r) for r in visible[begin:])
-        text = f"{item(interactions['item_id'][row])} [SEP] {told}"
+        shown = " ".join(event(r) for r in visible[begin:])
+        text = f"{item(interactions['item_id'][row])} [SEP] {shown}"
         tokens = processor.tokenizer(text)["input_ids"]
         if len(tokens) <= max_length:
             return tokens

@@ -24,7 +24,7 @@ def test_placed_vectors_are_met_as_an_svd_meets_them():
     wanted = random.normal(size=(30, 12)).astype(np.float32)
     wanted[0] = 0
     made = table()
-    made.place(torch.ones(30, dtype=torch.bool), torch.from_numpy(wanted))
+    made.set_rows(torch.ones(30, dtype=torch.bool), torch.from_numpy(wanted))
     left, values, right = np.linalg.svd(wanted.astype(np.float64), full_matrices=False)
     best = (left[:, :4] * values[:4]) @ right[:4]
     np.testing.assert_allclose(made.whole().detach().numpy(), best, atol=1e-5)
@@ -37,7 +37,7 @@ def test_full_rank_is_exact_for_placed_rows_and_the_others():
     before = made.whole().detach().clone()
     rows = torch.arange(30) % 3 == 2
     wanted = torch.randn(30, 12)
-    made.place(rows, wanted)
+    made.set_rows(rows, wanted)
     torch.testing.assert_close(made.whole()[rows], wanted[rows], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(made.whole()[~rows], before[~rows], atol=1e-5, rtol=1e-4)
 

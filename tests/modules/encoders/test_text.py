@@ -177,11 +177,11 @@ def test_collaborative_start_puts_unseen_items_by_their_text():
     model = tiny_model(processor, text={"start": "collaborative"}, item_cooccurrence=0.5)
     text, encoder = model.item_encoder, model.item_encoder
     model.load_texts(processor)
-    placed = (encoder.id_embedding.weight * encoder.known.unsqueeze(1)).detach().numpy().astype(np.float64)
+    current = (encoder.id_embedding.weight * encoder.known.unsqueeze(1)).detach().numpy().astype(np.float64)
     encoder.start_from_text(model.config)
     root = np.sqrt(encoder.counts.numpy().astype(np.float64))
     vectors = text.text.vectors.numpy().astype(np.float64)
     stacked = np.concatenate([np.sqrt(root)[:, None] * vectors, np.sqrt(30.0) * np.eye(32)])
-    target = np.concatenate([np.sqrt(root)[:, None] * placed, np.zeros((32, 8))])
+    target = np.concatenate([np.sqrt(root)[:, None] * current, np.zeros((32, 8))])
     expected = np.linalg.lstsq(stacked, target, rcond=None)[0].T
     np.testing.assert_allclose(text.text.project.weight.detach().numpy(), expected, atol=1e-4)

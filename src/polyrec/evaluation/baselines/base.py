@@ -19,7 +19,7 @@ import numpy as np
 from polyrec.data.candidates import LeftOut
 from polyrec.data.columns import FIRST
 from polyrec.data.histories import Histories, visible_history
-from polyrec.data.row_lists import sequences, taken_items
+from polyrec.data.row_lists import positive_items, sequences
 from polyrec.data.sequences import SequenceDataset
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # candidates of a data set, int64 [R] -> scores of the catalog, [R, N]
@@ -51,12 +51,12 @@ class CatalogTask:
     def training_rows(self) -> np.ndarray:
         """Candidates of `train` whose item is a positive and is in the catalog, int64."""
         log, event = self.train.log, self.train.candidates.event
-        taken = self.train.own_view & (self.labels(self.train)[event] > 0) & (log.item[event] >= FIRST)
-        return np.flatnonzero(taken)
+        positive = self.train.own_view & (self.labels(self.train)[event] > 0) & (log.item[event] >= FIRST)
+        return np.flatnonzero(positive)
 
     def training_events(self) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of the training rows, int64 each; with what their lists say (`Columns.history`)."""
-        return taken_items(self.train.log, self.train.candidates.event[self.training_rows()])
+        return positive_items(self.train.log, self.train.candidates.event[self.training_rows()])
 
     def popularity(self) -> np.ndarray:
         """How often each item occurs in training, float64 [N]."""
@@ -108,15 +108,15 @@ class CatalogTask:
         begin = np.maximum(before[log.offsets[log.user[event]]], end - last)
         return Histories(begin, end, log.item[known] - FIRST), log.item[event] - FIRST
 
-    def countable(self, dataset: SequenceDataset, taken: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def countable(self, dataset: SequenceDataset, positives: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Times, ascending, and items of the events that examples of a data set may count, once they are over.
 
         Args:
-            taken: only those with a positive label.
+            positives: only those with a positive label.
         """
         log = dataset.log
         counts = log.item >= FIRST
-        if taken:
+        if positives:
             counts &= self.labels(dataset) > 0
         if dataset.source is not None:
             counts &= dataset.source
@@ -127,7 +127,7 @@ class CatalogTask:
         return log.time[event], log.item[event] - FIRST
 
     @staticmethod
-    def asked_at(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
+    def request_times(dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """The time strictly before which an example's counts end, float64 seconds [R]."""
         return np.minimum(dataset.log.time[dataset.candidates.event[rows]], dataset.known_until)
 

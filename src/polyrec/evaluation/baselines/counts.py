@@ -53,7 +53,7 @@ class RecentPopularity(CatalogBaseline):
     def scorer(self, dataset: SequenceDataset, half_life: str = "none", **settings: Any) -> Scorer:
         """Counts at the time of each row."""
         counts = DecayedCounts(*self.task.countable(dataset), self.task.num_items, HALF_LIVES[half_life])
-        return lambda rows: counts.at(self.task.asked_at(dataset, rows))
+        return lambda rows: counts.at(self.task.request_times(dataset, rows))
 
 
 class DecayedCounts:
@@ -132,16 +132,18 @@ class Newest(CatalogBaseline):
         """The rank of each item in time, -1 where it is not there."""
         if by == "first_event":
             appeared_N = np.full(self.task.num_items, np.inf)
-            times, items = self.task.countable(dataset, taken=False)
+            times, items = self.task.countable(dataset, positives=False)
             np.minimum.at(appeared_N, items, times)
         else:
             assert self.task.released is not None
             appeared_N = np.where(np.isnan(self.task.released), np.inf, self.task.released)
-        moments, rank_N = np.unique(appeared_N, return_inverse=True)  # float32 holds a rank, and no time to the second
+        timestamps, rank_N = np.unique(
+            appeared_N, return_inverse=True
+        )  # float32 holds a rank, and no time to the second
         side: Literal["left", "right"] = "left" if by == "first_event" else "right"
 
         def score(rows: np.ndarray) -> np.ndarray:
-            there_R1 = np.searchsorted(moments, self.task.asked_at(dataset, rows), side=side)[:, None]
+            there_R1 = np.searchsorted(timestamps, self.task.request_times(dataset, rows), side=side)[:, None]
             return np.where(rank_N < there_R1, rank_N, -1).astype(np.float32)
 
         return score

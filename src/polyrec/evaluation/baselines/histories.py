@@ -170,12 +170,12 @@ class Transitions(ItemToItem):
 
     def _counts(self, lag_decay: float, history: str) -> sp.csr_array:
         number = self.task.num_items
-        seen, taken = self.task.successions(10 if lag_decay else 1, history)
+        seen, next_item = self.task.successions(10 if lag_decay else 1, history)
         found = sp.csr_array((number, number))
         for block in seen.blocks():
             before = event_weights(Histories(seen.begin[block], seen.end[block], seen.items), number, lag_decay)
             size = before.shape[0]
-            after = sp.csr_array((np.ones(size), taken[block], np.arange(size + 1)), shape=before.shape)
+            after = sp.csr_array((np.ones(size), next_item[block], np.arange(size + 1)), shape=before.shape)
             found = found + before.T @ after
         return found.tocsr()
 

@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
-from polyrec.data.ridge import ridge_weights, taken_matrix
+from polyrec.data.ridge import interaction_matrix, ridge_weights
 
 _BLOCK = 1 << 22  # item pairs that ItemKNN.fit compares at a time: bounds its memory to a few 100 MB
 
@@ -73,14 +73,14 @@ class ItemKNN:
         _check_events(users, items, n_items)
         user_E = np.unique(users, return_inverse=True)[1]
         matrix = sp.csr_array((np.ones(len(items)), (user_E, items)), shape=(user_E.max(initial=-1) + 1, n_items))
-        taken = np.diff(matrix.indptr)  # distinct items per user
+        distinct = np.diff(matrix.indptr)  # distinct items per user
         if self.weighting == "tfidf":
-            matrix.data = np.sqrt(matrix.data) * np.repeat(np.log((1 + n_items) / (1 + taken)), taken)
+            matrix.data = np.sqrt(matrix.data) * np.repeat(np.log((1 + n_items) / (1 + distinct)), distinct)
         norm_N = np.sqrt(np.bincount(matrix.indices, weights=np.square(matrix.data), minlength=n_items))
         matrix.data /= np.where(norm_N > 0, norm_N, 1.0)[matrix.indices]
         by_item = matrix.T.tocsr()
         # An item is compared with all that its users consumed; neighbouring items share a block until it is full.
-        pairs_N = np.bincount(matrix.indices, weights=np.repeat(taken, taken), minlength=n_items)
+        pairs_N = np.bincount(matrix.indices, weights=np.repeat(distinct, distinct), minlength=n_items)
         blocks = np.split(np.arange(n_items), np.flatnonzero(np.diff(np.cumsum(pairs_N) // _BLOCK)) + 1)
         parts = [_nearest(by_item[block] @ matrix, block, self.neighbours) for block in blocks]
         self.similarity_NN = sp.vstack(parts, format="csr").astype(np.float32)
@@ -124,7 +124,7 @@ class EASE:
                 f"EASE needs a dense {n_items} x {n_items} matrix ({4 * n_items**2 / 1e9:.1f} GB): use ItemKNN, "
                 f"or raise max_items={self.max_items} if the memory is there"
             )
-        matrix = taken_matrix(users, items, n_items)
+        matrix = interaction_matrix(users, items, n_items)
         self.weights_NN = np.concatenate([b.astype(np.float32, copy=False) for b in ridge_weights(matrix, self.ridge)])
         return self
 
@@ -212,8 +212,8 @@ def _nearest(products: sp.csr_array, block: np.ndarray, neighbours: int) -> sp.c
     order = np.argsort(2.0 * row - value, kind="stable")  # cosines are below 2; 7 times faster than lexsort
     row, column, value = row[order], column[order], value[order]
     count = np.bincount(row, minlength=len(block))
-    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    keep = place < neighbours
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    keep = rank < neighbours
     return sp.csr_array((value[keep], (row[keep], column[keep])), shape=products.shape)
 
 

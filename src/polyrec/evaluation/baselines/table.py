@@ -52,8 +52,8 @@ def ranked_baselines(
         if kind.misfit(task) is None:
             baseline = kind(task)
             choice = choose(baseline, valid, k)
-            score, asked = baseline.scorer(test, **choice.settings), by_time(test, rows)
-            found = rank_rows(score, test, asked, k, task.what, task.num_items)
+            score, ordered = baseline.scorer(test, **choice.settings), by_time(test, rows)
+            found = rank_rows(score, test, ordered, k, task.what, task.num_items)
             yield kind.name, found.of(order), choice
 
 

@@ -87,14 +87,14 @@ def explain(
     attributes = attribute_effects(question)
     worded = word_effects(question) if words else [{} for _ in rows]
     gates, parts = _gates(question), question.parts()
-    told = _Events(question)
+    events_text = _Events(question)
     template = template or ReasonTemplate()
     rank = np.empty(len(rows), dtype=np.int64)
     rank[np.argsort(-effects.predictions, kind="stable")] = np.arange(1, len(rows) + 1)
     found = []
     for c, row in enumerate(rows):
         order = np.argsort(-np.abs(effects.effects[:, c]), kind="stable")
-        listed = [told.entry(effects, int(e), c, template) for e in order[:events]]
+        listed = [events_text.entry(effects, int(e), c, template) for e in order[:events]]
         own = _attributes(processor, int(row), {name: float(values[c]) for name, values in attributes.items()})
         found.append(
             {
@@ -102,7 +102,7 @@ def explain(
                 **processor.describe(int(row)),
                 "task": task,
                 "score": float(effects.predictions[c]),
-                "reason": told.reason(effects, c, events, own, template),
+                "reason": events_text.reason(effects, c, events, own, template),
                 "events": listed,
                 "terms": {name: float(part[c]) for name, part in parts.items()},
                 "attributes": own,

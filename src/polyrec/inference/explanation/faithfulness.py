@@ -37,8 +37,8 @@ def curves(question: Question, orders: Mapping[str, np.ndarray], steps: int = 10
                 keep.append(kept_L)
             names.append((name, kind))
     # Every curve begins and ends with all or with none of the events, and orders may begin alike.
-    distinct_VL, place = np.unique(np.array(keep), axis=0, return_inverse=True)
-    answers = question.variants(distinct_VL)[0][:, 0][place.reshape(-1)].reshape(len(names), steps + 1)
+    distinct_VL, index = np.unique(np.array(keep), axis=0, return_inverse=True)
+    answers = question.variants(distinct_VL)[0][:, 0][index.reshape(-1)].reshape(len(names), steps + 1)
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in orders}
     for (name, kind), curve in zip(names, answers, strict=True):
         found[name][kind] = curve

@@ -82,27 +82,27 @@ def integrated_gradients(
     batch = next(iter(question.batches()))
     with torch.no_grad():
         inputs, baselines = _ends(question, batch, baseline)
-    asked_C = torch.arange(len(question.rows), device=model.device)
+    candidate_C = torch.arange(len(question.rows), device=model.device)
 
-    def answer(embedded: Tensor, residuals: Tensor, asked_S: Tensor) -> Tensor:
-        rows = _rows_of(batch, asked_S, residuals)
+    def answer(embedded: Tensor, residuals: Tensor, candidate_S: Tensor) -> Tensor:
+        rows = _rows_of(batch, candidate_S, residuals)
         start = inputs[0][:1, :1].expand(len(embedded), -1, -1)
         found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0]
         # Not every task reads residuals; captum differentiates by all.
         return in_double(found + 0.0 * residuals.sum(dim=(1, 2)))
 
-    embedded, residuals, no_events, no_residuals = (x.expand(len(asked_C), -1, -1) for x in (*inputs, *baselines))
+    embedded, residuals, no_events, no_residuals = (x.expand(len(candidate_C), -1, -1) for x in (*inputs, *baselines))
     with torch.no_grad():
-        total_C = answer(embedded, residuals, asked_C) - answer(no_events, no_residuals, asked_C)
+        total_C = answer(embedded, residuals, candidate_C) - answer(no_events, no_residuals, candidate_C)
         total = total_C.cpu().numpy()
     while True:
         parts = IntegratedGradients(answer).attribute(
             (embedded, residuals),
             (no_events, no_residuals),
-            additional_forward_args=(asked_C,),
+            additional_forward_args=(candidate_C,),
             n_steps=steps,
             method="gausslegendre",
-            internal_batch_size=max(_ROWS, len(asked_C)),
+            internal_batch_size=max(_ROWS, len(candidate_C)),
         )
         per_event_CE = parts[0].sum(-1)[:, 1:] + parts[1].sum(-1)
         found = GradientEffects(events, per_event_CE.T.cpu().double().numpy(), total, steps)
@@ -140,14 +140,14 @@ def _unknown(question: Question, batch: Mapping[str, Any]) -> Tensor:
     return encoder.embed(question.items, nobody, unknown, batch["user_features"])
 
 
-def _rows_of(batch: Mapping[str, Any], asked_S: Tensor, residuals_SET: Tensor) -> dict[str, Any]:
+def _rows_of(batch: Mapping[str, Any], candidate_S: Tensor, residuals_SET: Tensor) -> dict[str, Any]:
     """A batch of one user and C items as S rows of one item each."""
 
     def of_user(x: Tensor) -> Tensor:
-        return x.expand(len(asked_S), *x.shape[1:])
+        return x.expand(len(candidate_S), *x.shape[1:])
 
     def of_item(x: Tensor) -> Tensor:
-        return x[0].index_select(0, asked_S).unsqueeze(1)
+        return x[0].index_select(0, candidate_S).unsqueeze(1)
 
     found = {**batch, **{name: of_item(batch[name]) for name in _CANDIDATES if name in batch}}
     found["item_ids"] = of_user(batch["item_ids"])

@@ -79,7 +79,7 @@ def plot_items(
     check_extra("matplotlib", "report", "plots")
     from matplotlib.figure import Figure
 
-    rows, places_M2, share = item_map(model, processor, most)
+    rows, points_M2, share = item_map(model, processor, most)
     counts_M = processor.item_counts[rows]
     shown = rows[:named].tolist()
     if near:
@@ -88,14 +88,14 @@ def plot_items(
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.add_subplot()
     size_M = 6 + 60 * np.sqrt(counts_M / max(counts_M.max(initial=1), 1))
-    x_M, y_M = places_M2.T
+    x_M, y_M = points_M2.T
     axes.scatter(x_M, y_M, s=size_M, c="#9ab0c8", alpha=0.6, linewidths=0)
     marked = np.isin(rows, shown)
     axes.scatter(x_M[marked], y_M[marked], s=size_M[marked], c="#c0504d", linewidths=0)
-    for place, row in zip(places_M2[marked], rows[marked], strict=True):
+    for point, row in zip(points_M2[marked], rows[marked], strict=True):
         described = processor.describe(int(row))
         text = str(described.get("title") or described["item"])
-        axes.annotate(text[:28], place, fontsize=7, xytext=(3, 2), textcoords="offset points", parse_math=False)
+        axes.annotate(text[:28], point, fontsize=7, xytext=(3, 2), textcoords="offset points", parse_math=False)
     axes.set(xticks=[], yticks=[], title=f"{len(rows)} most frequent items, {share:.0%} of their variance")
     figure.savefig(path, dpi=120)
     return Path(path)

@@ -92,23 +92,27 @@ class Question:
             items: embeddings of the candidate items, instead of the model's own; other items stay as they are.
             changed: further arguments of the model.
         """
-        return self.ask(batch, items, **changed)[0]
+        return self.predictions(batch, items, **changed)[0]
 
-    def ask(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
+    def predictions(
+        self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any
+    ) -> tuple[Tensor, Tensor]:
         """Scores and predictions, [B, C] each; arguments as for `answer`."""
         items = self.items if items is None else items
         if self.head.reads == "state":
             # Nothing but the state is needed: pairs are left out, which are most of the work.
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
-            asked, request_context = batch["candidate_ids"], self.model.request_context(**batch)
-            question_B1D = self._asked_with(batch, states_BLD)
-            question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
-            score_BC = self.head.pair_logits(question_BCD, items.lookup(asked), asked, items, request_context).float()
+            candidate_ids, request_context = batch["candidate_ids"], self.model.request_context(**batch)
+            question_B1D = self._query_states(batch, states_BLD)
+            question_BCD = question_B1D.expand(-1, candidate_ids.shape[1], -1)
+            score_BC = self.head.pair_logits(
+                question_BCD, items.lookup(candidate_ids), candidate_ids, items, request_context
+            ).float()
             size = max(_SCORES // len(self.items.vectors_MD), 1)
             first, blocks = (
                 request_context.at((slice(None), 0)),
-                torch.arange(len(asked), device=asked.device).split(size),
+                torch.arange(len(candidate_ids), device=candidate_ids.device).split(size),
             )
             some = ((question_B1D[at, 0], first.at(at)) for at in blocks)
             total_B = torch.cat([self.head(q, self.items, m).float().logsumexp(-1) for q, m in some])
@@ -120,7 +124,7 @@ class Question:
             logits[self.task]
         ) if self.head.canonical_width is None else prediction, prediction
 
-    def _asked_with(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
+    def _query_states(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
         """The query states of a retrieval head, [B, 1, D]: a row has one time."""
         position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
         return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
@@ -132,10 +136,12 @@ class Question:
             return {}
         batch = next(iter(self.batches()))
         read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
-        question_B1D = self._asked_with(batch, self.model.model(**read, items=self.items).last_hidden_state)
-        asked, request_context = batch["candidate_ids"], self.model.request_context(**batch)
-        question_BCD = question_B1D.expand(-1, asked.shape[1], -1)
-        found = self.head.pair_parts(question_BCD, self.items.lookup(asked), asked, self.items, request_context)
+        question_B1D = self._query_states(batch, self.model.model(**read, items=self.items).last_hidden_state)
+        candidate_ids, request_context = batch["candidate_ids"], self.model.request_context(**batch)
+        question_BCD = question_B1D.expand(-1, candidate_ids.shape[1], -1)
+        found = self.head.pair_parts(
+            question_BCD, self.items.lookup(candidate_ids), candidate_ids, self.items, request_context
+        )
         return {name: part[0].cpu().double().numpy() for name, part in found.items()}
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
@@ -154,6 +160,6 @@ class Question:
         Args:
             keep_VL: bool [V, L].
         """
-        found = [self.ask(batch) for batch in self.batches(keep_VL)]
+        found = [self.predictions(batch) for batch in self.batches(keep_VL)]
         answers, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
         return answers, predictions

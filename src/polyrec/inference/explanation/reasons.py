@@ -58,10 +58,10 @@ class ReasonTemplate:
         """What an event is called that brought the positive labels of some binary tasks."""
         return next((verb for task, verb in self.verbs.items() if task in brought), self.otherwise)
 
-    def of_events(self, told: Sequence[tuple[str, str]]) -> str:
+    def of_events(self, events: Sequence[tuple[str, str]]) -> str:
         """The sentence about (verb, title) of some events, the strongest first."""
         titles: dict[str, list[str]] = {}
-        for verb, title in told:
+        for verb, title in events:
             shown = self.title.format(title=title)
             if shown not in titles.setdefault(verb, []):  # the same item, taken twice
                 titles[verb].append(shown)
@@ -70,8 +70,8 @@ class ReasonTemplate:
 
     def of_attributes(self, values: Mapping[str, object]) -> str:
         """The sentence about {attribute: value} of the item."""
-        told = [f"{name.replace('_', ' ')} ({as_text(value)})" for name, value in values.items()]
-        return self.attributes.format(attributes=self.listed(told))
+        texts = [f"{name.replace('_', ' ')} ({as_text(value)})" for name, value in values.items()]
+        return self.attributes.format(attributes=self.listed(texts))
 
     def listed(self, parts: Sequence[str]) -> str:
         """A, B and C."""

@@ -60,9 +60,9 @@ class ListwiseLoss(MultiTaskLoss):
 
     def state_loss(self, name: str, found: ListPass) -> tuple[Tensor, Tensor]:
         """Cross entropy of the positives among their lists."""
-        taken_BC = self.heads[name].known(found.labels[name], found.candidate_ids)
-        weight_M = found.sample_weight[name][taken_BC] if name in found.sample_weight else None
-        return self.heads[name].list_loss(found.logits[name][taken_BC], found.lists[name][taken_BC], weight_M)
+        positive_BC = self.heads[name].known(found.labels[name], found.candidate_ids)
+        weight_M = found.sample_weight[name][positive_BC] if name in found.sample_weight else None
+        return self.heads[name].list_loss(found.logits[name][positive_BC], found.lists[name][positive_BC], weight_M)
 
 
 class ItemCounts(KeepsPrecision):
@@ -181,8 +181,8 @@ class PolyRecCrossEncoder(MultiTaskModel):
             answers = self.answer_pairs(self.dropout(F.gelu(pair_1MP)), real_1M, features)
         logits = {n: pairs.unpack(self.heads[n].mean_over_members(z)) for n, z in answers.logits.items()}
         listed = torch.zeros_like(real).unsqueeze(-1) if list_items is None else list_items != PADDING_ITEM
-        asked = torch.cat([candidate_ids[real], candidate_ids[:0, 0] if list_items is None else list_items[listed]])
-        hidden_NP, counts_N = F.gelu(mixed_NP), self.items(asked)
+        ids = torch.cat([candidate_ids[real], candidate_ids[:0, 0] if list_items is None else list_items[listed]])
+        hidden_NP, counts_N = F.gelu(mixed_NP), self.items(ids)
         lists = {}
         for name in self.state_tasks:
             scores_N = self.heads[name](hidden_NP, counts_N)
@@ -215,8 +215,8 @@ class PolyRecCrossEncoder(MultiTaskModel):
         if len(vectors_NW) or not self.training:
             return vectors_NW
         # There is no prompt: the backbone still gets gradients, of 0, for which other ranks wait.
-        learnt = [p.sum() for p in self.encoder.parameters() if p.requires_grad]
-        return vectors_NW + 0.0 * torch.stack(learnt).sum() if learnt else vectors_NW
+        trained = [p.sum() for p in self.encoder.parameters() if p.requires_grad]
+        return vectors_NW + 0.0 * torch.stack(trained).sum() if trained else vectors_NW
 
     def _pair_users(self, user_features: dict[str, Tensor], real_BC: Tensor) -> Tensor | None:
         """What is known of each pair's user, [1, M, P]."""

@@ -133,12 +133,12 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
     def write(self, batch: Mapping[str, Any]) -> Prompts:
         """Prompts of a batch: of the candidates that are no padding, then of the items in `list_items`, row by row."""
         ids, position = _array(batch["candidate_ids"]), _array(batch["candidate_positions"])
-        window, place = np.nonzero(ids)
-        about = [(window, position[window, place], ids[window, place])]
+        window, index = np.nonzero(ids)
+        about = [(window, position[window, index], ids[window, index])]
         if "list_items" in batch:
             listed = _array(batch["list_items"])
-            window, place, _ = filled = np.nonzero(listed)
-            about.append((window, position[window, place], listed[filled]))
+            window, index, _ = filled = np.nonzero(listed)
+            about.append((window, position[window, index], listed[filled]))
         events = {name: _array(values) for name, values in batch["event_features"].items()}
         return self.prompts.build(
             _array(batch["item_ids"]), events, *(np.concatenate(parts) for parts in zip(*about, strict=True))
@@ -154,14 +154,14 @@ class PolyRecCrossEncoderProcessor(PolyRecProcessor):
         }
 
     def prompt_report(self, dataset: WindowDataset, batch_size: int = 64) -> dict[str, float]:
-        """What prompts of a data set hold: how many there are and are `cut`, mean `tokens` and events `told`."""
-        prompts, cut, tokens, told = 0, 0, 0, 0
+        """What prompts of a data set hold: how many there are and are `cut`, mean `tokens` and events `shown`."""
+        prompts, cut, tokens, shown = 0, 0, 0, 0
         for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=PolyRecCollator()):
             found = self.write(batch)
-            prompts, cut = prompts + len(found.told), cut + found.cut
-            tokens, told = tokens + len(found.tokens.flat), told + int(found.told.sum())
+            prompts, cut = prompts + len(found.shown), cut + found.cut
+            tokens, shown = tokens + len(found.tokens.flat), shown + int(found.shown.sum())
         count = max(prompts, 1)
-        return {"prompts": prompts, "cut": cut, "tokens": tokens / count, "told": told / count}
+        return {"prompts": prompts, "cut": cut, "tokens": tokens / count, "told": shown / count}
 
     def model_config(self, **overrides: Any) -> PolyRecCrossEncoderConfig:
         """A [`PolyRecCrossEncoderConfig`] that fits this data; `overrides` are its arguments.

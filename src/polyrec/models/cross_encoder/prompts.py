@@ -75,17 +75,17 @@ class Prompts(NamedTuple):
 
     Args:
         tokens: one text per prompt.
-        told, visible: int64 [M], events.
+        shown, visible: int64 [M], events.
     """
 
     tokens: TokenTable
-    told: np.ndarray
+    shown: np.ndarray
     visible: np.ndarray
 
     @property
     def cut(self) -> int:
         """Prompts that do not tell all events."""
-        return int((self.told < self.visible).sum())
+        return int((self.shown < self.visible).sum())
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class PromptBuilder:
         candidate = Spans.rows(self._items, candidate_M)
         first, stop = window_M * length, window_M * length + position_M
         end = events.offsets[stop]
-        room = self.max_length - self._fixed - candidate.length
-        begin = np.maximum(np.searchsorted(events.offsets, end - room), first)
+        free = self.max_length - self._fixed - candidate.length
+        begin = np.maximum(np.searchsorted(events.offsets, end - free), first)
         history = Spans(events.flat, events.offsets[begin], end - events.offsets[begin])
         fields = {
             "candidate": candidate,

@@ -61,13 +61,13 @@ class RerankHead(TaskHead):
         own = self.output(nn.functional.gelu(self.inner(hidden_D))).squeeze(-1)
         return own + self.popularity * torch.log1p(counts)
 
-    def list_loss(self, taken_M: Tensor, others_MK: Tensor, weight_M: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def list_loss(self, positive_M: Tensor, others_MK: Tensor, weight_M: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cross entropy of the items taken among their lists: (sum, count).
 
         Args:
             others_MK: -inf where a list has no further item.
         """
-        logits_MK = torch.cat([taken_M.unsqueeze(-1), others_MK], dim=-1).float()
+        logits_MK = torch.cat([positive_M.unsqueeze(-1), others_MK], dim=-1).float()
         losses_M = torch.logsumexp(logits_MK, dim=-1) - logits_MK[:, 0]
         scale_M = known_weight(torch.ones_like(losses_M, dtype=torch.bool), weight_M)
         return (losses_M * scale_M).sum(), scale_M.sum()

@@ -91,17 +91,17 @@ class CandidateSample(WindowDataset):
         window = self.dataset[index]
         labelled = ~np.isnan(np.stack(list(window["labels"].values()))).all(axis=0)
         of_tasks = [window["labels"][name] > 0 for name in self.list_tasks]
-        taken = np.logical_or.reduce(of_tasks) if of_tasks else np.zeros(len(labelled), dtype=bool)
+        positive = np.logical_or.reduce(of_tasks) if of_tasks else np.zeros(len(labelled), dtype=bool)
         draw = uniform(window["candidate_rows"], self.seed, self.epoch, _DRAW)
         draw[~labelled] = 2.0  # after all others
         keep = np.sort(np.argsort(draw, kind="stable")[: self.per_window])
         found = only(window, keep)
         if self.list_tasks:
-            asked = taken[keep] & (found["candidate_ids"] >= FIRST_ITEM)
-            found["list_items"] = self._lists(index, found, asked)
+            wants_list = positive[keep] & (found["candidate_ids"] >= FIRST_ITEM)
+            found["list_items"] = self._lists(index, found, wants_list)
         return found
 
-    def _lists(self, index: int, window: dict[str, Any], asked: np.ndarray) -> np.ndarray:
+    def _lists(self, index: int, window: dict[str, Any], wants_list: np.ndarray) -> np.ndarray:
         """Negatives of each candidate, int64 [C, K]; 0 where there is none."""
         random = np.random.default_rng((self.seed, self.epoch, index, 2))  # 2: not the draws of the data set
         target, visible = window["candidate_ids"], window["candidate_positions"]
@@ -113,7 +113,7 @@ class CandidateSample(WindowDataset):
             drawn[:, :half] = np.where(chosen >= FIRST_ITEM, chosen, drawn[:, :half])
         seen = drawn[:, :, None] == window["item_ids"]
         seen &= np.arange(len(window["item_ids"])) < visible[:, None, None]
-        no_negative = (drawn == target[:, None]) | seen.any(axis=-1) | ~asked[:, None]
+        no_negative = (drawn == target[:, None]) | seen.any(axis=-1) | ~wants_list[:, None]
         return np.where(no_negative, 0, drawn)
 
 

@@ -162,29 +162,29 @@ class PolyRecProcessor(RequestProcessor):
         prior_history = renamed_argument("past", past, "prior_history", prior_history)
         drawn: dict[str, Any] = {"keep_negatives": keep_negatives, "untimed_share": untimed_share, "seed": seed}
         by = ("random" if self.columns.time is None else "time") if by is None else by
-        asked = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
+        settings = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
         check_split(self.columns, by)
         pipeline = self._pipeline
-        cut = cut_log(pipeline, pipeline.read(interactions), prior_history, asked, self.data_report)
+        cut = cut_log(pipeline, pipeline.read(interactions), prior_history, settings, self.data_report)
         log, train = cut.log, cut.train
         self._summarise(log, train)
         self.training_rows = TrainingSetSketch.of(log, train, self.items.ids)
-        for name, share in (asked.keep_negatives or {}).items():
+        for name, share in (settings.keep_negatives or {}).items():
             if self._task(name).head != "binary":
                 raise ValueError(f"keep_negatives: {name!r} is not a binary task, whose head corrects the sampling")
             self.label_summary[name]["sampling_rate"] = share
         source, known = cut.counted
-        learnt = tested = None
+        values = evaluated = None
         if self.statistics is not None:
-            learnt = tested = self.statistics.fit(log, train, source=source)
+            values = evaluated = self.statistics.fit(log, train, source=source)
             if known is not source:
-                tested = self.statistics.compute(log, source=known)
+                evaluated = self.statistics.compute(log, source=known)
         self._store(log, train)
-        options = {name: getattr(asked, name) for name in TRAINING_OPTIONS}
+        options = {name: getattr(settings, name) for name in TRAINING_OPTIONS}
         found = Splits(
-            self.training_set(log, train, learnt, source=source, **options),
-            self.evaluation_set(log, cut.part == splits.VALIDATION, learnt, source),
-            self.evaluation_set(log, cut.part == splits.TEST, tested, known),
+            self.training_set(log, train, values, source=source, **options),
+            self.evaluation_set(log, cut.part == splits.VALIDATION, values, source),
+            self.evaluation_set(log, cut.part == splits.TEST, evaluated, known),
         )
         self._allow_trees(found.train)
         return found

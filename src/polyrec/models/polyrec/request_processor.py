@@ -66,7 +66,9 @@ class RequestProcessor(SavedProcessor):
         """What reads and checks requests."""
         return self._requests.reader
 
-    def request_windows(self, log: EventLog, asked: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
+    def request_windows(
+        self, log: EventLog, num_candidates: int, keep_VL: np.ndarray | None = None
+    ) -> list[dict[str, Any]]:
         """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
 
         What did not happen is in no history and in no running statistic of the user (and of others, if it was not
@@ -74,13 +76,13 @@ class RequestProcessor(SavedProcessor):
 
         Args:
             log: of a request, see [`request_log`].
-            asked: its last rows, which are the candidates.
+            num_candidates: its last rows, which are the candidates.
             keep_VL: bool [V, L], which of the L events happened in each variant. None: one variant, all of them.
 
         Returns:
             one window per variant.
         """
-        return self._requests.windows(log, asked, keep_VL)
+        return self._requests.windows(log, num_candidates, keep_VL)
 
     @property
     def _requests(self) -> RequestBuilder:

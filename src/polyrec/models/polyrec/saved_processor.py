@@ -84,13 +84,13 @@ class SavedProcessor(FittedProcessor):
         """
         for name in ("_from_auto", "trust_remote_code"):  # of AutoProcessor; code of a repository is never run
             hub_options.pop(name, None)
-        place = fetch(folder, PROCESSOR_FILES, **hub_options)
-        check_processor(place)
+        local = fetch(folder, PROCESSOR_FILES, **hub_options)
+        check_processor(local)
         try:
-            return cls._read(place)
+            return cls._read(local)
         except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, SafetensorError) as error:
             raise ValueError(
-                f"{place}: the processor's files do not fit each other ({type(error).__name__}: {error}): they are "
+                f"{local}: the processor's files do not fit each other ({type(error).__name__}: {error}): they are "
                 "damaged or of different runs; restore the folder from a copy"
             ) from error
 
@@ -98,13 +98,13 @@ class SavedProcessor(FittedProcessor):
     def _read(cls, folder: Path) -> Self:
         found = processor_files.load(folder)
         item_counts, label_summary = found.pop("item_counts"), found.pop("label_summary")
-        learnt = found.pop("training_rows")
+        sketch = found.pop("training_rows")
         log_columns = found.pop("log_columns")
         first_event, report = found.pop("first_event"), found.pop("data_report")
         stored, recent = found.pop("stored_events"), found.pop("recent")
         processor = cls(**found)
         processor.item_counts, processor.label_summary = item_counts, label_summary
-        processor.training_rows = None if learnt is None else TrainingSetSketch.from_arrays(learnt)
+        processor.training_rows = None if sketch is None else TrainingSetSketch.from_arrays(sketch)
         processor.first_event, processor.log_columns = first_event, log_columns
         processor.data_report = None if report is None else DataReport.from_dict(report)
         processor.stored_events = stored

@@ -11,7 +11,7 @@ from polyrec.core.configuration_multitask import MultiTaskConfig
 from polyrec.core.modules import KeepsPrecision
 from polyrec.core.schema import FeatureConfig
 
-_TAKEN = frozenset(dir(nn.ModuleDict()))
+_RESERVED = frozenset(dir(nn.ModuleDict()))
 
 
 def module_name(feature: str) -> str:
@@ -22,7 +22,7 @@ def module_name(feature: str) -> str:
         ('genre', '%type', 'tag%2Elist')
     """
     safe = feature.replace("%", "%25").replace(".", "%2E")
-    return f"%{safe}" if safe in _TAKEN else safe
+    return f"%{safe}" if safe in _RESERVED else safe
 
 
 class NumericEncoder(KeepsPrecision):

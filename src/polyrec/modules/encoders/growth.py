@@ -32,7 +32,7 @@ def add_rows(table: nn.Embedding, rows_KD: Tensor) -> None:
     table.num_embeddings = len(weight)
 
 
-def told(inputs_NW: Tensor, values_NY: Tensor, known_N: Tensor, new_N: Tensor) -> Tensor:
+def predict_rows(inputs_NW: Tensor, values_NY: Tensor, known_N: Tensor, new_N: Tensor) -> Tensor:
     r"""Values of new rows by ridge regression on those of known rows, \min_A |Y - X A|^2 + |A|^2, X and Y centred.
 
     Inputs are scaled to a mean square length of 1. What a text says of a row lies nearer to the mean of all than its
@@ -48,7 +48,7 @@ def told(inputs_NW: Tensor, values_NY: Tensor, known_N: Tensor, new_N: Tensor) -
 
     Example:
         >>> values = torch.tensor([[0.0], [1.0], [7.0]])
-        >>> told(torch.eye(3), values, torch.tensor([True, True, False]), torch.tensor([False, False, True]))
+        >>> predict_rows(torch.eye(3), values, torch.tensor([True, True, False]), torch.tensor([False, False, True]))
         tensor([[0.5000]])
     """
     inputs_NW, y_MY = in_double(inputs_NW), in_double(values_NY[known_N])

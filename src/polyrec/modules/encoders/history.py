@@ -172,7 +172,7 @@ class CandidateAttention(nn.Module):
         self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor, residuals_BLT: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Attend, shapes as in the class description."""
-        batch, asked, width = candidate_BCD.shape
+        batch, candidates, width = candidate_BCD.shape
 
         def split(x: Tensor) -> Tensor:
             return x.view(batch, x.shape[1], self.heads, -1).transpose(1, 2)
@@ -192,4 +192,4 @@ class CandidateAttention(nn.Module):
             attn_mask=visible_BCL.unsqueeze(1),
         )
         evidence_BCE = attended_BHCV[..., self.own_size :].transpose(1, 2).flatten(2)
-        return attended_BHCV[..., : self.head_size].transpose(1, 2).reshape(batch, asked, width), evidence_BCE
+        return attended_BHCV[..., : self.head_size].transpose(1, 2).reshape(batch, candidates, width), evidence_BCE

@@ -17,7 +17,7 @@ from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.modules.encoders.content import content_key
 from polyrec.modules.encoders.features import FeatureEncoder, module_name
-from polyrec.modules.encoders.growth import add_rows, in_blocks, told
+from polyrec.modules.encoders.growth import add_rows, in_blocks, predict_rows
 from polyrec.modules.encoders.item_table import item_table
 from polyrec.modules.encoders.item_text import ItemText
 
@@ -130,15 +130,15 @@ class ItemEncoder(KeepsPrecision):
                     "build the model from this processor (processor.model_config())"
                 )
         self._fill(attributes, 0)
-        taken_N = counts.to(self.known.device) > 0
-        met_N = taken_N & ~self.known & self.known.any()
+        interacted_N = counts.to(self.known.device) > 0
+        new_N = interacted_N & ~self.known & self.known.any()
         self.counts.copy_(counts)
-        self.known |= taken_N  # what `extend` has put somewhere stays there
+        self.known |= interacted_N  # what `extend` has put somewhere stays there
         if self.id_embedding is not None:
-            self.id_embedding.weight[met_N] = self.id_embedding.weight[UNKNOWN_ITEM].clone()
+            self.id_embedding.weight[new_N] = self.id_embedding.weight[UNKNOWN_ITEM].clone()
             if id_vectors is not None:
-                self.id_embedding.place(id_vectors.any(dim=1), id_vectors)
-        return met_N
+                self.id_embedding.set_rows(id_vectors.any(dim=1), id_vectors)
+        return new_N
 
     @torch.no_grad()
     def extend(
@@ -188,9 +188,9 @@ class ItemEncoder(KeepsPrecision):
         put_N = torch.zeros_like(self.known)
         if self.text is not None and self.text.fallback:
             assert self.id_embedding is not None
-            vectors_NW, taken_N = self.text.vectors, self.counts > 0
-            put_N[first:] = vectors_NW[first:].any(dim=1) & taken_N.any()
-            self.id_embedding.weight[put_N] = told(vectors_NW, self.id_embedding.weight, taken_N, put_N)
+            vectors_NW, interacted_N = self.text.vectors, self.counts > 0
+            put_N[first:] = vectors_NW[first:].any(dim=1) & interacted_N.any()
+            self.id_embedding.weight[put_N] = predict_rows(vectors_NW, self.id_embedding.weight, interacted_N, put_N)
             self.known |= put_N
         return put_N
 
@@ -199,8 +199,8 @@ class ItemEncoder(KeepsPrecision):
         for f in self.attributes.features:
             buffer, values = self.catalog.get_buffer(module_name(f.name)), attributes[f.name]
             if isinstance(values, VectorFile):
-                for place, piece in values.chunks(first):
-                    buffer[place] = torch.from_numpy(piece).to(buffer)
+                for rows, piece in values.chunks(first):
+                    buffer[rows] = torch.from_numpy(piece).to(buffer)
             else:
                 buffer[first:] = torch.as_tensor(values[first:]).to(buffer)
 
@@ -212,14 +212,14 @@ class ItemEncoder(KeepsPrecision):
         if config.text.start == "collaborative":
             if self.id_embedding is None or not config.item_cooccurrence:
                 raise ValueError('text start "collaborative" needs item_ids and item_cooccurrence > 0')
-            placed = self.id_embedding.whole() * self.known.unsqueeze(1)
-            predicted = self.text.start_at(placed, self.counts)
+            current = self.id_embedding.whole() * self.known.unsqueeze(1)
+            predicted = self.text.start_at(current, self.counts)
             if self.text.fallback:  # ids say all of the known items
                 self.id_embedding.weight[UNKNOWN_ITEM] = 0
                 return
             trust = (self.counts / (self.counts + _PRIOR_EVENTS)).unsqueeze(1)
             # Without events the unknown item's vector is read; where its text puts an item is its place then.
-            self.id_embedding.place(torch.ones_like(self.known), trust * (placed - predicted))
+            self.id_embedding.set_rows(torch.ones_like(self.known), trust * (current - predicted))
             return
         self.text.start(config.initializer_range * config.hidden_size**0.5)
         if self.id_embedding is not None and not config.item_cooccurrence:

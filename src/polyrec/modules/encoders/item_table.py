@@ -18,7 +18,7 @@ class ItemTable(nn.Embedding):
 
     Example:
         >>> table = ItemTable(4, 2, padding_idx=0)
-        >>> table.place(torch.tensor([False, False, True, True]), torch.ones(4, 2))
+        >>> table.set_rows(torch.tensor([False, False, True, True]), torch.ones(4, 2))
         >>> table.whole()[2].tolist()
         [1.0, 1.0]
     """
@@ -28,7 +28,7 @@ class ItemTable(nn.Embedding):
         return self.weight
 
     @torch.no_grad()
-    def place(self, rows_N: Tensor, vectors_ND: Tensor) -> None:
+    def set_rows(self, rows_N: Tensor, vectors_ND: Tensor) -> None:
         """Put vectors into some rows (bool [N]); the others stay."""
         self.weight[rows_N] = vectors_ND[rows_N].to(self.weight)
 
@@ -72,7 +72,7 @@ class LowRankItemTable(ItemTable):
         return in_blocks(self.up, self.weight)
 
     @torch.no_grad()
-    def place(self, rows_N: Tensor, vectors_ND: Tensor) -> None:
+    def set_rows(self, rows_N: Tensor, vectors_ND: Tensor) -> None:
         """Put vectors into some rows (bool [N]); the others stay where they are, as far as the rank allows."""
         wanted_ND = in_double(self.whole())
         wanted_ND[rows_N.to(wanted_ND.device)] = vectors_ND[rows_N].to(wanted_ND)

@@ -99,7 +99,7 @@ class ItemText(nn.Module):
         self.project.weight[: len(directions)] = length * directions.to(self.project.weight)
 
     @torch.no_grad()
-    def start_at(self, placed_ND: Tensor, weight_N: Tensor) -> Tensor:
+    def start_at(self, target_ND: Tensor, weight_N: Tensor) -> Tensor:
         """Let the projection start as the ridge regression from texts to given places, [N, D]; returns what it says.
 
         Args:
@@ -111,7 +111,7 @@ class ItemText(nn.Module):
         weight_N1 = weight_N.sqrt().unsqueeze(1)
         gram_WW = (weight_N1 * self.vectors).T @ self.vectors
         gram_WW.diagonal().add_(_RIDGE)
-        self.project.weight.copy_(torch.linalg.solve(gram_WW, self.vectors.T @ (weight_N1 * placed_ND)).T)
+        self.project.weight.copy_(torch.linalg.solve(gram_WW, self.vectors.T @ (weight_N1 * target_ND)).T)
         return self.project(self.vectors)
 
     @torch.no_grad()

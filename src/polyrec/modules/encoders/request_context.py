@@ -106,8 +106,8 @@ def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = N
     number_BL = F.pad(counts.cumsum(1), (1, 0))  # of counted events before each position
     wanted = number_BL.gather(1, positions).unsqueeze(-1) - torch.arange(number, device=positions.device)
     # The n-th counted event is where the number first reaches n.
-    place = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
-    found = item_ids.gather(1, place.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)
+    index = torch.searchsorted(number_BL, wanted.flatten(1)) - 1
+    found = item_ids.gather(1, index.clamp(min=0, max=item_ids.shape[1] - 1)).view_as(wanted)
     return torch.where(wanted > 0, found, 0)
 
 

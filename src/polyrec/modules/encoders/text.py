@@ -49,12 +49,12 @@ class TextEncoder(nn.Module):
         lengths = texts.lengths[rows]
         order = np.argsort(-lengths, kind="stable")
         chunks = list(self._chunks(lengths[order]))
-        learns = self.tuned and torch.is_grad_enabled()
+        trains = self.tuned and torch.is_grad_enabled()
         found = []
         for begin, end in chunks:
             tokens_MS, real_MS = texts.padded(rows[order[begin:end]])
             inputs = torch.from_numpy(tokens_MS).to(device), torch.from_numpy(real_MS).to(device)
-            if learns and len(chunks) > 1:
+            if trains and len(chunks) > 1:
                 found.append(checkpoint(self._encode, *inputs, use_reentrant=False))
             else:
                 found.append(self._encode(*inputs))

@@ -95,10 +95,10 @@ class TreeBlend(KeepsPrecision):
 
 def read_leaves(known_MF: Tensor, feature_TN: Tensor, threshold_TN: Tensor, leaf_TN: Tensor) -> Tensor:
     """The leaf of each tree that a row falls into, [M, T]; trees as of [`polyrec.data.trees.Trees`]."""
-    place_MT = torch.arange(len(feature_TN), device=known_MF.device).expand(len(known_MF), len(feature_TN))
+    node_MT = torch.arange(len(feature_TN), device=known_MF.device).expand(len(known_MF), len(feature_TN))
     for level in range(DEPTH):  # of all trees, the nodes of a level lie one after the other
-        nodes, flat = slice(2**level - 1, 2 ** (level + 1) - 1), place_MT.reshape(-1)
-        feature_MT = feature_TN[:, nodes].reshape(-1).long().index_select(0, flat).view_as(place_MT)
-        bound_MT = threshold_TN[:, nodes].reshape(-1).index_select(0, flat).view_as(place_MT)
-        place_MT = 2 * place_MT + (known_MF.gather(1, feature_MT) > bound_MT)
-    return leaf_TN.reshape(-1).index_select(0, place_MT.reshape(-1)).view_as(place_MT)
+        nodes, flat = slice(2**level - 1, 2 ** (level + 1) - 1), node_MT.reshape(-1)
+        feature_MT = feature_TN[:, nodes].reshape(-1).long().index_select(0, flat).view_as(node_MT)
+        bound_MT = threshold_TN[:, nodes].reshape(-1).index_select(0, flat).view_as(node_MT)
+        node_MT = 2 * node_MT + (known_MF.gather(1, feature_MT) > bound_MT)
+    return leaf_TN.reshape(-1).index_select(0, node_MT.reshape(-1)).view_as(node_MT)

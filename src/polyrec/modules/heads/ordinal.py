@@ -101,9 +101,9 @@ class OrdinalHead(TaskHead):
             )
         rank = per_member(rank, logits[..., 0]).unsqueeze(-1)
         question_K = torch.arange(logits.shape[-1], device=logits.device)
-        asked, above = rank >= question_K, rank > question_K
+        reached, above = rank >= question_K, rank > question_K
         losses = F.binary_cross_entropy_with_logits(logits.float(), above.float(), reduction="none")
-        losses = torch.where(asked, losses, 0.0).sum(-1)
+        losses = torch.where(reached, losses, 0.0).sum(-1)
         return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)
 
     def predict(self, logits: Tensor) -> Tensor:

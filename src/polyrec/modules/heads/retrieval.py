@@ -180,7 +180,12 @@ class RetrievalHead(TaskHead):
 
     @torch.no_grad()
     def calibrate_new_items(
-        self, state_MD: Tensor, items: ItemRows, taken_N: Tensor, new_N: Tensor, context: RequestContext = NO_CONTEXT
+        self,
+        state_MD: Tensor,
+        items: ItemRows,
+        interacted_N: Tensor,
+        new_N: Tensor,
+        context: RequestContext = NO_CONTEXT,
     ) -> None:
         """Raise the biases of new items until each gets as much of the softmax as one that was taken, in the mean.
 
@@ -190,7 +195,7 @@ class RetrievalHead(TaskHead):
         Args:
             state_MD: of users.
             items: the encoded table.
-            taken_N, new_N: bool [N].
+            interacted_N, new_N: bool [N].
             context: of the same users.
         """
         if self.bias is None:
@@ -202,7 +207,7 @@ class RetrievalHead(TaskHead):
             if evidence := self.evidence:  # of which new items have none
                 logits_MN = evidence.add_to(logits_MN, state_MD[at], context.at(at), ids_N)
             logits_MN = in_double(logits_MN)
-            both = (n.to(logits_MN.device) for n in (taken_N, new_N))
+            both = (n.to(logits_MN.device) for n in (interacted_N, new_N))
             share_M, new_M = (torch.logsumexp(logits_MN[:, n], 1) - n.sum().log() for n in both)
             lifts.append(share_M - new_M)
         self.bias.weight[new_N] += (torch.cat(lifts).mean() / self.options["bias_rate"]).to(self.bias.weight)

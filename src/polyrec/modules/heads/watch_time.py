@@ -116,10 +116,10 @@ class WatchTimeHead(TaskHead):
     def predict(self, logits: Tensor) -> Tensor:
         """Watch time in the label's unit."""
         rows_Q = self.rows(logits)
-        place = torch.sigmoid(logits[..., :1]) * (rows_Q.shape[-1] - 1)
-        below = place.floor().clamp(max=rows_Q.shape[-1] - 2)
+        position = torch.sigmoid(logits[..., :1]) * (rows_Q.shape[-1] - 1)
+        below = position.floor().clamp(max=rows_Q.shape[-1] - 2)
         low, high = (rows_Q.gather(-1, below.long() + step) for step in (0, 1))
-        return torch.lerp(low, high, place - below).squeeze(-1)
+        return torch.lerp(low, high, position - below).squeeze(-1)
 
     @property
     def canonical_width(self) -> int | None:
@@ -153,6 +153,6 @@ class WatchTimeHead(TaskHead):
         above = first.clamp(1, rows_Q.shape[-1] - 1)
         low, high = rows_Q.gather(-1, above - 1), rows_Q.gather(-1, above)
         between = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) + above - 1
-        places = (torch.where(behind > first, filled.to(value.dtype), between) for filled in (first, behind - 1))
-        low, high = (place.squeeze(-1) / (rows_Q.shape[-1] - 1) for place in places)
+        positions = (torch.where(behind > first, filled.to(value.dtype), between) for filled in (first, behind - 1))
+        low, high = (position.squeeze(-1) / (rows_Q.shape[-1] - 1) for position in positions)
         return low, high

@@ -94,19 +94,21 @@ class Contrastive(Objective):
         user_M, prefix_M = self._prefixes(reading.item_ids)
         if self.transform is None:
             views = [reading.states_BLD, reading.states(reading.items, reading.item_ids, reading.event_features)]
-            places = [prefix_M, prefix_M]
+            positions = [prefix_M, prefix_M]
         else:
             rng = np.random.default_rng(int(torch.randint(2**31, ())))
-            views, places = [], []
+            views, positions = [], []
             for _ in range(2):
                 seen = history_views(self.transform, reading.item_ids, reading.event_features, rng)
                 views.append(reading.states(reading.items, seen.item_ids, seen.event_features))
-                places.append(seen.position_BL[user_M, prefix_M])
-        kept_M = ((places[0] > 0) & (places[1] > 0)).nonzero().squeeze(-1)
+                positions.append(seen.position_BL[user_M, prefix_M])
+        kept_M = ((positions[0] > 0) & (positions[1] > 0)).nonzero().squeeze(-1)
         user_K = user_M[kept_M]
         if not len(kept_M):
             return 0.0 * views[1].sum()
-        one_KD, two_KD = (_rows(view, user_K, place[kept_M]) for view, place in zip(views, places, strict=True))
+        one_KD, two_KD = (
+            _rows(view, user_K, position[kept_M]) for view, position in zip(views, positions, strict=True)
+        )
         return symmetric_info_nce(one_KD, two_KD, self.options["temperature"], user_K)
 
     def _prefixes(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +121,6 @@ class Contrastive(Objective):
         return user_M, last_M + 1
 
 
-def _rows(states_BLD: Tensor, user_M: Tensor, place_M: Tensor) -> Tensor:
+def _rows(states_BLD: Tensor, user_M: Tensor, position_M: Tensor) -> Tensor:
     """States of users after some events, [M, D]."""
-    return states_BLD.flatten(0, 1).index_select(0, user_M * states_BLD.shape[1] + place_M)
+    return states_BLD.flatten(0, 1).index_select(0, user_M * states_BLD.shape[1] + position_M)

@@ -13,7 +13,7 @@ from polyrec.core.linear_loss import SparseBias
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 
-def place_numbers(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> SparseBias:
+def sparse_bias(items: Tensor, values: Tensor, rows: Tensor, ids: Tensor, num_items: int) -> SparseBias:
     """Numbers of items of each request's own, for the logits of some items.
 
     Args:
@@ -46,11 +46,11 @@ def find_items(items: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor
         items: int32 [R, K], ascending, 0 = none.
         rows, ids: int64 [...].
     """
-    place = torch.zeros_like(rows)
+    slot = torch.zeros_like(rows)
     step = 1 << (items.shape[1].bit_length() - 1)
     while step:  # rows are sorted: a binary search for all at once, as the rows are too many to be copied
-        further = place + step
+        further = slot + step
         fits = further < items.shape[1]
-        place = torch.where(fits & (items[rows, further.clamp(max=items.shape[1] - 1)] <= ids), further, place)
+        slot = torch.where(fits & (items[rows, further.clamp(max=items.shape[1] - 1)] <= ids), further, slot)
         step //= 2
-    return place, (items[rows, place] == ids) & (ids >= FIRST_ITEM)
+    return slot, (items[rows, slot] == ids) & (ids >= FIRST_ITEM)

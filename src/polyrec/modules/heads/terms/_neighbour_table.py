@@ -15,7 +15,7 @@ from transformers import initialization as init
 from polyrec.core.linear_loss import AnyBias
 from polyrec.data.neighbours import Neighbours
 from polyrec.modules.encoders.request_context import LATEST, RequestContext
-from polyrec.modules.heads.terms._lookup import find_items, place_numbers
+from polyrec.modules.heads.terms._lookup import find_items, sparse_bias
 from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
@@ -76,7 +76,7 @@ class NeighbourTable(RetrievalTerm):
             ids: ascending, each once.
         """
         items, values, rows_MH = self._rows(context)
-        return place_numbers(items, values, rows_MH, ids, len(self.items))
+        return sparse_bias(items, values, rows_MH, ids, len(self.items))
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., G], [..., H] and [..., K] -> [..., K]."""
@@ -87,8 +87,8 @@ class NeighbourTable(RetrievalTerm):
         """How strongly each event speaks for items of each request's own, [..., K] -> [..., K, H, T]."""
         items, values, rows = self._rows(context)
         rows, ids = torch.broadcast_tensors(rows.unsqueeze(-2), ids.unsqueeze(-1))
-        place, is_neighbour = find_items(items, rows, ids)
-        return values[rows, :, place] * is_neighbour.unsqueeze(-1)
+        slot, is_neighbour = find_items(items, rows, ids)
+        return values[rows, :, slot] * is_neighbour.unsqueeze(-1)
 
     def _events(self, context: RequestContext) -> Tensor | None:
         """Items of the events that are read, [..., H], 0 = none; None: nobody said."""

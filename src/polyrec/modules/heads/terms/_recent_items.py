@@ -13,7 +13,7 @@ from torch import Tensor
 from polyrec.core.linear_loss import SparseBias
 from polyrec.modules.encoders.request_context import RequestContext, Trending
 from polyrec.modules.heads.base import TaskHead
-from polyrec.modules.heads.terms._lookup import find_items, place_numbers
+from polyrec.modules.heads.terms._lookup import find_items, sparse_bias
 from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
@@ -57,14 +57,14 @@ class RecentItems(RetrievalTerm):
             ids: ascending, each once.
         """
         rows_M1, items, values = self._snapshots(context)
-        return place_numbers(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
+        return sparse_bias(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., 1], [...] and [..., K] -> [..., K]."""
         rows, items, values = self._snapshots(context)
         rows = rows.expand_as(ids)
-        place, is_trending = find_items(items, rows, ids)
-        return values[rows, place].to(of_groups.dtype) * of_groups * is_trending
+        slot, is_trending = find_items(items, rows, ids)
+        return values[rows, slot].to(of_groups.dtype) * of_groups * is_trending
 
     def _snapshots(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
         """Rows [..., 1] of the snapshots' items and values [U, K]."""

@@ -135,7 +135,7 @@ class ItemAge(RetrievalTerm):
     def groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The group of each item at each request's time, int64, [M] and [N] -> [M, N]."""
         released_N = self.released[ids]
-        age_MN = _asked(context).unsqueeze(-1) - released_N
+        age_MN = _request_times(context).unsqueeze(-1) - released_N
         unknown_N = released_N == NO_TIME
         if self.source == "release":
             groups_MN = torch.where(age_MN < 0, self.buckets + 1, self._bucket(age_MN))
@@ -149,7 +149,7 @@ class ItemAge(RetrievalTerm):
     def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The same for items of each request's own, [...] and [..., K] -> [..., K]; they count as available."""
         released = self.released[ids]
-        age = _asked(context).unsqueeze(-1) - released
+        age = _request_times(context).unsqueeze(-1) - released
         unseen = released == NO_TIME if self.source == "release" else age <= 0
         return torch.where(unseen, self.buckets, self._bucket(age))
 
@@ -157,7 +157,7 @@ class ItemAge(RetrievalTerm):
         return torch.bucketize(age, torch.from_numpy(age_edges(self.buckets)).to(age.device), right=True)
 
 
-def _asked(context: RequestContext) -> Tensor:
+def _request_times(context: RequestContext) -> Tensor:
     if context.times is None:
         raise ValueError(
             "a task with `item_age` needs the time of each candidate: pass candidate_times [B, C] to the model, or the "

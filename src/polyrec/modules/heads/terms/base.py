@@ -152,19 +152,19 @@ class ItemTerms:
         of_groups_MG, found = self.logits(state_MD), []
         for at in torch.arange(len(logits_MN), device=ids.device).split(max(BLOCK * BLOCK // max(len(ids), 1), 1)):
             some = context.at(at)
-            known, place = (ids, None) if distinct else ids.unique(return_inverse=True)
-            logits = logits_MN[at] if place is None else logits_MN.new_zeros(len(at), len(known))
+            known, column = (ids, None) if distinct else ids.unique(return_inverse=True)
+            logits = logits_MN[at] if column is None else logits_MN.new_zeros(len(at), len(known))
             for term in self.biases(some, known):
                 logits = term.add(logits, of_groups_MG[at])
-            found.append(logits if place is None else logits_MN[at] + logits[:, place])
+            found.append(logits if column is None else logits_MN[at] + logits[:, column])
         return torch.cat(found)
 
     def of_pairs(self, state: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The terms of items of each request's own, [..., D], [...] and [..., K] -> [..., K]."""
         return torch.stack([term.of_items(term.logits(state), context, ids) for term in self.terms]).sum(0)
 
-    def _numbered(self, placed: Sequence[AnyBias]) -> list[AnyBias]:
+    def _numbered(self, biases: Sequence[AnyBias]) -> list[AnyBias]:
         begins = [0]
         for term in self.terms:
             begins.append(begins[-1] + term.size)
-        return [p.beyond(begin) for p, begin in zip(placed, begins[:-1], strict=True)]
+        return [p.beyond(begin) for p, begin in zip(biases, begins[:-1], strict=True)]

@@ -97,9 +97,9 @@ class Repeats(RetrievalTerm):
         beyond = int(ids[-1]) + 1
         column_of = torch.full((beyond + 1,), -1, device=ids.device)  # many times faster than a search
         column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[items_ML.clamp(max=beyond)]
-        asked_ML = ends_ML & (column_ML >= 0)
+        wanted_ML = ends_ML & (column_ML >= 0)
         return GroupBias(
-            torch.where(asked_ML, group_ML, 0), torch.where(asked_ML, column_ML, 0)
+            torch.where(wanted_ML, group_ML, 0), torch.where(wanted_ML, column_ML, 0)
         )  # group 0 adds nothing
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class Repeats(RetrievalTerm):
         if ids.shape[-1] <= _FEW:
             history = self._history(context)
             found = history.unsqueeze(-2) == ids.unsqueeze(-1)
-            times, place = found.sum(-1), torch.arange(1, history.shape[-1] + 1, device=ids.device)
-            last = (found * place).amax(-1) - 1
+            times, position = found.sum(-1), torch.arange(1, history.shape[-1] + 1, device=ids.device)
+            last = (found * position).amax(-1) - 1
         else:
             history, order = self._sorted(context)
             ids = ids.contiguous()
@@ -144,8 +144,8 @@ class Repeats(RetrievalTerm):
         return (items > 0).sum(-1, keepdim=True)
 
     @staticmethod
-    def _group(times: Tensor, place: Tensor, seen: Tensor) -> Tensor:
+    def _group(times: Tensor, position: Tensor, seen: Tensor) -> Tensor:
         """The group of what was taken so often, the last time at a place among the events seen."""
         often = torch.bucketize(times, torch.tensor(_TIMES, device=times.device), right=True)
-        ago = torch.bucketize(seen - place, torch.tensor(_AGO, device=times.device), right=True)
+        ago = torch.bucketize(seen - position, torch.tensor(_AGO, device=times.device), right=True)
         return 1 + often * (len(_AGO) + 1) + ago

@@ -71,8 +71,8 @@ class SetNeighbours(CrossFittedNeighbours):
         """
         items, values, rows_ML = self._rows(context)
         begins_M, new_ML = self._new_events(context)
-        question_E, place_E = new_ML.nonzero(as_tuple=True)
-        rows_E = rows_ML[question_E, place_E]
+        question_E, slot_E = new_ML.nonzero(as_tuple=True)
+        rows_E = rows_ML[question_E, slot_E]
         column_EK, shown_EK = self._columns(items[rows_E].long(), ids)
         kinds = values.shape[1]
         sums = torch.zeros(len(rows_ML), kinds, len(ids), device=ids.device)
