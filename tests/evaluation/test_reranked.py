@@ -18,6 +18,7 @@ from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher, with
 from polyrec.distillation.live import LiveTeacher
 from polyrec.evaluation import evaluator, reranked
 from polyrec.evaluation.evaluator import Ranking
+from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.cross_encoder.collator import collate
 
 
@@ -181,7 +182,8 @@ def test_rerank_orders_what_recommend_found():
     by_like = model.rerank(processor, history, shown, task="like")
     assert [f["score"] for f in by_like] == sorted((f["like"] for f in found), reverse=True)
     assert model.rerank(processor, None, [5])
-    assert model.rerank(processor, [999], [5])
+    with pytest.warns(UnknownIdWarning, match="1 of 1 items of the history are not in the catalog: 999"):
+        assert model.rerank(processor, [999], [5])
     assert not model.rerank(processor, [5], [])
     with pytest.raises(ValueError, match=r"1 are not in the catalog: \[999\]"):
         model.rerank(processor, history, [5, 999])

@@ -172,6 +172,18 @@ def test_unknown_ids_are_told_once_a_call(stored):
     ]
 
 
+@pytest.mark.parametrize("items", [None, [4]], ids=["recommended", "given"])
+def test_explanations_tell_unknown_ids_once(stored, items):
+    """Prevents reasons for a user whose id is misspelt from reading like those of a new one, and a warning twice."""
+
+    def explained(**request):
+        return told(stored, lambda r: r.model.explain(r.processor, items=items, k=1, **request))
+
+    assert explained(history=[3, 9999]) == ["1 of 2 items of the history are not in the catalog: 9999"]
+    assert explained(user_id="nobody") == ["user 'nobody' has no stored events: treated as a new user"]
+    assert explained(history=[3], user_id=1) == []
+
+
 @pytest.mark.parametrize(
     "requests", [["u1"], {"user_id": ["u1"]}, pd.DataFrame({"user_id": ["u1"]})], ids=["ids", "dict", "table"]
 )

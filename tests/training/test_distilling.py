@@ -268,7 +268,7 @@ def test_items_that_nobody_took_are_asked_of_the_teacher_alone(world, teacher_mo
     trainer = trained(world, tmp_path, student, teacher_of(world, teacher_model), max_steps=1)
     batch, plain = batch_of(world), batch_of(world)
     asked = plain["candidate_ids"].shape[1]
-    trainer._ask_teacher(trainer.teacher, batch, 0)
+    trainer._score_by_teacher(trainer.teacher, batch, 0)
     assert batch["candidate_ids"].shape[1] == asked + 3
     drawn = batch["candidate_ids"][:, asked:]
     has_own = (plain["candidate_ids"] > 0).any(1)
@@ -281,7 +281,7 @@ def test_items_that_nobody_took_are_asked_of_the_teacher_alone(world, teacher_mo
     counts = student.soft_losses.counts(batch, student.heads)
     assert counts["like_soft"] == (batch["candidate_ids"] > 0).sum()
     again = batch_of(world)
-    trainer._ask_teacher(trainer.teacher, again, 0)
+    trainer._score_by_teacher(trainer.teacher, again, 0)
     assert torch.equal(again["candidate_ids"], batch["candidate_ids"])  # a resumed run draws the same
 
 

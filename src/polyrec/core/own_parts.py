@@ -55,6 +55,7 @@ def _import_file(path: Path) -> None:
         raise ValueError(f"no such file: {path}")
     held = sys.modules.get(path.stem)
     if held is not None:
+        # A module that is built into Python has no file.
         if Path(getattr(held, "__file__", None) or "").resolve() != path.resolve():
             raise ValueError(f"{path} has the name of another module, {path.stem!r}: rename the file")
         return

@@ -43,14 +43,21 @@ def checked_options(given: Mapping[str, Any], defaults: Mapping[str, Any], what:
     return {**defaults, **read}
 
 
+class Part:
+    """What classes have that are registered by name."""
+
+    @classmethod
+    def check_part(cls) -> None:
+        """Refuse a class that declares what nothing reads; called when it is registered."""
+
+
 class Registry:
     """Names to classes for one kind of part.
 
     Args:
         kind: what an entry is, for messages ("head").
         package: the package whose modules are the built-in entries ("polyrec.modules.heads").
-        base: class of the package's file `base` that every entry is a subclass of; where it has a `check_part()`, that
-            says what is wrong with an entry. None: any class.
+        base: class of the package's file `base`, a [`Part`], that every entry is a subclass of. None: any class.
 
     Example:
         >>> "binary" in HEADS.names()
@@ -89,14 +96,13 @@ class Registry:
         """Refuse a class that would fail only when a model is built or evaluated with it."""
         if self.base is None:
             return
-        base = getattr(importlib.import_module(f"{self.package}.base"), self.base)
+        base: type[Part] = getattr(importlib.import_module(f"{self.package}.base"), self.base)
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise ValueError(f"{self.kind} {name!r}: {cls!r} must be a subclass of {base.__module__}.{self.base}")
-        if check := getattr(cls, "check_part", None):
-            try:
-                check()
-            except ValueError as error:
-                raise ValueError(f"{self.kind} {name!r} ({cls.__qualname__}): {error}") from error
+        try:
+            cls.check_part()
+        except ValueError as error:
+            raise ValueError(f"{self.kind} {name!r} ({cls.__qualname__}): {error}") from error
 
     def names(self) -> list[str]:
         """All known names, sorted."""

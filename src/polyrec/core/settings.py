@@ -100,7 +100,8 @@ def shown(value: Any) -> str:
         ("'a\\\\nb'", 80)
     """
     try:
-        text = repr(value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 1) == 0 else value)
+        is_scalar = hasattr(value, "tolist") and getattr(value, "ndim", 1) == 0  # of numpy, of torch
+        text = repr(value.tolist() if is_scalar else value)
     except ValueError:  # whole numbers of more than 4,300 digits are not printed
         text = f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
     text = " ".join(text.split())

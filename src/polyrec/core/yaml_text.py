@@ -60,7 +60,7 @@ def read_yaml(text: str, what: str) -> Any:
     except SettingError as error:
         raise ValueError(f"{what}: {str(error).strip()}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark = getattr(error, "problem_mark", None)  # of some of PyYAML's errors alone
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         said = f"cannot read it as YAML: {problem}{where}" if isinstance(error, yaml.YAMLError) else problem

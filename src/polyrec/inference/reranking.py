@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from polyrec.core.offers import offer
 from polyrec.core.registry import nearest
 from polyrec.data.request_reader import read_ids, read_scalar
+from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.models.cross_encoder.collator import collate
 from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder, PolyRecCrossEncoderOutput
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
@@ -61,7 +62,7 @@ def rerank(
             f"candidates: {len(unknown)} are not in the catalog: {unknown[:5]}; extend the processor first"
         )
     window = processor.request(history, rows, user=user, context=context, time=time)
-    del window["history_items"]
+    warn_of_unknown_ids(processor, {"history": history}, window.pop("history_items"))
     batch = processor.with_prompts(collate([window]))
     with model.eval_mode() as model:
         logits = answer(model, batch).logits or {}

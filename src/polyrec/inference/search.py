@@ -15,6 +15,7 @@ from polyrec.core.registry import nearest
 from polyrec.data.request_reader import read_scalar
 from polyrec.inference.predictions import predictions
 from polyrec.inference.recommender import best_items
+from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -117,6 +118,7 @@ def _scores(
 ) -> np.ndarray | None:
     """Scores of all rows of the item table, [N]; None if nothing was typed."""
     window = processor.request(history, np.array([FIRST_ITEM]), **request)
+    warn_of_unknown_ids(processor, {"history": history, **request}, window["history_items"])
     if (window["candidate_query"] < 0).all():
         return None
     batch = as_batch([window], model)

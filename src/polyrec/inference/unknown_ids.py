@@ -89,6 +89,13 @@ class UnknownIds:
         return found
 
 
+def warn_of_unknown_ids(processor: PolyRecProcessor, request: Mapping[str, Any], items: np.ndarray) -> None:
+    """Warn of what one request names and the processor does not know, see [`UnknownIds.add`]."""
+    unknown = UnknownIds(processor)
+    unknown.add(request, items)
+    unknown.warn()
+
+
 def _some(values: Sequence[Any]) -> str:
     texts = [str(value) if isinstance(value, int) else shown(value) for value in dict.fromkeys(values)]
     return ", ".join(texts[:_NAMED]) + ", ..." * (len(texts) > _NAMED)

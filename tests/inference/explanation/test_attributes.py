@@ -23,19 +23,19 @@ def test_effects_equal_those_of_a_catalog_that_lacks_the_value(task):
     question = Question(model, processor, [3, 4], np.array([12, 13]), task)
     found = attribute_effects(question)
     which = 1 if task == "next_item" else 0  # scores, or answers
-    before = question.ask(next(iter(question.batches())))[which][0].detach().numpy()
+    before = question.predictions(next(iter(question.batches())))[which][0].detach().numpy()
     buffers = dict(model.item_encoder.catalog.named_buffers())
     for name, gone in (("genre", 0), ("tags", 0), ("price", float("nan"))):
         kept = buffers[name][12:14].clone()
         buffers[name][12:14] = gone
         other = Question(model, processor, [3, 4], np.array([12, 13]), task)
-        after = other.ask(next(iter(other.batches())))[which][0].detach().numpy()
+        after = other.predictions(next(iter(other.batches())))[which][0].detach().numpy()
         buffers[name][12:14] = kept
         np.testing.assert_allclose(found[name], before - after, atol=1e-5)
     known = model.item_encoder.known
     known[12:14] = False
     other = Question(model, processor, [3, 4], np.array([12, 13]), task)
-    after = other.ask(next(iter(other.batches())))[which][0].detach().numpy()
+    after = other.predictions(next(iter(other.batches())))[which][0].detach().numpy()
     known[12:14] = True
     np.testing.assert_allclose(found["id"], before - after, atol=1e-5)
     assert model.item_encoder.id_rows(torch.tensor([1]))[0] == UNKNOWN_ITEM
@@ -89,14 +89,14 @@ def test_effects_of_words_are_those_of_texts_without_them(fusion):
     found = word_effects(question)
     titles = [log["items"]["title"][i] for i in (3, 9, 22)]
     assert [list(own) for own in found] == [title.split() for title in titles]
-    scores = question.ask(next(iter(question.batches())))[1][0].detach()
+    scores = question.predictions(next(iter(question.batches())))[1][0].detach()
     for c, title in enumerate(titles):
         for word in title.split():
             log["items"]["title"][rows[c] - FIRST_ITEM] = " ".join(w for w in title.split() if w != word)
             changed, _ = fit(log, tasks=TASKS[:1], statistics=False, text=text)
             model.load_texts(changed)
             other = Question(model, processor, [4, 5], rows, "next_item")
-            after = other.ask(next(iter(other.batches())))[1][0].detach()
+            after = other.predictions(next(iter(other.batches())))[1][0].detach()
             assert found[c][word] == pytest.approx(float(scores[c] - after[c]), abs=1e-5)
             if fusion == "fallback" and c < 2:  # the id speaks for an item that is known
                 assert found[c][word] == 0

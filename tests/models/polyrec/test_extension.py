@@ -16,7 +16,7 @@ from polyrec.data.collator import PolyRecCollator
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.extension import windows_of
 from polyrec.modules.encoders import item_text
-from polyrec.modules.encoders.growth import BLOCK, add_rows, in_blocks, told
+from polyrec.modules.encoders.growth import BLOCK, add_rows, in_blocks, predict_rows
 from polyrec.modules.encoders.item import UNKNOWN_ITEM, ItemRows
 from polyrec.modules.heads.retrieval import RetrievalHead
 
@@ -155,8 +155,8 @@ def test_new_items_get_their_share(fallback):
         asked = as_batch(windows, model)
         context = model.request_context(**asked).at((slice(None), 0))
         scores = model.score_items(model(**asked).states[:, 0], "next_item", context=context).double()
-    told, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
-    assert told == pytest.approx(taken, abs=0.1)  # other users were drawn for the level
+    predict_rows, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
+    assert predict_rows == pytest.approx(taken, abs=0.1)  # other users were drawn for the level
 
 
 @pytest.mark.parametrize("bias_rate", [1.0, 4.0])
@@ -184,11 +184,13 @@ def test_told_values_do_not_depend_on_the_scale_or_place_of_inputs(known, new, w
     torch.manual_seed(seed)
     inputs, values = torch.randn(known + new, width), torch.randn(known + new, 2)
     is_new = torch.arange(known + new) >= known
-    found = told(inputs, values, ~is_new, is_new)
-    torch.testing.assert_close(told(100 * inputs, values, ~is_new, is_new), found)
-    torch.testing.assert_close(told(inputs, 3 * values + 7, ~is_new, is_new), 3 * found + 7, atol=1e-4, rtol=1e-4)
+    found = predict_rows(inputs, values, ~is_new, is_new)
+    torch.testing.assert_close(predict_rows(100 * inputs, values, ~is_new, is_new), found)
+    torch.testing.assert_close(
+        predict_rows(inputs, 3 * values + 7, ~is_new, is_new), 3 * found + 7, atol=1e-4, rtol=1e-4
+    )
     assert found.shape == (new, 2)
-    same = told(inputs[:1].expand(known + new, -1), values, ~is_new, is_new)  # texts that say nothing
+    same = predict_rows(inputs[:1].expand(known + new, -1), values, ~is_new, is_new)  # texts that say nothing
     torch.testing.assert_close(same, values[:known].mean(0).expand(new, 2))
 
 

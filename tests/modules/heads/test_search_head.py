@@ -13,6 +13,7 @@ from polyrec import PolyRecForRecommendation, PolyRecProcessor, PolyRecTrainer
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.texts import TokenTable
 from polyrec.evaluation.evaluator import evaluate, predict
+from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 TITLES = ["title 1", "title 2", "drama 3", "drama 4", "comedy 5", "comedy 6", "action 7", "action 8"]
@@ -235,6 +236,8 @@ def test_wrong_searches_are_refused(tmp_path):
     processor, splits, model = fitted(SEARCH, {"name": "next_item", "head": "retrieval"})
     trainer(processor, splits, model, tmp_path)
     assert model.search(processor, "   ") == []
+    with pytest.warns(UnknownIdWarning, match="1 of 2 items of the history are not in the catalog: 99"):
+        model.search(processor, "drama", history=[1, 99])
     with pytest.raises(ValueError, match=r"unknown search task 'serch'.*did you mean 'search'"):
         model.search(processor, "drama", task="serch")
     with pytest.raises(ValueError, match="query is 3; it must be text"):

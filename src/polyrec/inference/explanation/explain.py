@@ -19,6 +19,7 @@ from polyrec.inference.explanation.events import EventEffects, leave_one_out
 from polyrec.inference.explanation.question import Question
 from polyrec.inference.explanation.reasons import ReasonTemplate
 from polyrec.inference.recommender import recommend
+from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -83,6 +84,8 @@ def explain(
     if not len(rows):
         return []
     question = Question(model, processor, history, rows, task, request)
+    if items is not None:  # `recommend` has warned otherwise
+        warn_of_unknown_ids(processor, {"history": history, **request}, question.log.item[: question.events])
     effects = leave_one_out(question)
     attributes = attribute_effects(question)
     worded = word_effects(question) if words else [{} for _ in rows]

@@ -293,9 +293,9 @@ class PolyRecForRecommendation(MultiTaskModel):
         """Put item attributes, training counts and first id embeddings into the model, see
         `ItemEncoder.load_catalog`."""
         self.refuse_int8("training and no other catalog")
-        met_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
+        new_N = self.item_encoder.load_catalog(attributes, counts, id_vectors)
         if self.pair_tasks and self.task_items is not None:
-            self.task_items.init_from_unknown(met_N)
+            self.task_items.init_from_unknown(new_N)
 
     def extend(self, processor: Any) -> None:
         """Add rows for the items that `processor.extend(...)` added to the catalog; give both before saving.

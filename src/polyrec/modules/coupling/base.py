@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.registry import checked_options
+from polyrec.core.registry import Part, checked_options
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.heads.base import TaskHead
 
@@ -38,7 +38,7 @@ class CoupledTask:
     weight: Tensor | None
 
 
-class Coupling(nn.Module):
+class Coupling(nn.Module, Part):
     """Base of all couplings: three hooks, of which a method overrides those it needs.
 
     `hidden` passes the parent's information on before the child's head, `logits` makes the child's output of its own

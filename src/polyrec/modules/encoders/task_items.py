@@ -49,9 +49,9 @@ class TaskItemEmbedding(nn.Module):
         add_rows(self.table, self.table.weight[UNKNOWN_ITEM].expand(new, -1))
 
     @torch.no_grad()
-    def init_from_unknown(self, met_N: Tensor) -> None:
+    def init_from_unknown(self, new_N: Tensor) -> None:
         """Let items (bool [N]) that read the unknown item's row until now go on from there with their own."""
-        self.table.weight[met_N] = self.table.weight[UNKNOWN_ITEM].clone()
+        self.table.weight[new_N] = self.table.weight[UNKNOWN_ITEM].clone()
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         """Look up, shapes as in the class description."""

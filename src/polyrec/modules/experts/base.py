@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.registry import checked_options
+from polyrec.core.registry import Part, checked_options
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ExpertOutput:
     penalty: Tensor | None = None
 
 
-class ExpertLayer(nn.Module):
+class ExpertLayer(nn.Module, Part):
     """Base of all expert layers: `forward(pair [B, C, D]) -> ExpertOutput`, one hidden vector per task and pair.
 
     A layer with gates says in `gate_names` what they weigh: {task: [E names]}.

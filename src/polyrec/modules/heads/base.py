@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import KeepsPrecision
-from polyrec.core.registry import SOFT_LOSSES, checked_options, nearest
+from polyrec.core.registry import SOFT_LOSSES, Part, checked_options, nearest
 from polyrec.core.renamed import RenamedHooks, renamed_method
 from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.task_adapters import TaskAdapter
@@ -27,7 +27,7 @@ LIST_METRIC_NAMES = ("ndcg", "recall", "mrr", "coverage", "novelty")
 Summary = Mapping[str, Any]  # of a task's training labels, see `PolyRecProcessor.label_summary`
 
 
-class TaskHead(RenamedHooks, KeepsPrecision):
+class TaskHead(RenamedHooks, KeepsPrecision, Part):
     """Base of all heads.
 
     A *pair* head reads a hidden vector per (state, candidate); a *state* head reads the state alone and scores the
@@ -86,8 +86,8 @@ class TaskHead(RenamedHooks, KeepsPrecision):
 
     @classmethod
     def check_part(cls) -> None:
-        """Refuse a class that declares what nothing reads; called when it is registered."""
-        reads = getattr(cls, "reads", None)
+        """Refuse a head that reads what no model has, or whose metrics nobody measures."""
+        reads = getattr(cls, "reads", None)  # declared without a default, so that no head forgets it
         if reads not in ("pair", "state"):
             raise ValueError(f"reads is {reads!r}; it must be 'pair' (a user and a candidate) or 'state' (a user)")
         if cls.output_kind is not None and cls.output_kind not in (kinds := SOFT_LOSSES.names()):

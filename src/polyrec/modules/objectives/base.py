@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.reduction import mean_loss
-from polyrec.core.registry import checked_options
+from polyrec.core.registry import Part, checked_options
 from polyrec.core.renamed import renamed_method
 from polyrec.modules.encoders.history import HistoryEncoder
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemEncoder, ItemRows
@@ -46,7 +46,7 @@ class Reading:
         return self.history_encoder(items, item_ids, event_features, self.user_features)[1]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, Part):
     r"""Base of all objectives: `forward(reading) -> sum`, `count(...) -> what the sum is divided by`.
 
     The model adds weight * sum / count to what its weighting makes of the tasks, in training alone: an objective

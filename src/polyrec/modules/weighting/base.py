@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import KeepsPrecision
-from polyrec.core.registry import checked_options
+from polyrec.core.registry import Part, checked_options
 from polyrec.core.renamed import renamed_method
 
 
@@ -33,7 +33,7 @@ class StepContext:
     gramian: Tensor | None = None
 
 
-class LossWeighting(KeepsPrecision):
+class LossWeighting(KeepsPrecision, Part):
     r"""Base of all weightings, L = sum_i w_i lambda_i L_i: `forward({task: loss}) -> (total, {task: weight})`.
 
     A weighting lives inside the model, so that what it learns is saved, resumed and free of weight decay. It balances
