@@ -1,6 +1,6 @@
 """The field's words stand everywhere: who knows recommender systems must not translate a language of our own.
 
-Read are comments, docstrings, messages, help texts and pages; not names in code, keys, and examples.
+Read are comments, docstrings, messages, help texts and pages, and names in code; not keys and examples.
 """
 
 from __future__ import annotations
@@ -44,6 +44,28 @@ ALLOWED = (
     r"next question of a user|Travel Stack Exchange",  # items of that data set are questions
     r"len\(asked\)",
 )
+# Names in code, split at "_" and capitals.
+NAMES = {
+    "user, users": {"person", "persons", "people"},
+    "positive, interacted, consumed": {"taken", "took"},
+    "candidate, requested, wanted": {"ask", "asks", "asked"},
+    "given, known, shown": {"tell", "tells", "told"},
+    "trained": {"learnt", "learns"},
+    "time, timestamp": {"moment", "moments"},
+    "row, index, position": {"place", "places", "placed"},
+    "layer, module": {"floor", "floors", "room", "rooms"},
+}
+ALLOWED_NAMES = {
+    **{
+        path: {"person": "names of saved weights"}
+        for path in ("modules/encoders/history", "modules/heads/search", "models/cross_encoder/modeling_cross_encoder")
+    },
+    **{path: {"place": "a folder, where a run is published"} for path in ("core/files", "core/manifest", "core/swap")},
+    "core/registry": {"place": "where a class is defined"},
+    "evaluation/metric_names": {"place": "the part of a key before its last slash"},
+    "web/page": {"ask": "the demo's public endpoint"},
+}
+FUNCTIONS = {"floor", "tell"}  # of numpy, torch and open files, where they are called as attributes
 PACKAGES = (
     *("core", "data", "hub", "inference", "evaluation", "tracking", "training", "runs", "cli", "web", "reporting"),
     *("cards", "serving"),
@@ -71,6 +93,20 @@ def hits(text: str, first: int = 1) -> Iterator[tuple[int, str, str]]:
             yield first + text[: found.start()].count("\n"), found[0], instead
 
 
+def names_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of every name in a module's code, but for functions of other libraries."""
+    before = ""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type == tokenize.NAME and not (before == "." and token.string in FUNCTIONS):
+            yield token.start[0], token.string
+        before = token.string
+
+
+def words_in(name: str) -> set[str]:
+    """The words of a name, in lower case."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
 def prose_of(path: Path) -> Iterator[tuple[int, str]]:
     """(first line, text) of the comments, docstrings and messages of a module."""
     for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
@@ -93,6 +129,26 @@ def test_sources(package):
         if path.name not in DATA:
             found += said(path.relative_to(ROOT).as_posix(), prose_of(path))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name not in ("cli", "runs")])
+def test_names_in_code(package):
+    """Names that only their author understands; what messages and pages call otherwise cannot be searched for."""
+    found = []
+    for path in sorted((ROOT / "src/polyrec" / package).rglob("*.py")):
+        name = path.relative_to(ROOT / "src/polyrec").with_suffix("").as_posix()
+        for line, identifier in names_of(path):
+            words = words_in(identifier) - set(ALLOWED_NAMES.get(name, ()))
+            found += [f"{name}:{line}: {identifier!r}, say {to}" for to, ours in NAMES.items() if words & ours]
+    assert not found, "\n".join(found)
+
+
+def test_exceptions_for_names_are_needed():
+    """An exception that nothing needs any more hides the next name."""
+    for name, allowed in ALLOWED_NAMES.items():
+        used = {w for _, found in names_of(ROOT / "src/polyrec" / f"{name}.py") for w in words_in(found)}
+        assert set(allowed) <= used, name
+    assert words_in("_asked_with") | words_in("ListTaken_UN") == {"asked", "with", "list", "taken", "un"}
 
 
 @pytest.mark.parametrize("page", [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"], ids=lambda p: p.name)

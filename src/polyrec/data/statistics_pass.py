@@ -247,9 +247,9 @@ class StatisticsPass:
 
     def features(self) -> np.ndarray:
         """Every feature of every row, float32 [R, F]."""
-        at, place = len(self.targets), {}
+        at, column = len(self.targets), {}
         for config in self.statistics:
-            place[config.name] = at
+            column[config.name] = at
             at += len(config.feature_names(self.targets))
         result = np.full((len(self.table), at), np.nan, dtype=np.float32)
         result[:, : len(self.targets)] = sum(self.seen.values(), np.zeros(1))
@@ -257,7 +257,7 @@ class StatisticsPass:
             if self.visible_until is not None:
                 found = found.until(self.until)
             for config in configs:
-                at = place[config.name]
+                at = column[config.name]
                 for block in self._blocks(config, found):
                     result[:, at : at + block.shape[1]] = block
                     at += block.shape[1]

@@ -181,9 +181,9 @@ class Trending:
         self.ends = np.array([times[end - 1] for _, end in spans])
         self.tables: dict[str, Snapshots] = {}
         for task, mixture in mixtures.items():
-            recent, taken = RecentCounts(mixture, num_items, size=size), items[task][order]
+            recent, own = RecentCounts(mixture, num_items, size=size), items[task][order]
             blocks = [spans[at : at + _BLOCK] for at in range(0, len(spans), _BLOCK)]
-            found = [_block(recent, times, taken, block) for block in blocks]
+            found = [_block(recent, times, own, block) for block in blocks]
             self.tables[task] = Snapshots.concatenate([Snapshots.none(size), *found])
 
     def read(self, times: np.ndarray) -> dict[str, Any]:
@@ -193,9 +193,9 @@ class Trending:
             "trending": {task: {"items", "values"}} of the snapshots that they read, after an empty one, and
             "candidate_trending", int64 [...], which of them each reads.
         """
-        rows, place = np.unique(np.append(0, np.searchsorted(self.ends, times, side="left")), return_inverse=True)
+        rows, row = np.unique(np.append(0, np.searchsorted(self.ends, times, side="left")), return_inverse=True)
         tables = {task: table.take(rows)._asdict() for task, table in self.tables.items()}
-        return {"trending": tables, "candidate_trending": place[1:].reshape(np.shape(times))}
+        return {"trending": tables, "candidate_trending": row[1:].reshape(np.shape(times))}
 
 
 def request_trending(
@@ -214,10 +214,10 @@ def request_trending(
     return {"trending": tables, "candidate_trending": np.ones(candidates, dtype=np.int64)}
 
 
-def _count(counts_TJ: np.ndarray, place: np.ndarray, times: np.ndarray, recent: RecentCounts, now: float) -> None:
+def _count(counts_TJ: np.ndarray, column: np.ndarray, times: np.ndarray, recent: RecentCounts, now: float) -> None:
     """Add events at some places to counts as of `now`."""
     for own_J, half_life in zip(counts_TJ, recent.half_lives, strict=True):
-        np.add.at(own_J, place, np.exp2((times - now) / half_life))
+        np.add.at(own_J, column, np.exp2((times - now) / half_life))
 
 
 def _block(recent: RecentCounts, times: np.ndarray, items: np.ndarray, spans: Sequence[tuple[int, int]]) -> Snapshots:
@@ -227,11 +227,11 @@ def _block(recent: RecentCounts, times: np.ndarray, items: np.ndarray, spans: Se
     pool_J, counts_TJ = recent.pool(also=np.unique(own[own >= FIRST]))
     now_S = times[ends - 1]
     event = np.flatnonzero(own >= FIRST)
-    piece, place = np.searchsorted(ends, begin + event, side="right"), np.searchsorted(pool_J, own[event])
+    piece, column = np.searchsorted(ends, begin + event, side="right"), np.searchsorted(pool_J, own[event])
     age = times[begin + event] - now_S[piece]  # when the snapshot is taken
     added_TSJ = np.zeros((len(recent.half_lives), len(spans), len(pool_J)))
     for added_SJ, half_life in zip(added_TSJ, recent.half_lives, strict=True):
-        np.add.at(added_SJ, (piece, place), np.exp2(age / half_life))
+        np.add.at(added_SJ, (piece, column), np.exp2(age / half_life))
     before = recent.time if np.isfinite(recent.time) else now_S[0]
     fade_TS = np.exp2(-np.diff(now_S, prepend=before) / recent.half_lives[:, None])
     for s in range(len(spans)):

@@ -71,8 +71,8 @@ class TrendingFit(NamedTuple):
             aged: whether the task reads ages since release, beside which recent popularity was not evaluated: what is
                 new would count twice (on Travel Stack Exchange, NDCG@10 on validation .367 instead of .399).
         """
-        learnt = self.helps and not aged
-        found = {"trending": self.mixture, "trending_start": self.power if learnt else 0.0, "recent": True}
+        trained = self.helps and not aged
+        found = {"trending": self.mixture, "trending_start": self.power if trained else 0.0, "recent": True}
         if not self.helps or self.new_share < MOSTLY_NEW:
             return found
         return found | dict.fromkeys(("neighbours", *TABLES), 0) | ({} if smoothed else {"cold_negatives": False})
@@ -175,9 +175,9 @@ def _late_rows(
     counts_STJ = counts_STJ.astype(np.float32)
     popularity = np.log1p(np.bincount(items[:begin], minlength=num_items))
     pairs, first_event = np.unique(users * num_items + items, return_index=True)  # events are in order of time
-    asked_RJ = users[late][:, None] * num_items + hot_SJ[snapshot]
-    place_RJ = np.minimum(np.searchsorted(pairs, asked_RJ), len(pairs) - 1)
-    left_out_RJ = (pairs[place_RJ] == asked_RJ) & (times[first_event[place_RJ]] < times[late][:, None])
+    candidate_RJ = users[late][:, None] * num_items + hot_SJ[snapshot]
+    index_RJ = np.minimum(np.searchsorted(pairs, candidate_RJ), len(pairs) - 1)
+    left_out_RJ = (pairs[index_RJ] == candidate_RJ) & (times[first_event[index_RJ]] < times[late][:, None])
     return _Rows(items[late], snapshot, left_out_RJ, hot_SJ, counts_STJ, popularity)
 
 
@@ -213,10 +213,10 @@ def _log_likelihood(weights: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.nd
     by_part_SJ = (hot_SJ / odds_SJ).astype(np.float32)
     parts_ST = np.matmul(counts_STJ, by_part_SJ[:, :, None])[:, :, 0] * power * weights_T
     means_SV = np.column_stack([(hot_SJ * log_SJ).sum(axis=1), parts_ST]) / total_S[:, None]
-    row_Q, place_Q = np.nonzero(rows.hot[rows.snapshot] == rows.item[:, None])  # rows whose item is hot
+    row_Q, column_Q = np.nonzero(rows.hot[rows.snapshot] == rows.item[:, None])  # rows whose item is hot
     own_RV, at_Q = np.zeros((len(rows.item), 1 + len(weights_T))), rows.snapshot[row_Q]
-    own_RV[row_Q, 0] = log_SJ[at_Q, place_Q]
-    own_RV[row_Q, 1:] = counts_STJ[at_Q, :, place_Q] * power * weights_T / odds_SJ[at_Q, place_Q, None]
+    own_RV[row_Q, 0] = log_SJ[at_Q, column_Q]
+    own_RV[row_Q, 1:] = counts_STJ[at_Q, :, column_Q] * power * weights_T / odds_SJ[at_Q, column_Q, None]
     popular_R = popular_N[rows.item]
     likelihood_R = weights[0] * popular_R + power * own_RV[:, 0] - np.log(total_S)[rows.snapshot]
     gradient = np.append((popular_R - mean_S[rows.snapshot]).mean(), (own_RV - means_SV[rows.snapshot]).mean(axis=0))
