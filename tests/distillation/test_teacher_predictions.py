@@ -20,7 +20,7 @@ from polyrec.modules.encoders.item import FIRST_ITEM
 
 @pytest.fixture(scope="module")
 def world():
-    return fit(synthetic_log(user_of=24))
+    return fit(synthetic_log(users=24))
 
 
 def asked(world, teacher, model, part="test", **options):

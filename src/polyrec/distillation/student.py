@@ -67,8 +67,6 @@ class SoftLosses(FurtherLosses):
 
     def beside_labels(
         self,
-        teacher: Mapping[str, Any],
-        heads: Mapping[str, nn.Module],
         student: StudentOutput,
         known: Mapping[str, tuple[Tensor, Tensor | None]],
         denominators: Mapping[str, Tensor] | None,
@@ -83,8 +81,8 @@ class SoftLosses(FurtherLosses):
         hard: Sums = {}
         soft: Sums = {}
         for task, (targets_BC, weight_BC) in known.items():
-            plan, head, name = self.plans.get(task), heads[task], soft_name(task)
-            answered_BC = _answered(head, task, teacher)
+            plan, head, name = self.plans.get(task), student.heads[task], soft_name(task)
+            answered_BC = _answered(head, task, student.teacher)
             if (
                 plan is None
                 or answered_BC is None
@@ -101,7 +99,7 @@ class SoftLosses(FurtherLosses):
                 counts = torch.stack([denominators[task], denominators[name]])
             each = torch.tensor([hard_share, alpha], device=counts.device) / torch.where(counts > 0, counts, 1.0)
             rows_M = ((targets_BC > 0) | answered_BC).flatten().nonzero().squeeze(-1)
-            rows = _Rows(rows_M, head, task, teacher, student)
+            rows = _Rows(rows_M, task, student)
             unanswered_M1 = ~answered_BC.flatten()[rows_M].unsqueeze(1)
             hard[task], soft[name] = kind_of(head).with_labels(
                 head,
@@ -118,26 +116,19 @@ class SoftLosses(FurtherLosses):
             )
         return hard, soft
 
-    def forward(
-        self,
-        teacher: Mapping[str, Any],
-        heads: Mapping[str, nn.Module],
-        student: StudentOutput,
-        progress: float = 0.0,
-        found: Sums | None = None,
-    ) -> Sums:
+    def forward(self, student: StudentOutput, progress: float = 0.0, found: Sums | None = None) -> Sums:
         """Soft losses of a batch, (sum, count) each; zeros, with a gradient, where the teacher said nothing.
 
         Args:
             found: those that are there already.
         """
-        found = dict(found or {})
+        found, teacher = dict(found or {}), student.teacher
         for task, plan in self.plans.items():
-            head = heads[task]
+            head = student.heads[task]
             if soft_name(task) in found:
                 continue
             if head.reads == "state":
-                found[soft_name(task)] = self._list(head, task, teacher, student)
+                found[soft_name(task)] = self._list(task, student)
             elif task in (teacher.get("teacher_logits") or {}):
                 canonical = student.pairs.pack(teacher["teacher_logits"][task])
                 found[soft_name(task)] = kind_of(head).loss(
@@ -155,18 +146,19 @@ class SoftLosses(FurtherLosses):
             found[GATES] = sum(part[0] for part in parts), sum(part[1] for part in parts)
         return found
 
-    def _list(self, head: Any, task: str, teacher: Mapping[str, Any], student: StudentOutput) -> tuple[Tensor, Tensor]:
-        answered_BC, plan = _answered(head, task, teacher), self.plans[task]
+    def _list(self, task: str, student: StudentOutput) -> tuple[Tensor, Tensor]:
+        head = student.heads[task]
+        answered_BC = _answered(head, task, student.teacher)
         rows_M = torch.zeros(0, dtype=torch.int64, device=student.state_BCD.device)
         if answered_BC is not None:
             rows_M = (answered_BC & student.real_BC).flatten().nonzero().squeeze(-1)
         if not len(rows_M):
             nothing = 0.0 * student.state_BCD.sum()
             return nothing, nothing.new_zeros(())
-        rows = _Rows(rows_M, head, task, teacher, student)
+        rows = _Rows(rows_M, task, student)
         return kind_of(head).lists(
             head,
-            plan,
+            self.plans[task],
             rows.question_MD,
             rows.listed_MK,
             rows.teacher_MK1,
@@ -219,13 +211,11 @@ class _Rows:
     """What soft losses of a head that scores the catalog read of some candidates of a batch, and what the teacher
     says."""
 
-    def __init__(
-        self, rows_M: Tensor, head: Any, task: str, teacher: Mapping[str, Any], student: StudentOutput
-    ) -> None:
+    def __init__(self, rows_M: Tensor, task: str, student: StudentOutput) -> None:
         def of(values_BC: Tensor | None) -> Tensor | None:
             return None if values_BC is None else values_BC.flatten(0, 1).index_select(0, rows_M)
 
-        queries = student.queries
+        head, queries, teacher = student.heads[task], student.queries, student.teacher
         self.listed_MK = teacher["teacher_items"][task].flatten(0, 1).index_select(0, rows_M)
         self.teacher_MK1 = teacher["teacher_scores"][task].flatten(0, 1).index_select(0, rows_M)
         self.context = student.context.rows(rows_M)

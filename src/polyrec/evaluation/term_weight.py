@@ -5,7 +5,7 @@ Letters: M examples, N items.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.data.candidates import LeftOut
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
+from polyrec.evaluation.chosen_weight import ChosenWeight
 from polyrec.evaluation.evaluator import RetrievalExamples, lists_leave_out, predicted_batches
 from polyrec.evaluation.scored import rank_scores, ranked_rows, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.heads.terms._weighed import WeighedTerm
 from polyrec.modules.heads.terms.base import ItemTerms
 
@@ -27,37 +29,14 @@ _SCORES = 40_000_000  # about, of one weight: seconds for the grid
 _FEWEST = 500
 
 
-@dataclass(frozen=True)
-class TermWeight:
-    """The weight of one term.
+@dataclass(frozen=True, kw_only=True)
+class TermWeight(ChosenWeight):
+    """The weight of one term; `weight` and `decay` are those of `WeighedTerm.weigh`."""
 
-    Args:
-        kind: which, of `RetrievalHead.weighed`.
-        strength, decay: of `WeighedTerm.weigh`; strength 0: it has no say.
-        without, value: the metric of the validation rows without and with the term.
-        rows: validation rows that were ranked.
-        metric: e.g. "ndcg@10".
-        title: of the term, as messages name it.
-    """
-
-    kind: str
-    strength: float
     decay: float
-    without: float
-    value: float
-    rows: int
-    metric: str
-    title: str
 
     def __str__(self) -> str:
-        if not self.strength:
-            return (
-                f"{self.title} left out: no weight raises {self.metric} above {self.without:.4f} on {self.rows:,} "
-                "validation rows"
-            )
-        gain = f"{self.metric} {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
-        fading = f", fading by {self.decay:g}" if self.decay < 1 else ""
-        return f"{self.title} of weight {self.strength:g}{fading}: {gain}"
+        return super().__str__() + (f"; it fades by {self.decay:g}" if self.decay < 1 else "")
 
 
 @torch.no_grad()
@@ -86,52 +65,61 @@ def choose_term_weights(
     terms = {
         (name, kind): term for name, head in heads.items() for kind, term in head.weighed.items() if not term.is_new
     }
-    valid = valid.fixed()
+    kinds, valid = list(dict.fromkeys(kind for _, kind in terms)), valid.fixed()
     before = {key: term.weights.clone() for key, term in terms.items()}
     found: dict[tuple[str, str], TermWeight] = {}
     try:
         for term in terms.values():
             term.weigh(0.0, 1.0)
         with model.eval_mode() as model, autocast or nullcontext():
-            for chosen in dict.fromkeys(kind for _, kind in terms):
-                some = {name: term for (name, kind), term in terms.items() if kind == chosen}
-                for name, each in (_metrics(model, some, valid, k, exclude_seen) if some else {}).items():
-                    weight = found[name, chosen] = _chosen(each, some[name], f"ndcg@{k}", chosen)
-                    some[name].weigh(weight.strength, weight.decay)
+            ranked = _ranked(model, list(dict.fromkeys(name for name, _ in terms)), valid)
+            for name, kind in sorted(terms, key=lambda key: kinds.index(key[1])):
+                term, leaves = terms[name, kind], lists_leave_out(model, name, exclude_seen)
+                if each := [_metrics(model, name, term, some, valid, leaves, k) for some in ranked[name]]:
+                    best = found[name, kind] = _chosen(np.concatenate(each, axis=1), term, f"ndcg@{k}")
+                    term.weigh(best.weight, best.decay)
     finally:
         for key, term in terms.items():
             term.weights.copy_(before[key])
     return found
 
 
+def _ranked(
+    model: PolyRecForRecommendation, tasks: list[str], valid: SequenceDataset
+) -> dict[str, list[tuple[RetrievalExamples, ItemRows]]]:
+    """The examples of a few thousand rows of each task, which one pass of the model serves, with the items to rank."""
+    num_items = model.config.num_items - FIRST_ITEM
+    kept, found = {}, {name: list[tuple[RetrievalExamples, ItemRows]]() for name in tasks}
+    for name in tasks:
+        rows = np.random.default_rng(0).permutation(ranked_rows(valid, name))
+        kept[name] = np.zeros(valid.num_candidates, dtype=bool)
+        kept[name][rows[: max(_SCORES // num_items, _FEWEST)]] = True
+    for batch in predicted_batches(model, valid) if tasks else ():
+        for name in tasks:
+            for examples in batch.examples(name, rows_at_once(model.config.num_items)):
+                if (some := _of_rows(examples, kept[name])) is not None:
+                    found[name].append((some, batch.items))
+    return found
+
+
 def _metrics(
     model: PolyRecForRecommendation,
-    terms: Mapping[str, WeighedTerm],
+    task: str,
+    term: WeighedTerm,
+    ranked: tuple[RetrievalExamples, ItemRows],
     valid: SequenceDataset,
+    leaves: LeftOut,
     k: int,
-    exclude_seen: bool | None,
-) -> dict[str, np.ndarray]:
-    """NDCG@k of a task's rows with each weight of its term, {task: [grid, M]}."""
-    num_items = model.config.num_items - FIRST_ITEM
-    ranked = {name: np.zeros(valid.num_candidates, dtype=bool) for name in terms}
-    for name in terms:
-        rows = np.random.default_rng(0).permutation(ranked_rows(valid, name))
-        ranked[name][rows[: max(_SCORES // num_items, _FEWEST)]] = True
-    gains: dict[str, list[np.ndarray]] = {name: [] for name in terms}
-    for batch in predicted_batches(model, valid):
-        for name, term in terms.items():
-            leaves = lists_leave_out(model, name, exclude_seen)
-            for examples in batch.examples(name, rows_at_once(model.config.num_items)):
-                if (some := _of_rows(examples, ranked[name])) is None:
-                    continue
-                term.weigh(0.0, 1.0)
-                plain_MN = model.score_items(some.states, name, batch.items, some.queries, some.context).float()
-                found = []
-                for scores_MN in _weighed(plain_MN, term, some):
-                    lists = rank_scores(scores_MN[:, FIRST_ITEM:], valid, some.rows, leaves, 0)
-                    found.append(ranking.single_target_metrics(lists.greater, lists.ties, ks=[k])[f"ndcg@{k}"])
-                gains[name].append(np.stack(found))
-    return {name: np.concatenate(found, axis=1) for name, found in gains.items() if found}
+) -> np.ndarray:
+    """NDCG@k of some rows with each weight of a term, [grid, M]."""
+    some, items = ranked
+    term.weigh(0.0, 1.0)
+    plain_MN = model.score_items(some.states, task, items, some.queries, some.context).float()
+    found = []
+    for scores_MN in _weighed(plain_MN, term, some):
+        lists = rank_scores(scores_MN[:, FIRST_ITEM:], valid, some.rows, leaves, 0)
+        found.append(ranking.single_target_metrics(lists.greater, lists.ties, ks=[k])[f"ndcg@{k}"])
+    return np.stack(found)
 
 
 def _of_rows(examples: RetrievalExamples, kept: np.ndarray) -> RetrievalExamples | None:
@@ -142,10 +130,6 @@ def _of_rows(examples: RetrievalExamples, kept: np.ndarray) -> RetrievalExamples
     at = torch.from_numpy(index).to(examples.states.device)
     typed = None if examples.queries is None else examples.queries[at]
     return RetrievalExamples(examples.rows[index], examples.states[at], typed, examples.context.at(at))
-
-
-def _grid(decays: tuple[float, ...]) -> list[tuple[float, float]]:
-    return [(0.0, 1.0), *((strength, decay) for decay in decays for strength in STRENGTHS)]
 
 
 def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, examples: RetrievalExamples) -> Iterator[torch.Tensor]:
@@ -159,9 +143,16 @@ def _weighed(plain_MN: torch.Tensor, term: WeighedTerm, examples: RetrievalExamp
             yield plain_MN + strength * own_MN
 
 
-def _chosen(each: np.ndarray, term: WeighedTerm, metric: str, kind: str) -> TermWeight:
+def _chosen(each: np.ndarray, term: WeighedTerm, metric: str) -> TermWeight:
     """The best of the grid, of metrics [grid, M]."""
-    mean = each.mean(axis=1)
+    mean, grid = each.mean(axis=1), [(0.0, 1.0), *((strength, d) for d in term.decays for strength in STRENGTHS)]
     best = int(mean.argmax())
-    strength, decay = _grid(term.decays)[best]
-    return TermWeight(kind, strength, decay, float(mean[0]), float(mean[best]), each.shape[1], metric, term.title)
+    return TermWeight(
+        title=term.title,
+        weight=grid[best][0],
+        decay=grid[best][1],
+        metric=metric,
+        without=float(mean[0]),
+        value=float(mean[best]),
+        rows=each.shape[1],
+    )

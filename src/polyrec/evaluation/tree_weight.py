@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, SOME, Trees, known_features
+from polyrec.evaluation.chosen_weight import ChosenWeight
 from polyrec.evaluation.evaluator import predicted_batches
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -28,29 +29,11 @@ WEIGHTS = tuple(n / 10 for n in range(11))
 _ROWS = 512
 
 
-@dataclass(frozen=True)
-class TreeWeight:
-    """What trees say.
-
-    Args:
-        trees: number of trees that are read.
-        weight: of `TreeBlend`; 0: they have no say.
-        without, value: the mean loss of the validation rows without and with them (logistic, or squared in units of the
-            label's spread).
-        rows: validation rows with a label.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TreeWeight(ChosenWeight):
+    """The weight of the first `trees` trees; the loss is logistic, or squared in units of the label's spread."""
 
     trees: int
-    weight: float
-    without: float
-    value: float
-    rows: int
-
-    def __str__(self) -> str:
-        gain = f"loss {self.without:.4f} -> {self.value:.4f} on {self.rows:,} validation rows"
-        if not self.weight:
-            return f"no trees beside the network: they would gain nothing ({gain})"
-        return f"{self.trees} trees beside the network, weight {self.weight:g}: {gain}"
 
 
 @torch.no_grad()
@@ -154,7 +137,11 @@ def _chosen(head: Any, trees: Trees, known_CF: np.ndarray, labels: np.ndarray, o
             loss = _loss(head, torch.lerp(own_M, theirs_M, weight), y_M)
             if loss < least:
                 best, least = (number, weight), loss
-    return TreeWeight(*best, without, least, len(rows))
+    number, weight = best
+    title = f"{number or numbers[-1]} trees"
+    return TreeWeight(
+        title=title, trees=number, weight=weight, metric="loss", without=without, value=least, rows=len(rows)
+    )
 
 
 def _loss(head: Any, logits_M: Tensor, y_M: Tensor) -> float:

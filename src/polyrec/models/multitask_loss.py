@@ -50,17 +50,15 @@ class MultiTaskLoss:
     def __call__(self, output: PolyRecOutput, found: TrainingPass, step: LossStep) -> None:
         """Put `loss` and all that it is made of into the output of a forward pass."""
         soft_losses = self.soft_losses if found.teacher else None
-        student = None if soft_losses is None else found.student()
+        student = None if soft_losses is None else found.student(self.heads)
         hard: Sums = {}
         soft: Sums | None = None
         if soft_losses is not None and student is not None:
             targets = self.targets(found)
-            hard, soft = soft_losses.beside_labels(
-                found.teacher, self.heads, student, targets, step.denominators, step.progress
-            )
+            hard, soft = soft_losses.beside_labels(student, targets, step.denominators, step.progress)
         sums = {name: hard[name] if name in hard else self.task_loss(name, found) for name in self.heads}
         if soft_losses is not None and student is not None:
-            soft = soft_losses(found.teacher, self.heads, student, step.progress, soft)
+            soft = soft_losses(student, step.progress, soft)
         output.losses = {name: total for name, (total, _) in sums.items()}
         output.counts = {name: count for name, (_, count) in sums.items()}
         self._combine(output, found, step, soft)

@@ -24,9 +24,11 @@ Sums = dict[str, tuple[Tensor, Tensor]]  # {name: (sum of losses, how many)}
 
 @dataclass
 class StudentOutput:
-    """A training batch as the model has scored it.
+    """A training batch as the model has scored it, and what the teacher says of it.
 
     Args:
+        heads: {task: head}.
+        teacher: its outputs, see `polyrec.distillation.teacher.Teacher.score`.
         pairs: its real candidates, which are packed as [1, M, ...].
         logits, labels: {pair task: [1, M(, members)(, K)]} and {task: [1, M]}.
         gates: {pair task: [1, M, E]}.
@@ -36,6 +38,8 @@ class StudentOutput:
         queries, context: what was typed, and when and after which events, if tasks read them.
     """
 
+    heads: Mapping[str, Any]
+    teacher: Mapping[str, Any]
     pairs: PackedPairs
     logits: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
@@ -54,8 +58,6 @@ class FurtherLosses(nn.Module):
 
     def beside_labels(
         self,
-        teacher: Mapping[str, Any],
-        heads: Mapping[str, nn.Module],
         student: StudentOutput,
         known: Mapping[str, tuple[Tensor, Tensor | None]],
         denominators: Mapping[str, Tensor] | None,
@@ -64,14 +66,7 @@ class FurtherLosses(nn.Module):
         """Losses of labels, and those beside them, of tasks where one pass gives both; the model leaves these out."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        teacher: Mapping[str, Any],
-        heads: Mapping[str, nn.Module],
-        student: StudentOutput,
-        progress: float = 0.0,
-        found: Sums | None = None,
-    ) -> Sums:
+    def forward(self, student: StudentOutput, progress: float = 0.0, found: Sums | None = None) -> Sums:
         """All losses beside those of labels, those that are `found` already among them."""
         raise NotImplementedError
 

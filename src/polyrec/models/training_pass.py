@@ -102,6 +102,6 @@ class TrainingPass:
         """A task's labels or weights of the real candidates, [1, M]; None: the batch has none."""
         return self.pairs.pack(values[task]) if task in values else None
 
-    def student(self) -> StudentOutput:
+    def student(self, heads: Mapping[str, Any]) -> StudentOutput:
         """What soft losses compare with the teacher's outputs."""
         raise NotImplementedError

@@ -11,8 +11,9 @@ from transformers.trainer_utils import EvalPrediction, speed_metrics
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
-from polyrec.evaluation.term_weight import TermWeight, choose_term_weights
-from polyrec.evaluation.tree_weight import TreeWeight, choose_tree_weights
+from polyrec.evaluation.chosen_weight import ChosenWeight
+from polyrec.evaluation.term_weight import choose_term_weights
+from polyrec.evaluation.tree_weight import choose_tree_weights
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.evidence import judging_set, weighed_by_validation
@@ -24,7 +25,7 @@ from polyrec.training.sharded import whole_copy
 class EvaluatesTasks(ReducesExactly):
     """A Trainer that measures every task: retrieval tasks rank the whole catalog, on every rank's share of the data."""
 
-    validated: dict[str, TermWeight | TreeWeight]  # {task: what validation chose after training}
+    validated: dict[str, ChosenWeight]  # {task: what validation chose after training}
 
     def evaluate(
         self,
@@ -125,8 +126,8 @@ class EvaluatesTasks(ReducesExactly):
             linear = choose_term_weights(judged, valid, self.args.rank_k, self.args.exclude_seen, autocast(), tasks)
             trees = choose_tree_weights(judged, processor, valid, autocast(), tasks)
         for (name, kind), weight in linear.items():
-            model.heads[name].weighed[kind].weigh(weight.strength, weight.decay)
-            self.log({f"{kind}_{name}": weight.strength, f"{kind}_gain_{name}": weight.value - weight.without})
+            model.heads[name].weighed[kind].weigh(weight.weight, weight.decay)
+            self.log({f"{kind}_{name}": weight.weight, f"{kind}_gain_{name}": weight.value - weight.without})
         for name, (grown, said) in trees.items():
             model.heads[name].trees.load(grown, said.trees, said.weight)
             self.log({f"trees_{name}": said.weight, f"trees_gain_{name}": said.without - said.value})

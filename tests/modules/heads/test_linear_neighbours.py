@@ -124,7 +124,7 @@ def test_the_weight_that_is_chosen_measures_what_it_said(world):
     measured = []
     for kind, weight in [("linear", None), *((kind, weight) for (_, kind), weight in chosen.items())]:
         if weight is not None:
-            head.weighed[kind].weigh(weight.strength, weight.decay)
+            head.weighed[kind].weigh(weight.weight, weight.decay)
         found = evaluator.evaluate(model, asked, evaluator.predict(model, asked))
         measured.append(found["next_item_ndcg@10"])
     linear, transitions = chosen.values()

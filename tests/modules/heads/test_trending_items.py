@@ -241,7 +241,7 @@ def test_what_training_does_not_read_validation_weighs():
     batch = PolyRecCollator()([splits.train[n] for n in range(4)])
     batch.pop("candidate_rows")
     lost, found = [], []
-    for strength in (0.0, said.strength):
+    for strength in (0.0, said.weight):
         head.recent.weigh(strength, said.decay)
         torch.manual_seed(0)
         lost.append(model.train()(**batch).loss.item())
@@ -262,5 +262,5 @@ def test_what_training_does_not_read_validation_weighs():
         head.recent.weigh(0.0, 1.0)
         added = (weighed - head(torch.zeros(1, 8), items, context))[0].numpy()
     expected = np.zeros(processor.num_items)
-    expected[shown["items"][row]] = said.strength * shown["values"][row].astype(float)
+    expected[shown["items"][row]] = said.weight * shown["values"][row].astype(float)
     np.testing.assert_allclose(added[2:], expected[2:], atol=2e-3)

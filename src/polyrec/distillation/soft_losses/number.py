@@ -33,11 +33,11 @@ class NumberOutput(KindOfOutput):
     def loss(
         head: Any, logits: Tensor, teacher: Tensor, plan: TaskDistillation, weight: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss of the teacher's number: (sum, count)."""
-        target = head.in_loss_units(teacher)
+        """Loss of the teacher's numbers: (sum, count)."""
+        target, wide = head.in_loss_units(teacher), head.canonical_width is not None
         if plan.loss == "bounded":
             labels = None if labels is None else head.in_loss_units(labels)
             return bounded_error(logits, target, labels, plan.options["margin"], weight)
         if plan.loss == "huber":
-            return huber_error(logits, target, plan.options["delta"], weight)
-        return squared_error(logits, target, weight)
+            return huber_error(logits, target, plan.options["delta"], weight, wide)
+        return squared_error(logits, target, weight, wide)

@@ -37,11 +37,13 @@ class CatalogPass(TrainingPass):
     queries: CandidateQueries | None
     context: RequestContext
 
-    def student(self) -> StudentOutput:
+    def student(self, heads: Mapping[str, Any]) -> StudentOutput:
         """What soft losses compare with the teacher's outputs."""
         own = self.pair_output
         labels = {name: self.pairs.pack(self.labels[name]) for name in own.logits if name in self.labels}
         return StudentOutput(
+            heads,
+            self.teacher,
             self.pairs,
             own.logits,
             labels,
