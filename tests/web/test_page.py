@@ -76,7 +76,7 @@ def test_people_and_mistakes(page):
 
 def test_without_the_data(run, recipe_file, capsys):
     """A demo that stops because the tables of its training are not there, or that tells everybody who is in them."""
-    listed = open_session(str(run), users=True).listed()
+    listed = open_session(str(run), users=True).user_ids()
     shown = {users: str(build_page(open_session(str(run), users=users)).get_config_file()) for users in (True, False)}
     assert len(listed) > 5
     assert str((str(listed[0]), listed[0])) in shown[True]
@@ -84,7 +84,7 @@ def test_without_the_data(run, recipe_file, capsys):
     assert open_session(str(run)).history_of(listed[0]) == []
     (recipe_file.parent / "interactions.parquet").unlink()
     session = open_session(str(run), users=True)
-    assert session.listed() == []
+    assert session.user_ids() == []
     assert "no users to choose from" in capsys.readouterr().out
 
 

@@ -155,8 +155,8 @@ def test_new_items_get_their_share(fallback):
         asked = as_batch(windows, model)
         context = model.request_context(**asked).at((slice(None), 0))
         scores = model.score_items(model(**asked).states[:, 0], "next_item", context=context).double()
-    predict_rows, taken = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
-    assert predict_rows == pytest.approx(taken, abs=0.1)  # other users were drawn for the level
+    predicted, interacted = (scores[:, n].exp().mean(1).log().mean().item() for n in (slice(old, old + 2), rows))
+    assert predicted == pytest.approx(interacted, abs=0.1)  # other users were drawn for the level
 
 
 @pytest.mark.parametrize("bias_rate", [1.0, 4.0])

@@ -109,9 +109,9 @@ def test_every_vector_matters_and_every_parameter_learns(tmp_path, in_file):
     learnt = {n: p.grad for n, p in model.named_parameters() if ".embeddings." in n}
     assert len(learnt) == 3 * 4  # items, people, context of the pair and of past events; weight, bias, missing
     assert all(g.abs().sum() > 0 for n, g in learnt.items())
-    for set_rows, name in (("user_features", "taste"), ("candidate_features", "query"), ("event_features", "query")):
-        changed = batch | {set_rows: batch[set_rows] | {name: -batch[set_rows][name]}}
-        assert not torch.equal(model(**changed).logits["like"], output.logits["like"]), set_rows
+    for place, name in (("user_features", "taste"), ("candidate_features", "query"), ("event_features", "query")):
+        changed = batch | {place: batch[place] | {name: -batch[place][name]}}
+        assert not torch.equal(model(**changed).logits["like"], output.logits["like"]), place
 
 
 @pytest.mark.parametrize("in_file", [False, True])

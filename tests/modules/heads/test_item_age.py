@@ -36,11 +36,11 @@ def naive_group(source, buckets, now, appeared):
     if source == "first_event" and appeared >= now:
         return buckets
     years = 20 * 365.25 * 24 * 60
-    set_rows = buckets * math.log(1 + (now - appeared) / MINUTE) / math.log(years)
+    place = buckets * math.log(1 + (now - appeared) / MINUTE) / math.log(years)
     return (
         None
-        if round(set_rows) and abs(set_rows - round(set_rows)) < 1e-4 * buckets
-        else min(int(set_rows), buckets - 1)
+        if round(place) and abs(place - round(place)) < 1e-4 * buckets
+        else min(int(place), buckets - 1)
     )
 
 
@@ -291,10 +291,10 @@ def test_only_what_was_taken_says_at_which_age():
     )
     train = processor.split(log | {"clicked": clicked}).train
     rows = [row for row in np.unique(train.log.row[train.candidates.event]) if clicked[row] == 1]
-    set_rows = {name: FIRST_ITEM + n for n, name in enumerate(processor.items.ids.to_pylist())}
+    place = {name: FIRST_ITEM + n for n, name in enumerate(processor.items.ids.to_pylist())}
     expected = age_start(
         processor.item_times("release"),
-        np.array([set_rows[log["item_id"][row]] for row in rows]),
+        np.array([place[log["item_id"][row]] for row in rows]),
         np.array([round(1000 * log["timestamp"][row]) for row in rows]),
         16,
         unseen_now=False,

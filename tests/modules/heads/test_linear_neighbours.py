@@ -153,12 +153,12 @@ def test_a_trained_model_serves_the_weight_and_keeps_it(world, tmp_path):
     answers = again.recommend(processor, [6, 10], k=5)
     assert answers == model.recommend(processor, [6, 10], k=5)
     assert {7, 11} <= {row["item"] for row in answers}
-    predict_rows = {row["item"]: row for row in again.explain(processor, [6, 10], [7, 20])}
-    assert list(predict_rows[7]["terms"])[:3] == ["network", "bias", "linear"]
-    for item, row in predict_rows.items():
+    reasons = {row["item"]: row for row in again.explain(processor, [6, 10], [7, 20])}
+    assert list(reasons[7]["terms"])[:3] == ["network", "bias", "linear"]
+    for item, row in reasons.items():
         assert sum(row["terms"].values()) == pytest.approx(row["score"], abs=1e-5), item
-    assert predict_rows[7]["terms"]["linear"] > 2 * predict_rows[20]["terms"]["linear"]
-    assert "6" in predict_rows[7]["reason"]
+    assert reasons[7]["terms"]["linear"] > 2 * reasons[20]["terms"]["linear"]
+    assert "6" in reasons[7]["reason"]
     more = processor.num_items + 2
     again.heads["next_item"].extend(more, torch.ones(processor.num_items, dtype=torch.bool))
     assert again.heads["next_item"].linear.items.shape[0] == more

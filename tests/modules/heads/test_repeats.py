@@ -50,9 +50,9 @@ def test_ranges_begin_where_saved_weights_learnt_them():
 
 def groups_of(repeats, context, ids):
     """The group of each of some items, [M, N], as the logits of a catalog are told of it."""
-    known, set_rows = ids.unique(return_inverse=True)
+    known, place = ids.unique(return_inverse=True)
     group, columns = repeats.biases(context, known)
-    return torch.zeros(len(group), len(known), dtype=torch.int64).scatter_add_(1, columns, group)[:, set_rows]
+    return torch.zeros(len(group), len(known), dtype=torch.int64).scatter_add_(1, columns, group)[:, place]
 
 
 @settings(max_examples=80, deadline=None)
@@ -294,8 +294,8 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
     assert answers["teacher_items"]["next_item"][0, -1].tolist() == best.tolist()
     asked = batch["candidate_ids"][0, -1]
     assert output.logits["next_item"][0, -1] == pytest.approx(scores[asked].item(), abs=1e-5)
-    predict_rows = model.explain(processor, history, items=expected[:1])[0]
-    assert predict_rows["events"][0]["item"] == expected[0]  # it comes again because it was there
+    reason = model.explain(processor, history, items=expected[:1])[0]
+    assert reason["events"][0]["item"] == expected[0]  # it comes again because it was there
 
 
 def test_scores_without_a_history_are_refused():

@@ -36,9 +36,9 @@ def dense(table: Neighbours) -> np.ndarray:
     """float [N, T, N] of a table of neighbours."""
     found = np.zeros((N, len(SET_KINDS), N))
     for item in range(N):
-        for set_rows, other in enumerate(table.items[item]):
+        for place, other in enumerate(table.items[item]):
             if other:
-                found[item, :, other] = table.values[item, :, set_rows]
+                found[item, :, other] = table.values[item, :, place]
     return found
 
 

@@ -73,10 +73,10 @@ def losses(trainer, part):
     """Mean losses of a part by its predictions alone."""
     labels, found = part.labels(), trainer.answers(part).values
     like, rating = (labels[:, part.task_names.index(name)] for name in ("like", "rating"))
-    known, predict_rows = ~np.isnan(like), ~np.isnan(rating)
+    known, rated = ~np.isnan(like), ~np.isnan(rating)
     p = found["like"][known].astype(float)
     logloss = -np.mean(np.where(like[known] == 1, np.log(p), np.log1p(-p)))
-    return {"like": logloss, "rating": np.mean((found["rating"][predict_rows] - rating[predict_rows]) ** 2)}
+    return {"like": logloss, "rating": np.mean((found["rating"][rated] - rating[rated]) ** 2)}
 
 
 def test_what_validation_chose_is_what_it_measures(run):
@@ -109,7 +109,7 @@ def test_of_several_sets_the_named_one_weighs_and_none_is_told(run, tmp_path, ca
     processor, parts, trainer = run
     own = choose_tree_weights(trainer.model, processor, parts.test)["like"][1]
     assert own.rows != trainer.validated["like"].rows
-    for sets, metric, rows, predict_rows in (
+    for sets, metric, rows, message in (
         ({"late": parts.test, "valid": parts.valid}, "eval_valid_mean_improvement", trainer.validated["like"].rows, ""),
         ({"valid": parts.valid, "valid_late": parts.test}, "valid_late_like_auc", own.rows, ""),
         (
@@ -132,7 +132,7 @@ def test_of_several_sets_the_named_one_weighs_and_none_is_told(run, tmp_path, ca
         other = PolyRecTrainer(model, args, parts.train, sets, processing_class=processor)
         other.weigh_by_validation()
         assert (other.validated["like"].rows if other.validated else None) == rows
-        assert (predict_rows in caplog.text) if predict_rows else not caplog.text
+        assert (message in caplog.text) if message else not caplog.text
 
 
 def test_answers_are_means_of_the_network_and_lightgbm(run):

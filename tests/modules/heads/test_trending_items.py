@@ -44,15 +44,15 @@ def question(count):
 def test_logits_are_those_of_a_loop_in_catalog_pairs_and_samples(head):
     """Prevents popularity of the wrong snapshot or item, and lists that disagree with losses and given items."""
     state, items, context = torch.randn(9, WIDTH), ItemRows(torch.randn(ITEMS, WIDTH)), question(9)
-    expected, predict_rows = torch.zeros(9, ITEMS), context.trending["next_item"]
+    expected, popular = torch.zeros(9, ITEMS), context.trending["next_item"]
     ids, sample = torch.randint(2, ITEMS, (9, 7)), torch.tensor([7, 3, 3, 29, 2])
     spread = RequestContext(
-        trending={"next_item": predict_rows._replace(snapshot=predict_rows.snapshot.unsqueeze(1).expand(9, 7))}
+        trending={"next_item": popular._replace(snapshot=popular.snapshot.unsqueeze(1).expand(9, 7))}
     )
     with torch.no_grad():
         weight = head.trending.by_state(state).squeeze(-1) + 1.0
-        for m, u in enumerate(predict_rows.snapshot.tolist()):
-            for item, value in zip(predict_rows.items[u].tolist(), predict_rows.values[u].tolist(), strict=True):
+        for m, u in enumerate(popular.snapshot.tolist()):
+            for item, value in zip(popular.items[u].tolist(), popular.values[u].tolist(), strict=True):
                 expected[m, item] += weight[m] * value
         every = head(state, items, context)
         pairs = head.pair_logits(state.unsqueeze(1).expand(9, 7, WIDTH), items.lookup(ids), ids, items, spread)
@@ -177,11 +177,11 @@ def test_teachers_of_other_catalogs_read_their_own_rows():
     """Prevents popularity of other items, and rows out of order, in which the search in them goes astray."""
     rows = _ItemRows(np.array([0, 1, 9, 1, 4, 7]))  # what the student calls 3, the teacher does not know
     items = torch.tensor([[0, 2, 3, 4, 5]], dtype=torch.int32)
-    predict_rows = {
+    popular = {
         "item_ids": items.long(),
         "trending": {"a": {"items": items, "values": torch.arange(5.0).view(1, 5)}},
     }
-    found = rows.to_teacher(predict_rows)["trending"]["a"]
+    found = rows.to_teacher(popular)["trending"]["a"]
     assert found["items"].tolist() == [[0, 0, 4, 7, 9]]
     assert found["values"].tolist() == [[0, 0, 3, 4, 1]]
 
