@@ -317,7 +317,8 @@ def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     held = _read_manifest(folder).get("rows") if (folder / MANIFEST).exists() else None
     rows = {p.name: _sha256(p) for p in sorted(folder.glob(ROWS.format("*")))} if held is None else held
     plain = json.loads(json.dumps({**values, "rows": rows}))
-    _write_json(folder / MANIFEST, {**plain, "digest": _digest(plain)})
+    about = json.dumps({**plain, "digest": _digest(plain)}, indent=2)
+    write_atomically(folder / MANIFEST, about + "\n")
 
 
 def _sha256(path: Path) -> str:
@@ -327,7 +328,3 @@ def _sha256(path: Path) -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=2) + "\n")

@@ -13,7 +13,6 @@ from polyrec.core.escapes import sentence
 
 LIBRARY = "polyrec"
 TAGS = ("polyrec", "recommendation")
-PIPELINE = "recommendation"
 
 _CROSS_ENCODER = """\
 from polyrec import PolyRecCrossEncoder, PolyRecCrossEncoderProcessor

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback
 
 from polyrec.core.modules import exact
 from polyrec.core.registry import nearest
@@ -88,16 +88,8 @@ class TaskEarlyStopping(CheckpointedCallback):
         self.towers: dict[str, dict[str, Tensor]] = {}  # task -> parameters at its best evaluation
         self.frozen: list[str] = []
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Forget an earlier run, unless this one goes on with it."""
-        assert model is not None
         for task in self.limits:
             if task not in model.heads:
                 raise ValueError(f"limits: unknown task {task!r}; {nearest(task, list(model.heads))}")
@@ -106,16 +98,9 @@ class TaskEarlyStopping(CheckpointedCallback):
             model.weighting.scale.fill_(1.0)
 
     def on_evaluate(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        metrics: dict[str, float] | None = None,
-        **unused: Any,
+        self, args: Any, state: Any, control: Any, model: Any = None, metrics: Any = None, **unused: Any
     ) -> None:
         """Evaluate each task; the model holds the weights that were evaluated."""
-        assert model is not None
         for task in sorted(model.heads):
             value = watched_metric(f"{self.prefix}_{task}", metrics or {})
             if task in self.frozen or value is None:
@@ -130,16 +115,8 @@ class TaskEarlyStopping(CheckpointedCallback):
                 self._lower(model, task)
         control.should_training_stop |= len(self.frozen) == len(model.heads)
 
-    def on_epoch_end(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Freeze the tasks whose limit is reached."""
-        assert model is not None
         for task, epochs in self.limits.items():
             if task not in self.frozen and (state.epoch or 0) >= epochs:
                 self._keep(model, task)
@@ -167,43 +144,19 @@ class TaskEarlyStopping(CheckpointedCallback):
             if task in self.towers:
                 parameter.copy_(self.towers[task][name])
 
-    def on_step_begin(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Restore the weights in training, too, where averaged ones were evaluated."""
-        assert model is not None
         for task in self.frozen:
             self._restore(model, task)
 
-    def on_pre_optimizer_step(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Take the gradients (zeros) of frozen parts away, so that momentum and weight decay leave them alone."""
-        assert model is not None
         for task in self.frozen:
             for parameter in own_parameters(model, task).values():
                 parameter.grad = None
 
-    def on_train_end(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PolyRecForRecommendation | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Give the model back with every task in its right."""
-        assert model is not None
         model.weighting.scale.fill_(1.0)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
@@ -324,41 +277,17 @@ class WeightAveraging(CheckpointedCallback):
                 average.copy_(torch.where(same, average, exact(parameter)))
                 parameter.copy_(held[name])
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Begin, unless a resumed run has brought an average."""
-        assert model is not None
         if state.global_step == 0 or not self.average:
             self.start(model)
 
-    def on_step_end(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Follow the weights by a step."""
-        assert model is not None
         self.update(model)
 
-    def on_train_end(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **unused: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Leave the average in the model; if the best checkpoint was loaded, that is an average already."""
-        assert model is not None
         if not (args.load_best_model_at_end and state.best_model_checkpoint):
             self._enter(model)
         self.average = {}

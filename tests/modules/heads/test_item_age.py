@@ -37,11 +37,7 @@ def naive_group(source, buckets, now, appeared):
         return buckets
     years = 20 * 365.25 * 24 * 60
     place = buckets * math.log(1 + (now - appeared) / MINUTE) / math.log(years)
-    return (
-        None
-        if round(place) and abs(place - round(place)) < 1e-4 * buckets
-        else min(int(place), buckets - 1)
-    )
+    return None if round(place) and abs(place - round(place)) < 1e-4 * buckets else min(int(place), buckets - 1)
 
 
 @settings(max_examples=60, deadline=None)
