@@ -115,11 +115,11 @@ class Protocol:
         if system == "live":
             return self.teacher
         if system == "stored":
-            from polyrec.distillation.stored import StoredTeacher, write_answers
+            from polyrec.distillation.stored import StoredTeacher, write_outputs
 
             self._prepared(self.teacher)
             folder = tempfile.mkdtemp()
-            return StoredTeacher(write_answers(self.teacher, self.data.train, self.processor, folder))
+            return StoredTeacher(write_outputs(self.teacher, self.data.train, self.processor, folder))
         return self.table
 
     def distillation(self, system: str) -> dict[str, Any] | None:
@@ -192,13 +192,13 @@ class Protocol:
     def throughput(self, student: Any) -> tuple[float, float]:
         """People per second that the teacher and a student answer."""
         from polyrec.distillation.live import LiveTeacher
-        from polyrec.distillation.throughput import one_question_each, users_per_second
+        from polyrec.distillation.throughput import one_example_each, users_per_second
 
         lists = [t.name for t in self.processor.tasks if t.ranks_catalog]
         systems = {"teacher": self.teacher, "student": LiveTeacher(student, self.processor, top_k=10)}
         for system in systems.values():
             system.bind([self.data.test], self.processor)
-        found = users_per_second(systems, one_question_each(self.data.test, lists))
+        found = users_per_second(systems, one_example_each(self.data.test, lists))
         return found["teacher"], found["student"]
 
 

@@ -111,26 +111,26 @@ def measure(
     from scipy.stats import spearmanr
 
     from polyrec.inference.explanation.events import leave_one_out, successive_leave_one_out
+    from polyrec.inference.explanation.explained import ExplainedRequest
     from polyrec.inference.explanation.faithfulness import area, curves
     from polyrec.inference.explanation.gradients import integrated_gradients
-    from polyrec.inference.explanation.question import Question
 
     request = {"context": asked.context, "time": asked.time}
     item = asked.item
     if settings["item"] == "recommended":
         item = model.recommend(processor, asked.history, k=1, task=settings["task"], **request)[0]["item"]
     rows = processor.items.rows(pa.array([item]))
-    question = Question(model, processor, asked.history, rows, settings["task"], request)
-    exact, gradients = leave_one_out(question), integrated_gradients(question)
-    events, random = question.visible, np.random.default_rng(seed)
+    explained = ExplainedRequest(model, processor, asked.history, rows, settings["task"], request)
+    exact, gradients = leave_one_out(explained), integrated_gradients(explained)
+    events, random = explained.visible, np.random.default_rng(seed)
     orders = {
         "leave_one_out": events[np.argsort(-exact.effects[:, 0], kind="stable")],
-        "successive_leave_one_out": successive_leave_one_out(question, settings["rounds"]),
+        "successive_leave_one_out": successive_leave_one_out(explained, settings["rounds"]),
         "integrated_gradients": events[np.argsort(-gradients.effects[:, 0], kind="stable")],
         "recency": events[::-1],
         **{f"random{n}": random.permutation(events) for n in range(settings["random_orders"])},
     }
-    found = curves(question, orders, settings["steps"])
+    found = curves(explained, orders, settings["steps"])
     row: dict[str, Any] = {"events": len(events)}
     for kind in ("deletion", "insertion"):
         areas = {name: area(found[name][kind]) for name in orders}

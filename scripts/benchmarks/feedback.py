@@ -80,7 +80,7 @@ def _score(fitted: fitting.Fit, views: Mapping[str, SequenceDataset], known: np.
     tasks = fitted.model.pair_tasks
     for prefix, rows in views.items():
         groups = {"seen": np.isin(rows.user_codes(), known)}
-        found = evaluator.evaluate(fitted.model, rows, fitted.trainer.answers(rows), groups=groups)
+        found = evaluator.evaluate(fitted.model, rows, fitted.trainer.predictions(rows), groups=groups)
         result |= {prefix + name: value for name, value in common.rename(found, tasks).items()}
     return result
 

@@ -102,7 +102,7 @@ def _score(fitted: fitting.Fit, views: Mapping[str, SequenceDataset], known: np.
     result: dict[str, float] = {}
     for prefix, rows in views.items():
         groups = {"seen": np.isin(rows.user_codes(), known)}
-        found = evaluator.evaluate(fitted.model, rows, fitted.trainer.answers(rows), groups=groups)
+        found = evaluator.evaluate(fitted.model, rows, fitted.trainer.predictions(rows), groups=groups)
         result |= {prefix + name: value for name, value in common.rename(found, fitted.model.pair_tasks).items()}
     return result
 

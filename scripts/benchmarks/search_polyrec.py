@@ -73,10 +73,10 @@ class Answers:
             tokens, mask = (torch.from_numpy(x) for x in self.tokens.padded(lists.query[rows] + FIRST_ITEM))
             queries = model.query_encoder(model.item_encoder.text, tokens, mask, torch.arange(len(rows)).unsqueeze(0))
             query_MD = queries.vectors_BCD.squeeze(0)
-            question_MD, moment = head.question(torch.zeros_like(query_MD), query_MD), _moment(lists, rows)
+            query_state_MD, moment = head.query_state(torch.zeros_like(query_MD), query_MD), _moment(lists, rows)
             if self.expand is not None:
-                question_MD = head.expanded(question_MD, items, *self.expand, moment)
-            return head(question_MD, items, moment)[:, FIRST_ITEM:].numpy()
+                query_state_MD = head.expanded(query_state_MD, items, *self.expand, moment)
+            return head(query_state_MD, items, moment)[:, FIRST_ITEM:].numpy()
 
         return score
 

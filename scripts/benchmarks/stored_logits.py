@@ -40,7 +40,7 @@ def measure(users: int, events: int, top_k: int, batches: int, folder: str) -> d
     from polyrec import PolyRecProcessor
     from polyrec.data.collator import PolyRecCollator
     from polyrec.distillation.rows import RowTeacher
-    from polyrec.distillation.stored import StoredTeacher, write_answers
+    from polyrec.distillation.stored import StoredTeacher, write_outputs
 
     torch.set_num_threads(1)
 
@@ -80,7 +80,7 @@ def measure(users: int, events: int, top_k: int, batches: int, folder: str) -> d
     teacher.prepare(data, processor)
     found: dict[str, Any] = {"candidates": data.num_candidates, "log": memory()}
     begin = time.perf_counter()
-    write_answers(teacher, data, processor, folder, batch_size=64, progress=True)
+    write_outputs(teacher, data, processor, folder, batch_size=64, progress=True)
     found |= {"write_seconds": time.perf_counter() - begin, "written": memory()}
     found["mebibytes_on_disk"] = sum(f.stat().st_size for f in Path(folder).iterdir()) / 2**20
     begin = time.perf_counter()

@@ -11,7 +11,7 @@ from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.registry import HEADS
 from polyrec.data.release import NO_TIME
 from polyrec.distillation.lists import top_list
-from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of, soft_loss
+from polyrec.distillation.soft_losses.base import checked_plan, kind_of, scored, soft_loss
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.base import TaskHead
@@ -142,7 +142,7 @@ def test_missing_answers_weights_members_and_parts(kind, loss):
     if head.canonical_width is not None:
         teacher[0, 1, 0] = 1.0
     labels = torch.tensor([[0.0, 1.0, NAN, 1.0]] * 2)
-    known = answered(head, teacher)
+    known = scored(head, teacher)
     assert known.sum() == 7
     for members in (1, 3):
         logits = answers(head, members)

@@ -13,7 +13,7 @@ from polyrec.data.histories import visible_history
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher
-from polyrec.distillation.stored import StoredTeacher, write_answers
+from polyrec.distillation.stored import StoredTeacher, write_outputs
 from polyrec.evaluation import ranking
 from polyrec.evaluation.baselines.recommenders import EASE, Popularity
 from polyrec.evaluation.scored import rank_rows
@@ -190,7 +190,7 @@ def test_its_training_rows_are_guarded_and_it_can_be_stored(case, tmp_path):
     teacher = CatalogTeacher("item_knn", parts.train, processor, top_k=4)
     both = EnsembleTeacher([teacher, CatalogTeacher("popularity", parts.train, processor, top_k=4)], top_k=6)
     both.prepare(parts.train, processor)
-    write_answers(both, parts.train, processor, tmp_path / "a", shard_rows=100)
+    write_outputs(both, parts.train, processor, tmp_path / "a", shard_rows=100)
     stored = StoredTeacher(tmp_path / "a", revision=both.revision)
     stored.prepare(parts.train, processor)
     batch = batch_of(parts.train.fixed())

@@ -12,7 +12,7 @@ from teacher_fixtures import batch_of
 from polyrec.core.schema import TaskConfig
 from polyrec.data.splits import LeakageError
 from polyrec.data.trees import known_features
-from polyrec.distillation.pair_answers import canonical_probabilities
+from polyrec.distillation.pair_outputs import canonical_probabilities
 from polyrec.distillation.scorers import Scorer, ScorerTeacher
 from polyrec.distillation.trees import LightGBMTeacher
 

@@ -13,7 +13,7 @@ from teacher_fixtures import batch_of, live, world
 
 from polyrec.data.splits import LeakageError
 from polyrec.distillation import stored
-from polyrec.distillation.stored import StoredError, StoredTeacher, write_answers
+from polyrec.distillation.stored import StoredError, StoredTeacher, write_outputs
 from polyrec.distillation.table import TableTeacher
 from polyrec.distillation.unlabelled import with_unlabelled
 
@@ -27,7 +27,7 @@ def case(tmp_path_factory):
     teacher = live(processor, top_k=6, temperature=2.0)
     teacher.prepare(parts.train, processor)
     folder = tmp_path_factory.mktemp("answers") / "logits"
-    write_answers(teacher, parts.train, processor, folder, shard_rows=50, batch_size=4)
+    write_outputs(teacher, parts.train, processor, folder, shard_rows=50, batch_size=4)
     return teacher, processor, parts, folder
 
 
@@ -68,7 +68,7 @@ def test_views_of_an_event_have_answers_of_their_own(tmp_path):
     parts = processor.split(tables["interactions"], max_delay=3000.0, delayed_share=0.5)
     teacher = live(processor, top_k=6)
     teacher.prepare(parts.train, processor)
-    write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=200)
+    write_outputs(teacher, parts.train, processor, tmp_path / "a", shard_rows=200)
     table = StoredTeacher(tmp_path / "a")
     table.prepare(parts.train, processor)
     fixed = parts.train.fixed()
@@ -95,12 +95,12 @@ def test_an_interrupted_run_goes_on(case, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stored, "score_windows", dies)
     with pytest.raises(KeyboardInterrupt):
-        write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=50)
+        write_outputs(teacher, parts.train, processor, tmp_path / "a", shard_rows=50)
     (tmp_path / "a" / ".shard-00002.safetensors.1-1.tmp").write_bytes(b"half a shard")
     with pytest.raises(StoredError, match="holds 2 of 5 shards: scoring was interrupted; run the same"):
         StoredTeacher(tmp_path / "a")
     calls[:] = [1] * 10
-    write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=50)
+    write_outputs(teacher, parts.train, processor, tmp_path / "a", shard_rows=50)
     assert len(calls) == 13
     again, whole = StoredTeacher(tmp_path / "a"), StoredTeacher(folder)
     batch = batch_of(parts.train.fixed())
@@ -114,7 +114,7 @@ def test_drawn_items_have_the_answers_that_were_given_about_them(case, tmp_path,
     """Prevents a drawn item from being taught what the teacher said of another one, of another person or event."""
     teacher, processor, parts, _ = case
     if files:
-        folder = write_answers(
+        folder = write_outputs(
             teacher, parts.train, processor, tmp_path / "a", shard_rows=50, batch_size=4, unlabelled=3
         )
         table, tolerance = StoredTeacher(folder), {"rtol": 1e-3, "atol": 2e-3}
@@ -142,14 +142,14 @@ def test_drawn_items_have_the_answers_that_were_given_about_them(case, tmp_path,
 def test_a_run_with_drawn_items_goes_on_to_the_same_bytes(case, tmp_path):
     """Prevents a shard that is written anew from asking about other items than the answers beside it say."""
     teacher, processor, parts, _ = case
-    folder = write_answers(teacher, parts.train, processor, tmp_path / "a", shard_rows=50, unlabelled=2)
+    folder = write_outputs(teacher, parts.train, processor, tmp_path / "a", shard_rows=50, unlabelled=2)
     shard = folder / "shard-00002.safetensors"
     content = shard.read_bytes()
     shard.unlink()
     for other in (0, 1):
         with pytest.raises(StoredError, match="differ in unlabelled"):
-            write_answers(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=other)
-    write_answers(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=2)
+            write_outputs(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=other)
+    write_outputs(teacher, parts.train, processor, folder, shard_rows=50, unlabelled=2)
     assert shard.read_bytes() == content
 
 
@@ -177,7 +177,7 @@ def test_damaged_shards_are_refused_and_written_anew(case, tmp_path):
     shard.unlink()
     with pytest.raises(StoredError, match="is missing"):
         StoredTeacher(folder)
-    write_answers(teacher, parts.train, processor, folder, shard_rows=50, batch_size=4)
+    write_outputs(teacher, parts.train, processor, folder, shard_rows=50, batch_size=4)
     assert shard.read_bytes() == content
     StoredTeacher(folder)
     (folder / "manifest.json").write_text("{")
@@ -212,7 +212,7 @@ def test_other_teachers_and_other_data_are_refused(case, tmp_path):
     other = live(processor, seed=1, top_k=6, temperature=2.0)
     other.prepare(parts.train, processor)
     with pytest.raises(StoredError, match="differ in revision: choose another --output"):
-        write_answers(other, parts.train, processor, copied(folder, tmp_path), shard_rows=50)
+        write_outputs(other, parts.train, processor, copied(folder, tmp_path), shard_rows=50)
     with pytest.raises(StoredError, match=f"not of {other.revision[:12]}"):
         StoredTeacher(folder, revision=other.revision)
     table = StoredTeacher(folder)

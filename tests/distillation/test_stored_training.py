@@ -5,7 +5,7 @@ from model_fixtures import TASKS, arguments, fit, model_inputs, synthetic_log, t
 from teacher_fixtures import batch_of, live
 
 from polyrec import PolyRecForRecommendation, PolyRecTrainer
-from polyrec.distillation.stored import StoredTeacher, write_answers
+from polyrec.distillation.stored import StoredTeacher, write_outputs
 from polyrec.distillation.table import TableTeacher
 
 PLAN = {"tasks": {name: {"alpha": 0.7, "temperature": 2.0} for name in ("next_item", "like")}}
@@ -50,7 +50,7 @@ def test_stored_answers_teach_what_a_live_teacher_teaches(tmp_path):
     teacher = live(processor, seed=7, top_k=8, temperature=2.0)
     before = {name: p.clone() for name, p in teacher.model.named_parameters()}
     teacher.prepare(parts.train, processor)
-    write_answers(teacher, parts.train, processor, tmp_path / "logits", shard_rows=60)
+    write_outputs(teacher, parts.train, processor, tmp_path / "logits", shard_rows=60)
     memory = TableTeacher.of(teacher, parts.train, processor)
     one, learnt = trained(processor, parts, teacher, tmp_path / "live")
     assert not learnt & {id(p) for p in teacher.model.parameters()}

@@ -12,7 +12,7 @@ from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.gating import gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.predictions import teacher_predictions
-from polyrec.distillation.throughput import one_question_each, users_per_second
+from polyrec.distillation.throughput import one_example_each, users_per_second
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.scored import rank_rows
 from polyrec.modules.encoders.item import FIRST_ITEM
@@ -113,7 +113,7 @@ def test_exchanged_answers_read_as_the_heads_own(kind):
 def test_speed_asks_each_person_once(world):
     """Prevents people with several windows, or tasks without a list, from counting otherwise."""
     processor, parts = world
-    batches = one_question_each(parts.test, ["next_item"], users=7, batch_size=4)
+    batches = one_example_each(parts.test, ["next_item"], users=7, batch_size=4)
     assert [len(b["item_ids"]) for b in batches] == [4, 3]
     assert all(b["candidate_ids"].shape[1] == 1 and (b["labels"]["next_item"] == 1).all() for b in batches)
     user_of = parts.test.user_codes()[torch.cat([b["candidate_rows"].flatten() for b in batches]).numpy()]

@@ -50,11 +50,11 @@ def test_a_list_of_the_whole_catalog_leaves_nothing():
     batch = batch_of(parts.train)
     found = teacher.score(batch)
     scores, items = found["teacher_scores"]["next_item"], found["teacher_items"]["next_item"]
-    answered = ~torch.isnan(scores[..., -1])
+    scored = ~torch.isnan(scores[..., -1])
     assert items.shape[-1] == processor.num_items
-    assert torch.isneginf(scores[answered][:, -1]).all()
-    assert ((items[answered] > 0).sum(1) == processor.num_items - 2).all()
-    assert (torch.isneginf(scores[answered][:, :-1]) == (items[answered] == 0)).all()
+    assert torch.isneginf(scores[scored][:, -1]).all()
+    assert ((items[scored] > 0).sum(1) == processor.num_items - 2).all()
+    assert (torch.isneginf(scores[scored][:, :-1]) == (items[scored] == 0)).all()
 
 
 def test_dropout_is_off_and_nothing_learns():

@@ -53,6 +53,8 @@ NAMES = {
     "trained": {"learnt", "learns"},
     "time, timestamp": {"moment", "moments"},
     "row, index, position": {"place", "places", "placed"},
+    "score, prediction, output": {"answer", "answers", "answered", "answering"},
+    "example, request, query": {"question", "questions"},
     "layer, module": {"floor", "floors", "room", "rooms"},
 }
 ALLOWED_NAMES = {

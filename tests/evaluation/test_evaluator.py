@@ -246,7 +246,7 @@ def test_every_head_is_judged_against_its_constant(many):
     ):
         names = model.heads[task].metrics
         assert names[0] == metric
-        values = np.full(len(rating), cautions.constant_answer(names, rating))
+        values = np.full(len(rating), cautions.constant_prediction(names, rating))
         assert values[0] == pytest.approx(constant)
         metrics, better = evaluator.pair_metrics(names, rating, values, users, task, details)
         assert better == pytest.approx(0, abs=1e-6)

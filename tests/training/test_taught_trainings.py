@@ -11,7 +11,7 @@ from polyrec import PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation.stored import StoredTeacher, write_answers
+from polyrec.distillation.stored import StoredTeacher, write_outputs
 from polyrec.training.arguments import for_going_on
 
 PLAN = {
@@ -88,7 +88,7 @@ def test_a_folder_teaches_what_the_object_teaches(world, master, folder, tmp_pat
     expected = trained(trainer_of(world, tmp_path / "a", plan, live))
     same(trained(trainer_of(world, tmp_path / "b", plan, str(folder))), expected)
     live.prepare(world[1].train, world[0])
-    write_answers(live, world[1].train, world[0], tmp_path / "logits")
+    write_outputs(live, world[1].train, world[0], tmp_path / "logits")
     expected = trained(trainer_of(world, tmp_path / "c", PLAN, StoredTeacher(tmp_path / "logits")))
     same(trained(trainer_of(world, tmp_path / "d", PLAN, str(tmp_path / "logits"))), expected)
 

@@ -82,8 +82,8 @@ def check_searches(log: EventLog, tasks: Sequence[int], columns: Columns, what: 
         tasks: columns of `log.labels` that are searches.
     """
     assert log.queries is not None
-    answered = ~np.isnan(log.labels[:, tasks]).all(axis=1) & (log.item >= FIRST)
-    itself = first_bad_row(answered & (log.queries.own_item == log.item))
+    labelled = ~np.isnan(log.labels[:, tasks]).all(axis=1) & (log.item >= FIRST)
+    itself = first_bad_row(labelled & (log.queries.own_item == log.item))
     if itself is not None:
         raise ValueError(
             f"{what}: row {log.row[itself]} has a query with the text of its own item, which no search "

@@ -70,7 +70,7 @@ class CrossEncoderTeacher(Teacher):
         return tuple(name for name in self.model.state_tasks if name in listed and name in self._shared_tasks)
 
     @property
-    def answers_drawn(self) -> bool:
+    def scores_drawn(self) -> bool:
         """It scores any candidate."""
         return True
 
@@ -125,7 +125,7 @@ class CrossEncoderTeacher(Teacher):
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Score a batch, see [`Teacher`]."""
         first = {} if self.first_stage is None else self.first_stage.score(batch)
-        answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+        outputs: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         lists = [first["teacher_items"][name] for name in self.list_tasks]
         together = {"list_items": torch.cat(lists, dim=-1)} if lists else {}
         prompted = self.processor.with_prompts({**batch, **together})
@@ -138,7 +138,7 @@ class CrossEncoderTeacher(Teacher):
                 found = model.heads[name].canonical_logits(output.logits[name]).float()
                 known = real_BC if found.dim() == 2 else real_BC.unsqueeze(-1)
                 check_numbers(found, known, name, NO_NUMBERS)
-                answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
+                outputs["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
         begin = 0
         for name, items_BCK in zip(self.list_tasks, lists, strict=True):
             own_BCK = output.list_logits[name][..., begin : begin + items_BCK.shape[-1]].float().to(device)
@@ -146,10 +146,10 @@ class CrossEncoderTeacher(Teacher):
             check_numbers(own_BCK, items_BCK > 0, name, NO_NUMBERS)
             scores_BCK1 = with_mass_of(first["teacher_scores"][name], own_BCK, self.temperature(name))
             order_BCK = own_BCK.argsort(dim=-1, descending=True)
-            answers["teacher_items"][name] = items_BCK.gather(-1, order_BCK)
+            outputs["teacher_items"][name] = items_BCK.gather(-1, order_BCK)
             ordered = scores_BCK1[..., :-1].gather(-1, order_BCK)
-            answers["teacher_scores"][name] = torch.cat([ordered, scores_BCK1[..., -1:]], dim=-1)
-        return send_to_device(answers, device)
+            outputs["teacher_scores"][name] = torch.cat([ordered, scores_BCK1[..., -1:]], dim=-1)
+        return send_to_device(outputs, device)
 
 
 def with_mass_of(first_BCK1: Tensor, own_BCK: Tensor, temperature: float) -> Tensor:

@@ -79,9 +79,9 @@ class EnsembleTeacher(Teacher):
         return tuple(dict.fromkeys(task for t in self.teachers for task in t.list_tasks))
 
     @property
-    def answers_drawn(self) -> bool:
+    def scores_drawn(self) -> bool:
         """Whether any of its teachers does."""
-        return any(t.answers_drawn for t in self.teachers)
+        return any(t.scores_drawn for t in self.teachers)
 
     @property
     def training_rows(self) -> tuple[TrainingSetSketch | None, ...]:
@@ -117,10 +117,10 @@ class EnsembleTeacher(Teacher):
         for teacher in self.teachers:
             teacher.bind(parts, processor)
         self._num_items = processor.num_items
-        answered = [*self.pair_tasks, *self.list_tasks]
+        scored = [*self.pair_tasks, *self.list_tasks]
         for task, own in self.weights.items():
-            if task not in answered:
-                raise ValueError(f"the ensemble has weights for task {task!r}; {nearest(task, answered)}")
+            if task not in scored:
+                raise ValueError(f"the ensemble has weights for task {task!r}; {nearest(task, scored)}")
             heard = [t for t, weight in zip(self.teachers, own, strict=True) if weight > 0]
             if not any(task in (*t.pair_tasks, *t.list_tasks) for t in heard):
                 raise ValueError(
@@ -139,10 +139,10 @@ class EnsembleTeacher(Teacher):
     def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Score a batch, see [`Teacher`]."""
         found = [teacher.score(batch) for teacher in self.teachers]
-        answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+        outputs: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
             own = [(i, a["teacher_logits"][task]) for i, a in enumerate(found) if task in a["teacher_logits"]]
-            answers["teacher_logits"][task] = _mean([values for _, values in own], self._weights(task, own))
+            outputs["teacher_logits"][task] = _mean([values for _, values in own], self._weights(task, own))
         for task in self.list_tasks:
             lists = [
                 (i, (a["teacher_items"][task], a["teacher_scores"][task]))
@@ -150,10 +150,10 @@ class EnsembleTeacher(Teacher):
                 if task in a["teacher_items"]
             ]
             weights = self._weights(task, lists)
-            answers["teacher_items"][task], answers["teacher_scores"][task] = self._merged(
+            outputs["teacher_items"][task], outputs["teacher_scores"][task] = self._merged(
                 task, [pair for _, pair in lists], weights
             )
-        return answers
+        return outputs
 
     def _weights(self, task: str, found: Sequence[tuple[int, Any]]) -> list[float]:
         given = self.weights.get(task, [1.0] * len(self.teachers))
@@ -165,8 +165,8 @@ class EnsembleTeacher(Teacher):
         shape, temperature = lists[0][0].shape[:2], self.temperature(task)
         flat = [(items.flatten(0, 1), scores.flatten(0, 1)) for items, scores in lists]
         # A teacher of weight 0 says nothing, also where it alone has an output.
-        answered = [~torch.isnan(s[:, -1]) & (w > 0) for (_, s), w in zip(flat, weights, strict=True)]
-        rows_M = torch.stack(answered).any(0).nonzero().squeeze(-1)
+        scored = [~torch.isnan(s[:, -1]) & (w > 0) for (_, s), w in zip(flat, weights, strict=True)]
+        rows_M = torch.stack(scored).any(0).nonzero().squeeze(-1)
         parts = []
         for at in rows_M.split(rows_at_once(self._num_items)):
             dense = [_dense(items[at], scores[at], self._num_items, temperature) for items, scores in flat]

@@ -100,7 +100,7 @@ class LiveTeacher(Teacher):
         return self._list_tasks
 
     @property
-    def answers_drawn(self) -> bool:
+    def scores_drawn(self) -> bool:
         """It scores any candidate."""
         return True
 
@@ -162,23 +162,23 @@ class LiveTeacher(Teacher):
             if self._table is None:
                 self._table = model.item_encoder.table()
             output = model(inputs, items=self._table)
-            answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+            outputs: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
             real_BC = inputs["candidate_ids"] > 0
             known_BC = real_BC if self._rows is None else real_BC & (inputs["candidate_ids"] != UNKNOWN)
             for name in self.pair_tasks:
                 found = model.heads[name].canonical_logits(output.logits[name]).float()
                 known = known_BC if found.dim() == 2 else known_BC.unsqueeze(-1)
                 check_numbers(found, known, name, NO_NUMBERS)
-                answers["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
+                outputs["teacher_logits"][name] = found.masked_fill(~known, float("nan"))
             for name in self.list_tasks:
                 rows_M = send_to_device(wants_list(batch, name), model.device).flatten().nonzero().squeeze(-1)
                 lists = spread(rows_M, self._lists(name, output, inputs, rows_M), tuple(real_BC.shape))
-                answers["teacher_items"][name], answers["teacher_scores"][name] = lists
+                outputs["teacher_items"][name], outputs["teacher_scores"][name] = lists
             if self.states:
-                answers["teacher_states"] = output.states.float()
+                outputs["teacher_states"] = output.states.float()
             if self.gates:
-                answers["teacher_gates"] = {n: gate.float() for n, gate in output.gates.items() if n in self.pair_tasks}
-        return send_to_device(answers, device)
+                outputs["teacher_gates"] = {n: gate.float() for n, gate in output.gates.items() if n in self.pair_tasks}
+        return send_to_device(outputs, device)
 
     def _lists(self, task: str, output: Any, inputs: Batch, rows_M: Tensor) -> tuple[Tensor, Tensor]:
         model, rows = self.model, self._rows

@@ -57,29 +57,29 @@ def teacher_predictions(
         Subset(dataset, order.tolist()), batch_size, collate_fn=PolyRecCollator(), generator=torch.Generator()
     )
     for batch in tqdm(loader, desc="Scoring with the teacher", disable=None if progress else True, leave=False):
-        answers, rows = teacher.score(batch), batch["candidate_rows"].flatten()
+        outputs, rows = teacher.score(batch), batch["candidate_rows"].flatten()
         real = rows >= 0
         at = rows[real].numpy()
         for name in pair_tasks:
-            said, more = heads[name].read_canonical(answers["teacher_logits"][name])
+            said, more = heads[name].read_canonical(outputs["teacher_logits"][name])
             values[name][at] = said.flatten()[real].numpy()
             if more is not None:
                 details.setdefault(name, np.full((dataset.num_candidates, more.shape[-1]), np.nan, dtype=np.float32))
                 details[name][at] = more.flatten(0, 1)[real].numpy()
         for name in list_tasks:
             positive = (real & (batch["labels"][name].flatten() > 0)).nonzero().squeeze(-1)
-            items_AK = answers["teacher_items"][name].flatten(0, 1)
-            scores_AK = answers["teacher_scores"][name].flatten(0, 1)[:, :-1]
+            items_AK = outputs["teacher_items"][name].flatten(0, 1)
+            scores_AK = outputs["teacher_scores"][name].flatten(0, 1)[:, :-1]
             what = left_out(heads[name].task, exclude_seen)
             for chunk in positive.split(rows_at_once(num_items)):
                 dense_RN = _dense(items_AK[chunk], scores_AK[chunk], num_items)
                 parts[name].append(rank_scores(dense_RN, dataset, rows[chunk].numpy(), what, k))
     rankings = {name: join_rankings(found, k) for name, found in parts.items()}
-    answered = [name for name, found in values.items() if not np.isnan(found).all()]
+    scored = [name for name, found in values.items() if not np.isnan(found).all()]
     return Predictions(
-        {name: _filled(values[name]) for name in answered},
+        {name: _filled(values[name]) for name in scored},
         rankings,
-        {name: _filled(details[name]) for name in answered if name in details},
+        {name: _filled(details[name]) for name in scored if name in details},
     )
 
 

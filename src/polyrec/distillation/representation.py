@@ -154,8 +154,8 @@ class DistillationExperts(StateLoss):
         if self.training:
             logits = logits - torch.empty_like(logits).exponential_().log()
         gate = torch.softmax(logits / self.temperature(progress), dim=-1).unsqueeze(-2)
-        answers = at_least_single(torch.stack([expert(student) for expert in self.experts], dim=-1))
-        return masked_sum(((gate * answers).sum(-1) - target).square().mean(-1), known, weight)
+        outputs = at_least_single(torch.stack([expert(student) for expert in self.experts], dim=-1))
+        return masked_sum(((gate * outputs).sum(-1) - target).square().mean(-1), known, weight)
 
 
 class Relations(StateLoss):

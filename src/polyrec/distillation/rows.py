@@ -37,7 +37,7 @@ class RowTeacher(Teacher):
 
     def __init__(self, processor: PolyRecProcessor, **options: Any) -> None:
         super().__init__(**options)
-        self._catalog, self._questions = item_digest(processor), task_parts(processor)
+        self._catalog, self._task_parts = item_digest(processor), task_parts(processor)
         self._parts: Sequence[SequenceDataset] = ()
         self._first = np.zeros(1, dtype=np.int64)
 
@@ -81,7 +81,9 @@ class RowTeacher(Teacher):
         wanted = task_parts(processor)
         for name in (*self.pair_tasks, *self.list_tasks):
             if name in wanted:
-                problems += [f"task {name!r}: {what}" for what in task_differences(self._questions[name], wanted[name])]
+                problems += [
+                    f"task {name!r}: {what}" for what in task_differences(self._task_parts[name], wanted[name])
+                ]
         if problems:
             raise ValueError(
                 f"the teacher does not fit the student's data: {'; '.join(problems)}. Fit it on these data"
@@ -94,13 +96,13 @@ class RowTeacher(Teacher):
             raise ValueError("the teacher knows no data set yet: call prepare(dataset, processor)")
         rows_BC, device = batch["candidate_rows"], batch["candidate_rows"].device
         flat = rows_BC.flatten().cpu().numpy()
-        answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+        outputs: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
             width = self.width(task)
             found = np.full((flat.size, *width), np.nan, dtype=np.float32)
             for part, index, rows in self._pieces(flat, np.flatnonzero(flat >= 0)):
                 found[index] = self.numbers(task, part, rows)
-            answers["teacher_logits"][task] = torch.from_numpy(found).view(*rows_BC.shape, *width).to(device)
+            outputs["teacher_logits"][task] = torch.from_numpy(found).view(*rows_BC.shape, *width).to(device)
         for task in self.list_tasks:
             wanted = np.flatnonzero(wants_list(batch, task).flatten().cpu().numpy() & (flat >= 0))
             pieces = self._pieces(flat, wanted)
@@ -110,8 +112,8 @@ class RowTeacher(Teacher):
             items = [i for i, _ in lists] or [torch.zeros((0, width_of), dtype=torch.int64)]
             scores = [s for _, s in lists] or [torch.zeros((0, width_of + 1))]
             found_lists = spread(torch.from_numpy(where), (torch.cat(items), torch.cat(scores)), tuple(rows_BC.shape))
-            answers["teacher_items"][task], answers["teacher_scores"][task] = (x.to(device) for x in found_lists)
-        return answers
+            outputs["teacher_items"][task], outputs["teacher_scores"][task] = (x.to(device) for x in found_lists)
+        return outputs
 
     def _pieces(self, flat: np.ndarray, chosen: np.ndarray) -> list[tuple[SequenceDataset, np.ndarray, np.ndarray]]:
         """Data sets that a batch is from, with the places of their candidates in it and their numbers."""

@@ -15,10 +15,10 @@ from polyrec.core.registry import nearest
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import known_features
-from polyrec.distillation.pair_answers import (
+from polyrec.distillation.pair_outputs import (
     Features,
-    answer_width,
     canonical_probabilities,
+    output_width,
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher
@@ -31,13 +31,13 @@ class Scorer:
     """Any function of features as the output for one task.
 
     Args:
-        answer: features [M, F] -> outputs [M] or [M, K], e.g. `classifier.predict_proba` of scikit-learn.
+        predict: features [M, F] -> outputs [M] or [M, K], e.g. `classifier.predict_proba` of scikit-learn.
         units: of these: "probability" (of yes, [M] or of no and yes, [M, 2]; of K classes, [M, K]), "log odds" (and
             or canonical logits already, see `polyrec.distillation.teacher.Teacher`) or "number" (in the label's
             unit).
     """
 
-    answer: Callable[[np.ndarray], Any]
+    predict: Callable[[np.ndarray], Any]
     units: Literal["probability", "log odds", "number"] = "probability"
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class ScorerTeacher(RowTeacher):
         super().__init__(processor, **others)
         self.scorers, self.features = dict(scorers), features
         self._tasks = {name: pair_task(processor, name) for name in self.scorers}
-        self._widths = {name: answer_width(task, processor.label_summary) for name, task in self._tasks.items()}
+        self._widths = {name: output_width(task, processor.label_summary) for name, task in self._tasks.items()}
         self._revision = digest([revision, sorted(self.scorers)])
         self._trained_on = None if fitted_on is None else TrainingSetSketch.of_examples(fitted_on, processor.items.ids)
 
@@ -94,7 +94,7 @@ class ScorerTeacher(RowTeacher):
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """What the scorer says, in exchange units."""
         scorer, own = self.scorers[task], self._tasks[task]
-        found = np.asarray(scorer.answer(self.features(dataset, rows)), dtype=np.float64)
+        found = np.asarray(scorer.predict(self.features(dataset, rows)), dtype=np.float64)
         if scorer.units == "probability":
             found = canonical_probabilities(found, own)
         if found.shape != (len(rows), *self.width(task)):

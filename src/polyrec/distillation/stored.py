@@ -27,7 +27,7 @@ from polyrec.core.files import replacing, write_atomically
 from polyrec.core.lock import locked
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
-from polyrec.distillation.answer_table import AnswerSource, AnswerTable, ListAnswers
+from polyrec.distillation.output_table import ListOutputs, OutputSource, OutputTable
 from polyrec.distillation.table import TableTeacher, score_windows
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -61,7 +61,7 @@ class Shard:
     unanswered: dict[str, int]
 
 
-def write_answers(
+def write_outputs(
     teacher: Teacher,
     dataset: SequenceDataset,
     processor: PolyRecProcessor,
@@ -95,7 +95,7 @@ def write_answers(
     spans = dataset.spans(np.arange(len(dataset)))
     # Windows belong to the shard in which their first candidate lies.
     groups = np.split(np.arange(len(dataset)), np.flatnonzero(np.diff(spans.first_candidate // shard_rows)) + 1)
-    source = AnswerSource.of(teacher, dataset, processor)
+    source = OutputSource.of(teacher, dataset, processor)
     counts = {"windows": len(dataset), "candidates": dataset.num_candidates, "unlabelled": unlabelled}
     about = _about(source) | {"shards": len(groups)} | counts
     half = [task for task in teacher.pair_tasks if source.tasks[task]["head"] not in _NUMBERS]
@@ -114,7 +114,7 @@ def write_answers(
 
 
 class StoredTeacher(TableTeacher):
-    """Outputs of a folder that [`write_answers`] or `polyrec score` has written, memory-mapped.
+    """Outputs of a folder that [`write_outputs`] or `polyrec score` has written, memory-mapped.
 
     The teacher need not be there any more, nor fit the student's inputs: only the interactions, the catalog
     and the examples must be the same. What the teacher was trained on is in the folder, and is checked as for any
@@ -161,7 +161,7 @@ class StoredTeacher(TableTeacher):
             if (self.folder / name).exists() and _sha256(self.folder / name) != sha256:  # without it, the guard refuses
                 raise StoredError(f"{self.folder / name} is damaged: delete the folder and score again")
         rows = [_read_rows(self.folder / ROWS.format(n)) for n in range(manifest["teachers"])]
-        source = AnswerSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
+        source = OutputSource(**{name: manifest[name] for name in _SOURCE}, training_rows=tuple(rows))
         self._maps = [_Mapped(self.folder / name) for name in sorted(written)]
         super().__init__([mapped.table for mapped in self._maps], source, missing, trust)
 
@@ -191,12 +191,12 @@ class _Mapped:
                     entry["shape"]
                 )
         tasks = [key.removeprefix("at/") for key in arrays if key.startswith("at/")]
-        self.table = AnswerTable(
+        self.table = OutputTable(
             arrays["row"],
             arrays["delayed"],
             arrays["position"],
             {key.removeprefix("numbers/"): values for key, values in arrays.items() if key.startswith("numbers/")},
-            {t: ListAnswers(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
+            {t: ListOutputs(arrays[f"at/{t}"], arrays[f"items/{t}"], arrays[f"scores/{t}"]) for t in tasks},
             arrays.get("drawn"),
             {key.removeprefix("drawn/"): values for key, values in arrays.items() if key.startswith("drawn/")},
         )
@@ -207,7 +207,7 @@ class _Mapped:
             self._pages.madvise(mmap.MADV_DONTNEED)
 
 
-def _about(source: AnswerSource) -> dict[str, Any]:
+def _about(source: OutputSource) -> dict[str, Any]:
     """What a manifest says of the source, in values of JSON."""
     found = {
         "format_version": FORMAT_VERSION,
@@ -239,7 +239,7 @@ def _claim(
     return {shard["name"]: Shard(**shard) for shard in held["written"]}
 
 
-def _write(folder: Path, name: str, table: AnswerTable, half: list[str]) -> Shard:
+def _write(folder: Path, name: str, table: OutputTable, half: list[str]) -> Shard:
     """Write a shard whole beside its place, then put it there."""
     arrays = {"row": table.row, "delayed": table.delayed, "position": table.position.astype(np.int32)}
     for task, values in table.numbers.items():

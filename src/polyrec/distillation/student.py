@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.reduction import known_weight, mean_loss
 from polyrec.distillation.representation import gate_kl, state_loss
-from polyrec.distillation.soft_losses.base import answered, checked_plan, kind_of
+from polyrec.distillation.soft_losses.base import checked_plan, kind_of, scored
 from polyrec.models.multitask import MultiTaskModel
 from polyrec.models.teaching import FurtherLosses, StudentOutput, Sums
 from polyrec.modules.encoders.item import PADDING_ITEM
@@ -56,8 +56,8 @@ class SoftLosses(FurtherLosses):
         teacher, found = batch.get("teacher") or {}, {}
         real_BC = batch["candidate_ids"] != PADDING_ITEM
         for task in self.plans:
-            answered_BC = _answered(heads[task], task, teacher)
-            found[soft_name(task)] = torch.zeros(()) if answered_BC is None else (answered_BC & real_BC).sum().float()
+            scored_BC = _scored(heads[task], task, teacher)
+            found[soft_name(task)] = torch.zeros(()) if scored_BC is None else (scored_BC & real_BC).sum().float()
         if STATES in self.weights:
             found[STATES] = (_known(teacher, "teacher_states") & real_BC).sum().float()
         if GATES in self.weights:
@@ -82,32 +82,27 @@ class SoftLosses(FurtherLosses):
         soft: Sums = {}
         for task, (targets_BC, weight_BC) in known.items():
             plan, head, name = self.plans.get(task), student.heads[task], soft_name(task)
-            answered_BC = _answered(head, task, student.teacher)
-            if (
-                plan is None
-                or answered_BC is None
-                or self.config.separate
-                or not kind_of(head).beside_labels(head, plan)
-            ):
+            scored_BC = _scored(head, task, student.teacher)
+            if plan is None or scored_BC is None or self.config.separate or not kind_of(head).beside_labels(head, plan):
                 continue
             hard_share, alpha = plan.hard_share_at(progress), plan.alpha_at(progress)
             if not hard_share > 0 or not alpha > 0 or student.items.rows_M is not None:
                 continue
-            answered_BC = answered_BC & student.real_BC
-            counts = torch.stack([known_weight(targets_BC > 0, weight_BC).sum(), answered_BC.sum().float()])
+            scored_BC = scored_BC & student.real_BC
+            counts = torch.stack([known_weight(targets_BC > 0, weight_BC).sum(), scored_BC.sum().float()])
             if denominators is not None:
                 counts = torch.stack([denominators[task], denominators[name]])
             each = torch.tensor([hard_share, alpha], device=counts.device) / torch.where(counts > 0, counts, 1.0)
-            rows_M = ((targets_BC > 0) | answered_BC).flatten().nonzero().squeeze(-1)
+            rows_M = ((targets_BC > 0) | scored_BC).flatten().nonzero().squeeze(-1)
             rows = _Rows(rows_M, task, student)
-            unanswered_M1 = ~answered_BC.flatten()[rows_M].unsqueeze(1)
+            unscored_M1 = ~scored_BC.flatten()[rows_M].unsqueeze(1)
             hard[task], soft[name] = kind_of(head).with_labels(
                 head,
                 plan,
-                rows.question_MD,
+                rows.query_state_MD,
                 targets_BC.flatten()[rows_M],
                 rows.listed_MK,
-                rows.teacher_MK1.masked_fill(unanswered_M1, float("nan")),
+                rows.teacher_MK1.masked_fill(unscored_M1, float("nan")),
                 student.items,
                 each[1] / each[0],
                 None if weight_BC is None else weight_BC.flatten()[rows_M],
@@ -148,10 +143,10 @@ class SoftLosses(FurtherLosses):
 
     def _list(self, task: str, student: StudentOutput) -> tuple[Tensor, Tensor]:
         head = student.heads[task]
-        answered_BC = _answered(head, task, student.teacher)
+        scored_BC = _scored(head, task, student.teacher)
         rows_M = torch.zeros(0, dtype=torch.int64, device=student.state_BCD.device)
-        if answered_BC is not None:
-            rows_M = (answered_BC & student.real_BC).flatten().nonzero().squeeze(-1)
+        if scored_BC is not None:
+            rows_M = (scored_BC & student.real_BC).flatten().nonzero().squeeze(-1)
         if not len(rows_M):
             nothing = 0.0 * student.state_BCD.sum()
             return nothing, nothing.new_zeros(())
@@ -159,7 +154,7 @@ class SoftLosses(FurtherLosses):
         return kind_of(head).lists(
             head,
             self.plans[task],
-            rows.question_MD,
+            rows.query_state_MD,
             rows.listed_MK,
             rows.teacher_MK1,
             student.items,
@@ -219,7 +214,9 @@ class _Rows:
         self.listed_MK = teacher["teacher_items"][task].flatten(0, 1).index_select(0, rows_M)
         self.teacher_MK1 = teacher["teacher_scores"][task].flatten(0, 1).index_select(0, rows_M)
         self.context = student.context.rows(rows_M)
-        self.question_MD = head.question(of(student.state_BCD), None if queries is None else of(queries.vectors_BCD))
+        self.query_state_MD = head.query_state(
+            of(student.state_BCD), None if queries is None else of(queries.vectors_BCD)
+        )
         self.own_M = of(queries.own_items_BC) if queries is not None and head.excludes == "own item" else None
 
 
@@ -256,11 +253,11 @@ def blank(teacher: Mapping[str, Any], rows: slice) -> None:
         teacher["teacher_states"][rows] = float("nan")
 
 
-def _answered(head: Any, task: str, teacher: Mapping[str, Any]) -> Tensor | None:
+def _scored(head: Any, task: str, teacher: Mapping[str, Any]) -> Tensor | None:
     """Which candidates the teacher scored, bool [B, C]; None = it does not know the task."""
     if head.reads == "pair":
         logits = (teacher.get("teacher_logits") or {}).get(task)
-        return None if logits is None else answered(head, logits)
+        return None if logits is None else scored(head, logits)
     scores = (teacher.get("teacher_scores") or {}).get(task)
     return None if scores is None else ~torch.isnan(scores).any(-1)
 

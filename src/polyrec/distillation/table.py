@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Subset
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
-from polyrec.distillation.answer_table import NO_LIST, AnswerSource, AnswerTable, ListAnswers, logs_of
 from polyrec.distillation.lists import spread
+from polyrec.distillation.output_table import NO_LIST, ListOutputs, OutputSource, OutputTable, logs_of
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.unlabelled import SampledCandidates, draw_positions, with_unlabelled
 from polyrec.models.polyrec.fingerprint import data_digest, item_digest, task_differences, task_parts
@@ -45,7 +45,7 @@ class TableTeacher(Teacher):
     """
 
     def __init__(
-        self, tables: Sequence[AnswerTable], source: AnswerSource, missing: str = "refuse", trust: bool = False
+        self, tables: Sequence[OutputTable], source: OutputSource, missing: str = "refuse", trust: bool = False
     ) -> None:
         super().__init__(source.top_k, source.temperatures, trust)
         if missing not in ("refuse", "skip"):
@@ -72,7 +72,7 @@ class TableTeacher(Teacher):
         table = score_windows(
             teacher, dataset.fixed(), processor, np.arange(len(dataset)), batch_size, device, unlabelled
         )
-        return cls([table], AnswerSource.of(teacher, dataset, processor), trust=teacher.trust)
+        return cls([table], OutputSource.of(teacher, dataset, processor), trust=teacher.trust)
 
     @property
     def pair_tasks(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class TableTeacher(Teacher):
         return tuple(self.tables[0].lists)
 
     @property
-    def answers_drawn(self) -> bool:
+    def scores_drawn(self) -> bool:
         """Whether outputs for drawn items are among those that were stored."""
         return all(table.drawn is not None for table in self.tables)
 
@@ -159,7 +159,7 @@ class TableTeacher(Teacher):
         at_M = self._rows(batch["candidate_rows"].gather(1, beside_BU))
         items_M = np.full(at_M.size, PADDING_ITEM, dtype=np.int64)
         for table, chosen, local in self._pieces(at_M):
-            assert table.drawn is not None  # see `answers_drawn`
+            assert table.drawn is not None  # see `scores_drawn`
             items_M[chosen] = table.drawn[local, numbers_BU.flatten().numpy()[chosen]]
         items_BU = torch.from_numpy(items_M).view(beside_BU.shape)
         return SampledCandidates(beside_BU, items_BU.to(beside_BU.device), numbers_BU.to(beside_BU.device))
@@ -172,7 +172,7 @@ class TableTeacher(Teacher):
         pieces = self._pieces(at_M)
         drawn: SampledCandidates | None = batch.get("drawn")
         beside = [] if drawn is None else self._pieces(self._rows(rows_BC.gather(1, drawn.beside_BU)))
-        answers: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
+        outputs: dict[str, Any] = {"teacher_logits": {}, "teacher_items": {}, "teacher_scores": {}}
         for task in self.pair_tasks:
             width = self.tables[0].numbers[task].shape[1:]
             found = np.full((at_M.size, *width), np.nan, dtype=np.float32)
@@ -181,7 +181,7 @@ class TableTeacher(Teacher):
             values = torch.from_numpy(found).view(*rows_BC.shape, *width)
             if drawn is not None:
                 values[:, -drawn.items_BU.shape[1] :] = self._about_drawn(task, drawn, beside)
-            answers["teacher_logits"][task] = values.to(device)
+            outputs["teacher_logits"][task] = values.to(device)
         for task in self.list_tasks:
             index_of, items, scores = [], [], []
             for table, chosen, local in pieces:
@@ -197,11 +197,11 @@ class TableTeacher(Teacher):
                 scores = [np.zeros((0, first.scores.shape[1]), dtype=np.float32)]
             where, ids, values = (torch.from_numpy(np.concatenate(x)) for x in (index_of, items, scores))
             spread_out = spread(where, (ids, values), tuple(rows_BC.shape))
-            answers["teacher_items"][task], answers["teacher_scores"][task] = (x.to(device) for x in spread_out)
-        return answers
+            outputs["teacher_items"][task], outputs["teacher_scores"][task] = (x.to(device) for x in spread_out)
+        return outputs
 
     def _about_drawn(
-        self, task: str, drawn: SampledCandidates, beside: Sequence[tuple[AnswerTable, np.ndarray, np.ndarray]]
+        self, task: str, drawn: SampledCandidates, beside: Sequence[tuple[OutputTable, np.ndarray, np.ndarray]]
     ) -> Tensor:
         """Outputs for drawn items, [B, U(, K)]; `beside` are pieces of the candidates that they stand beside."""
         numbers_M, width = drawn.numbers_BU.flatten().cpu().numpy(), self.tables[0].numbers[task].shape[1:]
@@ -215,7 +215,7 @@ class TableTeacher(Teacher):
         rows_M = rows.flatten().cpu().numpy()
         return np.where(rows_M >= 0, self._at[np.maximum(rows_M, 0)], -1)
 
-    def _pieces(self, at_M: np.ndarray) -> list[tuple[AnswerTable, np.ndarray, np.ndarray]]:
+    def _pieces(self, at_M: np.ndarray) -> list[tuple[OutputTable, np.ndarray, np.ndarray]]:
         """Tables that are read, with the places of their outputs among M and their own rows."""
         held = np.flatnonzero(at_M >= 0)
         shard = np.searchsorted(self._first, at_M[held], side="right") - 1
@@ -231,7 +231,7 @@ def score_windows(
     device: torch.device | str = "cpu",
     unlabelled: int = 0,
     done: Callable[[int], object] = lambda count: None,
-) -> AnswerTable:
+) -> OutputTable:
     """Score with a prepared teacher all candidates of some neighbouring windows of a data set.
 
     Args:
@@ -242,7 +242,7 @@ def score_windows(
             the same windows.
         done: called with the number of windows of each batch.
     """
-    if unlabelled and not teacher.answers_drawn:
+    if unlabelled and not teacher.scores_drawn:
         raise ValueError(
             f"unlabelled={unlabelled} needs outputs for items without labels, but the teacher scores the "
             "candidates of the data set alone: use a trained model, or leave it out"
@@ -250,7 +250,7 @@ def score_windows(
     spans = dataset.spans(windows)
     first, last = int(spans.first_candidate[0]), int(spans.last_candidate[-1])
     candidates, log = dataset.candidates, dataset.log
-    table = AnswerTable(
+    table = OutputTable(
         log.row[candidates.event[first:last]], ~dataset.own_view[first:last], candidates.position[first:last]
     )
     if unlabelled:
@@ -272,9 +272,9 @@ def score_windows(
         shape_BC = batch["candidate_rows"].shape
         if table.drawn is not None:
             batch = with_unlabelled(batch, _all_drawn(shape_BC, real, table.drawn[at]))
-        answers = teacher.score(send_to_device(batch, device))
+        outputs = teacher.score(send_to_device(batch, device))
         own = slice(shape_BC[1])
-        for task, values in answers["teacher_logits"].items():
+        for task, values in outputs["teacher_logits"].items():
             width = tuple(values.shape[2:])
             flat = values[:, own].flatten(0, 1).cpu().numpy()
             _array_of(table.numbers, task, (len(table), *width))[at] = flat[real]
@@ -282,16 +282,16 @@ def score_windows(
                 flat = values[:, shape_BC[1] :].reshape(-1, unlabelled, *width).cpu().numpy()
                 _array_of(table.drawn_numbers, task, (len(table), unlabelled, *width))[at] = flat[real]
         for task, lists in parts.items():
-            items = answers["teacher_items"][task][:, own].flatten(0, 1).cpu().numpy()[real]
-            scores = answers["teacher_scores"][task][:, own].flatten(0, 1).cpu().numpy()[real]
-            answered = ~np.isnan(scores[:, -1])
-            lists.append((at[answered], items[answered].astype(np.int32), scores[answered]))
+            items = outputs["teacher_items"][task][:, own].flatten(0, 1).cpu().numpy()[real]
+            scores = outputs["teacher_scores"][task][:, own].flatten(0, 1).cpu().numpy()[real]
+            scored = ~np.isnan(scores[:, -1])
+            lists.append((at[scored], items[scored].astype(np.int32), scores[scored]))
         done(len(batch["item_ids"]))
     for task, lists in parts.items():
         at, items, scores = (np.concatenate(column) for column in zip(*lists, strict=True))
         number = np.full(len(table), NO_LIST, dtype=np.int32)
         number[at] = np.arange(len(at))
-        table.lists[task] = ListAnswers(number, items, scores)
+        table.lists[task] = ListOutputs(number, items, scores)
     return table
 
 

@@ -141,10 +141,10 @@ class Teacher(ABC):
         Args:
             student_gates: what the student's gates weigh, {task: names of sources}, to compare if gates are distilled.
         """
-        answered = [*self.pair_tasks, *self.list_tasks]
+        scored = [*self.pair_tasks, *self.list_tasks]
         for task, own in plan.tasks.items():
-            if task not in answered:
-                raise ValueError(f"the teacher does not score task {task!r}; {nearest(task, answered)}")
+            if task not in scored:
+                raise ValueError(f"the teacher does not score task {task!r}; {nearest(task, scored)}")
             if task in self.list_tasks and own.temperature != self.temperature(task):
                 raise ValueError(
                     f"task {task!r} is distilled at the temperature {own.temperature:g}, but the teacher's lists are "
@@ -177,7 +177,7 @@ class Teacher(ABC):
 
     def _check_unlabelled(self, plan: DistillationConfig) -> None:
         """Refuse drawn items that no teacher scores, or from which nothing is distilled: they never get lists."""
-        if plan.unlabelled and not self.answers_drawn:
+        if plan.unlabelled and not self.scores_drawn:
             raise ValueError(
                 f"unlabelled={plan.unlabelled} needs outputs for items without labels, but the teacher scores the "
                 "candidates of the data set alone: use a LiveTeacher, outputs stored with `polyrec score "
@@ -192,7 +192,7 @@ class Teacher(ABC):
             )
 
     @property
-    def answers_drawn(self) -> bool:
+    def scores_drawn(self) -> bool:
         """Whether it scores items beside the data set's candidates for pair tasks, too."""
         return False
 

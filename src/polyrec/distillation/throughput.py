@@ -20,7 +20,7 @@ _PER_CANDIDATE = (
 )  # fmt: skip
 
 
-def one_question_each(
+def one_example_each(
     dataset: SequenceDataset, list_tasks: Sequence[str], users: int = 256, batch_size: int = 64
 ) -> list[dict[str, Any]]:
     """Batches of one request for each of some users: all pair tasks about one item, and one list per task.
@@ -39,10 +39,10 @@ def one_question_each(
         if len(windows) == users:
             break
     groups = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]
-    return [_first_question(PolyRecCollator()(group), list_tasks) for group in groups]
+    return [_first_example(PolyRecCollator()(group), list_tasks) for group in groups]
 
 
-def _first_question(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[str, Any]:
+def _first_example(batch: dict[str, Any], list_tasks: Sequence[str]) -> dict[str, Any]:
     """The batch with the first candidate of each window, whose lists are made."""
 
     def first(value: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from polyrec.data.sampling import uniform
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.data.trees import known_features
-from polyrec.distillation.pair_answers import (
+from polyrec.distillation.pair_outputs import (
     Features,
-    answer_width,
     canonical_probabilities,
     classes_of,
     levels_of,
+    output_width,
     pair_task,
 )
 from polyrec.distillation.rows import RowTeacher
@@ -122,7 +122,7 @@ class LightGBMTeacher(RowTeacher):
 
     def width(self, task: str) -> tuple[int, ...]:
         """Numbers of an output."""
-        return answer_width(self._tasks[task], self._summary)
+        return output_width(self._tasks[task], self._summary)
 
     def numbers(self, task: str, dataset: SequenceDataset, rows: np.ndarray) -> np.ndarray:
         """What the trees that were not trained on a row say, as canonical logits."""
@@ -133,7 +133,7 @@ class LightGBMTeacher(RowTeacher):
         found = np.zeros((len(rows), *self.width(task)))
         for number in np.unique(fold):
             chosen = fold == number
-            found[chosen] = self._answer(task, models[number + 1], known[chosen])
+            found[chosen] = self._predict(task, models[number + 1], known[chosen])
         return found
 
     def _fit(self, name: str, x: np.ndarray, y: np.ndarray, trees: int) -> list[Any]:
@@ -150,7 +150,7 @@ class LightGBMTeacher(RowTeacher):
         objective = {"objective": _OBJECTIVES[task.head], **self._parameters}
         return [lightgbm.train({**objective, **own}, lightgbm.Dataset(x, y), trees) for own in more]
 
-    def _answer(self, name: str, models: Sequence[Any], x: np.ndarray) -> np.ndarray:
+    def _predict(self, name: str, models: Sequence[Any], x: np.ndarray) -> np.ndarray:
         task = self._tasks[name]
         if task.head == "ordinal":
             return canonical_probabilities(models[0].predict(x), task)

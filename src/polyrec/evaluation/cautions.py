@@ -67,7 +67,7 @@ def warn_of_constant(task: str, value: str) -> None:
     )
 
 
-def constant_answer(names: tuple[str, ...], labels: np.ndarray) -> float:
+def constant_prediction(names: tuple[str, ...], labels: np.ndarray) -> float:
     """The constant prediction that is best by the first of the metrics: most frequent class, median or mean."""
     known = labels[~np.isnan(labels)]
     if names[0] == "accuracy":

@@ -271,16 +271,16 @@ def _pairs(
     values: _Values = {}
     prepared: _Prepared = {}
     for run in runs:
-        answers_R = run.predictions.values[task.name][rows_R]
+        predictions_R = run.predictions.values[task.name][rows_R]
         details = run.predictions.details.get(task.name)
         found, _ = evaluator.pair_metrics(
-            names, labels_R, answers_R, users_R, task.name, None if details is None else details[rows_R]
+            names, labels_R, predictions_R, users_R, task.name, None if details is None else details[rows_R]
         )
         for name, value in found.items():
             values.setdefault(name, {}).setdefault(run.variant, {})[run.seed] = value
-            metric = resampled_metric(name, labels_R, answers_R, code_R, users)
+            metric = resampled_metric(name, labels_R, predictions_R, code_R, users)
             if metric is None and name == names[0]:
-                metric = repeated_rows(name, labels_R, answers_R, code_R, users)
+                metric = repeated_rows(name, labels_R, predictions_R, code_R, users)
             if metric is not None:
                 prepared.setdefault(name, {}).setdefault(run.variant, []).append(metric)
     return rows_R, values, prepared, names[0]

@@ -18,7 +18,7 @@ from polyrec.core.registry import nearest
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation.evaluator import PairPredictions, Predictions
 from polyrec.evaluation.scored import Ranking
-from polyrec.inference.reranking import answer
+from polyrec.inference.reranking import scored
 from polyrec.models.cross_encoder.collator import collate
 from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
@@ -51,7 +51,7 @@ def predict(
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     if model.pair_tasks:
-        for rows, output in _answered(model, processor, Subset(dataset, order.tolist()), batch_size, progress):
+        for rows, output in _scored(model, processor, Subset(dataset, order.tolist()), batch_size, progress):
             pairs.add(rows, output.logits)
     rankings = {}
     for name, lists in (first_stage or {}).items():
@@ -122,7 +122,7 @@ def score_lists(
         )
     windows = _Lists(dataset, lists)
     scores = np.full(lists.top_ids.shape, -np.inf, dtype=np.float32)
-    for rows, output in _answered(model, processor, windows, batch_size, progress):
+    for rows, output in _scored(model, processor, windows, batch_size, progress):
         assert output.list_logits is not None
         real = rows.flatten() >= 0
         at = windows.list_of[rows.flatten()[real].numpy()]
@@ -170,7 +170,7 @@ def _window_of(dataset: SequenceDataset) -> np.ndarray:
     return np.repeat(np.arange(len(dataset)), spans.last_candidate - spans.first_candidate)
 
 
-def _answered(
+def _scored(
     model: PolyRecCrossEncoder,
     processor: PolyRecCrossEncoderProcessor,
     windows: Dataset,
@@ -190,6 +190,6 @@ def _answered(
             prompts = processor.write(batch)
             written, cut = written + len(prompts.shown), cut + prompts.cut
             batch = processor.with_prompts(batch, prompts)
-            yield batch["candidate_rows"], answer(model, batch)
+            yield batch["candidate_rows"], scored(model, batch)
     if cut:
         logger.info("%d of %d prompts tell the newest events only", cut, written)

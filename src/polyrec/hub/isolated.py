@@ -60,7 +60,7 @@ def _forked(work: Callable[[], Any], memory: int) -> tuple[int, bytes]:
         child = os.fork()
     if child == 0:
         os.close(read)
-        _answer(work, write, memory, _SECONDS + memory // _BYTES_PER_SECOND)
+        _run_confined(work, write, memory, _SECONDS + memory // _BYTES_PER_SECOND)
     os.close(write)
     try:
         with os.fdopen(read, "rb") as pipe:
@@ -70,7 +70,7 @@ def _forked(work: Callable[[], Any], memory: int) -> tuple[int, bytes]:
     return os.waitstatus_to_exitcode(status), said
 
 
-def _answer(work: Callable[[], Any], write: int, memory: int, seconds: int) -> None:
+def _run_confined(work: Callable[[], Any], write: int, memory: int, seconds: int) -> None:
     """Run in the fork, write the result and end, without the clean-up of a process that goes on elsewhere."""
     code = 1
     try:

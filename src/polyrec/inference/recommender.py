@@ -118,7 +118,7 @@ class Recommender:
             ValueError: an unknown task, item, column or key, with the fix.
         """
         one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
-        [found] = self._answers([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
+        [found] = self._lists([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
         return found
 
     def recommend_many(
@@ -146,9 +146,9 @@ class Recommender:
         exclude_seen: bool | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """[`recommend_many`], one batch of users in memory at a time."""
-        yield from self._answers(requests, k, task, exclude_seen)
+        yield from self._lists(requests, k, task, exclude_seen)
 
-    def _answers(
+    def _lists(
         self, requests: Iterable[Any], k: int, task: str | None, exclude_seen: bool | None, alone: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""

@@ -65,21 +65,21 @@ def rerank(
     warn_of_unknown_ids(processor, {"history": history}, window.pop("history_items"))
     batch = processor.with_prompts(collate([window]))
     with model.eval_mode() as model:
-        logits = answer(model, batch).logits or {}
-    answers = {name: model.heads[name].predict(z)[0].float().cpu().numpy() for name, z in logits.items()}
-    scores = answers.pop(ranking_task) - blend * np.log1p(np.arange(len(ids)))
+        logits = scored(model, batch).logits or {}
+    predictions = {name: model.heads[name].predict(z)[0].float().cpu().numpy() for name, z in logits.items()}
+    scores = predictions.pop(ranking_task) - blend * np.log1p(np.arange(len(ids)))
     return [
         {
             "rank": n + 1,
             **processor.describe(int(rows[at])),
             "score": float(scores[at]),
-            **{name: float(values[at]) for name, values in answers.items()},
+            **{name: float(values[at]) for name, values in predictions.items()},
         }
         for n, at in enumerate(np.argsort(-scores, kind="stable"))
     ]
 
 
-def answer(model: PolyRecCrossEncoder, batch: dict[str, Any]) -> PolyRecCrossEncoderOutput:
+def scored(model: PolyRecCrossEncoder, batch: dict[str, Any]) -> PolyRecCrossEncoderOutput:
     """What a model says of a batch with prompts."""
     inputs = {name: values for name, values in batch.items() if name not in ("candidate_rows", "labels")}
     return model(**send_to_device(inputs, model.device))

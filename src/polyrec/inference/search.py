@@ -124,10 +124,10 @@ def _scores(
     batch = as_batch([window], model)
     output, request_context = model(**batch, items=items), model.request_context(**batch).at((slice(None), 0))
     head = model.heads[task]
-    question = head.question(output.states[:, 0], output.queries[:, 0])
+    query_state = head.query_state(output.states[:, 0], output.queries[:, 0])
     if expand:
-        question = head.expanded(question, items, expand, expand_weight, request_context)
-    scores = head(question, items, request_context)[0].float().cpu().numpy()
+        query_state = head.expanded(query_state, items, expand, expand_weight, request_context)
+    scores = head(query_state, items, request_context)[0].float().cpu().numpy()
     if exclude_seen:
         scores[window["history_items"]] = -np.inf
     return scores

@@ -28,7 +28,7 @@ from polyrec.modules.heads.base import TaskHead
 class MultiTaskModel(PolyRecPreTrainedModel):
     """Base of models with tasks: heads, experts, couplings and the loss weighting, and how they meet.
 
-    A subclass makes vectors of pairs and calls `answer_pairs`. With labels, its `forward` calls ONE `MultiTaskLoss`.
+    A subclass makes vectors of pairs and calls `score_pairs`. With labels, its `forward` calls ONE `MultiTaskLoss`.
     """
 
     # The Trainer must not scale the loss by itself: the reduction is ours, see `LossStep`.
@@ -73,7 +73,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         self.couplings = nn.ModuleDict(
             {n: COUPLINGS.get(str(tasks[n].coupling))(tasks[n], tasks[p], config) for n, p in self.parents.items()}
         )
-        self.answer_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
+        self.scoring_order = [t.name for t in parents_first(config.task_configs) if t.name in self.pair_tasks]
         self.weighting = WEIGHTINGS.get(config.weighting)(config)
         self.register_module("soft_losses", None)  # here among the modules, if a trainer attaches any
 
@@ -103,7 +103,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
         objectives = dict(self.objectives.items()) if self.training else {}
         return self.loss_class(self.heads, self.couplings, self.parents, self.weighting, self.soft_losses, objectives)
 
-    def answer_pairs(
+    def score_pairs(
         self,
         pair_1MP: Tensor,
         real_1M: Tensor,
@@ -123,7 +123,7 @@ class MultiTaskModel(PolyRecPreTrainedModel):
             found.experts.hidden = {n: h + per_member(own_1MD[n], h) for n, h in found.experts.hidden.items()}
         skipped = self.skip(candidate_features, evidence_1ME)
         trees_1M = self._trees(candidate_features)
-        for name in self.answer_order:
+        for name in self.scoring_order:
             hidden, parent = found.experts.hidden[name], self.parents.get(name)
             if parent is not None:
                 hidden = self.couplings[name].hidden(hidden, found.experts.hidden[parent])

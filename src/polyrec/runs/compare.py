@@ -137,7 +137,7 @@ def _run(
         restore_callback_states_from_checkpoint=True,
     )
     train_safely(trainer, newest_checkpoint(work), "the same command")
-    predictions = trainer.answers(parts.test)
+    predictions = trainer.predictions(parts.test)
     cost = cost_of(trainer)
     metrics = evaluator.evaluate(trainer.model, parts.test, predictions, trainer.args.rank_k)
     run = ComparisonRun(variant.name, variant.tasks, seed, expected, cost, metrics, predictions)

@@ -22,7 +22,7 @@ from polyrec.distillation.gating import AlphaSelection, gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
 from polyrec.distillation.teacher import Teacher
-from polyrec.distillation.throughput import one_question_each, users_per_second
+from polyrec.distillation.throughput import one_example_each, users_per_second
 from polyrec.evaluation.comparison_runs import ComparisonRun, Cost
 from polyrec.evaluation.evaluator import evaluate, improvements
 from polyrec.models.polyrec.fingerprint import fingerprint as processor_digest
@@ -113,9 +113,9 @@ class DistillationRun:
         cost = cost_of(trainer)
         metrics = {"peak_memory": float(peak_memory() or "nan")}
         k = trainer.args.rank_k
-        valid = improvements(trainer.model, self.parts.valid, trainer.answers(self.parts.valid), k)
+        valid = improvements(trainer.model, self.parts.valid, trainer.predictions(self.parts.valid), k)
         metrics |= {f"valid/{task}": value for task, value in valid.items()}
-        predictions = trainer.answers(self.parts.test)
+        predictions = trainer.predictions(self.parts.test)
         metrics |= evaluate(trainer.model, self.parts.test, predictions, k)
         tasks = tuple(sorted(t["name"] for t in recipe.tasks))
         run = ComparisonRun(name, tasks, trainer.args.seed, expected, cost, metrics, predictions)
@@ -346,7 +346,7 @@ def _systems(
         system.prepare(
             distillation.parts.test, distillation.processor, [distillation.parts.valid, distillation.parts.test]
         )
-    batches = one_question_each(distillation.parts.test, lists)
+    batches = one_example_each(distillation.parts.test, lists)
     for name, speed in users_per_second(asked, batches).items():
         found[name].people_per_second = speed
     return found

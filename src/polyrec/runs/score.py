@@ -15,7 +15,7 @@ from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation.stored import write_answers
+from polyrec.distillation.stored import write_outputs
 from polyrec.distillation.teacher import Teacher
 from polyrec.distillation.trees import LightGBMTeacher
 from polyrec.models.cross_encoder.configuration_cross_encoder import PolyRecCrossEncoderConfig
@@ -46,7 +46,7 @@ def score(names: str, recipe: Recipe, output: str, settings: ScoreSettings) -> P
     teacher.to(device)
     judged = [part for name, part in parts._asdict().items() if name != "train"]
     teacher.prepare(dataset, processor, judged)
-    folder = write_answers(
+    folder = write_outputs(
         teacher,
         dataset,
         processor,

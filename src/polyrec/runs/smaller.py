@@ -12,7 +12,7 @@ from polyrec.core.files import write_atomically
 from polyrec.core.manifest import read_manifest
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation.throughput import one_question_each, users_per_second
+from polyrec.distillation.throughput import one_example_each, users_per_second
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.page import Section, Table, markdown, plain
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -78,7 +78,7 @@ def _compared(
     }
     lists = [t.name for t in processor.tasks if t.ranks_catalog]
     systems = {"before": LiveTeacher(before, processor), "after": LiveTeacher(after, processor)}
-    for system, speed in users_per_second(systems, one_question_each(test, lists)).items():
+    for system, speed in users_per_second(systems, one_example_each(test, lists)).items():
         report[system]["people_per_second"] = speed
     return report
 

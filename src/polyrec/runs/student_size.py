@@ -10,7 +10,7 @@ import torch
 
 from polyrec.data.sequences import SequenceDataset
 from polyrec.distillation.live import LiveTeacher
-from polyrec.distillation.throughput import latency, one_question_each
+from polyrec.distillation.throughput import latency, one_example_each
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.recipe import Recipe
@@ -51,7 +51,7 @@ def width_for_latency(
     A request scores one item with all pair tasks and the best items of each list, for the longest histories.
     """
     lists = [t.name for t in processor.tasks if t.ranks_catalog]
-    longest = max(one_question_each(dataset, lists, 64, 1), key=lambda batch: batch["item_ids"].shape[1])
+    longest = max(one_example_each(dataset, lists, 64, 1), key=lambda batch: batch["item_ids"].shape[1])
 
     def measured(width: int) -> float:
         model = PolyRecForRecommendation(build_config(sized(recipe, width), processor)).eval()

@@ -206,7 +206,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
             print(f"{name}: {weight}")
         part = "test" if parts.test.num_candidates else "valid"
         judged = getattr(parts, part)
-        predictions = trainer.answers(judged)
+        predictions = trainer.predictions(judged)
         if not trainer.is_world_process_zero():
             return {}
         write_atomically(draft / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False))

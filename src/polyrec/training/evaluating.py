@@ -66,7 +66,7 @@ class EvaluatesTasks(ReducesExactly):
             result |= {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in own.items()}
         return result
 
-    def answers(self, dataset: SequenceDataset) -> evaluator.Predictions:
+    def predictions(self, dataset: SequenceDataset) -> evaluator.Predictions:
         """Predictions for every candidate of a data set, on every rank."""
         with self._averaged():
             return self._predict(dataset)

@@ -105,7 +105,7 @@ def _finetune(
     model.to(arguments.device)
     trained = _trained(model, settings)
     others = [name for name in model.heads if name != settings.task]
-    before, answered = _judge(model, parts, arguments)
+    before, old = _judge(model, parts, arguments)
     best, meter = _BestWeights(trained, settings.task, before), CostMeter()
     with frozen(p for name, p in model.named_parameters() if name not in trained):
         trainer = PolyRecTrainer(
@@ -120,8 +120,8 @@ def _finetune(
         trainer.remove_callback(TrainingLines)
         trainer.train()
     model.eval()
-    after, answers = _judge(model, parts, arguments)
-    equal = {name: _equal(answered, answers, name) for name in others}
+    after, new = _judge(model, parts, arguments)
+    equal = {name: _equal(old, new, name) for name in others}
     if settings.scope == "task" and not all(equal.values()):
         changed = [name for name, same in equal.items() if not same]
         raise RuntimeError(f"{changed} predict differently after {settings.task!r} alone was trained: please report it")

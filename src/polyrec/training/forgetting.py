@@ -27,10 +27,10 @@ def measure(
     """Metrics of every task on every slice."""
     found: Measured = {}
     for name, dataset in held.items():
-        answers = evaluator.predict(
+        predictions = evaluator.predict(
             model, dataset, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
         )
-        found[name] = by_task(evaluator.evaluate(model, dataset, answers, arguments.rank_k), model.heads)
+        found[name] = by_task(evaluator.evaluate(model, dataset, predictions, arguments.rank_k), model.heads)
     return found
 
 

@@ -150,14 +150,14 @@ def update_data(
     """
     shaped = ("shuffle_ties", "max_delay", "delayed_share", "keep_negatives", "untimed_share")
     options = {name: (split or {})[name] for name in shaped if name in (split or {})}
-    questions = processor.training_set(log, parts.trained | parts.new, statistics, **options)
+    examples = processor.training_set(log, parts.trained | parts.new, statistics, **options)
     held = {name: processor.evaluation_set(log, rows, statistics) for name, rows in parts.held.items()}
-    return UpdateData(replays(questions, parts.new, settings), held, parts)
+    return UpdateData(replays(examples, parts.new, settings), held, parts)
 
 
-def replays(questions: SequenceDataset, new: np.ndarray, settings: UpdateSettings) -> list[SequenceDataset]:
+def replays(examples: SequenceDataset, new: np.ndarray, settings: UpdateSettings) -> list[SequenceDataset]:
     """What each member of an update trains on: all examples of new events, and a draw of its own of older ones."""
-    return [with_replay(questions, new, settings.replay, seed) for seed in _member_seeds(settings)]
+    return [with_replay(examples, new, settings.replay, seed) for seed in _member_seeds(settings)]
 
 
 def _member_seeds(settings: UpdateSettings) -> range:

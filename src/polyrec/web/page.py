@@ -43,13 +43,13 @@ def build_page(session: DemoSession) -> gr.Blocks:
                     wrap=True,
                     type="array",
                 )
-                answered = gr.Dataframe(
+                item_scores = gr.Dataframe(
                     headers=["task", "prediction", "change"],
                     label="Predictions for the item",
                     interactive=False,
                     type="array",
                 )
-        shown = [history, user, ranks, predicted, event, recommended, answered]
+        shown = [history, user, ranks, predicted, event, recommended, item_scores]
         states = [history, user, ranks, predicted, item]
         names = [feedback.name for feedback in session.feedback]
 
@@ -85,7 +85,7 @@ def build_page(session: DemoSession) -> gr.Blocks:
         def drop(events: list[Event], known: dict, old: dict, said: dict, of_item: Any, position: Any) -> tuple:
             return show(session.removed(events, position), known, old, said, of_item)
 
-        def question(events: list[Event], known: dict, of_item: Any) -> tuple:
+        def score_item(events: list[Event], known: dict, of_item: Any) -> tuple:
             return session.predictions(events, known, of_item, {})
 
         user_id.input(_with_errors(load), [user_id, item], shown, api_name="load_user")
@@ -94,7 +94,7 @@ def build_page(session: DemoSession) -> gr.Blocks:
         add.click(_with_errors(append), [*states, *values], shown, api_name="add_event")
         change.click(_with_errors(alter), [*states, event, *values], shown, api_name="change_event")
         remove.click(_with_errors(drop), [*states, event], shown, api_name="remove_event")
-        ask.click(_with_errors(question), [history, user, item], [answered, predicted], api_name="ask")
+        ask.click(_with_errors(score_item), [history, user, item], [item_scores, predicted], api_name="ask")
     return page
 
 

@@ -8,7 +8,7 @@ import torch
 from model_fixtures import TASKS, fit, synthetic_log, tiny_model
 
 from polyrec.inference.explanation.attributes import attribute_effects, word_effects
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
 
 
@@ -20,21 +20,21 @@ def test_effects_equal_those_of_a_catalog_that_lacks_the_value(task):
     """
     processor, _ = fit(statistics=False)
     model = tiny_model(processor)
-    question = Question(model, processor, [3, 4], np.array([12, 13]), task)
-    found = attribute_effects(question)
+    explained = ExplainedRequest(model, processor, [3, 4], np.array([12, 13]), task)
+    found = attribute_effects(explained)
     which = 1 if task == "next_item" else 0  # scores, or answers
-    before = question.predictions(next(iter(question.batches())))[which][0].detach().numpy()
+    before = explained.predictions(next(iter(explained.batches())))[which][0].detach().numpy()
     buffers = dict(model.item_encoder.catalog.named_buffers())
     for name, gone in (("genre", 0), ("tags", 0), ("price", float("nan"))):
         kept = buffers[name][12:14].clone()
         buffers[name][12:14] = gone
-        other = Question(model, processor, [3, 4], np.array([12, 13]), task)
+        other = ExplainedRequest(model, processor, [3, 4], np.array([12, 13]), task)
         after = other.predictions(next(iter(other.batches())))[which][0].detach().numpy()
         buffers[name][12:14] = kept
         np.testing.assert_allclose(found[name], before - after, atol=1e-5)
     known = model.item_encoder.known
     known[12:14] = False
-    other = Question(model, processor, [3, 4], np.array([12, 13]), task)
+    other = ExplainedRequest(model, processor, [3, 4], np.array([12, 13]), task)
     after = other.predictions(next(iter(other.batches())))[which][0].detach().numpy()
     known[12:14] = True
     np.testing.assert_allclose(found["id"], before - after, atol=1e-5)
@@ -46,10 +46,10 @@ def test_a_candidate_of_the_history_keeps_its_place_there():
     processor, _ = fit(statistics=False)
     model = tiny_model(processor)
     row = 3 + FIRST_ITEM
-    question = Question(model, processor, [3], np.array([row]), "next_item")
-    found = attribute_effects(question)["genre"][0]
+    explained = ExplainedRequest(model, processor, [3], np.array([row]), "next_item")
+    found = attribute_effects(explained)["genre"][0]
     with torch.no_grad():
-        batch = next(iter(question.batches()))
+        batch = next(iter(explained.batches()))
         state = model(**batch).states[0, 0]
         encoder = model.item_encoder
         values = {f.name: encoder.catalog.get_buffer(f.name)[[row]] for f in encoder.attributes.features}
@@ -63,9 +63,9 @@ def test_gates_are_those_of_the_forward_pass():
     processor, _ = fit(statistics=False)
     model = tiny_model(processor, experts="mmoe")
     found = model.explain(processor, [3, 4], [9, 10], task="like")
-    question = Question(model, processor, [3, 4], np.array([9, 10]) + FIRST_ITEM, "like")
+    explained = ExplainedRequest(model, processor, [3, 4], np.array([9, 10]) + FIRST_ITEM, "like")
     with torch.no_grad():
-        gates = model(**next(iter(question.batches()))).gates
+        gates = model(**next(iter(explained.batches()))).gates
     for task in ("like", "rating"):
         for c, row in enumerate(found):
             assert list(row["gates"][task]) == model.gate_sources[task]
@@ -85,17 +85,17 @@ def test_effects_of_words_are_those_of_texts_without_them(fusion):
     model = tiny_model(processor, text={"fusion": fusion})
     model.load_texts(processor)
     rows = np.array([3, 9, 22]) + FIRST_ITEM  # nobody has taken the last one
-    question = Question(model, processor, [4, 5], rows, "next_item")
-    found = word_effects(question)
+    explained = ExplainedRequest(model, processor, [4, 5], rows, "next_item")
+    found = word_effects(explained)
     titles = [log["items"]["title"][i] for i in (3, 9, 22)]
     assert [list(own) for own in found] == [title.split() for title in titles]
-    scores = question.predictions(next(iter(question.batches())))[1][0].detach()
+    scores = explained.predictions(next(iter(explained.batches())))[1][0].detach()
     for c, title in enumerate(titles):
         for word in title.split():
             log["items"]["title"][rows[c] - FIRST_ITEM] = " ".join(w for w in title.split() if w != word)
             changed, _ = fit(log, tasks=TASKS[:1], statistics=False, text=text)
             model.load_texts(changed)
-            other = Question(model, processor, [4, 5], rows, "next_item")
+            other = ExplainedRequest(model, processor, [4, 5], rows, "next_item")
             after = other.predictions(next(iter(other.batches())))[1][0].detach()
             assert found[c][word] == pytest.approx(float(scores[c] - after[c]), abs=1e-5)
             if fusion == "fallback" and c < 2:  # the id speaks for an item that is known

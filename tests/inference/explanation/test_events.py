@@ -12,7 +12,7 @@ from model_fixtures import fit, tiny_model
 
 from polyrec.cli.main import main
 from polyrec.inference.explanation.events import leave_one_out
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 from polyrec.inference.explanation.reasons import ReasonTemplate
 from polyrec.modules.encoders.item import FIRST_ITEM
 
@@ -57,8 +57,8 @@ def test_every_effect_is_that_of_a_fresh_request_without_the_event(world, task, 
     history = [event | {"timestamp": 2e6 + 500.0 * n} for n, event in enumerate(history)]
     rows = np.array([11, 3]) + FIRST_ITEM
     request = {"user": {"age": 33.0}, "context": {"surface": "home"}}
-    question = Question(model, processor, history, rows, task, request | {"time": NOW})
-    found = leave_one_out(question)
+    explained = ExplainedRequest(model, processor, history, rows, task, request | {"time": NOW})
+    found = leave_one_out(explained)
     assert found.events.tolist() == list(range(max(length - 8, 0), length))
     for c, item in enumerate((11, 3)):
         assert found.predictions[c] == pytest.approx(naive(model, processor, history, item, task, **request), abs=1e-5)
@@ -73,11 +73,11 @@ def test_many_histories_at_once_equal_each_alone(world, kept):
     """Prevents variants of one batch from counting each other's events."""
     processor, model = world
     keep_VL = np.array(kept)
-    question = Question(model, processor, HISTORY, np.array([8, 9]), "like", {"time": NOW})
-    together, _ = question.variants(keep_VL)
+    explained = ExplainedRequest(model, processor, HISTORY, np.array([8, 9]), "like", {"time": NOW})
+    together, _ = explained.variants(keep_VL)
     for keep_L, answers in zip(keep_VL, together, strict=True):
         rest = [event for event, keep in zip(HISTORY, keep_L, strict=True) if keep]
-        alone = Question(model, processor, rest, np.array([8, 9]), "like", {"time": NOW})
+        alone = ExplainedRequest(model, processor, rest, np.array([8, 9]), "like", {"time": NOW})
         np.testing.assert_allclose(answers, alone.variants(np.ones((1, len(rest)), dtype=bool))[0][0], atol=1e-5)
 
 

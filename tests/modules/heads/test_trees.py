@@ -71,7 +71,7 @@ def forests_of(objective, x, y, weight=None):
 
 def losses(trainer, part):
     """Mean losses of a part by its predictions alone."""
-    labels, found = part.labels(), trainer.answers(part).values
+    labels, found = part.labels(), trainer.predictions(part).values
     like, rating = (labels[:, part.task_names.index(name)] for name in ("like", "rating"))
     known, rated = ~np.isnan(like), ~np.isnan(rating)
     p = found["like"][known].astype(float)
@@ -148,10 +148,10 @@ def test_answers_are_means_of_the_network_and_lightgbm(run):
     known = known_features(data, np.arange(data.num_candidates))
     each = [b.predict(known, raw_score=True, num_iteration=chosen.trees // FORESTS) for b in forests]
     theirs = np.mean(each, axis=0)
-    served = trainer.answers(data).values["like"].astype(float)
+    served = trainer.predictions(data).values["like"].astype(float)
     weight = head.trees.weight.clone()
     head.trees.weight.zero_()
-    own = trainer.answers(data).values["like"].astype(float)
+    own = trainer.predictions(data).values["like"].astype(float)
     head.trees.weight.copy_(weight)
     expected = (1 - chosen.weight) * np.log(own / (1 - own)) + chosen.weight * theirs
     np.testing.assert_allclose(served, 1 / (1 + np.exp(-expected)), atol=1e-6)

@@ -66,7 +66,7 @@ def soft_loss(
     return kind_of(head).loss(head, logits, teacher, checked_plan(head, plan), weight, labels)
 
 
-def answered(head: Any, teacher: Tensor) -> Tensor:
+def scored(head: Any, teacher: Tensor) -> Tensor:
     """Which pairs a teacher has scored, bool [B, C]: those that count in `soft_loss`."""
     missing = torch.isnan(teacher)
     return ~(missing if head.canonical_width is None else missing.any(-1))

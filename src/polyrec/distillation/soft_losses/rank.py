@@ -12,7 +12,7 @@ from polyrec.core.distillation_config import TaskDistillation
 from polyrec.core.reduction import masked_sum, over_members, per_member
 from polyrec.core.registry import SOFT_LOSSES
 from polyrec.distillation.choices import SoftLoss
-from polyrec.distillation.soft_losses.base import KindOfOutput, answered
+from polyrec.distillation.soft_losses.base import KindOfOutput, scored
 
 
 @SOFT_LOSSES.register("rank")
@@ -34,4 +34,4 @@ class RankOutput(KindOfOutput):
         student = torch.sigmoid(logits[..., 0].float())
         low, high = head.filled(per_member(torch.nan_to_num(teacher).float(), student), head.rows(logits))
         losses = 12 * (student - student.detach().clamp(low, high)).square()
-        return masked_sum(over_members(losses, teacher), answered(head, teacher), weight)
+        return masked_sum(over_members(losses, teacher), scored(head, teacher), weight)

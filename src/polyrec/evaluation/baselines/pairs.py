@@ -15,7 +15,7 @@ from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import EventTable, RunningStatistics
 from polyrec.data.trees import GROWING, known_features
 from polyrec.evaluation.baselines.recommenders import BiasModel
-from polyrec.evaluation.cautions import constant_answer
+from polyrec.evaluation.cautions import constant_prediction
 
 _FEWEST = 1000  # training labels below which trees are not grown
 _ROUNDS, _PATIENCE, _UNTUNED = 1000, 30, 100
@@ -61,7 +61,7 @@ class PairBaselines:
         self.values = {
             "bias": bias.predict(test.user_codes(), test.log.item[test.candidates.event]),
             "running_bias": running_bias(self._known, test, self._column).clip(*bias.range),
-            "constant": np.full(test.num_candidates, constant_answer(metrics, self._known)),
+            "constant": np.full(test.num_candidates, constant_prediction(metrics, self._known)),
         }
         self.chosen: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}

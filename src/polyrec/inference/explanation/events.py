@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 
 
 class EventEffects(NamedTuple):
@@ -25,29 +25,29 @@ class EventEffects(NamedTuple):
 
     Args:
         events: int64 [E], which events of the history the model reads.
-        answers: float64 [C], see [`Question`].
+        scores: float64 [C], see [`ExplainedRequest`].
         predictions: float64 [C], what a user reads.
         effects: float64 [E, C], the score minus the score without the event.
         without: float64 [E, C], the prediction without it.
     """
 
     events: np.ndarray
-    answers: np.ndarray
+    scores: np.ndarray
     predictions: np.ndarray
     effects: np.ndarray
     without: np.ndarray
 
 
-def leave_one_out(question: Question) -> EventEffects:
+def leave_one_out(explained: ExplainedRequest) -> EventEffects:
     """The effect of every visible event on every candidate item, all variants in few passes."""
-    events = question.visible
-    keep_VL = np.ones((len(events) + 1, question.events), dtype=bool)
+    events = explained.visible
+    keep_VL = np.ones((len(events) + 1, explained.events), dtype=bool)
     keep_VL[np.arange(1, len(keep_VL)), events] = False
-    answers_VC, predictions_VC = question.variants(keep_VL)
-    return EventEffects(events, answers_VC[0], predictions_VC[0], answers_VC[0] - answers_VC[1:], predictions_VC[1:])
+    scores_VC, predictions_VC = explained.variants(keep_VL)
+    return EventEffects(events, scores_VC[0], predictions_VC[0], scores_VC[0] - scores_VC[1:], predictions_VC[1:])
 
 
-def successive_leave_one_out(question: Question, rounds: int = 20) -> np.ndarray:
+def successive_leave_one_out(explained: ExplainedRequest, rounds: int = 20) -> np.ndarray:
     """Events in the order in which removing them lowers the first item's score most, int64 [E].
 
     Leave-one-out is repeated among the events that are left, so that events which stand in for each other come one
@@ -57,13 +57,13 @@ def successive_leave_one_out(question: Question, rounds: int = 20) -> np.ndarray
     Args:
         rounds: after each of which the effects are evaluated anew, of about as many events each.
     """
-    left, order = question.visible, list[int]()
+    left, order = explained.visible, list[int]()
     for size in np.diff(np.linspace(0, len(left), min(rounds, len(left)) + 1).round().astype(np.int64)):
-        keep_VL = np.ones((len(left) + 1, question.events), dtype=bool)
+        keep_VL = np.ones((len(left) + 1, explained.events), dtype=bool)
         keep_VL[:, order] = False
         keep_VL[np.arange(1, len(keep_VL)), left] = False
-        answers_V = question.variants(keep_VL)[0][:, 0]
-        strongest = np.argsort(answers_V[1:], kind="stable")
+        scores_V = explained.variants(keep_VL)[0][:, 0]
+        strongest = np.argsort(scores_V[1:], kind="stable")
         order += left[strongest[:size]].tolist()
         left = left[np.sort(strongest[size:])]
     return np.array(order, dtype=np.int64)

@@ -16,7 +16,7 @@ from polyrec.data.request_reader import read_ids, read_scalar
 from polyrec.data.tables import ids
 from polyrec.inference.explanation.attributes import ID, attribute_effects, word_effects
 from polyrec.inference.explanation.events import EventEffects, leave_one_out
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 from polyrec.inference.explanation.reasons import ReasonTemplate
 from polyrec.inference.recommender import recommend
 from polyrec.inference.unknown_ids import warn_of_unknown_ids
@@ -83,14 +83,14 @@ def explain(
         rows = item_rows(processor, items)
     if not len(rows):
         return []
-    question = Question(model, processor, history, rows, task, request)
+    explained = ExplainedRequest(model, processor, history, rows, task, request)
     if items is not None:  # `recommend` has warned otherwise
-        warn_of_unknown_ids(processor, {"history": history, **request}, question.log.item[: question.events])
-    effects = leave_one_out(question)
-    attributes = attribute_effects(question)
-    worded = word_effects(question) if words else [{} for _ in rows]
-    gates, parts = _gates(question), question.parts()
-    events_text = _Events(question)
+        warn_of_unknown_ids(processor, {"history": history, **request}, explained.log.item[: explained.events])
+    effects = leave_one_out(explained)
+    attributes = attribute_effects(explained)
+    worded = word_effects(explained) if words else [{} for _ in rows]
+    gates, parts = _gates(explained), explained.parts()
+    events_text = _Events(explained)
     template = template or ReasonTemplate()
     rank = np.empty(len(rows), dtype=np.int64)
     rank[np.argsort(-effects.predictions, kind="stable")] = np.arange(1, len(rows) + 1)
@@ -143,11 +143,11 @@ def item_rows(processor: PolyRecProcessor, items: Sequence[Any]) -> np.ndarray:
 
 
 @torch.no_grad()
-def _gates(question: Question) -> dict[str, list[list[float]]]:
+def _gates(explained: ExplainedRequest) -> dict[str, list[list[float]]]:
     """{pair task: its gates for each item, [C, E]}; empty for layers without gates."""
-    if not question.model.gate_sources:
+    if not explained.model.gate_sources:
         return {}
-    output = question.forward(next(iter(question.batches())))
+    output = explained.forward(next(iter(explained.batches())))
     return {name: gate[0].float().cpu().tolist() for name, gate in (output.gates or {}).items()}
 
 
@@ -164,19 +164,19 @@ def _attributes(processor: PolyRecProcessor, row: int, effects: Mapping[str, flo
 class _Events:
     """The history as users know it: ids, titles, and what each event brought."""
 
-    def __init__(self, question: Question) -> None:
-        processor, log = question.processor, question.log
-        table = processor.request_reader.history(question.history)
+    def __init__(self, explained: ExplainedRequest) -> None:
+        processor, log = explained.processor, explained.log
+        table = processor.request_reader.history(explained.history)
         given = [] if table is None else ids(table, processor.columns.item, "history", "item id").to_pylist()
-        self.ids = [None] * (question.events - len(given)) + given  # stored events know items of the catalog alone
-        rows = log.item[: question.events]
+        self.ids = [None] * (explained.events - len(given)) + given  # stored events know items of the catalog alone
+        rows = log.item[: explained.events]
         self.known = bool((processor.item_counts[rows] > 0).any())
         self.described = [
             processor.describe(int(row)) if row >= FIRST_ITEM else {"item": name}
             for row, name in zip(rows, self.ids, strict=True)
         ]
         binary = [(j, t.name) for j, t in enumerate(processor.tasks) if t.head == "binary"]
-        self.brought = [[name for j, name in binary if log.labels[e, j] == 1] for e in range(question.events)]
+        self.brought = [[name for j, name in binary if log.labels[e, j] == 1] for e in range(explained.events)]
 
     def entry(self, effects: EventEffects, index: int, item: int, template: ReasonTemplate) -> dict[str, Any]:
         """What is said of one visible event and one item."""

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 
 
-def curves(question: Question, orders: Mapping[str, np.ndarray], steps: int = 10) -> dict[str, dict[str, np.ndarray]]:
+def curves(
+    explained: ExplainedRequest, orders: Mapping[str, np.ndarray], steps: int = 10
+) -> dict[str, dict[str, np.ndarray]]:
     """Predictions for the example's first item along orders of the events it reads.
 
     Args:
@@ -32,15 +34,15 @@ def curves(question: Question, orders: Mapping[str, np.ndarray], steps: int = 10
         cuts = np.linspace(0, len(order), steps + 1).round().astype(np.int64)
         for kind in ("deletion", "insertion"):
             for cut in cuts:
-                kept_L = np.ones(question.events, dtype=bool)
+                kept_L = np.ones(explained.events, dtype=bool)
                 kept_L[order[:cut] if kind == "deletion" else order[cut:]] = False
                 keep.append(kept_L)
             names.append((name, kind))
     # Every curve begins and ends with all or with none of the events, and orders may begin alike.
     distinct_VL, index = np.unique(np.array(keep), axis=0, return_inverse=True)
-    answers = question.variants(distinct_VL)[0][:, 0][index.reshape(-1)].reshape(len(names), steps + 1)
+    scores = explained.variants(distinct_VL)[0][:, 0][index.reshape(-1)].reshape(len(names), steps + 1)
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in orders}
-    for (name, kind), curve in zip(names, answers, strict=True):
+    for (name, kind), curve in zip(names, scores, strict=True):
         found[name][kind] = curve
     return found
 

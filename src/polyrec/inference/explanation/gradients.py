@@ -27,7 +27,7 @@ from polyrec.core.extras import check_extra
 from polyrec.core.modules import in_double
 from polyrec.core.registry import nearest
 from polyrec.core.schema import RESIDUALS
-from polyrec.inference.explanation.question import Question
+from polyrec.inference.explanation.explained import ExplainedRequest
 from polyrec.modules.encoders.item import UNKNOWN_ITEM
 
 BASELINES = ("mean", "unknown")
@@ -60,7 +60,11 @@ class GradientEffects(NamedTuple):
 
 
 def integrated_gradients(
-    question: Question, baseline: str = "mean", tolerance: float = 0.01, steps: int = 32, most_steps: int = 1024
+    explained: ExplainedRequest,
+    baseline: str = "mean",
+    tolerance: float = 0.01,
+    steps: int = 32,
+    most_steps: int = 1024,
 ) -> GradientEffects:
     """Attributions of every visible event to every candidate item, by captum.
 
@@ -75,28 +79,28 @@ def integrated_gradients(
     check_extra("captum", "explain", "integrated gradients")
     from captum.attr import IntegratedGradients
 
-    model, events = question.model, question.visible
+    model, events = explained.model, explained.visible
     if not len(events):
-        nothing = np.zeros((0, len(question.rows)))
+        nothing = np.zeros((0, len(explained.rows)))
         return GradientEffects(events, nothing, nothing.sum(axis=0), 0)
-    batch = next(iter(question.batches()))
+    batch = next(iter(explained.batches()))
     with torch.no_grad():
-        inputs, baselines = _ends(question, batch, baseline)
-    candidate_C = torch.arange(len(question.rows), device=model.device)
+        inputs, baselines = _ends(explained, batch, baseline)
+    candidate_C = torch.arange(len(explained.rows), device=model.device)
 
-    def answer(embedded: Tensor, residuals: Tensor, candidate_S: Tensor) -> Tensor:
+    def score(embedded: Tensor, residuals: Tensor, candidate_S: Tensor) -> Tensor:
         rows = _rows_of(batch, candidate_S, residuals)
         start = inputs[0][:1, :1].expand(len(embedded), -1, -1)
-        found = question.answer(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0]
+        found = explained.scores(rows, inputs_embeds=torch.cat([start, embedded[:, 1:]], dim=1))[:, 0]
         # Not every task reads residuals; captum differentiates by all.
         return in_double(found + 0.0 * residuals.sum(dim=(1, 2)))
 
     embedded, residuals, no_events, no_residuals = (x.expand(len(candidate_C), -1, -1) for x in (*inputs, *baselines))
     with torch.no_grad():
-        total_C = answer(embedded, residuals, candidate_C) - answer(no_events, no_residuals, candidate_C)
+        total_C = score(embedded, residuals, candidate_C) - score(no_events, no_residuals, candidate_C)
         total = total_C.cpu().numpy()
     while True:
-        parts = IntegratedGradients(answer).attribute(
+        parts = IntegratedGradients(score).attribute(
             (embedded, residuals),
             (no_events, no_residuals),
             additional_forward_args=(candidate_C,),
@@ -112,23 +116,23 @@ def integrated_gradients(
 
 
 def _ends(
-    question: Question, batch: Mapping[str, Any], baseline: str
+    explained: ExplainedRequest, batch: Mapping[str, Any], baseline: str
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Where the path ends and where it begins: embedded start and events [1, E + 1, D], residuals [1, E, T]."""
     features = batch["event_features"]
     shape = batch["item_ids"].shape
     residuals = torch.nan_to_num(features[RESIDUALS]) if RESIDUALS in features else torch.zeros(*shape, 1)
-    inputs, residuals = question.inputs(batch), residuals.to(batch["item_ids"].device)
+    inputs, residuals = explained.inputs(batch), residuals.to(batch["item_ids"].device)
     if baseline == "mean":
         nothing = inputs[:, 1:].mean(dim=1, keepdim=True).expand_as(inputs)
     else:
-        nothing = _unknown(question, batch)
+        nothing = _unknown(explained, batch)
     return (inputs, residuals), (nothing, torch.zeros_like(residuals))
 
 
-def _unknown(question: Question, batch: Mapping[str, Any]) -> Tensor:
+def _unknown(explained: ExplainedRequest, batch: Mapping[str, Any]) -> Tensor:
     """Events that nobody knows anything about, embedded [1, E + 1, D]."""
-    encoder, processor = question.model.model.history_encoder, question.processor
+    encoder, processor = explained.model.model.history_encoder, explained.processor
     columns = {**processor.event_encoders["candidate"], **processor.event_encoders["event"]}
     unknown = {
         name: torch.from_numpy(columns[name].missing(values.shape[1])).to(values).unsqueeze(0)
@@ -137,7 +141,7 @@ def _unknown(question: Question, batch: Mapping[str, Any]) -> Tensor:
         for name, values in batch["event_features"].items()
     }
     nobody = torch.full_like(batch["item_ids"], UNKNOWN_ITEM)
-    return encoder.embed(question.items, nobody, unknown, batch["user_features"])
+    return encoder.embed(explained.items, nobody, unknown, batch["user_features"])
 
 
 def _rows_of(batch: Mapping[str, Any], candidate_S: Tensor, residuals_SET: Tensor) -> dict[str, Any]:

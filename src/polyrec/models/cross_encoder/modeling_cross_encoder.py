@@ -171,15 +171,15 @@ class PolyRecCrossEncoder(MultiTaskModel):
         """
         pairs, real = PackedPairs(candidate_ids), candidate_ids != PADDING_ITEM
         mixed_NP = self.mix(self.norm(self._read(prompt_tokens, prompt_lengths)))
-        count, answers = len(pairs.index_M), PairOutput()
+        count, pair_output = len(pairs.index_M), PairOutput()
         if self.pair_tasks:
             features = {name: pairs.pack(values) for name, values in (candidate_features or {}).items()}
             pair_1MP = mixed_NP[:count].unsqueeze(0)
             for encoded in (self.features(features), self._pair_users(user_features or {}, real)):
                 pair_1MP = pair_1MP if encoded is None else pair_1MP + encoded
             real_1M = torch.ones(pair_1MP.shape[:2], dtype=torch.bool, device=pair_1MP.device)
-            answers = self.answer_pairs(self.dropout(F.gelu(pair_1MP)), real_1M, features)
-        logits = {n: pairs.unpack(self.heads[n].mean_over_members(z)) for n, z in answers.logits.items()}
+            pair_output = self.score_pairs(self.dropout(F.gelu(pair_1MP)), real_1M, features)
+        logits = {n: pairs.unpack(self.heads[n].mean_over_members(z)) for n, z in pair_output.logits.items()}
         listed = torch.zeros_like(real).unsqueeze(-1) if list_items is None else list_items != PADDING_ITEM
         ids = torch.cat([candidate_ids[real], candidate_ids[:0, 0] if list_items is None else list_items[listed]])
         hidden_NP, counts_N = F.gelu(mixed_NP), self.items(ids)
@@ -191,7 +191,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
             lists[name] = empty_BCK.masked_scatter(listed, scores_N[count:])
         output = PolyRecCrossEncoderOutput(
             logits={name: logits[name] for name in self.heads},
-            gates={name: pairs.unpack(gate) for name, gate in answers.experts.gates.items()},
+            gates={name: pairs.unpack(gate) for name, gate in pair_output.experts.gates.items()},
             list_logits=lists,
         )
         if (loss := self.loss_of(labels, {})) is not None:
@@ -201,7 +201,7 @@ class PolyRecCrossEncoder(MultiTaskModel):
                 candidate_ids=candidate_ids,
                 logits=logits,
                 pairs=pairs,
-                pair_output=answers,
+                pair_output=pair_output,
                 meeting=[mixed_NP],
                 lists=lists,
             )

@@ -80,7 +80,7 @@ class CatalogLoss(MultiTaskLoss):
             query_MD = queries.vectors_BCD.flatten(0, 1).index_select(0, rows_M)
             own_M = queries.own_items_BC.flatten()[rows_M]
         return head.retrieval_loss(
-            head.question(found.shared.state_BCD.flatten(0, 1).index_select(0, rows_M), query_MD),
+            head.query_state(found.shared.state_BCD.flatten(0, 1).index_select(0, rows_M), query_MD),
             found.candidate_ids.flatten()[rows_M],
             found.shared.items,
             found.counts_N,

@@ -172,8 +172,8 @@ class PolyRecForRecommendation(MultiTaskModel):
         context = self.request_context(batch)
         logits = {}
         for name in self._scored_tasks(batch):
-            question_BCD = self.heads[name].question(state_BCD, query_BCD)
-            scored = (question_BCD, candidate_BCD, batch.candidate_ids, items, context)
+            query_state_BCD = self.heads[name].query_state(state_BCD, query_BCD)
+            scored = (query_state_BCD, candidate_BCD, batch.candidate_ids, items, context)
             logits[name] = self.heads[name].pair_logits(*scored)
         pairs = PackedPairs(batch.candidate_ids)
         pair_output = self._pair_output(batch, pairs, shared, state_BCD, candidate_BCD, read.inputs, query_BCD)
@@ -237,7 +237,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         )
         ids_1M = pairs.pack(batch.candidate_ids)
         own = None if self.task_items is None else self.task_items(shared.items.id_rows(ids_1M))
-        return self.answer_pairs(shared.pair_BCD, ids_1M != PADDING_ITEM, features, shared.evidence_BCE, own)
+        return self.score_pairs(shared.pair_BCD, ids_1M != PADDING_ITEM, features, shared.evidence_BCE, own)
 
     def _reading(self, batch: Batch, items: ItemRows, read: PolyRecModelOutput) -> Reading:
         """What objectives read."""
@@ -282,7 +282,7 @@ class PolyRecForRecommendation(MultiTaskModel):
                 f"task {task!r} has head {head.task.head!r}, which scores pairs; retrieval tasks: {self.state_tasks}"
             )
         items = self.item_encoder.table() if items is None else items
-        return head(head.question(states_MD, queries_MD), items, context)
+        return head(head.query_state(states_MD, queries_MD), items, context)
 
     def request_context(self, batch: Batch | None = None, **fields: Any) -> RequestContext:
         """When, and after which events, the candidates of a batch are scored; arguments as of `forward`."""

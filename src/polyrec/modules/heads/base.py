@@ -57,6 +57,7 @@ class TaskHead(RenamedHooks, KeepsPrecision, Part):
         "exchange_width": "canonical_width",
         "read_exchanged": "read_canonical",
         "reads_person": "reads_user",
+        "question": "query_state",
     }
     reads: ClassVar[Literal["pair", "state"]]
     output_kind: ClassVar[str | None] = None  # None: nobody can teach it

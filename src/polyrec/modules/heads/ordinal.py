@@ -100,8 +100,8 @@ class OrdinalHead(TaskHead):
                 f"whole number from minimum={self.minimum} to maximum={self.maximum}"
             )
         rank = per_member(rank, logits[..., 0]).unsqueeze(-1)
-        question_K = torch.arange(logits.shape[-1], device=logits.device)
-        reached, above = rank >= question_K, rank > question_K
+        threshold_K = torch.arange(logits.shape[-1], device=logits.device)
+        reached, above = rank >= threshold_K, rank > threshold_K
         losses = F.binary_cross_entropy_with_logits(logits.float(), above.float(), reduction="none")
         losses = torch.where(reached, losses, 0.0).sum(-1)
         return masked_sum(over_members(losses, labels), ~torch.isnan(labels), weight)

@@ -221,7 +221,7 @@ class RetrievalHead(TaskHead):
         """Candidates that were taken and are in the catalog, bool [B, C]."""
         return (labels > 0) & (candidate_ids >= FIRST_ITEM)
 
-    def question(self, state: Tensor, query: Tensor | None) -> Tensor:
+    def query_state(self, state: Tensor, query: Tensor | None) -> Tensor:
         """What scores the catalog: the user's state, whatever was typed."""
         return self.adapted(state)
 

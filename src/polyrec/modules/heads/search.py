@@ -46,8 +46,8 @@ class SearchHead(RetrievalHead):
         ...     tasks=[{"name": "search", "head": "search"}], num_items=6, hidden_size=4, text=text, queries=True)
         >>> head = SearchHead(config.task_configs[0], config)
         >>> head.initialise()
-        >>> question = head.question(torch.zeros(3, 4), torch.ones(3, 4))
-        >>> head(question, ItemRows(torch.zeros(6, 4))).shape
+        >>> query_state = head.query_state(torch.zeros(3, 4), torch.ones(3, 4))
+        >>> head(query_state, ItemRows(torch.zeros(6, 4))).shape
         torch.Size([3, 6])
     """
 
@@ -92,7 +92,7 @@ class SearchHead(RetrievalHead):
         if self.personal:
             init.constant_(self.gate.bias, _CLOSED)
 
-    def question(self, state: Tensor, query: Tensor | None) -> Tensor:
+    def query_state(self, state: Tensor, query: Tensor | None) -> Tensor:
         """What scores the catalog, h."""
         if query is None:
             raise ValueError(f"task {self.task.name!r} needs query_tokens, query_mask and candidate_query in the batch")
@@ -102,7 +102,7 @@ class SearchHead(RetrievalHead):
         return self.log_scale.exp() * self.adapted(query)
 
     def expanded(
-        self, question_MD: Tensor, items: ItemRows, count: int, weight: float, context: RequestContext = NO_CONTEXT
+        self, query_state_MD: Tensor, items: ItemRows, count: int, weight: float, context: RequestContext = NO_CONTEXT
     ) -> Tensor:
         r"""A query vector widened by what it finds first, h' = (1 - a) h + a |h| m / |m|, m the mean of the nearest
         items.
@@ -115,7 +115,7 @@ class SearchHead(RetrievalHead):
             weight: a in [0, 1]; 0 changes nothing.
             context: as for `forward`.
         """
-        nearest_MK = self(question_MD, items, context).topk(count, dim=1).indices
+        nearest_MK = self(query_state_MD, items, context).topk(count, dim=1).indices
         mean_MD = items.vectors_MD[nearest_MK].mean(1)
-        length_M1 = question_MD.norm(dim=-1, keepdim=True)
-        return (1 - weight) * question_MD + weight * length_M1 * nn.functional.normalize(mean_MD, dim=-1)
+        length_M1 = query_state_MD.norm(dim=-1, keepdim=True)
+        return (1 - weight) * query_state_MD + weight * length_M1 * nn.functional.normalize(mean_MD, dim=-1)

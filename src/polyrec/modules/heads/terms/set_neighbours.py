@@ -71,12 +71,12 @@ class SetNeighbours(CrossFittedNeighbours):
         """
         items, values, rows_ML = self._rows(context)
         begins_M, new_ML = self._new_events(context)
-        question_E, slot_E = new_ML.nonzero(as_tuple=True)
-        rows_E = rows_ML[question_E, slot_E]
+        request_E, slot_E = new_ML.nonzero(as_tuple=True)
+        rows_E = rows_ML[request_E, slot_E]
         column_EK, shown_EK = self._columns(items[rows_E].long(), ids)
         kinds = values.shape[1]
         sums = torch.zeros(len(rows_ML), kinds, len(ids), device=ids.device)
-        at_ETK = (question_E.view(-1, 1, 1) * kinds + torch.arange(kinds, device=ids.device).view(-1, 1)) * len(ids)
+        at_ETK = (request_E.view(-1, 1, 1) * kinds + torch.arange(kinds, device=ids.device).view(-1, 1)) * len(ids)
         values_ETK = values[rows_E].float() * shown_EK.unsqueeze(1)
         sums.view(-1).index_add_(0, (at_ETK + column_EK.unsqueeze(1)).flatten(), values_ETK.flatten())
         bounds = [*begins_M.nonzero().flatten().tolist(), len(rows_ML)]

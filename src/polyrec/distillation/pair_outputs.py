@@ -40,7 +40,7 @@ def canonical_probabilities(p: np.ndarray, task: TaskConfig) -> np.ndarray:
     raise ValueError(f"task {task.name!r} (head {task.head!r}) has no probabilities: give units='number' or 'log odds'")
 
 
-def answer_width(task: TaskConfig, summary: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
+def output_width(task: TaskConfig, summary: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
     """Shape of canonical logits: () or (K,)."""
     if task.head == "multiclass":
         return (classes_of(task, summary)[1],)

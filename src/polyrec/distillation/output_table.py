@@ -18,7 +18,7 @@ NO_LIST = -1
 
 
 @dataclass
-class ListAnswers:
+class ListOutputs:
     """Lists of one task; only some rows have one.
 
     Args:
@@ -33,7 +33,7 @@ class ListAnswers:
 
 
 @dataclass
-class AnswerTable:
+class OutputTable:
     """A teacher's outputs for candidates, each known by the row of the interactions table and the view of it.
 
     Args:
@@ -41,7 +41,7 @@ class AnswerTable:
         delayed: bool [S], whether what had happened last was hidden (`max_delay` of a split).
         position: int64 [S], how many events were visible.
         numbers: {pair task: float [S(, K)]}, NaN = no output.
-        lists: {retrieval task: [`ListAnswers`]}.
+        lists: {retrieval task: [`ListOutputs`]}.
         drawn: int32 [S, U], rows of the item table that were scored beside each row, sampled.
         drawn_numbers: {pair task: float [S, U(, K)]}, the outputs for them.
     """
@@ -50,7 +50,7 @@ class AnswerTable:
     delayed: np.ndarray
     position: np.ndarray
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
-    lists: dict[str, ListAnswers] = field(default_factory=dict)
+    lists: dict[str, ListOutputs] = field(default_factory=dict)
     drawn: np.ndarray | None = None
     drawn_numbers: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class AnswerTable:
 
 
 @dataclass(frozen=True)
-class AnswerSource:
+class OutputSource:
     """Which teacher scored what; a table is refused where these do not agree with the student's.
 
     Args:
@@ -88,15 +88,15 @@ class AnswerSource:
     training_rows: tuple[TrainingSetSketch | None, ...]
 
     @classmethod
-    def of(cls, teacher: Teacher, dataset: SequenceDataset, processor: PolyRecProcessor) -> AnswerSource:
+    def of(cls, teacher: Teacher, dataset: SequenceDataset, processor: PolyRecProcessor) -> OutputSource:
         """Of a teacher that has been prepared for a data set."""
-        answered = (*teacher.pair_tasks, *teacher.list_tasks)
+        scored = (*teacher.pair_tasks, *teacher.list_tasks)
         return cls(
             teacher.revision,
             fingerprint(processor),
             item_digest(processor),
             data_digest(dataset.log, processor.items.ids),
-            {name: own for name, own in task_parts(processor).items() if name in answered},
+            {name: own for name, own in task_parts(processor).items() if name in scored},
             {name: teacher.top_k(name) for name in teacher.list_tasks},
             {name: teacher.temperature(name) for name in teacher.list_tasks},
             teacher.training_rows,

@@ -29,7 +29,7 @@ _PAIRS = 1 << 21  # (candidate item, event) pairs that are attended at once
 
 
 @dataclass(eq=False)
-class Question:
+class ExplainedRequest:
     """What is explained, encoded once.
 
     Effects are differences of *scores*, which are unbounded and more additive than what a user reads: log-odds of
@@ -85,7 +85,7 @@ class Question:
         for first in range(0, len(windows), size):
             yield as_batch(windows[first : first + size], self.model)
 
-    def answer(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> Tensor:
+    def scores(self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any) -> Tensor:
         """Scores for a batch of this request, [B, C].
 
         Args:
@@ -97,24 +97,24 @@ class Question:
     def predictions(
         self, batch: Mapping[str, Any], items: ItemRows | None = None, **changed: Any
     ) -> tuple[Tensor, Tensor]:
-        """Scores and predictions, [B, C] each; arguments as for `answer`."""
+        """Scores and predictions, [B, C] each; arguments as for `scores`."""
         items = self.items if items is None else items
         if self.head.reads == "state":
             # Nothing but the state is needed: pairs are left out, which are most of the work.
             read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
             states_BLD = self.model.model(**read, items=items, **changed).last_hidden_state
             candidate_ids, request_context = batch["candidate_ids"], self.model.request_context(**batch)
-            question_B1D = self._query_states(batch, states_BLD)
-            question_BCD = question_B1D.expand(-1, candidate_ids.shape[1], -1)
+            query_state_B1D = self._query_states(batch, states_BLD)
+            query_state_BCD = query_state_B1D.expand(-1, candidate_ids.shape[1], -1)
             score_BC = self.head.pair_logits(
-                question_BCD, items.lookup(candidate_ids), candidate_ids, items, request_context
+                query_state_BCD, items.lookup(candidate_ids), candidate_ids, items, request_context
             ).float()
             size = max(_SCORES // len(self.items.vectors_MD), 1)
             first, blocks = (
                 request_context.at((slice(None), 0)),
                 torch.arange(len(candidate_ids), device=candidate_ids.device).split(size),
             )
-            some = ((question_B1D[at, 0], first.at(at)) for at in blocks)
+            some = ((query_state_B1D[at, 0], first.at(at)) for at in blocks)
             total_B = torch.cat([self.head(q, self.items, m).float().logsumexp(-1) for q, m in some])
             return score_BC - total_B.unsqueeze(-1), self.head.predict(score_BC)
         logits = self.forward(batch, items, **changed).logits
@@ -127,7 +127,7 @@ class Question:
     def _query_states(self, batch: Mapping[str, Any], states_BLD: Tensor) -> Tensor:
         """The query states of a retrieval head, [B, 1, D]: a row has one time."""
         position_B11 = batch["candidate_positions"][:, :1].unsqueeze(-1)
-        return self.head.question(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
+        return self.head.query_state(states_BLD.gather(1, position_B11.expand(-1, -1, states_BLD.shape[-1])), None)
 
     @torch.no_grad()
     def parts(self) -> dict[str, np.ndarray]:
@@ -136,11 +136,11 @@ class Question:
             return {}
         batch = next(iter(self.batches()))
         read = {n: batch[n] for n in ("item_ids", "event_features", "user_features")}
-        question_B1D = self._query_states(batch, self.model.model(**read, items=self.items).last_hidden_state)
+        query_state_B1D = self._query_states(batch, self.model.model(**read, items=self.items).last_hidden_state)
         candidate_ids, request_context = batch["candidate_ids"], self.model.request_context(**batch)
-        question_BCD = question_B1D.expand(-1, candidate_ids.shape[1], -1)
+        query_state_BCD = query_state_B1D.expand(-1, candidate_ids.shape[1], -1)
         found = self.head.pair_parts(
-            question_BCD, self.items.lookup(candidate_ids), candidate_ids, self.items, request_context
+            query_state_BCD, self.items.lookup(candidate_ids), candidate_ids, self.items, request_context
         )
         return {name: part[0].cpu().double().numpy() for name, part in found.items()}
 
@@ -161,5 +161,5 @@ class Question:
             keep_VL: bool [V, L].
         """
         found = [self.predictions(batch) for batch in self.batches(keep_VL)]
-        answers, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
-        return answers, predictions
+        scores, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
+        return scores, predictions
