@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyrec.evaluation import metrics
-from polyrec.evaluation.bootstrap import bootstrap_interval, bootstrap_mean, paired_bootstrap
+from polyrec.evaluation.bootstrap import bootstrap_interval, bootstrap_mean
 
 LOG = st.lists(st.tuples(st.integers(0, 5), st.floats(-10, 10)), min_size=1, max_size=40)
 
@@ -113,22 +113,6 @@ def test_resamples_without_a_value_are_left_out():
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
     nothing = bootstrap_interval(metrics.auc, ["a", "b"], [1, 1], [0.3, 0.2], n=20)
     assert np.isnan([nothing.value, nothing.low, nothing.high, nothing.p_value]).all()
-
-
-def test_pairing_finds_what_separate_intervals_hide():
-    """Prevents two systems from looking alike because people differ more from each other than systems do."""
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(80), 10)
-    labels = rng.normal(size=800) + np.repeat(rng.normal(scale=3, size=80), 10)
-    noise = np.repeat(rng.normal(scale=2, size=80), 10)
-    first, second = labels + noise + 0.2 * np.sign(noise), labels + noise
-    paired = paired_bootstrap(metrics.rmse, users, first, second, labels, n=300)
-    alone = [bootstrap_interval(metrics.rmse, users, labels, x, n=300) for x in (first, second)]
-    assert paired.value == pytest.approx(metrics.rmse(labels, first) - metrics.rmse(labels, second))
-    assert paired.low > 0
-    assert paired.p_value < 0.01
-    assert alone[0].low < alone[1].high
-    np.testing.assert_allclose(paired.samples, alone[0].samples - alone[1].samples)
 
 
 def test_no_difference_has_no_significance():

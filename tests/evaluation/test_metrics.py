@@ -50,7 +50,6 @@ def test_label_dtype_changes_nothing(dtype):
     assert metrics.grouped_auc(typed, scores, users) == metrics.grouped_auc(labels, scores, users)
     for metric in (
         metrics.log_loss,
-        metrics.brier_score,
         metrics.expected_calibration_error,
         metrics.rmse,
         metrics.mae,
@@ -109,7 +108,6 @@ def test_probability_metrics_equal_sklearn(rows):
     """Prevents a base-2 logarithm, a missing factor, or clipping that bites in the ordinary range."""
     labels, probs = np.array(rows).T
     assert metrics.log_loss(labels, probs) == pytest.approx(sklearn.metrics.log_loss(labels, probs, labels=[0, 1]))
-    assert metrics.brier_score(labels, probs) == pytest.approx(((labels - probs) ** 2).mean())
 
 
 def test_log_loss_survives_saturation():
@@ -150,7 +148,6 @@ def test_errors_of_numbers_equal_sklearn(rows):
 ALL = [
     metrics.auc,
     metrics.log_loss,
-    metrics.brier_score,
     metrics.expected_calibration_error,
     metrics.rmse,
     metrics.mae,

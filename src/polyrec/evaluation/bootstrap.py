@@ -131,43 +131,6 @@ def bootstrap_mean(
     return interval_of(mean(np.ones(users)), samples, level, users)
 
 
-def paired_bootstrap(
-    metric: Callable[..., float],
-    groups: ArrayLike,
-    first: ArrayLike,
-    second: ArrayLike,
-    *columns: ArrayLike,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of metric(first system) - metric(second system) on the SAME users (Koehn, 2004).
-
-    Two systems measured on the same users rise and fall together, so their separate intervals may overlap widely
-    though one is surely better. Here each resample measures both. `.p_value` tells how sure the sign is. For means of
-    per-row values call `bootstrap_mean(first - second, groups)`.
-
-    Args:
-        metric: called as metric(*columns, scores), e.g. `auc` with the labels as the only column.
-        groups: [R], user of each row.
-        first, second: [R, ...], the scores of the two systems.
-        columns: [R, ...], what both share: labels, ...
-        n, seed, level: as in `bootstrap_interval`.
-
-    Example:
-        >>> from polyrec.evaluation.metrics import auc
-        >>> labels, first, second = [1, 0, 1, 0], [0.9, 0.1, 0.8, 0.2], [0.1, 0.9, 0.2, 0.8]
-        >>> interval = paired_bootstrap(auc, [1, 1, 2, 2], first, second, labels, n=99)
-        >>> str(interval), interval.p_value
-        ('1.0000 [1.0000, 1.0000]', 0.02)
-    """
-
-    def difference(first: np.ndarray, second: np.ndarray, *columns: np.ndarray) -> float:
-        return metric(*columns, first) - metric(*columns, second)
-
-    return bootstrap_interval(difference, groups, first, second, *columns, n=n, seed=seed, level=level)
-
-
 def _users(groups: ArrayLike) -> tuple[np.ndarray, int]:
     """User of each row as 0..G-1, and G."""
     groups_R = np.asarray(groups)

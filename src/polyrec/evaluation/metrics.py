@@ -119,17 +119,6 @@ def log_losses(labels_R: np.ndarray, probs_R: np.ndarray) -> np.ndarray:
     return -(labels_R * np.log(probs_R) + (1 - labels_R) * np.log1p(-probs_R))
 
 
-def brier_score(labels: ArrayLike, probs: ArrayLike) -> float:
-    """Mean squared error of the probability, mean((p - y)^2) (Brier, 1950). Arguments as in `log_loss`.
-
-    Example:
-        >>> round(brier_score([1, 0], [0.8, 0.4]), 4)
-        0.1
-    """
-    labels_R, probs_R = _known_probabilities(labels, probs)
-    return _mean(np.square(probs_R - labels_R))
-
-
 def expected_calibration_error(labels: ArrayLike, probs: ArrayLike, bins: int = 15) -> float:
     r"""How far the promised rate is from the observed one: ECE = sum_b (R_b / R) |mean(y in b) - mean(p in b)|.
 
