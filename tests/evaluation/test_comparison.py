@@ -88,7 +88,7 @@ def dataset(users=60, each=6, seed=0):
         axis=1,
     ).astype(np.float32)
     labels[random.random(len(user)) < 0.25, 1] = np.nan
-    return SimpleNamespace(task_names=[t.name for t in TASKS], labels=lambda: labels, users=lambda: user)
+    return SimpleNamespace(task_names=[t.name for t in TASKS], labels=lambda: labels, user_codes=lambda: user)
 
 
 def run(data, variant, tasks, seed, noise):

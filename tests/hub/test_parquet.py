@@ -52,7 +52,7 @@ def test_a_table_may_fill_its_room_and_no_byte_more(tmp_path, monkeypatch):
     path = tmp_path / "items.parquet"
 
     def check(room: int, ids: bool = False) -> int:
-        monkeypatch.setattr("polyrec.hub.parquet.room", lambda _: room)
+        monkeypatch.setattr("polyrec.hub.parquet.allowance", lambda _: room)
         return check_table(path, "items.parquet", ids=ids)
 
     pq.write_table(pa.table({"title": ["a" * 100] * 1000}), path, row_group_size=400)

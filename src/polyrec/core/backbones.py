@@ -82,8 +82,8 @@ class BackboneConfig:
                 f"{which} is for weights that stay as they are: choose tuning='frozen' or 'lora', or train with "
                 "bf16=True of the training arguments"
             )
-        places = set(self.device_map.values()) if isinstance(self.device_map, dict) else {self.device_map}
-        if self.tuning != "frozen" and (len(places) > 1 or not places.isdisjoint(_SPREAD)):
+        devices = set(self.device_map.values()) if isinstance(self.device_map, dict) else {self.device_map}
+        if self.tuning != "frozen" and (len(devices) > 1 or not devices.isdisjoint(_SPREAD)):
             raise ValueError(
                 f"device_map {self.device_map!r} puts a tuned backbone on several devices, but it moves with the model "
                 "around it: name one device, or choose tuning='frozen'"

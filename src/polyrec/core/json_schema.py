@@ -81,10 +81,10 @@ def schema_of(annotation: Any, limits: Range | None = None) -> Schema:
 
 
 def _annotated(annotation: Any, limits: Range | None) -> Schema:
-    for told in annotation.__metadata__:
-        limits = told if isinstance(told, Range) else limits
-        if isinstance(told, Registry):  # names that are known without an import; others may be registered
-            return {"anyOf": [{"enum": told.names()}, {"type": "string"}]}
+    for note in annotation.__metadata__:
+        limits = note if isinstance(note, Range) else limits
+        if isinstance(note, Registry):  # names that are known without an import; others may be registered
+            return {"anyOf": [{"enum": note.names()}, {"type": "string"}]}
     return schema_of(annotation.__origin__, limits)
 
 

@@ -76,8 +76,8 @@ class TextEncoder(nn.Module):
         empty_M = ~real_MS.any(dim=1)
         mask_MS = real_MS.clone()
         mask_MS[:, 0] |= empty_M  # attention over nothing would be NaN
-        place = model.device  # that of a device_map may be another one
-        read = model(input_ids=tokens_MS.to(place), attention_mask=mask_MS.long().to(place)).last_hidden_state
+        device = model.device  # that of a device_map may be another one
+        read = model(input_ids=tokens_MS.to(device), attention_mask=mask_MS.long().to(device)).last_hidden_state
         hidden_MSW = read.to(tokens_MS.device).float()
         vectors_MW = pool(hidden_MSW, mask_MS, self.pooling)
         if self.normalize:
