@@ -52,19 +52,15 @@ NAMES = {
     "given, known, shown": {"tell", "tells", "told"},
     "trained": {"learnt", "learns"},
     "time, timestamp": {"moment", "moments"},
-    "row, index, position": {"place", "places", "placed"},
     "score, prediction, output": {"answer", "answers", "answered", "answering"},
     "example, request, query": {"question", "questions"},
-    "layer, module": {"floor", "floors", "room", "rooms"},
+    "layer, module": {"floor", "floors"},
 }
 ALLOWED_NAMES = {
     **{
         path: {"person": "names of saved weights"}
         for path in ("modules/encoders/history", "modules/heads/search", "models/cross_encoder/modeling_cross_encoder")
     },
-    **{path: {"place": "a folder, where a run is published"} for path in ("core/files", "core/manifest", "core/swap")},
-    "core/registry": {"place": "where a class is defined"},
-    "evaluation/metric_names": {"place": "the part of a key before its last slash"},
     "web/page": {"ask": "the demo's public endpoint"},
 }
 FUNCTIONS = {"floor", "tell"}  # of numpy, torch and open files, where they are called as attributes

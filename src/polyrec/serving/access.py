@@ -107,7 +107,7 @@ class Access:
         if not await asyncio.to_thread(wait):
             raise Expired(otherwise)
 
-    async def tell(self, service: Service, records: list[Record]) -> list[int]:
+    async def submit(self, service: Service, records: list[Record]) -> list[int]:
         """Store records; their sequence numbers once they are durable."""
-        future: Future[list[int]] = service.tell(records)
+        future: Future[list[int]] = service.submit(records)
         return await asyncio.wait_for(asyncio.wrap_future(future), self.deadline)

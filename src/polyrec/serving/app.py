@@ -117,7 +117,7 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return JSONResponse({"detail": [_problem(found) for found in error.errors()[:20]]}, 422)
 
-    async def told(request: Request, error: Exception) -> JSONResponse:
+    async def respond(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
         return problem(error.status_code, str(error.detail), "", dict(error.headers or {}))
 
@@ -138,8 +138,8 @@ def _add_errors(app: FastAPI) -> None:
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
         RequestValidationError: malformed,
-        StarletteHTTPException: told,
-        HTTPException: told,
+        StarletteHTTPException: respond,
+        HTTPException: respond,
         ValueError: setting,
         QueueFull: full,
         Expired: late,

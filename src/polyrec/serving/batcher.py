@@ -125,24 +125,24 @@ class Batcher:
                         _resolve(job.future, QueueFull("the server stops"))
                     self._waiting.clear()
                 self._drop()
-                taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+                batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
                 ends = self._closed and not changes
             for change, done in changes:
                 _make(change, done)
-            if taken:
-                self._batch(taken)
+            if batch:
+                self._batch(batch)
             if ends:
                 return
 
-    def _batch(self, taken: Sequence[Job]) -> None:
+    def _batch(self, batch: Sequence[Job]) -> None:
         begin = time.perf_counter()
         try:
-            found = self._respond([job.call for job in taken])
+            found = self._respond([job.call for job in batch])
         except Exception as error:  # whatever it is, the thread goes on
             _log.exception("a batch failed")
-            found = [error] * len(taken)
-        self._measured(len(taken), time.perf_counter() - begin)
-        for job, response in zip(taken, found, strict=True):
+            found = [error] * len(batch)
+        self._measured(len(batch), time.perf_counter() - begin)
+        for job, response in zip(batch, found, strict=True):
             _resolve(job.future, response)
 
 

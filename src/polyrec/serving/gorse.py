@@ -122,7 +122,7 @@ def _add_feedback(found: APIRouter, access: Access) -> None:
             return {"RowAffected": 0}
         records = [_event(service, one, f"[{n}]") for n, one in enumerate(given)]
         before = service.writer.known
-        seqs = await access.tell(service, records)
+        seqs = await access.submit(service, records)
         return {"RowAffected": len({seq for seq in seqs if seq > before})}
 
     @found.get("/user/{user}/feedback/{kind}", dependencies=[access.scope("read")])
@@ -185,7 +185,7 @@ def _add_items(found: APIRouter, access: Access) -> None:
 
 
 async def _change(access: Access, service: Service, body: dict[str, Any]) -> dict[str, int]:
-    [seq] = await access.tell(service, [Record(Kind.ITEM, json.dumps(body))])
+    [seq] = await access.submit(service, [Record(Kind.ITEM, json.dumps(body))])
     await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not changed in time")
     return {"RowAffected": 1}
 
@@ -199,7 +199,7 @@ def _add_users(found: APIRouter, access: Access) -> None:
             attributes = user_attributes(service.state, {n: v for n, v in labels.items() if n in known})
             records.append(Record(Kind.USER, json.dumps(attributes), user=user.UserId))
         if records:
-            seqs = await access.tell(service, records)
+            seqs = await access.submit(service, records)
             await access.in_thread(lambda: service.forgotten(max(seqs), access.deadline), "not stored in time")
         return {"RowAffected": len(records)}
 
@@ -226,7 +226,7 @@ def _add_users(found: APIRouter, access: Access) -> None:
     @found.delete("/user/{user}", dependencies=[access.scope("admin")])
     async def delete(service: Served, user: PathText) -> dict[str, int]:
         """Delete a user."""
-        [seq] = await access.tell(service, [Record(Kind.FORGET, "{}", user=user)])
+        [seq] = await access.submit(service, [Record(Kind.FORGET, "{}", user=user)])
         await access.in_thread(lambda: service.forgotten(seq, 60.0), "the user is being deleted")
         return {"RowAffected": 1}
 

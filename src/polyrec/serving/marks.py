@@ -30,7 +30,7 @@ class Marks:
     def __init__(self, pending: PendingEvents, watermark: float, last: int) -> None:
         self._pending, self._watermark = pending, watermark
         self._last, self._before = last, -1
-        self._asked = self._running = self._closed = False
+        self._wanted = self._running = self._closed = False
         self._wake = threading.Condition()
 
     def start(self, writer: Writer) -> None:
@@ -49,14 +49,14 @@ class Marks:
     def flush(self) -> None:
         """Count all now."""
         with self._wake:
-            self._asked = True
+            self._wanted = True
             self._wake.notify()
 
     def counted(self) -> None:
         """The latest mark was counted."""
         with self._wake:
             self._running = False
-            if self._asked:
+            if self._wanted:
                 self._wake.notify()
 
     def close(self) -> None:
@@ -69,14 +69,14 @@ class Marks:
     def _run(self) -> None:
         while True:
             with self._wake:
-                if not (self._closed or (self._asked and not self._running)):
+                if not (self._closed or (self._wanted and not self._running)):
                     self._wake.wait(self._watermark)
-                closed, asked = self._closed, self._asked
+                closed, wanted = self._closed, self._wanted
                 if self._running and not closed:
                     continue
-                self._asked = False
+                self._wanted = False
                 self._running = True
-            if not self._mark(everything=asked or closed):
+            if not self._mark(everything=wanted or closed):
                 self._running = False
             if closed:
                 return

@@ -58,14 +58,14 @@ def listed(row: dict[str, Any]) -> ItemOut:
 def router(access: Access) -> APIRouter:
     """All routes but those of Gorse."""
     found = APIRouter()
-    _add_questions(found, access)
+    _add_requests(found, access)
     _add_events(found, access)
     _add_catalog(found, access)
     _add_operation(found, access)
     return found
 
 
-def _add_questions(found: APIRouter, access: Access) -> None:
+def _add_requests(found: APIRouter, access: Access) -> None:
     reads = [access.scope("read")]
 
     @found.post("/recommend", dependencies=reads, tags=["recommend"])
@@ -107,13 +107,13 @@ def _add_questions(found: APIRouter, access: Access) -> None:
 
 def _add_events(found: APIRouter, access: Access) -> None:
     @found.post("/events", dependencies=[access.scope("events")], tags=["events"])
-    async def events(service: Served, told: EventsRequest) -> EventsResponse:
+    async def events(service: Served, given: EventsRequest) -> EventsResponse:
         """Store events; they are durable, and known to requests of their users, when the response comes."""
         service.check_keeps_events()
         form = service.state.format
-        records = [form.record(e.model_dump(), f"events[{n}]") for n, e in enumerate(told.events)]
+        records = [form.record(e.model_dump(), f"events[{n}]") for n, e in enumerate(given.events)]
         before = service.writer.known
-        seqs = await access.tell(service, records)
+        seqs = await access.submit(service, records)
         known = sum(seq <= before for seq in seqs) + len(seqs) - len(set(seqs))
         return EventsResponse(seq=max(seqs), sequences=seqs, duplicates=known)
 
@@ -128,7 +128,7 @@ def _add_catalog(found: APIRouter, access: Access) -> None:
     async def put_item(service: Served, item: PathId, given: ItemIn) -> SeqResponse:
         """Add an item to the catalog, or hide a known one, or show it again."""
         body = new_item(service.state, item, given.attributes, given.hidden)
-        [seq] = await access.tell(service, [Record(Kind.ITEM, json.dumps(body))])
+        [seq] = await access.submit(service, [Record(Kind.ITEM, json.dumps(body))])
         await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not added in time")
         return SeqResponse(seq=seq)
 
@@ -144,7 +144,7 @@ def _add_catalog(found: APIRouter, access: Access) -> None:
     async def put_user(service: Served, user: PathId, given: UserIn) -> SeqResponse:
         """Set attributes of a user, which the model reads from now on; others stay."""
         attributes = user_attributes(service.state, given.attributes)
-        [seq] = await access.tell(service, [Record(Kind.USER, json.dumps(attributes), user=user)])
+        [seq] = await access.submit(service, [Record(Kind.USER, json.dumps(attributes), user=user)])
         await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the user was not changed in time")
         return SeqResponse(seq=seq)
 
@@ -154,7 +154,7 @@ def _add_catalog(found: APIRouter, access: Access) -> None:
 
         What was counted of items and attributes stays; so do files that the model was trained on.
         """
-        [seq] = await access.tell(service, [Record(Kind.FORGET, "{}", user=user)])
+        [seq] = await access.submit(service, [Record(Kind.FORGET, "{}", user=user)])
         await access.in_thread(lambda: service.forgotten(seq, 60.0), "the user is being deleted")
         return SeqResponse(seq=seq)
 

@@ -114,7 +114,7 @@ class Service:
                 "with each request"
             )
 
-    def tell(self, records: Sequence[Record]) -> Future[list[int]]:
+    def submit(self, records: Sequence[Record]) -> Future[list[int]]:
         """Store records; the result is there when they are durable and known to requests of their users."""
         return self.writer.submit(records)
 

@@ -80,14 +80,14 @@ class Writer:
                         break
                 if not self._waiting and self._closed:
                     return
-                taken: list[_Submission] = []
+                group: list[_Submission] = []
                 count = 0
-                while self._waiting and (not taken or count + len(self._waiting[0][0]) <= _MOST):
-                    taken.append(self._waiting.popleft())
-                    count += len(taken[-1][0])
+                while self._waiting and (not group or count + len(self._waiting[0][0]) <= _MOST):
+                    group.append(self._waiting.popleft())
+                    count += len(group[-1][0])
                 self._size -= count
-            if taken:
-                self._commit(taken)
+            if group:
+                self._commit(group)
             elif self.store.shared:
                 self._tail()
 
@@ -102,16 +102,16 @@ class Writer:
             self.known = records[-1].seq
             self._stored(records)
 
-    def _commit(self, taken: list[_Submission]) -> None:
-        records = [record for some, _ in taken for record in some]
+    def _commit(self, group: list[_Submission]) -> None:
+        records = [record for some, _ in group for record in some]
         try:
             seqs = self.store.append(records)
         except Exception as error:
-            if len(taken) > 1:  # what cannot be stored must not take others with it
-                for one in taken:
+            if len(group) > 1:  # what cannot be stored must not take others with it
+                for one in group:
                     self._commit([one])
             else:
-                _resolve(taken[0][1], error)
+                _resolve(group[0][1], error)
             return
         if self.store.shared:
             self._tail()
@@ -123,7 +123,7 @@ class Writer:
             self.known = max([self.known, *seqs])
             self._stored([new[seq] for seq in sorted(new)])
         at = 0
-        for some, future in taken:
+        for some, future in group:
             _resolve(future, seqs[at : at + len(some)])
             at += len(some)
 
