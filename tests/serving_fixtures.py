@@ -85,7 +85,7 @@ def assert_same_state(one: PolyRecProcessor, other: PolyRecProcessor, tolerance:
     assert one.stored_events is not None
     assert other.stored_events is not None
     logs = one.stored_events.log(), other.stored_events.log()
-    for name in ("person", "item", "time", "labels"):
+    for name in ("user", "item", "time", "labels"):
         np.testing.assert_array_equal(getattr(logs[0], name), getattr(logs[1], name), err_msg=name)
     for log, known in ((logs[0], logs[1]), (logs[1], logs[0])):
         late = np.zeros(len(log), dtype=bool) if log.uncounted is None else log.uncounted

@@ -270,7 +270,7 @@ def test_logs_hold_no_data_of_users(run, tmp_path, caplog):
         client.post("/recommend", json={"user_id": "secret-user", "task": "secret-task"})
         client.get("/users/secret-user")
         client.delete("/users/secret-user")
-        client.service.tell([Record(Kind.EVENT, "{", user="secret-user", time=5.0)])
+        client.service.submit([Record(Kind.EVENT, "{", user="secret-user", time=5.0)])
         time.sleep(0.3)
     assert "secret" not in caplog.text
 

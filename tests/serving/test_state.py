@@ -140,7 +140,7 @@ def test_a_streamed_log_is_served_as_trained(run, tmp_path):
     )
     names = processor.stored_events.hashes(pa.array(np.arange(40)))
     of = {int(name): user for user, name in enumerate(names)}
-    before["user_id"] = [of[int(known.user_ids[p].as_py())] for p in known.person]
+    before["user_id"] = [of[int(known.user_ids[p].as_py())] for p in known.user]
     items = np.arange(6)
     for n, row in enumerate(later.itertuples()):
         if n % 7 == 3:  # own events wait, those of others are counted
