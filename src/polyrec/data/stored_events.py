@@ -142,8 +142,8 @@ class StoredEvents:
         """The time of each user's latest event, seconds [P], -inf = none."""
         users, found = self.hashes(user_ids), np.full(len(user_ids), -np.inf)
         for part in self._parts:
-            rows, place = part.events(part.find(users))
-            np.maximum.at(found, place, part.log.time[rows])
+            rows, owner = part.events(part.find(users))
+            np.maximum.at(found, owner, part.log.time[rows])
         return found
 
     def log(self) -> EventLog:

@@ -25,29 +25,29 @@ class UserStates:
     """
 
     def __init__(self, targets: int) -> None:
-        self._places: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
         self._next = 0
         self._states = KeyStates.empty(np.zeros(0, dtype=np.int64), targets)
 
     def rows(self, hashes: np.ndarray) -> np.ndarray:
         """Where each user is kept, int64; new users get a place."""
-        places = self._places
+        rows = self._rows
         for user in hashes.tolist():
-            if user not in places:
-                places[user] = self._next
+            if user not in rows:
+                rows[user] = self._next
                 self._next += 1
-        found = np.array([places[user] for user in hashes.tolist()], dtype=np.int64)
-        room = len(self._states.keys)
-        if self._next > room:
-            grown = KeyStates.empty(np.zeros(max(self._next, 2 * room), dtype=np.int64), self._states.sums.shape[1])
+        found = np.array([rows[user] for user in hashes.tolist()], dtype=np.int64)
+        space = len(self._states.keys)
+        if self._next > space:
+            grown = KeyStates.empty(np.zeros(max(self._next, 2 * space), dtype=np.int64), self._states.sums.shape[1])
             for name in _FIELDS:
-                getattr(grown, name)[:room] = getattr(self._states, name)
+                getattr(grown, name)[:space] = getattr(self._states, name)
             self._states = grown
         return found
 
     def forget(self, hashes: np.ndarray) -> None:
         """Nothing is known of some users any more."""
-        rows = [self._places.pop(user) for user in hashes.tolist() if user in self._places]
+        rows = [self._rows.pop(user) for user in hashes.tolist() if user in self._rows]
         self.put(np.array(rows, dtype=np.int64), KeyStates.empty(np.zeros(len(rows)), self._states.sums.shape[1]))
 
     def at(self, rows: np.ndarray) -> KeyStates:
