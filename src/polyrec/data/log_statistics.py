@@ -204,8 +204,9 @@ class LogStatistics:
         assert self.scaler is not None, "fit first"
         return self.scaler.transform(self._count(log, visible_until, source))
 
-    def request(self, log: EventLog, stored: StoredEvents | None = None) -> np.ndarray | None:
-        """Features of a request, [R, F]: the state continued by a user's own events; None before `fit`.
+    def request(self, log: EventLog, rows: np.ndarray, stored: StoredEvents | None = None) -> np.ndarray | None:
+        """Features of some rows of requests (bool [R]), [rows, F]: the state continued by users' own events; None
+        before `fit`. The log's events get their `residuals`.
 
         Events that are not later than `last_time`, or whose times are not known, are part of what was counted: they
         speak for their user's keys and for nobody else's. Several users of the log are as many requests, which know
@@ -219,11 +220,10 @@ class LogStatistics:
             return None
         old = log.time <= self.last_time
         history = self._stored(stored)[0] if old.any() and stored is not None else None
-        parts = [self.log.transform(self._table(log), log.user, log.untimed, history)]
+        baselines, counted = self.log.request(self._table(log), rows, log.user, log.untimed, history)
+        self._add_residuals(log, baselines, old if log.untimed is None else old & ~log.untimed)
         if self.past is not None:
-            parts.append(self._past_features(log))
-        counted = np.concatenate(parts, axis=1)
-        self._add_residuals(log, counted, old if log.untimed is None else old & ~log.untimed)
+            counted = np.concatenate([counted, self._past_features(log)[rows]], axis=1)
         return self.scaler.transform(counted)
 
     def prepared(self, log: EventLog, stored: StoredEvents | None = None) -> Callable[[], None]:
@@ -283,18 +283,17 @@ class LogStatistics:
             self._of_past = known = log.prior_history, self.past.with_users(self._past_table(log))
         return known[1].transform(self._table(log, self.past))
 
-    def _add_residuals(self, log: EventLog, features: np.ndarray, held: np.ndarray) -> None:
+    def _add_residuals(self, log: EventLog, baselines: np.ndarray, held: np.ndarray) -> None:
         """What each event's labels said against the running baseline at its time, in standard deviations, [R, T].
 
         Args:
-            features: of the log's events, unscaled.
+            baselines: of the log's events, unscaled, [R, T]; further columns are not read.
             held: bool [R], events that the state has counted.
         """
         if not self.targets:
             return
         scale = np.array([max(self.spread[name], 1e-6) for name in self.targets])
-        # The baselines come first.
-        expected = features[:, : len(self.targets)] if self.ordered else self._said_by_others(log, held)
+        expected = baselines[:, : len(self.targets)] if self.ordered else self._said_by_others(log, held)
         log.event_features[RESIDUALS] = ((self._targets(log) - expected) / scale).astype(np.float32)
         if self.past is not None and log.prior_history is not None:
             found = np.full((len(log.prior_history.item), len(self.targets)), np.nan, dtype=np.float32)

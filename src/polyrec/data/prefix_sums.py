@@ -6,7 +6,7 @@ may be counted), V columns of values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Occurrences:
         row: int64 [M], ascending.
         group: int64 [M], index of the key among `keys`.
         keys: int64 [G], packed, ascending; with `world`, each once per world.
-        source: int64 [S], the occurrences that may be counted, sorted by (group, time).
+        source: int64 [S], the row of each occurrence that may be counted, sorted by (group, time).
         stamp: int64 [S], ascending, group * span + time rank.
         span: more than any time rank.
         begin, end: int64 [M]; the sources `begin[m]:end[m]` have the same key and lie strictly before occurrence m.
@@ -67,19 +67,30 @@ class Occurrences:
         first = np.flatnonzero(np.diff(stamp, prepend=-1))  # of each (group, time)
         end = np.empty_like(order)
         end[order] = np.repeat(sources_before[first], np.diff(first, append=len(order)))
-        source, stamp = order[is_source], stamp[is_source]
+        source, stamp = row[order[is_source]], stamp[is_source]
         begin = _bounds(stamp, len(keys), span)[group]
         return cls(row, group, keys, source, stamp, span, begin, end)
 
     def until(self, rank: np.ndarray) -> Occurrences:
         """The same occurrences when row r sees only time ranks below rank[r]; int64 [R]."""
         end = np.searchsorted(self.stamp, self.group * self.span + rank[self.row])
-        return Occurrences(self.row, self.group, self.keys, self.source, self.stamp, self.span, self.begin, end)
+        return replace(self, end=end)
+
+    def at(self, rows: np.ndarray) -> Occurrences:
+        """Those in some rows (bool [R]) alone, which see the sources of all."""
+        kept = rows[self.row]
+        own = {name: getattr(self, name)[kept] for name in ("row", "group", "begin", "end")}
+        return replace(self, **own)
 
     @property
     def bounds(self) -> np.ndarray:
         """int64 [G + 1]; the sources of group g are `bounds[g]:bounds[g + 1]`."""
         return _bounds(self.stamp, len(self.keys), self.span)
+
+    @property
+    def source_group(self) -> np.ndarray:
+        """int64 [S], the group of each source."""
+        return self.stamp // self.span
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum of `values` [R, V] over the earlier occurrences of the same key, float64 [M, V]."""
@@ -117,25 +128,24 @@ class Occurrences:
     @property
     def position(self) -> np.ndarray:
         """int64 [S]; how many sources of the key happened up to and at a source's time: those of one time tie."""
-        bounds, group = self.bounds, self.group[self.source]
-        return np.searchsorted(self.stamp, self.stamp, side="right") - bounds[group]
+        return np.searchsorted(self.stamp, self.stamp, side="right") - self.bounds[self.source_group]
 
     def last_before(self, time: np.ndarray) -> np.ndarray:
         """Time of the latest earlier occurrence of the same key, float64 [M], NaN = none."""
         result = np.full(len(self.row), np.nan)
         some = self.end > self.begin
-        result[some] = time[self.row[self.source[self.end[some] - 1]]]
+        result[some] = time[self.source[self.end[some] - 1]]
         return result
 
     def last_is(self, rows: np.ndarray) -> np.ndarray:
         """Whether the latest earlier occurrence of the same key lies in one of some rows (bool [R]), bool [M]."""
         result = np.zeros(len(self.row), dtype=bool)
         some = self.end > self.begin
-        result[some] = rows[self.row[self.source[self.end[some] - 1]]]
+        result[some] = rows[self.source[self.end[some] - 1]]
         return result
 
     def _running(self, values: np.ndarray) -> np.ndarray:
-        gathered = values[self.row[self.source]]
+        gathered = values[self.source]
         return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(gathered, axis=0)])
 
     def _scan(self, values: np.ndarray, clock_S: np.ndarray, half_life: float) -> np.ndarray:
@@ -144,8 +154,8 @@ class Occurrences:
         After the step of width w an element holds its 2w latest terms. Every factor is 2^-(a difference of clocks)
         and so at most 1: nothing overflows however long the log is, unlike cumsum(values * 2^(clock / half_life)).
         """
-        scanned = values[self.row[self.source]].astype(np.float64)
-        group = self.group[self.source]
+        scanned = values[self.source].astype(np.float64)
+        group = self.source_group
         width = 1
         while width < len(scanned):
             factor = np.exp2(-(clock_S[width:] - clock_S[:-width]) / half_life, where=group[width:] == group[:-width],

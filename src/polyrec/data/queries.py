@@ -64,10 +64,11 @@ class Queries:
         """Those of some events, in their order."""
         return replace(self, index=self.index[row], own_item=self.own_item[row])
 
-    def after(self, events: int) -> Queries:
-        """The same after so many events of which no query is known."""
-        index, own = np.full(events, NO_QUERY), np.zeros(events, dtype=np.int64)
-        return replace(self, index=np.concatenate([index, self.index]), own_item=np.concatenate([own, self.own_item]))
+    def at(self, rows: np.ndarray) -> Queries:
+        """The same, as those of some rows of a longer log (bool [R]), of whose others no query is known."""
+        index, own = np.full(len(rows), NO_QUERY), np.zeros(len(rows), dtype=np.int64)
+        index[rows], own[rows] = self.index, self.own_item
+        return replace(self, index=index, own_item=own)
 
     def window(self, rows: np.ndarray) -> dict[str, object]:
         """Queries of one window's candidates, events `rows` of the log.

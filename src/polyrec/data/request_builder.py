@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from polyrec.core.schema import TIME_GAP, label_columns
+from polyrec.core.settings import nearest
 from polyrec.core.stack import caller_level
 from polyrec.data.columns import FIRST
 from polyrec.data.derived import derived_names
@@ -19,10 +20,39 @@ from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.log_state import LogState
 from polyrec.data.pipeline import LogPipeline
 from polyrec.data.request_reader import RequestReader, read_scalar
-from polyrec.data.requests import continued, request_table, variants, without_times
+from polyrec.data.requests import ParsedRequest, continued, request_table, variants, without_times
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import shown_time
 from polyrec.data.tables import as_array, first_bad_row, normalise_ids
+
+
+class RequestLog(NamedTuple):
+    """Requests encoded: of each user first the events and then the candidates.
+
+    Args:
+        log: one user per request, in their order.
+        candidates: int64 [B], how many of a user's last rows are candidates, at least one.
+    """
+
+    log: EventLog
+    candidates: np.ndarray
+
+    @property
+    def events(self) -> np.ndarray:
+        """How many of a user's rows are events, int64 [B]."""
+        return np.diff(self.log.offsets) - self.candidates
+
+    def history_items(self) -> list[np.ndarray]:
+        """The items of each whole history, int64."""
+        log, past = self.log, self.log.prior_history
+        found = [
+            log.item[begin : begin + n]
+            for begin, n in zip(log.offsets[:-1].tolist(), self.events.tolist(), strict=True)
+        ]
+        if past is None:
+            return found
+        bounds = zip(past.offsets, past.offsets[1:], found, strict=True)
+        return [np.concatenate([past.item[begin:end], own]) for begin, end, own in bounds]
 
 
 @dataclass(frozen=True)
@@ -59,108 +89,140 @@ class RequestBuilder:
             labels=self.label_summary,
         )
 
-    def log(
-        self,
-        history: Any,
-        items: np.ndarray,
-        *,
-        user_id: Any = None,
-        user: Mapping[str, Any] | None = None,
-        context: Mapping[str, Any] | None = None,
-        time: Any = None,
-        query: str | None = None,
-    ) -> EventLog:
-        """The events of a request and then its items, encoded; its running statistics come later."""
-        own, reader = self.pipeline, self.reader
-        columns, encoders = own.columns, own.event_encoders
-        feedback = {*encoders["event"], *label_columns(own.tasks)}
-        if time is not None and columns.time is None:
+    def read(self, history: Any = None, **given: Any) -> ParsedRequest:
+        """A request checked; arguments as of `PolyRecProcessor.request`.
+
+        Raises:
+            ValueError: names what is wrong with which argument.
+        """
+        if unknown := [name for name in given if name not in ParsedRequest._fields]:
+            raise TypeError(f"a request has no argument {unknown[0]!r}; {nearest(unknown[0], ParsedRequest._fields)}")
+        columns, reader = self.pipeline.columns, self.reader
+        if given.get("time") is not None and columns.time is None:
             raise ValueError(
                 "time is given, but the log that was fitted has no times (columns.time: null): leave it out"
             )
-        user = reader.attributes(user, "user", own.users.encoders)
-        context = reader.attributes(context, "context", reader.context)
-        history, time, user_id = reader.history(history), reader.time(time), reader.user_id(user_id)
-        reader.check_alike(history, context)
-        known_context = {n: context.get(n) for n in reader.context}
-        items = np.asarray(items)
-        num_items = len(own.items)
-        unknown = first_bad_row((items < FIRST) | (items >= num_items))
-        if unknown is not None:
-            raise ValueError(
-                f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{num_items - 1}"
-            )
-        candidate_ids = own.items.ids.take(pa.array(items - FIRST))
-        query = None if query is None else read_scalar("query", query)
+        user = reader.attributes(given.get("user"), "user", reader.user)
+        context = reader.attributes(given.get("context"), "context", reader.context)
+        table, time = reader.history(history), reader.time(given.get("time"))
+        user_id = reader.user_id(given.get("user_id"))
+        reader.check_alike(table, context)
+        query = None if given.get("query") is None else read_scalar("query", given["query"])
         if query is not None and columns.query is None:
             raise ValueError("this processor reads no queries: fit it with columns.query and a text encoder")
-        stored = self._events_of(user_id, time)
-        after = stored.time.max(initial=-np.inf) if stored is not None else -np.inf
-        table, seconds, timed = request_table(
-            history, candidate_ids, columns, feedback, known_context, time, self.state.latest, query, after
-        )
-        log = own.encode(table)
-        log.time = seconds  # a unit and back may round
-        log.event_features[TIME_GAP] = time_gap(log)
-        if not timed:
-            derived = {name: encoders["candidate"][name] for name in derived_names(columns)}
-            without_times(log, len(log) - len(items), derived)
-        self._set_user(log, user, user_id)
-        return log if stored is None else continued(stored, log)
+        self._check_time(time, user_id)
+        if user_id is not None:
+            self._check_stored()
+        return ParsedRequest(table, time, user_id, user, context, query)
 
-    def _set_user(self, log: EventLog, user: Mapping[str, Any], user_id: Any) -> None:
-        """Give the log the attributes of its user, those that are not given as stored for the id."""
-        users = self.pipeline.users
-        row = None if user_id is None else users.rows(pa.array([user_id]))
+    def log(self, requests: Sequence[ParsedRequest], items: Sequence[np.ndarray]) -> RequestLog:
+        """The events of requests, which are [`alike`][polyrec.data.requests.alike], and then their items, encoded;
+        running statistics come later.
+
+        Args:
+            items: of each request, int64, rows of the item table.
+        """
+        own = self.pipeline
+        columns, encoders = own.columns, own.event_encoders
+        known = _known_users(requests)
+        stored, after = self._events_of([requests[n].user_id for n in known]), np.full(len(requests), -np.inf)
+        if stored is not None:
+            np.maximum.at(after, np.array(known)[stored.user], stored.time)
+        rows = request_table(
+            requests,
+            [self._ids(np.asarray(wanted)) for wanted in items],
+            columns,
+            {*encoders["event"], *label_columns(own.tasks)},
+            self.reader.context,
+            self.state.latest,
+            after,
+        )
+        log = own.encode(rows.table)
+        log.time = rows.seconds  # a unit and back may round
+        log.event_features[TIME_GAP] = time_gap(log)
+        if rows.untimed.any():
+            derived = {name: encoders["candidate"][name] for name in derived_names(columns)}
+            without_times(log, rows.untimed, derived)
+        self._set_users(log, requests)
+        log = log if stored is None else continued(stored, log, np.array(known))
+        return RequestLog(log, np.array([len(wanted) for wanted in items], dtype=np.int64))
+
+    def _ids(self, items: np.ndarray) -> pa.Array:
+        """Ids of candidates."""
+        own = self.pipeline.items
+        unknown = first_bad_row((items < FIRST) | (items >= len(own)))
+        if unknown is not None:
+            raise ValueError(
+                f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{len(own) - 1}"
+            )
+        return own.ids.take(pa.array(items - FIRST))
+
+    def _set_users(self, log: EventLog, requests: Sequence[ParsedRequest]) -> None:
+        """Give the log the attributes of its users, those that are not given as stored for the id."""
+        users, known = self.pipeline.users, _known_users(requests)
+        rows = users.rows(pa.array([requests[n].user_id for n in known])) if known else known
         for name, encoder in users.encoders.items():
             if encoder.kind == "text":
                 continue
-            if row is not None and name not in user:
-                log.user_features[name] = users.encoded[name][row]
-            else:
-                values = as_array([user.get(name)], f"user attribute {name!r}")
-                log.user_features[name] = encoder.encode(values, f"user attribute {name!r}")
+            what = f"user attribute {name!r}"
+            values = encoder.encode(as_array([None] * len(requests), what), what)
+            values[known] = users.encoded[name][rows]
+            for n, request in enumerate(requests):
+                if name in request.user:
+                    values[n] = encoder.encode(as_array([request.user[name]], what), what)[0]
+            log.user_features[name] = values
 
-    def _events_of(self, user_id: Any, time: float | None) -> EventLog | None:
-        """Stored events of a user, None if there are none; refuses requests that cannot be served as of their time."""
-        if time is not None and time <= self.state.counted:
-            what = f"time {shown_time(time)} is not after {shown_time(self.state.counted)}, the latest event counted"
-            if user_id is not None:
-                raise ValueError(
-                    f"{what}, and statistics know only now: ask for a later time, or `resume` the log up to then"
-                )
-            warnings.warn(f"{what}: running statistics are those of now", stacklevel=caller_level())
-        if user_id is None:
-            return None
+    def _check_time(self, time: float | None, user_id: Any) -> None:
+        """Refuse a request that cannot be served as of its time."""
+        if time is None or time > self.state.counted:
+            return
+        what = f"time {shown_time(time)} is not after {shown_time(self.state.counted)}, the latest event counted"
+        if user_id is not None:
+            raise ValueError(
+                f"{what}, and statistics know only now: ask for a later time, or `resume` the log up to then"
+            )
+        warnings.warn(f"{what}: running statistics are those of now", stacklevel=caller_level())
+
+    def _check_stored(self) -> None:
         if self.pipeline.columns.history is not None:
             raise ValueError(
                 "user_id is given, but rows bring their own lists (columns.history), and no user events are stored: "
                 "give the list as the history, without user_id"
             )
-        stored = self.state.stored_events
-        if stored is None:
+        if self.state.stored_events is None:
             raise ValueError(
                 "user_id is given, but this processor has no stored events (they never leave with a shared model): "
                 "`resume` the log first, or give the user's whole history without user_id"
             )
-        return None if stored.is_empty else stored.of(normalise_ids(pa.array([user_id]), "user_id"))
 
-    def windows(self, log: EventLog, num_candidates: int, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
+    def _events_of(self, user_ids: list[Any]) -> EventLog | None:
+        """Stored events of users, who are numbered as they are given; None if nothing is stored."""
+        stored = self.state.stored_events
+        if not user_ids or stored is None or stored.is_empty:
+            return None
+        return stored.of(normalise_ids(pa.array(user_ids), "user_id"))
+
+    def windows(self, requests: RequestLog, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Windows for the collator, see `PolyRecProcessor.request_windows`."""
-        events = len(log) - num_candidates
+        log, num_candidates, happened = requests.log, requests.candidates, requests.events
         if keep_VL is not None:
-            log = variants(log, np.pad(keep_VL, ((0, 0), (0, num_candidates)), constant_values=True))
+            [number] = num_candidates
+            log = variants(log, np.pad(keep_VL, ((0, 0), (0, number)), constant_values=True))
+            happened, num_candidates = keep_VL.sum(axis=1), np.full(len(keep_VL), number)
         statistics = self.state.statistics
-        counted = None if statistics is None else statistics.request(log, self.state.stored_events)
-        happened_V = np.array([events]) if keep_VL is None else keep_VL.sum(axis=1)
-        candidates = Candidates(
-            (log.offsets[:-1, None] + happened_V[:, None] + np.arange(num_candidates)).ravel(),
-            np.repeat(happened_V, num_candidates),
-        )
+        position = np.repeat(happened, num_candidates)
+        within = np.arange(num_candidates.sum()) - np.repeat(np.cumsum(num_candidates) - num_candidates, num_candidates)
+        event = np.repeat(log.offsets[:-1], num_candidates) + position + within
+        is_candidate = np.zeros(len(log), dtype=bool)
+        is_candidate[event] = True
+        stored = self.state.stored_events
+        counted = None if statistics is None else statistics.request(log, is_candidate, stored)
+        candidates = Candidates(event, position, np.arange(len(event)))
         # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
-        return [windows[v] | self._trending(log, v, int(n), num_candidates) for v, n in enumerate(happened_V)]
+        counts = zip(happened.tolist(), num_candidates.tolist(), strict=True)
+        return [windows[v] | self._trending(log, v, *own) for v, own in enumerate(counts)]
 
     def _trending(self, log: EventLog, variant: int, happened: int, num_candidates: int) -> dict[str, Any]:
         """What is popular at the time of a request, by variant, with its own events since the latest one counted."""
@@ -168,3 +230,8 @@ class RequestBuilder:
         later = (log.time[own] > self.state.counted) & (log.time[own] < log.time[log.offsets[variant] + happened])
         own = own[later if log.untimed is None else later & ~log.untimed[own]]
         return self.state.trends.of_request(log, own, num_candidates)
+
+
+def _known_users(requests: Sequence[ParsedRequest]) -> list[int]:
+    """Which requests give a user id."""
+    return [n for n, request in enumerate(requests) if request.user_id is not None]

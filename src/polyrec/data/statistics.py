@@ -193,9 +193,21 @@ class RunningStatistics:
             untimed: bool [R], rows whose times are made up and say no more than their order; they are held.
             history: baselines of earlier times.
         """
+        return self.request(table, np.ones(len(table), dtype=bool), world, untimed, history)[1]
+
+    def request(
+        self,
+        table: EventTable,
+        rows: np.ndarray,
+        world: np.ndarray | None = None,
+        untimed: np.ndarray | None = None,
+        history: LevelHistory | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The baselines of all rows, [R, T], and the features of some (bool [R]), as [`transform`] has them."""
         held = table.time <= self.last_time
         held = held if untimed is None else held | untimed
-        return self._over(table, self._states, None, None, world, held, untimed, history).features()
+        over = self._over(table, self._states, None, None, world, held, untimed, history)
+        return over.baselines, over.features(rows)
 
     def update(self, table: EventTable, held: np.ndarray | None = None, history: LevelHistory | None = None) -> None:
         """Advance the state by later events. Events of one time belong in one call, or they see each other's label.

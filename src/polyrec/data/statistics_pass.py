@@ -207,7 +207,7 @@ class StatisticsPass:
         if config.recent is not None:
             return found.position.astype(np.float64), (found.end - found.begin).astype(np.float64)
         time = self.table.time.astype(np.float64)
-        return time[found.row[found.source]], time[found.row]
+        return time[found.source], time[found.row]
 
     def _before(self, config: StatisticConfig, found: Occurrences, state: KeyStates) -> tuple[np.ndarray, np.ndarray]:
         """Sums [M, T] and counts [M, T] of known residuals before each occurrence, continuing `state` [G]."""
@@ -240,47 +240,58 @@ class StatisticsPass:
             values = np.concatenate(
                 [values[:, :width], np.broadcast_to(values[:, width:], (len(values), width))], axis=1
             )
-            source = found.source
-            row = found.row[source]
-            rows[config.name] = LevelRows(found.keys[found.group[source]], self.table.time[row], values[row])
+            row = found.source
+            rows[config.name] = LevelRows(found.keys[found.source_group], self.table.time[row], values[row])
         return rows
 
-    def features(self) -> np.ndarray:
-        """Every feature of every row, float32 [R, F]."""
+    @property
+    def baselines(self) -> np.ndarray:
+        """What the bias model expects of every target in every row, [R, T]."""
+        return sum(self.seen.values(), np.zeros((len(self.table), 1)))
+
+    def features(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Every feature, float32 [R, F], of every row, or of some (bool [R])."""
+        rows = np.ones(len(self.table), dtype=bool) if rows is None else rows
         at, column = len(self.targets), {}
         for config in self.statistics:
             column[config.name] = at
             at += len(config.feature_names(self.targets))
-        result = np.full((len(self.table), at), np.nan, dtype=np.float32)
-        result[:, : len(self.targets)] = sum(self.seen.values(), np.zeros(1))
-        for found, configs in self._by_keys(self.statistics):
+        result = np.full((int(rows.sum()), at), np.nan, dtype=np.float32)
+        result[:, : len(self.targets)] = self.baselines[rows]
+        for found, configs in self._by_keys(self.statistics) if len(result) else ():
             if self.visible_until is not None:
                 found = found.until(self.until)
+            found = found if rows.all() else found.at(rows)
+            to = np.cumsum(rows)[found.row] - 1
             for config in configs:
                 at = column[config.name]
-                for block in self._blocks(config, found):
+                for block in self._blocks(config, found, to, len(result)):
                     result[:, at : at + block.shape[1]] = block
                     at += block.shape[1]
         return result
 
-    def _blocks(self, config: StatisticConfig, found: Occurrences) -> Iterator[np.ndarray]:
-        """Features of one statistic, [R, T] per reduction and then [R, 1] each for count and gap."""
-        rows, state = len(self.table), self._state(config, found)
+    def _blocks(self, config: StatisticConfig, found: Occurrences, to: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+        """Features of one statistic, [rows, T] per reduction and then [rows, 1] each for count and gap.
+
+        Args:
+            to: int64 [M], the row of the result that each occurrence belongs to.
+        """
+        state = self._state(config, found)
         sums, counts = self._before(config, found, state)
         total = counts + config.shrinkage
         means = np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
         for how in config.reduce:
-            yield _reduce(means, found.row, rows, how)
+            yield _reduce(means, to, rows, how)
         if config.count:
             earlier = found.end - found.begin + state.rows[found.group]
             if config.fade is not None:
                 earlier = counts.mean(axis=1)
-            yield _reduce(np.log1p(earlier)[:, None], found.row, rows, "mean")
+            yield _reduce(np.log1p(earlier)[:, None], to, rows, "mean")
         if config.gap:
             last = np.fmax(found.last_before(self.table.time), state.last[found.group])
             last[found.last_is(self.hidden)] = np.nan
             gap = np.log1p(np.maximum(self.table.time[found.row] - last, 0))
-            yield _reduce(gap[:, None], found.row, rows, "min")
+            yield _reduce(gap[:, None], to, rows, "min")
 
     def advanced(self, of: Sequence[StatisticConfig]) -> dict[str, KeyStates]:
         """The states of some statistics, after all rows of the table, of the keys that occur in it."""
@@ -289,7 +300,7 @@ class StatisticsPass:
             bounds = found.bounds
             arrivals = np.diff(bounds)
             last = np.full(len(found.keys), np.nan)
-            last[arrivals > 0] = self.table.time[found.row[found.source[bounds[1:][arrivals > 0] - 1]]]
+            last[arrivals > 0] = self.table.time[found.source[bounds[1:][arrivals > 0] - 1]]
             for config in configs:
                 old, values = self._state(config, found), self._values(config.baseline)
                 kept = np.ones((len(arrivals), 1))

@@ -40,7 +40,7 @@ def predictions(
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in requests]
     most = max(_BYTES // _pair_bytes(model), 1)
     for group in _groups(rows, most):
-        windows = [processor.request(items=own, **requests[number]) for number, own in group]
+        windows = processor.request_many([requests[number] for number, _ in group], [own for _, own in group])
         for name, logits in model(**as_batch(windows, model), items=items).logits.items():
             values = model.heads[name].predict(logits).float().cpu().numpy()
             for (number, own), scored in zip(group, values, strict=True):

@@ -203,7 +203,7 @@ class Recommender:
     ) -> Iterator[list[dict[str, Any]]]:
         processor = self.processor
         with self.model.eval_mode() as model:
-            windows = [processor.request(items=np.array([FIRST_ITEM]), **own.window) for own in requests]
+            windows = processor.request_many([own.window for own in requests], [np.array([FIRST_ITEM])] * len(requests))
             for own, window in zip(requests, windows, strict=True):
                 unknown.add(own.window, window["history_items"])
             if task in model.state_tasks:

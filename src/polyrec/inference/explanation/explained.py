@@ -59,7 +59,8 @@ class ExplainedRequest:
         if not len(self.rows):
             raise ValueError("nothing to explain: give at least one item")
         self.model = eval_view(self.model)  # ids that training drops by chance are no explanation
-        self.log: EventLog = self.processor.request_log(self.history, self.rows, **self.request)
+        self._request_log = self.processor.request_log(self.history, self.rows, **self.request)
+        self.log: EventLog = self._request_log.log
         self.items: ItemRows = self.model.item_encoder.table()
 
     @property
@@ -79,7 +80,7 @@ class ExplainedRequest:
 
     def batches(self, keep_VL: np.ndarray | None = None) -> Iterator[Batch]:
         """Inputs of the model about some variants, see `PolyRecProcessor.request_windows`, in pieces."""
-        windows = self.processor.request_windows(self.log, len(self.rows), keep_VL)
+        windows = self.processor.request_windows(self._request_log, keep_VL)
         longest = max(len(window["item_ids"]) for window in windows) + 1
         size = max(min(_EVENTS // longest, _PAIRS // (longest * len(self.rows))), 1)
         for first in range(0, len(windows), size):

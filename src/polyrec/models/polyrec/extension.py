@@ -42,13 +42,9 @@ def calibrate_new_items(model: MultiTaskModel, processor: PolyRecProcessor, new_
 def windows_of(processor: PolyRecProcessor, histories_VL: np.ndarray) -> list[dict[str, Any]]:
     """Requests of new users, each about the catalog's first item.
 
-    Each is what `processor.request` makes of its history. All are variants of one request, in which only the events of
-    one user happened: that reads and counts once, not once per user.
-
     Args:
         histories_VL: int64 [V, L], rows of items, oldest first, without times.
     """
-    users, events = histories_VL.shape
-    history = processor.items.ids.take(pa.array(histories_VL.ravel() - FIRST_ITEM)).to_pylist()
-    log = processor.request_log(history, np.array([FIRST_ITEM]))
-    return processor.request_windows(log, 1, np.repeat(np.eye(users, dtype=bool), events, axis=1))
+    ids = processor.items.ids
+    histories = [ids.take(pa.array(own - FIRST_ITEM)).to_pylist() for own in histories_VL]
+    return processor.request_many([{"history": own} for own in histories], [np.array([FIRST_ITEM])] * len(histories))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from polyrec.data.event_log import EventLog
-from polyrec.data.request_builder import RequestBuilder
+from polyrec.data.request_builder import RequestBuilder, RequestLog
 from polyrec.data.request_reader import RequestReader
+from polyrec.data.requests import alike
 from polyrec.models.polyrec.saved_processor import SavedProcessor
 
 
@@ -52,37 +52,49 @@ class RequestProcessor(SavedProcessor):
 
         Unknown items and attribute values are cold starts, not errors; an unknown column name is an error.
         """
-        log = self.request_log(history, items, user_id=user_id, user=user, context=context, time=time, query=query)
-        known = log.item[: len(log) - len(items)]
-        known = known if log.prior_history is None else np.concatenate([log.prior_history.item, known])
-        return self.request_windows(log, len(items))[0] | {"history_items": known}
+        given = {"user_id": user_id, "user": user, "context": context, "time": time, "query": query}
+        return self.request_many([{"history": history, **given}], [items])[0]
 
-    def request_log(self, history: Any, items: np.ndarray, **request: Any) -> EventLog:
+    def request_many(self, requests: Sequence[Mapping[str, Any]], items: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Windows of several requests, made at once; each is what [`request`] makes of it alone.
+
+        Args:
+            requests: arguments of [`request`] but for the items.
+            items: of each request, at least one.
+        """
+        builder, found = self._requests, [dict[str, Any]()] * len(requests)
+        parsed = [builder.read(**own) for own in requests]
+        for group in alike(parsed):
+            log = builder.log([parsed[n] for n in group], [items[n] for n in group])
+            made = zip(group, builder.windows(log), log.history_items(), strict=True)
+            for n, window, known in made:
+                found[n] = window | {"history_items": known}
+        return found
+
+    def request_log(self, history: Any, items: np.ndarray, **request: Any) -> RequestLog:
         """The events of a [`request`] and then its items, encoded; its running statistics come later."""
-        return self._requests.log(history, items, **request)
+        builder = self._requests
+        return builder.log([builder.read(history, **request)], [items])
 
     @property
     def request_reader(self) -> RequestReader:
         """What reads and checks requests."""
         return self._requests.reader
 
-    def request_windows(
-        self, log: EventLog, num_candidates: int, keep_VL: np.ndarray | None = None
-    ) -> list[dict[str, Any]]:
+    def request_windows(self, request: RequestLog, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
         """Windows for the collator: a request as it is, or as it would be if some of its events had not happened.
 
         What did not happen is in no history and in no running statistic of the user (and of others, if it was not
         counted before the request); all else happened when it did, and the request comes at the same time.
 
         Args:
-            log: of a request, see [`request_log`].
-            num_candidates: its last rows, which are the candidates.
+            request: see [`request_log`].
             keep_VL: bool [V, L], which of the L events happened in each variant. None: one variant, all of them.
 
         Returns:
             one window per variant.
         """
-        return self._requests.windows(log, num_candidates, keep_VL)
+        return self._requests.windows(request, keep_VL)
 
     @property
     def _requests(self) -> RequestBuilder:
