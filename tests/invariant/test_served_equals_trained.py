@@ -211,6 +211,45 @@ def test_later_events_of_a_user_are_served_as_trained(log, user, later, cut, wit
     assert_equal(window, expected)
 
 
+@settings(max_examples=8, deadline=None)
+@given(logs, st.integers(0, 40), st.lists(st.integers(0, 6), min_size=2, max_size=7), st.randoms())
+def test_requests_made_together_are_what_each_is_alone(log, cut, users, random):
+    """Prevents a user's statistics, snapshots, attributes or times from leaking into another request of a batch."""
+    events = log_of(*log)
+    known = events.timestamp <= events.timestamp.min() + 7.25 * cut
+    processor = fitted()[0]
+    processor.resume(events[known], PAST)
+    latest, requests = events.timestamp.max(), []
+    for user in users:
+        later, whole = history_of(events[~known], user), history_of(events, user)
+        requests.append(
+            random.choice(
+                [
+                    {"user_id": user},
+                    {"history": later, "user_id": user, "time": latest + 9.5},
+                    {"history": whole, "user": attributes_of(user), "context": SURFACE},
+                    {"history": [event["item_id"] for event in whole]},
+                    {"history": [str(event["item_id"]) for event in whole], "context": {"surface": None}},
+                    {"user_id": f"new {user}"},
+                    {},
+                ]
+            )
+        )
+    items = [np.array(random.choices(range(2, 8), k=random.randint(1, 5))) for _ in requests]
+    for found, request, rows in zip(processor.request_many(requests, items), requests, items, strict=True):
+        alone = processor.request(request.pop("history", None), rows, **request)
+        assert_same(found, {key: values for key, values in alone.items() if key != "candidate_rows"})
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    """Every array of a window, bit by bit."""
+    if isinstance(expected, dict):
+        for key, values in expected.items():
+            assert_same(found[key], values, f"{where}/{key}")
+    else:
+        assert np.array_equal(found, expected, equal_nan=np.asarray(expected).dtype.kind == "f"), where
+
+
 def test_a_history_without_times_has_no_gaps():
     """Prevents gaps of one second from being made up, in inputs, in statistics and in the hour of an event."""
     processor, events = fitted()[0], log_of(40, 40, 1)

@@ -51,7 +51,7 @@ class RequestLog(NamedTuple):
         ]
         if past is None:
             return found
-        bounds = zip(past.offsets, past.offsets[1:], found, strict=True)
+        bounds = zip(past.offsets[:-1], past.offsets[1:], found, strict=True)
         return [np.concatenate([past.item[begin:end], own]) for begin, end, own in bounds]
 
 
@@ -221,15 +221,19 @@ class RequestBuilder:
         # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
-        counts = zip(happened.tolist(), num_candidates.tolist(), strict=True)
-        return [windows[v] | self._trending(log, v, *own) for v, own in enumerate(counts)]
+        trends = self.state.trends.of_requests(log, self._later_events(log, happened), num_candidates.tolist())
+        return [windows[v] | own for v, own in enumerate(trends)]
 
-    def _trending(self, log: EventLog, variant: int, happened: int, num_candidates: int) -> dict[str, Any]:
-        """What is popular at the time of a request, by variant, with its own events since the latest one counted."""
-        own = np.arange(log.offsets[variant], log.offsets[variant] + happened)
-        later = (log.time[own] > self.state.counted) & (log.time[own] < log.time[log.offsets[variant] + happened])
-        own = own[later if log.untimed is None else later & ~log.untimed[own]]
-        return self.state.trends.of_request(log, own, num_candidates)
+    def _later_events(self, log: EventLog, happened: np.ndarray) -> list[np.ndarray]:
+        """The events of each request since the latest one counted, and before the request."""
+        now = log.time[log.offsets[:-1] + happened]
+        later = (log.time > self.state.counted) & (log.time < now[log.user])
+        if log.untimed is not None:
+            later &= ~log.untimed
+        return [
+            begin + np.flatnonzero(later[begin : begin + n])
+            for begin, n in zip(log.offsets[:-1], happened, strict=True)
+        ]
 
 
 def _known_users(requests: Sequence[ParsedRequest]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,21 @@ class Trends:
         self._logs.append((log, source, found))
         return found
 
-    def of_request(self, log: EventLog, own: np.ndarray, num_candidates: int) -> dict[str, Any]:
-        """What all candidates of a request see, with some of its own events counted, int64."""
+    def of_requests(
+        self, log: EventLog, own: Sequence[np.ndarray], num_candidates: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """What all candidates of each request see, with some of its own events counted, int64 each."""
         if not self.recent:
-            return {}
-        items = {task: positive_items(log, task)[own] for task in self.recent}
-        return request_trending(self.recent, log.time[own], items, num_candidates)
+            return [{} for _ in own]
+        items = {task: positive_items(log, task) for task in self.recent}
+
+        def seen(rows: np.ndarray, number: int) -> dict[str, Any]:
+            return request_trending(self.recent, log.time[rows], {t: i[rows] for t, i in items.items()}, number)
+
+        common = seen(np.zeros(0, dtype=np.int64), 0)["trending"]  # of all requests without such events
+        return [
+            seen(rows, number)
+            if len(rows)
+            else {"trending": common, "candidate_trending": np.ones(number, dtype=np.int64)}
+            for rows, number in zip(own, num_candidates, strict=True)
+        ]

@@ -10,6 +10,7 @@ import numpy as np
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.pretrained import PolyRecModelOutput
 from polyrec.modules.encoders.item import ItemRows
 
 _BYTES = 1 << 27  # about what the candidates that are scored at a time take
@@ -29,6 +30,7 @@ def predictions(
     requests: Sequence[Mapping[str, Any]],
     rows: Sequence[np.ndarray],
     items: ItemRows,
+    read: PolyRecModelOutput | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """{task: float32 [C]} of each request's candidates; empty where there are none.
 
@@ -36,12 +38,14 @@ def predictions(
         requests: arguments of `processor.request`.
         rows: of each request, int64 [C], rows of the item table.
         items: the encoded table.
+        read: of `model.read_users`, the histories of all these requests, if they have been read.
     """
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in requests]
     most = max(_BYTES // _pair_bytes(model), 1)
     for group in _groups(rows, most):
         windows = processor.request_many([requests[number] for number, _ in group], [own for _, own in group])
-        for name, logits in model(**as_batch(windows, model), items=items).logits.items():
+        known = read if [piece.request for piece in group] == list(range(len(requests))) else None
+        for name, logits in model(as_batch(windows, model), items=items, read=known).logits.items():
             values = model.heads[name].predict(logits).float().cpu().numpy()
             for (number, own), scored in zip(group, values, strict=True):
                 found[number].setdefault(name, []).append(scored[: len(own)])

@@ -14,6 +14,7 @@ import torch
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
 from polyrec.core.settings import SettingError, check_keys, nearest, shown
+from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
 from polyrec.data.request_reader import read_ids, read_scalar
 from polyrec.inference.predictions import predictions
@@ -21,6 +22,7 @@ from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.models.pretrained import PolyRecModelOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 
 _REQUEST = ("history", "user_id", "user", "context", "time", "query")  # arguments of `processor.request`
@@ -206,8 +208,11 @@ class Recommender:
             windows = processor.request_many([own.window for own in requests], [np.array([FIRST_ITEM])] * len(requests))
             for own, window in zip(requests, windows, strict=True):
                 unknown.add(own.window, window["history_items"])
+            read = None
             if task in model.state_tasks:
-                scores_BN = self._catalog_scores(model, task, windows)
+                batch = as_batch(windows, model)
+                read = model.read_users(batch, self.items)
+                scores_BN = self._catalog_scores(model, task, batch, read)
             else:
                 scores_BN = self._pair_scores(model, task, requests)
             for scores_N, own, window in zip(scores_BN, requests, windows, strict=True):
@@ -217,7 +222,7 @@ class Recommender:
                 if hides_seen:
                     scores_N[window["history_items"]] = -np.inf
             best = [best_items(scores_N, k) for scores_N in scores_BN]
-            others = predictions(model, processor, [own.window for own in requests], best, self.items)
+            others = predictions(model, processor, [own.window for own in requests], best, self.items, read)
         # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
         shown = [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
         for rows, scores_N, found, window in zip(best, scores_BN, others, windows, strict=True):
@@ -235,12 +240,10 @@ class Recommender:
             ]
 
     def _catalog_scores(
-        self, model: PolyRecForRecommendation, task: str, windows: Sequence[dict[str, Any]]
+        self, model: PolyRecForRecommendation, task: str, batch: Batch, read: PolyRecModelOutput
     ) -> np.ndarray:
         """Scores of all rows of the item table by a retrieval task, [B, N]."""
-        batch = as_batch(windows, model)
-        states_BD = model(**batch, items=self.items).states[:, 0]
-        context = model.request_context(**batch).at((slice(None), 0))
+        states_BD, context = model.states_of(batch, read)[:, 0], model.request_context(batch).at((slice(None), 0))
         return model.score_items(states_BD, task, self.items, context=context).float().cpu().numpy()
 
     def _pair_scores(self, model: PolyRecForRecommendation, task: str, requests: Sequence[_Request]) -> np.ndarray:
@@ -271,4 +274,9 @@ def best_items(scores: np.ndarray, k: int) -> np.ndarray:
     """
     if np.isnan(scores).any() or (scores == np.inf).any():
         raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
-    return np.argsort(-scores, kind="stable")[: min(k, int(np.isfinite(scores).sum()))]
+    k = min(k, int(np.isfinite(scores).sum()))
+    if not k:
+        return np.zeros(0, dtype=np.int64)
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= least)  # ties of the last one included, so that earlier rows come first
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModel, GPT2Config, Qwen2Config
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecModel
 from polyrec.core.manifest import write_manifest
-from polyrec.models.polyrec.modeling_polyrec import gather_states
 from polyrec.models.training_pass import LossStep
+from polyrec.modules.encoders.history import gather_states
 from polyrec.modules.encoders.shared import PackedPairs
 
 

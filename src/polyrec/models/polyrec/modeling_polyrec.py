@@ -23,7 +23,7 @@ from polyrec.models.polyrec.int8 import convert
 from polyrec.models.polyrec.loss import CatalogLoss, CatalogPass
 from polyrec.models.pretrained import PolyRecModelOutput, PolyRecOutput, PolyRecPreTrainedModel
 from polyrec.models.training_pass import ONE_BATCH, LossStep, PairOutput, SampledItems
-from polyrec.modules.encoders.history import HistoryEncoder
+from polyrec.modules.encoders.history import HistoryEncoder, gather_states
 from polyrec.modules.encoders.item import PADDING_ITEM, ItemEncoder, ItemRows
 from polyrec.modules.encoders.pair import PairEncoder
 from polyrec.modules.encoders.query import CandidateQueries, QueryEncoder
@@ -142,6 +142,7 @@ class PolyRecForRecommendation(MultiTaskModel):
         step: LossStep = ONE_BATCH,
         items: ItemRows | None = None,
         inputs_embeds: Tensor | None = None,
+        read: PolyRecModelOutput | None = None,
         **fields: Any,
     ) -> PolyRecOutput:
         """Score the candidates of a batch; with labels, also compute the loss.
@@ -152,6 +153,7 @@ class PolyRecForRecommendation(MultiTaskModel):
             items: the encoded table (`item_encoder.table()`), for a caller that gives one model many batches.
                 Default: what the batch needs is encoded anew.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
+            read: of `read_users`, for a caller that has read the same histories before.
             fields: those of a `Batch`, instead of one: item_ids, candidate_ids, labels ...
         """
         batch = Batch.of(fields if batch is None else batch)
@@ -161,11 +163,8 @@ class PolyRecForRecommendation(MultiTaskModel):
             read_ids = [batch.item_ids, batch.candidate_ids] if self.reads_users else [batch.candidate_ids]
             items = self.item_encoder.rows(*read_ids, negatives=sampled.all)
         candidate_BCD = items.lookup(batch.candidate_ids)
-        if self.reads_users:
-            read = self.model(batch.item_ids, batch.event_features, batch.user_features, items, inputs_embeds)
-            state_BCD = gather_states(read.last_hidden_state, batch.candidate_positions)
-        else:
-            read, state_BCD = PolyRecModelOutput(), torch.zeros_like(candidate_BCD)
+        read = self.read_users(batch, items, inputs_embeds) if read is None else read
+        state_BCD = self.states_of(batch, read)
         shared = SharedRepresentation(state_BCD, items)
         queries = self._queries(batch)
         query_BCD = None if queries is None else queries.vectors_BCD
@@ -205,6 +204,18 @@ class PolyRecForRecommendation(MultiTaskModel):
             )
             loss(output, found, step)
         return output
+
+    def read_users(self, batch: Batch, items: ItemRows, inputs_embeds: Tensor | None = None) -> PolyRecModelOutput:
+        """Read the histories of a batch, where a task needs them; arguments as of `forward`."""
+        if not self.reads_users:
+            return PolyRecModelOutput()
+        return self.model(batch.item_ids, batch.event_features, batch.user_features, items, inputs_embeds)
+
+    def states_of(self, batch: Batch, read: PolyRecModelOutput) -> Tensor:
+        """The state that each candidate sees, [B, C, D]; zeros where histories are not read."""
+        if read.last_hidden_state is None:
+            return torch.zeros(*batch.shape, self.config.hidden_size, device=self.device, dtype=self.dtype)
+        return gather_states(read.last_hidden_state, batch.candidate_positions)
 
     def _scored_tasks(self, batch: Batch) -> list[str]:
         """Retrieval tasks that score the candidates; in training, those with labels only have a loss."""
@@ -384,15 +395,6 @@ class PolyRecForRecommendation(MultiTaskModel):
     ) -> list[dict[str, Any]]:
         """Say why items are recommended to one user; see `polyrec.inference.explanation.explain`."""
         return offered("explain")(self, processor, history, items, k, **request)
-
-
-def gather_states(states_BLD: Tensor, positions_BC: Tensor) -> Tensor:
-    """The state at each position, [B, L + 1, D] and [B, C] -> [B, C, D]."""
-    batch, length, width = states_BLD.shape
-    rows_B1 = torch.arange(batch, device=positions_BC.device).unsqueeze(1) * length
-    # index_select on the flat rows: on CPU its backward is far faster than that of fancy indexing.
-    flat = states_BLD.reshape(-1, width).index_select(0, (rows_B1 + positions_BC).flatten())
-    return flat.view(batch, -1, width)
 
 
 AutoModel.register(PolyRecConfig, PolyRecModel, exist_ok=True)

@@ -86,6 +86,15 @@ class HistoryEncoder(nn.Module):
         return self.backbone(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
 
 
+def gather_states(states_BLD: Tensor, positions_BC: Tensor) -> Tensor:
+    """The state at each position, [B, L + 1, D] and [B, C] -> [B, C, D]."""
+    batch, length, width = states_BLD.shape
+    rows_B1 = torch.arange(batch, device=positions_BC.device).unsqueeze(1) * length
+    # index_select on the flat rows: on CPU its backward is far faster than that of fancy indexing.
+    flat = states_BLD.reshape(-1, width).index_select(0, (rows_B1 + positions_BC).flatten())
+    return flat.view(batch, -1, width)
+
+
 class PretrainedHistory(nn.Module):
     r"""A pretrained language model reads a history: s = W_out model(W_in x) + x.
 
