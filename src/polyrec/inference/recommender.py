@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,22 @@ class _Request:
     window: Mapping[str, Any]
     allowed: np.ndarray | None
     excluded: np.ndarray
+
+
+class Ranked(NamedTuple):
+    """One user's list, best first.
+
+    Args:
+        rows: int64 [K], rows of the item table.
+        scores: float32 [K], by which they are ranked.
+        predictions: {task: float32 [K]}, of every task that scores an item.
+        cold_start: none of the history's items is known.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    predictions: dict[str, np.ndarray]
+    cold_start: bool
 
 
 class Recommender:
@@ -120,7 +136,7 @@ class Recommender:
             ValueError: an unknown task, item, column or key, with the fix.
         """
         one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
-        [found] = self._lists([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
+        [found] = self._described([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
         return found
 
     def recommend_many(
@@ -148,16 +164,43 @@ class Recommender:
         exclude_seen: bool | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """[`recommend_many`], one batch of users in memory at a time."""
-        yield from self._lists(requests, k, task, exclude_seen)
+        yield from self._described(requests, k, task, exclude_seen)
 
-    def _lists(
+    def rank(
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        k: int = 10,
+        *,
+        task: str | None = None,
+        exclude_seen: bool | None = None,
+    ) -> Iterator[Ranked]:
+        """[`iterate`] in arrays, for jobs that write millions of lists."""
+        yield from self._ranked(requests, k, self._ranking_task(task), exclude_seen)
+
+    def _described(
         self, requests: Iterable[Any], k: int, task: str | None, exclude_seen: bool | None, alone: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""
-        k, task, exclude_seen = (
-            read_scalar(n, v) for n, v in (("k", k), ("task", task), ("exclude_seen", exclude_seen))
-        )
-        task = self._ranking_task(task)
+        processor, task = self.processor, self._ranking_task(task)
+        # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
+        shown = [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
+        for found in self._ranked(requests, k, task, exclude_seen, alone):
+            yield [
+                {
+                    "rank": n + 1,
+                    **processor.describe(int(row)),
+                    "score": float(found.scores[n]),
+                    **{name: float(found.predictions[name][n]) for name in shown},
+                    "cold_item": bool(processor.item_counts[row] == 0),
+                    "cold_start": found.cold_start,
+                }
+                for n, row in enumerate(found.rows)
+            ]
+
+    def _ranked(
+        self, requests: Iterable[Any], k: int, task: str, exclude_seen: bool | None, alone: bool = False
+    ) -> Iterator[Ranked]:
+        k, exclude_seen = read_scalar("k", k), read_scalar("exclude_seen", exclude_seen)
         hides = self.model.config.exclude_seen if exclude_seen is None else exclude_seen
         hides_seen = left_out(self.model.heads[task].task, hides) == "history"
         waiting, unknown = enumerate(requests), UnknownIds(self.processor)
@@ -168,7 +211,7 @@ class Recommender:
         unknown.warn()
 
     def _ranking_task(self, task: str | None) -> str:
-        model = self.model
+        model, task = self.model, read_scalar("task", task)
         if task is not None and task not in model.heads:
             raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
         if task is None and not (model.history_tasks or model.pair_tasks):
@@ -202,7 +245,7 @@ class Recommender:
     @torch.no_grad()
     def _batch(
         self, requests: Sequence[_Request], k: int, task: str, hides_seen: bool, unknown: UnknownIds
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Iterator[Ranked]:
         processor = self.processor
         with self.model.eval_mode() as model:
             windows = processor.request_many([own.window for own in requests], [np.array([FIRST_ITEM])] * len(requests))
@@ -223,21 +266,9 @@ class Recommender:
                     scores_N[window["history_items"]] = -np.inf
             best = [best_items(scores_N, k) for scores_N in scores_BN]
             others = predictions(model, processor, [own.window for own in requests], best, self.items, read)
-        # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
-        shown = [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
         for rows, scores_N, found, window in zip(best, scores_BN, others, windows, strict=True):
             known = bool((processor.item_counts[window["history_items"]] > 0).any())
-            yield [
-                {
-                    "rank": n + 1,
-                    **processor.describe(int(row)),
-                    "score": float(scores_N[row]),
-                    **{name: float(found[name][n]) for name in shown},
-                    "cold_item": bool(processor.item_counts[row] == 0),
-                    "cold_start": not known,
-                }
-                for n, row in enumerate(rows)
-            ]
+            yield Ranked(rows, scores_N[rows], found, not known)
 
     def _catalog_scores(
         self, model: PolyRecForRecommendation, task: str, batch: Batch, read: PolyRecModelOutput
