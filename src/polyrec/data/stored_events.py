@@ -29,6 +29,7 @@ from polyrec.data.saved_tables import read_saved, write_saved
 
 _DERIVED = (RESIDUALS, TIME_GAP)  # of an event and those before it, so that they are computed with the history
 _SALT_BYTES = 16
+_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)  # odd, bits well spread (Steele, 2014)
 
 
 @dataclass(eq=False)
@@ -153,6 +154,16 @@ class StoredEvents:
 
     def _all(self) -> np.ndarray:
         return _users(self._parts)
+
+    def digest(self) -> str:
+        """A digest of which items were events when, whatever the salt and the order in which they came."""
+        total, count = np.uint64(0), 0
+        for part in self._parts:
+            log, rows = part.log, slice(None) if part.rows is None else part.rows
+            mixed = log.item[rows].astype(np.uint64) * _MIX[0] ^ log.time[rows].view(np.uint64) * _MIX[1]
+            total += (mixed ^ mixed >> np.uint64(29)).sum(dtype=np.uint64)
+            count += len(mixed)
+        return f"{count}-{int(total):016x}"
 
     # -------------------------------------------------------------- on disk
     def save(self, path: Path) -> None:

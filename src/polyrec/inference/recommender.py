@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
@@ -17,9 +20,11 @@ from polyrec.core.settings import SettingError, check_keys, nearest, shown
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
 from polyrec.data.request_reader import read_ids, read_scalar
+from polyrec.inference.part_files import PartFiles, part_of
 from polyrec.inference.predictions import predictions
 from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.fingerprint import digest, fingerprint, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.models.pretrained import PolyRecModelOutput
@@ -177,13 +182,86 @@ class Recommender:
         """[`iterate`] in arrays, for jobs that write millions of lists."""
         yield from self._ranked(requests, k, self._ranking_task(task), exclude_seen)
 
+    def recommend_all(
+        self,
+        users: Sequence[Any],
+        folder: str | Path,
+        k: int = 10,
+        *,
+        task: str | None = None,
+        exclude_seen: bool | None = None,
+        users_per_file: int = 4096,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Path:
+        """Write the lists of users with stored events, in parquet files: user, rank, item, score, other tasks.
+
+        A job that was stopped goes on where it stopped, with the same files in the end; under `accelerate launch`
+        each process writes its own. Users are spread over files by a hash of their ids.
+
+        Args:
+            users: ids, each once.
+            folder: of the files; `pyarrow.dataset.dataset(folder, ...)` or pandas read them together.
+            k, task, exclude_seen: as of [`recommend`].
+            users_per_file: about.
+            overwrite: replace the files of another job, e.g. of another model.
+            progress: draw a bar.
+
+        Raises:
+            ValueError: the folder holds the files of another job.
+        """
+        users, name, state = list(users), self.processor.columns.user, PartialState()
+        task, stored = self._ranking_task(task), self.processor.stored_events
+        parts = max(-(-len(users) // users_per_file), 1)
+        job = {
+            "model": weights_digest(self.model.state_dict()),
+            "processor": fingerprint(self.processor),
+            "events": None if stored is None else stored.digest(),
+            "users": digest(sorted(map(str, users))),
+            "parts": parts,
+            "arguments": {"k": k, "task": task, "exclude_seen": exclude_seen},
+        }
+        files = PartFiles(Path(folder), job)
+        files.open(overwrite, first=state.is_main_process)
+        part = part_of(users, parts)
+        own = {
+            n: [users[i] for i in np.flatnonzero(part == n)]
+            for n in files.waiting(state.process_index, state.num_processes)
+        }
+        bar = tqdm(total=sum(map(len, own.values())), unit="user", disable=not (progress and state.is_main_process))
+        with bar:
+            for number, ids in own.items():
+                found = []
+                for ranked in self.rank([{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen):
+                    found.append(ranked)
+                    bar.update()
+                files.write(number, self._table(name, ids, found, task))
+        return files.folder
+
+    def _table(self, name: str, users: Sequence[Any], found: Sequence[Ranked], task: str) -> pa.Table:
+        """Lists as one table, a row per user and rank."""
+        lengths = [len(own.rows) for own in found]
+        columns: dict[str, Any] = {name: pa.array(users).take(pa.array(np.repeat(np.arange(len(users)), lengths)))}
+        columns["rank"] = pa.array(np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths]))
+        rows = np.concatenate([own.rows for own in found])
+        columns[self.processor.columns.item] = self.processor.items.ids.take(pa.array(rows - FIRST_ITEM))
+        columns["score"] = pa.array(np.concatenate([own.scores for own in found]))
+        for other in self._shown(task):
+            columns[other] = pa.array(np.concatenate([own.predictions[other] for own in found]))
+        columns["cold_start"] = pa.array(np.repeat([own.cold_start for own in found], lengths))
+        return pa.table(columns)
+
+    def _shown(self, task: str) -> list[str]:
+        """Tasks whose predictions stand beside the score of the task that ranks."""
+        # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
+        return [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
+
     def _described(
         self, requests: Iterable[Any], k: int, task: str | None, exclude_seen: bool | None, alone: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""
         processor, task = self.processor, self._ranking_task(task)
-        # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
-        shown = [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
+        shown = self._shown(task)
         for found in self._ranked(requests, k, task, exclude_seen, alone):
             yield [
                 {
