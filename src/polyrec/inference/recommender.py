@@ -299,6 +299,13 @@ class Recommender:
             raise ValueError(f"task {found!r} needs a query: call model.search(processor, query)")
         return found
 
+    def retrieval_task(self, task: str | None = None) -> str:
+        """The retrieval task of a name, or the one that ranks; one without a query."""
+        found = self._ranking_task(task)
+        if found not in self.model.history_tasks:
+            raise ValueError(f"task {found!r} scores pairs; retrieval tasks: {self.model.history_tasks or 'none'}")
+        return found
+
     def _read(self, request: Any, what: str) -> _Request:
         if not isinstance(request, Mapping):
             raise SettingError(what, f"is {shown(request)}; each request is a dict, e.g. {{'user_id': 'u1'}}")
@@ -306,12 +313,12 @@ class Recommender:
         candidates, exclude = request.get("candidates"), request.get("exclude")
         window = {"history": None, **{name: request[name] for name in _REQUEST if name in request}}
         candidates_name, exclude_name = (f"{what}.{name}".removeprefix(".") for name in _OWN)
-        allowed = None if candidates is None else np.unique(self._rows(candidates, candidates_name))
-        excluded = self._rows(() if exclude is None else exclude, exclude_name)
+        allowed = None if candidates is None else np.unique(self.rows(candidates, candidates_name))
+        excluded = self.rows(() if exclude is None else exclude, exclude_name)
         return _Request(window, allowed, excluded)
 
-    def _rows(self, given: Any, name: str) -> np.ndarray:
-        """Rows of the item table, int64."""
+    def rows(self, given: Any, name: str = "items") -> np.ndarray:
+        """Rows of the item table of some ids, int64; `name` is what messages call them."""
         ids = read_ids(given, name)
         if not ids:
             return np.zeros(0, dtype=np.int64)

@@ -201,7 +201,7 @@ class RetrievalHead(TaskHead):
         if self.bias is None:
             return
         ids_N, lifts = torch.arange(len(new_N), device=new_N.device), []
-        bias_N = self._bias(ids_N, items)
+        bias_N = self.item_bias(ids_N, items)
         for at in torch.arange(len(state_MD), device=ids_N.device).split(32):  # a large catalog has many logits
             logits_MN = F.linear(self.project(state_MD[at]), items.vectors_MD, bias_N)
             if evidence := self.evidence:  # of which new items have none
@@ -232,7 +232,7 @@ class RetrievalHead(TaskHead):
             context: of the M requests; with the options `item_age` and `repeats`.
         """
         rows_N = torch.arange(len(items.vectors_MD), device=state_MD.device) if items.rows_M is None else items.rows_M
-        bias_N = self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+        bias_N = self.item_bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
         query_MD = self.project(state_MD)
         logits_MN = in_blocks(lambda block_ND: F.linear(query_MD, block_ND), items.vectors_MD, dim=1) + bias_N
         return self.terms.add_to(logits_MN, state_MD, context, rows_N) if self.terms else logits_MN
@@ -261,13 +261,16 @@ class RetrievalHead(TaskHead):
         context: RequestContext = NO_CONTEXT,
     ) -> dict[str, Tensor]:
         """What the network, the bias and each term add to the scores of `pair_logits`, {part: [B, C]}."""
-        parts = {"network": (self.project(state_BCD) * candidate_BCD).sum(-1), "bias": self._bias(candidate_ids, items)}
+        parts = {
+            "network": (self.project(state_BCD) * candidate_BCD).sum(-1),
+            "bias": self.item_bias(candidate_ids, items),
+        }
         ids_BC1 = candidate_ids.unsqueeze(-1)
         for name, term in self.named_terms.items():
             parts[name] = term.of_items(term.logits(state_BCD), context, ids_BC1).squeeze(-1)
         return parts
 
-    def _bias(self, ids: Tensor, items: ItemRows) -> Tensor:
+    def item_bias(self, ids: Tensor, items: ItemRows) -> Tensor:
         """Biases of items, [...] -> [...]."""
         if self.bias is None:
             return items.vectors_MD.new_zeros(ids.shape)
@@ -307,7 +310,7 @@ class RetrievalHead(TaskHead):
             return masked_sum(losses_M, known_M, weight_M)
         weight_M = known_weight(known_M, weight_M)
         rows_N = torch.arange(FIRST_ITEM, len(items.vectors_MD), device=state_MD.device)
-        bias_N = self._bias(rows_N, items)
+        bias_N = self.item_bias(rows_N, items)
         if not self.options["cold_negatives"]:
             cold_N = (counts_N == 0).index_fill(0, targets_M, False)  # what was taken is a candidate
             bias_N = bias_N.masked_fill(cold_N[FIRST_ITEM:], float("-inf"))
@@ -337,7 +340,7 @@ class RetrievalHead(TaskHead):
     ) -> Tensor:
         negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
-        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self._bias(targets_M, items) - log_q_N[targets_M]
+        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self.item_bias(targets_M, items) - log_q_N[targets_M]
         negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, context) - log_q_N[negatives_K]
         if self.terms:
             target_M = target_M + self.terms.of_pairs(state_MD, context, targets_M.unsqueeze(1)).squeeze(1)
@@ -350,14 +353,14 @@ class RetrievalHead(TaskHead):
         self, state_MD: Tensor, query_MD: Tensor, ids_K: Tensor, items: ItemRows, context: RequestContext
     ) -> Tensor:
         """Scores of the same items for every state, [M, K]."""
-        logits_MK = F.linear(query_MD, items.lookup(ids_K), self._bias(ids_K, items))
+        logits_MK = F.linear(query_MD, items.lookup(ids_K), self.item_bias(ids_K, items))
         return self.terms.add_to(logits_MK, state_MD, context, ids_K, distinct=False) if self.terms else logits_MK
 
     def of_pairs(
         self, state_MD: Tensor, query_MD: Tensor, ids_MK: Tensor, items: ItemRows, context: RequestContext
     ) -> Tensor:
         """Scores of each state's own items, [M, K]."""
-        logits_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(ids_MK)) + self._bias(ids_MK, items)
+        logits_MK = torch.einsum("MD,MKD->MK", query_MD, items.lookup(ids_MK)) + self.item_bias(ids_MK, items)
         return logits_MK + self.terms.of_pairs(state_MD, context, ids_MK) if self.terms else logits_MK
 
     def sample(
@@ -381,7 +384,7 @@ class RetrievalHead(TaskHead):
     def all_biases(self, items: ItemRows) -> tuple[Tensor, Tensor]:
         """Rows of the whole table and their biases; padding and the unknown item are no candidates."""
         rows_N = torch.arange(len(items.vectors_MD), device=items.vectors_MD.device)
-        return rows_N, self._bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
+        return rows_N, self.item_bias(rows_N, items).masked_fill(rows_N < FIRST_ITEM, float("-inf"))
 
     def _frequency(self, counts_N: Tensor) -> Tensor:
         """What the chances of items to be drawn are in proportion to."""
