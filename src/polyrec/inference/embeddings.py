@@ -86,7 +86,7 @@ def user_embeddings(
         with recommender.model.eval_mode() as model:
             batch = as_batch(windows, model)
             states_BD = model.states_of(batch, model.read_users(batch, recommender.items))[:, 0]
-            found.append(F.pad(head.project(head.question(states_BD, None)).float(), (0, 1), value=1.0))
+            found.append(F.pad(head.project(head.query_state(states_BD, None)).float(), (0, 1), value=1.0))
     return pa.table({processor.columns.user: pa.array(list(users)), "embedding": _lists(torch.cat(found))})
 
 
