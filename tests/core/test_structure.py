@@ -26,4 +26,4 @@ def test_forward_stays_readable():
     code = forward.end_lineno - forward.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1)
     assert code <= 60
     named = [*forward.args.args, *forward.args.kwonlyargs]
-    assert [own.arg for own in named] == ["self", "batch", "step", "items", "inputs_embeds"]
+    assert [own.arg for own in named] == ["self", "batch", "step", "items", "inputs_embeds", "read"]

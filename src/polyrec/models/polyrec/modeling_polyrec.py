@@ -150,11 +150,10 @@ class PolyRecForRecommendation(MultiTaskModel):
         Args:
             batch: the histories and their candidates, see [`~polyrec.data.batch.Batch`].
             step: the optimizer step that the batch is a part of.
-            items: the encoded table (`item_encoder.table()`), for a caller that gives one model many batches.
-                Default: what the batch needs is encoded anew.
+            items: the encoded table (`item_encoder.table()`), of a caller with many batches; None: encode anew.
             inputs_embeds: [B, L + 1, D], the encoded start and events, of a caller that changes them.
-            read: of `read_users`, for a caller that has read the same histories before.
-            fields: those of a `Batch`, instead of one: item_ids, candidate_ids, labels ...
+            read: of `read_users`, for a caller that has read these histories before.
+            fields: those of a `Batch`, instead of one.
         """
         batch = Batch.of(fields if batch is None else batch)
         loss = self.loss_of(batch.labels, batch.teacher)
@@ -213,9 +212,9 @@ class PolyRecForRecommendation(MultiTaskModel):
 
     def states_of(self, batch: Batch, read: PolyRecModelOutput) -> Tensor:
         """The state that each candidate sees, [B, C, D]; zeros where histories are not read."""
-        if read.last_hidden_state is None:
-            return torch.zeros(*batch.shape, self.config.hidden_size, device=self.device, dtype=self.dtype)
-        return gather_states(read.last_hidden_state, batch.candidate_positions)
+        if read.last_hidden_state is not None:
+            return gather_states(read.last_hidden_state, batch.candidate_positions)
+        return torch.zeros(*batch.shape, self.config.hidden_size, device=self.device, dtype=self.dtype)
 
     def _scored_tasks(self, batch: Batch) -> list[str]:
         """Retrieval tasks that score the candidates; in training, those with labels only have a loss."""
