@@ -56,7 +56,8 @@ class Snapshots:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         draft, place = self.folder / f".{state.seq:015d}.draft", self.folder / f"{state.seq:015d}"
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in self.folder.glob(".*.draft"):  # of a server that was killed
+            shutil.rmtree(left, ignore_errors=True)
         state.processor.save_pretrained(draft)
         about = {
             "seq": state.seq,

@@ -1,0 +1,462 @@
+"""What a server does in a second, how long it lets clients wait, and whether it serves what training showed the model.
+
+    python scripts/benchmarks/serving.py RUN --log interactions.parquet [--only latency ingest replay skew swaps memory]
+
+Everything runs on this machine, server and client in processes of their own, through 127.0.0.1. `t` is the model's own
+forward of one request: a state and 200 candidates, with the item table encoded. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from kill_server import free_port
+
+from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor, Recommender
+from polyrec.data.event_log import Candidates
+from polyrec.data.sequences import SequenceDataset
+from polyrec.models.batches import as_batch
+from polyrec.serving.calls import User
+from polyrec.serving.engine import Engine
+from polyrec.serving.loading import load_state, quiet
+from polyrec.serving.pending import PendingEvents
+from polyrec.serving.records import Kind, Record
+from polyrec.serving.store import SQLiteStore
+
+SECONDS, PAIRS, CONNECTIONS = 10.0, 200, 32
+_READY = 300.0  # seconds that a start may take
+
+
+# ------------------------------------------------------------------ server and client
+@contextmanager
+def server(run: Path, folder: Path, *flags: str) -> Iterator[tuple[int, int, float]]:
+    """`polyrec serve` in a process; its port, its id and the seconds until it was ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "polyrec", "serve", str(run), "--port", str(port), "--state", str(folder), *flags]
+    begin = time.monotonic()
+    with open(folder / "server.log", "a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        while asyncio.run(status(port, "GET", "/ready")) != 200:
+            if process.poll() is not None or time.monotonic() - begin > _READY:
+                raise RuntimeError((folder / "server.log").read_text())
+            time.sleep(0.05)
+        yield port, process.pid, time.monotonic() - begin
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+class Connection:
+    """HTTP/1.1 with next to no cost: the client must not be what is measured."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def open(self) -> Connection:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self
+
+    async def call(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        line = await self.reader.readline()
+        length = 0
+        while (header := await self.reader.readline()) not in (b"\r\n", b""):
+            if header.lower().startswith(b"content-length:"):
+                length = int(header.split(b":")[1])
+        return int(line.split()[1]), await self.reader.readexactly(length)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def status(port: int, method: str, path: str) -> int:
+    """The status of one request, 0: nobody listens."""
+    try:
+        connection = await Connection(port).open()
+        code, _ = await connection.call(method, path)
+        connection.close()
+    except OSError:
+        return 0
+    return code
+
+
+async def closed_loop(
+    port: int, connections: int, seconds: float, path: str, body: Callable[[], bytes]
+) -> tuple[list[float], list[int]]:
+    """Each connection sends its next request when it has its response; seconds of each, and statuses."""
+    times: list[float] = []
+    codes: list[int] = []
+    end = time.monotonic() + seconds
+
+    async def one() -> None:
+        connection = await Connection(port).open()
+        while time.monotonic() < end:
+            sent = body()
+            begin = time.perf_counter()
+            code, _ = await connection.call("POST", path, sent)
+            times.append(time.perf_counter() - begin)
+            codes.append(code)
+        connection.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return times, codes
+
+
+async def open_loop(port: int, rate: float, seconds: float, path: str, body: Callable[[], bytes]) -> list[float]:
+    """Requests at random times, whether earlier ones have their responses or not; seconds from when each was due."""
+    times: list[float] = []
+    free: asyncio.Queue[Connection] = asyncio.Queue()
+    for _ in range(256):
+        free.put_nowait(await Connection(port).open())
+
+    async def one(due: float) -> None:
+        connection = await free.get()
+        code, _ = await connection.call("POST", path, body())
+        assert code == 200, code
+        times.append(time.monotonic() - due)
+        free.put_nowait(connection)
+
+    tasks, due, end = [], time.monotonic(), time.monotonic() + seconds
+    while due < end:
+        due += random.expovariate(rate)
+        await asyncio.sleep(max(due - time.monotonic(), 0.0))
+        tasks.append(asyncio.ensure_future(one(due)))
+    await asyncio.gather(*tasks)
+    return times
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Milliseconds."""
+    return {f"p{q}_ms": round(1e3 * float(np.percentile(times, q)), 2) for q in (50, 99)}
+
+
+# ------------------------------------------------------------------ rows of the table
+def own_times(run: Path, users: list[Any]) -> dict[str, float]:
+    """t in milliseconds; users a second of the batched forward, and of `recommend_many`."""
+    recommender = Recommender.from_pretrained(run)
+    model, processor, items = recommender.model.eval(), recommender.processor, recommender.items
+    rows = np.arange(2, 2 + min(PAIRS, processor.num_items - 2))
+
+    def median(call: Callable[[], Any], times: int) -> float:
+        found = []
+        for _ in range(times):
+            begin = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - begin)
+        return float(np.median(found))
+
+    with torch.no_grad():
+        one = as_batch([processor.request(None, rows, user_id=users[0])], model)
+        t = median(lambda: model(**one, items=items), 50)
+        windows = [processor.request(None, rows[:10], user_id=user) for user in users[:64]]
+        many = as_batch(windows, model)
+        task = next(iter(model.history_tasks), None)
+
+        def forward() -> None:
+            states = model(**many, items=items).states[:, 0]
+            if task is not None:
+                context = model.request_context(**many).at((slice(None), 0))
+                model.score_items(states, task, items, context=context).topk(10)
+
+        batched = len(windows) / median(forward, 10)
+    calls = [{"user_id": user} for user in users[:64]]
+    recommended = len(calls) / median(lambda: recommender.recommend_many(calls, 10), 3)
+    return {"t_ms": 1e3 * t, "batched_forward_per_s": batched, "recommend_many_per_s": recommended}
+
+
+def latency(run: Path, users: list[Any]) -> dict[str, Any]:
+    """Waiting times at half of what the server can do."""
+    found: dict[str, Any] = own_times(run, users)
+
+    def body() -> bytes:
+        return json.dumps({"user_id": random.choice(users), "k": 10}).encode()
+
+    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, _, _):
+        asyncio.run(closed_loop(port, 4, 2.0, "/recommend", body))
+        times, codes = asyncio.run(closed_loop(port, CONNECTIONS, SECONDS, "/recommend", body))
+        found["saturated"] = {
+            "per_s": len(times) / SECONDS,
+            "failed": sum(c != 200 for c in codes),
+            **percentiles(times),
+        }
+        found["half"] = percentiles(asyncio.run(open_loop(port, len(times) / SECONDS / 2, SECONDS, "/recommend", body)))
+        alone, _ = asyncio.run(closed_loop(port, 1, 3.0, "/recommend", body))
+        found["alone"] = percentiles(alone)
+    found["throughput_to_batched_forward"] = found["saturated"]["per_s"] / found["batched_forward_per_s"]
+    return found
+
+
+def events_body(columns: dict[str, Any], size: int, begin: float) -> Callable[[], bytes]:
+    """Bodies of events, each a millisecond after the one before."""
+    number = 0
+
+    def body() -> bytes:
+        nonlocal number
+        events = []
+        for _ in range(size):
+            number += 1
+            event = {name: random.choice(values) for name, values in columns.items()}
+            events.append(event | {"event_id": f"{begin}-{number}", "timestamp": begin + number / 1000})
+        return json.dumps({"events": events}).encode()
+
+    return body
+
+
+def columns_of(processor: PolyRecProcessor, log: pd.DataFrame) -> dict[str, list[Any]]:
+    """Values of events: users, items and labels as the log has them."""
+    own = processor.columns
+    labels = [rule.column for task in processor.tasks if (rule := task.parsed_label) is not None]
+    found = {"user_id": log[own.user].tolist(), "item_id": log[own.item].tolist()}
+    return found | {name: log[name].dropna().astype(float).tolist() for name in labels if name in log}
+
+
+def ingest(run: Path, log: pd.DataFrame) -> dict[str, Any]:
+    """Durable events a second, and how long acknowledgements take."""
+    processor = PolyRecProcessor.from_pretrained(run)
+    columns, begin = columns_of(processor, log), processor.log_state.counted + 1
+    found: dict[str, Any] = {}
+    for size, connections in ((1, 32), (10, 16), (100, 8)):
+        body = events_body(columns, size, begin)
+        prepared = iter([body() for _ in range(int(40_000 / size))])
+        with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, _, _):
+            wall = time.monotonic()
+
+            async def all_of_them(
+                port: int = port, connections: int = connections, prepared: Any = prepared
+            ) -> list[float]:
+                times: list[float] = []
+
+                async def one() -> None:
+                    connection = await Connection(port).open()
+                    for sent in prepared:
+                        start = time.perf_counter()
+                        code, _ = await connection.call("POST", "/events", sent)
+                        assert code == 200, code
+                        times.append(time.perf_counter() - start)
+
+                await asyncio.gather(*(one() for _ in range(connections)))
+                return times
+
+            times = asyncio.run(all_of_them())
+            rate = len(times) * size / (time.monotonic() - wall)
+        begin += 1_000
+        found[f"{size}_a_request"] = {"events_per_s": rate, **percentiles(times)}
+    return found
+
+
+def replay(run: Path, log: pd.DataFrame, events: int) -> dict[str, Any]:
+    """Bulk into the store, and the time from a start until the server is ready with all of them counted."""
+    processor = PolyRecProcessor.from_pretrained(run)
+    columns, begin = columns_of(processor, log), processor.log_state.counted + 1
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.choice(np.array(values), events).tolist() for name, values in columns.items()}
+    records = []
+    for n in range(events):
+        body = {name: values[n] for name, values in drawn.items()} | {"timestamp": begin + n}
+        records.append(Record(Kind.EVENT, json.dumps(body), f"e{n}", str(body["user_id"]), begin + n))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        store = SQLiteStore(folder)
+        wall = time.monotonic()
+        for at in range(0, events, 20_000):
+            store.append(records[at : at + 20_000])
+            mark = Record(Kind.MARK, json.dumps({"upto": store.last}), time=begin + at + 20_000)
+            store.append([mark])
+        found: dict[str, Any] = {"events": events, "bulk_per_s": events / (time.monotonic() - wall)}
+        found["store_bytes_per_event"] = store.path.stat().st_size / events
+        store.close()
+        quiet()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wall, cpu = time.monotonic(), time.process_time()
+        store = SQLiteStore(folder)
+        state = load_state(run, store, folder)
+        found["replay_s"], found["replay_cpu_s"] = time.monotonic() - wall, time.process_time() - cpu
+        found["replay_per_s"] = events / found["replay_s"]
+        assert state.figures.counted == events
+        found["peak_bytes_per_event"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / events
+        store.close()
+        del state
+        with server(run, folder) as (_, _, first):
+            found["ready_without_snapshot_s"] = first
+        with server(run, folder) as (_, _, second):
+            found["ready_with_snapshot_s"] = second
+    return found
+
+
+def skew(run: Path, log: pd.DataFrame, requests: int) -> dict[str, Any]:
+    """Features and predictions of requests before events of a log that goes on, against `resume` of the whole log."""
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        return _skew(run, log, requests, Path(folder))
+
+
+def _skew(run: Path, log: pd.DataFrame, requests: int, folder: Path) -> dict[str, Any]:
+    offline = PolyRecProcessor.from_pretrained(run)
+    own, model = offline.columns, PolyRecForRecommendation.from_pretrained(run).eval()
+    log = log.sort_values(own.time, kind="stable", ignore_index=True)
+    whole, counted = offline.resume(log)
+    row_of = np.empty(len(log), dtype=np.int64)
+    row_of[whole.row] = np.arange(len(log))
+    visible, names = whole.visible(), [task.name for task in offline.tasks]
+    trending = offline.evaluation_set(whole, np.ones(len(whole), dtype=bool), counted).trending
+    state, pending = load_state(run, SQLiteStore(folder), folder), PendingEvents()
+    state.counted = pending.remove
+    engine, collate = Engine(state, pending, ""), PolyRecCollator()
+    later = np.flatnonzero(log[own.time].to_numpy() > state.processor.log_state.counted)
+    every = max(len(later) // requests, 1)
+    found = {"requests": 0, "features": 0.0, "predictions": 0.0, "rows_off": 0}
+    columns = [c for c in log.columns if c not in (own.user, own.item, own.time) and c in state.format.columns]
+    time_now = -np.inf
+    for n, at in enumerate(later):
+        row = log.iloc[at]
+        when = float(row[own.time])
+        if when > time_now:  # what happened before is counted; what happens at one time is not seen by itself
+            state.fold(Record(Kind.MARK, json.dumps({"upto": n}), time=time_now, seq=2 * n + 1))
+            time_now = when
+        if n % every == 0 and found["requests"] < requests:
+            item = state.processor.items.rows(_array([row[own.item]]))
+            if item[0] >= 2:
+                request = engine.request(
+                    User(user_id=row[own.user].item() if hasattr(row[own.user], "item") else row[own.user], time=when)
+                )
+                window = state.processor.request(request.pop("history"), item, **request)
+                window.pop("history_items")
+                r = row_of[at]
+                data = SequenceDataset(
+                    whole,
+                    Candidates(np.array([r]), visible[[r]]),
+                    names,
+                    counted,
+                    offline.max_history,
+                    stride=1,
+                    trending=trending,
+                )
+                features, predictions = _difference(window, data[0], model, collate)
+                found["requests"] += 1
+                found["features"] = max(found["features"], features)
+                found["predictions"] = max(found["predictions"], predictions)
+                found["rows_off"] += features > 1e-6 or predictions > 1e-5
+        event = {"user_id": row[own.user], "item_id": row[own.item], "timestamp": when}
+        event |= {name: row[name] for name in columns if not pd.isna(row[name])}
+        event = {name: value.item() if hasattr(value, "item") else value for name, value in event.items()}
+        record = state.format.record(event, "event")._replace(seq=n + 1)
+        pending.add([state.format.read(record)])
+        state.fold(record)
+    return found
+
+
+def _array(values: list[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values)
+
+
+def _difference(window: dict[str, Any], expected: dict[str, Any], model: Any, collate: Any) -> tuple[float, float]:
+    features = 0.0
+    for key in ("event_features", "candidate_features", "user_features"):
+        for name, values in expected[key].items():
+            a, b = np.asarray(window[key][name], dtype=np.float64), np.asarray(values, dtype=np.float64)
+            if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
+                return float("inf"), float("inf")
+            features = max(
+                features, float((np.nan_to_num(np.abs(a - b)) / np.maximum(1, np.nan_to_num(np.abs(b)))).max(initial=0))
+            )
+    predicted = []
+    for one in (window, expected):
+        batch = collate([one])
+        with torch.no_grad():
+            logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}).logits
+        predicted.append({name: model.heads[name].predict(v).double().numpy() for name, v in logits.items()})
+    worst = max(
+        float((np.abs(predicted[0][n] - v) / np.maximum(1, np.abs(v))).max(initial=0)) for n, v in predicted[1].items()
+    )
+    return features, worst
+
+
+def swaps(run: Path, users: list[Any], number: int) -> dict[str, Any]:
+    """Models exchanged under load: failed requests, and waiting times beside those without a swap."""
+
+    def body() -> bytes:
+        return json.dumps({"user_id": random.choice(users), "k": 10}).encode()
+
+    async def swapping(port: int) -> dict[str, Any]:
+        calm, _ = await closed_loop(port, 4, 5.0, "/recommend", body)
+        done, times, codes = [False], [], []
+
+        async def load() -> None:
+            while not done[0]:
+                some, found = await closed_loop(port, 4, 1.0, "/recommend", body)
+                times.extend(some)
+                codes.extend(found)
+
+        going = asyncio.ensure_future(load())
+        admin = await Connection(port).open()
+        for _ in range(number):
+            code, _ = await admin.call("POST", "/admin/model", json.dumps({"folder": str(run)}).encode())
+            assert code == 202, code
+            while json.loads((await admin.call("GET", "/admin/model"))[1])["loading"]:
+                await asyncio.sleep(0.05)
+        error = json.loads((await admin.call("GET", "/admin/model"))[1])["error"]
+        done[0] = True
+        await going
+        return {
+            "swaps": number,
+            "error": error,
+            "requests": len(codes),
+            "failed": sum(c != 200 for c in codes),
+            "without": percentiles(calm),
+            "with": percentiles(times),
+        }
+
+    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, _, _):
+        return asyncio.run(swapping(port))
+
+
+def main() -> None:
+    parts = ("latency", "ingest", "replay", "skew", "swaps")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--log", type=Path, required=True, help="the log that the run was trained on, to its end")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--events", type=int, default=1_000_000, help="of the replay (default: 1,000,000)")
+    parser.add_argument("--requests", type=int, default=2_000, help="of the skew (default: 2,000)")
+    parser.add_argument("--swaps", type=int, default=20, help="(default: 20)")
+    options = parser.parse_args()
+    log = pd.read_parquet(options.log)
+    user = PolyRecProcessor.from_pretrained(options.run).columns.user
+    users = pd.unique(log[user])[:2_000].tolist()
+    run: dict[str, Callable[[], Any]] = {
+        "latency": lambda: latency(options.run, users),
+        "ingest": lambda: ingest(options.run, log),
+        "replay": lambda: replay(options.run, log, options.events),
+        "skew": lambda: skew(options.run, log, options.requests),
+        "swaps": lambda: swaps(options.run, users, options.swaps),
+    }
+    for name in options.only:
+        print(json.dumps({name: run[name]()}, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
