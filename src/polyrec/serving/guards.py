@@ -12,6 +12,7 @@ from typing import Any
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]], Awaitable[None]]
 MOST_BYTES = 1 << 20
+MOST_HEADERS = 1 << 14  # h11 counts only those that come in several pieces
 _log = logging.getLogger("polyrec.serving")
 
 
@@ -72,6 +73,8 @@ class BodyGuard:
                 _log.error("%s %s: %d", scope["method"], route, status)
 
     async def _read(self, scope: Scope, receive: Callable[..., Awaitable[Any]]) -> bytes | tuple[int, str]:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
+            return 431, f"headers have {MOST_HEADERS:,} bytes at most"
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.most:
             return 413, f"a body has {self.most:,} bytes at most"

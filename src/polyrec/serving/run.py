@@ -15,13 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from polyrec.core.hosts import is_local
 from polyrec.core.lock import locked
 from polyrec.serving.app import AppOptions, build_app
+from polyrec.serving.guards import MOST_HEADERS
 from polyrec.serving.keys import Keys
 from polyrec.serving.loading import quiet
 from polyrec.serving.places import open_store, state_folder
 from polyrec.serving.service import Service, ServiceOptions
 
 HEADER_SECONDS = 10.0
-_MOST_HEADERS = 1 << 14  # bytes
 
 
 class TimedProtocol(H11Protocol):
@@ -127,7 +127,7 @@ def uvicorn_config(app: Any, host: str, port: int) -> uvicorn.Config:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,
         limit_concurrency=1024,
-        h11_max_incomplete_event_size=_MOST_HEADERS,
+        h11_max_incomplete_event_size=MOST_HEADERS,
         server_header=False,
     )
 
