@@ -123,7 +123,7 @@ def largest_difference(one: PolyRecProcessor, other: PolyRecProcessor) -> float:
     found = [0.0]
     states = one.statistics.log._states, other.statistics.log._states
     logs = one.stored_events.log(), other.stored_events.log()
-    for name in ("person", "item", "time", "labels"):
+    for name in ("user", "item", "time", "labels"):
         if not np.array_equal(getattr(logs[0], name), getattr(logs[1], name), equal_nan=True):
             return np.inf
     for name, own in states[0].items():
