@@ -138,7 +138,7 @@ def test_servers_of_one_database_share_their_events(database, tmp_path):
     try:
         form = services[0].state.format
         for n, row in enumerate(later[:40].itertuples()):
-            seqs = services[n % 2].tell([form.record(event_of(row, f"e{n}"), "event")]).result(10)
+            seqs = services[n % 2].submit([form.record(event_of(row, f"e{n}"), "event")]).result(10)
         for service in services:
             assert service.wait_for(lambda service=service: service.writer.known >= seqs[0], 10)
             assert service.flush(seqs[0], 10)
