@@ -36,6 +36,7 @@ SLOW = [
     "tests/modules/heads/test_item_age.py",
     "tests/invariant/",
     "tests/recipes/",
+    "tests/serving/test_export",
     "tests/tracking/",
     "tests/data/test_mixing.py",
     "tests/contract/test_couplings.py",

@@ -99,6 +99,25 @@ def test_catalog_sample_and_pairs_agree(name, cls):
 
 
 @pytest.mark.parametrize(("name", "cls"), TERMS)
+def test_the_form_of_exported_graphs_agrees(name, cls):
+    """Prevents an exported catalog graph that ranks unlike the model, also by what is as slow as `of_items`."""
+    head, term = speaking(name, cls)
+    states, items, context = torch.randn(REQUESTS, 8), ItemRows(torch.randn(ITEMS, 8)), requests()
+    history = torch.tensor([[5, 5, 9, 5, 2], *[[2, 3, 4, 3, 11]] * (REQUESTS - 1)])
+    if name == "repeats":  # the padding item's row of a table is drawn, too, here
+        history[1, 3:], history[2] = 0, 0
+    context = context._replace(history=history)
+    plain = head.project(states) @ items.vectors_MD.T + head.all_biases(items)[1]
+    with torch.no_grad():
+        every = head(states, items, context)
+        found = plain + term.of_catalog(term.logits(states), context, ITEMS)
+        torch.testing.assert_close(found, every)
+        if getattr(term, "source", None) != "release":  # items of a request's own count as there
+            by_items = RetrievalTerm.of_catalog(term, term.logits(states), context, ITEMS)
+            torch.testing.assert_close((plain + by_items)[:, 2:], every[:, 2:])
+
+
+@pytest.mark.parametrize(("name", "cls"), TERMS)
 def test_it_grows_with_the_catalog(name, cls):
     """Prevents new items from changing the scores of those that were there."""
     head, _ = speaking(name, cls)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from polyrec.cli import commands_distilling as distilling
+from polyrec.cli import commands_exporting as exporting
 from polyrec.cli import commands_serving as serving
 from polyrec.cli import commands_training as training
 from polyrec.cli import commands_using as using
@@ -44,6 +45,7 @@ _COMMANDS = (
     using.add_card,
     using.add_report,
     using.add_push,
+    exporting.add_export,
     using.add_encode_images,
 )
 _WITHOUT_MODEL = ("init", "schema", "encode-images", "serve-key")

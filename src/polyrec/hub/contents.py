@@ -37,7 +37,7 @@ def secrets_of_file(path: Path, name: str, addresses: bool = True) -> Iterator[s
                 yield f"{name}: its metadata {key!r} hold {kind or 'a secret'}"
     elif path.suffix in _TEXTS:
         yield from _of_text(path, name, addresses and path.name not in TOKENIZER_FILES)
-    elif path.suffix == ".png" and (kind := secret_in(path.read_bytes().decode("latin-1"))) is not None:
+    elif path.suffix in (".png", ".onnx") and (kind := secret_in(path.read_bytes().decode("latin-1"))) is not None:
         yield f"{name} holds {kind}"
 
 

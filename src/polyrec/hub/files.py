@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
-from polyrec.core.manifest import MANIFEST_NAME, fits
+from polyrec.core.manifest import MANIFEST_NAME, fits, read_manifest
 from polyrec.data.processor_files import (
     CONFIG_NAME,
     EVENTS_NAME,
@@ -23,6 +25,19 @@ TOKENIZER_FILES = (
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
 )  # fmt: skip
 
+GRAPHS = "onnx"  # folder of an export, see `polyrec.serving.export_graphs`
+GRAPH_FILES = tuple(
+    f"{GRAPHS}/{name}"
+    for name in (
+        "*.onnx",
+        "*.onnx.data",
+        "items.safetensors",
+        "items.json",
+        "manifest.json",
+        "parity.json",
+        "parity.md",
+    )
+)
 # {what it is: patterns of its files}. `*` does not cross a folder.
 KINDS = {
     "model": (MODEL_CONFIG, WEIGHTS_NAME, "model-*-of-*.safetensors", INDEX_NAME),
@@ -32,6 +47,7 @@ KINDS = {
         *(f"{STATISTICS_NAME}/{name}" for name in ("scales.json", "*/statistics.json", "*/state-*.parquet")),
     ),
     "tokenizer": TOKENIZER_FILES,
+    "graphs": GRAPH_FILES,
     "card": (CARD_NAME, "training_curves.png", "LICENSE", "metrics.json", "training.json"),
 }
 USERS_FILES = (USERS_NAME,)
@@ -71,3 +87,18 @@ def kind_of(path: str) -> str | None:
     if path == MANIFEST_NAME:
         return "manifest"
     return next((kind for kind, patterns in KINDS.items() if matches(path, patterns)), None)
+
+
+def exported_weights(folder: str | Path) -> dict[str, str]:
+    """{file: SHA-256} of what graphs of a folder are made of, weights and catalog, as its manifest says."""
+    held = read_manifest(folder)
+    wanted = (WEIGHTS_NAME, "model-*-of-*.safetensors", ITEMS_NAME)
+    return {} if held is None else {name: own["sha256"] for name, own in held.files.items() if fits(name, wanted)}
+
+
+def graphs_of_others(folder: str | Path) -> bool:
+    """Whether the graphs of a folder were made of other weights or another catalog than it holds now."""
+    path = Path(folder) / GRAPHS / "manifest.json"
+    if not path.exists():
+        return False
+    return json.loads(path.read_text(encoding="utf-8")).get("source") != exported_weights(folder)

@@ -21,7 +21,7 @@ from polyrec.core.secrets import EMAIL
 from polyrec.data.processor_files import CONFIG_NAME, STATISTICS_NAME
 from polyrec.data.statistic_config import StatisticConfig
 from polyrec.hub.contents import secret_cells, secrets_of_file, text_columns
-from polyrec.hub.files import NEVER, USERS_FILES, kind_of, matches
+from polyrec.hub.files import GRAPHS, NEVER, USERS_FILES, graphs_of_others, kind_of, matches
 
 _NAMES = re.compile(
     r"(?:^|_)(e_?mail(?:_?address)?s?|(?:tele|mobile|cell|home|work|contact)?_?phone(?:_?(?:number|no|nr))?s?|"
@@ -150,6 +150,11 @@ def scan(folder: str | Path, include_users: bool = False, allow_columns: Sequenc
         found.leaving.append(file)
         found.refusals += refused
     found.refusals += _unlike_manifest(folder, found.leaving)
+    if any(file.kind == "graphs" for file in found.leaving) and graphs_of_others(folder):
+        found.refusals.append(
+            f"{GRAPHS}: its graphs are of other weights or items than the folder's: run polyrec export again or delete "
+            "it"
+        )
     return found
 
 

@@ -153,6 +153,10 @@ class FeatureEncoder(nn.Module):
 
 def _mean_embedding(codes_K: Tensor, table: nn.Embedding) -> Tensor:
     """Mean vector of the codes that are not padding, [..., K] -> [..., D]; nothing known gives zeros."""
+    if torch.compiler.is_compiling():  # in an exported graph a bag is a loop over its rows
+        known_K = codes_K > 0
+        weights_K1 = (known_K / known_K.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+        return (F.embedding(codes_K, table.weight) * weights_K1).sum(-2)
     flat_MK = codes_K.reshape(-1, codes_K.shape[-1])
     mean_MD = F.embedding_bag(flat_MK, table.weight, mode="mean", padding_idx=0)
     return mean_MD.view(*codes_K.shape[:-1], -1)

@@ -70,7 +70,7 @@ class HistoryEncoder(nn.Module):
         encoded_BLD = self.events(event_features)
         if encoded_BLD is not None:
             event_BLD = event_BLD + encoded_BLD
-        start_BD = self.start.expand(len(item_ids), -1)
+        start_BD = self.start.expand(item_ids.shape[0], -1)
         user_BD = self.person(user_features)
         if user_BD is not None:
             start_BD = start_BD + user_BD

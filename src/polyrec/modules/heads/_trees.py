@@ -95,7 +95,7 @@ class TreeBlend(KeepsPrecision):
 
 def read_leaves(known_MF: Tensor, feature_TN: Tensor, threshold_TN: Tensor, leaf_TN: Tensor) -> Tensor:
     """The leaf of each tree that a row falls into, [M, T]; trees as of [`polyrec.data.trees.Trees`]."""
-    node_MT = torch.arange(len(feature_TN), device=known_MF.device).expand(len(known_MF), len(feature_TN))
+    node_MT = torch.arange(len(feature_TN), device=known_MF.device).expand(known_MF.shape[0], len(feature_TN))
     for level in range(DEPTH):  # of all trees, the nodes of a level lie one after the other
         nodes, flat = slice(2**level - 1, 2 ** (level + 1) - 1), node_MT.reshape(-1)
         feature_MT = feature_TN[:, nodes].reshape(-1).long().index_select(0, flat).view_as(node_MT)

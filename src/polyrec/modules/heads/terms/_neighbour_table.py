@@ -78,6 +78,22 @@ class NeighbourTable(RetrievalTerm):
         items, values, rows_MH = self._rows(context)
         return sparse_bias(items, values, rows_MH, ids, len(self.items))
 
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """The numbers of all items, [M, G] and [M, H] -> [M, N]."""
+        items_MHK, values_MHTK = self._neighbours(context)
+        weights_MHT1 = of_groups.unflatten(-1, (self.kinds, self.reach)).transpose(1, 2).unsqueeze(-1)
+        numbers_MHK = (values_MHTK.to(of_groups.dtype) * weights_MHT1).sum(2)
+        empty = of_groups.new_zeros(of_groups.shape[0], num_items)
+        return empty.scatter_add(1, items_MHK.flatten(1), numbers_MHK.flatten(1))  # item 0 means none, with 0
+
+    def _neighbours(self, context: RequestContext) -> tuple[Tensor, Tensor]:
+        """Neighbours of the events that are read, int64 [M, H, K], and their values, [M, H, T, K]."""
+        items, values, rows_MH = self._rows(context)
+        rows = rows_MH.flatten()
+        read = (table.index_select(0, rows).unflatten(0, rows_MH.shape) for table in (items, values))
+        items_MHK, values_MHTK = read
+        return items_MHK.long(), values_MHTK
+
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., G], [..., H] and [..., K] -> [..., K]."""
         weights = of_groups.unflatten(-1, (self.kinds, self.reach)).transpose(-1, -2)  # [..., H, T]

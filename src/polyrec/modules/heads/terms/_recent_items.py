@@ -59,6 +59,13 @@ class RecentItems(RetrievalTerm):
         rows_M1, items, values = self._snapshots(context)
         return sparse_bias(items, values.unsqueeze(-2), rows_M1, ids, self.num_items)
 
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """The numbers of all items, [M, 1] and [M] -> [M, N]."""
+        rows_M1, items, values = self._snapshots(context)
+        items_MK, values_MK = (table.index_select(0, rows_M1.squeeze(-1)) for table in (items, values))
+        numbers_MK = values_MK.to(of_groups.dtype) * of_groups
+        return of_groups.new_zeros(items_MK.shape[0], num_items).scatter_add(1, items_MK.long(), numbers_MK)
+
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., 1], [...] and [..., K] -> [..., K]."""
         rows, items, values = self._snapshots(context)

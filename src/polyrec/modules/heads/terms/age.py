@@ -142,6 +142,10 @@ class ItemAge(RetrievalTerm):
             return torch.where(unknown_N, self.buckets, groups_MN)
         return torch.where(age_MN <= 0, self.buckets, self._bucket(age_MN))
 
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """What groups add to all items, [M, G] and [M] -> [M, N]; those not there yet are impossible."""
+        return of_groups.gather(1, self.groups(context, torch.arange(num_items, device=of_groups.device)))
+
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
         return of_groups.gather(-1, self.own_groups(context, ids))

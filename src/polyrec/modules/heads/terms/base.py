@@ -28,7 +28,7 @@ class RetrievalTerm(nn.Module):
 
     A term is registered, `RETRIEVAL_TERMS.register("name")`, and is then an option of every retrieval head. Subclasses
     declare what follows, and implement `build`, `logits`, `biases` and `of_items`. What a term reads beside `times` of
-    a [`RequestContext`] it says by `reads_history` and `latest_events`.
+    a [`RequestContext`] it says by `reads_history` and `latest_events`. `of_catalog` is for exported graphs.
 
     * `option`: the option that turns it on, by which explanations name it, too.
     * `default_options`: all options that it adds to the head, with their defaults.
@@ -104,6 +104,14 @@ class RetrievalTerm(nn.Module):
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups add to items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
         raise NotImplementedError
+
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """What groups add to all items, [M, G] and [M] -> [M, N]: as `biases` say, by shapes that depend on no values.
+
+        It is what exported graphs compute. As it is here, it may take long in large catalogs.
+        """
+        ids_N = torch.arange(num_items, device=of_groups.device)
+        return self.of_items(of_groups, context, ids_N.expand(of_groups.shape[0], num_items))
 
 
 def registered_terms() -> dict[str, type[RetrievalTerm]]:

@@ -106,6 +106,17 @@ class Repeats(RetrievalTerm):
         """What groups say of items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
         return of_groups.gather(-1, self.own_groups(context, ids))
 
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """What groups say of all items, [M, G] and histories [M, L] -> [M, N]."""
+        items_ML = self._history(context)
+        same_MLL = items_ML.unsqueeze(1) == items_ML.unsqueeze(2)
+        index_L = torch.arange(items_ML.shape[1], device=items_ML.device)
+        later_MLL = same_MLL & (index_L > index_L.unsqueeze(1))
+        group_ML = self._group(same_MLL.sum(-1), index_L, self._seen(items_ML))
+        latest_ML = (items_ML >= FIRST_ITEM) & ~later_MLL.any(-1)  # where an item stands last, all is known of it
+        numbers_ML = of_groups.gather(1, torch.where(latest_ML, group_ML, 0))  # group 0 adds nothing
+        return of_groups.new_zeros(items_ML.shape[0], num_items).scatter_add(1, items_ML, numbers_ML)
+
     def own_groups(self, context: RequestContext, ids: Tensor) -> Tensor:
         """The same for items of each request's own, histories [..., L] and ids [..., K] -> [..., K]."""
         if ids.shape[-1] <= _FEW:

@@ -112,6 +112,14 @@ class SetNeighbours(CrossFittedNeighbours):
             return history
         return torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)  # which has no neighbours
 
+    def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
+        """The numbers of all items, [M, T] and [M, L] -> [M, N]."""
+        items_MLK, values_MLTK = self._neighbours(context)
+        values_MTE = values_MLTK.transpose(1, 2).flatten(2).float()
+        columns_MTE = items_MLK.flatten(1).unsqueeze(1).expand_as(values_MTE)
+        sums_MTN = values_MTE.new_zeros(*values_MTE.shape[:2], num_items).scatter_add(2, columns_MTE, values_MTE)
+        return (_strength(sums_MTN).to(of_groups.dtype) * of_groups.unsqueeze(-1)).sum(1)
+
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., T], [..., L] and [..., K] -> [..., K]."""
         sums = self._of_own(context, ids).float().sum(-2)
