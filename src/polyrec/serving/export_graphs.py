@@ -163,7 +163,7 @@ def traced(name: str, graph: Graph) -> ExportedProgram:
         ValueError: a part cannot be traced, or takes a size for a fixed one.
     """
     letters = {d for own in graph.inputs.values() for d in own.shape if isinstance(d, str)}
-    dims: dict[Any, Any] = {d: Dim(d, min=1) for d in letters if d != "L+1"}
+    dims: dict[Any, Any] = {d: Dim(d, min=1, max=graph.most.get(d)) for d in letters if d != "L+1"}
     if "L+1" in letters:
         dims["L+1"] = dims["L"] + 1 if "L" in dims else Dim("L1", min=2)
     example = {key: torch.ones([_size(d) for d in own.shape], dtype=own.dtype) for key, own in graph.inputs.items()}

@@ -46,12 +46,18 @@ class Input:
 
 @dataclass
 class Graph:
-    """A module to be exported, its inputs by their names (nested ones with dots, as `event_features.rating`), and the
-    names of its outputs."""
+    """A module to be exported.
+
+    Args:
+        inputs: by their names, nested ones with dots, as `event_features.rating`.
+        outputs: their names.
+        most: {letter: largest size}.
+    """
 
     module: nn.Module
     inputs: dict[str, Input]
     outputs: list[str] = field(default_factory=list)
+    most: dict[str, int] = field(default_factory=dict)
 
 
 class AllPairs(PackedPairs):
@@ -113,7 +119,7 @@ class PairsGraph(nn.Module):
         if self.task_names:
             own_1MD = F.embedding(pairs.pack(ids_BC), given["items.own"]).chunk(len(self.task_names), dim=-1)
             own = dict(zip(self.task_names, own_1MD, strict=True))
-        found = self.model.answer_pairs(pair, pairs.pack(ids_BC) != PADDING_ITEM, packed, evidence, own)
+        found = self.model.score_pairs(pair, pairs.pack(ids_BC) != PADDING_ITEM, packed, evidence, own)
         outputs = []
         for name, head in self.model.heads.items():
             logits = pairs.unpack(head.mean_over_members(found.logits[name]))
@@ -141,12 +147,12 @@ class CatalogGraph(nn.Module):
         """Score the catalog."""
         vectors_ND, found = given["items.vectors"], []
         for name, head in self.heads.items():
-            question_BD = head.question(given.get("state"), given.get("query"))
-            scores_BN = F.linear(head.project(question_BD), vectors_ND) + given[f"items.{name}.bias"]
+            query_BD = head.query_state(given.get("state"), given.get("query"))
+            scores_BN = F.linear(head.project(query_BD), vectors_ND) + given[f"items.{name}.bias"]
             context = self._context(name, given)
             for option, term in self.terms[name].items():
                 own = with_tensors(term, nested(given, f"items.{name}.{option}"))
-                scores_BN = scores_BN + own.of_catalog(own.logits(question_BD), context, vectors_ND.shape[0])
+                scores_BN = scores_BN + own.of_catalog(own.logits(query_BD), context, vectors_ND.shape[0])
             found.append(scores_BN.float())
         return tuple(found)
 
@@ -271,9 +277,9 @@ def graphs_of(model: PolyRecForRecommendation, for_onnx: bool = False) -> dict[s
         inputs |= _feature_inputs("user_features", encoder.person.features, ("B",))
         inputs["items.vectors"] = tables["items.vectors"]
         found["states"] = Graph(StatesGraph(model), inputs, ["inputs", "states"])
-    if config.queries:
+    if config.queries and config.text is not None:
         tokens = {"query_tokens": Input(_IDS, ("Q", "T")), "query_mask": Input(torch.bool, ("Q", "T"))}
-        found["query"] = Graph(QueryGraph(model), tokens, ["vectors"])
+        found["query"] = Graph(QueryGraph(model), tokens, ["vectors"], {"T": _longest(model, config.text.max_length)})
     if model.state_tasks:
         found["catalog"] = _catalog(model, tables)
     if model.pair_tasks:
@@ -332,3 +338,9 @@ def _feature_inputs(group: str, features: Sequence[FeatureConfig], shape: tuple[
 def _has_details(head: Any) -> bool:
     """Whether a head tells more than one number per pair."""
     return head.details(torch.zeros(1, 1, *([] if head.logit_width is None else [head.logit_width]))) is not None
+
+
+def _longest(model: PolyRecForRecommendation, asked: int) -> int:
+    """Most tokens of a query: as many as are kept, and as the text encoder has places for."""
+    places = model.item_encoder.text.encoder.backbone.config.architecture.get("max_position_embeddings", asked)
+    return min(asked, places)
