@@ -342,5 +342,7 @@ def _has_details(head: Any) -> bool:
 
 def _longest(model: PolyRecForRecommendation, asked: int) -> int:
     """Most tokens of a query: as many as are kept, and as the text encoder has places for."""
-    places = model.item_encoder.text.encoder.backbone.config.architecture.get("max_position_embeddings", asked)
+    text = model.item_encoder.text
+    assert text is not None
+    places = text.encoder.backbone.config.architecture.get("max_position_embeddings", asked)
     return min(asked, places)

@@ -1,4 +1,4 @@
-"""Answers from a folder that `polyrec export` wrote. It needs numpy and onnxruntime, and nothing of polyrec.
+"""Recommendations and predictions from a folder that `polyrec export` wrote. It needs numpy and onnxruntime, and nothing of polyrec.
 
 A batch is {name: array} as the collator makes it; nested names may have dots ("event_features.rating"), as in an npz.
 
