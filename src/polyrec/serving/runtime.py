@@ -1,4 +1,4 @@
-"""Recommendations and predictions from a folder that `polyrec export` wrote. It needs numpy and onnxruntime, and nothing of polyrec.
+"""Recommendations and predictions from a folder that `polyrec export` wrote, with numpy and onnxruntime alone.
 
 A batch is {name: array} as the collator makes it; nested names may have dots ("event_features.rating"), as in an npz.
 
