@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from polyrec.cli import commands_batch as batch
 from polyrec.cli import commands_distilling as distilling
 from polyrec.cli import commands_exporting as exporting
 from polyrec.cli import commands_serving as serving
@@ -34,6 +35,9 @@ _COMMANDS = (
     training.add_update,
     using.add_evaluate,
     using.add_recommend,
+    batch.add_recommend_all,
+    batch.add_similar_items,
+    batch.add_embeddings,
     using.add_explain,
     using.add_demo,
     serving.add_serve,

@@ -1,0 +1,48 @@
+"""A run whose statistics, trends and histories stand at the end of its log: what batch jobs predict from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyrec.core.swap import recover
+from polyrec.data.tables import read_table
+from polyrec.inference.recommender import Recommender
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.runs.prepare import joined_table, read_run, tables_of
+
+
+def recommender_of_run(run: str | Path, events: Any = None, batch_size: int = 64) -> tuple[Recommender, list[Any]]:
+    """A recommender that knows the whole log, and the ids of the log's users in the order in which they first occur.
+
+    Args:
+        events: the whole log up to now, a table with the columns of the first one; None: the tables that the run was
+            trained on.
+
+    Raises:
+        ValueError: the log has no times, so that nothing tells what is new; or a table is not where it was.
+    """
+    place, recipe = recover(run), read_run(run)
+    processor = PolyRecProcessor.from_pretrained(place)
+    model = PolyRecForRecommendation.from_pretrained(place)
+    users = joined_table(recipe, "users")
+    if users is not None and not len(processor.users.ids):
+        processor.extend(users=read_table(users, "users"))  # they are not saved with a run
+    if events is None and (missing := [path for path in tables_of(recipe, "interactions") if not Path(path).exists()]):
+        raise ValueError(
+            f"the log that the run was trained on, {missing[0]!r}, is not there: give the events, or begin in the "
+            "folder where it was trained"
+        )
+    table = read_table(joined_table(recipe, "interactions") if events is None else events, "interactions")
+    processor.resume(table, recipe.prior_history)
+    model.load_times(processor)
+    return Recommender(model, processor, batch_size), distinct(table, processor.columns.user)
+
+
+def distinct(table: pa.Table, column: str) -> list[Any]:
+    """The values of a column, each once."""
+    return pc.unique(table[column]).to_pylist()
