@@ -53,6 +53,8 @@ class UnknownIds:
         if user is not None:
             self._named_users += 1
             stored = self.processor.stored_events
+            if len(items) and request.get("history") is None:
+                return  # the history is what is stored of the user
             if stored is None or not stored.has_events(normalise_ids(pa.array([user]), "user_id"))[0]:
                 self._users.append(user)
 

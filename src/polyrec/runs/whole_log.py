@@ -26,17 +26,11 @@ def recommender_of_run(run: str | Path, events: Any = None, batch_size: int = 64
     Raises:
         ValueError: the log has no times, so that nothing tells what is new; or a table is not where it was.
     """
-    place, recipe = recover(run), read_run(run)
+    place, recipe = recover(run), read_run(run, tables=events is None)
     processor = PolyRecProcessor.from_pretrained(place)
     model = PolyRecForRecommendation.from_pretrained(place)
-    users = joined_table(recipe, "users")
-    if users is not None and not len(processor.users.ids):
-        processor.extend(users=read_table(users, "users"))  # they are not saved with a run
-    if events is None and (missing := [path for path in tables_of(recipe, "interactions") if not Path(path).exists()]):
-        raise ValueError(
-            f"the log that the run was trained on, {missing[0]!r}, is not there: give the events, or begin in the "
-            "folder where it was trained"
-        )
+    if tables_of(recipe, "users") and not len(processor.users.ids):
+        processor.extend(users=read_table(joined_table(recipe, "users"), "users"))  # they are not saved with a run
     table = read_table(joined_table(recipe, "interactions") if events is None else events, "interactions")
     processor.resume(table, recipe.prior_history)
     model.load_times(processor)
