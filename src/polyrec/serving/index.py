@@ -142,7 +142,7 @@ class InvertedIndex:
 
     Args:
         vectors, bias: as of `ExactIndex`.
-        queries: sample of queries, [S, D]; None: vectors of items.
+        queries: sample of queries, [S, D]; None: item embeddings.
         recall: of the 100 best items, wanted of the sample.
         threads: of faiss, which are of the whole process; None: as they are.
     """
