@@ -54,10 +54,16 @@ def _derived(table: pa.Table, columns: Columns, items: EntityTable) -> dict[str,
         found[CLOCK] = pa.array(hours_of_day(now, columns.time_zone))
     if columns.item_time is not None:
         rows = items.rows(ids(table, columns.item, "interactions", "item id"))
-        appeared = item_times(columns, items)
-        _refuse_years(appeared, now, columns.item_time)
-        found[AGE] = pa.array((now - appeared[rows]) / DAY, from_pandas=True)
+        found[AGE] = ages(columns, items, rows, now)
     return found
+
+
+def ages(columns: Columns, items: EntityTable, rows: np.ndarray, now: np.ndarray) -> pa.Array:
+    """Days since items (rows of the item table) appeared at some times (seconds), null = unknown."""
+    assert columns.item_time is not None
+    appeared = item_times(columns, items)
+    _refuse_years(appeared, now, columns.item_time)
+    return pa.array((now - appeared[rows]) / DAY, from_pandas=True)
 
 
 def hours_of_day(seconds: np.ndarray, zone: float | str) -> np.ndarray:

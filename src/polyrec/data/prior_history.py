@@ -44,20 +44,16 @@ class PriorHistory:
         """int64 [E], index of each event's user."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def repeated(self, count: int) -> PriorHistory:
-        """The past of one user as that of several."""
-        events = len(self.item)
+    def of_users(self, users: np.ndarray) -> PriorHistory:
+        """The past of some users, int64 [V], any of them several times."""
+        lengths = np.diff(self.offsets)[users]
+        offsets = np.append(0, np.cumsum(lengths))
+        row = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
 
-        def tiled(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: np.concatenate([values] * count) for name, values in columns.items()}
+        def of_rows(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[row] for name, values in columns.items()}
 
-        return PriorHistory(
-            np.arange(count + 1) * events,
-            np.tile(self.item, count),
-            tiled(self.marks),
-            tiled(self.event_features),
-            self.length,
-        )
+        return PriorHistory(offsets, self.item[row], of_rows(self.marks), of_rows(self.event_features), self.length)
 
     def read(self, user: int, free: int) -> slice:
         """The events of a user that a window with place for `free` of them reads: the latest."""

@@ -14,13 +14,13 @@ from polyrec.core.schema import TIME_GAP, label_columns
 from polyrec.core.settings import nearest
 from polyrec.core.stack import caller_level
 from polyrec.data.columns import FIRST
-from polyrec.data.derived import derived_names
+from polyrec.data.derived import AGE, ages, derived_names
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import Candidates, EventLog
 from polyrec.data.log_state import LogState
 from polyrec.data.pipeline import LogPipeline
 from polyrec.data.request_reader import RequestReader, read_scalar
-from polyrec.data.requests import ParsedRequest, continued, request_table, variants, without_times
+from polyrec.data.requests import ParsedRequest, continued, gathered, request_table, variants, without_times
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.statistics import shown_time
 from polyrec.data.tables import as_array, first_bad_row, normalise_ids
@@ -130,7 +130,7 @@ class RequestBuilder:
             np.maximum.at(after, np.array(known)[stored.user], stored.time)
         rows = request_table(
             requests,
-            [self._ids(np.asarray(wanted)) for wanted in items],
+            [own.items.ids.take(pa.array(self._checked(np.asarray(wanted)) - FIRST)) for wanted in items],
             columns,
             {*encoders["event"], *label_columns(own.tasks)},
             self.reader.context,
@@ -147,15 +147,15 @@ class RequestBuilder:
         log = log if stored is None else continued(stored, log, np.array(known))
         return RequestLog(log, np.array([len(wanted) for wanted in items], dtype=np.int64))
 
-    def _ids(self, items: np.ndarray) -> pa.Array:
-        """Ids of candidates."""
-        own = self.pipeline.items
-        unknown = first_bad_row((items < FIRST) | (items >= len(own)))
+    def _checked(self, items: np.ndarray) -> np.ndarray:
+        """Candidates, which are rows of the item table."""
+        number = len(self.pipeline.items)
+        unknown = first_bad_row((items < FIRST) | (items >= number))
         if unknown is not None:
             raise ValueError(
-                f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{len(own) - 1}"
+                f"items[{unknown}] is {items[unknown]}: give rows of the item table, {FIRST}..{number - 1}"
             )
-        return own.ids.take(pa.array(items - FIRST))
+        return items
 
     def _set_users(self, log: EventLog, requests: Sequence[ParsedRequest]) -> None:
         """Give the log the attributes of its users, those that are not given as stored for the id."""
@@ -202,27 +202,61 @@ class RequestBuilder:
             return None
         return stored.of(normalise_ids(pa.array(user_ids), "user_id"))
 
-    def windows(self, requests: RequestLog, keep_VL: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """Windows for the collator, see `PolyRecProcessor.request_windows`."""
+    def with_candidates(self, requests: RequestLog, users: np.ndarray, items: Sequence[np.ndarray]) -> RequestLog:
+        """Some requests (int64 [V]) with other candidates, at least one each, instead of what they have.
+
+        A request's candidates differ in their item alone, and in its age where that is read.
+        """
+        num_candidates = np.array([len(own) for own in items], dtype=np.int64)
+        lengths = requests.events[users] + num_candidates
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        events = np.repeat(requests.events[users], lengths)
+        row = np.repeat(requests.log.offsets[users], lengths) + np.minimum(within, events)
+        log, is_candidate = (
+            gathered(requests.log, row, np.repeat(np.arange(len(users)), lengths), users),
+            within >= events,
+        )
+        log.item[is_candidate] = self._checked(np.concatenate(items))
+        if AGE in log.candidate_features:
+            own = self.pipeline
+            known = ages(own.columns, own.items, log.item[is_candidate], log.time[is_candidate])
+            encoder = own.event_encoders["candidate"][AGE]
+            log.candidate_features[AGE][is_candidate] = encoder.encode(known, f"interactions: column {AGE!r}")
+        return RequestLog(log, num_candidates)
+
+    def windows(
+        self, requests: RequestLog, keep_VL: np.ndarray | None = None, statistics: bool = True
+    ) -> list[dict[str, Any]]:
+        """Windows for the collator, see `PolyRecProcessor.request_windows`.
+
+        Args:
+            statistics: False: those of candidates are left unknown, for whoever only reads the histories.
+        """
         log, num_candidates, happened = requests.log, requests.candidates, requests.events
         if keep_VL is not None:
             [number] = num_candidates
             log = variants(log, np.pad(keep_VL, ((0, 0), (0, number)), constant_values=True))
             happened, num_candidates = keep_VL.sum(axis=1), np.full(len(keep_VL), number)
-        statistics = self.state.statistics
         position = np.repeat(happened, num_candidates)
         within = np.arange(num_candidates.sum()) - np.repeat(np.cumsum(num_candidates) - num_candidates, num_candidates)
         event = np.repeat(log.offsets[:-1], num_candidates) + position + within
-        is_candidate = np.zeros(len(log), dtype=bool)
-        is_candidate[event] = True
-        stored = self.state.stored_events
-        counted = None if statistics is None else statistics.request(log, is_candidate, stored)
+        counted = self._statistics(log, event, statistics)
         candidates = Candidates(event, position, np.arange(len(event)))
         # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
         windows = SequenceDataset(log, candidates, names, counted, self.max_history, stride=1)
         trends = self.state.trends.of_requests(log, self._later_events(log, happened), num_candidates.tolist())
         return [windows[v] | own for v, own in enumerate(trends)]
+
+    def _statistics(self, log: EventLog, candidates: np.ndarray, known: bool) -> np.ndarray | None:
+        """Features of candidates, rows of the log; its events get their residuals."""
+        counter = self.state.statistics
+        if counter is None or counter.scaler is None:
+            return None
+        rows = np.zeros(len(log), dtype=bool)
+        rows[candidates] = known
+        found = counter.request(log, rows, self.state.stored_events)
+        return found if known else np.full((len(candidates), len(counter.names)), np.nan, dtype=np.float32)
 
     def _later_events(self, log: EventLog, happened: np.ndarray) -> list[np.ndarray]:
         """The events of each request since the latest one counted, and before the request."""

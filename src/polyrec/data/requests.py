@@ -260,6 +260,17 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         ([0, 0, 0, 1, 1], [5, 6, 7, 5, 7])
     """
     user, row = np.nonzero(keep_VR)
+    return gathered(log, row, user, np.zeros(len(keep_VR), dtype=np.int64))
+
+
+def gathered(log: EventLog, row: np.ndarray, user: np.ndarray, users: np.ndarray) -> EventLog:
+    """Rows of a log as the log of other users.
+
+    Args:
+        row: int64 [R], rows of the log, any of them several times; of each new user in order.
+        user: int64 [R], the new user of each, ascending.
+        users: int64 [V], which user of the log each new one is.
+    """
 
     def of_rows(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: values[row] for name, values in columns.items()}
@@ -270,15 +281,15 @@ def variants(log: EventLog, keep_VR: np.ndarray) -> EventLog:
         time=log.time[row],
         order=log.order[row],
         row=log.row[row],
-        user_ids=pa.array(np.arange(len(keep_VR))),
+        user_ids=pa.array(np.arange(len(users))),
         labels=log.labels[row],
         event_features=of_rows(log.event_features),
         candidate_features=of_rows(log.candidate_features),
-        user_features={name: np.repeat(values, len(keep_VR), axis=0) for name, values in log.user_features.items()},
+        user_features={name: values[users] for name, values in log.user_features.items()},
         measures=of_rows(log.measures),
         queries=None if log.queries is None else log.queries.of_rows(row),
         untimed=None if log.untimed is None else log.untimed[row],
-        prior_history=None if log.prior_history is None else log.prior_history.repeated(len(keep_VR)),
+        prior_history=None if log.prior_history is None else log.prior_history.of_users(users),
     )
     found.event_features[TIME_GAP] = time_gap(found)
     return found

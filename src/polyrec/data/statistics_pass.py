@@ -6,7 +6,7 @@ distinct keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from polyrec.data.event_table import EventTable, MultiValued, cross
 from polyrec.data.level_history import LevelHistory, LevelRows
 from polyrec.data.prefix_sums import Occurrences
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
+
+_MOST_KEPT = 100_000  # rows of a table of which intermediate results are kept: those of requests
 
 
 def stateful(
@@ -123,6 +125,7 @@ class StatisticsPass:
     history: LevelHistory | None = None
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         table, rows = self.table, len(self.table)
@@ -165,6 +168,18 @@ class StatisticsPass:
                 self.seen[level] = self._level(config, found.until(self.until))
 
     def _occurrences(self, keys: tuple[str, ...]) -> Occurrences:
+        return self._kept(keys, lambda: self._find(keys))
+
+    def _kept(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What was computed before; of a large table it is computed anew, which bounds memory."""
+        if key not in self.kept:
+            found = compute()
+            if len(self.table) > _MOST_KEPT:
+                return found
+            self.kept[key] = found
+        return self.kept[key]
+
+    def _find(self, keys: tuple[str, ...]) -> Occurrences:
         columns = [self.table.codes(key) for key in keys]
         row, packed = cross(columns, self.table.missing, len(self.table))
         counted = self.counted if "user" in keys else self.counted & ~self.old
@@ -195,6 +210,9 @@ class StatisticsPass:
 
     def _values(self, baseline: str) -> np.ndarray:
         """Known residuals of the rows' own time and how many they are: [R, T + T], or [R, T + 1] if all are known."""
+        return self._kept(baseline, lambda: self._residuals(baseline))
+
+    def _residuals(self, baseline: str) -> np.ndarray:
         residual = self.table.targets - sum(
             (self.own[level] for level in levels_of(baseline, len(self.context))), np.zeros(1)
         )

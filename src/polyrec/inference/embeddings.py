@@ -82,7 +82,7 @@ def user_embeddings(
     found = []
     for first in range(0, len(users), batch_size):
         own = users[first : first + batch_size]
-        windows = processor.request_many([{"user_id": i} for i in own], [np.array([FIRST_ITEM])] * len(own))
+        windows = processor.open_requests([{"user_id": i} for i in own]).histories()
         with recommender.model.eval_mode() as model:
             batch = as_batch(windows, model)
             states_BD = model.states_of(batch, model.read_users(batch, recommender.items))[:, 0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from polyrec.data.open_requests import OpenRequests
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.models.pretrained import PolyRecModelOutput
 from polyrec.modules.encoders.item import ItemRows
 
@@ -26,8 +26,7 @@ class _Piece(NamedTuple):
 
 def predictions(
     model: PolyRecForRecommendation,
-    processor: PolyRecProcessor,
-    requests: Sequence[Mapping[str, Any]],
+    requests: OpenRequests,
     rows: Sequence[np.ndarray],
     items: ItemRows,
     read: PolyRecModelOutput | None = None,
@@ -35,16 +34,17 @@ def predictions(
     """{task: float32 [C]} of each request's candidates; empty where there are none.
 
     Args:
-        requests: arguments of `processor.request`.
+        requests: of `processor.open_requests`.
         rows: of each request, int64 [C], rows of the item table.
         items: the encoded table.
         read: of `model.read_users`, the histories of all these requests, if they have been read.
     """
-    found: list[dict[str, list[np.ndarray]]] = [{} for _ in requests]
+    found: list[dict[str, list[np.ndarray]]] = [{} for _ in rows]
     most = max(_BYTES // _pair_bytes(model), 1)
     for group in _groups(rows, most):
-        windows = processor.request_many([requests[number] for number, _ in group], [own for _, own in group])
-        known = read if [piece.request for piece in group] == list(range(len(requests))) else None
+        which = [piece.request for piece in group]
+        windows = requests.windows([piece.rows for piece in group], which)
+        known = read if which == list(range(len(rows))) else None
         for name, logits in model(as_batch(windows, model), items=items, read=known).logits.items():
             values = model.heads[name].predict(logits).float().cpu().numpy()
             for (number, own), scored in zip(group, values, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,11 @@ from polyrec.core.offers import offer
 from polyrec.core.settings import SettingError, check_keys, nearest, shown
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
+from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_reader import read_ids, read_scalar
 from polyrec.inference.part_files import PartFiles, part_of
 from polyrec.inference.predictions import predictions
+from polyrec.inference.ranked import Ranked, as_table, best_items
 from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.fingerprint import digest, fingerprint, weights_digest
@@ -41,22 +43,6 @@ class _Request:
     window: Mapping[str, Any]
     allowed: np.ndarray | None
     excluded: np.ndarray
-
-
-class Ranked(NamedTuple):
-    """One user's list, best first.
-
-    Args:
-        rows: int64 [K], rows of the item table.
-        scores: float32 [K], by which they are ranked.
-        predictions: {task: float32 [K]}, of every task that scores an item.
-        cold_start: none of the history's items is known.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    predictions: dict[str, np.ndarray]
-    cold_start: bool
 
 
 class Recommender:
@@ -210,7 +196,7 @@ class Recommender:
         Raises:
             ValueError: the folder holds the files of another job.
         """
-        users, name, state = list(users), self.processor.columns.user, PartialState()
+        users, state = list(users), PartialState()
         task, stored = self._ranking_task(task), self.processor.stored_events
         parts = max(-(-len(users) // users_per_file), 1)
         job = {
@@ -232,24 +218,11 @@ class Recommender:
         with bar:
             for number, ids in own.items():
                 found = []
-                for ranked in self.rank([{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen):
-                    found.append(ranked)
+                for own_list in self.rank([{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen):
+                    found.append(own_list)
                     bar.update()
-                files.write(number, self._table(name, ids, found, task))
+                files.write(number, as_table(self.processor, ids, found, self._shown(task)))
         return files.folder
-
-    def _table(self, name: str, users: Sequence[Any], found: Sequence[Ranked], task: str) -> pa.Table:
-        """Lists as one table, a row per user and rank."""
-        lengths = [len(own.rows) for own in found]
-        columns: dict[str, Any] = {name: pa.array(users).take(pa.array(np.repeat(np.arange(len(users)), lengths)))}
-        columns["rank"] = pa.array(np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths]))
-        rows = np.concatenate([own.rows for own in found])
-        columns[self.processor.columns.item] = self.processor.items.ids.take(pa.array(rows - FIRST_ITEM))
-        columns["score"] = pa.array(np.concatenate([own.scores for own in found]))
-        for other in self._shown(task):
-            columns[other] = pa.array(np.concatenate([own.predictions[other] for own in found]))
-        columns["cold_start"] = pa.array(np.repeat([own.cold_start for own in found], lengths))
-        return pa.table(columns)
 
     def _shown(self, task: str) -> list[str]:
         """Tasks whose predictions stand beside the score of the task that ranks."""
@@ -300,7 +273,7 @@ class Recommender:
         return found
 
     def retrieval_task(self, task: str | None = None) -> str:
-        """The retrieval task of a name, or the one that ranks; one without a query."""
+        """The retrieval task of a name, or the one that ranks."""
         found = self._ranking_task(task)
         if found not in self.model.history_tasks:
             raise ValueError(f"task {found!r} scores pairs; retrieval tasks: {self.model.history_tasks or 'none'}")
@@ -333,27 +306,26 @@ class Recommender:
     ) -> Iterator[Ranked]:
         processor = self.processor
         with self.model.eval_mode() as model:
-            windows = processor.request_many([own.window for own in requests], [np.array([FIRST_ITEM])] * len(requests))
-            for own, window in zip(requests, windows, strict=True):
-                unknown.add(own.window, window["history_items"])
+            opened = processor.open_requests([own.window for own in requests])
+            for own, items in zip(requests, opened.history_items, strict=True):
+                unknown.add(own.window, items)
             read = None
             if task in model.state_tasks:
-                batch = as_batch(windows, model)
+                batch = as_batch(opened.histories(), model)
                 read = model.read_users(batch, self.items)
                 scores_BN = self._catalog_scores(model, task, batch, read)
             else:
-                scores_BN = self._pair_scores(model, task, requests)
-            for scores_N, own, window in zip(scores_BN, requests, windows, strict=True):
+                scores_BN = self._pair_scores(model, task, opened, [own.allowed for own in requests])
+            for scores_N, own, items in zip(scores_BN, requests, opened.history_items, strict=True):
                 if own.allowed is not None:
                     scores_N[np.setdiff1d(np.arange(len(scores_N)), own.allowed)] = -np.inf
                 scores_N[own.excluded] = -np.inf
                 if hides_seen:
-                    scores_N[window["history_items"]] = -np.inf
+                    scores_N[items] = -np.inf
             best = [best_items(scores_N, k) for scores_N in scores_BN]
-            others = predictions(model, processor, [own.window for own in requests], best, self.items, read)
-        for rows, scores_N, found, window in zip(best, scores_BN, others, windows, strict=True):
-            known = bool((processor.item_counts[window["history_items"]] > 0).any())
-            yield Ranked(rows, scores_N[rows], found, not known)
+            others = predictions(model, opened, best, self.items, read)
+        for rows, scores_N, found, items in zip(best, scores_BN, others, opened.history_items, strict=True):
+            yield Ranked(rows, scores_N[rows], found, not (processor.item_counts[items] > 0).any())
 
     def _catalog_scores(
         self, model: PolyRecForRecommendation, task: str, batch: Batch, read: PolyRecModelOutput
@@ -362,12 +334,14 @@ class Recommender:
         states_BD, context = model.states_of(batch, read)[:, 0], model.request_context(batch).at((slice(None), 0))
         return model.score_items(states_BD, task, self.items, context=context).float().cpu().numpy()
 
-    def _pair_scores(self, model: PolyRecForRecommendation, task: str, requests: Sequence[_Request]) -> np.ndarray:
+    def _pair_scores(
+        self, model: PolyRecForRecommendation, task: str, opened: OpenRequests, allowed: Sequence[np.ndarray | None]
+    ) -> np.ndarray:
         """The same by a pair task, of the candidates; -inf elsewhere."""
         number = self.processor.num_items
-        rows = [np.arange(FIRST_ITEM, number) if own.allowed is None else own.allowed for own in requests]
-        scores_BN = np.full((len(requests), number), -np.inf, dtype=np.float32)
-        found = predictions(model, self.processor, [own.window for own in requests], rows, self.items)
+        rows = [np.arange(FIRST_ITEM, number) if own is None else own for own in allowed]
+        scores_BN = np.full((len(rows), number), -np.inf, dtype=np.float32)
+        found = predictions(model, opened, rows, self.items)
         for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):
             if len(own):
                 scores_N[own] = scored[task]
@@ -380,19 +354,3 @@ def recommend(
 ) -> list[dict[str, Any]]:
     """Recommend items to one user, as `Recommender.recommend` does, with the catalog encoded for this call alone."""
     return Recommender(model, processor).recommend(history, k, **request)
-
-
-def best_items(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k highest scores, best first; -inf = not a candidate.
-
-    Raises:
-        ValueError: a score is NaN or infinite: the model has diverged.
-    """
-    if np.isnan(scores).any() or (scores == np.inf).any():
-        raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
-    k = min(k, int(np.isfinite(scores).sum()))
-    if not k:
-        return np.zeros(0, dtype=np.int64)
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= least)  # ties of the last one included, so that earlier rows come first
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]

@@ -12,9 +12,10 @@ import torch
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
 from polyrec.core.registry import nearest
+from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_reader import read_scalar
 from polyrec.inference.predictions import predictions
-from polyrec.inference.recommender import best_items
+from polyrec.inference.ranked import best_items
 from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -80,7 +81,9 @@ def search(
         name = task or searches[0]
         request = {"user": user, "context": context, "time": time, "query": query, "user_id": user_id}
         items = model.item_encoder.table()
-        found = _scores(model, processor, name, history, request, items, expand, expand_weight, exclude_seen)
+        opened = processor.open_requests([{"history": history, **request}])
+        warn_of_unknown_ids(processor, {"history": history, **request}, opened.history_items[0])
+        found = _scores(model, name, opened, items, expand, expand_weight, exclude_seen)
         if found is None:
             return []
         if query_item is not None:
@@ -91,8 +94,7 @@ def search(
                 )
             found[row] = -np.inf
         best = best_items(found, k)
-        requests = [{"history": history, **request}]
-        others = predictions(model, processor, requests, [best], items)[0] if model.pair_tasks else {}
+        others = predictions(model, opened, [best], items)[0] if model.pair_tasks else {}
     return [
         {
             "rank": n + 1,
@@ -107,21 +109,18 @@ def search(
 
 def _scores(
     model: PolyRecForRecommendation,
-    processor: PolyRecProcessor,
     task: str,
-    history: Any,
-    request: Mapping[str, Any],
+    opened: OpenRequests,
     items: ItemRows,
     expand: int,
     expand_weight: float,
     exclude_seen: bool,
 ) -> np.ndarray | None:
     """Scores of all rows of the item table, [N]; None if nothing was typed."""
-    window = processor.request(history, np.array([FIRST_ITEM]), **request)
-    warn_of_unknown_ids(processor, {"history": history, **request}, window["history_items"])
-    if (window["candidate_query"] < 0).all():
+    windows = opened.histories()
+    if (windows[0]["candidate_query"] < 0).all():
         return None
-    batch = as_batch([window], model)
+    batch = as_batch(windows, model)
     output, request_context = model(**batch, items=items), model.request_context(**batch).at((slice(None), 0))
     head = model.heads[task]
     query_state = head.query_state(output.states[:, 0], output.queries[:, 0])
@@ -129,5 +128,5 @@ def _scores(
         query_state = head.expanded(query_state, items, expand, expand_weight, request_context)
     scores = head(query_state, items, request_context)[0].float().cpu().numpy()
     if exclude_seen:
-        scores[window["history_items"]] = -np.inf
+        scores[opened.history_items[0]] = -np.inf
     return scores

@@ -98,7 +98,8 @@ class Engine:
         import torch
 
         with torch.no_grad(), model.eval_mode() as model:
-            [found] = predictions(model, processor, [self.request(call.who)], [rows], self.recommender.items)
+            opened = processor.open_requests([self.request(call.who)])
+            [found] = predictions(model, opened, [rows], self.recommender.items)
         return [
             {**processor.describe(int(row)), "predictions": {name: float(v[n]) for name, v in found.items()}}
             for n, row in enumerate(rows)

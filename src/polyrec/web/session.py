@@ -239,7 +239,8 @@ class DemoSession:
         request = {"user": user, "context": None, "time": None}
         with torch.no_grad(), self.model.eval_mode() as model:
             items = self.recommender.items
-            (given,) = predictions(model, self.processor, [{"history": list(history), **request}], [row], items)
+            opened = self.processor.open_requests([{"history": list(history), **request}])
+            (given,) = predictions(model, opened, [row], items)
         now = {name: float(values[0]) for name, values in given.items() if name in self.tasks}
         rows = [
             [name, round(value, 4), f"{value - before[name]:+.4f}" if name in before else ""]

@@ -148,9 +148,8 @@ def test_new_items_get_their_share(fallback):
     windows = windows_of(processor, drawn)
     ids = processor.items.ids.take(pa.array(drawn[7] - 2)).to_pylist()
     alone = as_batch([processor.request(ids, np.array([2]))], model)
-    for name in ("event_features", "candidate_features"):
-        for feature, values in as_batch(windows[7:8], model)[name].items():
-            torch.testing.assert_close(values, alone[name][feature], rtol=1e-5, atol=1e-6, equal_nan=True)
+    for feature, values in as_batch(windows[7:8], model).event_features.items():
+        torch.testing.assert_close(values, alone.event_features[feature], rtol=1e-5, atol=1e-6, equal_nan=True)
     with torch.no_grad():
         asked = as_batch(windows, model)
         context = model.request_context(**asked).at((slice(None), 0))

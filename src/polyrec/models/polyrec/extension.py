@@ -47,4 +47,4 @@ def windows_of(processor: PolyRecProcessor, histories_VL: np.ndarray) -> list[di
     """
     ids = processor.items.ids
     histories = [ids.take(pa.array(own - FIRST_ITEM)).to_pylist() for own in histories_VL]
-    return processor.request_many([{"history": own} for own in histories], [np.array([FIRST_ITEM])] * len(histories))
+    return processor.open_requests([{"history": own} for own in histories]).histories()

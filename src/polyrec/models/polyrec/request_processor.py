@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_builder import RequestBuilder, RequestLog
 from polyrec.data.request_reader import RequestReader
-from polyrec.data.requests import alike
 from polyrec.models.polyrec.saved_processor import SavedProcessor
 
 
@@ -62,14 +62,13 @@ class RequestProcessor(SavedProcessor):
             requests: arguments of [`request`] but for the items.
             items: of each request, at least one.
         """
-        builder, found = self._requests, [dict[str, Any]()] * len(requests)
-        parsed = [builder.read(**own) for own in requests]
-        for group in alike(parsed):
-            log = builder.log([parsed[n] for n in group], [items[n] for n in group])
-            made = zip(group, builder.windows(log), log.history_items(), strict=True)
-            for n, window, known in made:
-                found[n] = window | {"history_items": known}
-        return found
+        opened = self.open_requests(requests)
+        windows = zip(opened.windows(items), opened.history_items, strict=True)
+        return [window | {"history_items": known} for window, known in windows]
+
+    def open_requests(self, requests: Sequence[Mapping[str, Any]]) -> OpenRequests:
+        """Requests that are read once, for callers that score one list of candidates after the other."""
+        return OpenRequests(self._requests, requests)
 
     def request_log(self, history: Any, items: np.ndarray, **request: Any) -> RequestLog:
         """The events of a [`request`] and then its items, encoded; its running statistics come later."""

@@ -1,0 +1,63 @@
+"""Ranked lists as arrays and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.modules.encoders.item import FIRST_ITEM
+
+
+class Ranked(NamedTuple):
+    """One user's list, best first.
+
+    Args:
+        rows: int64 [K], rows of the item table.
+        scores: float32 [K], by which they are ranked.
+        predictions: {task: float32 [K]}, of every task that scores an item.
+        cold_start: none of the history's items is known.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    predictions: dict[str, np.ndarray]
+    cold_start: bool
+
+
+def best_items(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k highest scores, best first; -inf = not a candidate.
+
+    Raises:
+        ValueError: a score is NaN or infinite: the model has diverged.
+    """
+    if np.isnan(scores).any() or (scores == np.inf).any():
+        raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
+    k = min(k, int(np.isfinite(scores).sum()))
+    if not k:
+        return np.zeros(0, dtype=np.int64)
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= least)  # ties of the last one included, so that earlier rows come first
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+
+
+def as_table(
+    processor: PolyRecProcessor, users: Sequence[Any], lists: Sequence[Ranked], tasks: Sequence[str]
+) -> pa.Table:
+    """A row per user and rank: user, rank, item, score, predictions of some tasks, cold_start."""
+    lengths, rows = [len(own.rows) for own in lists], np.concatenate([own.rows for own in lists])
+    columns: dict[str, Any] = {
+        processor.columns.user: pa.array(users).take(pa.array(np.repeat(np.arange(len(users)), lengths))),
+        "rank": pa.array(np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths])),
+        processor.columns.item: processor.items.ids.take(
+            pa.array(np.concatenate([own.rows for own in lists]) - FIRST_ITEM)
+        ),
+        "score": pa.array(np.concatenate([own.scores for own in lists])),
+    }
+    for task in tasks:
+        columns[task] = pa.array(np.concatenate([own.predictions[task] for own in lists]))
+    columns["cold_start"] = pa.array(np.repeat([own.cold_start for own in lists], lengths))
+    return pa.table(columns)
