@@ -52,9 +52,7 @@ def as_table(
     columns: dict[str, Any] = {
         processor.columns.user: pa.array(users).take(pa.array(np.repeat(np.arange(len(users)), lengths))),
         "rank": pa.array(np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths])),
-        processor.columns.item: processor.items.ids.take(
-            pa.array(np.concatenate([own.rows for own in lists]) - FIRST_ITEM)
-        ),
+        processor.columns.item: processor.items.ids.take(pa.array(rows - FIRST_ITEM)),
         "score": pa.array(np.concatenate([own.scores for own in lists])),
     }
     for task in tasks:
