@@ -15,6 +15,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pandas as pd
 import torch
-from kill_server import free_port
 
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor, Recommender
 from polyrec.data.event_log import Candidates
@@ -65,6 +65,13 @@ def server(run: Path, folder: Path, *flags: str) -> Iterator[tuple[int, int, flo
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return int(some.getsockname()[1])
 
 
 class Connection:

@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_left_out_alone(run, tmp_path, caplog):
     folder, later = run
     state = fresh(folder)
     records = records_of(state.format, later[:20])
-    records[7] = records[7]._replace(body='{"user_id":1,"item_id":{},"timestamp":1.0}')
+    records[7] = records[7]._replace(body='{"user_id":1,"item_id":{},"timestamp":1.0}', columns=None)
     numbered = [record._replace(seq=n + 1) for n, record in enumerate(records)]
     state.replay([*numbered, mark(20, float("inf"))._replace(seq=21)])
     assert (state.figures.counted, state.figures.skipped) == (19, 1)

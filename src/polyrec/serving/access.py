@@ -22,7 +22,7 @@ _bearer = HTTPBearer(auto_error=False, description="a key of the server's --keys
 _gorse_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, as clients of Gorse send it")
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service, once it is ready."""
     service: Service = request.app.state.service
     if not service.ready:
@@ -53,7 +53,7 @@ class Access:
     def scope(self, scope: str) -> Any:
         """A dependency: the request's key has this scope."""
 
-        def check(
+        async def check(
             bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
             key: Annotated[str | None, Security(_gorse_key)] = None,
         ) -> None:

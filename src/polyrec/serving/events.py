@@ -22,6 +22,7 @@ from polyrec.serving.records import Kind, Record
 
 AHEAD = 86_400.0  # seconds that an event's time may lie in the future: clocks differ, and one far ahead makes all late
 _LONGEST = 4_096  # characters of a text, and values of a list
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` makes an encoder for each event
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -80,7 +81,7 @@ class EventFormat:
             if name not in ("user_id", "item_id", "timestamp"):
                 self._check(name, value, where)
         event_id = event.get("event_id")
-        return Record(Kind.EVENT, json.dumps(body, separators=(",", ":")), event_id, str(body["user_id"]), when)
+        return Record(Kind.EVENT, _to_json(body), event_id, str(body["user_id"]), when, columns=body)
 
     def _time(self, given: Any, where: str, now: float) -> float:
         if given is None:
@@ -100,9 +101,13 @@ class EventFormat:
         if name not in self.columns:
             raise SettingError(f"{where}.{name}", f"is no column of the model's log; {nearest(name, self.columns)}")
         if name in self._numeric:
+            if type(value) is float and abs(value) < 1e300:  # nearly all of them
+                return
             number = None if isinstance(value, str) else as_number(value)
             if not isinstance(value, bool) and (number is None or not abs(number) < 1e300):
                 raise SettingError(f"{where}.{name}", f"is {shown(value)}; it must be a finite number")
+            return
+        if isinstance(value, str) and len(value) <= _LONGEST:
             return
         several = isinstance(value, list) and name in self._lists and len(value) <= _LONGEST
         parts = value if several else [value]
@@ -114,10 +119,12 @@ class EventFormat:
         """A stored event; of one that is damaged nothing is known, and counting it fails."""
         assert record.user is not None
         assert record.time is not None
-        try:
-            columns = json.loads(record.body)
-        except ValueError:
-            columns = {}
+        columns = record.columns
+        if columns is None:
+            try:
+                columns = json.loads(record.body)
+            except ValueError:
+                columns = {}
         return Event(record.seq, record.user, record.time, columns)
 
     def history(self, events: Sequence[Event]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Kind(IntEnum):
@@ -27,6 +27,7 @@ class Record(NamedTuple):
         user: id of the user as text.
         time: seconds; of a mark: events of later times were not counted yet.
         seq: 1, 2, ... in the order of acknowledgement; 0: not stored yet.
+        columns: the body, read; None: it must be read.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Record(NamedTuple):
     user: str | None = None
     time: float | None = None
     seq: int = 0
+    columns: dict[str, Any] | None = None
 
 
 class EventStore(Protocol):

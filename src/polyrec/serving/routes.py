@@ -111,7 +111,7 @@ def _add_events(found: APIRouter, access: Access) -> None:
         """Store events; they are durable, and known to requests of their users, when the response comes."""
         service.check_keeps_events()
         form = service.state.format
-        records = [form.record(e.model_dump(), f"events[{n}]") for n, e in enumerate(given.events)]
+        records = [form.record(e.columns(), f"events[{n}]") for n, e in enumerate(given.events)]
         before = service.writer.known
         seqs = await access.submit(service, records)
         known = sum(seq <= before for seq in seqs) + len(seqs) - len(set(seqs))

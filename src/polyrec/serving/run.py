@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from polyrec.serving.places import open_store, state_folder
 from polyrec.serving.service import Service, ServiceOptions
 
 HEADER_SECONDS = 10.0
+_SWITCH = 5e-4  # seconds that one thread keeps others waiting; the default, 0.005, is longer than a small request takes
 
 
 class TimedProtocol(H11Protocol):
@@ -95,6 +97,7 @@ def serve(run: str, options: ServeOptions) -> None:
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     quiet()
+    sys.setswitchinterval(_SWITCH)
     folder = state_folder(run, options.state)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.resolve()):
