@@ -278,7 +278,7 @@ def test_logs_hold_no_data_of_users(run, tmp_path, caplog):
 # ------------------------------------------------------------------ load
 def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
     """Prevents abandoned requests from filling the queue or poisoning batches (Ray 41057, LitServe 452, BentoML 3710)."""
-    with live(run[0], tmp_path, most_waiting=32, batch=8) as client:
+    with live(run[0], tmp_path, AppOptions(deadline=30.0), most_waiting=32, batch=8) as client:
         host, port = client.base_url.host, client.base_url.port
         body = b'{"history":[3,4],"k":3}'
         head = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -289,6 +289,10 @@ def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(abandoned, range(200)))
+        for _ in range(100):  # until the server has noticed
+            if not len(client.service.batcher):
+                break
+            time.sleep(0.1)
         with ThreadPoolExecutor(4) as pool:
             codes = list(
                 pool.map(
