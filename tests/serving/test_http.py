@@ -289,10 +289,12 @@ def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(abandoned, range(200)))
-        for _ in range(100):  # until the server has noticed
-            if not len(client.service.batcher):
-                break
-            time.sleep(0.1)
+        handled = [-1, 0]
+        while handled[-1] != handled[-2]:  # until the server has seen them all
+            time.sleep(0.5)
+            families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
+            samples = families["polyrec_requests"].samples
+            handled.append(sum(s.value for s in samples if s.labels["route"] == "/recommend"))
         with ThreadPoolExecutor(4) as pool:
             codes = list(
                 pool.map(
