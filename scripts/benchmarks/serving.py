@@ -335,13 +335,15 @@ def _skew(run: Path, log: pd.DataFrame, requests: int, folder: Path) -> dict[str
     every = max(len(later) // requests, 1)
     found = {"requests": 0, "features": 0.0, "predictions": 0.0, "rows_off": 0}
     columns = [c for c in log.columns if c not in (own.user, own.item, own.time) and c in state.format.columns]
-    time_now = -np.inf
+    before = time_now = -np.inf
     for n, at in enumerate(later):
         row = log.iloc[at]
         when = float(row[own.time])
-        if when > time_now:  # what happened before is counted; what happens at one time is not seen by itself
-            state.fold(Record(Kind.MARK, json.dumps({"upto": n}), time=time_now, seq=2 * n + 1))
-            time_now = when
+        if when > time_now:
+            before, time_now = time_now, when
+        if n % every == 0 and found["requests"] < requests:
+            # What happened before is counted; what happens at one time does not see itself.
+            state.fold(Record(Kind.MARK, json.dumps({"upto": n}), time=before, seq=n + 1))
         if n % every == 0 and found["requests"] < requests:
             item = state.processor.items.rows(_array([row[own.item]]))
             if item[0] >= 2:
