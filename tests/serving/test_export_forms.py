@@ -25,7 +25,7 @@ def test_members_of_an_ensemble():
 
 def test_int8_graphs_say_what_the_int8_model_says(tmp_path):
     """Prevents int8 weights that a graph holds as single precision, or rounds in another way."""
-    model = model_of([{"name": "like", "head": "binary"}], hidden_size=128, features=FEATURES[-1:])
+    model = model_of([{"name": "like", "head": "binary"}], hidden_size=64, features=FEATURES[-1:])
     model.quantize()
     Exported(model, [*range(ITEMS - 2)]).write(tmp_path / "int8", "onnx")
     check(load_export(tmp_path / "int8"), model, [(1, 0, 1), (3, 64, 50)])

@@ -188,10 +188,17 @@ def _write_graph(name: str, graph: Graph, path: Path, form: str) -> None:
     if form == "torch":
         torch.export.save(program, path)
         return
+    # Small int8 matrices would be folded into the single precision that they are read in.
+    folds = not any(tensor.dtype == torch.int8 for tensor in program.state_dict.values())
     with _quiet():
         try:
             found = torch.onnx.export(
-                program, input_names=list(graph.inputs), output_names=graph.outputs, verbose=False, dynamo=True
+                program,
+                input_names=list(graph.inputs),
+                output_names=graph.outputs,
+                verbose=False,
+                dynamo=True,
+                optimize=folds,
             )
         except Exception as error:  # whatever its passes raise; nothing is tried in another way
             raise ValueError(f"graph {name!r} cannot be written as ONNX ({_first_line(error)})") from error
