@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from polyrec.core.version import __version__ as __version__
 
 _MODULES = {
+    "core.rules": ["Rules"],
     "core.schema": ["Columns", "FeatureConfig", "TaskConfig"],
     "data.collator": ["PolyRecCollator"],
     "models.polyrec.configuration_polyrec": ["PolyRecConfig"],
@@ -34,6 +35,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from polyrec.core.rules import Rules as Rules
     from polyrec.core.schema import Columns as Columns
     from polyrec.core.schema import FeatureConfig as FeatureConfig
     from polyrec.core.schema import TaskConfig as TaskConfig

@@ -122,6 +122,36 @@ def test_recommend_prints_titles(run, capsys):
     assert "nothing of the history is known" in capsys.readouterr().out
 
 
+def test_recommend_takes_rules(run, tmp_path, capsys):
+    """Prevents a flag that is read and forgotten, and an unmet rule from being dropped in silence."""
+
+    def asked(*flags):
+        assert main(["recommend", str(run), "--history", "3,4", "-k", "4", "--json", *flags]) == 0
+        said = capsys.readouterr()
+        return [json.loads(line) for line in said.out.splitlines()], said.err
+
+    genre = {item: genre for item, genre in enumerate(synthetic_log()["items"]["genre"])}
+    rows, _ = asked("--where", "genre != 'drama'", "--at-most", "genre=2", "--pin", "2=9", "--exclude", "0,1,6")
+    assert rows[1]["item"] == 9
+    assert sorted(genre[row["item"]] for row in rows) == ["action", "action", "comedy", "comedy"]
+    rows, said = asked("--at-most", "genre=1", "--candidates", "7,10,13")
+    assert len(rows) == 1
+    assert "rules are not all kept: at_most leave 1 items of 4" in said
+    rows, _ = asked("--boost", "genre == 'drama'=90", "--score", "like, rating >= 0", "--seen", "false")
+    assert {genre[row["item"]] for row in rows} == {"drama"}
+    (tmp_path / "rules.yaml").write_text("explore: {temperature: 1, seed: 3}\nwhere: price > 0.2\n")
+    rows, _ = asked("--rules", str(tmp_path / "rules.yaml"))
+    assert all(0 < row["propensity"] <= 1 for row in rows)
+    for flags, message in (
+        (["--where", "gener == 'a'"], "no column 'gener'; did you mean 'genre'?"),
+        (["--diversity", "3"], "diversity"),
+        (["--at-most", "genre"], "--at-most is 'genre': write COLUMN=N"),
+        (["--at-most", "genre=x"], "at_most.genre is 'x'; it must be a whole number"),
+    ):
+        assert main(["recommend", str(run), *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from polyrec.cli.flags import Commands
+from polyrec.cli.rule_flags import add_rules, read_rules
 
 
 def add_recommend_all(commands: Commands) -> None:
@@ -26,6 +27,7 @@ def add_recommend_all(commands: Commands) -> None:
     seen.add_argument("--include-seen", dest="exclude_seen", action="store_false", help="do not leave them out")
     job.add_argument("--users-per-file", type=int, default=4096, metavar="N", help="about (default: 4096)")
     job.add_argument("--overwrite", action="store_true", help="replace the files of another job")
+    add_rules(job)
     job.set_defaults(run=_recommend_all)
 
 
@@ -38,12 +40,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _recommend_all(options: argparse.Namespace) -> None:
+    from polyrec.cli.recommend import read_items, warnings_told
     from polyrec.runs.whole_log import recommender_of_run
 
     recommender, users = recommender_of_run(options.run_folder, options.events, options.batch_size)
     users = users if options.users is None else _users_of(options.users, recommender.processor.columns.user)
     names = ("k", "task", "exclude_seen", "users_per_file", "overwrite")
-    folder = recommender.recommend_all(users, options.output, **{name: getattr(options, name) for name in names})
+    rules = read_rules(options, lambda ids, flag: read_items(ids, recommender.processor, flag))
+    chosen = {name: getattr(options, name) for name in names}
+    with warnings_told():
+        folder = recommender.recommend_all(users, options.output, rules=rules, **chosen)
     print(f"{len(users):,} users: {folder}")
 
 

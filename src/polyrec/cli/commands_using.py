@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from polyrec.cli.flags import Commands, add_fields, chosen_flags, cutoffs
+from polyrec.cli.rule_flags import add_rules, read_rules
 from polyrec.core.extras import check_extra
 from polyrec.runs.card_section import About
 
@@ -53,13 +55,15 @@ def add_recommend(commands: Commands) -> None:
     )
     recommend.add_argument("-k", "--k", type=int, default=10, help="number of recommendations (default: 10)")
     recommend.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    add_rules(recommend)
     recommend.set_defaults(run=_recommend)
 
 
 def _recommend(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import recommend
 
-    recommend(options.run_folder, options.history, options.user, options.k, options.json, options.user_id)
+    rules = partial(read_rules, options)
+    recommend(options.run_folder, options.history, options.user, options.k, options.json, options.user_id, rules)
 
 
 def add_explain(commands: Commands) -> None:

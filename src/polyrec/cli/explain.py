@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyrec.cli.flags import json_line
-from polyrec.cli.recommend import item_name, read_history, read_items, read_user, unknown_ids_told
+from polyrec.cli.recommend import item_name, read_history, read_items, read_user, warnings_told
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.inference.explanation.explain import explain
 from polyrec.inference.explanation.neighbours import neighbours, plot_items
@@ -30,7 +30,7 @@ def explain_run(
         model.load_texts(processor)
     items = None if item is None else read_items(item, processor, "--item")
     events, attributes = read_history(history, processor), read_user(user, processor)
-    with unknown_ids_told():
+    with warnings_told():
         found = explain(model, processor, events, items, user=attributes, **options)
     told = [json_line(row) if as_json else format_reason(row) for row in found]
     print(printable_lines("\n".join(told)) if told else "nothing left to explain")

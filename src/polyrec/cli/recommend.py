@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,36 +13,51 @@ import pyarrow as pa
 from polyrec.cli.flags import json_line
 from polyrec.core.escapes import printable, printable_lines
 from polyrec.core.names import ROW_KEYS
+from polyrec.core.rules import Rules
 from polyrec.data.tables import is_table
 from polyrec.inference.recommender import Recommender
+from polyrec.inference.rules.selection import RuleWarning
 from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 
 
 def recommend(
-    run: str, history: str, user: list[str], k: int, as_json: bool, user_id: str | None = None
+    run: str,
+    history: str,
+    user: list[str],
+    k: int,
+    as_json: bool,
+    user_id: str | None = None,
+    rules: Callable[[Callable[[str, str], list[Any]]], Rules | None] = lambda read: None,
 ) -> list[dict[str, Any]]:
-    """Print recommendations for one user."""
+    """Print recommendations for one user.
+
+    Args:
+        rules: gives the rules of the list by what reads item ids, see `read_rules`.
+    """
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
     events, attributes = read_history(history, processor), read_user(user, processor)
-    with unknown_ids_told():
-        found = Recommender(model, processor).recommend(events, k, user=attributes, user_id=user_id)
+    with warnings_told():
+        found = Recommender(model, processor).recommend(
+            events, k, user=attributes, user_id=user_id, rules=rules(lambda ids, flag: read_items(ids, processor, flag))
+        )
     as_text = "\n".join(json_line(row) for row in found) if as_json else format_recommendations(found)
     print(printable_lines(as_text))
     return found
 
 
 @contextmanager
-def unknown_ids_told() -> Iterator[None]:
-    """Warnings about unknown ids are lines on stderr, without a line of code beside them."""
+def warnings_told() -> Iterator[None]:
+    """Warnings about unknown ids and unmet rules are lines on stderr, without a line of code beside them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UnknownIdWarning)
+        for told in (UnknownIdWarning, RuleWarning):
+            warnings.simplefilter("always", told)
         shown = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, UnknownIdWarning):
+            if issubclass(category, UnknownIdWarning | RuleWarning):
                 print(printable(str(message)), file=sys.stderr)
             else:
                 shown(message, category, *rest, **more)

@@ -7,7 +7,7 @@ import warnings
 from polyrec.core.older_files import reads_saved
 
 # Of a recommendation beside the predictions of tasks, which stand in the same row under the names of the tasks.
-ROW_KEYS = ("rank", "item", "title", "score", "cold_item", "cold_start")
+ROW_KEYS = ("rank", "item", "title", "score", "cold_item", "cold_start", "propensity")
 _FURTHER_KEYS = ("reason", "events", "query", "history")  # of a row with reasons, and of a request
 _OF_METRICS = ("loss", "total", "mean", "model", "runtime", "samples", "steps")  # eval_loss, eval_mean_improvement ...
 # What every module of torch has: a head cannot be kept under these names.

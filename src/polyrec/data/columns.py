@@ -138,6 +138,13 @@ class ColumnEncoder:
         bins = np.digitize(encoded, np.linspace(-1.5, 1.5, 9)) + FIRST
         return np.where(np.isnan(encoded), MISSING, bins)
 
+    def lists(self, values: pa.Array, what: str) -> pa.Array:
+        """The values of a multi-valued column that is written as text, as lists; null where there is none."""
+        flat, lengths = _ragged(values, what, self.separator)
+        missing = pa.array(np.append(is_null(values), False))
+        offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32), mask=np.asarray(missing))
+        return pa.ListArray.from_arrays(offsets, flat)
+
     def feature(self, source: FeatureSource) -> FeatureConfig:
         """Describe the encoded column to the model."""
         if self.kind == "embedding":

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.data.columns import FIRST
+from polyrec.data.history_values import HistoryValues
 from polyrec.data.request_builder import RequestBuilder, RequestLog
 from polyrec.data.requests import alike
 
@@ -41,6 +43,18 @@ class OpenRequests:
         """A window of each request about no item in particular, for whoever reads its history alone."""
         found = [self._builder.windows(log, statistics=False) for log in self._logs]
         return [found[log][user] for log, user in self._at]
+
+    def history_values(self, columns: Sequence[str]) -> list[dict[str, pa.Array]]:
+        """What was known of the events of each history, {column: values}.
+
+        They are the last ones of `history_items`; nothing is kept of events before the log (`columns.prior_history`).
+
+        Args:
+            columns: of `PolyRecProcessor.history_values`.
+        """
+        values = HistoryValues(self._builder.pipeline)
+        rows = [log.event_rows() for log in self._logs]
+        return [{n: values.of(self._logs[log].log, rows[log][user], n) for n in columns} for log, user in self._at]
 
     def windows(self, items: Sequence[np.ndarray], which: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """A window of each request and its candidates.

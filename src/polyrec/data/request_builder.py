@@ -42,13 +42,15 @@ class RequestLog(NamedTuple):
         """How many of a user's rows are events, int64 [B]."""
         return np.diff(self.log.offsets) - self.candidates
 
+    def event_rows(self) -> list[np.ndarray]:
+        """The rows of each user's events, int64."""
+        begins = zip(self.log.offsets[:-1].tolist(), self.events.tolist(), strict=True)
+        return [np.arange(begin, begin + n) for begin, n in begins]
+
     def history_items(self) -> list[np.ndarray]:
         """The items of each whole history, int64."""
         log, past = self.log, self.log.prior_history
-        found = [
-            log.item[begin : begin + n]
-            for begin, n in zip(log.offsets[:-1].tolist(), self.events.tolist(), strict=True)
-        ]
+        found = [log.item[rows] for rows in self.event_rows()]
         if past is None:
             return found
         bounds = zip(past.offsets[:-1], past.offsets[1:], found, strict=True)

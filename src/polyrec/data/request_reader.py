@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 
+from polyrec.core.ids import check_id
 from polyrec.core.ranges import NOT_NEGATIVE, SHARE, Range
 from polyrec.core.schema import Columns, TaskConfig
 from polyrec.core.settings import SettingError, as_number, check_keys, nearest, read_value, shown
@@ -65,14 +66,8 @@ def read_ids(given: Any, name: str) -> list[Any]:
         raise SettingError(name, f"is {shown(given)}; it must be a list of item ids")
     found = given.tolist() if isinstance(given, np.ndarray) else list(given)
     for n, entry in enumerate(found):
-        _check_id(entry, f"{name}[{n}]")
+        check_id(entry, f"{name}[{n}]")
     return [str(entry) for entry in found] if len({isinstance(entry, str) for entry in found}) > 1 else found
-
-
-def _check_id(value: Any, name: str, of: str = "an item id") -> None:
-    number = as_number(value)
-    if not isinstance(value, str) and (number is None or number != int(number)):
-        raise SettingError(name, f"is {shown(value)}; it must be {of}: text or a whole number")
 
 
 @dataclass(frozen=True)
@@ -151,12 +146,12 @@ class RequestReader:
 
     def _check_event(self, event: Any, name: str) -> None:
         if not isinstance(event, Mapping):
-            _check_id(event, name)
+            check_id(event, name)
             return
         check_keys(event, self.event_columns, name)
         if self.columns.item not in event:
             raise SettingError(name, f"has no {self.columns.item!r}: say which item it is about")
-        _check_id(event[self.columns.item], f"{name}.{self.columns.item}")
+        check_id(event[self.columns.item], f"{name}.{self.columns.item}")
         for key, value in event.items():
             if isinstance(value, Mapping | set | bytes):
                 raise SettingError(f"{name}.{key}", f"is {shown(value)}; it must be one value or a list of values")
@@ -227,7 +222,7 @@ class RequestReader:
     def user_id(self, given: Any) -> Any:
         """Whose stored events are the history; None = nobody's."""
         if given is not None:
-            _check_id(given, "user_id", "a user id")
+            check_id(given, "user_id", "a user id")
         return given
 
     def time(self, given: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Ranked lists as arrays and as tables."""
+"""Ranked lists as arrays, as dicts and as tables."""
 
 from __future__ import annotations
 
@@ -20,12 +20,36 @@ class Ranked(NamedTuple):
         scores: float32 [K], by which they are ranked.
         predictions: {task: float32 [K]}, of every task that scores an item.
         cold_start: none of the history's items is known.
+        propensities: float64 [K], of a list that was drawn: the chance of each item, given those above it.
+        unmet: what rules could not keep.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     predictions: dict[str, np.ndarray]
     cold_start: bool
+    propensities: np.ndarray | None = None
+    unmet: tuple[str, ...] = ()
+
+    def described(self, processor: PolyRecProcessor, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """A dict per item, as `Recommender.recommend` gives it.
+
+        Args:
+            tasks: whose predictions are shown.
+        """
+        drawn = self.propensities
+        return [
+            {
+                "rank": n + 1,
+                **processor.describe(int(row)),
+                "score": float(self.scores[n]),
+                **{name: float(self.predictions[name][n]) for name in tasks},
+                "cold_item": bool(processor.item_counts[row] == 0),
+                "cold_start": self.cold_start,
+                **({} if drawn is None else {"propensity": float(drawn[n])}),
+            }
+            for n, row in enumerate(self.rows)
+        ]
 
 
 def best_items(scores: np.ndarray, k: int) -> np.ndarray:
@@ -47,7 +71,9 @@ def best_items(scores: np.ndarray, k: int) -> np.ndarray:
 def as_table(
     processor: PolyRecProcessor, users: Sequence[Any], lists: Sequence[Ranked], tasks: Sequence[str]
 ) -> pa.Table:
-    """A row per user and rank: user, rank, item, score, predictions of some tasks, cold_start."""
+    """A row per user and rank: user, rank, item, score, predictions of some tasks, cold_start; propensity of
+    lists that were drawn.
+    """
     lengths, rows = [len(own.rows) for own in lists], np.concatenate([own.rows for own in lists])
     columns: dict[str, Any] = {
         processor.columns.user: pa.array(users).take(pa.array(np.repeat(np.arange(len(users)), lengths))),
@@ -55,7 +81,10 @@ def as_table(
         processor.columns.item: processor.items.ids.take(pa.array(rows - FIRST_ITEM)),
         "score": pa.array(np.concatenate([own.scores for own in lists])),
     }
+    none = np.zeros(0, dtype=np.float32)  # of an empty list
     for task in tasks:
-        columns[task] = pa.array(np.concatenate([own.predictions[task] for own in lists]))
+        columns[task] = pa.array(np.concatenate([own.predictions.get(task, none) for own in lists]))
     columns["cold_start"] = pa.array(np.repeat([own.cold_start for own in lists], lengths))
+    if lists and lists[0].propensities is not None:
+        columns["propensity"] = pa.array(np.concatenate([own.propensities for own in lists]))
     return pa.table(columns)

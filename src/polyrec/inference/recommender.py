@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
-from polyrec.core.settings import SettingError, check_keys, nearest, shown
+from polyrec.core.rules import Explore, Rules
+from polyrec.core.settings import nearest
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
 from polyrec.data.open_requests import OpenRequests
-from polyrec.data.request_reader import read_ids, read_scalar
+from polyrec.data.request_reader import read_scalar
 from polyrec.inference.part_files import PartFiles, part_of
 from polyrec.inference.predictions import predictions
 from polyrec.inference.ranked import Ranked, as_table, best_items
+from polyrec.inference.rules.catalog import CatalogColumns
+from polyrec.inference.rules.seen import SeenPolicy
+from polyrec.inference.rules.selection import Chosen, Selector, Unmet
 from polyrec.inference.unknown_ids import UnknownIds
+from polyrec.inference.user_requests import UserRequest, UserRequests
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.fingerprint import digest, fingerprint, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
@@ -32,17 +37,24 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.models.pretrained import PolyRecModelOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 
-_REQUEST = ("history", "user_id", "user", "context", "time", "query")  # arguments of `processor.request`
-_OWN = ("candidates", "exclude")  # what a request of several may have for itself
+GivenRules = Rules | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
-class _Request:
-    """One user's request: arguments of `processor.request`, and rows of the item table."""
+class _Call:
+    """What holds for all requests of a call, and what is gathered from them.
 
-    window: Mapping[str, Any]
-    allowed: np.ndarray | None
-    excluded: np.ndarray
+    Args:
+        selector: makes lists by rules; None: the best items that are allowed.
+    """
+
+    k: int
+    task: str
+    requests: UserRequests
+    seen: SeenPolicy
+    selector: Selector | None
+    unknown: UnknownIds
+    unmet: Unmet
 
 
 class Recommender:
@@ -70,6 +82,7 @@ class Recommender:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be >= 1")
         self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.catalog = CatalogColumns(processor)
         self._encoded: tuple[tuple[tuple[int, int], ...], ItemRows] | None = None
 
     @classmethod
@@ -99,6 +112,8 @@ class Recommender:
         exclude: Sequence[Any] = (),
         task: str | None = None,
         exclude_seen: bool | None = None,
+        where: str | None = None,
+        rules: GivenRules = None,
         **request: Any,
     ) -> list[dict[str, Any]]:
         """Recommend items to one user.
@@ -113,6 +128,9 @@ class Recommender:
                 retrieval tasks ranks by its first pair task.
             exclude_seen: leave out items of the history; None: as the model was evaluated (`config.exclude_seen`), by
                 default unless the task that ranks models repeated consumption (the option `repeats`).
+            where: a condition on columns of the catalog, e.g. "price <= 20 and genre != 'Horror'".
+            rules: further ones, as [`Rules`][polyrec.core.rules.Rules] or as a dict of them: quotas,
+                pins, boosts, diversity, one score of several tasks, exploration.
             request: `user` (attributes, {column: value}), `context` ({column: value}), `time` (seconds, ISO text, a
                 date or a timestamp; default: right after the latest event that is known) and `user_id` (whose stored
                 events are the history, see `PolyRecProcessor.request`; `history` then holds later ones).
@@ -120,14 +138,16 @@ class Recommender:
         Returns:
             At most k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per
             other task (probability, or a number in the label's unit), `cold_item` (True: without training events,
-            scored by its attributes alone) and `cold_start` (True: none of the history's items is known, so only the
-            user's attributes and overall trends count).
+            scored by its attributes alone), `cold_start` (True: none of the history's items is known, so only the
+            user's attributes and overall trends count) and, of lists that are drawn, `propensity`.
 
         Raises:
             ValueError: an unknown task, item, column or key, with the fix.
         """
-        one = {"history": history, "candidates": candidates, "exclude": exclude, **request}
-        [found] = self._described([one], k, task, exclude_seen, alone=True)  # to its end, where it warns of unknown ids
+        one = {"history": history, "candidates": candidates, "exclude": exclude, "where": where, **request}
+        [found] = self._described(
+            [one], k, task, exclude_seen, rules, alone=True
+        )  # to its end, where it warns of unknown ids
         return found
 
     def recommend_many(
@@ -137,14 +157,16 @@ class Recommender:
         *,
         task: str | None = None,
         exclude_seen: bool | None = None,
+        rules: GivenRules = None,
     ) -> list[list[dict[str, Any]]]:
         """The lists of many users, in the order of the requests, see [`recommend`].
 
         Args:
-            requests: dicts with any of `history`, `user_id`, `user`, `context`, `time`, `candidates` and `exclude`.
-            k, task, exclude_seen: of all of them.
+            requests: dicts with any of `history`, `user_id`, `user`, `context`, `time`, `candidates`, `exclude` and
+                `where`.
+            k, task, exclude_seen, rules: of all of them.
         """
-        return list(self.iterate(requests, k, task=task, exclude_seen=exclude_seen))
+        return list(self.iterate(requests, k, task=task, exclude_seen=exclude_seen, rules=rules))
 
     def iterate(
         self,
@@ -153,9 +175,10 @@ class Recommender:
         *,
         task: str | None = None,
         exclude_seen: bool | None = None,
+        rules: GivenRules = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """[`recommend_many`], one batch of users in memory at a time."""
-        yield from self._described(requests, k, task, exclude_seen)
+        yield from self._described(requests, k, task, exclude_seen, rules)
 
     def rank(
         self,
@@ -164,9 +187,10 @@ class Recommender:
         *,
         task: str | None = None,
         exclude_seen: bool | None = None,
+        rules: GivenRules = None,
     ) -> Iterator[Ranked]:
         """[`iterate`] in arrays, for jobs that write millions of lists."""
-        yield from self._ranked(requests, k, self._ranking_task(task), exclude_seen)
+        yield from self._ranked(requests, k, self._ranking_task(task), exclude_seen, rules)
 
     def recommend_all(
         self,
@@ -176,6 +200,7 @@ class Recommender:
         *,
         task: str | None = None,
         exclude_seen: bool | None = None,
+        rules: GivenRules = None,
         users_per_file: int = 4096,
         overwrite: bool = False,
         progress: bool = True,
@@ -188,7 +213,7 @@ class Recommender:
         Args:
             users: ids, each once.
             folder: of the files; `pyarrow.dataset.dataset(folder, ...)` or pandas read them together.
-            k, task, exclude_seen: as of [`recommend`].
+            k, task, exclude_seen, rules: as of [`recommend`].
             users_per_file: about.
             overwrite: replace the files of another job, e.g. of another model.
             progress: draw a bar.
@@ -196,7 +221,9 @@ class Recommender:
         Raises:
             ValueError: the folder holds the files of another job.
         """
-        users, state = list(users), PartialState()
+        users, state, rules = list(users), PartialState(), Rules.of(rules)
+        if rules is not None and isinstance(rules.explore, Explore) and rules.explore.seed is None:
+            raise ValueError("explore needs a seed here, so that a job that goes on draws the same lists")
         task, stored = self._ranking_task(task), self.processor.stored_events
         parts = max(-(-len(users) // users_per_file), 1)
         job = {
@@ -205,7 +232,8 @@ class Recommender:
             "events": None if stored is None else stored.digest(),
             "users": digest(sorted(map(str, users))),
             "parts": parts,
-            "arguments": {"k": k, "task": task, "exclude_seen": exclude_seen},
+            "arguments": {"k": k, "task": task, "exclude_seen": exclude_seen}
+            | ({} if rules is None else {"rules": digest(asdict(rules))}),
         }
         files = PartFiles(Path(folder), job)
         files.open(overwrite, first=state.is_main_process)
@@ -218,8 +246,10 @@ class Recommender:
         with bar:
             for number, ids in own.items():
                 found = []
-                for own_list in self.rank([{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen):
-                    found.append(own_list)
+                for ranked in self.rank(
+                    [{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen, rules=rules
+                ):
+                    found.append(ranked)
                     bar.update()
                 files.write(number, as_table(self.processor, ids, found, self._shown(task)))
         return files.folder
@@ -230,36 +260,56 @@ class Recommender:
         return [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
 
     def _described(
-        self, requests: Iterable[Any], k: int, task: str | None, exclude_seen: bool | None, alone: bool = False
+        self,
+        requests: Iterable[Any],
+        k: int,
+        task: str | None,
+        exclude_seen: bool | None,
+        rules: GivenRules,
+        alone: bool = False,
     ) -> Iterator[list[dict[str, Any]]]:
         """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""
         processor, task = self.processor, self._ranking_task(task)
         shown = self._shown(task)
-        for found in self._ranked(requests, k, task, exclude_seen, alone):
-            yield [
-                {
-                    "rank": n + 1,
-                    **processor.describe(int(row)),
-                    "score": float(found.scores[n]),
-                    **{name: float(found.predictions[name][n]) for name in shown},
-                    "cold_item": bool(processor.item_counts[row] == 0),
-                    "cold_start": found.cold_start,
-                }
-                for n, row in enumerate(found.rows)
-            ]
+        for found in self._ranked(requests, k, task, exclude_seen, rules, alone):
+            yield found.described(processor, shown)
 
     def _ranked(
-        self, requests: Iterable[Any], k: int, task: str, exclude_seen: bool | None, alone: bool = False
+        self,
+        requests: Iterable[Any],
+        k: int,
+        task: str,
+        exclude_seen: bool | None,
+        rules: GivenRules,
+        alone: bool = False,
     ) -> Iterator[Ranked]:
-        k, exclude_seen = read_scalar("k", k), read_scalar("exclude_seen", exclude_seen)
-        hides = self.model.config.exclude_seen if exclude_seen is None else exclude_seen
-        hides_seen = left_out(self.model.heads[task].task, hides) == "history"
-        waiting, unknown = enumerate(requests), UnknownIds(self.processor)
+        call = self._call(k, task, exclude_seen, rules)
+        waiting = enumerate(requests)
         while some := [
-            self._read(request, "" if alone else f"requests[{n}]") for n, request in islice(waiting, self.batch_size)
+            call.requests.read(request, "" if alone else f"requests[{n}]")
+            for n, request in islice(waiting, self.batch_size)
         ]:
-            yield from self._batch(some, k, task, hides_seen, unknown)
-        unknown.warn()
+            yield from self._batch(some, call)
+        call.unknown.warn()
+        call.unmet.warn()
+
+    def _call(self, k: int, task: str, exclude_seen: bool | None, given: GivenRules) -> _Call:
+        rules, model = Rules.of(given), self.model
+        k, exclude_seen = read_scalar("k", k), read_scalar("exclude_seen", exclude_seen)
+        seen = None if rules is None else rules.seen
+        if seen is not None and exclude_seen is not None:
+            raise ValueError("exclude_seen is given beside the rule seen: give one of both")
+        if not isinstance(seen, str):
+            hides = exclude_seen if seen is None else seen
+            hides = model.config.exclude_seen if hides is None else hides
+            seen = left_out(model.heads[task].task, hides) == "history"
+        selector = None
+        if rules is not None and rules.orders:
+            tasks = dict.fromkeys((task, *model.history_tasks, *model.pair_tasks))
+            kinds = {name: model.heads[name].output_kind for name in tasks}
+            selector = Selector(rules, self.catalog, task, kinds, lambda: self.items.vectors_MD.float().cpu().numpy())
+        policy, unknown = SeenPolicy(seen, self.processor), UnknownIds(self.processor)
+        return _Call(k, task, UserRequests(self.catalog, rules), policy, selector, unknown, Unmet())
 
     def _ranking_task(self, task: str | None) -> str:
         model, task = self.model, read_scalar("task", task)
@@ -279,36 +329,18 @@ class Recommender:
             raise ValueError(f"task {found!r} scores pairs; retrieval tasks: {self.model.history_tasks or 'none'}")
         return found
 
-    def _read(self, request: Any, what: str) -> _Request:
-        if not isinstance(request, Mapping):
-            raise SettingError(what, f"is {shown(request)}; each request is a dict, e.g. {{'user_id': 'u1'}}")
-        check_keys(request, (*_REQUEST, *_OWN), what or "a request")
-        candidates, exclude = request.get("candidates"), request.get("exclude")
-        window = {"history": None, **{name: request[name] for name in _REQUEST if name in request}}
-        candidates_name, exclude_name = (f"{what}.{name}".removeprefix(".") for name in _OWN)
-        allowed = None if candidates is None else np.unique(self.rows(candidates, candidates_name))
-        excluded = self.rows(() if exclude is None else exclude, exclude_name)
-        return _Request(window, allowed, excluded)
-
     def rows(self, given: Any, name: str = "items") -> np.ndarray:
         """Rows of the item table of some ids, int64; `name` is what messages call them."""
-        ids = read_ids(given, name)
-        if not ids:
-            return np.zeros(0, dtype=np.int64)
-        rows = self.processor.items.rows(pa.array(ids))
-        if unknown := [i for i, row in zip(ids, rows, strict=True) if row < FIRST_ITEM]:
-            raise ValueError(f"{name}: {len(unknown)} are not in the catalog, e.g. {unknown[:5]}: leave them out")
-        return rows
+        return self.catalog.rows_of(given, name)
 
     @torch.no_grad()
-    def _batch(
-        self, requests: Sequence[_Request], k: int, task: str, hides_seen: bool, unknown: UnknownIds
-    ) -> Iterator[Ranked]:
-        processor = self.processor
+    def _batch(self, requests: Sequence[UserRequest], call: _Call) -> Iterator[Ranked]:
+        processor, task = self.processor, call.task
+        given = [own.window for own in requests]
         with self.model.eval_mode() as model:
-            opened = processor.open_requests([own.window for own in requests])
-            for own, items in zip(requests, opened.history_items, strict=True):
-                unknown.add(own.window, items)
+            opened = processor.open_requests(given)
+            for window, items in zip(given, opened.history_items, strict=True):
+                call.unknown.add(window, items)
             read = None
             if task in model.state_tasks:
                 batch = as_batch(opened.histories(), model)
@@ -316,16 +348,20 @@ class Recommender:
                 scores_BN = self._catalog_scores(model, task, batch, read)
             else:
                 scores_BN = self._pair_scores(model, task, opened, [own.allowed for own in requests])
-            for scores_N, own, items in zip(scores_BN, requests, opened.history_items, strict=True):
-                if own.allowed is not None:
-                    scores_N[np.setdiff1d(np.arange(len(scores_N)), own.allowed)] = -np.inf
-                scores_N[own.excluded] = -np.inf
-                if hides_seen:
-                    scores_N[items] = -np.inf
-            best = [best_items(scores_N, k) for scores_N in scores_BN]
-            others = predictions(model, opened, best, self.items, read)
-        for rows, scores_N, found, items in zip(best, scores_BN, others, opened.history_items, strict=True):
-            yield Ranked(rows, scores_N[rows], found, not (processor.item_counts[items] > 0).any())
+            for scores_N, own, seen in zip(scores_BN, requests, call.seen.rows(opened), strict=True):
+                own.mask(scores_N, seen)
+            predict = partial(predictions, model, opened, items=self.items, read=read)
+            if call.selector is None:
+                lists = [Chosen(rows := best_items(own, call.k), own[rows]) for own in scores_BN]
+            else:
+                lists = call.selector.choose(scores_BN, call.k, given, predict)
+            found = [one.predictions for one in lists if one.predictions is not None]
+            if len(found) < len(lists):
+                found = predict([one.rows for one in lists])
+        for one, others, items in zip(lists, found, opened.history_items, strict=True):
+            cold_start = not (processor.item_counts[items] > 0).any()
+            call.unmet.add(one.unmet)
+            yield Ranked(one.rows, one.scores, others, cold_start, one.propensities, one.unmet)
 
     def _catalog_scores(
         self, model: PolyRecForRecommendation, task: str, batch: Batch, read: PolyRecModelOutput
@@ -339,7 +375,7 @@ class Recommender:
     ) -> np.ndarray:
         """The same by a pair task, of the candidates; -inf elsewhere."""
         number = self.processor.num_items
-        rows = [np.arange(FIRST_ITEM, number) if own is None else own for own in allowed]
+        rows = [np.arange(FIRST_ITEM, number) if own is None else np.flatnonzero(own) for own in allowed]
         scores_BN = np.full((len(rows), number), -np.inf, dtype=np.float32)
         found = predictions(model, opened, rows, self.items)
         for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):

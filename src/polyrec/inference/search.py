@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,16 @@ import torch
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
 from polyrec.core.registry import nearest
+from polyrec.core.rules import Rules
 from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_reader import read_scalar
 from polyrec.inference.predictions import predictions
-from polyrec.inference.ranked import best_items
+from polyrec.inference.ranked import Ranked, best_items
+from polyrec.inference.rules.catalog import CatalogColumns
+from polyrec.inference.rules.seen import SeenPolicy
+from polyrec.inference.rules.selection import Chosen, Selector, Unmet
 from polyrec.inference.unknown_ids import warn_of_unknown_ids
+from polyrec.inference.user_requests import UserRequests
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -41,6 +46,10 @@ def search(
     expand_weight: float = 0.3,
     exclude_seen: bool = False,
     query_item: Any = None,
+    candidates: Sequence[Any] | None = None,
+    exclude: Sequence[Any] = (),
+    where: str | None = None,
+    rules: Rules | Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Find items by what somebody typed.
 
@@ -55,11 +64,13 @@ def search(
         exclude_seen: leave out items of the history. Users search for what they know, so by default it is found.
         query_item: id of the item that the query is the text of, which is left out, as in evaluations
             (`columns.query_item`).
+        candidates, exclude, where, rules: what is found, as of
+            [`recommend`][polyrec.inference.recommender.Recommender.recommend].
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
-        that scores items (given the query) and `cold_item` (True: never seen in training). None for an empty
-        query.
+        that scores items (given the query) and `cold_item` (True: never seen in training); of lists that are drawn
+        `propensity`, too. None for an empty query.
     """
     k, query, task, expand, expand_weight, exclude_seen = (
         read_scalar(name, value)
@@ -77,15 +88,20 @@ def search(
         raise ValueError(f"the model has no search task; its tasks are {list(model.heads)}")
     if task is not None and task not in searches:
         raise ValueError(f"unknown search task {task!r}; {nearest(task, searches)}")
+    name, rules, catalog = task or searches[0], Rules.of(rules), CatalogColumns(processor)
+    request = {"history": history, "user": user, "context": context, "time": time, "query": query, "user_id": user_id}
+    own = UserRequests(catalog, rules).read(request | {"candidates": candidates, "exclude": exclude, "where": where})
+    if rules is not None and rules.seen is not None and exclude_seen:
+        raise ValueError("exclude_seen is given beside the rule seen: give one of both")
+    seen = SeenPolicy(exclude_seen if rules is None or rules.seen is None else rules.seen, processor)
     with model.eval_mode() as model:
-        name = task or searches[0]
-        request = {"user": user, "context": context, "time": time, "query": query, "user_id": user_id}
-        items = model.item_encoder.table()
-        opened = processor.open_requests([{"history": history, **request}])
-        warn_of_unknown_ids(processor, {"history": history, **request}, opened.history_items[0])
-        found = _scores(model, name, opened, items, expand, expand_weight, exclude_seen)
+        items, unmet = model.item_encoder.table(), Unmet()
+        opened = processor.open_requests([own.window])
+        warn_of_unknown_ids(processor, own.window, opened.history_items[0])
+        found = _scores(model, name, opened, items, expand, expand_weight)
         if found is None:
             return []
+        own.mask(found, *seen.rows(opened))
         if query_item is not None:
             row = processor.items.rows(pa.array([query_item]))
             if (row < FIRST_ITEM).any():
@@ -93,18 +109,24 @@ def search(
                     f"query_item {query_item!r} is not in the catalog: leave it out, or extend the processor"
                 )
             found[row] = -np.inf
-        best = best_items(found, k)
-        others = predictions(model, opened, [best], items)[0] if model.pair_tasks else {}
-    return [
-        {
-            "rank": n + 1,
-            **processor.describe(int(row)),
-            "score": float(found[row]),
-            **{name: float(others[name][n]) for name in model.pair_tasks if name not in ROW_KEYS},
-            "cold_item": bool(processor.item_counts[row] == 0),
-        }
-        for n, row in enumerate(best)
-    ]
+
+        def predict(rows: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+            return predictions(model, opened, rows, items) if model.pair_tasks else [{}]
+
+        if rules is None or not rules.orders:
+            best = best_items(found, k)
+            chosen = Chosen(best, found[best])
+        else:
+            kinds = {n: model.heads[n].output_kind for n in dict.fromkeys((name, *model.pair_tasks))}
+            selector = Selector(rules, catalog, name, kinds, lambda: items.vectors_MD.float().cpu().numpy())
+            [chosen] = selector.choose([found], k, [own.window], predict)
+        others = predict([chosen.rows])[0] if chosen.predictions is None else chosen.predictions
+    unmet.add(chosen.unmet)
+    unmet.warn()
+    shown = [n for n in model.pair_tasks if n not in ROW_KEYS]
+    ranked = Ranked(chosen.rows, chosen.scores, others, False, chosen.propensities, chosen.unmet)
+    rows = ranked.described(processor, shown)
+    return [{key: value for key, value in row.items() if key != "cold_start"} for row in rows]
 
 
 def _scores(
@@ -114,7 +136,6 @@ def _scores(
     items: ItemRows,
     expand: int,
     expand_weight: float,
-    exclude_seen: bool,
 ) -> np.ndarray | None:
     """Scores of all rows of the item table, [N]; None if nothing was typed."""
     windows = opened.histories()
@@ -126,7 +147,4 @@ def _scores(
     query_state = head.query_state(output.states[:, 0], output.queries[:, 0])
     if expand:
         query_state = head.expanded(query_state, items, expand, expand_weight, request_context)
-    scores = head(query_state, items, request_context)[0].float().cpu().numpy()
-    if exclude_seen:
-        scores[opened.history_items[0]] = -np.inf
-    return scores
+    return head(query_state, items, request_context)[0].float().cpu().numpy()

@@ -215,6 +215,29 @@ def test_results_read_like_recommendations(tmp_path):
     assert rows[0]["item"] not in [row["item"] for row in seen]
 
 
+def test_results_keep_rules(tmp_path):
+    """Prevents forbidden items from being found by a search, and a filter after the cut."""
+    processor, splits, model = fitted(SEARCH, {"name": "like", "head": "binary"})
+    trainer(processor, splits, model, tmp_path)
+    plain = [row["item"] for row in model.search(processor, "drama 3", k=20)]
+
+    def found(k=3, history=None, **rules):
+        return [row["item"] for row in model.search(processor, "drama 3", history, k=k, **rules)]
+
+    key = processor.columns.item
+    assert found(where=f"{key} != {plain[0]}") == plain[1:4]
+    assert found(candidates=plain[2:5], exclude=[plain[3]]) == [plain[2], plain[4]]
+    assert found(rules={"pins": {1: plain[-1]}}) == [plain[-1], *plain[:2]]
+    assert found(rules={"boosts": {f"{key} == {plain[-1]}": 99.0}})[0] == plain[-1]
+    assert found(history=[plain[0]], rules={"seen": True}) == plain[1:4]
+    ranked = sorted(model.search(processor, "drama 3", k=20), key=lambda row: -row["like"])
+    assert found(rules={"score": "like"}) == [row["item"] for row in ranked[:3]]
+    [row] = model.search(processor, "drama 3", k=1, rules={"explore": 1.0})
+    assert 0 < row["propensity"] <= 1
+    with pytest.raises(ValueError, match=f"no column 'nothing'.*{key}"):
+        found(where="nothing > 1")
+
+
 def test_expansion_moves_towards_the_first_results(tmp_path):
     """Prevents an expansion of weight 0 from changing anything, and one of weight 1 from keeping the query."""
     processor, splits, model = fitted(SEARCH)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.data.history_values import HistoryValues
 from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_builder import RequestBuilder, RequestLog
 from polyrec.data.request_reader import RequestReader
@@ -69,6 +70,11 @@ class RequestProcessor(SavedProcessor):
     def open_requests(self, requests: Sequence[Mapping[str, Any]]) -> OpenRequests:
         """Requests that are read once, for callers that score one list of candidates after the other."""
         return OpenRequests(self._requests, requests)
+
+    @property
+    def history_values(self) -> HistoryValues:
+        """What is kept of the events of histories, see `OpenRequests.history_values`."""
+        return HistoryValues(self._pipeline)
 
     def request_log(self, history: Any, items: np.ndarray, **request: Any) -> RequestLog:
         """The events of a [`request`] and then its items, encoded; its running statistics come later."""

@@ -1,0 +1,1 @@
+"""Rules of lists: filters, quotas, pins, boosts, one score of several tasks, diversity, exploration."""
