@@ -61,7 +61,6 @@ ALLOWED_NAMES = {
         path: {"person": "names of saved weights"}
         for path in ("modules/encoders/history", "modules/heads/search", "models/cross_encoder/modeling_cross_encoder")
     },
-    "web/page": {"ask": "the demo's public endpoint"},
 }
 FUNCTIONS = {"floor", "tell"}  # of numpy, torch and open files, where they are called as attributes
 PACKAGES = (

@@ -1,5 +1,7 @@
 """The page of the web demo, driven through gradio's own client over HTTP."""
 
+import re
+
 import httpx
 import pytest
 
@@ -7,11 +9,11 @@ gradio_client = pytest.importorskip("gradio_client", reason="pip install 'polyre
 pytest.importorskip("gradio", reason="pip install 'polyrec[web]'")
 
 from polyrec.cli.main import main  # noqa: E402
-from polyrec.web.guard import guarded  # noqa: E402
-from polyrec.web.page import THEME, build_page  # noqa: E402
+from polyrec.web.page import build_page, launch_options  # noqa: E402
 from polyrec.web.serve import open_session  # noqa: E402
 
-EVENTS, RECOMMENDED, ANSWERED = 0, 1, 2  # what every change of the history brings back
+# What every change of the history brings back.
+EMPTY, EVENTS, RECOMMENDED, PREDICTED = range(4)
 
 
 @pytest.fixture
@@ -25,50 +27,77 @@ def run(recipe_file):
 def page(run):
     """The page of a run, and its address."""
     built = build_page(open_session(str(run), k=5, users=True))
-    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, share=False, theme=THEME, **guarded("127.0.0.1"))
+    _, address, _ = built.launch(prevent_thread_lock=True, **launch_options("127.0.0.1"))
     yield address
     built.close()
+
+
+def shown(html):
+    """[(what is said of the move, the text of the card)] of the list, and the note above it."""
+    cards = re.findall(r"<li .*?</li>", html, re.DOTALL)
+    moved = [re.search(r"polyrec-moved \w+'>([^<]*)<", card) for card in cards]
+    texts = [
+        re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", card.replace(m[0] if m else "", "")))
+        for card, m in zip(cards, moved, strict=True)
+    ]
+    note = re.search(r"role='status'>([^<]*)<", html)
+    return [(m[1] if m else "", text) for m, text in zip(moved, texts, strict=True)], note and note[1]
+
+
+def predicted(html):
+    """{task: (prediction, change)} beside the bars of one item."""
+    rows = re.findall(r"<dt>(\w+)</dt>.*?<dd>([-.\d]+)</dd><dd>(.*?)</dd>", html)
+    return {task: (float(value), re.sub("<[^>]*>", "", change)) for task, value, change in rows}
 
 
 def test_a_visit(page):
     """Controls that are wired to the wrong function, and states that visitors share."""
     visitor, other = (gradio_client.Client(page, verbose=False) for _ in range(2))
-    cold = visitor.predict(None, api_name="/somebody_new")[1:]
+    cold = visitor.predict(None, api_name="/new_user")[1:]
     assert cold[EVENTS]["choices"] == []
-    assert len(cold[RECOMMENDED]["data"]) == 5
+    assert ("no events yet" in cold[EMPTY], cold[EVENTS]["visible"]) == (True, False)
+    first_list, note = shown(cold[RECOMMENDED])
+    assert len(first_list) == 5
+    assert note is None
 
     found = visitor.predict("title 7", api_name="/find")
     assert found["choices"][0] == ["title 7 [7]", 7]
     assert found["value"] == 7
-    visitor.predict(7, api_name="/ask")
+    visitor.predict(7, api_name="/score_item")
     first = visitor.predict(7, 5.0, api_name="/add_event")
     assert first[EVENTS]["choices"] == [["1. title 7 [7] (rating 5.0)", 0]]
-    assert all(row[1] for row in first[RECOMMENDED]["data"])  # what moved beside the list of somebody new
+    assert (first[EMPTY], first[EVENTS]["visible"]) == ("", True)
+    assert shown(first[RECOMMENDED])[1]  # what changed beside the list of a new user
 
     changed = visitor.predict(7, 0, 1.0, api_name="/change_event")
     assert changed[EVENTS]["choices"] == [["1. title 7 [7] (rating 1.0)", 0]]
-    ((task, value, moved),) = changed[ANSWERED]["data"]
-    assert task == "rating"
-    assert float(moved) == pytest.approx(value - first[ANSWERED]["data"][0][1], abs=2e-4)
+    ((value, moved),) = predicted(changed[PREDICTED]).values()
+    assert float(moved) == pytest.approx(value - predicted(first[PREDICTED])["rating"][0], abs=2e-3)
     assert float(moved) != 0
 
     other.predict("title 7", api_name="/find")
     assert other.predict(7, 2.0, api_name="/add_event")[EVENTS]["choices"] == [["1. title 7 [7] (rating 2.0)", 0]]
     removed = visitor.predict(7, 0, api_name="/remove_event")
     assert removed[EVENTS]["choices"] == []
-    assert [row[2:] for row in removed[RECOMMENDED]["data"]] == [row[2:] for row in cold[RECOMMENDED]["data"]]
+    again = [re.sub(r" [-+][.\d]+", "", text) for _, text in shown(removed[RECOMMENDED])[0]]  # without changes
+    assert [" ".join(text.split()) for text in again] == [" ".join(text.split()) for _, text in first_list]
 
 
-def test_people_and_mistakes(page):
-    """A person without their events, and a mistake that ends in a traceback."""
+def test_users_and_mistakes(page):
+    """A user without their events, a search that finds nothing without a word, and a mistake that ends in a traceback."""
     visitor = gradio_client.Client(page, verbose=False)
     loaded = visitor.predict(3, None, api_name="/load_user")
     assert len(loaded[EVENTS]["choices"]) == 8  # max_history of the recipe
-    with pytest.raises(gradio_client.exceptions.AppError, match="choose an event of the history"):
-        visitor.predict(None, None, api_name="/remove_event")
-    for odd in (None, [3], {"path": "/etc/passwd"}):
-        with pytest.raises(gradio_client.exceptions.AppError, match="choose an item of the catalog|list of choices"):
-            visitor.predict(odd, 5.0, api_name="/add_event")
+    mistakes = [
+        ("/remove_event", (None, None), "choose an event of the history"),
+        ("/find", ("<b>no such</b>",), "no title has all the words of “&lt;b&gt;no such"),
+        ("/find", (" ",), "no title has"),
+        ("/load_user", ("nobody", None), "the log has no events of user nobody"),
+        *(("/add_event", (odd, 5.0), "choose an item of the catalog|list of choices") for odd in (None, [3], {"a": 1})),
+    ]
+    for name, given, message in mistakes:
+        with pytest.raises(gradio_client.exceptions.AppError, match=message):
+            visitor.predict(*given, api_name=name)
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         assert httpx.get(f"{page}config", headers=headers).status_code == 403
     assert httpx.get(f"{page}config").status_code == 200

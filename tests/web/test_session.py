@@ -43,31 +43,39 @@ def test_only_pages_of_this_machine_are_answered(host, origin, allowed):
 def test_answers_are_those_of_recommend(session):
     """A page that shows anything but what the model says, or reasons beside other items."""
     history = [{"item_id": 3, "rating": 5.0}, {"item_id": 7, "rating": 1.0}]
-    rows, ranks = session.recommendations(history, {"age": 30.0}, {})
+    shown, snapshot = session.recommendations(history, {"age": 30.0}, {})
     found = session.model.recommend(session.processor, history, k=5, user={"age": 30.0})
     reasons = {
         r["item"]: r["reason"] for r in session.model.explain(session.processor, history, k=5, user={"age": 30.0})
     }
-    assert session.headers == ["#", "moved", "item", "score (next_item)", "like", "rating", "reason"]
-    assert len(rows) == 5
-    for row, expected in zip(rows, found, strict=True):
-        assert row[0] == expected["rank"]
-        assert row[2] == f"{expected['title']} [{expected['item']}]"
-        assert row[3:6] == [round(expected[name], 3) for name in ("score", "like", "rating")]
-        assert row[6] == reasons[expected["item"]]
-    assert ranks == {row["item"]: row["rank"] for row in found}
+    names = {"next_item": "score", "like": "like", "rating": "rating"}
+    assert len(shown) == 5
+    for one, expected in zip(shown, found, strict=True):
+        assert (one.rank, one.item, one.moved) == (expected["rank"], expected["item"], "")
+        assert one.title == f"{expected['title']} [{expected['item']}]"
+        assert {p.task: p.value for p in one.predictions} == {task: expected[key] for task, key in names.items()}
+        assert all(p.change is None for p in one.predictions)
+        assert one.reason == reasons[expected["item"]]
+        assert snapshot[one.item] == (one.rank, {p.task: p.value for p in one.predictions})
+    like = [next(p for p in one.predictions if p.task == "like") for one in shown]
+    assert [p.share for p in like] == [p.value for p in like]  # a probability is as long as it is
 
 
 def test_what_moved_is_told(session):
-    """An arrow that points the wrong way, or a list that looks unchanged."""
+    """An arrow that points the wrong way, a list that looks unchanged, or an item that vanishes without a word."""
     history = [{"item_id": 3, "rating": 5.0}]
-    _, ranks = session.recommendations(history, {}, {})
-    shifted = {item: rank + 2 for item, rank in ranks.items()}
-    first = next(iter(shifted))
-    del shifted[first]
-    rows, _ = session.recommendations(history, {}, shifted)
-    assert [row[1] for row in rows] == ["new", "↑ 2", "↑ 2", "↑ 2", "↑ 2"]
-    assert [row[1] for row in session.recommendations(history, {}, ranks)[0]] == ["="] * 5
+    _, before = session.recommendations(history, {}, {})
+    _, *rest = before
+    other = next(item for item in session.titles if item not in before)
+    shifted = {item: (before[item][0] + 2, {"like": before[item][1]["like"] - 0.25}) for item in rest}
+    shifted[other] = (1, {})
+    shown, now = session.recommendations(history, {}, shifted)
+    assert [one.moved for one in shown] == ["new", "↑ 2", "↑ 2", "↑ 2", "↑ 2"]
+    changes = [{p.task: p.change for p in one.predictions} for one in shown]
+    assert changes[0] == {"next_item": None, "like": None, "rating": None}
+    assert changes[1] == {"next_item": None, "like": pytest.approx(0.25), "rating": None}
+    assert session.gone(shifted, now) == [session.titles[other]]
+    assert [one.moved for one in session.recommendations(history, {}, before)[0]] == ["="] * 5
 
 
 def test_changing_an_event_changes_the_answers(session):
@@ -78,8 +86,8 @@ def test_changing_an_event_changes_the_answers(session):
     rows, now = session.predictions(changed, {}, 10, before)
     assert (history[1]["rating"], changed[1]["rating"]) == (5.0, 1.0)
     assert now != before
-    assert [row[0] for row in rows] == ["like", "rating"]
-    assert [row[2] for row in rows] == [f"{now[name] - before[name]:+.4f}" for name in now]
+    assert [one.task for one in rows] == ["like", "rating"]
+    assert [one.change for one in rows] == [now[name] - before[name] for name in now]
     assert session.removed(changed, 1) == history[:1]
 
 
@@ -131,7 +139,6 @@ def test_a_model_without_people_or_titles(tables):
     processor.split(tables["interactions"])
     session = DemoSession(PolyRecForRecommendation(processor.model_config(hidden_size=16)), processor)
     assert session.user_ids() == []
-    assert session.headers == ["#", "moved", "item", "score (like)", "rating", "reason"]
-    rows, _ = session.recommendations([], {}, {})
-    assert all(len(row) == len(session.headers) for row in rows)
+    shown, _ = session.recommendations([], {}, {})
+    assert [[p.task for p in one.predictions] for one in shown] == [["like", "rating"]] * len(shown)
     assert session.find("3")[0] == ("[3]", 3)

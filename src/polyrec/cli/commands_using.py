@@ -124,6 +124,12 @@ def add_demo(commands: Commands) -> None:
     demo.add_argument(
         "--users", action="store_true", help="let visitors choose users of the log by their ids and see their events"
     )
+    demo.add_argument(
+        "--covers",
+        action="store_true",
+        help="show the pictures whose web addresses are in a column of the items (cover, image, poster ...); visitors' "
+        "browsers load them from there. Pictures that the table itself holds are always shown",
+    )
     demo.add_argument("--open", action="store_true", help="open a browser")
     demo.set_defaults(run=_demo)
 
@@ -132,7 +138,7 @@ def _demo(options: argparse.Namespace) -> None:
     check_extra("gradio", "web", "web demos")
     from polyrec.web.serve import demo
 
-    demo(options.run_folder, options.host, options.port, options.k, options.open, options.users)
+    demo(options.run_folder, options.host, options.port, options.k, options.open, options.users, options.covers)
 
 
 def add_card(commands: Commands) -> None:

@@ -1,9 +1,8 @@
-"""The web demo without its page: histories as lists of dicts, results as tables."""
+"""The web demo without its page: histories as lists of dicts, results as they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,40 +16,20 @@ from polyrec.data.remote_requests import MAX_EVENTS, check_text, check_values
 from polyrec.data.row_lists import row_events, with_lists
 from polyrec.data.tables import ids, times
 from polyrec.inference.explanation.explain import explain
+from polyrec.inference.explanation.reasons import as_text
 from polyrec.inference.predictions import predictions
 from polyrec.inference.recommender import Recommender
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.web.covers import Covers
+from polyrec.web.feedback import feedback_columns
+from polyrec.web.results import BarScales, Prediction, Recommendation, Snapshot, move
 
 Event = dict[str, Any]
 _PAUSE = 60.0  # seconds between the last event of a history and one that is added to it
+_SHOWN_KINDS = ("categorical", "multi", "numeric")  # of attributes: the others are long texts and vectors
+_MOST_SHOWN = 80  # letters of one attribute
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """A column of feedback that a visitor may fill in.
-
-    Args:
-        name: of the column.
-        number: whether the model takes numbers there.
-        choices: the values it knows, in order; empty = any number.
-    """
-
-    name: str
-    number: bool
-    choices: tuple[Any, ...] = ()
-
-    def parse(self, value: Any) -> Any:
-        """What was chosen or typed as the column has it; nothing is unknown."""
-        if value is None or value == "":
-            return None
-        if not self.number:
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{self.name} is {value!r}; it must be a number") from None
 
 
 class DemoSession:
@@ -61,6 +40,7 @@ class DemoSession:
         interactions: events of users to choose from, or None.
         users: their attributes, or None.
         k: number of recommendations.
+        cover_addresses: show pictures that the catalog names by an address, see [`Covers`].
     """
 
     def __init__(
@@ -70,6 +50,7 @@ class DemoSession:
         interactions: pa.Table | None = None,
         users: pa.Table | None = None,
         k: int = 10,
+        cover_addresses: bool = False,
     ) -> None:
         self.model, self.processor, self.k = model, processor, k
         self.recommender = Recommender(model, processor)
@@ -86,7 +67,10 @@ class DemoSession:
                 strict=True,
             )
         }
-        self.feedback = _feedback(processor)
+        self._places = {item: row for row, item in enumerate(self.titles)}
+        self.feedback = feedback_columns(processor)
+        self.covers = Covers(processor.items.table, cover_addresses)
+        self._scales = BarScales(model, processor)
 
     @property
     def tasks(self) -> list[str]:
@@ -151,7 +135,7 @@ class DemoSession:
         columns = self.processor.columns
         if len(history) >= MAX_EVENTS:
             raise ValueError(f"the history has {len(history):,} events, and holds no more")
-        event = {columns.item: self._known(item), **self._parsed(values)}
+        event = {columns.item: self.known(item), **self._parsed(values)}
         if history and columns.time is not None and columns.time in history[-1]:
             event[columns.time] = history[-1][columns.time] + _PAUSE * _UNITS[columns.time_unit]
         return [*history, event]
@@ -176,7 +160,8 @@ class DemoSession:
             found.append((f"{n + 1}. {title}" + (f" ({said})" if said else ""), n))
         return found[::-1]
 
-    def _known(self, item: Any) -> Any:
+    def known(self, item: Any) -> Any:
+        """The item, if it is one of the catalog."""
         check_values({"item": item}, "the choice")
         if isinstance(item, list | tuple) or item not in self.titles:
             raise ValueError("choose an item of the catalog: search for a title, then choose one of those found")
@@ -193,32 +178,40 @@ class DemoSession:
 
     # -------------------------------------------------------------- predictions
     def recommendations(
-        self, history: Sequence[Event], user: Mapping[str, Any], before: Mapping[Any, int]
-    ) -> tuple[list[list[Any]], dict[Any, int]]:
-        """Rows [rank, move, title, score, every other task ..., reason], and {item: rank} to compare the next with.
+        self, history: Sequence[Event], user: Mapping[str, Any], before: Snapshot
+    ) -> tuple[list[Recommendation], Snapshot]:
+        """The list, and what the next one is compared with.
 
         Args:
             before: what the last call gave; {} = nothing to compare with.
         """
         found = self.recommender.recommend(list(history), k=self.k, user=user)
         items = [row["item"] for row in found]
-        reasons = {
-            row["item"]: row["reason"]
-            for row in explain(self.model, self.processor, list(history), items, user=user, task=self.ranking_task)
-        }
-        ranks = {row["item"]: row["rank"] for row in found}
-        rows = [
-            [
-                row["rank"],
-                _move(before, row["item"], row["rank"]),
-                self.titles[row["item"]],
-                round(row["score"], 3),
-                *(round(value, 3) for name, value in row.items() if name not in ROW_KEYS),
-                reasons[row["item"]],
-            ]
+        explained = explain(self.model, self.processor, list(history), items, user=user, task=self.ranking_task)
+        reasons = {row["item"]: row["reason"] for row in explained}
+        now: Snapshot = {
+            row["item"]: (row["rank"], {self.ranking_task: row["score"], **{t: row[t] for t in self.other_tasks}})
             for row in found
+        }
+        best = found[0]["score"] if found else None
+        shown = [
+            Recommendation(
+                rank,
+                item,
+                self.titles[item],
+                move(before, item, rank),
+                self._about(item),
+                reasons[item],
+                self._compared(values, before.get(item, (0, {}))[1], best),
+                self.covers.source(self._row(item)),
+            )
+            for item, (rank, values) in now.items()
         ]
-        return rows, ranks
+        return shown, now
+
+    def gone(self, before: Snapshot, now: Snapshot) -> list[str]:
+        """Titles of items that are no longer in the list."""
+        return [self.titles[item] for item in before if item not in now]
 
     @property
     def ranking_task(self) -> str:
@@ -226,52 +219,41 @@ class DemoSession:
         return next(iter(self.model.history_tasks or self.model.pair_tasks))
 
     @property
-    def headers(self) -> list[str]:
-        """Of the rows of [`recommendations`]."""
-        others = [name for name in (*self.model.history_tasks, *self.model.pair_tasks) if name != self.ranking_task]
-        return ["#", "moved", "item", f"score ({self.ranking_task})", *others, "reason"]
+    def other_tasks(self) -> list[str]:
+        """Tasks whose predictions stand beside the score of the ranking task."""
+        names = (*self.model.history_tasks, *self.model.pair_tasks)
+        return [name for name in names if name != self.ranking_task and name not in ROW_KEYS]
 
     def predictions(
         self, history: Sequence[Event], user: Mapping[str, Any], item: Any, before: Mapping[str, float]
-    ) -> tuple[list[list[Any]], dict[str, float]]:
-        """Rows [task, prediction, change] about one item, and {task: prediction} to compare the next with."""
-        row = np.array([list(self.titles).index(self._known(item)) + FIRST])
+    ) -> tuple[list[Prediction], dict[str, float]]:
+        """What every task predicts for one item, and {task: prediction} to compare the next with."""
+        row = np.array([self._row(self.known(item)) + FIRST])
         request = {"user": user, "context": None, "time": None}
         with torch.no_grad(), self.model.eval_mode() as model:
             items = self.recommender.items
             opened = self.processor.open_requests([{"history": list(history), **request}])
             (given,) = predictions(model, opened, [row], items)
         now = {name: float(values[0]) for name, values in given.items() if name in self.tasks}
-        rows = [
-            [name, round(value, 4), f"{value - before[name]:+.4f}" if name in before else ""]
+        return self._compared(now, before), now
+
+    def _compared(
+        self, now: Mapping[str, float], before: Mapping[str, float], best: float | None = None
+    ) -> list[Prediction]:
+        return [
+            Prediction(
+                name, value, self._scales.share(name, value, best), value - before[name] if name in before else None
+            )
             for name, value in now.items()
         ]
-        return rows, now
 
+    def _row(self, item: Any) -> int:
+        """Where an item stands in the catalog."""
+        return self._places[item]
 
-def _move(before: Mapping[Any, int], item: Any, rank: int) -> str:
-    if not before:
-        return ""
-    if item not in before:
-        return "new"
-    moved = before[item] - rank
-    return "=" if moved == 0 else f"{'↑' if moved > 0 else '↓'} {abs(moved)}"
-
-
-def _feedback(processor: PolyRecProcessor) -> list[Feedback]:
-    """Feedback that can be typed: numbers and categories, labels included."""
-    rules = [task.parsed_label for task in processor.tasks]
-    numbers = dict.fromkeys(rule.column for rule in rules if rule is not None and not rule.words)
-    if processor.statistics is not None:
-        numbers |= dict.fromkeys(processor.statistics.measures)
-    encoders = processor.event_encoders["event"]
-    found = []
-    for name in dict.fromkeys([*encoders, *numbers]):
-        encoder = encoders.get(name)
-        if encoder is not None and encoder.kind not in ("categorical", "numeric"):
-            continue
-        number = name in numbers or encoder is None or encoder.kind == "numeric"
-        known = [] if encoder is None or encoder.kind == "numeric" else encoder.vocabulary
-        choices = sorted({float(value) for value in known}) if number else known
-        found.append(Feedback(name, number, tuple(choices)))
-    return found
+    def _about(self, item: Any) -> str:
+        """Attributes of an item, e.g. "year 1995 · genres Crime, Drama"."""
+        table, encoders = self.processor.items.table, self.processor.items.encoders
+        names = [n for n, e in encoders.items() if e.kind in _SHOWN_KINDS and n != self.covers.column]
+        texts = [(name, as_text(table[name][self._row(item)].as_py())) for name in names if name in table.column_names]
+        return " · ".join(f"{name.replace('_', ' ')} {text[:_MOST_SHOWN]}" for name, text in texts if text)
