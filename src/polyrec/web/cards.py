@@ -7,7 +7,7 @@ from html import escape
 
 from polyrec.web.results import Prediction, Recommendation
 
-# Colours are those of gradio's theme, which has a dark side; two columns become one where there is no room.
+# Colours are those of gradio's theme, which has a dark side; two columns become one on narrow screens.
 STYLE = """
 .gradio-container { --polyrec-subdued: color-mix(in srgb, var(--body-text-color) 70%, transparent) }
 .gradio-container .html-container { padding: 0 !important }
@@ -59,7 +59,7 @@ def list_html(found: Sequence[Recommendation], gone: Sequence[str], covers: bool
 
     Args:
         gone: titles that have left the list.
-        covers: leave room for pictures.
+        covers: leave space for pictures.
     """
     if not found:
         return "<p class='polyrec-note'>Nothing is left to recommend: the history holds the whole catalog.</p>"
