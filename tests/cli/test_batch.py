@@ -70,3 +70,15 @@ def test_embeddings_and_similar_items_are_files(run, tmp_path):
     items, users, similar = (pd.read_parquet(path) for path in files.values())
     assert (len(items), len(users), len(similar)) == (24, 40, 48)
     assert len(items.embedding[0]) == len(users.embedding[0]) == 9
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_writes_the_same_files(run, tmp_path):
+    """Prevents processes of a cluster from losing or doubling users, or from predicting something else."""
+    pytest.importorskip("ray")
+    how = ["-k", "3", "--users-per-file", "15"]
+    assert main(["recommend-all", str(run), "-o", str(tmp_path / "one"), *how]) == 0
+    assert main(["recommend-all", str(run), "-o", str(tmp_path / "ray"), "--ray", "--workers", "2", *how]) == 0
+    one, ray = ({path.name: path.read_bytes() for path in (tmp_path / n).glob("part-*")} for n in ("one", "ray"))
+    assert len(one) == 3
+    assert ray == one

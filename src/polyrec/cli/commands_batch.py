@@ -27,6 +27,14 @@ def add_recommend_all(commands: Commands) -> None:
     seen.add_argument("--include-seen", dest="exclude_seen", action="store_false", help="do not leave them out")
     job.add_argument("--users-per-file", type=int, default=4096, metavar="N", help="about (default: 4096)")
     job.add_argument("--overwrite", action="store_true", help="replace the files of another job")
+    job.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the work on a Ray cluster (default: the one that Ray finds, or one on this machine)",
+    )
+    job.add_argument("--workers", type=int, metavar="N", help="processes of --ray (default: the cluster's CPUs)")
     add_rules(job)
     job.set_defaults(run=_recommend_all)
 
@@ -43,14 +51,20 @@ def _recommend_all(options: argparse.Namespace) -> None:
     from polyrec.cli.recommend import read_items, warnings_told
     from polyrec.runs.whole_log import recommender_of_run
 
+    names = ("k", "task", "exclude_seen", "users_per_file", "overwrite")
+    how = {name: getattr(options, name) for name in names}
     recommender, users = recommender_of_run(options.run_folder, options.events, options.batch_size)
     users = users if options.users is None else _users_of(options.users, recommender.processor.columns.user)
-    names = ("k", "task", "exclude_seen", "users_per_file", "overwrite")
     rules = read_rules(options, lambda ids, flag: read_items(ids, recommender.processor, flag))
-    chosen = {name: getattr(options, name) for name in names}
     with warnings_told():
-        folder = recommender.recommend_all(users, options.output, rules=rules, **chosen)
-    print(f"{len(users):,} users: {folder}")
+        if options.ray is None:
+            recommender.recommend_all(users, options.output, rules=rules, **how)
+        else:
+            from polyrec.runs.ray_job import recommend_all_on_ray
+
+            how |= {"batch_size": options.batch_size, "workers": options.workers, "address": options.ray or None}
+            recommend_all_on_ray(options.run_folder, options.output, options.events, users, rules=rules, **how)
+    print(f"{len(users):,} users: {options.output}")
 
 
 def _users_of(path: str, column: str) -> list[Any]:

@@ -44,6 +44,11 @@ class PartFiles:
     folder: Path
     job: Mapping[str, Any]
 
+    @classmethod
+    def read(cls, folder: str | Path) -> PartFiles:
+        """Those of a job that has begun."""
+        return cls(Path(folder), json.loads((Path(folder) / JOB_FILE).read_text(encoding="utf-8")))
+
     def open(self, overwrite: bool = False, first: bool = True) -> None:
         """Begin, or go on.
 

@@ -202,6 +202,7 @@ class Recommender:
         exclude_seen: bool | None = None,
         rules: GivenRules = None,
         users_per_file: int = 4096,
+        only: Sequence[int] | None = None,
         overwrite: bool = False,
         progress: bool = True,
     ) -> Path:
@@ -215,6 +216,7 @@ class Recommender:
             folder: of the files; `pyarrow.dataset.dataset(folder, ...)` or pandas read them together.
             k, task, exclude_seen, rules: as of [`recommend`].
             users_per_file: about.
+            only: numbers of the files that this call writes; None: all, or the share of this process.
             overwrite: replace the files of another job, e.g. of another model.
             progress: draw a bar.
 
@@ -238,10 +240,8 @@ class Recommender:
         files = PartFiles(Path(folder), job)
         files.open(overwrite, first=state.is_main_process)
         part = part_of(users, parts)
-        own = {
-            n: [users[i] for i in np.flatnonzero(part == n)]
-            for n in files.waiting(state.process_index, state.num_processes)
-        }
+        waiting = files.waiting(state.process_index, state.num_processes)
+        own = {n: [users[i] for i in np.flatnonzero(part == n)] for n in waiting if only is None or n in only}
         bar = tqdm(total=sum(map(len, own.values())), unit="user", disable=not (progress and state.is_main_process))
         with bar:
             for number, ids in own.items():

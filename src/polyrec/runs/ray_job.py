@@ -1,0 +1,83 @@
+"""`polyrec recommend-all --ray`: one job on the processes and machines of a Ray cluster.
+
+Ray Data hands out the numbers of the files that are to be written. A process that dies is replaced, and its files are
+written by another one; each file is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyrec.core.extras import check_extra
+from polyrec.inference.part_files import PartFiles
+from polyrec.runs.whole_log import recommender_of_run
+
+
+class PartWriter:
+    """What each process does: it loads the run once, and writes files by their numbers.
+
+    Args:
+        run, events, batch_size: of `recommender_of_run`.
+        users, folder, options: of `Recommender.recommend_all`.
+    """
+
+    def __init__(
+        self, run: str, events: Any, batch_size: int, users: Sequence[Any], folder: str, options: dict[str, Any]
+    ) -> None:
+        self.recommender, _ = recommender_of_run(run, events, batch_size)
+        self.users, self.folder, self.options = users, folder, options
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write some files."""
+        only = batch["part"].tolist()
+        self.recommender.recommend_all(self.users, self.folder, only=only, progress=False, **self.options)
+        return batch
+
+
+def recommend_all_on_ray(
+    run: str | Path,
+    folder: str | Path,
+    events: Any = None,
+    users: Sequence[Any] | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """[`recommend_all`][polyrec.inference.recommender.Recommender.recommend_all] of a run by a Ray cluster.
+
+    Args:
+        run, events: paths that all machines see, as `folder` is; see `recommender_of_run`.
+        users: ids; None: all of the log.
+        workers: processes, each of one CPU; None: as many as the cluster has CPUs.
+        address: of the cluster; None: the one that Ray finds, or else one on this machine for this job.
+        overwrite, options: of `recommend_all`.
+    """
+    check_extra("ray", "ray", "jobs on a cluster")
+    import ray
+
+    recommender, known = recommender_of_run(run, events, batch_size)
+    users = known if users is None else list(users)
+    place = str(Path(folder).resolve())
+    recommender.recommend_all(users, place, only=(), overwrite=overwrite, progress=False, **options)  # begins the job
+    waiting = PartFiles.read(place).waiting()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    try:
+        workers = max(int(ray.cluster_resources().get("CPU", 1)), 1) if workers is None else workers
+        jobs = ray.data.from_items([{"part": part} for part in waiting], override_num_blocks=max(len(waiting), 1))
+        given = (str(Path(run).resolve()), events, batch_size, users, place, options)
+        jobs.map_batches(
+            PartWriter, fn_constructor_args=given, batch_size=1, num_cpus=1, concurrency=(1, workers)
+        ).materialize()
+    finally:
+        if started:
+            ray.shutdown()
+    return Path(folder)
