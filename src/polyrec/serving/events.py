@@ -23,6 +23,7 @@ from polyrec.serving.records import Kind, Record
 AHEAD = 86_400.0  # seconds that an event's time may lie in the future: clocks differ, and one far ahead makes all late
 _LONGEST = 4_096  # characters of a text, and values of a list
 _to_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` makes an encoder for each event
+_from_json = json.JSONDecoder().raw_decode  # bodies begin and end without blanks
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -122,7 +123,7 @@ class EventFormat:
         columns = record.columns
         if columns is None:
             try:
-                columns = json.loads(record.body)
+                columns = _from_json(record.body)[0]
             except ValueError:
                 columns = {}
         return Event(record.seq, record.user, record.time, columns)

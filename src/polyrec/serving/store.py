@@ -15,6 +15,7 @@ FILE_NAME = "events.sqlite"
 _PAGE = 20_000  # records read at a time
 _SOME_IDS = 500  # looked up at a time
 _FORMAT = 1
+_KINDS = tuple(Kind)  # by number
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
   seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body TEXT NOT NULL, event_id TEXT, user TEXT, time REAL);
@@ -120,7 +121,7 @@ class SQLiteStore:
         try:
             while rows := connection.execute(query, [after, before or 2**62]).fetchall():
                 for seq, kind, body, event_id, user, time in rows:
-                    yield Record(Kind(kind), body, event_id, user, time, seq)
+                    yield Record(_KINDS[kind], body, event_id, user, time, seq)
                 after = rows[-1][0]
         finally:
             connection.close()
