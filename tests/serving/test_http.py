@@ -55,6 +55,30 @@ def test_answers_are_those_of_the_recommender(client, run):
     assert explained[0]["reason"]
 
 
+def test_rules_hold_over_http(client, run):
+    """Prevents rules of a request from being dropped, cut after ranking, or mixed up in a batch of requests."""
+    recommender, rules = Recommender.from_pretrained(run[0]), {"where": "genre == 'b'", "pins": {"2": 4}, "at_most": {}}
+    requests = [
+        {"history": [3, 4, 5], "k": 4, "rules": rules},
+        {"history": [3, 4, 5], "k": 4},
+        {"history": [3, 4, 5], "k": 2, "rules": {"at_most": {"genre": 1}}},
+        {"history": [3, 4, 5], "k": 4, "rules": {"at_most": {"genre": 1}}},
+        {"history": [3, 4, 5], "k": 3, "rules": {"explore": {"temperature": 1.0, "seed": 3}}},
+    ]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        found = list(pool.map(lambda request: client.post("/recommend", json=request).json(), requests))
+    for request, response in zip(requests, found, strict=True):
+        expected = recommender.recommend([3, 4, 5], request["k"], rules=request.get("rules"))
+        assert [row["item"] for row in response["items"]] == [row["item"] for row in expected]
+        drawn = [row["propensity"] for row in response["items"] if row["propensity"] is not None]
+        np.testing.assert_allclose(drawn, [row["propensity"] for row in expected if "propensity" in row], rtol=1e-4)
+    assert any("leave" in text for text in found[3]["unmet"])  # three genres cannot fill a list of four
+    for rules, field in ({"where": "gender == 1"}, ""), ({"at_most": {"genre": -1}}, "at_most"), ({"top": 1}, "rules"):
+        refused = client.post("/recommend", json={"history": [3], "rules": rules})
+        assert refused.status_code == 422, refused.text
+        assert field in refused.json()["detail"][0]["field"]
+
+
 def test_an_acknowledged_event_is_known(run, tmp_path):
     """Prevents an acknowledged event from being missing or out of order (Metarank 1620, Feast 5163): one sparse event,
     then a batch in reverse, and the request with `after` equals one that Python makes after `update`."""

@@ -251,11 +251,12 @@ class Recommender:
                 ):
                     found.append(ranked)
                     bar.update()
-                files.write(number, as_table(self.processor, ids, found, self._shown(task)))
+                files.write(number, as_table(self.processor, ids, found, self.shown_tasks(task)))
         return files.folder
 
-    def _shown(self, task: str) -> list[str]:
-        """Tasks whose predictions stand beside the score of the task that ranks."""
+    def shown_tasks(self, task: str | None = None) -> list[str]:
+        """Tasks whose predictions stand beside the score of the task that ranks (None: the default one)."""
+        task = self._ranking_task(task)
         # A run of before names were reserved may have a task "item": its prediction must not stand where the id does.
         return [n for n in (*self.model.history_tasks, *self.model.pair_tasks) if n != task and n not in ROW_KEYS]
 
@@ -270,7 +271,7 @@ class Recommender:
     ) -> Iterator[list[dict[str, Any]]]:
         """[`iterate`]; what is wrong with a request is said with its number, if it is not `alone`."""
         processor, task = self.processor, self._ranking_task(task)
-        shown = self._shown(task)
+        shown = self.shown_tasks(task)
         for found in self._ranked(requests, k, task, exclude_seen, rules, alone):
             yield found.described(processor, shown)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from polyrec.core.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Recommend:
     exclude_seen: bool | None = None
     candidates: list[Any] | None = None
     exclude: tuple[Any, ...] = ()
+    rules: Rules | None = None
+
+
+class Recommended(NamedTuple):
+    """A list, as `Recommender.recommend` gives it, and what its rules could not keep."""
+
+    rows: list[dict[str, Any]]
+    unmet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Search:
     query: str
     k: int = 10
     task: str | None = None
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from polyrec.inference.predictions import predictions
 from polyrec.inference.recommender import Recommender
 from polyrec.inference.search import search
 from polyrec.modules.encoders.item import FIRST_ITEM
-from polyrec.serving.calls import Call, Explain, Recommend, Score, Search, Similar, User
+from polyrec.serving.calls import Call, Explain, Recommend, Recommended, Score, Search, Similar, User
 from polyrec.serving.events import Event
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.state import ServedState
@@ -52,7 +52,9 @@ class Engine:
         alike: dict[Any, list[int]] = {}
         for place, call in enumerate(calls):
             if isinstance(call, Recommend):
-                alike.setdefault((call.task, call.exclude_seen), []).append(place)
+                # A list with rules that is cut is not the list of fewer items.
+                ruled = None if call.rules is None else (str(call.rules), call.k)
+                alike.setdefault((call.task, call.exclude_seen, ruled), []).append(place)
             else:
                 found[place] = self._alone(call)
         for places in alike.values():
@@ -81,10 +83,15 @@ class Engine:
                 for call in calls
             ]
             first, k = calls[0], max(call.k for call in calls)
-            found = self.recommender.recommend_many(requests, k, task=first.task, exclude_seen=first.exclude_seen)
+            how: dict[str, Any] = {"task": first.task, "exclude_seen": first.exclude_seen, "rules": first.rules}
+            found = list(self.recommender.rank(requests, k, **how))
+            shown = self.recommender.shown_tasks(first.task)
         except Exception as error:
             return [error] if len(calls) == 1 else [self._alone(call) for call in calls]  # one may spoil it for all
-        return [rows[: call.k] for rows, call in zip(found, calls, strict=True)]
+        return [
+            Recommended(ranked.described(self.state.processor, shown)[: call.k], ranked.unmet)
+            for ranked, call in zip(found, calls, strict=True)
+        ]
 
     def _hidden(self) -> list[Any]:
         return [item for item in self.state.hidden.values() if self.state.format.item_row(item) is not None]
@@ -106,15 +113,8 @@ class Engine:
         ]
 
     def _search(self, call: Search) -> list[dict[str, Any]]:
-        request = self.request(call.who)
-        hidden = {str(item) for item in self.state.hidden.values()}
-        found = search(
-            *(self.state.model, self.state.processor, call.query),
-            k=call.k + len(hidden),
-            task=call.task,
-            **request,
-        )
-        return [row for row in found if str(row["item"]) not in hidden][: call.k]
+        which: dict[str, Any] = {"k": call.k, "task": call.task, "rules": call.rules, "exclude": self._hidden()}
+        return search(self.state.model, self.state.processor, call.query, **which, **self.request(call.who))
 
     def _explain(self, call: Explain) -> list[dict[str, Any]]:
         request = self.request(call.who)

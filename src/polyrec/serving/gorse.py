@@ -235,8 +235,8 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
     reads = [access.scope("read")]
 
     async def respond(request: Request, service: Service, who: User, n: int, offset: int) -> list[dict[str, Any]]:
-        _, rows = await access.call(request, service, Recommend(who, min(n + offset, MOST_ITEMS)))
-        return [{"Id": str(row["item"]), "Score": row["score"]} for row in rows[offset:]]
+        _, found = await access.call(request, service, Recommend(who, min(n + offset, MOST_ITEMS)))
+        return [{"Id": str(row["item"]), "Score": row["score"]} for row in found.rows[offset:]]
 
     @found.get("/recommend/{user}", dependencies=reads)
     @found.get("/recommend/{user}/", dependencies=reads, include_in_schema=False)

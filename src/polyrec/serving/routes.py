@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from polyrec.core.names import ROW_KEYS
+from polyrec.core.rules import Rules
 from polyrec.serving.access import Access, Served
 from polyrec.serving.calls import Explain, Recommend, Score, Search, Similar, User
 from polyrec.serving.catalog import known_item, new_item, user_attributes
@@ -72,11 +73,11 @@ def _add_requests(found: APIRouter, access: Access) -> None:
     async def recommend(request: Request, service: Served, given: RecommendRequest) -> RecommendResponse:
         """Items for one user, best first, with every task's prediction."""
         chosen = given.task, given.exclude_seen, given.candidates, tuple(given.exclude)
-        model, rows = await access.call(
-            request, service, Recommend(who(given), given.k, *chosen), given.user_id, given.after
-        )
+        call = Recommend(who(given), given.k, *chosen, Rules.of(given.rules))
+        model, (rows, unmet) = await access.call(request, service, call, given.user_id, given.after)
         cold = rows[0]["cold_start"] if rows else None
-        return RecommendResponse(model=model, cold_start=cold, items=[listed(row) for row in rows])
+        items = [listed(row) for row in rows]
+        return RecommendResponse(model=model, cold_start=cold, items=items, unmet=list(unmet))
 
     @found.post("/score", dependencies=reads, tags=["recommend"])
     async def score(request: Request, service: Served, given: ScoreRequest) -> ScoreResponse:
@@ -87,7 +88,7 @@ def _add_requests(found: APIRouter, access: Access) -> None:
     @found.post("/search", dependencies=reads, tags=["recommend"])
     async def search(request: Request, service: Served, given: SearchRequest) -> RecommendResponse:
         """Items by what somebody typed; the model needs a search task."""
-        call = Search(who(given), given.query, given.k, given.task)
+        call = Search(who(given), given.query, given.k, given.task, Rules.of(given.rules))
         model, rows = await access.call(request, service, call, given.user_id, given.after)
         return RecommendResponse(model=model, cold_start=None, items=[listed(row) for row in rows])
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from polyrec.core.rules import RULES
+
 MOST_ITEMS, MOST_EVENTS = 1_000, 1_000  # of one request
 
 
@@ -65,6 +67,16 @@ class UserFields(Strict):
     )
 
 
+RuleFields = Annotated[
+    dict[Text, Any],
+    Field(
+        max_length=len(RULES),
+        description="what a list may hold and in which order: " + ", ".join(RULES),
+        examples=[{"where": "year >= 2000", "at_most": {"genres": 3}}],
+    ),
+]
+
+
 class RecommendRequest(UserFields):
     """Who wants items."""
 
@@ -73,6 +85,7 @@ class RecommendRequest(UserFields):
     exclude_seen: StrictBool | None = Field(None, description="leave out items of the history")
     candidates: Ids | None = Field(None, description="items to choose from; default: the whole catalog")
     exclude: Ids = Field(default=[], description="items that are never listed")
+    rules: RuleFields | None = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": 7, "k": 3}, {"history": [318, 858], "k": 3}]})
 
@@ -91,6 +104,7 @@ class SearchRequest(UserFields):
     query: Annotated[StrictStr, Field(min_length=1, max_length=4096), AfterValidator(_clean)]
     k: K = 10
     task: Text | None = None
+    rules: RuleFields | None = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "space opera", "k": 3}]})
 
@@ -182,6 +196,7 @@ class ItemOut(BaseModel):
     score: float
     predictions: dict[str, float] = Field(description="of the other tasks")
     cold_item: bool = Field(description="without training events, scored by its attributes alone")
+    propensity: float | None = Field(None, description="chance with which it was drawn, of lists that explore")
 
 
 class RecommendResponse(BaseModel):
@@ -190,6 +205,7 @@ class RecommendResponse(BaseModel):
     model: str
     cold_start: bool | None = Field(None, description="nothing of the history is known")
     items: list[ItemOut]
+    unmet: list[str] = Field(default=[], description="what rules could not keep")
 
 
 class ScoredItem(BaseModel):
