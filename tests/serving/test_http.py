@@ -73,10 +73,14 @@ def test_rules_hold_over_http(client, run):
         drawn = [row["propensity"] for row in response["items"] if row["propensity"] is not None]
         np.testing.assert_allclose(drawn, [row["propensity"] for row in expected if "propensity" in row], rtol=1e-4)
     assert any("leave" in text for text in found[3]["unmet"])  # three genres cannot fill a list of four
-    for rules, field in ({"where": "gender == 1"}, ""), ({"at_most": {"genre": -1}}, "at_most"), ({"top": 1}, "rules"):
+    for rules, word in (
+        ({"where": "gender == 1"}, "gender"),
+        ({"at_most": {"genre": -1}}, "at_most"),
+        ({"top": 1}, "top"),
+    ):
         refused = client.post("/recommend", json={"history": [3], "rules": rules})
         assert refused.status_code == 422, refused.text
-        assert field in refused.json()["detail"][0]["field"]
+        assert word in refused.json()["detail"][0]["field"] + refused.json()["detail"][0]["message"]
 
 
 def test_an_acknowledged_event_is_known(run, tmp_path):
