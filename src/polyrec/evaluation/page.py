@@ -10,14 +10,25 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+# Sections that belong together stand beside each other as far as the width allows; plots shrink before they wrap.
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
+.row, .pair { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
+section { min-width: 0; max-width: 100%; overflow-wrap: anywhere }
+.row > section { flex: 0 1 auto } .row > section.plot { flex: 1 1 20rem; max-width: 36rem }
+.row > section.plot.table { flex: 1 1 100%; max-width: 100% }
+.pair > img { flex: 1 1 18rem; min-width: 0; max-width: min(100%, 36rem) }
+.row > section.plot:only-child { max-width: 100% }
+.row > section.plot:only-child:not(.table) img { flex: 0 1 auto; max-width: 100% }
+.pair > table { flex: 0 1 auto; min-width: 0 } .pair > img + table { font-size: .88rem }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; max-width: 100%;
+  font-size: .94rem }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .5rem; text-align: right; white-space: nowrap }
 th:first-child, td:first-child, .words th, .words td { text-align: left }
 .words th, .words td { white-space: normal } .words td:nth-child(2) { white-space: nowrap }
-img { max-width: 100% } pre { overflow-x: auto; background: #f5f5f5; padding: .6rem }
+img { max-width: 100%; height: auto } pre { overflow-x: auto; background: #f5f5f5; padding: .6rem }
 li { margin: .3rem 0; max-width: 60rem } h2 { margin-top: 2.5rem }
+@media (max-width: 40rem) { ul { padding-left: 1.2rem } }
 """
 _WORDS = 5  # a cell of more is a sentence, which is broken into lines instead of being cut off
 
@@ -36,6 +47,7 @@ class Section:
 
     Args:
         code: with its language in front, e.g. ("python", "import polyrec").
+        beside: it belongs to the section before it, and stands beside it on a page that is wide enough.
     """
 
     title: str
@@ -43,6 +55,7 @@ class Section:
     table: Table | None = None
     plot: str | None = None
     code: tuple[str, str] | None = None
+    beside: bool = False
 
 
 def plain(value: Any) -> Any:
@@ -85,23 +98,12 @@ def html_page(title: str, found: Sequence[Section], plots: Mapping[str, bytes]) 
         found: its sections.
         plots: {name that a section has: PNG}.
     """
-    body = [f"<h1>{_inline(title)}</h1>"]
+    rows: list[list[str]] = []
     for section in found:
-        body.append(f"<h2>{_inline(section.title)}</h2>")
-        if section.points:
-            body.append("<ul>" + "".join(f"<li>{_inline(p)}</li>" for p in section.points) + "</ul>")
-        if section.plot is not None:
-            data = b64encode(plots[section.plot]).decode()
-            body.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{data}">')
-        if section.table is not None:
-            rows = "".join(
-                "<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows
-            )
-            head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
-            words = any(len(cell.split()) > _WORDS for row in section.table.rows for cell in row)
-            body.append(f"<table{' class=words' * words}><tr>{head}</tr>{rows}</table>")
-        if section.code is not None:
-            body.append(f"<pre><code>{escape(section.code[1])}</code></pre>")
+        if not (section.beside and rows):
+            rows.append([])
+        rows[-1].append(_html(section, plots))
+    body = [f"<h1>{_inline(title)}</h1>", *(f'<div class="row">{"".join(row)}</div>' for row in rows)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -110,6 +112,28 @@ def html_page(title: str, found: Sequence[Section], plots: Mapping[str, bytes]) 
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _html(section: Section, plots: Mapping[str, bytes]) -> str:
+    kinds = " ".join(["plot"] * (section.plot is not None) + ["table"] * (section.table is not None))
+    level = 3 if section.beside else 2
+    parts = [f'<section class="{kinds}"><h{level}>{_inline(section.title)}</h{level}>']
+    if section.points:
+        parts.append("<ul>" + "".join(f"<li>{_inline(p)}</li>" for p in section.points) + "</ul>")
+    parts.append('<div class="pair">')
+    if section.plot is not None:
+        data = b64encode(plots[section.plot]).decode()
+        parts.append(f'<img alt="{escape(section.title)}" src="data:image/png;base64,{data}">')
+    if section.table is not None:
+        rows = "".join("<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in section.table.rows)
+        head = "".join(f"<th>{_inline(c)}</th>" for c in section.table.header)
+        words = any(len(cell.split()) > _WORDS for row in section.table.rows for cell in row)
+        # A box that scrolls must be reachable without a mouse.
+        parts.append(f'<table tabindex="0"{" class=words" * words}><tr>{head}</tr>{rows}</table>')
+    parts.append("</div>")
+    if section.code is not None:
+        parts.append(f"<pre><code>{escape(section.code[1])}</code></pre>")
+    return "".join(parts) + "</section>"
 
 
 def _inline(text: str) -> str:

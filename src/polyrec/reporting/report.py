@@ -100,13 +100,13 @@ def _task(task: str, runs: Runs, plots: dict[str, bytes]) -> list[Section]:
     if histories:
         name = f"curves {task}"
         plots[name] = to_png(task_curves(histories, {task: metric}, stacked=True))
-        found.append(Section(f"`{task}`: training", plot=name))
+        found.append(Section(f"`{task}`: training", plot=name, beside=True))
     judged = {n: run.metrics[task][MODEL].get("calibration") for n, run in runs.items()}
     curves = {n: curve for n, curve in judged.items() if curve and curve["rows"]}
     if curves:
         name = f"calibration {task}"
         plots[name] = to_png(calibration_plot(curves))
-        found.append(Section(f"`{task}`: calibration", plot=name))
+        found.append(Section(f"`{task}`: calibration", plot=name, beside=True))
     return [*found, *_slices(task, metric, runs, plots)]
 
 
@@ -130,7 +130,7 @@ def _slices(task: str, metric: str, runs: Runs, plots: dict[str, bytes]) -> list
             ]
         )
     table = Table(["group", "rows", "users", *(f"{metric}, {run}" for run in by_run)], rows)
-    return [Section(f"`{task}`: where it errs", table=table, plot=name)]
+    return [Section(f"`{task}`: where it errs", table=table, plot=name, beside=True)]
 
 
 def _sharing(runs: Runs, plots: dict[str, bytes]) -> list[Section]:
@@ -142,16 +142,16 @@ def _sharing(runs: Runs, plots: dict[str, bytes]) -> list[Section]:
             name = f"affinity {run_name}"
             plots[name] = to_png(figure)
             points = ["Mean cosine between gradients of tasks: below 0 they pull the shared part apart."]
-            found.append(Section(f"Task affinities ({run_name})", points, plot=name))
+            found.append(Section(f"Task affinities ({run_name})", points, plot=name, beside=bool(found)))
         if gates := _gates(run):
             points = ["Shares of what each task takes of the experts, means over the candidates of the last log line."]
-            found.append(Section(f"Gates ({run_name})", points, gates))
+            found.append(Section(f"Gates ({run_name})", points, gates, beside=bool(found)))
     histories = {name: run.history for name, run in runs.items()}
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
     figure = lines_plot(histories, "weight_", tasks)
     if figure is not None:
         plots["weights"] = to_png(figure)
-        found.append(Section("Weights of the tasks' losses", plot="weights"))
+        found.append(Section("Weights of the tasks' losses", plot="weights", beside=bool(found)))
     return found
 
 
