@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from polyrec.core.escapes import printable
+from polyrec.core.lines import folded
 from polyrec.core.stack import caller_level
 from polyrec.data.id_match import DataWarning, IdMatch
 from polyrec.data.leaks import Separation
@@ -188,13 +189,14 @@ class DataReport:
         return header, rows
 
     def __str__(self) -> str:
-        lines = ["Data", *(f"  {name:<{_WIDTH}}{text}" for name, text in self.lines())]
+        lines = ["Data", *(folded(printable(f"  {name:<{_WIDTH}}{text}"), _WIDTH + 2) for name, text in self.lines())]
         if self.split:
             header, rows = self.split_table()
             widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
             for row in [header, *rows]:
-                lines.append("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-        return "\n".join(map(printable, [*lines, *(f"! {text}" for text in self.warnings)]))
+                cells = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+                lines.append(printable(f"  {cells}".rstrip()))
+        return "\n".join([*lines, *(printable(f"! {text}") for text in self.warnings)])
 
     def __repr__(self) -> str:
         return f"DataReport(rows={self.rows}, users={self.users}, items={self.items}, warnings={len(self.warnings)})"

@@ -64,7 +64,7 @@ def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
     for task, groups in found.items():
         known = (n for metrics in groups.values() for n, value in metrics.items() if np.isfinite(value))
         names = list(dict.fromkeys(known))
-        lines.append(f"{task:<14}" + "".join(f"{name:>19}" for name in names))
+        lines.append(f"{task:<14}" + "".join(f"{name:>{_width(name)}}" for name in names))
         for group, metrics in groups.items():
             cells = [_cell(name, metrics.get(name, np.nan)) for name in names]
             lines.append(f"  {group:<12}" + "".join(cells))
@@ -73,5 +73,9 @@ def format_cold_start(found: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def _cell(name: str, value: float) -> str:
     if not np.isfinite(value):
-        return f"{'-':>19}"
-    return f"{value:>19,.0f}" if name == "rows" else f"{value:>19.4f}"
+        return f"{'-':>{_width(name)}}"
+    return f"{value:>{_width(name)},.0f}" if name == "rows" else f"{value:>{_width(name)}.4f}"
+
+
+def _width(name: str) -> int:
+    return max(11, len(name) + 2)

@@ -34,7 +34,7 @@ def _gains(result: Comparison) -> Figure:
         for name, task in result.tasks.items()
         if (effect := task.metrics[task.primary].effect) is not None
     ]
-    figure = new_figure(8, 1.2 + 0.6 * len(rows))
+    figure = new_figure(5.6, 1.2 + 0.6 * len(rows))
     axes = figure.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
     for y, (_, effect) in enumerate(rows):
@@ -78,7 +78,7 @@ def _costs(result: Comparison) -> Figure:
     alone = [bars[f"only_{name}"] for name in result.tasks if f"only_{name}" in bars]
     if len(alone) == len(result.tasks):
         bars[ALL_SINGLE] = sum(alone)
-    figure = new_figure(8, 1.2 + 0.35 * len(bars))
+    figure = new_figure(5.6, 1.2 + 0.35 * len(bars))
     axes = figure.subplots()
     colours = ["#30609a" if name == "all" else "#9db6d3" for name in bars]
     axes.barh(list(bars), list(bars.values()), color=colours)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.lines import folded
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import evaluator
 from polyrec.evaluation.baselines.base import CatalogTask
@@ -127,7 +128,7 @@ def format_report(report: Mapping[str, Systems]) -> str:
                 mark = "*" if as_shown(value) == as_shown(best) else "!" if system == MODEL and name in better else " "
                 cells.append((f"{value:>18.4f}" if np.isfinite(value) else f"{'-':>18}") + mark)
             lines.append(f"  {system:<{width}}" + "".join(cells))
-        lines += [f"  {line}" for line in _notes(systems, better)]
+        lines += [folded(f"  {line}", 4) for line in _notes(systems, better)]
         lines.append("")
     if lines:
         lines += [f"* best value of the metric; ! a baseline is better than {MODEL}", ""]
@@ -135,8 +136,10 @@ def format_report(report: Mapping[str, Systems]) -> str:
 
 
 def _notes(systems: Systems, better: Mapping[str, str]) -> Iterator[str]:
-    for name, (low, high) in systems.get(MODEL, {}).get("interval", {}).items():
-        yield f"{MODEL} {name}: 95% interval over users {low:.4f} .. {high:.4f}"
+    intervals = systems.get(MODEL, {}).get("interval", {}).items()
+    if intervals:
+        known = ", ".join(f"{name} {low:.4f} .. {high:.4f}" for name, (low, high) in intervals)
+        yield f"{MODEL}, 95% intervals over users: {known}"
     if better:
         yield f"! {MODEL} is not first: " + ", ".join(
             f"{metric} ({system} {systems[system][metric]:.4f})" for metric, system in better.items()

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from polyrec.core.bars import without_bars
 from polyrec.core.signals import Interrupted, handled
 from polyrec.training.checkpoints import newest_checkpoint
 from polyrec.training.trainer import PolyRecTrainer
@@ -49,7 +50,7 @@ def train_safely(trainer: PolyRecTrainer, checkpoint: Path | None, again: str = 
     stop = StopAtStep()
     trainer.add_callback(stop)
     try:
-        with _heard(stop, trainer.args.world_size == 1):
+        with without_bars(when=True), _heard(stop, trainer.args.world_size == 1):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if stop.number is not None:
             raise Interrupted(stop.number)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
+from polyrec.core.bars import without_bars
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
@@ -201,7 +202,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict:
         )
         trainer.facts = about
         train_safely(trainer, newest_checkpoint(draft) if resume else None)
-        trainer.save_model(str(draft))
+        with without_bars(when=True):  # a line an evaluation is enough
+            trainer.save_model(str(draft))
         for name, weight in trainer.validated.items():
             print(f"{name}: {weight}")
         part = "test" if parts.test.num_candidates else "valid"
