@@ -47,7 +47,7 @@ def unknown_commands(text, known):
             if called[1] not in known:
                 yield f"polyrec {called[1]}"
                 continue
-            flags = known[called[1]]
+            flags, line = known[called[1]], line[called.end() :]  # of a launcher before it: its own
         elif re.fullmatch(r"(?:--[a-z][\w-]*(?:[ =/,]\S*)*\s*)+", line):
             flags = every
         else:

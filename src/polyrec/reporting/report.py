@@ -135,7 +135,7 @@ def _slices(task: str, metric: str, runs: Runs, plots: dict[str, bytes]) -> list
 
 def _sharing(runs: Runs, plots: dict[str, bytes]) -> list[Section]:
     """What the tasks do to each other in training: gradients, weights, gates."""
-    found = []
+    found: list[Section] = []
     for run_name, run in runs.items():
         figure = affinity_plot(run.history, list(run.tasks))
         if figure is not None:
