@@ -235,6 +235,8 @@ class Stopwatch(TrainerCallback):
 
     def count(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
         """Forward hook: positions of a batch whose next item is known and that have seen at least one event."""
+        if not model.training:
+            return  # weighing after training reads the validation set
         seen = inputs["candidate_positions"] > 0
         self.positions += int(((inputs["labels"]["next_item"] > 0) & seen).sum())
 
