@@ -35,10 +35,10 @@ def show(folder: Path) -> None:
     processor = PolyRecProcessor.from_pretrained(folder)
     model = PolyRecForRecommendation.from_pretrained(folder)
     titles = dict(zip(processor.items.ids.to_pylist(), processor.items.table["title"].to_pylist(), strict=True))
-    for liked in ([260, 1196, 1210], [1, 588, 364], []):  # Star Wars; Toy Story, Aladdin, Lion King; somebody new
+    for liked in ([1, 588, 364], []):  # Toy Story, Aladdin, Lion King; a new user
         history = [{"movieId": movie, "rating": 5.0} for movie in liked]
-        print("After 5 stars for " + ", ".join(titles[m] for m in liked) if liked else "New user")
-        print(format_recommendations(model.recommend(processor, history, k=5)), end="\n\n")
+        print("\nAfter 5 stars for " + ", ".join(titles[m] for m in liked) if liked else "\nNew user")
+        print(format_recommendations(model.recommend(processor, history, k=3)))
 
 
 def run(settings: Sequence[str] = ()) -> None:
@@ -53,7 +53,7 @@ def run(settings: Sequence[str] = ()) -> None:
         raise SystemExit(code)
     show(FOLDER)
     report = json.loads((FOLDER / "metrics.json").read_text())
-    print(f"per-task metrics with baselines: {FOLDER / 'metrics.json'} ({', '.join(of_tasks(report))})")
+    print(f"\nper-task metrics with baselines: {FOLDER / 'metrics.json'} ({', '.join(of_tasks(report))})")
 
 
 def main() -> None:
