@@ -149,7 +149,7 @@ def test_replaces_the_run_and_interruptions_do_not(world, tmp_path, interrupt):
     [
         (["--new", "nowhere.parquet"], "no such file"),
         (["--new", "{world}/interactions.parquet"], "already trained on the events of"),
-        (["--new", "{world}/new.parquet", "--holdout", "1"], "between 0 and 1"),
+        (["--new", "{world}/new.parquet", "--holdout", "1"], r"holdout is 1(.0)?; it must be a number"),
         (["--new", "{world}/new.parquet", "--replay", "2"], "replay is 2"),
         (["--new", "{world}/new.parquet", "--items", "{world}/items.parquet"], "is known already"),
         (["--new", "{world}/new.parquet", "--users", "{world}/users.parquet"], "is known already"),
