@@ -53,7 +53,7 @@ def log_odds(run: Path, contexts: pd.DataFrame, time: float) -> np.ndarray:
     with model.eval_mode() as model:
         table = model.item_encoder.table()
         requests = [{"history": None, "context": row, "time": time} for row in contexts.to_dict("records")]
-        scored = predictions(model, processor, requests, [catalog] * len(requests), table)
+        scored = predictions(model, processor.open_requests(requests), [catalog] * len(requests), table)
     clicks = [found["click"] for found in scored]
     chance = np.clip(np.array(clicks, dtype=np.float64), 1e-9, 1 - 1e-9)
     return np.log(chance / (1 - chance))
