@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from polyrec.serving.records import Kind, Record
+from polyrec.serving.records import Kind, Record, numbered
 
 _PAGE = 20_000  # records read at a time
 _LOCK = 0x706F6C79  # of the application: whoever holds it appends
@@ -81,16 +81,7 @@ class PostgresStore:
                 ids = [record.event_id for record in records if record.event_id is not None]
                 cursor.execute("SELECT event_id, seq FROM polyrec_log WHERE event_id = ANY(%s)", [ids])
                 known: dict[str, int] = dict(cursor.fetchall()) if ids else {}
-                seqs, rows = [], []
-                for record in records:
-                    seq = None if record.event_id is None else known.get(record.event_id)
-                    if seq is None:
-                        last += 1
-                        seq = last
-                        rows.append((seq, int(record.kind), record.body, record.event_id, record.user, record.time))
-                        if record.event_id is not None:
-                            known[record.event_id] = seq
-                    seqs.append(seq)
+                seqs, rows = numbered(records, known, last)
                 with cursor.copy("COPY polyrec_log (seq, kind, body, event_id, user_id, time) FROM STDIN") as copy:
                     for row in rows:
                         copy.write_row(row)

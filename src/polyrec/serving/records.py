@@ -39,6 +39,29 @@ class Record(NamedTuple):
     columns: dict[str, Any] | None = None
 
 
+Row = tuple[int, int, str, str | None, str | None, float | None]  # seq, kind, body, event_id, user, time
+
+
+def numbered(records: Sequence[Record], known: dict[str, int], last: int) -> tuple[list[int], list[Row]]:
+    """Sequence numbers of records, and the rows of those that are new.
+
+    Args:
+        known: {event_id: sequence number} of those that are stored; gets the new ones.
+        last: the latest sequence number.
+    """
+    seqs: list[int] = []
+    rows: list[Row] = []
+    for record in records:
+        seq = None if record.event_id is None else known.get(record.event_id)
+        if seq is None:
+            seq = last + len(rows) + 1
+            rows.append((seq, int(record.kind), record.body, record.event_id, record.user, record.time))
+            if record.event_id is not None:
+                known[record.event_id] = seq
+        seqs.append(seq)
+    return seqs, rows
+
+
 class EventStore(Protocol):
     """Keeps records durably and in order. `append` is called by one thread at a time, all else by any.
 

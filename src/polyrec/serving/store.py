@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from polyrec.serving.records import Kind, Record
+from polyrec.serving.records import Kind, Record, numbered
 
 FILE_NAME = "events.sqlite"
 _PAGE = 20_000  # records read at a time
@@ -81,22 +81,13 @@ class SQLiteStore:
         """Store records in one transaction, see [`EventStore`]."""
         with self._guard, self._writer:  # commits, or rolls back
             known = self._known([r.event_id for r in records if r.event_id is not None])
-            rows, seqs, last = [], [], self._last
-            for record in records:
-                seq = None if record.event_id is None else known.get(record.event_id)
-                if seq is None:
-                    last += 1
-                    seq = last
-                    rows.append((seq, int(record.kind), record.body, record.event_id, record.user, record.time))
-                    if record.event_id is not None:
-                        known[record.event_id] = seq
-                seqs.append(seq)
+            seqs, rows = numbered(records, known, self._last)
             self._writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", rows)
             forgotten = [(r.user, seq) for r, seq in zip(records, seqs, strict=True) if r.kind is Kind.FORGET]
             self._writer.executemany(
                 f"DELETE FROM log WHERE user = ? AND seq < ? AND kind IN ({Kind.EVENT:d}, {Kind.USER:d})", forgotten
             )
-        self._last = last
+        self._last += len(rows)
         if forgotten:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted stands in the journal, too
         return seqs
