@@ -50,6 +50,7 @@ def search(
     exclude: Sequence[Any] = (),
     where: str | None = None,
     rules: Rules | Mapping[str, Any] | None = None,
+    items: ItemRows | None = None,
 ) -> list[dict[str, Any]]:
     """Find items by what somebody typed.
 
@@ -66,6 +67,7 @@ def search(
             (`columns.query_item`).
         candidates, exclude, where, rules: what is found, as of
             [`recommend`][polyrec.inference.recommender.Recommender.recommend].
+        items: the encoded table, of a caller with many requests; None: encode it.
 
     Returns:
         k dicts, best first: `rank`, `item` (id), `title` (if the catalog has one), `score`, one entry per other task
@@ -95,7 +97,7 @@ def search(
         raise ValueError("exclude_seen is given beside the rule seen: give one of both")
     seen = SeenPolicy(exclude_seen if rules is None or rules.seen is None else rules.seen, processor)
     with model.eval_mode() as model:
-        items, unmet = model.item_encoder.table(), Unmet()
+        items, unmet = model.item_encoder.table() if items is None else items, Unmet()
         opened = processor.open_requests([own.window])
         warn_of_unknown_ids(processor, own.window, opened.history_items[0])
         found = _scores(model, name, opened, items, expand, expand_weight)

@@ -67,7 +67,9 @@ class Engine:
             Recommend: lambda call: self._recommend([call])[0],
             Score: self._score,
             Search: self._search,
-            Similar: lambda call: neighbours(self.state.model, self.state.processor, call.item, call.k),
+            Similar: lambda call: neighbours(
+                self.state.model, self.state.processor, call.item, call.k, self.recommender.items
+            ),
             Explain: self._explain,
         }
         try:
@@ -114,6 +116,7 @@ class Engine:
 
     def _search(self, call: Search) -> list[dict[str, Any]]:
         which: dict[str, Any] = {"k": call.k, "task": call.task, "rules": call.rules, "exclude": self._hidden()}
+        which |= {"items": self.recommender.items}
         return search(self.state.model, self.state.processor, call.query, **which, **self.request(call.who))
 
     def _explain(self, call: Explain) -> list[dict[str, Any]]:

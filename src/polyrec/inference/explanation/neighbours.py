@@ -18,14 +18,21 @@ from polyrec.core.modules import in_double
 from polyrec.inference.explanation.explain import item_rows
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 
 
 @torch.no_grad()
 def neighbours(
-    model: PolyRecForRecommendation, processor: PolyRecProcessor, item: Any, k: int = 10
+    model: PolyRecForRecommendation,
+    processor: PolyRecProcessor,
+    item: Any,
+    k: int = 10,
+    items: ItemRows | None = None,
 ) -> list[dict[str, Any]]:
     """The items most like one, by the cosine of their vectors (id, attributes and text together).
+
+    Args:
+        items: the encoded table, of a caller with many requests; None: encode it.
 
     Returns:
         k dicts, nearest first: `item`, `title` (if the catalog has one), `similarity` and `events` (in training).
@@ -34,7 +41,8 @@ def neighbours(
         raise ValueError(f"k is {k}; it must be >= 1")
     row = int(item_rows(processor, [item])[0])
     with model.eval_mode() as model:
-        unit_ND = F.normalize(model.item_encoder.table().vectors_MD.float(), dim=-1)
+        items = model.item_encoder.table() if items is None else items
+        unit_ND = F.normalize(items.vectors_MD.float(), dim=-1)
     similar_N = unit_ND @ unit_ND[row]
     similar_N[[*range(FIRST_ITEM), row]] = -torch.inf
     found = similar_N.topk(min(k, len(processor.items.ids) - 1))
