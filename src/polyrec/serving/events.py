@@ -118,15 +118,24 @@ class EventFormat:
 
     def read(self, record: Record) -> Event:
         """A stored event; of one that is damaged nothing is known, and counting it fails."""
-        assert record.user is not None
-        assert record.time is not None
         columns = record.columns
         if columns is None:
             try:
                 columns = _from_json(record.body)[0]
             except ValueError:
                 columns = {}
-        return Event(record.seq, record.user, record.time, columns)
+        return _event(record, columns)
+
+    def read_all(self, records: Sequence[Record]) -> list[Event]:
+        """Stored events, each as [`read`] reads it; many bodies are parsed in a fraction of the time."""
+        if len(records) > 1 and all(record.columns is None for record in records):
+            try:
+                bodies = json.loads(f"[{','.join([record.body for record in records])}]")
+            except ValueError:  # one is damaged
+                bodies = []
+            if len(bodies) == len(records):
+                return [_event(record, body) for record, body in zip(records, bodies, strict=True)]
+        return [self.read(record) for record in records]
 
     def history(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         """Events as the history of a request, with the log's columns."""
@@ -191,6 +200,12 @@ class EventFormat:
                 encoder = self.processor.users.encoders[name]
                 if encoder.kind != "text":
                     log.user_features[name][place] = encoder.encode(as_array([value], name), name)[0]
+
+
+def _event(record: Record, columns: dict[str, Any]) -> Event:
+    assert record.user is not None
+    assert record.time is not None
+    return Event(record.seq, record.user, record.time, columns)
 
 
 def _is_scalar(value: Any) -> bool:

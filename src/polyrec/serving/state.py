@@ -18,7 +18,8 @@ from polyrec.serving.events import Event, EventFormat
 from polyrec.serving.records import Kind, Record
 
 _log = logging.getLogger("polyrec.serving")
-_MOST = 50_000  # events of a replay that are counted together
+_MOST = 100_000  # events of a replay that are counted together; statistics keep intermediate results of so many
+_PAGE = 20_000  # events of a replay that are read together
 Change = Callable[[], None]
 
 
@@ -68,7 +69,7 @@ class ServedState:
     def fold(self, record: Record) -> None:
         """Take in one record, in order."""
         if record.kind is Kind.EVENT:
-            self._wait(record)
+            self._wait([record])
         elif record.kind is Kind.MARK:
             late, timely = self._due(record, self.processor.log_state.counted)
             self._count(late)
@@ -86,10 +87,15 @@ class ServedState:
             gathered.clear()
 
         latest = self.processor.log_state.counted
+        page: list[Record] = []
         for record in records:
             if record.kind is Kind.EVENT:
-                self._wait(record)
-            elif record.kind is Kind.MARK:
+                page.append(record)
+                if len(page) < _PAGE:
+                    continue
+            self._wait(page)
+            page.clear()
+            if record.kind is Kind.MARK:
                 late, timely = self._due(record, latest)
                 if late:
                     flush()
@@ -98,19 +104,22 @@ class ServedState:
                 latest = max([latest, *(event.time for event in timely)])
                 if len(gathered) >= _MOST:
                     flush()
-            else:
+            elif record.kind is not Kind.EVENT:
                 flush()
                 self.control(record, changes=True)
             self.seq = max(self.seq, record.seq)
+        self._wait(page)
         flush()
 
-    def _wait(self, record: Record) -> None:
-        event = self.format.read(record)
-        if event.seq <= self.covered and event.time <= self.base_time:
-            self.figures.known += 1
-            self.counted([event])
-        else:
-            self.waiting.append(event)
+    def _wait(self, records: Sequence[Record]) -> None:
+        known: list[Event] = []
+        for event in self.format.read_all(records):
+            (known if event.seq <= self.covered and event.time <= self.base_time else self.waiting).append(event)
+        if records:
+            self.seq = max(self.seq, records[-1].seq)
+        if known:
+            self.figures.known += len(known)
+            self.counted(known)
 
     def _due(self, mark: Record, latest: float) -> tuple[list[Event], list[Event]]:
         """Events that a mark counts: those that come late, which are not later than `latest`, and the others."""
