@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,36 @@ class EntityTable:
         self.encoded = {c: files[c] if c in files else np.concatenate([v, added[c]]) for c, v in self.encoded.items()}
         self.table = pa.concat_tables([self.table, table]).combine_chunks() if len(self.ids) else table
         self.ids = pa.concat_arrays([self.ids, new]) if len(self.ids) else new
+
+    def prepared_change(self, at: np.ndarray, values: Mapping[str, pa.Array], name: str) -> Callable[[], None]:
+        """What other values of some rows have to compute; the call of the result puts them into the table.
+
+        They are encoded with the vocabularies and scales learned before. Nothing that is read now is written to.
+
+        Args:
+            at: int64 [K], ascending, entries of the catalog.
+            values: {column of the table: K values}; other columns stay.
+            name: "items" or "users".
+
+        Raises:
+            ValueError: a column has another type.
+        """
+        given = pa.table(dict(values))
+        table, encoded, rows = self.table, dict(self.encoded), np.arange(len(self.ids))
+        rows[at] = len(self.ids) + np.arange(len(at))
+        for c in values:
+            new = _like(given, c, table.schema.field(c).type, name)
+            both = pa.concat_arrays([table[c].combine_chunks(), new])
+            table = table.set_column(table.column_names.index(c), c, both.take(pa.array(rows)))
+            if c in encoded:
+                found = self.encoders[c].encode(column(given, c, name, "attribute"), f"{name}: column {c!r}")
+                encoded[c] = encoded[c].copy()
+                encoded[c][at + FIRST] = found
+
+        def apply() -> None:
+            self.table, self.encoded = table, encoded
+
+        return apply
 
     def keys(self) -> dict[str, np.ndarray]:
         """Categories of each attribute for counting, {attribute: int64 [N] or [N, K]}, 0 = missing."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from polyrec.core.settings import SettingError, nearest, shown
 from polyrec.data.tables import as_array
+from polyrec.models.polyrec.attribute_change import prepared_model_change
+from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.serving.events import EventFormat
+from polyrec.serving.records import Record
 from polyrec.serving.state import ServedState
 
 
@@ -68,8 +75,6 @@ def new_item(
         if known is None:
             raise Unknown("no such item in the catalog: give its attributes to add it")
         return body
-    if known is not None:
-        raise SettingError("attributes", "are given, but the item is known: a model that is served keeps its catalog")
     if pa.types.is_integer(items.ids.type) and not isinstance(item, int):
         raise SettingError("item", f"is {shown(item)}; the catalog's ids are whole numbers")
     columns = [name for name in items.table.column_names if name != state.processor.columns.item]
@@ -82,9 +87,49 @@ def new_item(
             kind = items.table.schema.field(name).type
             raise SettingError(f"attributes.{name}", f"is {shown(value)}; the column has type {kind}") from error
     body["attributes"] = dict(attributes)
-    trial = dataclasses.replace(items)
-    trial.extend(state.format.items_table([body]), "items", state.processor.columns.item)  # raises as the state would
+    # These raise what the state would.
+    if known is not None:
+        for name, value in state.format.attributes(body).items():
+            if (encoder := items.encoders.get(name)) is not None and encoder.kind != "text":
+                encoder.encode(value, f"attributes.{name}")
+    else:
+        trial = dataclasses.replace(items)
+        trial.extend(state.format.items_table([body]), "items", state.processor.columns.item)
     return body
+
+
+def restore_items(
+    model: PolyRecForRecommendation, processor: PolyRecProcessor, base: PolyRecProcessor, records: Iterable[Record]
+) -> None:
+    """Let a model of a run know the items as the processor of a snapshot has them.
+
+    Args:
+        base: the run's own processor, which may change.
+        records: of items, that the snapshot knows.
+    """
+    text = model.item_encoder.text
+    if text is not None and text.fallback:
+        # Where a text puts a new item depends on the texts of that time, so that records come one after the other.
+        state = ServedState(model, base)
+        for record in records:
+            state.control(record, changes=True)
+        return
+    form, there, named = EventFormat(processor), model.config.num_items, dict[int, set[str]]()
+    for record in records:
+        body = json.loads(record.body)
+        row = form.item_row(body["item_id"])
+        if row is not None and row < there and "attributes" in body:
+            named.setdefault(row, set()).update(form.attributes(body))
+    if named:
+        rows, columns = np.array(sorted(named)), sorted(set[str]().union(*named.values()))
+        values = {
+            name: processor.items.table[name].combine_chunks().take(pa.array(rows - FIRST_ITEM)) for name in columns
+        }
+        prepared_model_change(model, processor, rows, values)()
+        if processor.columns.item_time in columns:
+            model.load_times(processor)
+    if processor.num_items != there:
+        model.extend(processor)
 
 
 def user_attributes(state: ServedState, given: Mapping[str, Any]) -> dict[str, Any]:

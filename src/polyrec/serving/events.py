@@ -192,6 +192,12 @@ class EventFormat:
                 found[name] = pa.array(values, own.table.schema.field(name).type)
         return pa.table(found)
 
+    def attributes(self, item: Mapping[str, Any]) -> dict[str, pa.Array]:
+        """What a record says of a known item, by column; those that a new run does not have are left."""
+        schema, key = self.processor.items.table.schema, self.processor.columns.item
+        given = item["attributes"].items()
+        return {n: pa.array([value], schema.field(n).type) for n, value in given if n in schema.names and n != key}
+
     def _set_users(self, log: EventLog, attributes: Mapping[str, Mapping[str, Any]]) -> None:
         if not attributes:
             return

@@ -20,6 +20,7 @@ from polyrec.serving.records import Kind, Record
 from polyrec.serving.schemas import MOST_EVENTS, MOST_ITEMS, Text, Value
 from polyrec.serving.service import Service
 
+_LABELS, _CATEGORIES = "labels", "categories"  # columns that hold them, if the catalog has these
 _FEEDBACK = "gorse"  # begins the event ids of feedback: type, user and item name one, as in Gorse
 N = Annotated[int, Query(ge=1, le=MOST_ITEMS)]
 Offset = Annotated[int, Query(ge=0, le=MOST_ITEMS)]
@@ -47,12 +48,16 @@ class Item(_Gorse):
     IsHidden: bool | None = None
     Labels: Value | None = None
     Comment: Text | None = None
+    Categories: list[Text] | None = None
 
 
 class ItemPatch(_Gorse):
-    """What changes of an item: whether it is hidden."""
+    """What changes of an item."""
 
     IsHidden: bool | None = None
+    Labels: Value | None = None
+    Comment: Text | None = None
+    Categories: list[Text] | None = None
 
 
 class GorseUser(_Gorse):
@@ -132,29 +137,40 @@ def _add_feedback(found: APIRouter, access: Access) -> None:
         return [one for one in own if one["FeedbackType"] == kind]
 
 
+def _attributes(service: Service, given: Item | ItemPatch) -> dict[str, Any]:
+    """Columns of the catalog that an item of Gorse tells; it may tell more than the model was trained with."""
+    processor = service.state.processor
+    columns, title = {*processor.items.table.column_names} - {processor.columns.item}, processor.columns.title
+    told = dict(given.Labels) if isinstance(given.Labels, dict) else {}
+    if isinstance(given.Labels, list):
+        told[_LABELS] = given.Labels
+    if given.Categories:
+        told[_CATEGORIES] = given.Categories
+    if given.Comment and title is not None:
+        told.setdefault(title, given.Comment)
+    return {name: value for name, value in told.items() if name in columns}
+
+
 def _add_items(found: APIRouter, access: Access) -> None:
     admin = [access.scope("admin")]
 
     @found.post("/item", dependencies=admin)
     async def insert(service: Served, given: Item) -> dict[str, int]:
-        """Add an item; of a known one only whether it is hidden changes."""
-        labels = given.Labels if isinstance(given.Labels, dict) else {}
-        columns = service.state.processor.items.table.column_names
-        attributes = {name: value for name, value in labels.items() if name in columns}
-        title = service.state.processor.columns.title
-        if given.Comment and title in columns:
-            attributes.setdefault(str(title), given.Comment)
-        row = service.state.format.item_row(item_id(service.state, given.ItemId))
-        body = new_item(service.state, given.ItemId, None if row else attributes, bool(given.IsHidden))
+        """Add an item, or change a known one."""
+        attributes = _attributes(service, given)
+        known = service.state.format.item_row(item_id(service.state, given.ItemId)) is not None
+        told = None if known and not attributes else attributes
+        body = new_item(service.state, given.ItemId, told, bool(given.IsHidden))
         return await _change(access, service, body)
 
     @found.patch("/item/{item}", dependencies=admin)
     async def patch(service: Served, item: PathText, given: ItemPatch) -> dict[str, int]:
-        """Hide an item, or show it again; the catalog of a model that is served stays as it is."""
-        if given.IsHidden is None:
-            known_item(service.state, item)
+        """Change an item; what is not given stays."""
+        known_item(service.state, item)
+        attributes = _attributes(service, given)
+        if given.IsHidden is None and not attributes:
             return {"RowAffected": 0}
-        return await _change(access, service, new_item(service.state, item, None, given.IsHidden))
+        return await _change(access, service, new_item(service.state, item, attributes or None, given.IsHidden))
 
     @found.delete("/item/{item}", dependencies=admin)
     async def delete(service: Served, item: PathText) -> dict[str, int]:

@@ -12,7 +12,7 @@ class Kind(IntEnum):
 
     EVENT = 0  # somebody did something with an item
     MARK = 1  # events up to a sequence number and a time were counted together
-    ITEM = 2  # an item is new, or hidden, or shown again
+    ITEM = 2  # an item is new, or has other attributes, or is hidden, or shown again
     USER = 3  # attributes of a user
     FORGET = 4  # a user was deleted
 

@@ -127,10 +127,10 @@ def _add_catalog(found: APIRouter, access: Access) -> None:
 
     @found.put("/items/{item}", dependencies=[access.scope("admin")], tags=["catalog"])
     async def put_item(service: Served, item: PathId, given: ItemIn) -> SeqResponse:
-        """Add an item to the catalog, or hide a known one, or show it again."""
+        """Add an item to the catalog, give a known one other attributes, or hide it, or show it again."""
         body = new_item(service.state, item, given.attributes, given.hidden)
         [seq] = await access.submit(service, [Record(Kind.ITEM, json.dumps(body))])
-        await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not added in time")
+        await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not changed in time")
         return SeqResponse(seq=seq)
 
     @found.get("/users/{user}", dependencies=[access.scope("read")], tags=["users"])

@@ -161,9 +161,9 @@ class EventsRequest(Strict):
 
 
 class ItemIn(Strict):
-    """A new item, or whether a known one is hidden."""
+    """A new item, other attributes of a known one, or whether it is hidden."""
 
-    attributes: Attributes | None = Field(None, description="columns of the catalog, of a new item")
+    attributes: Attributes | None = Field(None, description="columns of the catalog; of a known item others stay")
     hidden: StrictBool | None = Field(None, description="true: it is never listed")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"attributes": {"title": "New"}}, {"hidden": True}]})

@@ -14,6 +14,7 @@ from typing import Any
 from polyrec.core.files import sync_folder, sync_tree
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
+from polyrec.serving.catalog import restore_items
 from polyrec.serving.records import EventStore, Kind
 from polyrec.serving.state import Figures, ServedState
 
@@ -96,6 +97,7 @@ class Snapshots:
                 _log.error("snapshot %s cannot be read (%s); the one before is", place.name, type(error).__name__)
                 continue
             known.users = processor.users  # attributes of users are not saved with it
+            restore_items(model, known, processor, store.read(before=about["seq"] + 1, kinds=[Kind.ITEM]))
             return self._continued(model, known, about, store)
         base = processor.log_state.counted
         state = ServedState(model, processor, covered, base)
@@ -105,8 +107,6 @@ class Snapshots:
     def _continued(
         self, model: PolyRecForRecommendation, processor: PolyRecProcessor, about: dict[str, Any], store: EventStore
     ) -> ServedState:
-        if processor.num_items != model.config.num_items:
-            model.extend(processor)
         state = ServedState(model, processor, about["covered"], about["base_time"], figures=Figures(**about["figures"]))
         for record in store.read(before=about["seq"] + 1, kinds=[Kind.USER, Kind.ITEM, Kind.FORGET]):
             state.control(record, changes=False)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from polyrec.models.polyrec.attribute_change import prepared_change
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.serving.events import Event, EventFormat
@@ -60,7 +63,6 @@ class ServedState:
     waiting: list[Event] = field(default_factory=list)  # events that no mark has counted
     figures: Figures = field(default_factory=Figures)
     counted: Callable[[Sequence[Event]], None] = lambda events: None  # called with events that are in the state now
-    items_changed: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.format = EventFormat(self.processor)
@@ -199,17 +201,24 @@ class ServedState:
             self.hidden = self.hidden | {name: item["item_id"]}
         elif hidden is not None:
             self.hidden = {other: known for other, known in self.hidden.items() if other != name}
-        if not changes or "attributes" not in item or self.format.item_row(item["item_id"]) is not None:
+        if not changes or "attributes" not in item:
             return
+        try:
+            self.between(self._prepared_item(item))
+        except Exception as error:
+            _log.error("record of an item cannot be read (%s) and is left out", type(error).__name__)
+            self.figures.skipped += 1
+
+    def _prepared_item(self, item: Mapping[str, Any]) -> Change:
+        """What a new item, or other attributes of a known one, change."""
+        row = self.format.item_row(item["item_id"])
+        if row is not None:
+            values = self.format.attributes(item)
+            return prepared_change(self.model, self.processor, np.array([row]), values)
         table = self.format.items_table([item])
 
         def extend() -> None:
             self.processor.extend(items=table)
             self.model.extend(self.processor)
 
-        try:
-            self.between(extend)
-        except ValueError as error:
-            _log.error("record of an item cannot be read (%s) and is left out", type(error).__name__)
-            self.figures.skipped += 1
-        self.items_changed()
+        return extend

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.core.backbones import TextConfig
 from polyrec.core.registry import HEADS, nearest
@@ -138,6 +139,11 @@ class FittedProcessor:
             raise ValueError("the processor reads no texts: fit it with text={'model': ..., 'template': ...}")
         texts = ["", "", *render(self.items.table, self.text.template)]
         return tokenize(self.tokenizer, texts, self.text, what="item texts")
+
+    def tokens_of(self, items: pa.Table) -> TokenTable:
+        """Tokens of the texts of some items, by their columns."""
+        assert self.text is not None
+        return tokenize(self.tokenizer, render(items, self.text.template), self.text, what="item texts")
 
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""

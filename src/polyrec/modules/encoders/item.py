@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.modules import KeepsPrecision
+from polyrec.core.modules import KeepsPrecision, eval_view
 from polyrec.data.texts import TokenTable
 from polyrec.data.vectors import VectorFile
 from polyrec.modules.encoders.content import content_key
@@ -187,12 +187,55 @@ class ItemEncoder(KeepsPrecision):
         self.num_items = num_items
         put_N = torch.zeros_like(self.known)
         if self.text is not None and self.text.fallback:
-            assert self.id_embedding is not None
-            vectors_NW, interacted_N = self.text.vectors, self.counts > 0
-            put_N[first:] = vectors_NW[first:].any(dim=1) & interacted_N.any()
-            self.id_embedding.weight[put_N] = predict_rows(vectors_NW, self.id_embedding.weight, interacted_N, put_N)
-            self.known |= put_N
+            put_N[first:] = self.text.vectors[first:].any(dim=1) & (self.counts > 0).any()
+            self.place(put_N)
         return put_N
+
+    @torch.no_grad()
+    def place(self, new_N: Tensor) -> None:
+        """Give items, bool [N], the id embeddings that their texts predict."""
+        assert self.text is not None
+        assert self.id_embedding is not None
+        table = self.id_embedding.weight
+        table[new_N] = predict_rows(self.text.vectors, table, self.counts > 0, new_N)
+        self.known |= new_N
+
+    @torch.no_grad()
+    def prepared_change(
+        self, rows_K: Tensor, attributes: Mapping[str, np.ndarray], texts_KW: Tensor | None = None
+    ) -> Callable[[], None]:
+        """What other attributes of some items have to compute, beside readers; the call of the result puts them in.
+
+        The encoded table (see [`table`]) is made ready, too: of all its rows only these are encoded anew.
+
+        Args:
+            rows_K: int64 [K], ascending.
+            attributes: {feature: [K] or [K, V]}, of those that change.
+            texts_KW: their text vectors, where texts change.
+        """
+        changed = eval_view(self)
+        catalog, text = changed.catalog, changed.text
+        catalog._buffers = dict(catalog._buffers)
+        for name, values in attributes.items():
+            held = self.catalog.get_buffer(module_name(name))
+            catalog.register_buffer(module_name(name), held.index_copy(0, rows_K, torch.as_tensor(values).to(held)))
+        if text is not None and texts_KW is not None:
+            text._buffers = dict(text._buffers)
+            text.vectors = text.vectors.index_copy(0, rows_K, texts_KW)
+        kept, table = self._kept.get("table"), None
+        if kept is not None and kept[0] == self._content():
+            vectors_ND = kept[1].vectors_MD.index_copy(0, rows_K, changed.encode(rows_K))
+            table = changed._content(), ItemRows(vectors_ND, id_rows_M=kept[1].id_rows_M)
+
+        def apply() -> None:
+            for name, buffer in catalog.named_buffers(recurse=False):
+                self.catalog.register_buffer(name, buffer)
+            if self.text is not None and text is not None and texts_KW is not None:
+                self.text.vectors, self.text.tokens = text.vectors, None  # whoever needs its texts gives them anew
+            if table is not None:
+                self._kept["table"] = table
+
+        return apply
 
     def _fill(self, attributes: Mapping[str, Tensor | np.ndarray | VectorFile], first: int) -> None:
         """Put attributes into the buffers, rows from `first` on."""
@@ -262,12 +305,15 @@ class ItemEncoder(KeepsPrecision):
             return self._encoded_table()
         if self.text is not None and not self.text.fresh:
             self.text.refresh()
-        named = [*self.named_parameters(), *self.named_buffers()]
-        key = content_key(tensor for name, tensor in named if not name.startswith("text.encoder."))
-        kept = self._kept.get("table")
+        key, kept = self._content(), self._kept.get("table")
         if kept is None or kept[0] != key:
             kept = self._kept["table"] = key, self._encoded_table()
         return kept[1]
+
+    def _content(self) -> tuple[object, ...]:
+        """A key of all that the encoded table is made of."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        return content_key(tensor for name, tensor in named if not name.startswith("text.encoder."))
 
     def _encoded_table(self) -> ItemRows:
         rows_N = torch.arange(self.num_items, device=self.known.device)

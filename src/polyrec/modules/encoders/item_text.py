@@ -126,6 +126,11 @@ class ItemText(nn.Module):
         self.vectors[before:] = self._said(np.arange(before, len(tokens))).to(self.vectors)
 
     @torch.no_grad()
+    def read(self, tokens: TokenTable) -> Tensor:
+        """Vectors of some texts, in evaluation mode, [M, W]."""
+        return eval_view(self.encoder)(tokens, None, self.vectors.device).to(self.vectors)
+
+    @torch.no_grad()
     def refresh(self) -> None:
         """Encode all items anew."""
         if self.tokens is None:
