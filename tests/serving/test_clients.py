@@ -61,6 +61,86 @@ def test_gorse_client(run, tmp_path):
         assert len(asyncio.run(AsyncGorse(str(client.base_url), "").get_recommend("bob", n=3))) == 3
 
 
+def pages(method, size):
+    """All pages of a list of Gorse."""
+    found, cursor = [], ""
+    while True:
+        some, cursor = method(size, cursor)
+        assert len(some) <= size
+        found += some
+        if not cursor:
+            return found
+
+
+def test_every_method_of_the_gorse_client(run, tmp_path):
+    """Prevents a method of the client from failing, or from doing nothing in silence: what is listed, changed and deleted
+    is what was sent, page by page, also after a restart."""
+    when = "2024-05-01T12:00:00Z"
+    sent = [(user, item) for user in ("ann", "bob", "cid") for item in "3456"]
+    feedback = [{"FeedbackType": "rating", "UserId": u, "ItemId": i, "Timestamp": when, "Value": 4.0} for u, i in sent]
+    with live(run[0], tmp_path) as client:
+        gorse = Gorse(str(client.base_url), "")
+        tested = {name for name in dir(Gorse) if not name.startswith("_")}
+        assert tested == {name for name in dir(AsyncGorse) if not name.startswith("_")}
+        assert gorse.insert_users([{"UserId": "ann", "Labels": {"age": 31.0}}, {"UserId": "zoe"}])["RowAffected"] == 2
+        assert gorse.insert_feedbacks(feedback)["RowAffected"] == 12
+        listed = pages(gorse.get_feedbacks, 5)
+        assert [(one["UserId"], one["ItemId"]) for one in listed] == sent
+        assert {(one["FeedbackType"], one["Value"]) for one in listed} == {("rating", 4.0)}
+        users = pages(gorse.get_users, 3)
+        assert [one["UserId"] for one in users] == ["ann", "bob", "cid", "zoe"]
+        assert users[0]["Labels"] == {"age": 31.0}
+        items = pages(gorse.get_items, 7)
+        assert [one["ItemId"] for one in items] == [str(n) for n in range(24)]
+        assert items[3] == gorse.get_item("3")
+        assert [one["ItemId"] for one in gorse.search_items("TITLE 1", 3)] == ["1", "10", "11"]
+        # An item is changed, and deleted: it stays in the catalog, hidden.
+        gorse.update_item("3", labels={"genre": "drama"}, comment="Another title", categories=["no column"])
+        assert (gorse.get_item("3")["Comment"], gorse.get_item("3")["Labels"]["genre"]) == ("Another title", "drama")
+        assert gorse.update_item("3")["RowAffected"] == 0
+        gorse.insert_item({"ItemId": "4", "Labels": {"genre": "comedy"}, "IsHidden": False, "Comment": ""})
+        assert gorse.get_item("4")["Labels"]["genre"] == "comedy"
+        assert gorse.get_item("4")["Comment"] == "title 4"
+        # Feedback that is deleted is nowhere, and comes back when it is sent again.
+        assert "3" not in [score.id for score in gorse.get_recommend("bob", n=30)]
+        assert gorse.delete_feedback("bob", "3")["RowAffected"] == 1
+        assert gorse.delete_feedback("bob", "3")["RowAffected"] == 0
+        assert "3" in [score.id for score in gorse.get_recommend("bob", n=30)]
+        assert sorted(one["ItemId"] for one in gorse.list_feedbacks("rating", "bob")) == list("456")
+        assert len(pages(gorse.get_feedbacks, 5)) == 11
+        assert gorse.insert_feedback("rating", "bob", "3", "2024-05-01T13:00:00Z", 2.0)["RowAffected"] == 1
+        assert "3" not in [score.id for score in gorse.get_recommend("bob", n=30)]
+        client.service.flush(client.service.writer.known, 10.0)
+        assert gorse.delete_feedback("bob", "4")["RowAffected"] == 1  # one that was counted
+        assert "4" in [score.id for score in gorse.get_recommend("bob", n=30)]
+        gorse.delete_user("cid")
+        # What this server does not have is said.
+        for call, word in (
+            (lambda: gorse.get_recommend("bob", category="films"), "categories"),
+            (lambda: gorse.get_recommend("bob", write_back_type="read", write_back_delay="10m"), "write-back-type"),
+            (lambda: gorse.update_item("900", labels={"genre": "drama"}), "no such item"),
+            (lambda: gorse.get_feedbacks(0), "n"),
+            (lambda: gorse.get_items(5, "first"), "cursor"),
+        ):
+            with pytest.raises(GorseException) as refused:
+                call()
+            assert 400 <= refused.value.status_code < 500
+            assert word in refused.value.message
+        waiting = AsyncGorse(str(client.base_url), "")
+        assert len(asyncio.run(waiting.get_users(9))[0]) == 3
+        assert asyncio.run(waiting.delete_feedback("bob", "5"))["RowAffected"] == 1
+    with live(run[0], tmp_path) as client:
+        gorse = Gorse(str(client.base_url), "")
+        assert [(one["UserId"], one["ItemId"]) for one in pages(gorse.get_feedbacks, 4)] == [
+            *[("ann", n) for n in "3456"],
+            ("bob", "6"),
+            ("bob", "3"),
+        ]
+        found = [score.id for score in gorse.get_recommend("bob", n=30)]
+        assert {"4", "5"} <= {*found}
+        assert not {"3", "6"} & {*found}
+
+
 @pytest.fixture(scope="module")
 def served(run, tmp_path_factory):
     with live(run[0], tmp_path_factory.mktemp("state")) as client:

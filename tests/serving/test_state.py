@@ -71,6 +71,39 @@ def test_events_in_order_give_what_resume_gives(run, tmp_path):
     assert state.figures.late == 0
 
 
+def test_a_deleted_event_leaves_the_history_alone(run):
+    """Prevents an event that is deleted from staying in its user's history or in what is known of them, and the events of
+    others, or what is known of the user by the events that stay, from changing with it."""
+    folder, later = run
+    state = fresh(folder)
+    records = [*records_of(state.format, later[:60]), mark(60, float("inf"))]
+    for n, record in enumerate(records, 1):
+        state.fold(record._replace(seq=n))
+    processor, user = state.processor, int(later.user_id[0])
+
+    def states():
+        stored = processor.stored_events
+        hashes = stored.hashes(pa.array([str(u) for u in range(40)]))
+        users = processor.statistics._stored(stored)[1]
+        return users.at(users.rows(hashes))
+
+    before, log = states(), processor.stored_events.of(pa.array([str(user)]))
+    processor.statistics.recount(pa.array([str(user)]), processor.stored_events)  # nothing has gone
+    for name in ("sums", "counts", "rows", "last"):
+        np.testing.assert_allclose(getattr(states(), name), getattr(before, name), rtol=1e-9, atol=1e-9)
+    row = int(log.item[-1])
+    body = f'{{"item_id": {processor.items.ids[row - 2].as_py()}}}'
+    state.fold(Record(Kind.RETRACT, body, user=str(user), seq=len(records) + 1))
+    kept = processor.stored_events.of(pa.array([str(user)]))
+    assert kept.item.tolist() == [item for item in log.item.tolist() if item != row]
+    known = len(PolyRecProcessor.from_pretrained(folder).stored_events.log())
+    assert len(processor.stored_events.log()) == known + 60 - (len(log) - len(kept))
+    after, others = states(), np.arange(40) != user
+    for name in ("sums", "counts", "rows", "last"):
+        np.testing.assert_array_equal(getattr(after, name)[others], getattr(before, name)[others])
+    assert after.rows[user] == before.rows[user] - (len(log) - len(kept))
+
+
 @pytest.mark.parametrize("at", [30, 61])
 def test_a_snapshot_and_what_came_after_it_give_the_state(run, tmp_path, at):
     """Prevents events that waited at a snapshot from being lost or counted again, and late ones from being counted."""

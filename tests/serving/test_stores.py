@@ -90,6 +90,28 @@ def test_a_store_keeps_records_once_and_in_order(opened):
     store.close()
 
 
+def test_events_that_are_deleted_leave_the_store(opened):
+    """Prevents deleted events from being read again by a restart, those of others from going with them, an event that is
+    sent again after that from being taken for a known one, and a user who has gone from being listed."""
+    store = opened()
+    store.append(
+        [item_event(1, "é", 7), item_event(2, "é", 8), item_event(3, "b", 7), Record(Kind.USER, "{}", user="Z")]
+    )
+    store.append([Record(Kind.RETRACT, '{"item_id":"7"}', user="é")])
+    assert [r.seq for r in store.read()] == [2, 3, 4, 5]
+    assert store.append([item_event(1, "é", 7), item_event(2, "é", 8)]) == [6, 2]
+    assert [r.seq for r in store.of_user("é", 9)] == [2, 6]
+    assert (store.users("", 9), store.users("Z", 1), store.users("é", 9)) == (["Z", "b", "é"], ["b"], [])
+    store.append([Record(Kind.FORGET, "{}", user="é")])
+    assert [r.kind for r in store.read()] == [Kind.EVENT, Kind.USER, Kind.FORGET]
+    assert store.users("", 9) == ["Z", "b"]
+    store.close()
+
+
+def item_event(number: int, user: str, item: int) -> Record:
+    return Record(Kind.EVENT, f'{{"item_id":{item}}}', f"e{number}", user, float(number))
+
+
 def test_two_stores_are_two(opened, tmp_path):
     """Prevents a table of one server's events from telling another that it has counted its own."""
     store = opened()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,13 @@ class _Part:
     @cached_property
     def _order(self) -> np.ndarray:
         return np.argsort(self.users)
+
+    def without(self, gone: np.ndarray) -> _Part:
+        """The same without some rows."""
+        found = copy(self)
+        found.rows = np.ones(len(self.log), dtype=bool) if self.rows is None else self.rows.copy()
+        found.rows[gone] = False
+        return found
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """The user of the log for each hash, int64, -1 = none."""
@@ -121,6 +129,17 @@ class StoredEvents:
         kept = np.setdiff1d(self._all(), self.hashes(user_ids)) if self._parts else None
         if kept is not None and len(kept):
             found._parts = [_merged(self._parts, self.salt, kept)]
+        return found
+
+    def without_item(self, user_ids: pa.Array, item: int) -> StoredEvents:
+        """The same without what some users did with one item, a row of the item table."""
+        found = StoredEvents(self.salt, self.complete)
+        found.last_time = self.last_time
+        users = self.hashes(user_ids)
+        for part in self._parts:
+            rows, _ = part.events(part.find(users))
+            gone = rows[part.log.item[rows] == item]
+            found._parts.append(part.without(gone) if len(gone) else part)
         return found
 
     def hashes(self, user_ids: pa.Array) -> np.ndarray:

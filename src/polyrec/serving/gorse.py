@@ -6,42 +6,39 @@ Ids are texts there. Feedback types are values of a column of the log where it h
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow as pa
+import pyarrow.compute as pc
+from fastapi import APIRouter, HTTPException, Query, Request
+from pydantic import Field
 
+from polyrec.core.settings import SettingError
 from polyrec.serving.access import Access, Served
-from polyrec.serving.calls import Recommend, Similar, User
+from polyrec.serving.calls import Recommend, Search, Similar, User
 from polyrec.serving.catalog import Unknown, item_id, known_item, new_item, user_attributes
+from polyrec.serving.gorse_feedback import (
+    Cursor,
+    Feedback,
+    GorseModel,
+    N,
+    NumberCursor,
+    PathText,
+    add_feedback,
+    event_of,
+)
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.schemas import MOST_EVENTS, MOST_ITEMS, Text, Value
 from polyrec.serving.service import Service
 
 _LABELS, _CATEGORIES = "labels", "categories"  # columns that hold them, if the catalog has these
-_FEEDBACK = "gorse"  # begins the event ids of feedback: type, user and item name one, as in Gorse
-N = Annotated[int, Query(ge=1, le=MOST_ITEMS)]
 Offset = Annotated[int, Query(ge=0, le=MOST_ITEMS)]
-PathText = Annotated[str, Path(min_length=1, max_length=512, pattern=r"\S")]
 
 
-class _Gorse(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Feedback(_Gorse):
-    """What somebody did."""
-
-    FeedbackType: Annotated[Text, Field(min_length=1, max_length=100)]
-    UserId: Annotated[Text, Field(min_length=1, pattern=r"\S")]
-    ItemId: Annotated[Text, Field(min_length=1, pattern=r"\S")]
-    Timestamp: Text | None = None
-    Value: Annotated[float, Field(allow_inf_nan=False)] | None = None
-
-
-class Item(_Gorse):
+class Item(GorseModel):
     """An item; labels that are a dict are columns of the catalog."""
 
     ItemId: Annotated[Text, Field(min_length=1, pattern=r"\S")]
@@ -51,7 +48,7 @@ class Item(_Gorse):
     Categories: list[Text] | None = None
 
 
-class ItemPatch(_Gorse):
+class ItemPatch(GorseModel):
     """What changes of an item."""
 
     IsHidden: bool | None = None
@@ -60,7 +57,7 @@ class ItemPatch(_Gorse):
     Categories: list[Text] | None = None
 
 
-class GorseUser(_Gorse):
+class GorseUser(GorseModel):
     """A user; labels that are a dict are attributes."""
 
     UserId: Annotated[Text, Field(min_length=1, pattern=r"\S")]
@@ -70,71 +67,11 @@ class GorseUser(_Gorse):
 def router(access: Access) -> APIRouter:
     """The routes under /api."""
     found = APIRouter(prefix="/api", tags=["gorse"])
-    _add_feedback(found, access)
+    add_feedback(found, access)
     _add_items(found, access)
     _add_users(found, access)
     _add_recommend(found, access)
     return found
-
-
-def _event(service: Service, feedback: Feedback, where: str, named: bool = True) -> Record:
-    columns = service.state.format.columns
-    event: dict[str, Any] = {
-        "user_id": feedback.UserId,
-        "item_id": item_id(service.state, feedback.ItemId),
-        "timestamp": feedback.Timestamp or None,
-    }
-    if feedback.FeedbackType in columns:
-        event[feedback.FeedbackType] = 1 if not feedback.Value else feedback.Value
-    else:
-        target = next((name for name in ("value", "rating") if name in columns), None)
-        if target is not None and feedback.Value:
-            event[target] = feedback.Value
-    if named:
-        event["event_id"] = json.dumps([_FEEDBACK, feedback.FeedbackType, feedback.UserId, feedback.ItemId])
-    return service.state.format.record(event, where)
-
-
-def _feedback(record: Record) -> dict[str, Any]:
-    kind, user, item = _named(record)
-    body = json.loads(record.body)
-    return {
-        "FeedbackType": kind,
-        "UserId": user,
-        "ItemId": item,
-        "Timestamp": body["timestamp"],
-        "Value": next((float(body[name]) for name in ("value", "rating") if name in body), 0.0),
-    }
-
-
-def _named(record: Record) -> tuple[str, str, str]:
-    """Type, user and item of feedback; of events that came another way the type is "event"."""
-    try:
-        _, kind, user, item = json.loads(record.event_id or "")
-        return kind, user, item
-    except ValueError:
-        return "event", record.user or "", str(json.loads(record.body)["item_id"])
-
-
-def _add_feedback(found: APIRouter, access: Access) -> None:
-    @found.post("/feedback", dependencies=[access.scope("events")])
-    async def insert(
-        service: Served, given: Annotated[list[Feedback], Field(max_length=MOST_EVENTS)]
-    ) -> dict[str, int]:
-        """Store feedback; what is known by type, user and item stays as it was."""
-        service.check_keeps_events()
-        if not given:
-            return {"RowAffected": 0}
-        records = [_event(service, one, f"[{n}]") for n, one in enumerate(given)]
-        before = service.writer.known
-        seqs = await access.submit(service, records)
-        return {"RowAffected": len({seq for seq in seqs if seq > before})}
-
-    @found.get("/user/{user}/feedback/{kind}", dependencies=[access.scope("read")])
-    async def of_user(service: Served, user: PathText, kind: PathText) -> list[dict[str, Any]]:
-        """The latest feedback of a user of one type."""
-        own = [_feedback(record) for record in service.store.of_user(user, MOST_ITEMS)]
-        return [one for one in own if one["FeedbackType"] == kind]
 
 
 def _attributes(service: Service, given: Item | ItemPatch) -> dict[str, Any]:
@@ -180,15 +117,32 @@ def _add_items(found: APIRouter, access: Access) -> None:
     @found.get("/item/{item}", dependencies=[access.scope("read")])
     async def get(service: Served, item: PathText) -> dict[str, Any]:
         """An item."""
-        known = known_item(service.state, item)
-        title = service.state.processor.columns.title
-        return {
-            "ItemId": str(known["item"]),
-            "IsHidden": known["hidden"],
-            "Categories": [],
-            "Labels": known["attributes"],
-            "Comment": str(known["attributes"].get(title) or ""),
-        }
+        return _item(service, item)
+
+    @found.get("/items", dependencies=[access.scope("read")])
+    async def listed(
+        request: Request, service: Served, n: N = 10, cursor: NumberCursor = "", q: Annotated[Text, Query()] = ""
+    ) -> dict[str, Any]:
+        """The catalog in its order, or the items that fit a query."""
+        if q:
+            return {
+                "Items": [_item(service, str(one)) for one in await _searched(request, service, q, n)],
+                "Cursor": "",
+            }
+        ids, begin = service.state.processor.items.ids, int(cursor or 0)
+        some = [_item(service, str(one)) for one in ids[begin : begin + n].to_pylist()]
+        return {"Items": some, "Cursor": str(begin + n) if begin + n < len(ids) else ""}
+
+    async def _searched(request: Request, service: Service, query: str, n: int) -> list[Any]:
+        model, processor = service.state.model, service.state.processor
+        if any(model.heads[name].excludes == "own item" for name in model.state_tasks):
+            _, rows = await access.call(request, service, Search(User(), query, n))
+            return [row["item"] for row in rows]
+        title = processor.columns.title
+        if title not in processor.items.table.column_names:
+            raise SettingError("q", "is given, but the model has neither a search task nor titles of items")
+        fits = pc.match_substring(processor.items.table[title].cast(pa.string()), query, ignore_case=True)
+        return processor.items.ids.filter(fits.combine_chunks().fill_null(False))[:n].to_pylist()
 
     @found.get("/item/{item}/neighbors", dependencies=[access.scope("read")])
     async def near(
@@ -200,10 +154,27 @@ def _add_items(found: APIRouter, access: Access) -> None:
         return [{"Id": str(row["item"]), "Score": row["similarity"]} for row in rows[offset:]]
 
 
+def _item(service: Service, item: str) -> dict[str, Any]:
+    known = known_item(service.state, item)
+    attributes, title = known["attributes"], service.state.processor.columns.title
+    categories = attributes.get(_CATEGORIES)
+    return {
+        "ItemId": str(known["item"]),
+        "IsHidden": known["hidden"],
+        "Categories": categories if isinstance(categories, list) else [],
+        "Labels": attributes,
+        "Comment": str(attributes.get(title) or ""),
+    }
+
+
 async def _change(access: Access, service: Service, body: dict[str, Any]) -> dict[str, int]:
     [seq] = await access.submit(service, [Record(Kind.ITEM, json.dumps(body))])
     await access.in_thread(lambda: service.forgotten(seq, access.deadline), "the item was not changed in time")
     return {"RowAffected": 1}
+
+
+def _user(service: Service, user: str) -> dict[str, Any]:
+    return {"UserId": user, "Labels": service.state.attributes.get(user, {}), "Comment": ""}
 
 
 def _add_users(found: APIRouter, access: Access) -> None:
@@ -234,10 +205,16 @@ def _add_users(found: APIRouter, access: Access) -> None:
     @found.get("/user/{user}", dependencies=[access.scope("read")])
     async def get(service: Served, user: PathText) -> dict[str, Any]:
         """A user."""
-        attributes = service.state.attributes.get(user)
-        if attributes is None and service.engine.latest_of(user) == float("-inf") and not service.pending.of(user):
+        known = service.state.attributes.get(user) is not None or service.pending.of(user)
+        if not known and service.engine.latest_of(user) == float("-inf"):
             raise Unknown("no such user")
-        return {"UserId": user, "Labels": attributes or {}, "Comment": ""}
+        return _user(service, user)
+
+    @found.get("/users", dependencies=[access.scope("read")])
+    async def listed(service: Served, n: N = 10, cursor: Cursor = "") -> dict[str, Any]:
+        """Users whose feedback or attributes are stored here, by their ids; of others there are hashes alone."""
+        found = await asyncio.to_thread(service.store.users, cursor, n)
+        return {"Users": [_user(service, user) for user in found], "Cursor": found[-1] if len(found) == n else ""}
 
     @found.delete("/user/{user}", dependencies=[access.scope("admin")])
     async def delete(service: Served, user: PathText) -> dict[str, int]:
@@ -256,8 +233,17 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
 
     @found.get("/recommend/{user}", dependencies=reads)
     @found.get("/recommend/{user}/", dependencies=reads, include_in_schema=False)
-    async def recommend(request: Request, service: Served, user: PathText, n: N = 10, offset: Offset = 0) -> list[Any]:
+    async def recommend(
+        request: Request,
+        service: Served,
+        user: PathText,
+        n: N = 10,
+        offset: Offset = 0,
+        write_back_type: Annotated[Text | None, Query(alias="write-back-type")] = None,
+    ) -> list[Any]:
         """Items for a user; ids alone unless the header X-API-Version is 2."""
+        if write_back_type is not None:
+            raise SettingError("write-back-type", "is not supported: send feedback of the items that were shown")
         rows = await respond(request, service, User(user), n, offset)
         return rows if request.headers.get("x-api-version") == "2" else [row["Id"] for row in rows]
 
@@ -272,6 +258,6 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
     ) -> list[dict[str, Any]]:
         """Items for somebody who is not known, by feedback."""
         form = service.state.format
-        events = [form.read(_event(service, one, f"[{n}]", named=False)) for n, one in enumerate(given)]
+        events = [form.read(event_of(service, one, f"[{n}]", named=False)) for n, one in enumerate(given)]
         history = form.history(sorted(events, key=lambda event: event.time))
         return await respond(request, service, User(history=history), n, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from polyrec.serving.events import Event
 
@@ -52,6 +53,10 @@ class PendingEvents:
         """A user was deleted."""
         with self._lock:
             self._size -= len(self._of.pop(user, ()))
+
+    def retract(self, user: str, item: Any) -> None:
+        """Events of a user with one item were deleted."""
+        self.remove([event for event in self.of(user) if str(event.columns.get("item_id")) == str(item)])
 
     def of(self, user: str) -> Sequence[Event]:
         """Events of a user in order of time."""

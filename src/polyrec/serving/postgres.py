@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from polyrec.serving.records import Kind, Record, numbered
+from polyrec.serving.records import FORGOTTEN, Kind, Record, numbered, retracted
 
 _PAGE = 20_000  # records read at a time
 _LOCK = 0x706F6C79  # of the application: whoever holds it appends
@@ -88,9 +88,13 @@ class PostgresStore:
                 for record, seq in zip(records, seqs, strict=True):
                     if record.kind is Kind.FORGET:
                         cursor.execute(
-                            "DELETE FROM polyrec_log WHERE user_id = %s AND seq < %s AND kind IN (%s, %s)",
-                            [record.user, seq, int(Kind.EVENT), int(Kind.USER)],
+                            "DELETE FROM polyrec_log WHERE user_id = %s AND seq < %s AND kind = ANY(%s)",
+                            [record.user, seq, [int(kind) for kind in FORGOTTEN]],
                         )
+                    elif record.kind is Kind.RETRACT:
+                        query = "SELECT seq, body FROM polyrec_log WHERE user_id = %s AND seq < %s AND kind = 0"
+                        gone = retracted(record, cursor.execute(query, [record.user, seq]).fetchall())
+                        cursor.execute("DELETE FROM polyrec_log WHERE seq = ANY(%s)", [gone])
             return seqs
 
     def read(self, after: int = 0, before: int | None = None, kinds: Sequence[Kind] | None = None) -> Iterator[Record]:
@@ -116,6 +120,16 @@ class PostgresStore:
                 [user, limit],
             ).fetchall()
         return [Record(Kind.EVENT, body, event_id, user, time, seq) for seq, body, event_id, time in rows]
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Users in order of their ids, see [`EventStore`]."""
+        with self._connect() as connection:
+            rows = connection.execute(
+                'SELECT DISTINCT user_id COLLATE "C" AS id FROM polyrec_log WHERE user_id COLLATE "C" > %s '
+                "AND kind = ANY(%s) ORDER BY id LIMIT %s",
+                [after, [int(Kind.EVENT), int(Kind.USER)], limit],
+            ).fetchall()
+        return [user for (user,) in rows]
 
     def close(self) -> None:
         """Let go of the connection."""

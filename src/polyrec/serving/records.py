@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,10 @@ class Kind(IntEnum):
     ITEM = 2  # an item is new, or has other attributes, or is hidden, or shown again
     USER = 3  # attributes of a user
     FORGET = 4  # a user was deleted
+    RETRACT = 5  # events of a user with one item were deleted
+
+
+FORGOTTEN = (Kind.EVENT, Kind.USER, Kind.RETRACT)  # records of a user that go with them
 
 
 class Record(NamedTuple):
@@ -62,6 +67,16 @@ def numbered(records: Sequence[Record], known: dict[str, int], last: int) -> tup
     return seqs, rows
 
 
+def retracted(record: Record, of_user: Iterable[tuple[int, str]]) -> list[int]:
+    """Which events a record of deleted ones means.
+
+    Args:
+        of_user: sequence number and body of the user's earlier events.
+    """
+    item = str(json.loads(record.body)["item_id"])
+    return [seq for seq, body in of_user if str(json.loads(body).get("item_id")) == item]
+
+
 class EventStore(Protocol):
     """Keeps records durably and in order. `append` is called by one thread at a time, all else by any.
 
@@ -72,7 +87,7 @@ class EventStore(Protocol):
     shared: bool
 
     def append(self, records: Sequence[Record]) -> list[int]:
-        """Store records and return when they are on disk. One that forgets a user deletes that user's earlier ones.
+        """Store records and return when they are on disk. One that forgets a user, or events, deletes earlier ones.
 
         Returns:
             their sequence numbers; that of the first one where an `event_id` is known already.
@@ -87,6 +102,9 @@ class EventStore(Protocol):
 
     def of_user(self, user: str, limit: int) -> list[Record]:
         """The latest events of a user, the newest first."""
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Users with events or attributes whose ids are greater than one, in order; "" is less than all."""
 
     @property
     def last(self) -> int:

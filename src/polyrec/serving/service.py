@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
@@ -152,6 +153,8 @@ class Service:
         for record in records:
             if record.kind is Kind.FORGET and record.user is not None:
                 self.pending.forget(record.user)
+            elif record.kind is Kind.RETRACT and record.user is not None:
+                self.pending.retract(record.user, json.loads(record.body)["item_id"])
             self._inbox.put(record)
         self.marks.stored(records)
 

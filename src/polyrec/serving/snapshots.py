@@ -108,7 +108,7 @@ class Snapshots:
         self, model: PolyRecForRecommendation, processor: PolyRecProcessor, about: dict[str, Any], store: EventStore
     ) -> ServedState:
         state = ServedState(model, processor, about["covered"], about["base_time"], figures=Figures(**about["figures"]))
-        for record in store.read(before=about["seq"] + 1, kinds=[Kind.USER, Kind.ITEM, Kind.FORGET]):
+        for record in store.read(before=about["seq"] + 1, kinds=[Kind.USER, Kind.ITEM, Kind.FORGET, Kind.RETRACT]):
             state.control(record, changes=False)
         waiting = set(about["waiting"])
         if waiting:

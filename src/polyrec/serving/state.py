@@ -193,6 +193,16 @@ class ServedState:
             self.attributes = {name: own for name, own in self.attributes.items() if name != user}
             if changes:
                 self.between(lambda: self.processor.forget([user]))
+        elif record.kind is Kind.RETRACT:
+            assert record.user is not None
+            self._retract(record.user, json.loads(record.body)["item_id"], changes)
+
+    def _retract(self, user: str, item: Any, changes: bool) -> None:
+        """Events of a user with an item are no part of their history any more."""
+        self.waiting = [e for e in self.waiting if e.user != user or str(e.columns.get("item_id")) != str(item)]
+        row = self.format.item_row(item)
+        if changes and row is not None:
+            self.between(lambda: self.processor.forget_events(user, row))
 
     def _item(self, item: Mapping[str, Any], changes: bool) -> None:
         name = str(item["item_id"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from polyrec.serving.records import Kind, Record, numbered
+from polyrec.serving.records import FORGOTTEN, Kind, Record, numbered, retracted
 
 FILE_NAME = "events.sqlite"
 _PAGE = 20_000  # records read at a time
@@ -85,8 +85,14 @@ class SQLiteStore:
             self._writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", rows)
             forgotten = [(r.user, seq) for r, seq in zip(records, seqs, strict=True) if r.kind is Kind.FORGET]
             self._writer.executemany(
-                f"DELETE FROM log WHERE user = ? AND seq < ? AND kind IN ({Kind.EVENT:d}, {Kind.USER:d})", forgotten
+                f"DELETE FROM log WHERE user = ? AND seq < ? AND kind IN ({','.join(map(str, map(int, FORGOTTEN)))})",
+                forgotten,
             )
+            for record, seq in zip(records, seqs, strict=True):
+                if record.kind is Kind.RETRACT:
+                    query = "SELECT seq, body FROM log WHERE user = ? AND seq < ? AND kind = 0"
+                    gone = retracted(record, self._writer.execute(query, [record.user, seq]).fetchall())
+                    self._writer.executemany("DELETE FROM log WHERE seq = ?", [(one,) for one in gone])
         self._last += len(rows)
         if forgotten:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted stands in the journal, too
@@ -129,6 +135,19 @@ class SQLiteStore:
         finally:
             connection.close()
         return [Record(Kind.EVENT, body, event_id, user, time, seq) for seq, body, event_id, time in rows]
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Users in order of their ids, see [`EventStore`]."""
+        connection = self._connect()
+        try:
+            rows = connection.execute(
+                f"SELECT DISTINCT user FROM log WHERE user > ? AND kind IN ({Kind.EVENT:d}, {Kind.USER:d}) "
+                "ORDER BY user LIMIT ?",
+                [after, limit],
+            ).fetchall()
+        finally:
+            connection.close()
+        return [user for (user,) in rows]
 
     def close(self) -> None:
         """Let go of the file."""

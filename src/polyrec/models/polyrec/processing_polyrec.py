@@ -347,3 +347,12 @@ class PolyRecProcessor(RequestProcessor):
             if self.statistics is not None:
                 self.statistics.forget(self.stored_events.hashes(given))
             self.stored_events = self.stored_events.without(given)
+
+    def forget_events(self, user_id: Any, row: int) -> None:
+        """Remove the stored events of a user with one item, a row of the item table; what stays is as of [`forget`]."""
+        if self.stored_events is None:
+            return
+        given = normalise_ids(pa.array([user_id]), "user_ids")
+        self.stored_events = self.stored_events.without_item(given, row)
+        if self.statistics is not None:
+            self.statistics.recount(given, self.stored_events)
