@@ -174,6 +174,54 @@ def test_seen_items_are_left_out_by_their_feedback(recommender):
         recommender.recommend([3], exclude_seen=True, rules={"seen": "rating > 1"})
 
 
+def test_impressions_are_capped(recommender):
+    """Prevents an item that was shown too often from coming again, one that was shown less, long ago or otherwise from
+    being lost, and stored events from counting otherwise than those that a request brings."""
+    day, now = 86_400, 3_000_000
+    shown = [(3, 1, 20), (3, 2, 5), (3, 2, 4), (4, 5, 6), (4, 5, 3), (5, 1, 2), (5, 1, 1.5), (5, 2, 1), (6, 4, 9)]
+    shown.sort(key=lambda event: -event[2])
+    history = [{"item_id": i, "rating": float(r), "timestamp": now - d * day} for i, r, d in shown]
+
+    def hidden(seen, **request):
+        rules = {"seen": seen, "candidates": [3, 4, 5, 6, 7]}
+        found = ids(recommender.recommend(k=ITEMS, rules=rules, **{"history": history, "time": now, **request}))
+        return sorted({3, 4, 5, 6, 7} - set(found))
+
+    for where, cap, kind, days in itertools.product((None, True, "rating >= 4"), (None, 1, 3), (None, 2), (None, 4, 7)):
+        if cap is None and kind is not None:
+            continue
+        shown_if = None if kind is None else f"rating <= {kind}"
+        own = [(i, r) for i, r, d in shown if days is None or d <= days]
+        taken = where is True or (where is None and cap is None)
+        left = {i for i, r in own if taken or (where == "rating >= 4" and r >= 4)}
+        counted = [i for i, r in own if kind is None or r <= kind]
+        left |= {i for i in counted if cap is not None and counted.count(i) >= cap}
+        seen = {"where": where, "impressions": cap, "shown": shown_if, "days": days}
+        assert hidden(seen) == sorted(left), seen
+    assert hidden({"impressions": 2}, history=[3, 3, 4], time=None) == [3]
+    assert hidden({"impressions": 2, "days": 1}, history=[3, 3, 4], time=None) == [3]  # times are not known
+    log = synthetic_log(items=len(recommender.processor.items.ids))["interactions"]
+    own = log["user_id"] == 7
+    latest = float(log["timestamp"].max()) + 1
+    window = latest - float(log["timestamp"][own].max()) + 2_500
+    late = own & (log["timestamp"] >= latest - window)
+    assert 0 < late.sum() < own.sum()
+    many = [{"user_id": 7, "time": latest}, {"history": [3, 3], "time": latest}]
+    first, second = recommender.recommend_many(many, ITEMS, rules={"seen": {"days": window / day}})
+    assert set(attribute(recommender, "price")) - set(ids(first)) == set(log["item_id"][late].tolist())
+    assert set(attribute(recommender, "price")) - set(ids(second)) == {3}
+    for seen, word in (
+        ({"impressions": 0}, "seen.impressions"),
+        ({"days": -1}, "seen.days"),
+        ({"shown": "rating < 3"}, "without seen.impressions"),
+        ({"where": "ratng > 1"}, r"seen.where names 'ratng'"),
+        ({"impression": 1}, "impressions"),
+        ({"impressions": 2, "shown": "rating <"}, "seen.shown"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            recommender.recommend([3], rules={"seen": seen})
+
+
 # ------------------------------------------------------------- quotas, pins and boosts
 @settings(max_examples=60, deadline=None)
 @given(st.data())

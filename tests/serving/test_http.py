@@ -64,14 +64,16 @@ def test_rules_hold_over_http(client, run):
         {"history": [3, 4, 5], "k": 2, "rules": {"at_most": {"genre": 1}}},
         {"history": [3, 4, 5], "k": 4, "rules": {"at_most": {"genre": 1}}},
         {"history": [3, 4, 5], "k": 3, "rules": {"explore": {"temperature": 1.0, "seed": 3}}},
+        {"history": [3, 4, 5, 5], "k": 24, "rules": {"seen": {"impressions": 2}}},
     ]
     with ThreadPoolExecutor(len(requests)) as pool:
         found = list(pool.map(lambda request: client.post("/recommend", json=request).json(), requests))
     for request, response in zip(requests, found, strict=True):
-        expected = recommender.recommend([3, 4, 5], request["k"], rules=request.get("rules"))
+        expected = recommender.recommend(request["history"], request["k"], rules=request.get("rules"))
         assert [row["item"] for row in response["items"]] == [row["item"] for row in expected]
         drawn = [row["propensity"] for row in response["items"] if row["propensity"] is not None]
         np.testing.assert_allclose(drawn, [row["propensity"] for row in expected if "propensity" in row], rtol=1e-4)
+    assert {3, 4} == {3, 4, 5} & {row["item"] for row in found[5]["items"]}  # shown once each, 5 twice
     assert any("leave" in text for text in found[3]["unmet"])  # three genres cannot fill a list of four
     for rules, word in (
         ({"where": "gender == 1"}, "gender"),

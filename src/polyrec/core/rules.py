@@ -52,6 +52,40 @@ class Explore:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Which items of a history are left out: by kind of event, within a window of time, and once shown too often.
+
+    Args:
+        where: true: items with any event; false: none of them; or a condition on events, e.g. "rating >= 4". None:
+            true, and false beside a cap of impressions.
+        impressions: an item with so many impressions is left out, too. None: there is no cap.
+        shown: a condition that says which events are impressions, e.g. "click == 0". None: all of them.
+        days: only events of the last so many days before the request are looked at; those whose time is not known are
+            of now. None: the whole history.
+
+    Example:
+        >>> Seen(impressions=3, days=7).where
+        False
+    """
+
+    where: bool | str | None = None
+    impressions: Annotated[int, Range(1)] | None = None
+    shown: str | None = None
+    days: Annotated[float, POSITIVE] | None = None
+
+    def __post_init__(self) -> None:
+        conform(self, where="seen")
+        if self.where is None:
+            object.__setattr__(self, "where", self.impressions is None)
+        if self.shown is not None and self.impressions is None:
+            raise SettingError("seen.shown", "is given without seen.impressions, the number that is allowed")
+        for name in ("where", "shown"):
+            if isinstance(text := getattr(self, name), str):
+                with said_by(f"seen.{name}"):
+                    parse(text)
+
+
+@dataclass(frozen=True)
 class Rules:
     """What lists may hold, and in which order. Everything is checked here but for names of columns, tasks and items.
 
@@ -68,7 +102,8 @@ class Rules:
         boosts: {condition: what is added to the score of items that match}: log-odds, of a task that predicts a
             number its unit.
         seen: true and false: leave out items of the history, or not; or a condition on events of the history, e.g.
-            "rating >= 4": only items with such an event are left out. Columns are feedback, context, time and tasks.
+            "rating >= 4": only items with such an event are left out. Columns are feedback, context, time and tasks. Or
+            a [`Seen`] with a window of time and a cap of impressions.
         diversity: strength in [0, 1], or a [`Diversity`] with a method.
         score: what ranks instead of one task, of the `best` items: a weighted sum of tasks' log-odds ("0.3*next_item +
             2*like") or a product of predictions ("like^2 * watch_time"); after commas conditions on predictions
@@ -93,7 +128,7 @@ class Rules:
     at_most: dict[str, Annotated[int, Range(0)]] = field(default_factory=dict)
     pins: dict[int, Any] = field(default_factory=dict)
     boosts: dict[str, float] = field(default_factory=dict)
-    seen: str | bool | None = None
+    seen: str | bool | Seen | None = None
     diversity: float | Diversity | None = None
     score: str | None = None
     explore: float | Explore | None = None

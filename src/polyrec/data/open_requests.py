@@ -56,6 +56,11 @@ class OpenRequests:
         rows = [log.event_rows() for log in self._logs]
         return [{n: values.of(self._logs[log].log, rows[log][user], n) for n in columns} for log, user in self._at]
 
+    def event_ages(self) -> list[np.ndarray]:
+        """Seconds between the events of each history and the request, of the same events as `history_values`."""
+        found = [log.event_ages() for log in self._logs]
+        return [found[log][user] for log, user in self._at]
+
     def windows(self, items: Sequence[np.ndarray], which: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """A window of each request and its candidates.
 

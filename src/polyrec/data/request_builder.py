@@ -47,6 +47,14 @@ class RequestLog(NamedTuple):
         begins = zip(self.log.offsets[:-1].tolist(), self.events.tolist(), strict=True)
         return [np.arange(begin, begin + n) for begin, n in begins]
 
+    def event_ages(self) -> list[np.ndarray]:
+        """Seconds between each event of a user and the request, float64; 0 where its time is not known."""
+        log, now = self.log, self.log.time[self.log.offsets[1:] - 1]
+        known = np.ones(len(log), dtype=bool) if log.untimed is None else ~log.untimed
+        return [
+            np.where(known[rows], time - log.time[rows], 0.0) for rows, time in zip(self.event_rows(), now, strict=True)
+        ]
+
     def history_items(self) -> list[np.ndarray]:
         """The items of each whole history, int64."""
         log, past = self.log, self.log.prior_history

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
-from polyrec.core.rules import Explore, Rules
+from polyrec.core.rules import Explore, Rules, Seen
 from polyrec.core.settings import nearest
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
@@ -300,7 +300,7 @@ class Recommender:
         seen = None if rules is None else rules.seen
         if seen is not None and exclude_seen is not None:
             raise ValueError("exclude_seen is given beside the rule seen: give one of both")
-        if not isinstance(seen, str):
+        if not isinstance(seen, str | Seen):
             hides = exclude_seen if seen is None else seen
             hides = model.config.exclude_seen if hides is None else hides
             seen = left_out(model.heads[task].task, hides) == "history"
