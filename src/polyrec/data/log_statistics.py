@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from polyrec.core.schema import RESIDUALS, Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
@@ -251,14 +250,6 @@ class LogStatistics:
         """Nothing is known of some users, by hash, any more."""
         if self._known is not None:
             self._known[1].forget(hashes)
-
-    def recount(self, user_ids: pa.Array, stored: StoredEvents) -> None:
-        """What is known of some users follows of their stored events, some of which are gone."""
-        if self._known is not None:
-            self.forget(stored.hashes(user_ids))
-            left = stored.of(user_ids) if stored.has_events(user_ids).any() else None
-            if left is not None:
-                self.prepared_late(left, stored)()
 
     def _stored(self, stored: StoredEvents) -> tuple[LevelHistory | None, UserStates]:
         """The baselines of all times, if the stored events tell them, and what is counted of each user.

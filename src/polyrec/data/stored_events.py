@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +27,8 @@ from polyrec.data.growing import with_part
 from polyrec.data.prior_history import PriorHistory
 from polyrec.data.sampling import id_hashes
 from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.data.stored_columns import DERIVED, event_columns, flat, lists, named, widths
 
-_DERIVED = (RESIDUALS, TIME_GAP)  # of an event and those before it, so that they are computed with the history
 _SALT_BYTES = 16
 _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)  # odd, bits well spread (Steele, 2014)
 
@@ -191,12 +191,12 @@ class StoredEvents:
         offsets = _bounds(log)
         columns: dict[str, Any] = {"user": pa.array(users)}
         if log.uncounted is not None:
-            columns["uncounted"] = _lists(log.uncounted, offsets)
-        wide = _widths(log.user_features, "user:") | _widths(_event_columns(log))
+            columns["uncounted"] = lists(log.uncounted, offsets)
+        wide = widths(log.user_features, "user:") | widths(event_columns(log))
         for name, values in log.user_features.items():
-            columns[f"user:{name}"] = _lists(values, np.arange(len(users) + 1))
-        for name, values in _event_columns(log).items():
-            columns[name] = _lists(values, offsets)
+            columns[f"user:{name}"] = lists(values, np.arange(len(users) + 1))
+        for name, values in event_columns(log).items():
+            columns[name] = lists(values, offsets)
         if log.prior_history is not None:
             past = {"item": log.prior_history.item}
             past |= {f"mark:{name}": values for name, values in log.prior_history.marks.items()}
@@ -205,8 +205,8 @@ class StoredEvents:
                 for name, values in log.prior_history.event_features.items()
                 if name != RESIDUALS
             }
-            columns |= {f"past:{name}": _lists(values, log.prior_history.offsets) for name, values in past.items()}
-            wide |= _widths(past, "past:")
+            columns |= {f"past:{name}": lists(values, log.prior_history.offsets) for name, values in past.items()}
+            wide |= widths(past, "past:")
         length = None if log.prior_history is None else log.prior_history.length
         facts = json.dumps({"salt": self.salt.hex(), "complete": self.complete, "past_length": length, "widths": wide})
         columns["facts"] = pa.array([facts] + [None] * (len(users) - 1), pa.string())  # of the whole file
@@ -225,7 +225,7 @@ class StoredEvents:
         facts = json.loads(table["facts"][0].as_py())
         stored = cls(bytes.fromhex(facts["salt"]), facts.get("complete", True))
         users = np.asarray(table["user"].combine_chunks())
-        read = {name: _flat(table[name]) for name in table.column_names if name not in ("facts", "user")}
+        read = {name: flat(table[name]) for name in table.column_names if name not in ("facts", "user")}
         offsets = read["time"][1]
         values = {name: found for name, (found, _) in read.items()}
         values |= {name: values[name].reshape(-1, *width) for name, width in facts["widths"].items()}
@@ -238,18 +238,18 @@ class StoredEvents:
             row=np.arange(rows),
             user_ids=pa.array(users),
             labels=values["labels"],
-            event_features=_named(values, "event:"),
-            candidate_features=_named(values, "candidate:"),
-            user_features=_named(values, "user:"),
-            measures=_named(values, "measure:"),
+            event_features=named(values, "event:"),
+            candidate_features=named(values, "candidate:"),
+            user_features=named(values, "user:"),
+            measures=named(values, "measure:"),
             uncounted=values.get("uncounted"),
         )
         if facts["past_length"] is not None:
             log.prior_history = PriorHistory(
                 read["past:item"][1],
                 values["past:item"],
-                _named(values, "past:mark:"),
-                _named(values, "past:event:"),
+                named(values, "past:mark:"),
+                named(values, "past:event:"),
                 facts["past_length"],
             )
         stored._parts = [_Merged(log, stored.salt, None, users)]
@@ -322,7 +322,7 @@ def merge(parts: Sequence[tuple[EventLog, np.ndarray, tuple[np.ndarray, np.ndarr
         row=np.arange(len(sort)),
         user_ids=user_ids,
         labels=gathered(lambda log: log.labels)[sort],
-        event_features=columns(lambda log: log.event_features, _DERIVED),
+        event_features=columns(lambda log: log.event_features, DERIVED),
         candidate_features=columns(lambda log: log.candidate_features),
         user_features=_attributes([(log, users) for log, users, _ in parts]),
         measures=columns(lambda log: log.measures),
@@ -380,31 +380,3 @@ def _past(parts: Sequence[tuple[EventLog, np.ndarray]]) -> PriorHistory | None:
         },
         first.length,
     )
-
-
-# ------------------------------------------------------------------------ columns of the file
-def _event_columns(log: EventLog) -> dict[str, np.ndarray]:
-    found = {"item": log.item, "time": log.time, "order": log.order, "labels": log.labels}
-    found |= {f"event:{name}": values for name, values in log.event_features.items() if name not in _DERIVED}
-    found |= {f"candidate:{name}": values for name, values in log.candidate_features.items()}
-    return found | {f"measure:{name}": values for name, values in log.measures.items()}
-
-
-def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    """Rows of each user as one list; rows of several values lie in it one after the other."""
-    width = int(np.prod(values.shape[1:])) if values.ndim > 1 else 1
-    return pa.LargeListArray.from_arrays(pa.array(offsets * width), pa.array(values.reshape(-1)))
-
-
-def _widths(columns: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, list[int]]:
-    """Shapes of what is held for one row, where it is not one value."""
-    return {f"{prefix}{name}": list(values.shape[1:]) for name, values in columns.items() if values.ndim > 1}
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    lists = column.combine_chunks()
-    return lists.flatten().to_numpy(zero_copy_only=False), np.asarray(lists.offsets) - lists.offsets[0].as_py()
-
-
-def _named(values: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): found for name, found in values.items() if name.startswith(prefix)}

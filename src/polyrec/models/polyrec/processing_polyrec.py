@@ -350,9 +350,12 @@ class PolyRecProcessor(RequestProcessor):
 
     def forget_events(self, user_id: Any, row: int) -> None:
         """Remove the stored events of a user with one item, a row of the item table; what stays is as of [`forget`]."""
-        if self.stored_events is None:
+        before, given = self.stored_events, normalise_ids(pa.array([user_id]), "user_ids")
+        if before is None:
             return
-        given = normalise_ids(pa.array([user_id]), "user_ids")
-        self.stored_events = self.stored_events.without_item(given, row)
-        if self.statistics is not None:
-            self.statistics.recount(given, self.stored_events)
+        self.stored_events = left = before.without_item(given, row)
+        if self.statistics is not None:  # which counts what is left of the user anew
+            self.statistics.warm(before)
+            self.statistics.forget(before.hashes(given))
+            if left.has_events(given).any():
+                self.statistics.prepared_late(left.of(given), left)()
