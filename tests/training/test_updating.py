@@ -1,5 +1,7 @@
 """An update of a model in memory: what is cut, learnt, counted and judged."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +11,8 @@ from model_fixtures import fit, synthetic_log, tiny_model
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure
+from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure, metrics_of, predict
+from polyrec.training.paired_changes import paired_changes
 from polyrec.training.settings import UpdateSettings
 from polyrec.training.update import NEW, parts_of, train_update, update_data
 
@@ -137,6 +140,28 @@ def test_an_update_learns_the_new_events(world):
     rows.check(log, data.parts.held[NEW], processor.items.ids)
     with pytest.raises(LeakageError, match=f"trained on {data.parts.new.sum()} of"):
         rows.check(log, data.parts.new, processor.items.ids)
+
+
+def test_only_certain_falls_count_if_that_is_asked_for(world):
+    """Prevents a good update from being refused for a fall that is chance, and a worse one from being let through."""
+    processor, model, data, *_ = update(world, UpdateSettings(members=1))
+    arguments = PolyRecTrainingArguments("unused", use_cpu=True)
+    good = predict(model, data.held, arguments)
+    one, bad = copy.deepcopy(good), copy.deepcopy(good)
+    one[NEW].values["rating"][0] += 50.0  # one bad prediction, which many resamples do not draw
+    bad[NEW].values["rating"][:] += 5.0
+    found = {}
+    for name, worse in {"same": good, "one": one, "bad": bad}.items():
+        paired = paired_changes(processor.tasks, data.held, good, worse, 10, 0.95)
+        after = metrics_of(model, data.held, worse, arguments)
+        base = metrics_of(model, data.held, good, arguments)
+        effect = paired[NEW]["rating"]["rmse"]
+        assert effect["gain"] == pytest.approx(base[NEW]["rating"]["rmse"] - after[NEW]["rating"]["rmse"])
+        found[name] = [{(f["slice"], f["metric"]) for f in falls_beyond(base, after, 0.05, p)} for p in (None, paired)]
+    assert found["same"] == [set(), set()]
+    assert (NEW, "rmse") in found["one"][0]
+    assert (NEW, "rmse") not in found["one"][1]
+    assert (NEW, "rmse") in found["bad"][1]
 
 
 def test_replay_forgets_less(world):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
-from polyrec.cli.flags import Commands
+from polyrec.cli.flags import Commands, add_fields, read_fields
 from polyrec.core.extras import check_extra
+from polyrec.training.settings import UpdateSettings
+
+REFUSED = 3  # exit code of `polyrec retrain`
+_KEY = "POLYREC_KEY"
 
 
 def add_serve(commands: Commands) -> None:
@@ -96,3 +102,49 @@ def _export_events(options: argparse.Namespace) -> None:
     from polyrec.serving.export import export_events
 
     export_events(options.run_folder, options.output, options.state, options.database)
+
+
+def add_retrain(commands: Commands) -> None:
+    """`polyrec retrain`."""
+    retrain = commands.add_parser(
+        "retrain",
+        help="train a run on what its server has collected, and exchange the model if it is not worse",
+        description="export-events, update and the exchange of the model in one command, for a timer: trains RUN on "
+        "what the server has collected, compares the models before and after on the latest of these events and on the "
+        "old test set, replaces RUN unless a metric fell by more than --max-regression, and lets the server load it. "
+        f"The run before stays in RUN-previous. Exit codes: 0 done or nothing new, {REFUSED} the new model is worse, 2 "
+        "anything else.",
+    )
+    retrain.add_argument("run_folder", metavar="RUN", help="the run that is served")
+    retrain.add_argument("--state", metavar="FOLDER", help="state of the server (default: RUN-state)")
+    retrain.add_argument("--database", metavar="URL", help="of the server, if it keeps its events in PostgreSQL")
+    retrain.add_argument("--server", metavar="URL", help="that exchanges its model, e.g. http://127.0.0.1:8000")
+    retrain.add_argument("--key", help=f"of the server, with the scope admin (default: ${_KEY})")
+    retrain.add_argument(
+        "--min-events", type=int, default=100, metavar="N", help="train on no fewer new events (default: 100)"
+    )
+    shares = dict.fromkeys(("replay", "holdout", "max_regression"), "SHARE")
+    add_fields(retrain, UpdateSettings, shares, others=("epochs", "learning_rate", "members", "seed"))
+    retrain.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="LEVEL",
+        help="count only falls whose paired interval over users holds no gain (default: 0.95)",
+    )
+    retrain.set_defaults(run=_retrain)
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    from polyrec.runs.update import UpdateRefused
+    from polyrec.serving.retrain import RetrainOptions, retrain
+
+    names = ("state", "database", "server", "min_events")
+    key = options.key or os.environ.get(_KEY)
+    chosen = RetrainOptions(key=key, **{name: getattr(options, name) for name in names})
+    try:
+        retrain(options.run_folder, read_fields(options, UpdateSettings), chosen)
+    except UpdateRefused as error:
+        print(f"polyrec retrain: {error}", file=sys.stderr)
+        return REFUSED
+    return 0

@@ -172,7 +172,7 @@ def add_update(commands: Commands) -> None:
     update.add_argument("--users", metavar="PATH", help="attributes of new users")
     update.add_argument("--output", metavar="DIR", help="folder of the updated run (default: RUN itself)")
     shares = dict.fromkeys(("replay", "holdout", "max_regression"), "SHARE")
-    add_fields(update, UpdateSettings, shares, others=("epochs", "learning_rate", "members", "seed"))
+    add_fields(update, UpdateSettings, shares, others=("epochs", "learning_rate", "members", "confidence", "seed"))
     update.add_argument(
         "--again", action="store_true", help="train again on events that the run was already trained on"
     )

@@ -43,6 +43,7 @@ _COMMANDS = (
     serving.add_serve,
     serving.add_serve_key,
     serving.add_export_events,
+    serving.add_retrain,
     distilling.add_score,
     distilling.add_factorize,
     distilling.add_quantize,
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handled(interrupt):
             check_run_folders(options)
             import_parts(getattr(options, "imports", ()))
-            options.run(options)
+            code = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output (`| head`) has gone; without this, Python complains once more when it ends.
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += recorded_imports(options)
         print(f"polyrec {options.command}: {message}", file=sys.stderr)
         return code
-    return 0
+    return code or 0
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

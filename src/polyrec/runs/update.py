@@ -31,7 +31,8 @@ from polyrec.runs.transaction import drafted, new_run, place_of
 from polyrec.tracking.run_files import RECIPE_NAME
 from polyrec.tracking.training_file import TRAINING_NAME
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, measure
+from polyrec.training.forgetting import falls_beyond, forgetting, format_changes, metrics_of, predict
+from polyrec.training.paired_changes import paired_changes
 from polyrec.training.settings import UpdateSettings
 from polyrec.training.update import Parts, parts_of, train_update, update_data
 
@@ -109,18 +110,25 @@ def _update(
     arguments = PolyRecTrainingArguments(output_dir=run, **recipe.training)
     model.to(arguments.device).eval()
     prepared = time.process_time()
-    before = measure(model, data.held, arguments)
+    predicted = predict(model, data.held, arguments)
+    before = metrics_of(model, data.held, predicted, arguments)
     cost = train_update(model, processor, data, settings, recipe.training)
     judged = time.process_time()
-    after = measure(model, data.held, arguments)
+    predicted_after = predict(model, data.held, arguments)
+    after = metrics_of(model, data.held, predicted_after, arguments)
     cost |= {"preparation_cpu_seconds": prepared - begin, "evaluation_cpu_seconds": time.process_time() - judged}
-    lost = falls_beyond(before, after, settings.max_regression)
+    paired = None
+    if (level := settings.confidence) is not None:
+        both = predicted, predicted_after
+        paired = paired_changes(processor.tasks, data.held, *both, arguments.rank_k, level, settings.seed)
+    lost = falls_beyond(before, after, settings.max_regression, paired)
     report = {
         "settings": asdict(settings),
         "rows": data.rows,
         "new_items": added,
         "before": before,
         "after": after,
+        "paired": paired,
         "forgetting": forgetting(model, before, after),
         "falls": lost,
         "cost": cost,
@@ -196,7 +204,7 @@ def _save(
 
 
 def _show(report: dict[str, Any], place: Path) -> None:
-    print(format_changes(report["before"], report["after"]))
+    print(format_changes(report["before"], report["after"], report["paired"]))
     print("events: " + ", ".join(f"{name} {rows:,}" for name, rows in report["rows"].items()), end="")
     print(f"; new items {report['new_items']}")
     for task, found in report["forgetting"].items():

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,7 +25,33 @@ from polyrec.serving.snapshots import Snapshots
 from polyrec.serving.state import ServedState
 from polyrec.tracking.run_files import RECIPE_NAME
 
-COVERS = b"polyrec.serving"  # metadata of a table of exported events: "<store id> <sequence number>"
+_COVERS = b"polyrec.serving"  # metadata of a table of exported events
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Which records of a store a log holds.
+
+    Args:
+        upto: the latest one, 0: none.
+        left_out: events before that one which came too late for the log.
+    """
+
+    upto: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    def metadata(self, store_id: str) -> dict[bytes, bytes]:
+        """Of a table of exported events."""
+        return {_COVERS: f"{store_id} {self.upto} {','.join(map(str, sorted(self.left_out)))}".encode()}
+
+    @classmethod
+    def of_table(cls, path: str | Path, store_id: str) -> Covered:
+        """What a table holds; nothing, if it was not exported from this store."""
+        if Path(path).suffix != ".parquet":
+            return cls()
+        text = (pq.read_schema(path).metadata or {}).get(_COVERS, b"").decode()
+        name, upto, left_out = [*text.split(" "), "", ""][:3]
+        return cls(int(upto), frozenset(map(int, filter(None, left_out.split(","))))) if name == store_id else cls()
 
 
 def load_state(run: str | Path, store: EventStore, folder: str | Path) -> ServedState:
@@ -46,7 +73,7 @@ def load_state(run: str | Path, store: EventStore, folder: str | Path) -> Served
     for path in users if not len(processor.users.ids) else ():
         processor.extend(users=read_table(path, "users"))  # they are not saved with it
     with without_collector():
-        state = Snapshots(folder, place).recover(model, processor, covered, store)
+        state = Snapshots(folder, place).recover(model, processor, covered.upto, store, covered.left_out)
     state.processor.log_state.warm()
     return state
 
@@ -68,9 +95,10 @@ def keeps_events(processor: PolyRecProcessor) -> bool:
     return processor.columns.time is not None and processor.columns.history is None
 
 
-def covered_run(run: str | Path, store_id: str) -> int:
-    """The latest event of a store that a run was trained on, 0: none."""
-    return max([covered_by(path, store_id) for path in tables_of_run(run, "interactions")], default=0)
+def covered_run(run: str | Path, store_id: str) -> Covered:
+    """Which records of a store a run was trained on."""
+    found = [Covered.of_table(path, store_id) for path in tables_of_run(run, "interactions")]
+    return Covered(max([one.upto for one in found], default=0), frozenset().union(*(one.left_out for one in found)))
 
 
 def tables_of_run(run: str | Path, name: str) -> list[str]:
@@ -81,15 +109,6 @@ def tables_of_run(run: str | Path, name: str) -> list[str]:
     recipe = read_recipe_file(path)
     given = [recipe.get(name), *(update.get(name) for update in recipe.get("updates") or [])]
     return [path for path in given if isinstance(path, str) and Path(path).exists()]
-
-
-def covered_by(path: str | Path, store_id: str) -> int:
-    """The latest event of a store that a table was exported from, 0: it was not."""
-    if Path(path).suffix != ".parquet":
-        return 0
-    text = (pq.read_schema(path).metadata or {}).get(COVERS, b"").decode()
-    name, _, seq = text.partition(" ")
-    return int(seq) if name == store_id else 0
 
 
 def model_name(run: str | Path) -> str:

@@ -65,6 +65,7 @@ class Snapshots:
             "waiting": [event.seq for event in state.waiting],
             "covered": state.covered,
             "base_time": state.base_time,
+            "left_out": sorted(state.left_out),
             "figures": asdict(state.figures),
         }
         (draft / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -82,12 +83,13 @@ class Snapshots:
         processor: PolyRecProcessor,
         covered: int,
         store: EventStore,
+        left_out: frozenset[int] = frozenset(),
     ) -> ServedState:
         """The state after all records of the store: that of the newest snapshot that can be read, and what came later.
 
         Args:
             model, processor: as the run has them; without a snapshot these are used.
-            covered: see [`ServedState`].
+            covered, left_out: see [`ServedState`].
         """
         for place in self._all():
             try:
@@ -100,7 +102,7 @@ class Snapshots:
             restore_items(model, known, processor, store.read(before=about["seq"] + 1, kinds=[Kind.ITEM]))
             return self._continued(model, known, about, store)
         base = processor.log_state.counted
-        state = ServedState(model, processor, covered, base)
+        state = ServedState(model, processor, covered, base, left_out=left_out)
         state.replay(store.read())
         return state
 
@@ -108,6 +110,7 @@ class Snapshots:
         self, model: PolyRecForRecommendation, processor: PolyRecProcessor, about: dict[str, Any], store: EventStore
     ) -> ServedState:
         state = ServedState(model, processor, about["covered"], about["base_time"], figures=Figures(**about["figures"]))
+        state.left_out = frozenset(about.get("left_out", ()))
         for record in store.read(before=about["seq"] + 1, kinds=[Kind.USER, Kind.ITEM, Kind.FORGET, Kind.RETRACT]):
             state.control(record, changes=False)
         waiting = set(about["waiting"])

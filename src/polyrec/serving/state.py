@@ -49,6 +49,7 @@ class ServedState:
         model, processor: of the run; both change. None of them is read by others while `between` runs a change.
         covered: events up to this sequence number and `base_time` are part of the log that the run was trained on.
         base_time: seconds, the latest event that the run itself has counted.
+        left_out: events up to `covered` that are no part of that log all the same: they came too late for it.
         between: runs a change while nobody reads.
     """
 
@@ -58,6 +59,7 @@ class ServedState:
     base_time: float = float("-inf")
     between: Callable[[Change], None] = at_once
     seq: int = 0  # of the latest record that was folded
+    left_out: frozenset[int] = frozenset()
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     hidden: dict[str, Any] = field(default_factory=dict)  # {item as text: id}
     waiting: list[Event] = field(default_factory=list)  # events that no mark has counted
@@ -116,7 +118,8 @@ class ServedState:
     def _wait(self, records: Sequence[Record]) -> None:
         known: list[Event] = []
         for event in self.format.read_all(records):
-            (known if event.seq <= self.covered and event.time <= self.base_time else self.waiting).append(event)
+            covered = event.seq <= self.covered and event.time <= self.base_time and event.seq not in self.left_out
+            (known if covered else self.waiting).append(event)
         if records:
             self.seq = max(self.seq, records[-1].seq)
         if known:

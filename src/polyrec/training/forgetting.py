@@ -13,6 +13,7 @@ from polyrec.evaluation.metric_names import by_task
 from polyrec.evaluation.metrics import LOWER_IS_BETTER
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.training.arguments import PolyRecTrainingArguments
+from polyrec.training.paired_changes import Paired
 from polyrec.training.update import NEW
 
 Measured = dict[str, dict[str, dict[str, float]]]  # {slice: {task: {metric: value}}}
@@ -25,13 +26,28 @@ def measure(
     model: PolyRecForRecommendation, held: Mapping[str, SequenceDataset], arguments: PolyRecTrainingArguments
 ) -> Measured:
     """Metrics of every task on every slice."""
-    found: Measured = {}
-    for name, dataset in held.items():
-        predictions = evaluator.predict(
-            model, dataset, arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
-        )
-        found[name] = by_task(evaluator.evaluate(model, dataset, predictions, arguments.rank_k), model.heads)
-    return found
+    return metrics_of(model, held, predict(model, held, arguments), arguments)
+
+
+def predict(
+    model: PolyRecForRecommendation, held: Mapping[str, SequenceDataset], arguments: PolyRecTrainingArguments
+) -> dict[str, evaluator.Predictions]:
+    """Predictions of every slice."""
+    how = arguments.per_device_eval_batch_size, arguments.rank_k, arguments.exclude_seen
+    return {name: evaluator.predict(model, dataset, *how) for name, dataset in held.items()}
+
+
+def metrics_of(
+    model: PolyRecForRecommendation,
+    held: Mapping[str, SequenceDataset],
+    predictions: Mapping[str, evaluator.Predictions],
+    arguments: PolyRecTrainingArguments,
+) -> Measured:
+    """Metrics of every task on every slice, of the model's predictions."""
+    return {
+        name: by_task(evaluator.evaluate(model, dataset, predictions[name], arguments.rank_k), model.heads)
+        for name, dataset in held.items()
+    }
 
 
 def fall(metric: str, before: float, after: float) -> float:
@@ -53,8 +69,12 @@ def fall(metric: str, before: float, after: float) -> float:
     return (before - after) / abs(before)
 
 
-def falls_beyond(before: Measured, after: Measured, limit: float) -> list[dict[str, Any]]:
-    """Metrics of quality that fell by more than `limit`, the worst first."""
+def falls_beyond(before: Measured, after: Measured, limit: float, paired: Paired | None = None) -> list[dict[str, Any]]:
+    """Metrics of quality that fell by more than `limit`, the worst first.
+
+    Args:
+        paired: leave out what may be chance: falls whose interval holds a gain, or that have none. None: nothing.
+    """
     found: list[dict[str, Any]] = []
     for name, tasks in before.items():
         for task, metrics in tasks.items():
@@ -64,7 +84,14 @@ def falls_beyond(before: Measured, after: Measured, limit: float) -> list[dict[s
                 now = after[name][task][metric]
                 row = {"slice": name, "task": task, "metric": metric, "before": value, "after": now}
                 found.append(row | {"fall": fall(metric, value, now)})
+    if paired is not None:
+        found = [row for row in found if _is_certain(row, paired)]
     return sorted((row for row in found if row["fall"] > limit), key=lambda row: -row["fall"])
+
+
+def _is_certain(row: Mapping[str, Any], paired: Paired) -> bool:
+    effect = paired[row["slice"]].get(row["task"], {}).get(row["metric"])
+    return effect is not None and effect["high"] < 0
 
 
 def forgetting(model: PolyRecForRecommendation, before: Measured, after: Measured) -> dict[str, dict[str, Any]]:
@@ -82,9 +109,15 @@ def forgetting(model: PolyRecForRecommendation, before: Measured, after: Measure
     return found
 
 
-def format_changes(before: Measured, after: Measured) -> str:
-    """A table: slice, task, metric, before, after, change for the better (+) or worse (-) in percent."""
+def format_changes(before: Measured, after: Measured, paired: Paired | None = None) -> str:
+    """A table: slice, task, metric, before, after, change for the better (+) or worse (-) in percent.
+
+    Args:
+        paired: adds the interval of each change.
+    """
     lines = [f"{'slice':<12}{'task':<14}{'metric':<20}{'before':>10}{'after':>10}{'better by':>11}"]
+    if paired is not None:
+        lines[0] += f"{'interval':>20}"
     for name, tasks in before.items():
         for task, metrics in tasks.items():
             for metric, value in metrics.items():
@@ -92,5 +125,10 @@ def format_changes(before: Measured, after: Measured) -> str:
                 if now is None or metric.split("@")[0] in _NOT_GUARDED:
                     continue
                 better = -100 * fall(metric, value, now)
-                lines.append(f"{name:<12}{task:<14}{metric:<20}{value:>10.4f}{now:>10.4f}{better:>+10.2f}%")
+                line = f"{name:<12}{task:<14}{metric:<20}{value:>10.4f}{now:>10.4f}{better:>+10.2f}%"
+                effect = None if paired is None else paired[name].get(task, {}).get(metric)
+                if effect is not None:
+                    low, high = 100 * effect["relative_low"], 100 * effect["relative_high"]
+                    line += f"{f'{low:+.2f} .. {high:+.2f}%':>20}"
+                lines.append(line)
     return "\n".join(lines)

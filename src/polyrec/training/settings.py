@@ -56,6 +56,8 @@ class UpdateSettings:
         holdout: share of the new events, the latest, to hold out. Without any, nobody knows whether the update helped.
         max_regression: relative drop of a metric that is allowed on any slice. Beyond it, an update does not replace
             the old model.
+        confidence: count only drops whose paired interval over users, at this level, holds no gain; of a few events
+            most drops are chance. None (default): count all.
         seed: of the draw of replayed windows and of training.
     """
 
@@ -67,6 +69,7 @@ class UpdateSettings:
     freeze_skip: bool = True
     holdout: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1
     max_regression: Annotated[float, NOT_NEGATIVE] = 0.05
+    confidence: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
     seed: Annotated[int, _SEED] = 0
 
     def __post_init__(self) -> None:
