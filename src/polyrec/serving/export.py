@@ -100,7 +100,8 @@ def collected(run: str, store: EventStore) -> Collected:
     for record in store.read(before=last + 1, kinds=[Kind.ITEM]):
         body = json.loads(record.body)
         if "attributes" in body and form.item_row(item := body["item_id"]) is None:
-            items[item] = {"item_id": item, "attributes": items.get(item, {}).get("attributes", {}) | body["attributes"]}
+            before = items.get(item, {"attributes": {}})["attributes"]
+            items[item] = {"item_id": item, "attributes": before | body["attributes"]}
     events = None
     if tables:
         events = pa.concat_tables(tables, promote_options="permissive")

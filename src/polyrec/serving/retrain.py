@@ -28,7 +28,7 @@ class RetrainOptions:
 
     Args:
         state, database: of the server, as `polyrec serve` has them.
-        server: its address, e.g. http://127.0.0.1:8000. None: no server is told.
+        server: its address, e.g. http://127.0.0.1:8000. None: the run alone changes.
         key: with the scope admin.
         min_events: fewer new events train nothing.
         seconds: until the server must have loaded the model.
@@ -57,7 +57,7 @@ def retrain(run: str, settings: UpdateSettings, options: RetrainOptions | None =
     """
     options = RetrainOptions() if options is None else options
     server = None if options.server is None else _Server(options.server, options.key)
-    served = None if server is None else server.status()["model"]  # a wrong key is told before the training
+    served = None if server is None else server.status()["model"]  # before the training: the key may be wrong
     report = _update(run, settings, options)
     if server is not None and served != model_name(run):  # also if it missed an earlier one
         print(f"{options.server} serves {server.load(run, options.seconds)} now, it served {served}")
