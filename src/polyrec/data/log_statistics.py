@@ -23,6 +23,7 @@ from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
+from polyrec.data.statistics_pass import StatisticsPass
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import read_json
 from polyrec.data.user_states import UserStates
@@ -204,9 +205,8 @@ class LogStatistics:
         assert self.scaler is not None, "fit first"
         return self.scaler.transform(self._count(log, visible_until, source))
 
-    def request(self, log: EventLog, rows: np.ndarray, stored: StoredEvents | None = None) -> np.ndarray | None:
-        """Features of some rows of requests (bool [R]), [rows, F]: the state continued by users' own events; None
-        before `fit`. The log's events get their `residuals`.
+    def measure(self, log: EventLog, stored: StoredEvents | None = None) -> Mapping[str, np.ndarray]:
+        """Give the log's events their `residuals`; {level of the bias model: [R, T]} for later calls of [`request`].
 
         Events that are not later than `last_time`, or whose times are not known, are part of what was counted: they
         speak for their user's keys and for nobody else's. Several users of the log are as many requests, which know
@@ -216,15 +216,42 @@ class LogStatistics:
             stored: all events that the state has counted, which tell the baselines of earlier times. None: residuals
                 of earlier events are those against the baselines of now.
         """
-        if self.scaler is None:
-            return None
-        old = log.time <= self.last_time
-        history = self._stored(stored)[0] if old.any() and stored is not None else None
-        baselines, counted = self.log.request(self._table(log), rows, log.user, log.untimed, history)
-        self._add_residuals(log, baselines, old if log.untimed is None else old & ~log.untimed)
+        return self._measured(log, stored).own
+
+    def request(
+        self,
+        log: EventLog,
+        rows: np.ndarray,
+        stored: StoredEvents | None = None,
+        measured: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Features of some rows of requests (bool [R]), [rows, F]: the state continued by users' own events. The log's
+        events get their `residuals`.
+
+        Args:
+            stored: as of [`measure`].
+            measured: what [`measure`] gave of these rows, with any others in the place of `rows`, and without a change
+                of the state since. None: it is done first.
+        """
+        assert self.scaler is not None, "fit first"
+        if measured is None:
+            over = self._measured(log, stored)
+        else:
+            over = self.log.request(self._table(log), log.user, log.untimed, self._history(log, stored), measured, rows)
+        counted = over.features(rows)
         if self.past is not None:
             counted = np.concatenate([counted, self._past_features(log)[rows]], axis=1)
         return self.scaler.transform(counted)
+
+    def _measured(self, log: EventLog, stored: StoredEvents | None) -> StatisticsPass:
+        over = self.log.request(self._table(log), log.user, log.untimed, self._history(log, stored))
+        old = log.time <= self.last_time
+        self._add_residuals(log, over.baselines, old if log.untimed is None else old & ~log.untimed)
+        return over
+
+    def _history(self, log: EventLog, stored: StoredEvents | None) -> LevelHistory | None:
+        """The baselines of earlier times, where a log has events of them."""
+        return self._stored(stored)[0] if stored is not None and (log.time <= self.last_time).any() else None
 
     def prepared(self, log: EventLog, stored: StoredEvents | None = None) -> Callable[[], None]:
         """What counting new events, later than all counted so far, has to compute; the call of the result counts them.

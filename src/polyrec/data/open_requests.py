@@ -41,6 +41,7 @@ class OpenRequests:
 
     def histories(self) -> list[dict[str, Any]]:
         """A window of each request about no item in particular, for whoever reads its history alone."""
+        self._logs = [self._builder.measured(log) for log in self._logs]
         found = [self._builder.windows(log, statistics=False) for log in self._logs]
         return [found[log][user] for log, user in self._at]
 

@@ -32,10 +32,12 @@ class RequestLog(NamedTuple):
     Args:
         log: one user per request, in their order.
         candidates: int64 [B], how many of a user's last rows are candidates, at least one.
+        measured: what statistics know of the events, see `LogStatistics.measure`; None: not yet.
     """
 
     log: EventLog
     candidates: np.ndarray
+    measured: Mapping[str, np.ndarray] | None = None
 
     @property
     def events(self) -> np.ndarray:
@@ -232,7 +234,16 @@ class RequestBuilder:
             known = ages(own.columns, own.items, log.item[is_candidate], log.time[is_candidate])
             encoder = own.event_encoders["candidate"][AGE]
             log.candidate_features[AGE][is_candidate] = encoder.encode(known, f"interactions: column {AGE!r}")
-        return RequestLog(log, num_candidates)
+        measured = requests.measured
+        measured = None if measured is None else {level: values[row] for level, values in measured.items()}
+        return RequestLog(log, num_candidates, measured)
+
+    def measured(self, requests: RequestLog) -> RequestLog:
+        """The same requests, of whose events statistics need to know nothing more."""
+        counter = self.state.statistics
+        if counter is None or counter.scaler is None:
+            return requests
+        return requests._replace(measured=counter.measure(requests.log, self.state.stored_events))
 
     def windows(
         self, requests: RequestLog, keep_VL: np.ndarray | None = None, statistics: bool = True
@@ -240,17 +251,19 @@ class RequestBuilder:
         """Windows for the collator, see `PolyRecProcessor.request_windows`.
 
         Args:
-            statistics: False: those of candidates are left unknown, for whoever only reads the histories.
+            statistics: False: those of candidates are left unknown, for whoever only reads the histories of requests
+                that are [`measured`].
         """
-        log, num_candidates, happened = requests.log, requests.candidates, requests.events
+        log, num_candidates, happened, measured = requests.log, requests.candidates, requests.events, requests.measured
         if keep_VL is not None:
+            measured = None
             [number] = num_candidates
             log = variants(log, np.pad(keep_VL, ((0, 0), (0, number)), constant_values=True))
             happened, num_candidates = keep_VL.sum(axis=1), np.full(len(keep_VL), number)
         position = np.repeat(happened, num_candidates)
         within = np.arange(num_candidates.sum()) - np.repeat(np.cumsum(num_candidates) - num_candidates, num_candidates)
         event = np.repeat(log.offsets[:-1], num_candidates) + position + within
-        counted = self._statistics(log, event, statistics)
+        counted = self._statistics(log, event, measured, statistics)
         candidates = Candidates(event, position, np.arange(len(event)))
         # One example, one window: a stride of 1 lets it reach back as far as `max_history` goes.
         names = [t.name for t in self.pipeline.tasks]
@@ -258,15 +271,18 @@ class RequestBuilder:
         trends = self.state.trends.of_requests(log, self._later_events(log, happened), num_candidates.tolist())
         return [windows[v] | own for v, own in enumerate(trends)]
 
-    def _statistics(self, log: EventLog, candidates: np.ndarray, known: bool) -> np.ndarray | None:
+    def _statistics(
+        self, log: EventLog, candidates: np.ndarray, measured: Mapping[str, np.ndarray] | None, known: bool
+    ) -> np.ndarray | None:
         """Features of candidates, rows of the log; its events get their residuals."""
         counter = self.state.statistics
         if counter is None or counter.scaler is None:
             return None
+        if not known:
+            return np.full((len(candidates), len(counter.names)), np.nan, dtype=np.float32)
         rows = np.zeros(len(log), dtype=bool)
-        rows[candidates] = known
-        found = counter.request(log, rows, self.state.stored_events)
-        return found if known else np.full((len(candidates), len(counter.names)), np.nan, dtype=np.float32)
+        rows[candidates] = True
+        return counter.request(log, rows, self.state.stored_events, measured)
 
     def _later_events(self, log: EventLog, happened: np.ndarray) -> list[np.ndarray]:
         """The events of each request since the latest one counted, and before the request."""

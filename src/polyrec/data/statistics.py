@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -193,21 +193,26 @@ class RunningStatistics:
             untimed: bool [R], rows whose times are made up and say no more than their order; they are held.
             history: baselines of earlier times.
         """
-        return self.request(table, np.ones(len(table), dtype=bool), world, untimed, history)[1]
+        every = np.ones(len(table), dtype=bool)
+        return self.request(table, world, untimed, history).features(every)
 
     def request(
         self,
         table: EventTable,
-        rows: np.ndarray,
         world: np.ndarray | None = None,
         untimed: np.ndarray | None = None,
         history: LevelHistory | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The baselines of all rows, [R, T], and the features of some (bool [R]), as [`transform`] has them."""
+        measured: Mapping[str, np.ndarray] | None = None,
+        fresh: np.ndarray | None = None,
+    ) -> StatisticsPass:
+        """A pass that continues what [`update`] has seen, as [`transform`]; it gives baselines, levels and features.
+
+        Args:
+            measured, fresh: see `StatisticsPass`.
+        """
         held = table.time <= self.last_time
         held = held if untimed is None else held | untimed
-        over = self._over(table, self._states, None, None, world, held, untimed, history)
-        return over.baselines, over.features(rows)
+        return self._over(table, self._states, None, None, world, held, untimed, history, measured, fresh)
 
     def update(self, table: EventTable, held: np.ndarray | None = None, history: LevelHistory | None = None) -> None:
         """Advance the state by later events. Events of one time belong in one call, or they see each other's label.
@@ -333,6 +338,8 @@ class RunningStatistics:
         held: np.ndarray | None = None,
         untimed: np.ndarray | None = None,
         history: LevelHistory | None = None,
+        measured: Mapping[str, np.ndarray] | None = None,
+        fresh: np.ndarray | None = None,
     ) -> StatisticsPass:
         return StatisticsPass(
             self.statistics,
@@ -347,6 +354,8 @@ class RunningStatistics:
             held,
             untimed,
             history,
+            measured,
+            fresh,
         )
 
 

@@ -6,7 +6,7 @@ distinct keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,9 @@ class StatisticsPass:
         held: bool [R], rows that the states hold already: they speak for the keys of their users alone.
         untimed: bool [R], held rows of which only the order is known, not the times.
         history: baselines of earlier times, at which the labels of held rows are measured; None: those of now.
+        measured: {level: [R, T]}, levels of the bias model that a pass over the same rows found before, with any other
+            rows in the place of `fresh`. None: nothing is known.
+        fresh: bool [R], rows that were not measured; features are those of these rows. None: all.
     """
 
     statistics: Sequence[StatisticConfig]
@@ -123,6 +126,8 @@ class StatisticsPass:
     held: np.ndarray | None = None
     untimed: np.ndarray | None = None
     history: LevelHistory | None = None
+    measured: Mapping[str, np.ndarray] | None = None
+    fresh: np.ndarray | None = None
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -162,10 +167,10 @@ class StatisticsPass:
         for level, config in levels(self.context).items():
             # A row's own label is always set against the baselines of its own time, whatever others may see of it.
             found = self._occurrences(config.keys)
-            self.own[level] = self._level(config, found)
+            self.own[level] = self._level(level, config, found)
             self.seen[level] = self.own[level]
             if self.visible_until is not None:
-                self.seen[level] = self._level(config, found.until(self.until))
+                self.seen[level] = self._level(level, config, found.until(self.until))
 
     def _occurrences(self, keys: tuple[str, ...]) -> Occurrences:
         return self._kept(keys, lambda: self._find(keys))
@@ -181,8 +186,16 @@ class StatisticsPass:
 
     def _find(self, keys: tuple[str, ...]) -> Occurrences:
         columns = [self.table.codes(key) for key in keys]
-        row, packed = cross(columns, self.table.missing, len(self.table))
-        counted = self.counted if "user" in keys else self.counted & ~self.old
+        if "user" in keys:
+            row, packed = cross(columns, self.table.missing, len(self.table))
+            return Occurrences.find(row, packed, self.rank, self.counted, self.world)
+        counted = self.counted & ~self.old
+        if self.fresh is None:
+            row, packed = cross(columns, self.table.missing, len(self.table))
+        else:  # held rows are in the state, and nobody wants to know their features
+            rows = np.flatnonzero(self.fresh | counted)
+            within, packed = cross([codes[rows] for codes in columns], self.table.missing, len(rows))
+            row = rows[within]
         return Occurrences.find(row, packed, self.rank, counted, self.world)
 
     def _by_keys(self, configs: Sequence[StatisticConfig]) -> Iterator[tuple[Occurrences, list[StatisticConfig]]]:
@@ -190,8 +203,10 @@ class StatisticsPass:
         for keys in dict.fromkeys(c.keys for c in configs):
             yield self._occurrences(keys), [c for c in configs if c.keys == keys]
 
-    def _level(self, config: StatisticConfig, found: Occurrences) -> np.ndarray:
+    def _level(self, name: str, config: StatisticConfig, found: Occurrences) -> np.ndarray:
         """One level of the bias model at every row, [R, T]; 0 where the key is missing."""
+        if self.fresh is not None:
+            found = found.at(self.fresh)
         sums, counts = self._before(config, found, self._state(config, found))
         if self.history is not None and not config.personal:
             at = np.flatnonzero((self.old & ~self.hidden)[found.row])
@@ -201,6 +216,8 @@ class StatisticsPass:
         if not config.keys:
             sums = sums + config.shrinkage * self.prior
         level = np.zeros(self.table.targets.shape)
+        if self.measured is not None and self.fresh is not None:
+            level[~self.fresh] = self.measured[name][~self.fresh]
         level[found.row] = sums / (counts + config.shrinkage)  # a level's key occurs at most once per row
         return level
 

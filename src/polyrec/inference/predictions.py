@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyrec.data.open_requests import OpenRequests
+from polyrec.inference.scorer import Scorer
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.pretrained import PolyRecModelOutput
-from polyrec.modules.encoders.item import ItemRows
 
 _BYTES = 1 << 27  # about what the candidates that are scored at a time take
 _USERS = 64  # whose windows are read at a time
@@ -28,16 +27,16 @@ def predictions(
     model: PolyRecForRecommendation,
     requests: OpenRequests,
     rows: Sequence[np.ndarray],
-    items: ItemRows,
-    read: PolyRecModelOutput | None = None,
+    scorer: Scorer,
+    read: Any = None,
 ) -> list[dict[str, np.ndarray]]:
     """{task: float32 [C]} of each request's candidates; empty where there are none.
 
     Args:
         requests: of `processor.open_requests`.
         rows: of each request, int64 [C], rows of the item table.
-        items: the encoded table.
-        read: of `model.read_users`, the histories of all these requests, if they have been read.
+        scorer: of the model.
+        read: what it read of the histories of all these requests, if it did.
     """
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in rows]
     most = max(_BYTES // _pair_bytes(model), 1)
@@ -45,8 +44,7 @@ def predictions(
         which = [piece.request for piece in group]
         windows = requests.windows([piece.rows for piece in group], which)
         known = read if which == list(range(len(rows))) else None
-        for name, logits in model(as_batch(windows, model), items=items, read=known).logits.items():
-            values = model.heads[name].predict(logits).float().cpu().numpy()
+        for name, values in scorer.pairs(as_batch(windows, model), known).items():
             for (number, own), scored in zip(group, values, strict=True):
                 found[number].setdefault(name, []).append(scored[: len(own)])
     return [{name: np.concatenate(parts) for name, parts in own.items()} for own in found]

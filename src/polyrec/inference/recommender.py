@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -18,7 +19,6 @@ from polyrec.core.names import ROW_KEYS
 from polyrec.core.offers import offer
 from polyrec.core.rules import Explore, Rules, Seen
 from polyrec.core.settings import nearest
-from polyrec.data.batch import Batch
 from polyrec.data.candidates import left_out
 from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_reader import read_scalar
@@ -28,13 +28,13 @@ from polyrec.inference.ranked import Ranked, as_table, best_items
 from polyrec.inference.rules.catalog import CatalogColumns
 from polyrec.inference.rules.seen import SeenPolicy
 from polyrec.inference.rules.selection import Chosen, Selector, Unmet
+from polyrec.inference.scorer import Scorer, TorchScorer, stamp
 from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.inference.user_requests import UserRequest, UserRequests
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.fingerprint import digest, fingerprint, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.models.pretrained import PolyRecModelOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 
 GivenRules = Rules | Mapping[str, Any] | None
@@ -66,6 +66,7 @@ class Recommender:
     Args:
         model, processor: that were saved together.
         batch_size: users that are read at a time.
+        scorer: computes scores in the model's place.
 
     Example:
         >>> recommender = Recommender.from_pretrained("runs/demo")                         # doctest: +SKIP
@@ -73,7 +74,13 @@ class Recommender:
         >>> recommender.recommend_many([{"user_id": 7}, {"history": [318]}], k=10)         # doctest: +SKIP
     """
 
-    def __init__(self, model: PolyRecForRecommendation, processor: PolyRecProcessor, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: PolyRecForRecommendation,
+        processor: PolyRecProcessor,
+        batch_size: int = 64,
+        scorer: Scorer | None = None,
+    ) -> None:
         if model.config.num_items != processor.num_items:
             raise ValueError(
                 f"the model has {model.config.num_items} rows of items and the processor {processor.num_items}: load "
@@ -82,7 +89,7 @@ class Recommender:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be >= 1")
         self.model, self.processor, self.batch_size = model, processor, batch_size
-        self.catalog = CatalogColumns(processor)
+        self.catalog, self._scorer = CatalogColumns(processor), scorer
         self._encoded: tuple[tuple[tuple[int, int], ...], ItemRows] | None = None
 
     @classmethod
@@ -95,13 +102,21 @@ class Recommender:
     @torch.no_grad()
     def items(self) -> ItemRows:
         """The encoded item table."""
-        encoder, encoded = self.model.item_encoder, self._encoded
-        tensors = (*encoder.parameters(), *encoder.buffers())
-        stamp = tuple((id(tensor), tensor._version) for tensor in tensors)  # the version counts changes in place
-        if encoded is None or encoded[0] != stamp:
+        encoded, now = self._encoded, stamp(self.model.item_encoder)
+        if encoded is None or encoded[0] != now:
             with self.model.eval_mode() as model:
-                encoded = self._encoded = stamp, model.item_encoder.table()
+                encoded = self._encoded = now, model.item_encoder.table()
         return encoded[1]
+
+    @contextmanager
+    def scorer(self) -> Iterator[Scorer]:
+        """What computes scores, without gradients."""
+        with torch.no_grad():
+            if self._scorer is not None:
+                yield self._scorer
+                return
+            with self.model.eval_mode() as model:
+                yield TorchScorer(model, self.items)
 
     def recommend(
         self,
@@ -334,24 +349,23 @@ class Recommender:
         """Rows of the item table of some ids, int64; `name` is what messages call them."""
         return self.catalog.rows_of(given, name)
 
-    @torch.no_grad()
     def _batch(self, requests: Sequence[UserRequest], call: _Call) -> Iterator[Ranked]:
-        processor, task = self.processor, call.task
+        processor, task, model = self.processor, call.task, self.model
         given = [own.window for own in requests]
-        with self.model.eval_mode() as model:
+        with self.scorer() as scorer:
             opened = processor.open_requests(given)
             for window, items in zip(given, opened.history_items, strict=True):
                 call.unknown.add(window, items)
             read = None
             if task in model.state_tasks:
                 batch = as_batch(opened.histories(), model)
-                read = model.read_users(batch, self.items)
-                scores_BN = self._catalog_scores(model, task, batch, read)
+                read = scorer.read(batch)
+                scores_BN = scorer.catalog(task, batch, read)
             else:
-                scores_BN = self._pair_scores(model, task, opened, [own.allowed for own in requests])
+                scores_BN = self._pair_scores(scorer, task, opened, [own.allowed for own in requests])
             for scores_N, own, seen in zip(scores_BN, requests, call.seen.rows(opened), strict=True):
                 own.mask(scores_N, seen)
-            predict = partial(predictions, model, opened, items=self.items, read=read)
+            predict = partial(predictions, model, opened, scorer=scorer, read=read)
             if call.selector is None:
                 lists = [Chosen(rows := best_items(own, call.k), own[rows]) for own in scores_BN]
             else:
@@ -364,21 +378,14 @@ class Recommender:
             call.unmet.add(one.unmet)
             yield Ranked(one.rows, one.scores, others, cold_start, one.propensities, one.unmet)
 
-    def _catalog_scores(
-        self, model: PolyRecForRecommendation, task: str, batch: Batch, read: PolyRecModelOutput
-    ) -> np.ndarray:
-        """Scores of all rows of the item table by a retrieval task, [B, N]."""
-        states_BD, context = model.states_of(batch, read)[:, 0], model.request_context(batch).at((slice(None), 0))
-        return model.score_items(states_BD, task, self.items, context=context).float().cpu().numpy()
-
     def _pair_scores(
-        self, model: PolyRecForRecommendation, task: str, opened: OpenRequests, allowed: Sequence[np.ndarray | None]
+        self, scorer: Scorer, task: str, opened: OpenRequests, allowed: Sequence[np.ndarray | None]
     ) -> np.ndarray:
-        """The same by a pair task, of the candidates; -inf elsewhere."""
+        """Scores of all rows of the item table by a pair task, [B, N]; -inf where they are no candidates."""
         number = self.processor.num_items
         rows = [np.arange(FIRST_ITEM, number) if own is None else np.flatnonzero(own) for own in allowed]
         scores_BN = np.full((len(rows), number), -np.inf, dtype=np.float32)
-        found = predictions(model, opened, rows, self.items)
+        found = predictions(self.model, opened, rows, scorer)
         for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):
             if len(own):
                 scores_N[own] = scored[task]

@@ -20,6 +20,7 @@ from polyrec.inference.ranked import Ranked, best_items
 from polyrec.inference.rules.catalog import CatalogColumns
 from polyrec.inference.rules.seen import SeenPolicy
 from polyrec.inference.rules.selection import Chosen, Selector, Unmet
+from polyrec.inference.scorer import TorchScorer
 from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.inference.user_requests import UserRequests
 from polyrec.models.batches import as_batch
@@ -113,7 +114,7 @@ def search(
             found[row] = -np.inf
 
         def predict(rows: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-            return predictions(model, opened, rows, items) if model.pair_tasks else [{}]
+            return predictions(model, opened, rows, TorchScorer(model, items)) if model.pair_tasks else [{}]
 
         if rules is None or not rules.orders:
             best = best_items(found, k)

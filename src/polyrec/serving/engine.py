@@ -13,6 +13,7 @@ from polyrec.inference.explanation import explain
 from polyrec.inference.explanation.neighbours import neighbours
 from polyrec.inference.predictions import predictions
 from polyrec.inference.recommender import Recommender
+from polyrec.inference.scorer import Scorer
 from polyrec.inference.search import search
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.serving.calls import Call, Explain, Recommend, Recommended, Score, Search, Similar, User
@@ -31,11 +32,12 @@ class Engine:
         state: of model and processor.
         pending: events that the state has not counted.
         name: of the model, as responses say.
+        scorer: computes scores in the model's place.
     """
 
-    def __init__(self, state: ServedState, pending: PendingEvents, name: str) -> None:
+    def __init__(self, state: ServedState, pending: PendingEvents, name: str, scorer: Scorer | None = None) -> None:
         self.state, self.pending, self.name = state, pending, name
-        self.recommender = Recommender(state.model, state.processor)
+        self.recommender = Recommender(state.model, state.processor, scorer=scorer)
 
     def warm(self) -> None:
         """Compute what first requests would wait for."""
@@ -99,16 +101,14 @@ class Engine:
         return [item for item in self.state.hidden.values() if self.state.format.item_row(item) is not None]
 
     def _score(self, call: Score) -> list[dict[str, Any]]:
-        processor, model = self.state.processor, self.state.model
+        processor = self.state.processor
         rows = processor.items.rows(pa.array(call.items))
         for place, row in enumerate(rows):
             if row < FIRST_ITEM:
                 raise SettingError(f"items[{place}]", "is not in the catalog: leave it out")
-        import torch
-
-        with torch.no_grad(), model.eval_mode() as model:
+        with self.recommender.scorer() as scorer:
             opened = processor.open_requests([self.request(call.who)])
-            [found] = predictions(model, opened, [rows], self.recommender.items)
+            [found] = predictions(self.state.model, opened, [rows], scorer)
         return [
             {**processor.describe(int(row)), "predictions": {name: float(v[n]) for name, v in found.items()}}
             for n, row in enumerate(rows)

@@ -40,6 +40,15 @@ class Runtime:
         self.tasks: dict[str, dict[str, Any]] = self.manifest["tasks"]
         self._sessions: dict[str, Any] = {}
 
+    def load_items(self, items: Mapping[str, np.ndarray]) -> None:
+        """Another catalog, as `items.safetensors` holds it."""
+        types = {
+            name.removeprefix("items."): own["dtype"]
+            for graph in self.manifest["graphs"].values()
+            for name, own in graph["inputs"].items()
+        }
+        self.items = {name: np.ascontiguousarray(own, types.get(name, own.dtype)) for name, own in items.items()}
+
     def run(self, graph: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of one graph; what the catalog holds is added to its inputs."""
         inputs = self.manifest["graphs"][graph]["inputs"]

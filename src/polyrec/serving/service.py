@@ -16,6 +16,7 @@ from typing import Any
 from polyrec.serving.batcher import Batcher, Job
 from polyrec.serving.calls import Call
 from polyrec.serving.engine import Engine
+from polyrec.serving.graph_scorer import graph_scorer
 from polyrec.serving.loading import keeps_events, load_state, model_name
 from polyrec.serving.marks import Marks
 from polyrec.serving.pending import PendingEvents
@@ -71,7 +72,7 @@ class Service:
         """Recover the state, compute what first requests would wait for, and begin to serve."""
         begin = time.monotonic()
         state = load_state(self.run, self.store, self.folder)
-        self.engine = Engine(state, self.pending, model_name(self.run))
+        self.engine = self._engine(state, self.run)
         self.engine.warm()
         self.pending.add(state.waiting)
         self._since_snapshot = 0
@@ -183,6 +184,9 @@ class Service:
         self._since_snapshot = 0
         _log.info("snapshot at record %d in %.1f s", self.state.seq, time.monotonic() - begin)
 
+    def _engine(self, state: ServedState, run: str | Path) -> Engine:
+        return Engine(state, self.pending, model_name(run), graph_scorer(run, state.model))
+
     # ----------------------------------------------------------- another model
     def _serve(self, engine: Engine, run: Path) -> None:
         """From now on this model is served."""
@@ -214,7 +218,7 @@ class Service:
             state = load_state(run, self.store, self.folder)
             if not force:
                 check_alike(self.state.processor, state.processor)
-            engine = Engine(state, self.pending, model_name(run))
+            engine = self._engine(state, run)
             engine.warm()
             done: Future[None] = Future()
             self._inbox.put(lambda: self._exchange(engine, Path(run), done))

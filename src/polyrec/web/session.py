@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from polyrec.core.names import ROW_KEYS
 from polyrec.data.columns import FIRST
@@ -230,10 +229,9 @@ class DemoSession:
         """What every task predicts for one item, and {task: prediction} to compare the next with."""
         row = np.array([self._row(self.known(item)) + FIRST])
         request = {"user": user, "context": None, "time": None}
-        with torch.no_grad(), self.model.eval_mode() as model:
-            items = self.recommender.items
-            opened = self.processor.open_requests([{"history": list(history), **request}])
-            (given,) = predictions(model, opened, [row], items)
+        opened = self.processor.open_requests([{"history": list(history), **request}])
+        with self.recommender.scorer() as scorer:
+            (given,) = predictions(self.model, opened, [row], scorer)
         now = {name: float(values[0]) for name, values in given.items() if name in self.tasks}
         return self._compared(now, before), now
 
