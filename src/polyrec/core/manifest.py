@@ -274,10 +274,11 @@ def _read_here(folder: Path) -> list[str]:
 
 def _digests(folder: Path, names: list[str]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-        return list(pool.map(lambda name: _digest_of_file(folder / name), names))
+        return list(pool.map(lambda name: digest_of_file(folder / name), names))
 
 
-def _digest_of_file(path: Path) -> dict[str, Any]:
+def digest_of_file(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: {"sha256", "bytes"}."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"sha256": digest, "bytes": file.tell()}

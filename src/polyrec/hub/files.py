@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from polyrec.core.manifest import MANIFEST_NAME, fits, read_manifest
+from polyrec.core.manifest import MANIFEST_NAME, digest_of_file, fits, read_manifest
 from polyrec.data.processor_files import (
     CONFIG_NAME,
     EVENTS_NAME,
@@ -91,9 +91,12 @@ def kind_of(path: str) -> str | None:
 
 def exported_weights(folder: str | Path) -> dict[str, str]:
     """{file: SHA-256} of what graphs of a folder are made of, weights and catalog, as its manifest says."""
-    held = read_manifest(folder)
-    wanted = (WEIGHTS_NAME, "model-*-of-*.safetensors", ITEMS_NAME)
-    return {} if held is None else {name: own["sha256"] for name, own in held.files.items() if fits(name, wanted)}
+    held, wanted = read_manifest(folder), (WEIGHTS_NAME, "model-*-of-*.safetensors", ITEMS_NAME)
+    if held is None:  # a folder of `save_pretrained`
+        files = {path.name: digest_of_file(path) for path in Path(folder).glob("*") if fits(path.name, wanted)}
+    else:
+        files = {name: own for name, own in held.files.items() if fits(name, wanted)}
+    return {name: str(own["sha256"]) for name, own in files.items()}
 
 
 def graphs_of_others(folder: str | Path) -> bool:

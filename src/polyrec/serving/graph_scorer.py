@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from polyrec.data.batch import Batch
-from polyrec.hub.files import GRAPHS, exported_weights, graphs_of_others
+from polyrec.hub.files import GRAPHS, graphs_of_others
 from polyrec.inference.scorer import stamp
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.serving.graphs import item_tensors
 from polyrec.serving.parity import as_arrays
+from polyrec.serving.read_cache import ReadCache
 from polyrec.serving.runtime import Runtime
 
 _log = logging.getLogger("polyrec.serving")
@@ -34,6 +35,10 @@ class GraphScorer:
     def __init__(self, runtime: Runtime, model: PolyRecForRecommendation) -> None:
         self.runtime, self.model = runtime, model
         self._stamp: Any = None
+        self._cache = ReadCache()
+        graphs = runtime.manifest["graphs"]
+        reads = graphs["states"]["inputs"] if "states" in graphs else {}
+        self._reads = [name for name in reads if not name.startswith("items.")]
 
     def read(self, batch: Batch) -> dict[str, Any]:
         """See `Scorer`."""
@@ -41,7 +46,10 @@ class GraphScorer:
         if now != self._stamp:
             self.runtime.load_items({name: own.numpy() for name, own in item_tensors(self.model).items()})
             self._stamp = now
-        return self.runtime.states(as_arrays(batch))
+            self._cache.clear()
+        if not self._reads:
+            return {}
+        return dict(self._cache.read(as_arrays(batch), self._reads, self.runtime.states))
 
     def catalog(self, task: str, batch: Batch, read: dict[str, Any]) -> np.ndarray:
         """See `Scorer`."""
@@ -76,7 +84,7 @@ def graph_scorer(run: str | Path, model: PolyRecForRecommendation) -> GraphScore
         _log.info("scores by torch; `polyrec export %s` writes graphs by which they are faster", run)
     elif importlib.util.find_spec("onnxruntime") is None:
         _log.warning("scores by torch: onnxruntime is not installed (pip install 'polyrec[onnx]')")
-    elif graphs_of_others(run) or not exported_weights(run):
+    elif graphs_of_others(run):
         _log.warning("scores by torch: the graphs in %s were made of other weights; export anew", folder)
     elif model.config.queries or model.device.type != "cpu" or model.dtype != torch.float32:
         _log.info("scores by torch: the model reads queries, or is no float32 model on a CPU")
