@@ -60,7 +60,7 @@ class ReadCache:
             digest = hashlib.blake2b(digest_size=16)
             for name, cut in of_events.items():
                 own = given[name][row]
-                digest.update(np.ascontiguousarray(own[:length] if cut else own))
+                digest.update((own[:length] if cut else own).tobytes())
             keys.append(digest.digest())
         known = {key: self._kept[key] for key in keys if key in self._kept}
         missing = [n for n, key in enumerate(keys) if key not in known]
