@@ -45,6 +45,19 @@ def add_serve(commands: Commands) -> None:
         metavar="S",
         help="seconds after which an event counts for other users, too (default: 2)",
     )
+    serve.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=RUN:SHARE",
+        help="a further model for a share of the users, e.g. new=runs/b:0.2; repeat",
+    )
+    serve.add_argument(
+        "--shadow", metavar="RUN", help="a model that nobody sees; its lists are compared with those that are served"
+    )
+    serve.add_argument(
+        "--salt", metavar="TEXT", help="of the hash that assigns users to variants (default: one of the events' store)"
+    )
     serve.set_defaults(run=_serve)
 
 
@@ -53,10 +66,12 @@ def _serve(options: argparse.Namespace) -> None:
         check_extra(module, "serve", "servers")
     if options.database is not None:
         check_extra("psycopg", "postgres", "databases")
+    from polyrec.serving.assignment import VariantOptions
     from polyrec.serving.run import ServeOptions, serve
 
-    names = ("host", "port", "state", "database", "keys", "deadline", "watermark")
-    serve(options.run_folder, ServeOptions(**{name: getattr(options, name) for name in names}))
+    names = ("host", "port", "state", "database", "keys", "deadline", "watermark", "shadow", "salt")
+    variants = tuple(VariantOptions.parse(text) for text in options.variant)
+    serve(options.run_folder, ServeOptions(variants=variants, **{name: getattr(options, name) for name in names}))
 
 
 def add_serve_key(commands: Commands) -> None:

@@ -69,7 +69,7 @@ class Access:
     async def call(
         self, request: Request, service: Service, call: Call, user: Any = None, after: int | None = None
     ) -> Any:
-        """The model's response, (name of the model, response).
+        """The model's response, (names of model and variant, response).
 
         Args:
             user, after: the response must know of the events of this user up to this sequence number.

@@ -69,7 +69,7 @@ def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     """
     options = AppOptions() if options is None else options
     metrics = Metrics(service)
-    service.measured = metrics.batched
+    service.measured, service.responded, service.compared = metrics.batched, metrics.responded, metrics.compared
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from typing import Any
 from polyrec.serving.writer import QueueFull
 
 _log = logging.getLogger("polyrec.serving")
+_SPARE, _REST = 64, 4.0  # works that wait for an idle model; how many times its length passes after one of them
 
 
 class Expired(Exception):
@@ -59,6 +60,8 @@ class Batcher:
         self._respond, self._most, self._most_waiting, self._measured = respond, most, most_waiting, measured
         self._waiting: deque[Job] = deque()
         self._changes: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._spare: deque[Callable[[], None]] = deque(maxlen=_SPARE)
+        self._spare_from = 0.0  # of `time.monotonic`
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="polyrec-model", daemon=True)
@@ -95,6 +98,15 @@ class Batcher:
             self._wake.notify()
         done.result()
 
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Do something when nothing waits, or never: the oldest of many is given up.
+
+        It takes a fifth of the idle time at most, so that few requests come while it runs.
+        """
+        with self._wake:
+            self._spare.append(work)
+            self._wake.notify()
+
     def close(self) -> None:
         """Refuse what waits, and end."""
         with self._wake:
@@ -118,7 +130,10 @@ class Batcher:
         while True:
             with self._wake:
                 while not (self._waiting or self._changes or self._closed):
-                    self._wake.wait()
+                    rest = self._spare_from - time.monotonic() if self._spare else None
+                    if rest is not None and rest <= 0:
+                        break
+                    self._wake.wait(rest)
                 changes, self._changes = self._changes, deque()
                 if self._closed:
                     for job in self._waiting:
@@ -131,8 +146,19 @@ class Batcher:
                 _make(change, done)
             if batch:
                 self._batch(batch)
+            elif not changes and self._spare:
+                self._idle(self._spare.popleft())
             if ends:
                 return
+
+    def _idle(self, work: Callable[[], None]) -> None:
+        begin = time.monotonic()
+        try:
+            work()
+        except Exception:
+            _log.exception("work of an idle model failed")
+        now = time.monotonic()
+        self._spare_from = now + _REST * (now - begin)
 
     def _batch(self, batch: Sequence[Job]) -> None:
         begin = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.serving.records import Kind, Record
 
+VARIANT = "served_variant"  # of a stored event: what its user sees, where a server has variants
 AHEAD = 86_400.0  # seconds that an event's time may lie in the future: clocks differ, and one far ahead makes all late
 _LONGEST = 4_096  # characters of a text, and values of a list
 _to_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` makes an encoder for each event
@@ -45,6 +46,7 @@ class EventFormat:
 
     def __init__(self, processor: PolyRecProcessor) -> None:
         self.processor = processor
+        self.assigned: Callable[[str], str] | None = None  # the variant of a user, which events keep
         own, reader = processor.columns, processor.request_reader
         keys = (own.user, own.item, own.time)
         self.columns = [name for name in reader.event_columns if name not in keys]
@@ -81,6 +83,8 @@ class EventFormat:
         for name, value in body.items():
             if name not in ("user_id", "item_id", "timestamp"):
                 self._check(name, value, where)
+        if self.assigned is not None:
+            body[VARIANT] = self.assigned(str(body["user_id"]))
         event_id = event.get("event_id")
         return Record(Kind.EVENT, _to_json(body), event_id, str(body["user_id"]), when, columns=body)
 

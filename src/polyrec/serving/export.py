@@ -18,7 +18,7 @@ from polyrec.core.swap import recover
 from polyrec.data.tables import read_table
 from polyrec.data.times import times
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.serving.events import EventFormat
+from polyrec.serving.events import VARIANT, EventFormat
 from polyrec.serving.loading import Covered, covered_run, tables_of_run
 from polyrec.serving.places import open_store, state_folder
 from polyrec.serving.records import EventStore, Kind
@@ -46,6 +46,8 @@ class Collected:
 
 def export_events(run: str, output: str, state: str | None = None, database: str | None = None) -> int:
     """Write the events that the run was not trained on, with the log's columns; how many they are.
+
+    Where the server had variants, the column `served_variant` says which one the user of an event saw.
 
     The table says which store and up to which record it holds, by which a server knows what a model that was trained on
     it has seen. Events that are not later than the run's log are left out: no training can add them to it, and the
@@ -95,7 +97,8 @@ def collected(run: str, store: EventStore) -> Collected:
     while some := form.read_all(list(islice(records, _PIECE))):
         early.update(event.seq for event in some if event.time <= latest)
         if later := [event for event in some if event.time > latest]:
-            tables.append(form.table(later))
+            shown = pa.array([event.columns.get(VARIANT) for event in later], pa.string())
+            tables.append(form.table(later).append_column(VARIANT, shown))
     items: dict[Any, dict[str, Any]] = {}
     for record in store.read(before=last + 1, kinds=[Kind.ITEM]):
         body = json.loads(record.body)

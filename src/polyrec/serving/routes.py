@@ -39,6 +39,7 @@ from polyrec.serving.schemas import (
     UserFields,
     UserIn,
     UserResponse,
+    VariantOut,
 )
 
 __all__ = ["Refused", "router"]
@@ -74,36 +75,36 @@ def _add_requests(found: APIRouter, access: Access) -> None:
         """Items for one user, best first, with every task's prediction."""
         chosen = given.task, given.exclude_seen, given.candidates, tuple(given.exclude)
         call = Recommend(who(given), given.k, *chosen, Rules.of(given.rules))
-        model, (rows, unmet) = await access.call(request, service, call, given.user_id, given.after)
+        by, (rows, unmet) = await access.call(request, service, call, given.user_id, given.after)
         cold = rows[0]["cold_start"] if rows else None
         items = [listed(row) for row in rows]
-        return RecommendResponse(model=model, cold_start=cold, items=items, unmet=list(unmet))
+        return RecommendResponse(**by._asdict(), cold_start=cold, items=items, unmet=list(unmet))
 
     @found.post("/score", dependencies=reads, tags=["recommend"])
     async def score(request: Request, service: Served, given: ScoreRequest) -> ScoreResponse:
         """Every task's prediction for given items."""
-        model, rows = await access.call(request, service, Score(who(given), given.items), given.user_id, given.after)
-        return ScoreResponse(model=model, items=rows)
+        by, rows = await access.call(request, service, Score(who(given), given.items), given.user_id, given.after)
+        return ScoreResponse(**by._asdict(), items=rows)
 
     @found.post("/search", dependencies=reads, tags=["recommend"])
     async def search(request: Request, service: Served, given: SearchRequest) -> RecommendResponse:
         """Items by what somebody typed; the model needs a search task."""
         call = Search(who(given), given.query, given.k, given.task, Rules.of(given.rules))
-        model, rows = await access.call(request, service, call, given.user_id, given.after)
-        return RecommendResponse(model=model, cold_start=None, items=[listed(row) for row in rows])
+        by, rows = await access.call(request, service, call, given.user_id, given.after)
+        return RecommendResponse(**by._asdict(), cold_start=None, items=[listed(row) for row in rows])
 
     @found.post("/similar", dependencies=reads, tags=["recommend"])
     async def similar(request: Request, service: Served, given: SimilarRequest) -> SimilarResponse:
         """Items that the model takes for alike."""
-        model, rows = await access.call(request, service, Similar(given.item_id, given.k))
-        return SimilarResponse(model=model, items=rows)
+        by, rows = await access.call(request, service, Similar(given.item_id, given.k))
+        return SimilarResponse(**by._asdict(), items=rows)
 
     @found.post("/explain", dependencies=reads, tags=["recommend"])
     async def explain(request: Request, service: Served, given: ExplainRequest) -> ExplainResponse:
         """Why items are recommended: past events and attributes, with their effects."""
         call = Explain(who(given), given.items, given.k, given.task, given.events)
-        model, rows = await access.call(request, service, call, given.user_id, given.after)
-        return ExplainResponse(model=model, items=rows)
+        by, rows = await access.call(request, service, call, given.user_id, given.after)
+        return ExplainResponse(**by._asdict(), items=rows)
 
 
 def _add_events(found: APIRouter, access: Access) -> None:
@@ -185,6 +186,12 @@ def _add_operation(found: APIRouter, access: Access) -> None:
             folder=str(service.run),
             loading=service.swapping,
             error=service.swap_error,
+            variants=[
+                VariantOut(
+                    variant=name, model=own.engine.name, folder=str(own.run), share=service.assignment.share(name)
+                )
+                for name, own in service.variants.items()
+            ],
         )
 
     @found.post("/admin/model", status_code=202, dependencies=[access.scope("admin")], tags=["operation"])
@@ -192,6 +199,6 @@ def _add_operation(found: APIRouter, access: Access) -> None:
         """Load another run of this machine beside the model that is served, and exchange them when it is ready."""
         if service.swapping:
             raise HTTPException(409, "another model is being loaded")
-        service.swap_soon(given.folder, given.force)
+        service.swap_soon(given.folder, given.force, given.variant)
         await asyncio.sleep(0)
         return JSONResponse({"status": "loading"}, 202)

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from polyrec.core.hosts import is_local
 from polyrec.core.lock import locked
 from polyrec.serving.app import AppOptions, build_app
+from polyrec.serving.assignment import VariantOptions
 from polyrec.serving.guards import MOST_HEADERS
 from polyrec.serving.keys import Keys
 from polyrec.serving.loading import quiet
@@ -71,7 +72,7 @@ class ServeOptions:
         database: of PostgreSQL, instead of a file in the folder.
         keys: file of keys. None: everybody who reaches it may do everything, which only this machine may.
         deadline: seconds that a request waits.
-        watermark: see [`ServiceOptions`].
+        watermark, variants, shadow, salt: see [`ServiceOptions`].
     """
 
     host: str = "127.0.0.1"
@@ -81,6 +82,9 @@ class ServeOptions:
     keys: str | None = None
     deadline: float = 5.0
     watermark: float = 2.0
+    variants: tuple[VariantOptions, ...] = ()
+    shadow: str | None = None
+    salt: str | None = None
 
 
 def serve(run: str, options: ServeOptions) -> None:
@@ -101,7 +105,8 @@ def serve(run: str, options: ServeOptions) -> None:
     folder = state_folder(run, options.state)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.resolve()):
-        service = Service(run, open_store(folder, options.database), folder, ServiceOptions(options.watermark))
+        chosen = {name: getattr(options, name) for name in ("watermark", "variants", "shadow", "salt")}
+        service = Service(run, open_store(folder, options.database), folder, ServiceOptions(**chosen))
         errors: list[Exception] = []
 
         def failed(error: Exception) -> None:

@@ -182,6 +182,7 @@ class ModelIn(Strict):
 
     folder: Annotated[Text, Field(min_length=1)]
     force: StrictBool = Field(False, description="also if columns or tasks differ")
+    variant: Text = Field("main", description="whose model is exchanged")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"folder": "runs/demo"}]})
 
@@ -203,6 +204,7 @@ class RecommendResponse(BaseModel):
     """Items, best first."""
 
     model: str
+    variant: str = Field(description="whose model it is, `main` without variants")
     cold_start: bool | None = Field(None, description="nothing of the history is known")
     items: list[ItemOut]
     unmet: list[str] = Field(default=[], description="what rules could not keep")
@@ -220,6 +222,7 @@ class ScoreResponse(BaseModel):
     """Items, in the order of the request."""
 
     model: str
+    variant: str = Field(description="whose model it is, `main` without variants")
     items: list[ScoredItem]
 
 
@@ -236,6 +239,7 @@ class SimilarResponse(BaseModel):
     """Items, nearest first."""
 
     model: str
+    variant: str = Field(description="whose model it is, `main` without variants")
     items: list[SimilarItem]
 
 
@@ -243,6 +247,7 @@ class ExplainResponse(BaseModel):
     """Items with reasons, as `polyrec explain --json` gives them."""
 
     model: str
+    variant: str = Field(description="whose model it is, `main` without variants")
     items: list[dict[str, Any]]
 
 
@@ -293,13 +298,23 @@ class ReadyResponse(BaseModel):
     pending: int
 
 
+class VariantOut(BaseModel):
+    """A model that some users see, or none: the shadow."""
+
+    variant: str
+    model: str
+    folder: str
+    share: float = Field(description="of all users")
+
+
 class ModelResponse(BaseModel):
-    """Which model is served."""
+    """Which models are served."""
 
     model: str
     folder: str
     loading: bool
     error: str
+    variants: list[VariantOut]
 
 
 class Problem(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -11,19 +10,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from polyrec.core.settings import SettingError, nearest
+from polyrec.serving.assignment import MAIN, SHADOW, Assignment, VariantOptions
 from polyrec.serving.batcher import Batcher, Job
-from polyrec.serving.calls import Call
+from polyrec.serving.calls import Call, Recommended, Similar
 from polyrec.serving.engine import Engine
-from polyrec.serving.graph_scorer import graph_scorer
-from polyrec.serving.loading import keeps_events, load_state, model_name
+from polyrec.serving.loading import keeps_events
 from polyrec.serving.marks import Marks
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import EventStore, Kind, Record
-from polyrec.serving.snapshots import Snapshots
+from polyrec.serving.shadow import Compared, Shadow
 from polyrec.serving.state import ServedState
 from polyrec.serving.swap import check_alike
+from polyrec.serving.variant import Variant
 from polyrec.serving.writer import Writer
 
 _log = logging.getLogger("polyrec.serving")
@@ -38,16 +39,29 @@ class ServiceOptions:
         snapshot_events: events after which a snapshot is written.
         most_waiting: requests that may wait for the model.
         batch: requests of one batch.
+        variants: further models, each for a share of the users.
+        shadow: run of a model whose lists nobody sees; they are compared with those that are served.
+        salt: of the hash that assigns users to variants. None: that of the store, which all its servers share.
     """
 
     watermark: float = 2.0
     snapshot_events: int = 250_000
     most_waiting: int = 512
     batch: int = 64
+    variants: tuple[VariantOptions, ...] = ()
+    shadow: str | None = None
+    salt: str | None = None
+
+
+class By(NamedTuple):
+    """Who responded: the model's name, and that of its variant."""
+
+    model: str
+    variant: str
 
 
 class Service:
-    """A model that is served, with its state.
+    """A model that is served, with its state, and its variants.
 
     Args:
         run: folder of a saved model and processor.
@@ -58,55 +72,89 @@ class Service:
     def __init__(
         self, run: str | Path, store: EventStore, folder: str | Path, options: ServiceOptions | None = None
     ) -> None:
-        self.run, self.store, self.folder = Path(run), store, Path(folder)
-        self.options = ServiceOptions() if options is None else options
-        self.pending = PendingEvents()
+        self.store, self.folder = store, Path(folder)
+        self.options = options = ServiceOptions() if options is None else options
+        self.assignment = Assignment(options.variants, store.store_id if options.salt is None else options.salt)
+        runs = {MAIN: str(run)} | {variant.name: variant.run for variant in options.variants}
+        runs |= {SHADOW: options.shadow} if options.shadow is not None else {}
+        self.variants = {name: Variant(name, own, store, folder, options.snapshot_events) for name, own in runs.items()}
+        self.main = self.variants[MAIN]
+        self.main.assigned = self.assignment.of if options.variants else None
+        self.shadow: Shadow | None = None
         self.ready = False
         self.swapping, self.swap_error = False, ""
         self.measured: Callable[[int, float], None] = lambda size, seconds: None
+        self.responded: Callable[[str, int, float], None] = lambda variant, size, seconds: None
+        self.compared: Callable[[Compared | None], None] = lambda found: None
         self._inbox: queue.SimpleQueue[Record | Callable[[], None] | None] = queue.SimpleQueue()
         self._folded = threading.Condition()
 
     # ----------------------------------------------------------- life
     def start(self) -> None:
-        """Recover the state, compute what first requests would wait for, and begin to serve."""
+        """Recover the states, compute what first requests would wait for, and begin to serve."""
         begin = time.monotonic()
-        state = load_state(self.run, self.store, self.folder)
-        self.engine = self._engine(state, self.run)
-        self.engine.warm()
-        self.pending.add(state.waiting)
-        self._since_snapshot = 0
+        for variant in self.variants.values():
+            variant.load()
+            check_alike(self.state.processor, variant.state.processor)
+        upto = max(variant.state.seq for variant in self.variants.values())
         self.batcher = Batcher(self._respond, self.options.batch, self.options.most_waiting, self._measure)
-        self._serve(self.engine, self.run)
-        self.marks = Marks(self.pending, self.options.watermark, state.seq)
-        self.writer = Writer(self.store, self._stored, state.seq)
+        for variant in self.variants.values():
+            variant.begin(upto, self.batcher.between)
+        if SHADOW in self.variants:
+            self.shadow = Shadow(self.variants[SHADOW], self.batcher.when_idle, lambda found: self.compared(found))
+        self.marks = Marks(self.pending, self.options.watermark, upto)
+        self.writer = Writer(self.store, self._stored, upto)
         self.marks.start(self.writer)
         self._thread = threading.Thread(target=self._fold, name="polyrec-state", daemon=True)
         self._thread.start()
         self.ready = True
-        _log.info("%s is ready after %.1f s, at record %d", self.engine.name, time.monotonic() - begin, state.seq)
+        for variant in self.variants.values():
+            _log.info("%s: %s is ready at record %d", variant.name, variant.engine.name, upto)
+        _log.info("ready after %.1f s", time.monotonic() - begin)
 
     def stop(self) -> None:
-        """Store and count what waits, write a snapshot, and end."""
+        """Store and count what waits, write snapshots, and end."""
         self.ready = False
         self.marks.close()
         self.writer.close()
         self._inbox.put(None)
         self._thread.join()
         self.batcher.close()
-        if self.state.figures.counted or self.state.figures.late:
-            self._snapshot()
+        for variant in self.variants.values():
+            if variant.state.figures.counted or variant.state.figures.late:
+                variant.snapshot()
         self.store.close()
+
+    # ----------------------------------------------------------- the main model
+    @property
+    def engine(self) -> Engine:
+        """The main model's."""
+        return self.main.engine
 
     @property
     def state(self) -> ServedState:
-        """The state of the model that is served now."""
-        return self.engine.state
+        """The main model's, which checks what clients send."""
+        return self.main.state
+
+    @property
+    def pending(self) -> PendingEvents:
+        """The main model's."""
+        return self.main.pending
+
+    @property
+    def run(self) -> Path:
+        """The main model's."""
+        return self.main.run
 
     # ----------------------------------------------------------- requests and records
     def call(self, call: Call, seconds: float) -> Job:
-        """Let the model respond."""
-        return self.batcher.submit(call, seconds)
+        """Let the model that the user sees respond."""
+        user = None if isinstance(call, Similar) else call.who.user_id
+        return self.batcher.submit((self.variant_of(user), call), seconds)
+
+    def variant_of(self, user: Any) -> str:
+        """The variant that a user sees."""
+        return self.assignment.of(None if user is None else str(user))
 
     def check_keeps_events(self) -> None:
         """Refuse events of a model whose log cannot go on."""
@@ -121,14 +169,14 @@ class Service:
         return self.writer.submit(records)
 
     def counts_all(self, user: str) -> bool:
-        """Whether a request of a user sees all of their events now; one that came late is seen at the next mark."""
-        events = self.pending.of(user)
-        return not events or events[0].time > self.engine.latest_of(user)
+        """Whether a request of a user sees all of their events now."""
+        return self.variants[self.variant_of(user)].counts_all(user)
 
     def flush(self, upto: int, seconds: float) -> bool:
         """Count all events up to a sequence number now; whether that was done in time."""
         self.marks.flush()
-        return self.wait_for(lambda: not self.pending.any_until(upto), seconds)
+        own = [variant.pending for variant in self.variants.values()]
+        return self.wait_for(lambda: not any(pending.any_until(upto) for pending in own), seconds)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until something follows of the records that were folded."""
@@ -136,26 +184,32 @@ class Service:
             return self._folded.wait_for(condition, seconds)
 
     def forgotten(self, seq: int, seconds: float) -> bool:
-        """Wait until the state and its snapshot know of a record."""
-        return self.wait_for(lambda: self.state.seq >= seq, seconds)
+        """Wait until all states and their snapshots know of a record."""
+        return self.wait_for(lambda: all(variant.state.seq >= seq for variant in self.variants.values()), seconds)
 
     # ----------------------------------------------------------- threads
-    def _respond(self, calls: Sequence[Any]) -> list[Any]:
-        engine = self.engine
-        return [a if isinstance(a, Exception) else (engine.name, a) for a in engine.respond(calls)]
+    def _respond(self, calls: Sequence[tuple[str, Any]]) -> list[Any]:
+        found: list[Any] = [None] * len(calls)
+        for name in dict.fromkeys(name for name, _ in calls):
+            places = [place for place, (own, _) in enumerate(calls) if own == name]
+            begin, engine = time.perf_counter(), self.variants[name].engine
+            responses = engine.respond([calls[place][1] for place in places])
+            self.responded(name, len(places), time.perf_counter() - begin)
+            for place, response in zip(places, responses, strict=True):
+                found[place] = response if isinstance(response, Exception) else (By(engine.name, name), response)
+                if self.shadow is not None and isinstance(response, Recommended):
+                    self.shadow.offer(calls[place][1], response.rows)
+        return found
 
     def _measure(self, size: int, seconds: float) -> None:
         self.measured(size, seconds)
 
     def _stored(self, records: Sequence[Record]) -> None:
         """In the writer's thread: what is durable is known to its users before it is acknowledged."""
-        form = self.state.format
-        self.pending.add([form.read(record) for record in records if record.kind is Kind.EVENT])
+        events = self.state.format.read_all([record for record in records if record.kind is Kind.EVENT])
+        for variant in self.variants.values():
+            variant.stored(events, records)
         for record in records:
-            if record.kind is Kind.FORGET and record.user is not None:
-                self.pending.forget(record.user)
-            elif record.kind is Kind.RETRACT and record.user is not None:
-                self.pending.retract(record.user, json.loads(record.body)["item_id"])
             self._inbox.put(record)
         self.marks.stored(records)
 
@@ -165,86 +219,57 @@ class Service:
             if not isinstance(record, Record):
                 record()
                 continue
-            try:
-                before = self.state.figures.counted
-                self.state.fold(record)
-                self._since_snapshot += self.state.figures.counted - before
-                if record.kind is Kind.MARK:
-                    self.marks.counted()
-                if record.kind is Kind.FORGET or self._since_snapshot >= self.options.snapshot_events:
-                    self._snapshot(forgetting=record.kind is Kind.FORGET)
-            except Exception:
-                _log.exception("record %d failed", record.seq)
+            for variant in self.variants.values():
+                variant.fold(record)
+            if record.kind is Kind.MARK:
+                self.marks.counted()
             with self._folded:
                 self._folded.notify_all()
 
-    def _snapshot(self, forgetting: bool = False) -> None:
-        begin = time.monotonic()
-        self.snapshots.write(self.state, forgetting)
-        self._since_snapshot = 0
-        _log.info("snapshot at record %d in %.1f s", self.state.seq, time.monotonic() - begin)
-
-    def _engine(self, state: ServedState, run: str | Path) -> Engine:
-        return Engine(state, self.pending, model_name(run), graph_scorer(run, state.model))
-
     # ----------------------------------------------------------- another model
-    def _serve(self, engine: Engine, run: Path) -> None:
-        """From now on this model is served."""
-        state = engine.state
-        state.between, state.counted = self.batcher.between, self.pending.remove
-        self.engine, self.run, self.snapshots = engine, run, Snapshots(self.folder, run)
+    def swap_soon(self, run: str | Path, force: bool = False, variant: str = MAIN) -> None:
+        """[`swap`] in a thread; `swap_error` says what went wrong.
 
-    def swap_soon(self, run: str | Path, force: bool = False) -> None:
-        """[`swap`] in a thread; `swap_error` says what went wrong."""
+        Raises:
+            ValueError: there is no such variant, or another model is being loaded.
+        """
+        own = self._begin_swap(variant)
 
         def swap() -> None:
             try:
-                self.swap(run, force)
+                self._swap(own, run, force)
             except Exception as error:
                 _log.error("the new model was refused (%s): %s", type(error).__name__, self.swap_error)
 
         threading.Thread(target=swap, name="polyrec-swap", daemon=True).start()
 
-    def swap(self, run: str | Path, force: bool = False) -> str:
-        """Load another model beside this one, and exchange the two when it knows all records; its name.
+    def swap(self, run: str | Path, force: bool = False, variant: str = MAIN) -> str:
+        """Load another model beside the one of a variant, and exchange the two when it knows all records; its name.
 
         Raises:
             ValueError: it reads other columns or has other tasks, or cannot be loaded; the model before stays.
         """
-        if self.swapping:
-            raise ValueError("another model is being loaded: wait until it is served")
-        self.swapping, self.swap_error = True, ""
+        return self._swap(self._begin_swap(variant), run, force)
+
+    def _begin_swap(self, variant: str) -> Variant:
+        if variant not in self.variants:
+            raise SettingError("variant", f"is {variant!r}; {nearest(variant, list(self.variants))}")
+        with self._folded:
+            if self.swapping:
+                raise ValueError("another model is being loaded: wait until it is served")
+            self.swapping, self.swap_error = True, ""
+        return self.variants[variant]
+
+    def _swap(self, own: Variant, run: str | Path, force: bool) -> str:
         try:
-            state = load_state(run, self.store, self.folder)
-            if not force:
-                check_alike(self.state.processor, state.processor)
-            engine = self._engine(state, run)
-            engine.warm()
+            engine = own.next_engine(run, force)
             done: Future[None] = Future()
-            self._inbox.put(lambda: self._exchange(engine, Path(run), done))
+            self._inbox.put(lambda: own.exchange(engine, Path(run), done))
             done.result()
-            _log.info("%s is served from record %d on", engine.name, state.seq)
+            _log.info("%s: %s is served from record %d on", own.name, engine.name, engine.state.seq)
             return engine.name
         except Exception as error:
             self.swap_error = str(error) if isinstance(error, ValueError | OSError) else type(error).__name__
             raise
         finally:
             self.swapping = False
-
-    def _exchange(self, engine: Engine, run: Path, done: Future[None]) -> None:
-        """In the state's thread, so that both have folded the same records: what came meanwhile, then the exchange."""
-        try:
-            old, new = self.state, engine.state
-            new.replay(self.store.read(after=new.seq, before=old.seq + 1))
-            waiting = {event.seq for event in new.waiting}
-
-            def exchange() -> None:
-                self.pending.keep(old.seq, waiting)
-                self._serve(engine, run)
-
-            self.batcher.between(exchange)
-            self._since_snapshot = self.options.snapshot_events  # the next mark writes one
-        except Exception as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
