@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polyrec.serving.index import ExactIndex, InvertedIndex
+from polyrec.inference.index import ExactIndex, InvertedIndex
 
 K, WIDTH = 100, 64
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.01, 0.001)

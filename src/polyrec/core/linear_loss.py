@@ -40,6 +40,10 @@ class GroupBias(NamedTuple):
         own = gradient if self.columns is None else gradient.gather(1, self.columns)
         of_groups.scatter_add_(1, self.group, own)
 
+    def entries(self, of_groups: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Columns of few logits and what is added to them, [R, K] each; None: all logits get something."""
+        return None if self.columns is None else (self.columns, of_groups.gather(1, self.group))
+
     def beyond(self, groups: int) -> GroupBias:
         """The same where some groups of other terms come first."""
         return GroupBias(self.group + groups, self.columns)
@@ -65,10 +69,15 @@ class SparseBias(NamedTuple):
 
     def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
         """Logits [R, N] with the sums, added in place."""
+        columns, numbers = self.entries(of_groups)
+        return logits.scatter_add_(1, columns, numbers.to(logits.dtype))
+
+    def entries(self, of_groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of few logits and what is added to them, [R, H * K] each."""
         read, kinds = self.table_rows.shape[1], self.values.shape[1]
         weights = of_groups[:, self.first : self.first + kinds * read].unflatten(1, (kinds, read))
         numbers, columns = self._sums(weights.transpose(1, 2).flatten(0, 1)), self.columns.flatten(1)
-        return logits.scatter_add_(1, columns, numbers.view_as(columns).to(logits.dtype))
+        return columns, numbers.view_as(columns)
 
     def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
         """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
@@ -115,6 +124,10 @@ class DenseBias(NamedTuple):
         for kind in range(self.values.shape[1]):
             of_groups[:, self.first + kind] += (self.values[:, kind].to(gradient.dtype) * gradient).sum(-1)
 
+    def entries(self, of_groups: Tensor) -> None:
+        """None: all logits get something."""
+        return
+
     def beyond(self, groups: int) -> DenseBias:
         """The same where some groups of other terms come first."""
         return self._replace(first=self.first + groups)
@@ -139,6 +152,12 @@ class ExcludedItems(NamedTuple):
 
     def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
         """No group has a part in it."""
+
+    def entries(self, of_groups: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Nothing, where all are candidates."""
+        if self.columns is not None:
+            return None
+        return of_groups.new_zeros(len(of_groups), 0, dtype=torch.int64), of_groups.new_zeros(len(of_groups), 0)
 
     def beyond(self, groups: int) -> ExcludedItems:
         """The same: there are no groups."""

@@ -33,6 +33,13 @@ class UserRequest:
     allowed: np.ndarray | None
     excluded: np.ndarray
 
+    def listable(self, seen: np.ndarray, number: int) -> np.ndarray:
+        """Which of so many rows of the item table it may get, bool [N], but for those that it has seen."""
+        found = np.ones(number, dtype=bool) if self.allowed is None else self.allowed.copy()
+        found[self.excluded] = False
+        found[seen] = False
+        return found
+
     def mask(self, scores_N: np.ndarray, seen: np.ndarray) -> None:
         """Put -inf where an item is not allowed, or was seen (rows of the item table)."""
         if self.allowed is not None:

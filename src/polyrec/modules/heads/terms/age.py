@@ -64,6 +64,7 @@ class ItemAge(RetrievalTerm):
     default_options: ClassVar[dict[str, Any]] = {"item_age": None, "age_buckets": 128, "age_start": None}
     found_options = ("age_start",)
     order = 0
+    dense = True
     network_share = 0.0
     reads_targets = True
     item_tensors = ("released",)

@@ -39,6 +39,7 @@ class RetrievalTerm(nn.Module):
       with what the log knows would only be blurred by a projection at random.
     * `is_evidence`: whether it says what goes with the user's items, of which new items have none.
     * `item_tensors`: buffers with a row per item, which a model for another catalog does not take over.
+    * `dense`: whether it adds something to all items, so that none can be found without a look at each.
     * `reads_targets`: whether `training_biases` differ from `biases`.
     """
 
@@ -49,6 +50,7 @@ class RetrievalTerm(nn.Module):
     key: ClassVar[str | None] = None
     network_share: ClassVar[float] = 1.0
     is_evidence: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     reads_targets: ClassVar[bool] = False
     item_tensors: ClassVar[tuple[str, ...]] = ()
     size: int  # G
@@ -166,6 +168,24 @@ class ItemTerms:
                 logits = term.add(logits, of_groups_MG[at])
             found.append(logits if column is None else logits_MN[at] + logits[:, column])
         return torch.cat(found)
+
+    def entries(self, state_MD: Tensor, context: RequestContext, ids: Tensor) -> tuple[Tensor, Tensor] | str:
+        """Items of which the terms say something and what they add, [M, E] each; an item may stand there several times.
+
+        Args:
+            ids: all rows of the item table.
+
+        Returns:
+            the option of a term instead, if that adds something to all items.
+        """
+        of_groups_MG, found = self.logits(state_MD), list[tuple[Tensor, Tensor]]()
+        for term, bias in zip(self.terms, self.biases(context, ids), strict=True):
+            own = bias.entries(of_groups_MG)
+            if own is None:
+                return term.option
+            found.append(own)
+        columns, numbers = zip(*found, strict=True)
+        return torch.cat(columns, dim=1), torch.cat([own.float() for own in numbers], dim=1)
 
     def of_pairs(self, state: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The terms of items of each request's own, [..., D], [...] and [..., K] -> [..., K]."""

@@ -39,6 +39,7 @@ class SetNeighbours(CrossFittedNeighbours):
     """
 
     for_sets = True
+    dense = True
 
     def __init__(self, size: int, num_items: int, hidden_size: int, rate: float = 1.0, task: str = "") -> None:
         super().__init__(size, num_items, len(SET_KINDS), hidden_size, rate, task)

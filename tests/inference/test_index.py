@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyrec.serving.index import NONE, ExactIndex, InvertedIndex, Raised, build_index
+from polyrec.inference.index import NONE, ExactIndex, InvertedIndex, Raised, build_index
 
 N, D = 6000, 16
 

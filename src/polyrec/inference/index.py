@@ -9,7 +9,9 @@ Letters: B queries, N items, K best items, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ _SAMPLE = 128  # queries by which the number of cells to visit is chosen
 _TRAINED_ON = 64  # items per cell
 _SPARE = 2  # times k items are scored exactly
 _BLOCK = 1 << 24  # scores held at a time
+_MOST_BESIDE = 0.01  # share of items that are scored in each search, as they are no part of the file
 
 
 class Found(NamedTuple):
@@ -162,6 +165,7 @@ class InvertedIndex:
             faiss.omp_set_num_threads(threads)
         self.exact = ExactIndex(vectors, bias)
         self._listed = np.flatnonzero(np.isfinite(self.exact.bias))
+        self._beside = np.zeros(0, dtype=np.int64)  # rows that the file does not hold as they are now
         points = _points(self.exact, self._listed)
         cells = max(len(points) // _CELL, 1)
         self._file = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], cells)
@@ -177,6 +181,22 @@ class InvertedIndex:
     def __len__(self) -> int:
         return len(self.exact)
 
+    def changed(self, vectors: np.ndarray, bias: np.ndarray) -> InvertedIndex | None:
+        """The index of a catalog some of whose items are new or have changed: they are scored in each search.
+
+        Returns:
+            None: there are so many that a new index should be built.
+        """
+        before, known = self.exact, min(len(self), len(vectors))
+        other = (before.vectors[:known] != vectors[:known]).any(1) | (before.bias[:known] != bias[:known])
+        beside = np.union1d(np.concatenate([np.flatnonzero(other), np.arange(known, len(vectors))]), self._beside)
+        if len(vectors) < len(self) or len(beside) > _MOST_BESIDE * len(vectors):
+            return None
+        found = copy(self)
+        found.exact, found._beside = ExactIndex(vectors, bias), beside.astype(np.int64)
+        found._listed = np.flatnonzero(np.isfinite(found.exact.bias))
+        return found
+
     def search(
         self,
         queries: np.ndarray,
@@ -187,7 +207,9 @@ class InvertedIndex:
         """The k best allowed items of each query, as far as visited cells have them; arguments as of `ExactIndex`."""
         queries, k = np.asarray(queries, dtype=np.float32), min(k, len(self))
         found = _empty(len(queries), k)
-        for at, (query, wanted) in enumerate(zip(queries, _filters(allowed, len(queries)), strict=True)):
+        shared = None if allowed is None or allowed.ndim > 1 else _Filter(allowed)
+        for at, query in enumerate(queries):
+            wanted = shared if allowed is None or allowed.ndim == 1 else _Filter(allowed[at])
             own = None if raised is None else raised[at]
             rows = self._candidates(query, k, wanted, own)
             best = self.exact.search_among(query, rows, k, own)
@@ -202,13 +224,14 @@ class InvertedIndex:
         share = 1.0 if wanted is None else wanted.share
         if wanted is not None and share < SELECTIVE:
             return wanted.rows
-        most = _SPARE * k + (0 if raised is None else len(raised.rows))  # what is lowered leaves its place to others
+        # What is lowered leaves its place to others.
+        most = _SPARE * k + (0 if raised is None else int((raised.added < 0).sum()))
         cells = next(own.cells for own in self._visits if share >= own.share)
         rows = self._visited(query[None], min(most, len(self)), cells, None if wanted is None else wanted.selector)[0]
         rows = rows[rows >= 0]
-        if raised is not None:
-            more = raised.rows if wanted is None else raised.rows[wanted.mask[raised.rows]]
-            rows = np.concatenate([rows, more])
+        for more in (self._beside, None if raised is None else raised.rows):
+            if more is not None:
+                rows = np.concatenate([rows, more if wanted is None else more[wanted.mask[more]]])
         return np.unique(rows)
 
     def _visited(self, queries: np.ndarray, count: int, cells: int, selector: Any = None) -> np.ndarray:
@@ -246,9 +269,13 @@ class _Filter:
 
     def __init__(self, mask: np.ndarray) -> None:
         self.mask = mask
-        self.rows = np.flatnonzero(mask)
-        self.share = len(self.rows) / max(len(mask), 1)
+        self.share = np.count_nonzero(mask) / max(len(mask), 1)
         self._bits: np.ndarray | None = None
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Allowed rows, int64, ascending."""
+        return np.flatnonzero(self.mask)
 
     @property
     def selector(self) -> Any:
