@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from polyrec.cli.flags import Commands
+from polyrec.cli.flags import Commands, add_index
 from polyrec.cli.rule_flags import add_rules, read_rules
 
 
@@ -25,6 +25,7 @@ def add_recommend_all(commands: Commands) -> None:
     seen = job.add_mutually_exclusive_group()
     seen.add_argument("--exclude-seen", action="store_true", default=None, help="leave out items of the history")
     seen.add_argument("--include-seen", dest="exclude_seen", action="store_false", help="do not leave them out")
+    add_index(job)
     job.add_argument("--users-per-file", type=int, default=4096, metavar="N", help="about (default: 4096)")
     job.add_argument("--overwrite", action="store_true", help="replace the files of another job")
     job.add_argument(
@@ -53,7 +54,7 @@ def _recommend_all(options: argparse.Namespace) -> None:
 
     names = ("k", "task", "exclude_seen", "users_per_file", "overwrite")
     how = {name: getattr(options, name) for name in names}
-    recommender, users = recommender_of_run(options.run_folder, options.events, options.batch_size)
+    recommender, users = recommender_of_run(options.run_folder, options.events, options.batch_size, options.index)
     users = users if options.users is None else _users_of(options.users, recommender.processor.columns.user)
     rules = read_rules(options, lambda ids, flag: read_items(ids, recommender.processor, flag))
     with warnings_told():
@@ -62,7 +63,12 @@ def _recommend_all(options: argparse.Namespace) -> None:
         else:
             from polyrec.runs.ray_job import recommend_all_on_ray
 
-            how |= {"batch_size": options.batch_size, "workers": options.workers, "address": options.ray or None}
+            how |= {
+                "batch_size": options.batch_size,
+                "index": options.index,
+                "workers": options.workers,
+                "address": options.ray or None,
+            }
             recommend_all_on_ray(options.run_folder, options.output, options.events, users, rules=rules, **how)
     print(f"{len(users):,} users: {options.output}")
 

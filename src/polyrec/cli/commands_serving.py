@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from polyrec.cli.flags import Commands, add_fields, read_fields
+from polyrec.cli.flags import Commands, add_fields, add_index, read_fields
 from polyrec.core.extras import check_extra
 from polyrec.training.settings import UpdateSettings
 
@@ -58,6 +58,7 @@ def add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--salt", metavar="TEXT", help="of the hash that assigns users to variants (default: one of the events' store)"
     )
+    add_index(serve)
     serve.set_defaults(run=_serve)
 
 
@@ -69,7 +70,7 @@ def _serve(options: argparse.Namespace) -> None:
     from polyrec.serving.assignment import VariantOptions
     from polyrec.serving.run import ServeOptions, serve
 
-    names = ("host", "port", "state", "database", "keys", "deadline", "watermark", "shadow", "salt")
+    names = ("host", "port", "state", "database", "keys", "deadline", "watermark", "shadow", "salt", "index")
     variants = tuple(VariantOptions.parse(text) for text in options.variant)
     serve(options.run_folder, ServeOptions(variants=variants, **{name: getattr(options, name) for name in names}))
 

@@ -132,6 +132,17 @@ def chosen_flags(options: argparse.Namespace, names: Iterable[str]) -> dict[str,
     return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """How lists of a large catalog are found."""
+    parser.add_argument(
+        "--index",
+        choices=("auto", "exact", "faiss"),
+        default="auto",
+        help="how lists are found: exact scores all items, faiss those that an index finds, auto (default) is faiss "
+        "from 300,000 items on, if it is installed",
+    )
+
+
 def add_import(command: argparse.ArgumentParser) -> None:
     """The flag of commands that build or load a model."""
     command.add_argument(

@@ -9,21 +9,26 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from polyrec.core.extras import check_extra
 from polyrec.core.settings import SettingError, nearest
-from polyrec.inference.index import LARGE, Found, InvertedIndex, Raised
+from polyrec.data.batch import Batch
+from polyrec.inference.index import LARGE, NONE, InvertedIndex, Raised
+from polyrec.inference.scorer import TorchScorer
+from polyrec.models.batches import as_batch
+from polyrec.models.polyrec.extension import windows_of
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 _log = logging.getLogger("polyrec.inference")
+_USERS, _EVENTS = 128, 10  # whose queries tell how many cells are visited
 IndexKind = Literal["auto", "exact", "faiss"]
 
 
@@ -56,8 +61,7 @@ class CatalogIndex:
         reason = self._against(model, task)
         if task not in self._said:
             self._said.add(task)
-            if reason or self.kind == "auto":
-                _log.info("task %s: %s", task, f"all items are scored ({reason})" if reason else "lists by an index")
+            _log.info("lists of %s: %s", task, f"all items are scored ({reason})" if reason else "by an index of faiss")
         return not reason
 
     def _against(self, model: PolyRecForRecommendation, task: str) -> str:
@@ -72,25 +76,25 @@ class CatalogIndex:
             return "faiss is not installed: pip install 'polyrec[faiss]'"
         return ""
 
-    @torch.no_grad()
     def best(
         self,
-        model: PolyRecForRecommendation,
+        scorer: TorchScorer,
+        processor: PolyRecProcessor,
         task: str,
-        states_BD: torch.Tensor,
-        context: RequestContext,
-        items: ItemRows,
+        batch: Batch,
+        read: Any,
         k: int,
         allowed: Sequence[np.ndarray],
-    ) -> Found:
-        """The k best allowed items of each user.
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The k best allowed items of each user, rows and scores; fewer where no more are allowed.
 
         Args:
-            model: in evaluation mode.
-            context: of the B requests.
-            items: the encoded table.
+            batch: with one candidate per user, who sees all events.
+            read: what `scorer` read of it.
             allowed: of each user, bool [N].
         """
+        model, items = scorer.model, scorer.items
+        states_BD, context = model.states_of(batch, read)[:, 0], model.request_context(batch).at((slice(None), 0))
         head = model.heads[task]
         assert isinstance(head, RetrievalHead)
         ids_N = torch.arange(len(items.vectors_MD), device=states_BD.device)
@@ -100,15 +104,20 @@ class CatalogIndex:
             raise ValueError("scores are not finite: the model has diverged; lower its learning rate and train it anew")
         bias_N = head.item_bias(ids_N, items).float().cpu().numpy()
         bias_N[:FIRST_ITEM] = -np.inf
-        index = self._index(task, items, bias_N)
+        index = self._index(task, items, bias_N, lambda: _sampled(scorer, processor, head))
         raised = None
         if terms := head.terms:
-            found = terms.entries(states_BD, context, ids_N)
-            assert not isinstance(found, str), f"the term {found} is dense"
-            raised = [_summed(*(part.cpu().numpy() for part in own)) for own in zip(*found, strict=True)]
-        return index.search(queries_BD, k, np.stack(list(allowed)), raised)
+            entries = terms.entries(states_BD, context, ids_N)
+            assert not isinstance(entries, str), f"the term {entries} is dense"
+            raised = [_summed(*(part.cpu().numpy() for part in own)) for own in zip(*entries, strict=True)]
+        found = index.search(queries_BD, k, np.stack(allowed), raised)
+        for rows, scores in zip(found.rows, found.scores, strict=True):
+            listed = rows != NONE
+            yield rows[listed], scores[listed]
 
-    def _index(self, task: str, items: ItemRows, bias_N: np.ndarray) -> InvertedIndex:
+    def _index(
+        self, task: str, items: ItemRows, bias_N: np.ndarray, queries: Callable[[], np.ndarray]
+    ) -> InvertedIndex:
         """The index of a table, which is brought up to date where few items have changed, else built anew."""
         with self._lock:
             index, known = self._built.get(task), self._items.get(task)
@@ -118,10 +127,22 @@ class CatalogIndex:
             index = None if index is None else index.changed(vectors_ND, bias_N)
             if index is None:
                 begin = time.monotonic()
-                index = InvertedIndex(vectors_ND, bias_N, threads=torch.get_num_threads())
+                index = InvertedIndex(vectors_ND, bias_N, queries(), threads=torch.get_num_threads())
                 _log.info("index of %s: %d items in %.1f s", task, len(bias_N), time.monotonic() - begin)
             self._built[task], self._items[task] = index, (items, bias_N)
             return index
+
+
+def _sampled(scorer: TorchScorer, processor: PolyRecProcessor, head: RetrievalHead) -> np.ndarray:
+    """Queries of some users, whose events have items by chance, as often as these occur."""
+    counts = processor.item_counts.astype(np.float64)
+    counts[:FIRST_ITEM] = 0
+    counts[FIRST_ITEM:] += 0.0 if counts.any() else 1.0
+    drawn = np.random.default_rng(0).choice(len(counts), (_USERS, _EVENTS), p=counts / counts.sum())
+    batch = as_batch(windows_of(processor, drawn), scorer.model)
+    states_BD = scorer.model.states_of(batch, scorer.read(batch))[:, 0]
+    queries_BD: np.ndarray = head.project(head.query_state(states_BD, None)).float().cpu().numpy()
+    return queries_BD
 
 
 def _summed(rows: np.ndarray, numbers: np.ndarray) -> Raised:

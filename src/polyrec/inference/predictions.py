@@ -11,6 +11,7 @@ from polyrec.data.open_requests import OpenRequests
 from polyrec.inference.scorer import Scorer
 from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
+from polyrec.modules.encoders.item import FIRST_ITEM
 
 _BYTES = 1 << 27  # about what the candidates that are scored at a time take
 _USERS = 64  # whose windows are read at a time
@@ -48,6 +49,28 @@ def predictions(
             for (number, own), scored in zip(group, values, strict=True):
                 found[number].setdefault(name, []).append(scored[: len(own)])
     return [{name: np.concatenate(parts) for name, parts in own.items()} for own in found]
+
+
+def pair_scores(
+    model: PolyRecForRecommendation,
+    scorer: Scorer,
+    task: str,
+    opened: OpenRequests,
+    allowed: Sequence[np.ndarray | None],
+) -> np.ndarray:
+    """Scores of all rows of the item table by a pair task, [B, N]; -inf where they are no candidates.
+
+    Args:
+        allowed: candidates of each request, bool [N]; None: all.
+    """
+    number = model.config.num_items
+    rows = [np.arange(FIRST_ITEM, number) if own is None else np.flatnonzero(own) for own in allowed]
+    scores_BN = np.full((len(rows), number), -np.inf, dtype=np.float32)
+    found = predictions(model, opened, rows, scorer)
+    for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):
+        if len(own):
+            scores_N[own] = scored[task]
+    return scores_BN
 
 
 def _groups(rows: Sequence[np.ndarray], most: int) -> Iterator[list[_Piece]]:

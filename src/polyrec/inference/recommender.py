@@ -20,10 +20,10 @@ from polyrec.core.offers import offer
 from polyrec.core.rules import Explore, Rules, Seen
 from polyrec.core.settings import nearest
 from polyrec.data.candidates import left_out
-from polyrec.data.open_requests import OpenRequests
 from polyrec.data.request_reader import read_scalar
+from polyrec.inference.catalog_index import CatalogIndex, IndexKind
 from polyrec.inference.part_files import PartFiles, part_of
-from polyrec.inference.predictions import predictions
+from polyrec.inference.predictions import pair_scores, predictions
 from polyrec.inference.ranked import Ranked, as_table, best_items
 from polyrec.inference.rules.catalog import CatalogColumns
 from polyrec.inference.rules.seen import SeenPolicy
@@ -35,7 +35,7 @@ from polyrec.models.batches import as_batch
 from polyrec.models.polyrec.fingerprint import digest, fingerprint, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
+from polyrec.modules.encoders.item import ItemRows
 
 GivenRules = Rules | Mapping[str, Any] | None
 
@@ -67,6 +67,8 @@ class Recommender:
         model, processor: that were saved together.
         batch_size: users that are read at a time.
         scorer: computes scores in the model's place.
+        index: how the best items are found: "exact", "faiss", or "auto", which is by faiss in large catalogs; see
+            [`CatalogIndex`][polyrec.inference.catalog_index.CatalogIndex].
 
     Example:
         >>> recommender = Recommender.from_pretrained("runs/demo")                         # doctest: +SKIP
@@ -80,6 +82,7 @@ class Recommender:
         processor: PolyRecProcessor,
         batch_size: int = 64,
         scorer: Scorer | None = None,
+        index: IndexKind | CatalogIndex = "exact",
     ) -> None:
         if model.config.num_items != processor.num_items:
             raise ValueError(
@@ -90,6 +93,7 @@ class Recommender:
             raise ValueError(f"batch_size is {batch_size}; it must be >= 1")
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.catalog, self._scorer = CatalogColumns(processor), scorer
+        self.index = index if isinstance(index, CatalogIndex) else CatalogIndex(index)
         self._encoded: tuple[tuple[tuple[int, int], ...], ItemRows] | None = None
 
     @classmethod
@@ -109,10 +113,10 @@ class Recommender:
         return encoded[1]
 
     @contextmanager
-    def scorer(self) -> Iterator[Scorer]:
-        """What computes scores, without gradients."""
+    def scorer(self, by_model: bool = False) -> Iterator[Scorer]:
+        """What computes scores, without gradients; `by_model`: the model itself."""
         with torch.no_grad():
-            if self._scorer is not None:
+            if self._scorer is not None and not by_model:
                 yield self._scorer
                 return
             with self.model.eval_mode() as model:
@@ -250,7 +254,8 @@ class Recommender:
             "users": digest(sorted(map(str, users))),
             "parts": parts,
             "arguments": {"k": k, "task": task, "exclude_seen": exclude_seen}
-            | ({} if rules is None else {"rules": digest(asdict(rules))}),
+            | ({} if rules is None else {"rules": digest(asdict(rules))})
+            | ({"index": "faiss"} if self.index.serves(self.model, task) else {}),
         }
         files = PartFiles(Path(folder), job)
         files.open(overwrite, first=state.is_main_process)
@@ -352,24 +357,30 @@ class Recommender:
     def _batch(self, requests: Sequence[UserRequest], call: _Call) -> Iterator[Ranked]:
         processor, task, model = self.processor, call.task, self.model
         given = [own.window for own in requests]
-        with self.scorer() as scorer:
+        indexed = call.selector is None and self.index.serves(model, task)
+        with self.scorer(by_model=indexed) as scorer:
             opened = processor.open_requests(given)
             for window, items in zip(given, opened.history_items, strict=True):
                 call.unknown.add(window, items)
-            read = None
-            if task in model.state_tasks:
-                batch = as_batch(opened.histories(), model)
-                read = scorer.read(batch)
-                scores_BN = scorer.catalog(task, batch, read)
-            else:
-                scores_BN = self._pair_scores(scorer, task, opened, [own.allowed for own in requests])
-            for scores_N, own, seen in zip(scores_BN, requests, call.seen.rows(opened), strict=True):
-                own.mask(scores_N, seen)
+            batch = as_batch(opened.histories(), model) if task in model.state_tasks else None
+            read = None if batch is None else scorer.read(batch)
+            seen = call.seen.rows(opened)
             predict = partial(predictions, model, opened, scorer=scorer, read=read)
-            if call.selector is None:
-                lists = [Chosen(rows := best_items(own, call.k), own[rows]) for own in scores_BN]
+            if indexed and batch is not None and isinstance(scorer, TorchScorer):
+                allowed = [own.listable(rows, processor.num_items) for own, rows in zip(requests, seen, strict=True)]
+                best = self.index.best(scorer, processor, task, batch, read, call.k, allowed)
+                lists = [Chosen(*one) for one in best]
             else:
-                lists = call.selector.choose(scores_BN, call.k, given, predict)
+                if batch is not None:
+                    scores_BN = scorer.catalog(task, batch, read)
+                else:
+                    scores_BN = pair_scores(model, scorer, task, opened, [own.allowed for own in requests])
+                for scores_N, own, rows in zip(scores_BN, requests, seen, strict=True):
+                    own.mask(scores_N, rows)
+                if call.selector is None:
+                    lists = [Chosen(rows := best_items(own, call.k), own[rows]) for own in scores_BN]
+                else:
+                    lists = call.selector.choose(scores_BN, call.k, given, predict)
             found = [one.predictions for one in lists if one.predictions is not None]
             if len(found) < len(lists):
                 found = predict([one.rows for one in lists])
@@ -377,19 +388,6 @@ class Recommender:
             cold_start = not (processor.item_counts[items] > 0).any()
             call.unmet.add(one.unmet)
             yield Ranked(one.rows, one.scores, others, cold_start, one.propensities, one.unmet)
-
-    def _pair_scores(
-        self, scorer: Scorer, task: str, opened: OpenRequests, allowed: Sequence[np.ndarray | None]
-    ) -> np.ndarray:
-        """Scores of all rows of the item table by a pair task, [B, N]; -inf where they are no candidates."""
-        number = self.processor.num_items
-        rows = [np.arange(FIRST_ITEM, number) if own is None else np.flatnonzero(own) for own in allowed]
-        scores_BN = np.full((len(rows), number), -np.inf, dtype=np.float32)
-        found = predictions(self.model, opened, rows, scorer)
-        for scores_N, own, scored in zip(scores_BN, rows, found, strict=True):
-            if len(own):
-                scores_N[own] = scored[task]
-        return scores_BN
 
 
 @offer

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from polyrec.core.extras import check_extra
+from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.part_files import PartFiles
 from polyrec.runs.whole_log import recommender_of_run
 
@@ -21,14 +22,21 @@ class PartWriter:
     """What each process does: it loads the run once, and writes files by their numbers.
 
     Args:
-        run, events, batch_size: of `recommender_of_run`.
+        run, events, batch_size, index: of `recommender_of_run`.
         users, folder, options: of `Recommender.recommend_all`.
     """
 
     def __init__(
-        self, run: str, events: Any, batch_size: int, users: Sequence[Any], folder: str, options: dict[str, Any]
+        self,
+        run: str,
+        events: Any,
+        batch_size: int,
+        index: IndexKind,
+        users: Sequence[Any],
+        folder: str,
+        options: dict[str, Any],
     ) -> None:
-        self.recommender, _ = recommender_of_run(run, events, batch_size)
+        self.recommender, _ = recommender_of_run(run, events, batch_size, index)
         self.users, self.folder, self.options = users, folder, options
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,6 +53,7 @@ def recommend_all_on_ray(
     users: Sequence[Any] | None = None,
     *,
     batch_size: int = 64,
+    index: IndexKind = "exact",
     workers: int | None = None,
     address: str | None = None,
     overwrite: bool = False,
@@ -55,6 +64,7 @@ def recommend_all_on_ray(
     Args:
         run, events: paths that all machines see, as `folder` is; see `recommender_of_run`.
         users: ids; None: all of the log.
+        batch_size, index: of `recommender_of_run`.
         workers: processes, each of one CPU; None: as many as the cluster has CPUs.
         address: of the cluster; None: the one that Ray finds, or else one on this machine for this job.
         overwrite, options: of `recommend_all`.
@@ -62,7 +72,7 @@ def recommend_all_on_ray(
     check_extra("ray", "ray", "jobs on a cluster")
     import ray
 
-    recommender, known = recommender_of_run(run, events, batch_size)
+    recommender, known = recommender_of_run(run, events, batch_size, index)
     users = known if users is None else list(users)
     place = str(Path(folder).resolve())
     recommender.recommend_all(users, place, only=(), overwrite=overwrite, progress=False, **options)  # begins the job
@@ -73,7 +83,7 @@ def recommend_all_on_ray(
     try:
         workers = max(int(ray.cluster_resources().get("CPU", 1)), 1) if workers is None else workers
         jobs = ray.data.from_items([{"part": part} for part in waiting], override_num_blocks=max(len(waiting), 1))
-        given = (str(Path(run).resolve()), events, batch_size, users, place, options)
+        given = (str(Path(run).resolve()), events, batch_size, index, users, place, options)
         jobs.map_batches(
             PartWriter, fn_constructor_args=given, batch_size=1, num_cpus=1, concurrency=(1, workers)
         ).materialize()

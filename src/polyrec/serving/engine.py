@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from polyrec.core.settings import SettingError
+from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.explanation import explain
 from polyrec.inference.explanation.neighbours import neighbours
 from polyrec.inference.predictions import predictions
@@ -33,11 +34,19 @@ class Engine:
         pending: events that the state has not counted.
         name: of the model, as responses say.
         scorer: computes scores in the model's place.
+        index: see [`ServiceOptions`][polyrec.serving.service.ServiceOptions].
     """
 
-    def __init__(self, state: ServedState, pending: PendingEvents, name: str, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self,
+        state: ServedState,
+        pending: PendingEvents,
+        name: str,
+        scorer: Scorer | None = None,
+        index: IndexKind = "exact",
+    ) -> None:
         self.state, self.pending, self.name = state, pending, name
-        self.recommender = Recommender(state.model, state.processor, scorer=scorer)
+        self.recommender = Recommender(state.model, state.processor, scorer=scorer, index=index)
 
     def warm(self) -> None:
         """Compute what first requests would wait for."""

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polyrec.core.hosts import is_local
 from polyrec.core.lock import locked
+from polyrec.inference.catalog_index import IndexKind
 from polyrec.serving.app import AppOptions, build_app
 from polyrec.serving.assignment import VariantOptions
 from polyrec.serving.guards import MOST_HEADERS
@@ -72,7 +73,7 @@ class ServeOptions:
         database: of PostgreSQL, instead of a file in the folder.
         keys: file of keys. None: everybody who reaches it may do everything, which only this machine may.
         deadline: seconds that a request waits.
-        watermark, variants, shadow, salt: see [`ServiceOptions`].
+        watermark, variants, shadow, salt, index: see [`ServiceOptions`].
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +86,7 @@ class ServeOptions:
     variants: tuple[VariantOptions, ...] = ()
     shadow: str | None = None
     salt: str | None = None
+    index: IndexKind = "auto"
 
 
 def serve(run: str, options: ServeOptions) -> None:
@@ -105,7 +107,7 @@ def serve(run: str, options: ServeOptions) -> None:
     folder = state_folder(run, options.state)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.resolve()):
-        chosen = {name: getattr(options, name) for name in ("watermark", "variants", "shadow", "salt")}
+        chosen = {name: getattr(options, name) for name in ("watermark", "variants", "shadow", "salt", "index")}
         service = Service(run, open_store(folder, options.database), folder, ServiceOptions(**chosen))
         errors: list[Exception] = []
 

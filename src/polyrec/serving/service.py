@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyrec.core.settings import SettingError, nearest
+from polyrec.inference.catalog_index import IndexKind
 from polyrec.serving.assignment import MAIN, SHADOW, Assignment, VariantOptions
 from polyrec.serving.batcher import Batcher, Job
 from polyrec.serving.calls import Call, Recommended, Similar
@@ -42,6 +43,8 @@ class ServiceOptions:
         variants: further models, each for a share of the users.
         shadow: run of a model whose lists nobody sees; they are compared with those that are served.
         salt: of the hash that assigns users to variants. None: that of the store, which all its servers share.
+        index: how the best items of a large catalog are found, see
+            [`CatalogIndex`][polyrec.inference.catalog_index.CatalogIndex].
     """
 
     watermark: float = 2.0
@@ -51,6 +54,7 @@ class ServiceOptions:
     variants: tuple[VariantOptions, ...] = ()
     shadow: str | None = None
     salt: str | None = None
+    index: IndexKind = "auto"
 
 
 class By(NamedTuple):
@@ -77,7 +81,8 @@ class Service:
         self.assignment = Assignment(options.variants, store.store_id if options.salt is None else options.salt)
         runs = {MAIN: str(run)} | {variant.name: variant.run for variant in options.variants}
         runs |= {SHADOW: options.shadow} if options.shadow is not None else {}
-        self.variants = {name: Variant(name, own, store, folder, options.snapshot_events) for name, own in runs.items()}
+        how = options.snapshot_events, options.index
+        self.variants = {name: Variant(name, own, store, folder, *how) for name, own in runs.items()}
         self.main = self.variants[MAIN]
         self.main.assigned = self.assignment.of if options.variants else None
         self.shadow: Shadow | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from polyrec.inference.catalog_index import IndexKind
 from polyrec.serving.engine import Engine
 from polyrec.serving.events import Event
 from polyrec.serving.graph_scorer import graph_scorer
@@ -31,14 +32,23 @@ class Variant:
         store: of the records.
         folder: of the server's state, where snapshots lie.
         snapshot_events: events after which a snapshot is written.
+        index: how the best items of a large catalog are found.
     """
 
-    def __init__(self, name: str, run: str | Path, store: EventStore, folder: str | Path, snapshot_events: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: str | Path,
+        store: EventStore,
+        folder: str | Path,
+        snapshot_events: int,
+        index: IndexKind = "exact",
+    ) -> None:
         self.name, self.run = name, Path(run)
         self.pending = PendingEvents()
         self.assigned: Callable[[str], str] | None = None  # the variant of a user, which events keep
         self._store, self._folder, self._snapshot_events = store, Path(folder), snapshot_events
-        self._since_snapshot = 0
+        self._since_snapshot, self._index = 0, index
 
     @property
     def state(self) -> ServedState:
@@ -52,7 +62,7 @@ class Variant:
     def engine_of(self, run: str | Path) -> Engine:
         """A run's model with all records, ready to serve."""
         state = load_state(run, self._store, self._folder)
-        engine = Engine(state, self.pending, model_name(run), graph_scorer(run, state.model))
+        engine = Engine(state, self.pending, model_name(run), graph_scorer(run, state.model), self._index)
         engine.warm()
         return engine
 
