@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from polyrec.core.settings import nearest, read_like
@@ -108,11 +109,8 @@ class Registry:
         """All known names, sorted."""
         return sorted(self._built_in() | set(self._classes))
 
-    def _built_in(self) -> set[str]:
-        spec = importlib.util.find_spec(self.package)
-        folder = spec.submodule_search_locations if spec is not None else None
-        names = {m.name for m in pkgutil.iter_modules(folder) if not m.ispkg} if folder is not None else set()
-        return {name for name in names - {"base"} if not name.startswith("_")}  # "_...": what several parts are made of
+    def _built_in(self) -> frozenset[str]:
+        return _files_of(self.package)
 
     def check(self, name: str) -> str:
         """Return `name` if it is known, else raise a ValueError that lists the known names and the nearest one."""
@@ -129,6 +127,16 @@ class Registry:
         if name not in self._classes:
             importlib.import_module(f"{self.package}.{name}")
         return self._classes[name]
+
+
+@cache
+def _files_of(package: str) -> frozenset[str]:
+    """Names of the parts that are files of a package."""
+    spec = importlib.util.find_spec(package)
+    folder = spec.submodule_search_locations if spec is not None else None
+    names = {m.name for m in pkgutil.iter_modules(folder) if not m.ispkg} if folder is not None else set()
+    # "_...": what several parts are made of
+    return frozenset(name for name in names - {"base"} if not name.startswith("_"))
 
 
 HEADS = Registry("head", "polyrec.modules.heads", "TaskHead")

@@ -18,7 +18,7 @@ from polyrec.core.stack import caller_level
 from polyrec.data.arrays import column, first_bad_row, is_list, is_text
 from polyrec.data.columns import FIRST, UNKNOWN, ColumnEncoder, infer_kind
 from polyrec.data.id_match import warn_of_respelled
-from polyrec.data.ids import canonical, ids, lookup, normalise_ids, of_one_type
+from polyrec.data.ids import KnownIds, canonical, ids, lookup, normalise_ids, of_one_type
 from polyrec.data.vectors import VectorFile
 
 # Of saved items tables.
@@ -41,6 +41,7 @@ class EntityTable:
     table: pa.Table
     encoders: dict[str, ColumnEncoder]
     encoded: dict[str, Any] = field(default_factory=dict)
+    _index: KnownIds | None = field(default=None, init=False, repr=False, compare=False)
     _shortened: pa.Array | None = field(default=None, init=False, repr=False, compare=False)  # see `_canonical`
 
     def __repr__(self) -> str:
@@ -101,7 +102,9 @@ class EntityTable:
         Warns where one is unknown only because digits were lost (663713001 for "0663713001").
         """
         values = normalise_ids(values)
-        found = lookup(values, self.ids)
+        if self._index is None or self._index.known is not self.ids:
+            self._index = KnownIds(self.ids)
+        found = self._index.find(values)
         if found.null_count and (is_text(values.type) or is_text(self.ids.type)):
             self._warn_of_digits(pc.unique(values.filter(pc.is_null(found))))
         return np.asarray(found.fill_null(UNKNOWN - FIRST)).astype(np.int64) + FIRST

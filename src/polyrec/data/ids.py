@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +88,39 @@ def lookup(values: pa.Array, known: pa.Array) -> pa.Array:
     if values.type != known.type:
         values, known = values.cast(pa.large_string()), known.cast(pa.large_string())
     return pc.index_in(values, value_set=known)
+
+
+_FEW = 20  # times as many known ones as are looked for
+
+
+class KnownIds:
+    """Finds few of many ids without hashing all of them at each call, as [`lookup`] does.
+
+    Args:
+        known: unique, none of them null.
+
+    Example:
+        >>> KnownIds(pa.array(range(1000))).find(pa.array(["5", "a"])).to_pylist()
+        [5, None]
+    """
+
+    def __init__(self, known: pa.Array) -> None:
+        self.known = known
+        self._indexes: dict[bool, Any] = {}
+
+    def find(self, values: pa.Array) -> pa.Array:
+        """Position of each value, null where it is unknown."""
+        if values.null_count or len(values) * _FEW > len(self.known):
+            return lookup(values, self.known)
+        as_text = values.type != self.known.type
+        if as_text not in self._indexes:
+            import pandas as pd  # its index keeps the table of hashes
+
+            known = self.known.cast(pa.large_string()) if as_text else self.known
+            self._indexes[as_text] = pd.Index(known.to_numpy(zero_copy_only=False))
+        values = values.cast(pa.large_string()) if as_text else values
+        found = self._indexes[as_text].get_indexer(values.to_numpy(zero_copy_only=False))
+        return pa.array(found, mask=found < 0)
 
 
 def of_one_type(arrays: list[pa.Array]) -> list[pa.Array]:

@@ -16,11 +16,12 @@ from polyrec.core.schema import RESIDUALS, Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
-from polyrec.data.event_table import Codes, EventTable
+from polyrec.data.event_table import EventTable
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.prior_history import PriorHistory
 from polyrec.data.scaling import StatisticsScaler
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
+from polyrec.data.statistic_keys import past_table, statistic_keys
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
 from polyrec.data.statistics_pass import StatisticsPass
@@ -191,7 +192,7 @@ class LogStatistics:
         self.past.reset()
         self._of_past = None
         if log.prior_history is not None:
-            self.past.update(self._past_table(log))
+            self.past.update(past_table(self.past, self.items, self.encoders, log))
 
     def compute(
         self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
@@ -307,7 +308,10 @@ class LogStatistics:
             return self.past.transform(self._table(log, self.past))
         known = self._of_past
         if known is None or known[0] is not log.prior_history:
-            self._of_past = known = log.prior_history, self.past.with_users(self._past_table(log))
+            self._of_past = known = (
+                log.prior_history,
+                self.past.with_users(past_table(self.past, self.items, self.encoders, log)),
+            )
         return known[1].transform(self._table(log, self.past))
 
     def _add_residuals(self, log: EventLog, baselines: np.ndarray, held: np.ndarray) -> None:
@@ -356,39 +360,9 @@ class LogStatistics:
         else:
             # One time for all rows, after the past: what was known then is known to each, and none counts another.
             time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
-        keys = self._keys(statistics, log.item, log.user, log.user_features, log.candidate_features)
+        read = log.item, log.user, log.user_features, log.candidate_features
+        keys = statistic_keys(statistics, self.items, self.encoders, *read)
         return EventTable(time=time, keys=keys, targets=targets)
-
-    def _past_table(self, log: EventLog) -> EventTable:
-        past: PriorHistory | None = log.prior_history
-        assert past is not None
-        assert self.past is not None
-        unknown = {n: e.missing(len(past.item)) for n, e in self.encoders["candidate"].items()}
-        keys = self._keys(self.past, past.item, past.user, log.user_features, unknown)
-        targets = np.column_stack([past.marks[mark] for mark in self.past.targets])
-        return EventTable(time=np.zeros(len(past.item)), keys=keys, targets=targets)
-
-    def _keys(
-        self,
-        statistics: RunningStatistics,
-        item: np.ndarray,
-        user: np.ndarray,
-        user_features: Mapping[str, np.ndarray],
-        context: Mapping[str, np.ndarray],
-    ) -> dict[str, Codes]:
-        """The keys that the statistics need."""
-        keys: dict[str, Codes] = {"item": item, "user": user + 1}  # 0 would be a missing one
-        wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
-        for name, values in self.items.encoded.items():
-            if f"item.{name}" in wanted:
-                keys[f"item.{name}"] = self.items.encoders[name].keys(values)[item]
-        for name, encoder in self.encoders["user"].items():
-            if f"user.{name}" in wanted:
-                keys[f"user.{name}"] = encoder.keys(user_features[name])[user]
-        for name, encoder in self.encoders["candidate"].items():
-            if f"context.{name}" in wanted:
-                keys[f"context.{name}"] = encoder.keys(context[name])
-        return keys
 
     # -------------------------------------------------------------- on disk
     def save(self, folder: Path) -> None:

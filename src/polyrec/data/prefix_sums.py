@@ -64,9 +64,9 @@ class Occurrences:
         stamp, is_source = stamp[order], counted[row[order]]
         # Two passes along the sorted occurrences are far cheaper than a binary search for each.
         sources_before = np.cumsum(is_source) - is_source
-        first = np.flatnonzero(np.diff(stamp, prepend=-1))  # of each (group, time)
+        first = changes(stamp)  # of each (group, time)
         end = np.empty_like(order)
-        end[order] = np.repeat(sources_before[first], np.diff(first, append=len(order)))
+        end[order] = np.repeat(sources_before[first], np.diff(np.append(first, len(order))))
         source, stamp = row[order[is_source]], stamp[is_source]
         begin = _bounds(stamp, len(keys), span)[group]
         return cls(row, group, keys, source, stamp, span, begin, end)
@@ -165,6 +165,18 @@ class Occurrences:
             scanned[width:] += factor[:, None] * scanned[:-width]
             width *= 2
         return scanned
+
+
+def changes(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin.
+
+    Example:
+        >>> changes(np.array([3, 3, 5, 3])).tolist()
+        [0, 2, 3]
+    """
+    begins = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return np.flatnonzero(begins)
 
 
 def _bounds(stamp_S: np.ndarray, groups: int, span: int) -> np.ndarray:

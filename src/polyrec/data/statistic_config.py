@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from polyrec.core.ranges import NOT_NEGATIVE, POSITIVE
@@ -120,7 +122,7 @@ class StatisticsConfig:
         object.__setattr__(self, "context", [tuple(keys) for keys in self.context])
 
 
-def levels(context: Sequence[tuple[str, ...]] = ()) -> dict[str, StatisticConfig]:
+def levels(context: Sequence[tuple[str, ...]] = ()) -> Mapping[str, StatisticConfig]:
     """The levels of the bias model in the order in which they are set against each other; each is also a statistic.
 
     Args:
@@ -130,10 +132,16 @@ def levels(context: Sequence[tuple[str, ...]] = ()) -> dict[str, StatisticConfig
         >>> [(name, config.name) for name, config in levels([("tab",), ("tab", "length")]).items()][1:3]
         [('context:0', 'tab-global'), ('context:1', 'tab*length-context:1')]
     """
+    return _levels(tuple(context))
+
+
+@cache  # each request reads them
+def _levels(context: tuple[tuple[str, ...], ...]) -> Mapping[str, StatisticConfig]:
     found = {"global": StatisticConfig((), "none", shrinkage=100.0)}
     for i, keys in enumerate(context):
         found[f"context:{i}"] = StatisticConfig(keys, f"context:{i}" if i else "global", shrinkage=50.0)
-    return found | {"item": StatisticConfig(("item",), "context"), "user": StatisticConfig(("user",), "item")}
+    own = {"item": StatisticConfig(("item",), "context"), "user": StatisticConfig(("user",), "item")}
+    return MappingProxyType(found | own)
 
 
 def levels_of(baseline: str, depth: int) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from polyrec.data.event_table import EventTable, MultiValued, cross
 from polyrec.data.level_history import LevelHistory, LevelRows
-from polyrec.data.prefix_sums import Occurrences
+from polyrec.data.prefix_sums import Occurrences, changes
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
 
 _MOST_KEPT = 100_000  # rows of a table of which intermediate results are kept: those of requests
@@ -186,9 +186,9 @@ class StatisticsPass:
 
     def _find(self, keys: tuple[str, ...]) -> Occurrences:
         columns = [self.table.codes(key) for key in keys]
-        if "user" in keys:
+        if "user" in keys:  # a user is of one world
             row, packed = cross(columns, self.table.missing, len(self.table))
-            return Occurrences.find(row, packed, self.rank, self.counted, self.world)
+            return Occurrences.find(row, packed, self.rank, self.counted)
         counted = self.counted & ~self.old
         if self.fresh is None:
             row, packed = cross(columns, self.table.missing, len(self.table))
@@ -355,7 +355,7 @@ def _reduce(values: np.ndarray, row: np.ndarray, rows: int, how: str) -> np.ndar
     result = np.full((rows, values.shape[1]), np.nan)
     if not len(row):
         return result
-    begins = np.flatnonzero(np.diff(row, prepend=-1))
+    begins = changes(row)
     if len(begins) == len(row):  # one occurrence per row: nothing to reduce
         result[row] = values
     elif how == "mean":

@@ -251,11 +251,11 @@ def _snapshots(pool_J: np.ndarray, popularity_SJ: np.ndarray, size: int) -> Snap
     values_SK = np.take_along_axis(popularity_SJ, kept_SK, axis=1)
     items_SK = np.where(values_SK > 0, pool_J[kept_SK], 0)
     order_SK = np.argsort(items_SK, axis=1, kind="stable")  # ascending: what is missing is item 0, on the left
-    missing = ((0, 0), (size - items_SK.shape[1], 0))
-    return Snapshots(
-        np.pad(np.take_along_axis(items_SK, order_SK, axis=1), missing).astype(np.int32),
-        np.pad(np.log1p(np.take_along_axis(values_SK, order_SK, axis=1)), missing).astype(np.float16),
-    )
+    items, values = np.zeros((len(items_SK), size), np.int32), np.zeros((len(items_SK), size), np.float16)
+    if width := items_SK.shape[1]:
+        items[:, -width:] = np.take_along_axis(items_SK, order_SK, axis=1)
+        values[:, -width:] = np.log1p(np.take_along_axis(values_SK, order_SK, axis=1))
+    return Snapshots(items, values)
 
 
 def pieces(times: np.ndarray, most: int) -> Iterator[tuple[int, int]]:

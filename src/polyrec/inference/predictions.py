@@ -14,6 +14,7 @@ from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 _BYTES = 1 << 27  # about what the candidates that are scored at a time take
+_FEW = 1024  # candidates that fit in any case
 _USERS = 64  # whose windows are read at a time
 
 
@@ -40,7 +41,8 @@ def predictions(
         read: what it read of the histories of all these requests, if it did.
     """
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in rows]
-    most = max(_BYTES // _pair_bytes(model), 1)
+    few = sum(len(own) for own in rows) <= _FEW
+    most = _FEW if few else max(_BYTES // _pair_bytes(model), 1)
     for group in _groups(rows, most):
         which = [piece.request for piece in group]
         windows = requests.windows([piece.rows for piece in group], which)

@@ -37,18 +37,18 @@ class Ranked(NamedTuple):
         Args:
             tasks: whose predictions are shown.
         """
-        drawn = self.propensities
+        drawn, cold = self.propensities, processor.item_counts[self.rows] == 0
         return [
             {
                 "rank": n + 1,
-                **processor.describe(int(row)),
+                **about,
                 "score": float(self.scores[n]),
                 **{name: float(self.predictions[name][n]) for name in tasks},
-                "cold_item": bool(processor.item_counts[row] == 0),
+                "cold_item": bool(cold[n]),
                 "cold_start": self.cold_start,
                 **({} if drawn is None else {"propensity": float(drawn[n])}),
             }
-            for n, row in enumerate(self.rows)
+            for n, about in enumerate(processor.describe_many(self.rows))
         ]
 
 

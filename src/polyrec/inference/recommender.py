@@ -164,9 +164,8 @@ class Recommender:
             ValueError: an unknown task, item, column or key, with the fix.
         """
         one = {"history": history, "candidates": candidates, "exclude": exclude, "where": where, **request}
-        [found] = self._described(
-            [one], k, task, exclude_seen, rules, alone=True
-        )  # to its end, where it warns of unknown ids
+        # To its end, where it warns of unknown ids.
+        [found] = self._described([one], k, task, exclude_seen, rules, alone=True)
         return found
 
     def recommend_many(

@@ -33,6 +33,9 @@ async def service_of(request: Request) -> Service:
 Served = Annotated[Service, Depends(service_of)]
 
 
+_QUIET = 3  # turns of the event loop without a new call
+
+
 async def _gone(request: Request) -> None:
     """Wait until the client goes; its body has been read, or nobody wants it."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -49,6 +52,8 @@ class Access:
 
     def __init__(self, keys: Keys, deadline: float) -> None:
         self.keys, self.deadline = keys, deadline
+        self._calls = 0
+        self._gathers = False
 
     def scope(self, scope: str) -> Any:
         """A dependency: the request's key has this scope."""
@@ -77,7 +82,11 @@ class Access:
         begin = time.monotonic()
         if after is not None:
             await self.see(service, user, after)
-        job = service.call(call, self.deadline - (time.monotonic() - begin))
+        job = service.call(call, self.deadline - (time.monotonic() - begin), wake=False)
+        self._calls += 1
+        if not self._gathers:
+            self._gathers = True
+            self._gather(service, self._calls, _QUIET)
         gone = asyncio.ensure_future(_gone(request))  # a client that has gone needs no response
         response = asyncio.wrap_future(job.future)
         try:
@@ -92,6 +101,16 @@ class Access:
             gone.cancel()
             if not response.done():
                 response.cancel()
+
+    def _gather(self, service: Service, calls: int, turns: int) -> None:
+        """Wake the model once the event loop has nothing more to read. Requests that came at one moment, as they do
+        when a batch is done, would otherwise be a batch of one, and one of all others behind it."""
+        if turns:
+            calls, turns = self._calls, turns - 1 if calls == self._calls else _QUIET
+            asyncio.get_running_loop().call_soon(self._gather, service, calls, turns)
+        else:
+            self._gathers = False
+            service.batcher.wake()
 
     async def see(self, service: Service, user: Any, after: int) -> None:
         """Wait until requests of a user know of an event."""

@@ -70,8 +70,11 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, call: Any, seconds: float) -> Job:
+    def submit(self, call: Any, seconds: float, wake: bool = True) -> Job:
         """Let a request wait for the model, no longer than so many seconds.
+
+        Args:
+            wake: False: an idle model does not begin before [`wake`], so that requests of one moment are one batch.
 
         Raises:
             QueueFull: too many wait.
@@ -85,8 +88,14 @@ class Batcher:
             if len(self._waiting) >= self._most_waiting:
                 raise QueueFull(f"{len(self._waiting)} requests wait for the model")
             self._waiting.append(job)
-            self._wake.notify()
+            if wake:
+                self._wake.notify()
         return job
+
+    def wake(self) -> None:
+        """Begin with what waits, if the model is idle."""
+        with self._wake:
+            self._wake.notify()
 
     def between(self, change: Callable[[], None]) -> None:
         """Run a change between two batches, and return when it is made."""

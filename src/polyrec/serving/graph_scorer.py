@@ -42,7 +42,7 @@ class GraphScorer:
 
     def read(self, batch: Batch) -> dict[str, Any]:
         """See `Scorer`."""
-        now = stamp(self.model)
+        now = stamp(self.model.item_encoder)
         if now != self._stamp:
             self.runtime.load_items({name: own.numpy() for name, own in item_tensors(self.model).items()})
             self._stamp = now

@@ -152,10 +152,10 @@ class Service:
         return self.main.run
 
     # ----------------------------------------------------------- requests and records
-    def call(self, call: Call, seconds: float) -> Job:
-        """Let the model that the user sees respond."""
+    def call(self, call: Call, seconds: float, wake: bool = True) -> Job:
+        """Let the model that the user sees respond; `wake` as of `Batcher.submit`."""
         user = None if isinstance(call, Similar) else call.who.user_id
-        return self.batcher.submit((self.variant_of(user), call), seconds)
+        return self.batcher.submit((self.variant_of(user), call), seconds, wake)
 
     def variant_of(self, user: Any) -> str:
         """The variant that a user sees."""

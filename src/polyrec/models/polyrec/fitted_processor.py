@@ -13,7 +13,7 @@ from polyrec.core.backbones import TextConfig
 from polyrec.core.registry import HEADS, nearest
 from polyrec.core.schema import RESIDUALS, STATISTICS, TIME_GAP, Columns, FeatureConfig, TaskConfig
 from polyrec.data.catalog import EntityTable
-from polyrec.data.columns import ColumnEncoder
+from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.log_state import LogState
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.neighbours import Neighbours
@@ -147,9 +147,15 @@ class FittedProcessor:
 
     def describe(self, row: int) -> dict[str, Any]:
         """Id and title of a row of the item table."""
-        found = {"item": self.items.ids[row - 2].as_py()}
+        return self.describe_many([row])[0]
+
+    def describe_many(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """[`describe`] of several rows."""
+        at = pa.array(np.asarray(rows, dtype=np.int64) - FIRST)
+        found = [{"item": item} for item in self.items.ids.take(at).to_pylist()]
         if self.columns.title in self.items.table.column_names:
-            found["title"] = self.items.table[self.columns.title][row - 2].as_py()
+            for own, title in zip(found, self.items.table[self.columns.title].take(at).to_pylist(), strict=True):
+                own["title"] = title
         return found
 
     @property
