@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from polyrec.serving.pending import PendingEvents
@@ -13,13 +14,15 @@ from polyrec.serving.writer import Writer
 
 _log = logging.getLogger("polyrec.serving")
 _MOST = 50_000  # events that wait no longer
+_MARKS = 4  # in the time of a watermark
 
 
 class Marks:
     """The clock that stores marks.
 
     Each mark counts what has come, up to a time: that of the newest event less `watermark`, so that events may come out
-    of order by so much, or, where nothing came since the mark before, all.
+    of order by so much, or, where nothing came for so long, all. Several marks in that time share the work: counting
+    holds up acknowledgements.
 
     Args:
         pending: events that were not counted.
@@ -29,7 +32,7 @@ class Marks:
 
     def __init__(self, pending: PendingEvents, watermark: float, last: int) -> None:
         self._pending, self._watermark = pending, watermark
-        self._last, self._before = last, -1
+        self._last, self._arrived = last, float("-inf")
         self._wanted = self._running = self._closed = False
         self._wake = threading.Condition()
 
@@ -41,7 +44,8 @@ class Marks:
 
     def stored(self, records: Sequence[Record]) -> None:
         """Records that are durable."""
-        self._last = max([self._last, *(record.seq for record in records if record.kind is Kind.EVENT)])
+        if events := [record.seq for record in records if record.kind is Kind.EVENT]:
+            self._last, self._arrived = max(self._last, *events), time.monotonic()
         if len(self._pending) >= _MOST and not self._running:
             with self._wake:
                 self._wake.notify()
@@ -70,7 +74,7 @@ class Marks:
         while True:
             with self._wake:
                 if not (self._closed or (self._wanted and not self._running)):
-                    self._wake.wait(self._watermark)
+                    self._wake.wait(self._watermark / _MARKS)
                 closed, wanted = self._closed, self._wanted
                 if self._running and not closed:
                     continue
@@ -84,7 +88,7 @@ class Marks:
     def _mark(self, everything: bool) -> bool:
         """Store a mark, if there is something to count."""
         last, newest = self._last, self._pending.newest
-        idle, self._before = last == self._before, last
+        idle = time.monotonic() - self._arrived >= self._watermark
         upto = newest if everything or idle else newest - self._watermark
         if not self._pending.any_before(upto):
             return False
