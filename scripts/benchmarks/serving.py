@@ -1,6 +1,6 @@
 """What a server does in a second, how long it lets clients wait, and whether it serves what training showed the model.
 
-    python scripts/benchmarks/serving.py RUN --log interactions.parquet [--only latency ingest replay skew swaps memory]
+    python scripts/benchmarks/serving.py RUN --log interactions.parquet [--only latency ingest ...]
 
 Everything runs on this machine, server and client in processes of their own, through 127.0.0.1. `t` is the model's own
 forward of one request: a state and 200 candidates, with the item table encoded. Prints JSON.
@@ -447,8 +447,17 @@ def swaps(run: Path, users: list[Any], number: int) -> dict[str, Any]:
         return asyncio.run(swapping(port))
 
 
+def aborted(run: Path) -> dict[str, Any]:
+    """10,000 requests, of which 80% are given up, and 1,000 after them; see scripts/abort_requests.py."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from abort_requests import bodies_of, measured
+
+    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, pid, _):
+        return measured(port, pid, bodies_of(run))
+
+
 def main() -> None:
-    parts = ("latency", "ingest", "replay", "skew", "swaps")
+    parts = ("latency", "ingest", "replay", "skew", "swaps", "aborted")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--log", type=Path, required=True, help="the log that the run was trained on, to its end")
@@ -466,6 +475,7 @@ def main() -> None:
         "replay": lambda: replay(options.run, log, options.events),
         "skew": lambda: skew(options.run, log, options.requests),
         "swaps": lambda: swaps(options.run, users, options.swaps),
+        "aborted": lambda: aborted(options.run),
     }
     for name in options.only:
         print(json.dumps({name: run[name]()}, indent=2), flush=True)

@@ -1,11 +1,12 @@
 """Clients that nobody here wrote: Gorse's own, and requests that schemathesis makes of the server's description."""
 
 import asyncio
+import threading
 
 import pytest
-import schemathesis
+from abort_requests import abort_requests
+from fuzz_server import fuzz_server
 from gorse import AsyncGorse, Gorse, GorseException
-from hypothesis import HealthCheck, Phase, settings
 from serving_fixtures import live, saved_run
 
 
@@ -147,31 +148,22 @@ def served(run, tmp_path_factory):
         yield client
 
 
-def test_schemathesis(served):
+@pytest.mark.parametrize("malformed", [False, True])
+def test_schemathesis(served, malformed):
     """Prevents a request that the description allows, or one just outside of it, from becoming an error of the server."""
-    schema = schemathesis.openapi.from_url(f"{served.base_url}/openapi.json")
-    seen = []
-    for operation in schema.get_all_operations():
-        case_of = operation.ok().as_strategy()
-
-        from hypothesis import given
-
-        @settings(
-            max_examples=3,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-            derandomize=True,
-        )
-        @given(case=case_of)
-        def call(case):
-            if case.path == "/admin/model" and case.method == "POST":
-                return
-            response = case.call(timeout=10)
-            assert response.status_code < 500, (case.method, case.path, case.body, response.text)
-            case.validate_response(response, checks=[schemathesis.checks.not_a_server_error])
-            seen.append((case.method, case.path, response.status_code))
-
-        call()
+    seen = fuzz_server(str(served.base_url), examples=3, malformed=malformed)
     assert {path for _, path, _ in seen} >= {"/recommend", "/events", "/items/{item}", "/api/feedback"}
-    assert any(status == 200 for _, path, status in seen if path == "/recommend")
+    assert any(status == 200 for _, path, status in seen if path == "/recommend") or malformed
+
+
+def test_clients_that_go_away(served):
+    """Prevents requests whose clients have gone from staying in the queue, from keeping threads or connections, or from
+    failing those of others (Ray 41057, LitServe 452, BentoML 3710); the script of that name has 10,000 of them."""
+    port, service, bodies = served.base_url.port, served.service, [b'{"history": [3, 4], "k": 5}', b'{"history": []}']
+    threads = threading.active_count()
+    found = asyncio.run(abort_requests(port, "/recommend", bodies, 200))
+    assert found["aborted"] > 100
+    assert set(found) == {"aborted", "200"}
+    assert asyncio.run(abort_requests(port, "/recommend", bodies, 40, share=0.0)) == {"200": 40}
+    assert len(service.batcher) == 0
+    assert threading.active_count() <= threads + 4  # of the pool that waits
