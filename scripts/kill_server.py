@@ -1,6 +1,7 @@
 """Kill a server at random moments while it stores events, and compare what it knows with one that was never killed.
 
     python scripts/kill_server.py RUN [--kills 200] [--state FOLDER]
+    python scripts/kill_server.py RUN --load locust --minutes 10     # killed every minute, under mixed traffic
 
 A forked process serves the run; another one kills it with SIGKILL after a random time, while it starts, reads its
 records again, stores, counts or writes a snapshot. The client sends what was not acknowledged again, with the same
@@ -9,6 +10,10 @@ records again, stores, counts or writes a snapshot. The client sends what was no
 * every event must be stored (else it is `lost`), once (else `doubled`), in the order in which they were sent
   (else `misordered`);
 * the state must be that of one `update` with all events, and that of all records without a snapshot, to 1e-9.
+
+With `--load` locust (the program, from an environment of its own) sends what `scripts/benchmarks/locustfile.py` says.
+Then each event that was acknowledged must be stored, each stored one once, the state must be that of all records, and
+clients may get 200, 503 or no connection, nothing else.
 
 Prints the counts and exits with 1 if any is not 0.
 """
@@ -21,12 +26,14 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -211,6 +218,70 @@ def kill_server(run: Path, folder: Path, kills: int, seed: int = 0, longest: flo
     return look(run, folder, client.sent, found)
 
 
+@dataclass
+class Load:
+    """What clients of a loaded server got."""
+
+    kills: int = 0
+    requests: int = 0
+    statuses: dict[int, int] = field(default_factory=dict)  # 0: no connection; -1: no response in time
+    acknowledged: int = 0
+    stored: int = 0
+    lost: int = 0
+    doubled: int = 0
+    from_records: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.lost or self.doubled or {*self.statuses} - {0, 200, 503}) or self.from_records > TOLERANCE
+
+
+def load_server(run: Path, folder: Path, locust: str, minutes: float, every: float = 60.0) -> Load:
+    """Kill a server that locust calls, again and again, and look at what is left."""
+    quiet()
+    processor = PolyRecProcessor.from_pretrained(run)
+    store = SQLiteStore(folder)
+    Engine(load_state(run, store, folder), PendingEvents(), "").warm()  # what a fork needs is imported now
+    store.close()
+    columns = [rule.column for t in processor.tasks if (rule := t.parsed_label) is not None]
+    port, log, found = free_port(), folder / "load.jsonl", Load()
+    file = Path(__file__).parent / "benchmarks" / "locustfile.py"
+    command = [locust, "-f", str(file), "--headless", "--only-summary", "-u", "16", "-r", "16"]
+    command += ["-t", f"{60 * minutes:g}s", "--host", f"http://127.0.0.1:{port}"]
+    given = {"LOAD_LOG": str(log), "LOAD_COLUMNS": ",".join(dict.fromkeys(columns)), "PYTHONPATH": ""}
+    server = start(run, folder, port, snapshot_events=2_000)
+    with open(folder / "locust.log", "w") as output:
+        client = subprocess.Popen(command, env={**os.environ, **given}, stdout=output, stderr=output)
+        due = time.monotonic() + every
+        while client.poll() is None:
+            time.sleep(0.1)
+            if time.monotonic() >= due:
+                os.kill(server, signal.SIGKILL)
+                os.waitpid(server, 0)
+                found.kills += 1
+                server, due = start(run, folder, port, snapshot_events=2_000), due + every
+    os.kill(server, signal.SIGTERM)
+    os.waitpid(server, 0)
+    return look_at_load(run, folder, log, found)
+
+
+def look_at_load(run: Path, folder: Path, log: Path, found: Load) -> Load:
+    """Compare the store with what clients were told."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    found.requests, found.statuses = len(lines), dict(sorted(Counter(line["status"] for line in lines).items()))
+    acknowledged = [one for line in lines for one in line["ids"]]
+    store = SQLiteStore(folder)
+    stored = [record.event_id for record in store.read(kinds=[Kind.EVENT])]
+    found.acknowledged, found.stored = len(acknowledged), len(stored)
+    found.lost, found.doubled = len({*acknowledged} - {*stored}), len(stored) - len({*stored})
+    state = load_state(run, store, folder).processor
+    twin = ServedState(PolyRecForRecommendation.from_pretrained(run), PolyRecProcessor.from_pretrained(run))
+    twin.replay(store.read())
+    found.from_records = largest_difference(state, twin.processor)
+    return found
+
+
 def look(run: Path, folder: Path, sent: int, found: Outcome) -> Outcome:
     """Compare store and state with what was sent."""
     found.sent = sent
@@ -237,10 +308,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=5.0, help="seconds that a server lives at most (default: 5)")
+    parser.add_argument("--load", metavar="LOCUST", help="the program locust: kill the server while it sends traffic")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of --load (default: 10)")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between kills under --load (default: 60)")
     parser.add_argument("--state", type=Path, help="folder to work in (default: a temporary one)")
     options = parser.parse_args()
     folder = options.state or Path(tempfile.mkdtemp())
-    found = kill_server(options.run, folder, options.kills, options.seed, options.longest)
+    found: Outcome | Load
+    if options.load is None:
+        found = kill_server(options.run, folder, options.kills, options.seed, options.longest)
+    else:
+        found = load_server(options.run, folder, options.load, options.minutes, options.every)
     print(json.dumps(vars(found), indent=2))
     return int(found.failed)
 
