@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from polyrec.core.settings import SettingError
+from polyrec.data.request_reader import read_ids
 from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.explanation import explain
 from polyrec.inference.explanation.neighbours import neighbours
@@ -111,7 +112,7 @@ class Engine:
 
     def _score(self, call: Score) -> list[dict[str, Any]]:
         processor = self.state.processor
-        rows = processor.items.rows(pa.array(call.items))
+        rows = processor.items.rows(pa.array(read_ids(call.items, "items")))
         for place, row in enumerate(rows):
             if row < FIRST_ITEM:
                 raise SettingError(f"items[{place}]", "is not in the catalog: leave it out")
