@@ -31,15 +31,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pandas as pd
 import torch
+from served_skew import skew
 
-from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor, Recommender
-from polyrec.data.event_log import Candidates
-from polyrec.data.sequences import SequenceDataset
+from polyrec import PolyRecProcessor, Recommender
 from polyrec.models.batches import as_batch
-from polyrec.serving.calls import User
-from polyrec.serving.engine import Engine
 from polyrec.serving.loading import load_state, quiet
-from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.store import SQLiteStore
 
@@ -314,98 +310,6 @@ def replay(run: Path, log: pd.DataFrame, events: int) -> dict[str, Any]:
         with server(run, folder) as (_, _, second):
             found["ready_with_snapshot_s"] = second
     return found
-
-
-def skew(run: Path, log: pd.DataFrame, requests: int) -> dict[str, Any]:
-    """Features and predictions of requests before events of a log that goes on, against `resume` of the whole log."""
-    quiet()
-    with tempfile.TemporaryDirectory() as folder:
-        return _skew(run, log, requests, Path(folder))
-
-
-def _skew(run: Path, log: pd.DataFrame, requests: int, folder: Path) -> dict[str, Any]:
-    offline = PolyRecProcessor.from_pretrained(run)
-    own, model = offline.columns, PolyRecForRecommendation.from_pretrained(run).eval()
-    log = log.sort_values(own.time, kind="stable", ignore_index=True)
-    whole, counted = offline.resume(log)
-    row_of = np.empty(len(log), dtype=np.int64)
-    row_of[whole.row] = np.arange(len(log))
-    visible, names = whole.visible(), [task.name for task in offline.tasks]
-    trending = offline.evaluation_set(whole, np.ones(len(whole), dtype=bool), counted).trending
-    state, pending = load_state(run, SQLiteStore(folder), folder), PendingEvents()
-    state.counted = pending.remove
-    engine, collate = Engine(state, pending, ""), PolyRecCollator()
-    later = np.flatnonzero(log[own.time].to_numpy() > state.processor.log_state.counted)
-    every = max(len(later) // requests, 1)
-    found = {"requests": 0, "features": 0.0, "predictions": 0.0, "rows_off": 0}
-    columns = [c for c in log.columns if c not in (own.user, own.item, own.time) and c in state.format.columns]
-    before = time_now = -np.inf
-    for n, at in enumerate(later):
-        row = log.iloc[at]
-        when = float(row[own.time])
-        if when > time_now:
-            before, time_now = time_now, when
-        if n % every == 0 and found["requests"] < requests:
-            # What happened before is counted; what happens at one time does not see itself.
-            state.fold(Record(Kind.MARK, json.dumps({"upto": n}), time=before, seq=n + 1))
-        if n % every == 0 and found["requests"] < requests:
-            item = state.processor.items.rows(_array([row[own.item]]))
-            if item[0] >= 2:
-                request = engine.request(
-                    User(user_id=row[own.user].item() if hasattr(row[own.user], "item") else row[own.user], time=when)
-                )
-                window = state.processor.request(request.pop("history"), item, **request)
-                window.pop("history_items")
-                r = row_of[at]
-                data = SequenceDataset(
-                    whole,
-                    Candidates(np.array([r]), visible[[r]]),
-                    names,
-                    counted,
-                    offline.max_history,
-                    stride=1,
-                    trending=trending,
-                )
-                features, predictions = _difference(window, data[0], model, collate)
-                found["requests"] += 1
-                found["features"] = max(found["features"], features)
-                found["predictions"] = max(found["predictions"], predictions)
-                found["rows_off"] += features > 1e-6 or predictions > 1e-5
-        event = {"user_id": row[own.user], "item_id": row[own.item], "timestamp": when}
-        event |= {name: row[name] for name in columns if not pd.isna(row[name])}
-        event = {name: value.item() if hasattr(value, "item") else value for name, value in event.items()}
-        record = state.format.record(event, "event")._replace(seq=n + 1)
-        pending.add([state.format.read(record)])
-        state.fold(record)
-    return found
-
-
-def _array(values: list[Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values)
-
-
-def _difference(window: dict[str, Any], expected: dict[str, Any], model: Any, collate: Any) -> tuple[float, float]:
-    features = 0.0
-    for key in ("event_features", "candidate_features", "user_features"):
-        for name, values in expected[key].items():
-            a, b = np.asarray(window[key][name], dtype=np.float64), np.asarray(values, dtype=np.float64)
-            if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
-                return float("inf"), float("inf")
-            features = max(
-                features, float((np.nan_to_num(np.abs(a - b)) / np.maximum(1, np.nan_to_num(np.abs(b)))).max(initial=0))
-            )
-    predicted = []
-    for one in (window, expected):
-        batch = collate([one])
-        with torch.no_grad():
-            logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "candidate_rows")}).logits
-        predicted.append({name: model.heads[name].predict(v).double().numpy() for name, v in logits.items()})
-    worst = max(
-        float((np.abs(predicted[0][n] - v) / np.maximum(1, np.abs(v))).max(initial=0)) for n, v in predicted[1].items()
-    )
-    return features, worst
 
 
 def swaps(run: Path, users: list[Any], number: int) -> dict[str, Any]:

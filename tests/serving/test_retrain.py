@@ -60,10 +60,14 @@ def retrain(run, state, client, *more):
     return main(["retrain", str(run), "--state", str(state), "--server", str(client.base_url), *FAST, *more])
 
 
-def test_the_loop_closes(run, tmp_path, capsys):
+def test_the_loop_closes(run, tmp_path, capsys, monkeypatch):
     """Prevents events that were collected from being lost on the way into the model, from counting twice after it, late
-    ones from stopping the loop for good, and a request from failing meanwhile."""
-    state, log = tmp_path / "state", later_events()
+    ones from stopping the loop for good, a request from failing meanwhile, and a server that scores by torch once its
+    run was trained again."""
+    state, log, exported = tmp_path / "state", later_events(), []
+    monkeypatch.setattr("polyrec.serving.retrain.export_run", exported.append)
+    (run / "onnx").mkdir()
+    (run / "onnx" / "manifest.json").write_text("{}")
     first = PolyRecProcessor.from_pretrained(run)
     with live(run, state) as client, ThreadPoolExecutor(1) as pool:
         post(client, log[:300])
@@ -93,6 +97,7 @@ def test_the_loop_closes(run, tmp_path, capsys):
         assert {code for code, _ in found} == {200}
         assert {model for _, model in found} <= {before, after}
         assert before != after
+        assert exported == [str(run)]
         # The run has counted what was exported, the server counts none of it again, and keeps what was left out.
         update = json.loads((run / "update.json").read_text())
         assert update["rows"]["new"] + update["rows"]["held out: new"] == 301

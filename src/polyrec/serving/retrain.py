@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from polyrec.core.swap import recover
+from polyrec.hub.files import GRAPHS
 from polyrec.runs.transaction import link_files
 from polyrec.runs.update import update_run
 from polyrec.serving.export import Collected, collected, store_of, write
+from polyrec.serving.export_run import export_run
 from polyrec.serving.loading import model_name
 from polyrec.serving.places import state_folder
 from polyrec.training.settings import UpdateSettings
@@ -84,7 +86,18 @@ def _update(run: str, settings: UpdateSettings, options: RetrainOptions) -> dict
     previous = draft.with_name(f"{draft.name[1:]}")
     shutil.rmtree(previous, ignore_errors=True)
     draft.rename(previous)
+    if (previous / GRAPHS).exists():
+        _exported(run)
     return report
+
+
+def _exported(run: str) -> None:
+    """Make the graphs anew that a server scores by; without them it scores by torch."""
+    try:
+        export_run(run)
+    except ValueError as error:
+        print(f"{run} has no graphs now: {error}")
+        shutil.rmtree(Path(run) / GRAPHS, ignore_errors=True)
 
 
 def _written(found: Collected, folder: Path) -> tuple[Path, Path | None]:
