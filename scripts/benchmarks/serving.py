@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,9 +34,9 @@ import pandas as pd
 import torch
 from served_skew import skew
 
-from polyrec import PolyRecProcessor, Recommender
+from polyrec import PolyRecForRecommendation, PolyRecProcessor, Recommender
 from polyrec.models.batches import as_batch
-from polyrec.serving.loading import load_state, quiet
+from polyrec.serving.loading import load_state, model_name, quiet
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.store import SQLiteStore
 
@@ -313,42 +314,97 @@ def replay(run: Path, log: pd.DataFrame, events: int) -> dict[str, Any]:
 
 
 def swaps(run: Path, users: list[Any], number: int) -> dict[str, Any]:
-    """Models exchanged under load: failed requests, and waiting times beside those without a swap."""
+    """Models exchanged under load: failed requests, responses that are of neither model, and waiting times.
 
-    def body() -> bytes:
-        return json.dumps({"user_id": random.choice(users), "k": 10}).encode()
+    Two models take turns. After each exchange the server is left alone as long as it took, so that waiting times with
+    and without one are of the same minutes: other work on this machine makes both longer.
+    """
+    quiet()
+    sample = users[:100]
+    with tempfile.TemporaryDirectory() as folder:
+        other = _other_run(run, Path(folder) / "other")
+        lists = {model_name(one): _lists(one, sample) for one in (run, other)}
+        (Path(folder) / "state").mkdir()
+        with server(run, Path(folder) / "state") as (port, _, _):
+            return asyncio.run(_swapping(port, [other, run], number, lists))
 
-    async def swapping(port: int) -> dict[str, Any]:
-        calm, _ = await closed_loop(port, 4, 5.0, "/recommend", body)
-        done, times, codes = [False], [], []
 
-        async def load() -> None:
-            while not done[0]:
-                some, found = await closed_loop(port, 4, 1.0, "/recommend", body)
-                times.extend(some)
-                codes.extend(found)
+def _other_run(run: Path, folder: Path) -> Path:
+    """The same run with other weights."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "data", "graphs"))
+    model = PolyRecForRecommendation.from_pretrained(run)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
 
-        going = asyncio.ensure_future(load())
-        admin = await Connection(port).open()
-        for _ in range(number):
-            code, _ = await admin.call("POST", "/admin/model", json.dumps({"folder": str(run)}).encode())
-            assert code == 202, code
-            while json.loads((await admin.call("GET", "/admin/model"))[1])["loading"]:
-                await asyncio.sleep(0.05)
-        error = json.loads((await admin.call("GET", "/admin/model"))[1])["error"]
-        done[0] = True
-        await going
-        return {
-            "swaps": number,
-            "error": error,
-            "requests": len(codes),
-            "failed": sum(c != 200 for c in codes),
-            "without": percentiles(calm),
-            "with": percentiles(times),
-        }
 
-    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, _, _):
-        return asyncio.run(swapping(port))
+def _lists(run: Path, users: list[Any]) -> dict[Any, list[tuple[Any, float]]]:
+    """Offline lists with their scores."""
+    found = Recommender.from_pretrained(run).recommend_many([{"user_id": user} for user in users], 10)
+    return {user: [(row["item"], row["score"]) for row in rows] for user, rows in zip(users, found, strict=True)}
+
+
+def _is_list(found: list[dict[str, Any]], expected: list[tuple[Any, float]]) -> bool:
+    """Whether a list is the expected one; items of equal scores may change places."""
+    own = {row["item"]: row["score"] for row in found}
+    scores = np.allclose([row["score"] for row in found], [score for _, score in expected], atol=1e-3)
+    last = expected[-1][1]
+    return scores and all(item in own or score - last < 1e-3 for item, score in expected)
+
+
+async def _swapping(
+    port: int, runs: list[Path], number: int, lists: dict[str, dict[Any, list[tuple[Any, float]]]]
+) -> dict[str, Any]:
+    sample = list(next(iter(lists.values())))
+    times: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+    failed = mixed = 0
+    phase, seconds, going = "without", [], True
+
+    async def load() -> None:
+        nonlocal failed, mixed
+        connection = await Connection(port).open()
+        while going:
+            user, before, begin = random.choice(sample), phase, time.perf_counter()
+            code, body = await connection.call("POST", "/recommend", json.dumps({"user_id": user, "k": 10}).encode())
+            # A request that saw both counts as one beside a swap.
+            times["with" if "with" in (before, phase) else "without"].append((begin, time.perf_counter() - begin))
+            if code != 200:
+                failed += 1
+                continue
+            found = json.loads(body)
+            mixed += not _is_list(found["items"], lists[found["model"]][user])
+        connection.close()
+
+    loads = [asyncio.ensure_future(load()) for _ in range(4)]
+    admin = await Connection(port).open()
+    await asyncio.sleep(3.0)
+    for turn in range(number):
+        begin, phase = time.monotonic(), "with"
+        body = json.dumps({"folder": str(runs[turn % 2])}).encode()
+        code, _ = await admin.call("POST", "/admin/model", body)
+        assert code == 202, code
+        while (status := json.loads((await admin.call("GET", "/admin/model"))[1]))["loading"]:
+            await asyncio.sleep(0.05)
+        assert not status["error"], status
+        phase = "without"
+        seconds.append(time.monotonic() - begin)
+        await asyncio.sleep(seconds[-1])
+    going = False
+    await asyncio.gather(*loads)
+    found: dict[str, Any] = {name: percentiles([own for _, own in some]) for name, some in times.items()}
+    return {
+        "swaps": number,
+        "swap_s": round(float(np.median(seconds)), 2),
+        "requests": sum(map(len, times.values())),
+        "failed": failed,
+        "of_neither_model": mixed,
+        **found,
+        "p99_to_without": round(found["with"]["p99_ms"] / found["without"]["p99_ms"], 2),
+    }
 
 
 def aborted(run: Path) -> dict[str, Any]:

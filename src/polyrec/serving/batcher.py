@@ -63,12 +63,17 @@ class Batcher:
         self._spare: deque[Callable[[], None]] = deque(maxlen=_SPARE)
         self._spare_from = 0.0  # of `time.monotonic`
         self._wake = threading.Condition()
-        self._closed = False
+        self._closed = self._serves = False
         self._thread = threading.Thread(target=self._run, name="polyrec-model", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being served, or waits."""
+        return self._serves or bool(self._waiting)
 
     def submit(self, call: Any, seconds: float, wake: bool = True) -> Job:
         """Let a request wait for the model, no longer than so many seconds.
@@ -170,12 +175,13 @@ class Batcher:
         self._spare_from = now + _REST * (now - begin)
 
     def _batch(self, batch: Sequence[Job]) -> None:
-        begin = time.perf_counter()
+        begin, self._serves = time.perf_counter(), True
         try:
             found = self._respond([job.call for job in batch])
         except Exception as error:  # whatever it is, the thread goes on
             _log.exception("a batch failed")
             found = [error] * len(batch)
+        self._serves = False
         self._measured(len(batch), time.perf_counter() - begin)
         for job, response in zip(batch, found, strict=True):
             _resolve(job.future, response)

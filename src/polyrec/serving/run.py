@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -104,6 +105,8 @@ def serve(run: str, options: ServeOptions) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     quiet()
     sys.setswitchinterval(_SWITCH)
+    gc.collect()
+    gc.freeze()  # modules stay: looking through them for garbage stops every thread for .4 s, which a swap brings about
     folder = state_folder(run, options.state)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.resolve()):

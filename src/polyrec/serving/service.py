@@ -18,6 +18,7 @@ from polyrec.serving.assignment import MAIN, SHADOW, Assignment, VariantOptions
 from polyrec.serving.batcher import Batcher, Job
 from polyrec.serving.calls import Call, Recommended, Similar
 from polyrec.serving.engine import Engine
+from polyrec.serving.give_way import giving_way
 from polyrec.serving.loading import keeps_events
 from polyrec.serving.marks import Marks
 from polyrec.serving.pending import PendingEvents
@@ -267,7 +268,8 @@ class Service:
 
     def _swap(self, own: Variant, run: str | Path, force: bool) -> str:
         try:
-            engine = own.next_engine(run, force)
+            with giving_way(lambda: self.batcher.busy):
+                engine = own.next_engine(run, force)
             done: Future[None] = Future()
             self._inbox.put(lambda: own.exchange(engine, Path(run), done))
             done.result()
