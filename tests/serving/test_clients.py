@@ -151,7 +151,7 @@ def served(run, tmp_path_factory):
 @pytest.mark.parametrize("malformed", [False, True])
 def test_schemathesis(served, malformed):
     """Prevents a request that the description allows, or one just outside of it, from becoming an error of the server."""
-    seen = fuzz_server(str(served.base_url), examples=3, malformed=malformed)
+    seen = fuzz_server(str(served.base_url), examples=1 if malformed else 3, malformed=malformed)
     assert {path for _, path, _ in seen} >= {"/recommend", "/events", "/items/{item}", "/api/feedback"}
     assert any(status == 200 for _, path, status in seen if path == "/recommend") or malformed
 
