@@ -109,7 +109,8 @@ def test_every_method_of_the_gorse_client(run, tmp_path):
         assert "3" in [score.id for score in gorse.get_recommend("bob", n=30)]
         assert sorted(one["ItemId"] for one in gorse.list_feedbacks("rating", "bob")) == list("456")
         assert len(pages(gorse.get_feedbacks, 5)) == 11
-        assert gorse.insert_feedback("rating", "bob", "3", "2024-05-01T13:00:00Z", 2.0)["RowAffected"] == 1
+        client.service.flush(client.service.writer.known, 10.0)  # so that what comes now, of the same second, is late
+        assert gorse.insert_feedback("rating", "bob", "3", when, 2.0)["RowAffected"] == 1
         assert "3" not in [score.id for score in gorse.get_recommend("bob", n=30)]
         client.service.flush(client.service.writer.known, 10.0)
         assert gorse.delete_feedback("bob", "4")["RowAffected"] == 1  # one that was counted

@@ -228,7 +228,10 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
     reads = [access.scope("read")]
 
     async def respond(request: Request, service: Service, who: User, n: int, offset: int) -> list[dict[str, Any]]:
-        _, found = await access.call(request, service, Recommend(who, min(n + offset, MOST_ITEMS)))
+        # Feedback of one second often comes in several requests, the later of which are late events.
+        known = None if who.user_id is None else service.writer.known
+        call = Recommend(who, min(n + offset, MOST_ITEMS))
+        _, found = await access.call(request, service, call, who.user_id, known)
         return [{"Id": str(row["item"]), "Score": row["score"]} for row in found.rows[offset:]]
 
     @found.get("/recommend/{user}", dependencies=reads)
