@@ -20,9 +20,10 @@ import torch
 from polyrec import PolyRecCollator, PolyRecForRecommendation, PolyRecProcessor
 from polyrec.data.event_log import Candidates
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.tables import read_table
 from polyrec.serving.calls import User
 from polyrec.serving.engine import Engine
-from polyrec.serving.loading import load_state, quiet
+from polyrec.serving.loading import load_state, quiet, tables_of_run
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.snapshots import Snapshots
@@ -41,7 +42,9 @@ class Offline:
 
     def __init__(self, run: Path, log: pd.DataFrame) -> None:
         self.processor = PolyRecProcessor.from_pretrained(run)
-        self.log, self.counted = self.processor.resume(log)
+        for path in tables_of_run(run, "users") if not len(self.processor.users.ids) else ():
+            self.processor.extend(users=read_table(path, "users"))  # they are not saved with it
+        self.log, self.counted = self.processor.resume(log, next(iter(tables_of_run(run, "prior_history")), None))
         self.row_of = np.empty(len(log), dtype=np.int64)
         self.row_of[self.log.row] = np.arange(len(log))
         self.visible, self.names = self.log.visible(), [task.name for task in self.processor.tasks]

@@ -121,6 +121,18 @@ def test_an_acknowledged_event_is_known(run, tmp_path):
         ]
 
 
+def test_a_time_as_text_is_that_time(run, tmp_path):
+    """Prevents a request at a time in ISO text from being refused, or from seeing what came after it."""
+    folder, later = run
+    begin = float(later.timestamp.max())
+    events = [{"user_id": 3, "item_id": 4 + n, "timestamp": begin + 10 * n} for n in (1, 2)]
+    with live(folder, tmp_path, watermark=60.0) as client:
+        client.post("/events", json={"events": events}).raise_for_status()
+        text = pd.Timestamp(begin + 15, unit="s").isoformat()
+        lists = [recommended(client, user_id=3, k=5, time=when) for when in (text, begin + 15, begin + 25)]
+        assert lists[0] == lists[1] != lists[2]
+
+
 def test_events_that_are_sent_again_count_once(run, tmp_path):
     """Prevents a client that tries again after a lost response from counting its events twice, also in one request."""
     folder, later = run

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from polyrec.core.settings import SettingError
 from polyrec.data.request_reader import read_ids
+from polyrec.data.times import read_time
 from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.explanation import explain
 from polyrec.inference.explanation.neighbours import neighbours
@@ -132,12 +133,12 @@ class Engine:
     def _explain(self, call: Explain) -> list[dict[str, Any]]:
         request = self.request(call.who)
         chosen: dict[str, Any] = {"items": call.items, "k": call.k, "task": call.task, "events": call.events}
-        return explain(self.state.model, self.state.processor, **chosen, **request)
+        return explain(self.state.model, self.state.processor, recommender=self.recommender, **chosen, **request)
 
     def request(self, who: User) -> dict[str, Any]:
         """Arguments of `processor.request`: a user's own events are known at once, also those nobody counted yet."""
         found: dict[str, Any] = {"history": who.history, "user": who.user, "context": who.context}
-        found["time"] = self._now() if who.time is None else who.time
+        found["time"] = self._now() if who.time is None else read_time(who.time)
         if who.user_id is not None:
             if who.history is not None:
                 raise SettingError("history", "is given beside user_id, whose events the server knows: leave one out")
@@ -148,12 +149,12 @@ class Engine:
             found["user"] = {**known, **(who.user or {})} or None
         return {name: value for name, value in found.items() if value is not None or name == "history"}
 
-    def _own(self, user: str, now: float | str | None) -> list[Event]:
+    def _own(self, user: str, now: float | None) -> list[Event]:
         """Events of a user that the state has not counted, before a time, after those it has."""
         events = self.pending.of(user)
         if not events:
             return []
-        if isinstance(now, float):
+        if now is not None:
             events = [event for event in events if event.time < now]
         latest = self.latest_of(user)
         return [event for event in events if event.time > latest]

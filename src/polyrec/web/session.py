@@ -186,7 +186,8 @@ class DemoSession:
         """
         found = self.recommender.recommend(list(history), k=self.k, user=user)
         items = [row["item"] for row in found]
-        explained = explain(self.model, self.processor, list(history), items, user=user, task=self.ranking_task)
+        how: dict[str, Any] = {"user": user, "task": self.ranking_task, "recommender": self.recommender}
+        explained = explain(self.model, self.processor, list(history), items, **how)
         reasons = {row["item"]: row["reason"] for row in explained}
         now: Snapshot = {
             row["item"]: (row["rank"], {self.ranking_task: row["score"], **{t: row[t] for t in self.other_tasks}})

@@ -18,7 +18,7 @@ from polyrec.inference.explanation.attributes import ID, attribute_effects, word
 from polyrec.inference.explanation.events import EventEffects, leave_one_out
 from polyrec.inference.explanation.explained import ExplainedRequest
 from polyrec.inference.explanation.reasons import ReasonTemplate
-from polyrec.inference.recommender import recommend
+from polyrec.inference.recommender import Recommender
 from polyrec.inference.unknown_ids import warn_of_unknown_ids
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -41,6 +41,7 @@ def explain(
     events: int = 3,
     words: bool = False,
     template: ReasonTemplate | None = None,
+    recommender: Recommender | None = None,
 ) -> list[dict[str, Any]]:
     """Say why items are recommended to one user, or why a task predicts what it predicts.
 
@@ -57,6 +58,7 @@ def explain(
             effects can be had of `leave_one_out`.
         words: also evaluate the words of items' texts, each of which the text encoder must read once more.
         template: the words of the reasons.
+        recommender: of this model, for callers with many requests: it has encoded the catalog.
 
     Returns:
         one dict per item, best first (given items: in the order given): `rank` (by the task), `item`, `title` (if the
@@ -74,16 +76,15 @@ def explain(
         raise ValueError(f"unknown task {task!r}; {nearest(task, list(model.heads))}")
     request: dict[str, Any] = {"user": user, "context": context, "time": time, "user_id": user_id}
     task = task or _ranking_task(model)
+    recommender = Recommender(model, processor) if recommender is None else recommender
     if items is None:
         by = task if model.heads[task].reads == "state" or not model.history_tasks else None
-        rows = item_rows(
-            processor, [row["item"] for row in recommend(model, processor, history, k, **request, task=by)]
-        )
+        rows = item_rows(processor, [row["item"] for row in recommender.recommend(history, k, **request, task=by)])
     else:
         rows = item_rows(processor, items)
     if not len(rows):
         return []
-    explained = ExplainedRequest(model, processor, history, rows, task, request)
+    explained = ExplainedRequest(model, processor, history, rows, task, request, recommender.items)
     if items is not None:  # `recommend` has warned otherwise
         warn_of_unknown_ids(processor, {"history": history, **request}, explained.log.item[: explained.events])
     effects = leave_one_out(explained)

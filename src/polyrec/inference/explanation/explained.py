@@ -42,6 +42,7 @@ class ExplainedRequest:
         rows: int64 [C], rows of the item table.
         task: that is explained.
         request: arguments of `processor.request`: user, context, time, query.
+        encoded: the item table; None: encode it.
     """
 
     model: PolyRecForRecommendation
@@ -50,6 +51,7 @@ class ExplainedRequest:
     rows: np.ndarray
     task: str
     request: Mapping[str, Any] = field(default_factory=dict)
+    encoded: ItemRows | None = None
 
     def __post_init__(self) -> None:
         if self.task not in self.model.heads:
@@ -61,7 +63,7 @@ class ExplainedRequest:
         self.model = eval_view(self.model)  # ids that training drops by chance are no explanation
         self._request_log = self.processor.request_log(self.history, self.rows, **self.request)
         self.log: EventLog = self._request_log.log
-        self.items: ItemRows = self.model.item_encoder.table()
+        self.items: ItemRows = self.model.item_encoder.table() if self.encoded is None else self.encoded
 
     @property
     def events(self) -> int:
