@@ -103,7 +103,7 @@ class Access:
                 response.cancel()
 
     def _gather(self, service: Service, calls: int, turns: int) -> None:
-        """Wake the model once the event loop has nothing more to read. Requests that came at one moment, as they do
+        """Wake the model once the event loop has nothing more to read. Requests that came together, as they do
         when a batch is done, would otherwise be a batch of one, and one of all others behind it."""
         if turns:
             calls, turns = self._calls, turns - 1 if calls == self._calls else _QUIET

@@ -13,8 +13,8 @@ _BYTES = 1 << 28
 
 
 class ReadCache:
-    """Outputs of a graph that reads histories, by what it reads: a history that has changed is another one, so that
-    nothing has to be told when events come.
+    """Outputs of a graph that reads histories, by what it reads: a history that has changed is another one, so nothing
+    goes out of date when events come.
 
     Letters: B users, L events.
 
