@@ -79,7 +79,7 @@ class Batcher:
         """Let a request wait for the model, no longer than so many seconds.
 
         Args:
-            wake: False: an idle model does not begin before [`wake`], so that requests that come together are one batch.
+            wake: False: an idle model begins with [`wake`], so that requests that come together are one batch.
 
         Raises:
             QueueFull: too many wait.
