@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import groupby, islice
 from pathlib import Path
 
 from polyrec.inference.catalog_index import IndexKind
@@ -86,14 +87,19 @@ class Variant:
         """Know of records that are durable.
 
         Args:
-            events: of the records, those that are.
+            events: of the records, those that are, in the same order.
         """
-        self.pending.add(events)
-        for record in records:
-            if record.kind is Kind.FORGET and record.user is not None:
-                self.pending.forget(record.user)
-            elif record.kind is Kind.RETRACT and record.user is not None:
-                self.pending.retract(record.user, json.loads(record.body)["item_id"])
+        left = iter(events)
+        # In their order: what comes after a deletion stays.
+        for are_events, some in groupby(records, lambda record: record.kind is Kind.EVENT):
+            if are_events:
+                self.pending.add(islice(left, sum(1 for _ in some)))
+                continue
+            for record in some:
+                if record.kind is Kind.FORGET and record.user is not None:
+                    self.pending.forget(record.user)
+                elif record.kind is Kind.RETRACT and record.user is not None:
+                    self.pending.retract(record.user, json.loads(record.body)["item_id"])
 
     def fold(self, record: Record) -> None:
         """Take one record into the state; only the state's thread calls it."""
