@@ -166,3 +166,20 @@ def test_attributes_over_http(tmp_path):
         assert (found["attributes"]["genre"], found["attributes"]["price"]) == ("drama", 0.25)
         rows = client.post("/recommend", json={"history": [5], "k": 30, "rules": {"where": "genre == 'drama'"}}).json()
         assert 3 not in [row["item"] for row in rows["items"]]
+
+
+def test_a_server_of_int8_weights_refuses_new_items_and_goes_on(tmp_path):
+    """Prevents one new item from giving the processor a row that the model lacks: all later requests failed."""
+    folder, _ = saved_run(tmp_path)
+    model = PolyRecForRecommendation.from_pretrained(folder).eval()
+    model.quantize()
+    model.save_pretrained(folder)
+    state = fresh(folder)
+    before = state.processor.num_items
+    state.control(item(900, genre="drama"), changes=True)  # of a store that another run has served, too
+    assert (state.processor.num_items, state.figures.skipped) == (before, 1)
+    with live(folder, tmp_path / "state") as client:
+        refused = client.put("/items/900", json={"attributes": {"genre": "drama"}})
+        assert (refused.status_code, "take no new items" in refused.text) == (422, True)
+        assert client.put("/items/3", json={"attributes": {"genre": "drama"}}).status_code == 200
+        assert client.post("/recommend", json={"history": [3], "k": 2}).status_code == 200

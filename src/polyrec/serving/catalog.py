@@ -64,6 +64,7 @@ def new_item(
 
     Raises:
         SettingError: names the field.
+        ValueError: the item is new, and the model cannot take new ones.
         Unknown: it is hidden or shown, and not in the catalog.
     """
     item = item_id(state, text)
@@ -93,6 +94,7 @@ def new_item(
             if (encoder := items.encoders.get(name)) is not None and encoder.kind != "text":
                 encoder.encode(value, f"attributes.{name}")
     else:
+        state.model.refuse_int8("new items")
         trial = dataclasses.replace(items)
         trial.extend(state.format.items_table([body]), "items", state.processor.columns.item)
     return body

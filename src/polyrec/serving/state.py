@@ -31,6 +31,10 @@ def at_once(change: Change) -> None:
     change()
 
 
+def _item_of(event: Event) -> str:
+    return str(event.columns.get("item_id"))
+
+
 @dataclass
 class Figures:
     """What became of events."""
@@ -68,6 +72,9 @@ class ServedState:
 
     def __post_init__(self) -> None:
         self.format = EventFormat(self.processor)
+        # Whose events, and which, a replay has taken out of the run's own log: what came again later is there no more.
+        self._forgotten: set[str] = set()
+        self._retracted: set[tuple[str, str]] = set()
 
     # ------------------------------------------------------------------ fold
     def fold(self, record: Record) -> None:
@@ -118,13 +125,18 @@ class ServedState:
     def _wait(self, records: Sequence[Record]) -> None:
         known: list[Event] = []
         for event in self.format.read_all(records):
-            covered = event.seq <= self.covered and event.time <= self.base_time and event.seq not in self.left_out
-            (known if covered else self.waiting).append(event)
+            (known if self._is_known(event) else self.waiting).append(event)
         if records:
             self.seq = max(self.seq, records[-1].seq)
         if known:
             self.figures.known += len(known)
             self.counted(known)
+
+    def _is_known(self, event: Event) -> bool:
+        """Whether an event is in the run's own log, and no deletion before it took it out of there."""
+        if event.seq > self.covered or event.time > self.base_time or event.seq in self.left_out:
+            return False
+        return event.user not in self._forgotten and (event.user, _item_of(event)) not in self._retracted
 
     def _due(self, mark: Record, latest: float) -> tuple[list[Event], list[Event]]:
         """Events that a mark counts: those that come late, which are not later than `latest`, and the others."""
@@ -195,16 +207,20 @@ class ServedState:
             self.waiting = [event for event in self.waiting if event.user != user]
             self.attributes = {name: own for name, own in self.attributes.items() if name != user}
             if changes:
+                if record.seq < self.covered:
+                    self._forgotten.add(user)
                 self.between(lambda: self.processor.forget([user]))
         elif record.kind is Kind.RETRACT:
             assert record.user is not None
-            self._retract(record.user, json.loads(record.body)["item_id"], changes)
+            self._retract(record.user, json.loads(record.body)["item_id"], record.seq, changes)
 
-    def _retract(self, user: str, item: Any, changes: bool) -> None:
+    def _retract(self, user: str, item: Any, seq: int, changes: bool) -> None:
         """Events of a user with an item are no part of their history any more."""
-        self.waiting = [e for e in self.waiting if e.user != user or str(e.columns.get("item_id")) != str(item)]
+        self.waiting = [e for e in self.waiting if e.user != user or _item_of(e) != str(item)]
         row = self.format.item_row(item)
         if changes and row is not None:
+            if seq < self.covered:
+                self._retracted.add((user, str(item)))
             self.between(lambda: self.processor.forget_events(user, row))
 
     def _item(self, item: Mapping[str, Any], changes: bool) -> None:
@@ -228,6 +244,7 @@ class ServedState:
         if row is not None:
             values = self.format.attributes(item)
             return prepared_change(self.model, self.processor, np.array([row]), values)
+        self.model.refuse_int8("new items")  # before the processor has them
         table = self.format.items_table([item])
 
         def extend() -> None:
