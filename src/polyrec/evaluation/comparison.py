@@ -197,7 +197,7 @@ class Measured:
         sign = 1.0 if metric.higher_is_better else -1.0
         per_seed = sign * (np.array(metric.values[first]) - np.array(metric.values[second]))
         gain, base = float(per_seed.mean()), abs(float(np.mean(metric.values[second])))
-        if abs(gain) > _MOST_RELATIVE * base:  # of next to nothing everything is a large multiple
+        if abs(gain) >= _MOST_RELATIVE * base:  # of nothing or next to it everything is a large multiple
             base = float("nan")
         found = bootstrap.interval_of(
             gain, sign * (self.samples[name][first] - self.samples[name][second]), level, self.comparison.users
