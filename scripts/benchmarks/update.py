@@ -243,16 +243,20 @@ def forgotten(
 ) -> list[dict[str, Any]]:
     """By task, what its main metric lost on the validation part after each update with a step of the test part."""
     from polyrec import PolyRecTrainingArguments
-    from polyrec.training.forgetting import forgetting, measure
+    from polyrec.training.forgetting import Measured, forgetting, metrics_of, predict
 
     held = {"valid": protocol.processor.evaluation_set(protocol.log, protocol.valid, protocol.statistics)}
     arguments = PolyRecTrainingArguments("unused", use_cpu=True)
-    before = measure(model, held, arguments)
+
+    def measured(model: PolyRecForRecommendation) -> Measured:
+        return metrics_of(model, held, predict(model, held, arguments), arguments)
+
+    before = measured(model)
     updated = Updated(protocol, model, protocol.train)
     found = []
     for step, new in enumerate(protocol.steps(protocol.test, number), start=1):
         updated.train_update(new, settings)
-        found.append(forgetting(updated.model, before, measure(updated.model, held, arguments)))
+        found.append(forgetting(updated.model, before, measured(updated.model)))
         shown = "  ".join(f"{task} {lost['metric']} {lost['fall']:+.2%}" for task, lost in found[-1].items())
         print(f"forgotten after step {step}: {shown}", flush=True)
     return found

@@ -87,6 +87,26 @@ def test_relative_gains_over_nearly_nothing_are_not_given():
     assert _percent(effect.relative) == "-"
 
 
+def test_a_metric_that_is_0_before_and_after():
+    """Prevents a division by 0 that stops `polyrec retrain`: a ranking metric of few new events is often 0 twice."""
+    values = {"after": [0.0], "before": [0.0]}
+    task = TaskComparison("ranking", 3, 3, "ndcg@10", {"ndcg@10": MetricComparison(True, values)})
+    effect = Measured(task, {"ndcg@10": dict.fromkeys(values, np.zeros(9))}).effect("ndcg@10", "after", "before", 0.95)
+    assert (effect.gain, effect.low, effect.high, effect.verdict) == (0.0, 0.0, 0.0, "unclear")
+    assert math.isnan(effect.relative)
+
+
+def test_a_fall_without_an_interval_counts():
+    """Prevents a metric that cannot be resampled from falling to nothing unseen, where only certain falls count."""
+    before, after = ({"new": {"like": {"auc": auc, "logloss": loss}}} for auc, loss in ((0.8, 0.5), (0.4, 0.6)))
+    chance = {"new": {"like": {"logloss": {"high": 0.1}}}}
+    assert [row["metric"] for row in falls_beyond(before, after, 0.05, chance)] == ["auc"]
+    assert [row["metric"] for row in falls_beyond(before, after, 0.6, chance)] == []
+    unknown = {"new": {"like": {"logloss": {"high": math.nan}}}}
+    assert [row["metric"] for row in falls_beyond(before, after, 0.05, unknown)] == ["auc", "logloss"]
+    assert [row["metric"] for row in falls_beyond(before, after, 0.05, {"new": {}})] == ["auc", "logloss"]
+
+
 def test_a_teacher_that_cannot_be_judged_keeps_its_alpha():
     """Prevents NaN from reading as `no better than a constant`."""
     assert select_alpha(0.5, float("nan"), 0.0, float("nan")).alpha == 0.5

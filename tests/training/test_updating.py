@@ -11,7 +11,7 @@ from model_fixtures import fit, synthetic_log, tiny_model
 from polyrec import PolyRecProcessor, PolyRecTrainer
 from polyrec.data.splits import LeakageError
 from polyrec.training.arguments import PolyRecTrainingArguments
-from polyrec.training.forgetting import fall, falls_beyond, forgetting, measure, metrics_of, predict
+from polyrec.training.forgetting import fall, falls_beyond, forgetting, metrics_of, predict
 from polyrec.training.paired_changes import paired_changes
 from polyrec.training.settings import UpdateSettings
 from polyrec.training.update import NEW, parts_of, train_update, update_data
@@ -113,9 +113,10 @@ def update(world, settings, new=None):
     parts = parts_of(log, [400, len(later["item_id"])], [settings.holdout])
     data = update_data(processor, log, statistics, parts, settings)
     arguments = PolyRecTrainingArguments("unused", use_cpu=True)
-    before = measure(model, data.held, arguments)
+    before = metrics_of(model, data.held, predict(model, data.held, arguments), arguments)
     cost = train_update(model, processor, data, settings, QUIET)
-    return processor, model, data, before, measure(model, data.held, arguments), cost
+    after = metrics_of(model, data.held, predict(model, data.held, arguments), arguments)
+    return processor, model, data, before, after, cost
 
 
 def test_an_update_learns_the_new_events(world):

@@ -22,13 +22,6 @@ _NEARLY_NONE = 0.01
 _NOT_GUARDED = ("coverage", "novelty", "calibration_error", "interval_coverage", "gauc")
 
 
-def measure(
-    model: PolyRecForRecommendation, held: Mapping[str, SequenceDataset], arguments: PolyRecTrainingArguments
-) -> Measured:
-    """Metrics of every task on every slice."""
-    return metrics_of(model, held, predict(model, held, arguments), arguments)
-
-
 def predict(
     model: PolyRecForRecommendation, held: Mapping[str, SequenceDataset], arguments: PolyRecTrainingArguments
 ) -> dict[str, evaluator.Predictions]:
@@ -73,7 +66,8 @@ def falls_beyond(before: Measured, after: Measured, limit: float, paired: Paired
     """Metrics of quality that fell by more than `limit`, the worst first.
 
     Args:
-        paired: leave out what may be chance: falls whose interval holds a gain, or that have none. None: nothing.
+        paired: leave out what may be chance: falls whose interval holds a gain. One without an interval counts. None:
+            leave out nothing.
     """
     found: list[dict[str, Any]] = []
     for name, tasks in before.items():
@@ -91,7 +85,7 @@ def falls_beyond(before: Measured, after: Measured, limit: float, paired: Paired
 
 def _is_certain(row: Mapping[str, Any], paired: Paired) -> bool:
     effect = paired[row["slice"]].get(row["task"], {}).get(row["metric"])
-    return effect is not None and effect["high"] < 0
+    return effect is None or not effect["high"] >= 0  # NaN where no resample has a value
 
 
 def forgetting(model: PolyRecForRecommendation, before: Measured, after: Measured) -> dict[str, dict[str, Any]]:

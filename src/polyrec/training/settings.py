@@ -56,8 +56,8 @@ class UpdateSettings:
         holdout: share of the new events, the latest, to hold out. Without any, nobody knows whether the update helped.
         max_regression: relative drop of a metric that is allowed on any slice. Beyond it, an update does not replace
             the old model.
-        confidence: count only drops whose paired interval over users, at this level, holds no gain; of a few events
-            most drops are chance. None (default): count all.
+        confidence: count only drops whose paired interval over users, at this level, holds no gain, and those of
+            metrics without an interval; of a few events most drops are chance. None (default): count all.
         seed: of the draw of replayed windows and of training.
     """
 
