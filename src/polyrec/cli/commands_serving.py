@@ -146,7 +146,7 @@ def add_retrain(commands: Commands) -> None:
         type=float,
         default=0.95,
         metavar="LEVEL",
-        help="count only falls whose paired interval over users holds no gain (default: 0.95)",
+        help="count only falls whose paired interval over users holds no gain, or is unknown (default: 0.95)",
     )
     retrain.set_defaults(run=_retrain)
 
