@@ -68,7 +68,7 @@ class Served:
 
     def start(self) -> None:
         """Recover the state."""
-        self.state, self.pending = load_state(self.run, self.store, self.folder), PendingEvents()
+        self.state, self.pending = load_state(self.run, self.store, self.folder, whole_log=False), PendingEvents()
         self.state.counted = self.pending.remove
         self.pending.add(self.state.waiting)
         self.engine = Engine(self.state, self.pending, "")

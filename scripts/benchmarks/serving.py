@@ -35,6 +35,7 @@ import torch
 from served_skew import skew
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, Recommender
+from polyrec.data.times import read_time
 from polyrec.models.batches import as_batch
 from polyrec.serving.loading import load_state, model_name, quiet
 from polyrec.serving.records import Kind, Record
@@ -237,10 +238,16 @@ def columns_of(processor: PolyRecProcessor, log: pd.DataFrame) -> dict[str, list
     return found | {name: log[name].dropna().astype(float).tolist() for name in labels if name in log}
 
 
+def end_of(processor: PolyRecProcessor, log: pd.DataFrame) -> float:
+    """The time of the latest event, seconds."""
+    own = processor.columns
+    return read_time(log[own.time].max(), own.time_unit)
+
+
 def ingest(run: Path, log: pd.DataFrame) -> dict[str, Any]:
     """Durable events a second, and how long acknowledgements take."""
     processor = PolyRecProcessor.from_pretrained(run)
-    columns, begin = columns_of(processor, log), processor.log_state.counted + 1
+    columns, begin = columns_of(processor, log), end_of(processor, log) + 1
     found: dict[str, Any] = {}
     for size, connections in ((1, 32), (10, 16), (100, 8)):
         body = events_body(columns, size, begin)
@@ -277,7 +284,7 @@ def ingest(run: Path, log: pd.DataFrame) -> dict[str, Any]:
 def replay(run: Path, log: pd.DataFrame, events: int) -> dict[str, Any]:
     """Bulk into the store, and the time from a start until the server is ready with all of them counted."""
     processor = PolyRecProcessor.from_pretrained(run)
-    columns, begin = columns_of(processor, log), processor.log_state.counted + 1
+    columns, begin = columns_of(processor, log), end_of(processor, log) + 1
     rng = np.random.default_rng(0)
     drawn = {name: rng.choice(np.array(values), events).tolist() for name, values in columns.items()}
     records = []

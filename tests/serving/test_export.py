@@ -16,7 +16,9 @@ from export_fixtures import ITEMS, Traced, check, every_pair_task, every_term, m
 from polyrec import PolyRecForRecommendation
 from polyrec.core.registry import COUPLINGS, HEADS, RETRIEVAL_TERMS
 from polyrec.data.batch import Batch
+from polyrec.inference.scorer import TorchScorer
 from polyrec.serving.export_graphs import Exported, load_export
+from polyrec.serving.graph_scorer import GraphScorer
 from polyrec.serving.parity import as_arrays
 from polyrec.serving.runtime import flat
 
@@ -84,6 +86,23 @@ def test_more_items_need_no_new_graphs(model, folder):
         np.testing.assert_allclose(after[task][:, :ITEMS], scores, atol=1e-5)
     for task, found in runtime.predictions(batch).items():
         np.testing.assert_allclose(found, pairs[task], atol=1e-5)
+
+
+def test_a_scorer_knows_what_has_changed_in_the_model(model, folder):
+    """Prevents graphs that score with the times at which items appeared, or with the catalog, of before a change."""
+    scorer, batch = GraphScorer(load_export(folder), model), Batch.inputs(made_batch(model, 3, 5, 1, last=True))
+    [term] = [own for own in model.heads["ages"].named_terms.values() if own.option == "item_age"]
+    released, before = term.released, scorer.catalog("ages", batch, scorer.read(batch))
+    try:
+        term.released = released.flip(0).clone()
+        after = scorer.catalog("ages", batch, scorer.read(batch))
+        with torch.no_grad():
+            torch_scorer = TorchScorer(model, model.item_encoder.table())
+            expected = torch_scorer.catalog("ages", batch, torch_scorer.read(batch))
+        np.testing.assert_allclose(after, expected, atol=1e-5, rtol=1e-5)
+        assert not np.allclose(after, before, atol=1e-3)
+    finally:
+        term.released = released
 
 
 def test_alone_as_in_a_batch(model, folder):

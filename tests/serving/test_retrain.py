@@ -13,7 +13,11 @@ from serving_fixtures import event_of, live
 
 from polyrec import PolyRecProcessor
 from polyrec.cli.main import main
-from polyrec.core.manifest import read_manifest
+from polyrec.core.manifest import read_manifest, refresh_manifest
+from polyrec.runs.whole_log import recommender_of_run
+from polyrec.serving.loading import load_state
+from polyrec.serving.snapshots import Snapshots
+from polyrec.serving.store import SQLiteStore
 
 LATER = 2e6
 FAST = ("--members", "1", "--learning-rate", "0.001")
@@ -140,3 +144,31 @@ def test_a_server_that_is_not_there_is_told_before_the_training(run, tmp_path, c
     (tmp_path / "state").mkdir()
     assert main(["retrain", str(run), "--state", str(tmp_path / "state"), "--server", "http://127.0.0.1:1"]) == 2
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def facts(processor):
+    """What a processor has counted; users have other numbers in each that reads the log."""
+    states = processor.statistics.log._states
+    return (
+        processor.stored_events.digest(),
+        processor.log_state.counted,
+        {name: (own.keys.tolist(), own.sums.tolist(), own.last.tolist()) for name, own in states.items()},
+    )
+
+
+def test_a_server_knows_the_log_of_its_run(run, tmp_path, caplog):
+    """Prevents a server of a new run from listing what users took in the part of the log that was held out, and from
+    knowing other events after a restart than before."""
+    store = SQLiteStore(tmp_path / "state")
+    state = load_state(run, store, tmp_path / "state")
+    recommender, _ = recommender_of_run(run)
+    assert facts(state.processor) == facts(recommender.processor)
+    assert PolyRecProcessor.from_pretrained(run).log_state.counted < state.processor.log_state.counted
+    Snapshots(tmp_path / "state", run).write(state)
+    assert facts(load_state(run, store, tmp_path / "state").processor) == facts(state.processor)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("interactions.parquet", "gone.parquet"))
+    refresh_manifest(run, ["recipe.yaml"])
+    elsewhere = load_state(run, SQLiteStore(tmp_path / "other"), tmp_path / "other")
+    assert "gone.parquet is not here" in caplog.text
+    assert facts(elsewhere.processor) == facts(PolyRecProcessor.from_pretrained(run))

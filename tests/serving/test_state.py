@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from model_fixtures import tiny_model
 from serving_fixtures import assert_same_state, mark, records_of, saved_run
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
@@ -235,3 +236,19 @@ def test_a_deleted_user_is_in_no_history(run, tmp_path):
     for processor in (state.processor, found.processor):
         assert not processor.stored_events.has_events(pa.array([user]))[0]
         assert processor.stored_events.has_events(pa.array([int(u) for u in range(40) if u != user])).all()
+
+
+def test_a_first_event_is_one_for_the_model(run):
+    """Prevents a task that reads the age of items from taking an item for one that nobody has met, for good."""
+    folder, later = run
+    processor = PolyRecProcessor.from_pretrained(folder)
+    tasks = [{"name": "next", "head": "retrieval", "options": {"item_age": "first_event"}}]
+    state = ServedState(tiny_model(processor, tasks=tasks), processor)
+    unseen = int(np.flatnonzero(np.isinf(processor.first_event))[2:][0])
+    when = float(later.timestamp.max()) + 9
+    event = {"user_id": 1, "item_id": processor.describe(unseen)["item"], "timestamp": when}
+    state.fold(state.format.record(event, "event")._replace(seq=1))
+    state.fold(mark(1, when)._replace(seq=2))
+    released = state.model.heads["next"].named_terms["item_age"].released
+    assert released[unseen] == 1e3 * when
+    np.testing.assert_array_equal(released.numpy(), processor.item_times("first_event"))

@@ -28,7 +28,7 @@ from polyrec.inference.ranked import Ranked, as_table, best_items
 from polyrec.inference.rules.catalog import CatalogColumns
 from polyrec.inference.rules.seen import SeenPolicy
 from polyrec.inference.rules.selection import Chosen, Selector, Unmet
-from polyrec.inference.scorer import Scorer, TorchScorer, stamp
+from polyrec.inference.scorer import Scorer, Stamp, TorchScorer
 from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.inference.user_requests import UserRequest, UserRequests
 from polyrec.models.batches import as_batch
@@ -94,7 +94,7 @@ class Recommender:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.catalog, self._scorer = CatalogColumns(processor), scorer
         self.index = index if isinstance(index, CatalogIndex) else CatalogIndex(index)
-        self._encoded: tuple[tuple[tuple[int, int], ...], ItemRows] | None = None
+        self._encoded: tuple[Stamp, ItemRows] | None = None
 
     @classmethod
     def from_pretrained(cls, folder: Any, batch_size: int = 64, **hub_options: Any) -> Self:
@@ -106,7 +106,7 @@ class Recommender:
     @torch.no_grad()
     def items(self) -> ItemRows:
         """The encoded item table."""
-        encoded, now = self._encoded, stamp(self.model.item_encoder)
+        encoded, now = self._encoded, Stamp(self.model.item_encoder)
         if encoded is None or encoded[0] != now:
             with self.model.eval_mode() as model:
                 encoded = self._encoded = now, model.item_encoder.table()

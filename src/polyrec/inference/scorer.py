@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from polyrec.data.batch import Batch
@@ -61,7 +60,20 @@ class TorchScorer:
         return {name: self.model.heads[name].predict(own).float().cpu().numpy() for name, own in logits.items()}
 
 
-def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes with every tensor of a module that is exchanged or changed in place."""
-    tensors: tuple[torch.Tensor, ...] = (*module.parameters(), *module.buffers())
-    return tuple((id(tensor), tensor._version) for tensor in tensors)
+class Stamp:
+    """The tensors of some modules, and how often each was changed in place: equal as long as no tensor is another one.
+
+    It holds them: the address of one that is gone may be that of its successor.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        self._seen = [(tensor, tensor._version) for tensor in tensors]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stamp) or len(self._seen) != len(other._seen):
+            return False
+        pairs = zip(self._seen, other._seen, strict=True)
+        return all(own is its and version == then for (own, version), (its, then) in pairs)
+
+    __hash__ = None  # type: ignore[assignment]

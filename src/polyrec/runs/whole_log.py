@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyrec.core.swap import recover
 from polyrec.data.tables import read_table
+from polyrec.data.times import seconds
 from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.recommender import Recommender
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.prepare import joined_table, read_run, tables_of
+from polyrec.tracking.run_files import RECIPE_NAME
 
 
 def recommender_of_run(
@@ -39,6 +42,27 @@ def recommender_of_run(
     processor.resume(table, recipe.prior_history)
     model.load_times(processor)
     return Recommender(model, processor, batch_size, index=index), distinct(table, processor.columns.user)
+
+
+def see_log(run: str | Path, processor: PolyRecProcessor) -> str | None:
+    """Let the processor of a run, which was saved at the end of the training rows, know the log to its end.
+
+    Returns:
+        the table that is not where the recipe says, so that the processor stays as it is; None: it knows the log.
+    """
+    place, columns = recover(run), processor.columns
+    if not (place / RECIPE_NAME).exists():
+        return RECIPE_NAME
+    recipe = read_run(place, tables=False)
+    paths = [*tables_of(recipe, "interactions"), *([recipe.prior_history] if recipe.prior_history else [])]
+    if gone := [path for path in paths if not Path(path).exists()]:
+        return gone[0]
+    table = read_table(joined_table(recipe, "interactions"), "interactions")
+    assert columns.time is not None  # without times nothing tells what is new
+    times = seconds(table[columns.time], columns.time_unit, f"column {columns.time!r}", columns.time_format)
+    if np.nanmax(times, initial=-np.inf) > processor.log_state.counted:
+        processor.resume(table, recipe.prior_history)
+    return None
 
 
 def distinct(table: pa.Table, column: str) -> list[Any]:

@@ -34,6 +34,7 @@ Served = Annotated[Service, Depends(service_of)]
 
 
 _QUIET = 3  # turns of the event loop without a new call
+_TURNS = 30  # with calls or without
 
 
 async def _gone(request: Request) -> None:
@@ -86,7 +87,7 @@ class Access:
         self._calls += 1
         if not self._gathers:
             self._gathers = True
-            self._gather(service, self._calls, _QUIET)
+            self._gather(service, self._calls)
         gone = asyncio.ensure_future(_gone(request))  # a client that has gone needs no response
         response = asyncio.wrap_future(job.future)
         try:
@@ -102,15 +103,15 @@ class Access:
             if not response.done():
                 response.cancel()
 
-    def _gather(self, service: Service, calls: int, turns: int) -> None:
-        """Wake the model once the event loop has nothing more to read. Requests that came together, as they do
-        when a batch is done, would otherwise be a batch of one, and one of all others behind it."""
-        if turns:
-            calls, turns = self._calls, turns - 1 if calls == self._calls else _QUIET
-            asyncio.get_running_loop().call_soon(self._gather, service, calls, turns)
-        else:
+    def _gather(self, service: Service, calls: int, quiet: int = 0, turns: int = 0) -> None:
+        """Wake the model once the event loop has nothing more to read. Requests that came together, as they do when a
+        batch is done, would otherwise be a batch of one, and one of all others behind it."""
+        if quiet == _QUIET or turns == _TURNS or len(service.batcher) >= service.options.batch:
             self._gathers = False
             service.batcher.wake()
+        else:
+            quiet = quiet + 1 if calls == self._calls else 0
+            asyncio.get_running_loop().call_soon(self._gather, service, self._calls, quiet, turns + 1)
 
     async def see(self, service: Service, user: Any, after: int) -> None:
         """Wait until requests of a user know of an event."""

@@ -12,7 +12,7 @@ import torch
 
 from polyrec.data.batch import Batch
 from polyrec.hub.files import GRAPHS, graphs_of_others
-from polyrec.inference.scorer import stamp
+from polyrec.inference.scorer import Stamp
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.serving.graphs import item_tensors
 from polyrec.serving.parity import as_arrays
@@ -34,7 +34,7 @@ class GraphScorer:
 
     def __init__(self, runtime: Runtime, model: PolyRecForRecommendation) -> None:
         self.runtime, self.model = runtime, model
-        self._stamp: Any = None
+        self._stamp: Stamp | None = None
         self._cache = ReadCache()
         graphs = runtime.manifest["graphs"]
         reads = graphs["states"]["inputs"] if "states" in graphs else {}
@@ -42,7 +42,8 @@ class GraphScorer:
 
     def read(self, batch: Batch) -> dict[str, Any]:
         """See `Scorer`."""
-        now = stamp(self.model.item_encoder)
+        parts = self.model.item_encoder, self.model.heads, self.model.task_items  # what `item_tensors` reads
+        now = Stamp(*(part for part in parts if part is not None))
         if now != self._stamp:
             self.runtime.load_items({name: own.numpy() for name, own in item_tensors(self.model).items()})
             self._stamp = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from polyrec.data.tables import read_table
 from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.runs.recipe import read_recipe_file
+from polyrec.runs.prepare import read_run, tables_of
+from polyrec.runs.whole_log import see_log
 from polyrec.serving.records import EventStore
 from polyrec.serving.snapshots import Snapshots
 from polyrec.serving.state import ServedState
 from polyrec.tracking.run_files import RECIPE_NAME
 
+_log = logging.getLogger("polyrec.serving")
 _COVERS = b"polyrec.serving"  # metadata of a table of exported events
 
 
@@ -54,11 +57,12 @@ class Covered:
         return cls(int(upto), frozenset(map(int, filter(None, left_out.split(","))))) if name == store_id else cls()
 
 
-def load_state(run: str | Path, store: EventStore, folder: str | Path) -> ServedState:
+def load_state(run: str | Path, store: EventStore, folder: str | Path, whole_log: bool = True) -> ServedState:
     """Model and processor of a run, with all that the store holds.
 
     Args:
         folder: of the server's state, where snapshots lie.
+        whole_log: also know the events of the run's log that were held out of training, if its tables are there.
     """
     place = recover(run)
     model, processor = PolyRecForRecommendation.from_pretrained(place), PolyRecProcessor.from_pretrained(place)
@@ -72,8 +76,13 @@ def load_state(run: str | Path, store: EventStore, folder: str | Path) -> Served
 
     for path in users if not len(processor.users.ids) else ():
         processor.extend(users=read_table(path, "users"))  # they are not saved with it
+
+    def see() -> None:
+        if whole_log and keeps_events(processor) and (gone := see_log(place, processor)):
+            _log.warning("%s is not here: histories and statistics end with what the run was trained on", gone)
+
     with without_collector():
-        state = Snapshots(folder, place).recover(model, processor, covered.upto, store, covered.left_out)
+        state = Snapshots(folder, place).recover(model, processor, covered.upto, store, covered.left_out, see)
     state.processor.log_state.warm()
     return state
 
@@ -103,12 +112,9 @@ def covered_run(run: str | Path, store_id: str) -> Covered:
 
 def tables_of_run(run: str | Path, name: str) -> list[str]:
     """Paths of a kind of table of the run's recipe and its updates, those that are there; a server needs none."""
-    path = Path(run) / RECIPE_NAME
-    if not path.exists():
+    if not (Path(run) / RECIPE_NAME).exists():
         return []
-    recipe = read_recipe_file(path)
-    given = [recipe.get(name), *(update.get(name) for update in recipe.get("updates") or [])]
-    return [path for path in given if isinstance(path, str) and Path(path).exists()]
+    return [path for path in tables_of(read_run(run, tables=False), name) if Path(path).exists()]
 
 
 def model_name(run: str | Path) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,14 @@ class Snapshots:
         covered: int,
         store: EventStore,
         left_out: frozenset[int] = frozenset(),
+        see_log: Callable[[], None] = lambda: None,
     ) -> ServedState:
         """The state after all records of the store: that of the newest snapshot that can be read, and what came later.
 
         Args:
             model, processor: as the run has them; without a snapshot these are used.
             covered, left_out: see [`ServedState`].
+            see_log: called before records are read, where no snapshot has what it gives.
         """
         for place in self._all():
             try:
@@ -101,6 +104,7 @@ class Snapshots:
             known.users = processor.users  # attributes of users are not saved with it
             restore_items(model, known, processor, store.read(before=about["seq"] + 1, kinds=[Kind.ITEM]))
             return self._continued(model, known, about, store)
+        see_log()
         base = processor.log_state.counted
         state = ServedState(model, processor, covered, base, left_out=left_out)
         state.replay(store.read())

@@ -75,6 +75,10 @@ class ServedState:
         # Whose events, and which, a replay has taken out of the run's own log: what came again later is there no more.
         self._forgotten: set[str] = set()
         self._retracted: set[tuple[str, str]] = set()
+        options = (head.options for head in self.model.heads.values())
+        self._reads_first_events = any(own.get("item_age") == "first_event" for own in options)
+        if self._reads_first_events:
+            self.model.load_times(self.processor)
 
     # ------------------------------------------------------------------ fold
     def fold(self, record: Record) -> None:
@@ -181,6 +185,8 @@ class ServedState:
 
         def apply() -> None:
             change()
+            if self._reads_first_events:
+                self.model.load_times(self.processor)
             self.counted(events)
 
         self.between(apply)

@@ -58,38 +58,6 @@ class CatalogRows:
         return values
 
 
-class _Index:
-    """Finds a few ids without reading all of them, as Arrow's look-up does.
-
-    Args:
-        ids: of the catalog.
-    """
-
-    def __init__(self, ids: pa.Array) -> None:
-        self._numbers = self._order = None
-        self._row: dict[str, int] = {}
-        if is_text(ids.type):
-            self._row = {text: row for row, text in enumerate(ids.to_pylist(), FIRST)}
-        else:
-            numbers = np.asarray(ids)
-            self._order = np.argsort(numbers)
-            self._numbers = numbers[self._order]
-
-    def rows(self, ids: list[Any]) -> np.ndarray | None:
-        """Their rows in the item table, int64; None where one is not there as it is written."""
-        kind = str if self._numbers is None else int
-        if any(type(one) is not kind for one in ids):
-            return None
-        if self._numbers is None or self._order is None:
-            found = [self._row.get(one, -1) for one in ids]
-            return None if -1 in found else np.array(found, dtype=np.int64)
-        if max(map(abs, ids)) >= 1 << 63:
-            return None
-        wanted = np.array(ids)
-        at = np.minimum(np.searchsorted(self._numbers, wanted), len(self._numbers) - 1)
-        return self._order[at] + FIRST if (self._numbers[at] == wanted).all() else None
-
-
 class CatalogColumns:
     """What rules read of a catalog, kept until the catalog changes; threads may share it.
 
@@ -137,17 +105,10 @@ class CatalogColumns:
         ids = read_ids(given, name)
         if not ids:
             return np.zeros(0, dtype=np.int64)
-        rows = self._known_rows(ids)
-        if rows is None:
-            rows = self.processor.items.rows(pa.array(ids))
+        rows = self.processor.items.rows(pa.array(ids))
         if unknown := [i for i, row in zip(ids, rows, strict=True) if row < FIRST]:
             raise ValueError(f"{name}: {len(unknown)} are not in the catalog, e.g. {unknown[:5]}: leave them out")
         return rows
-
-    def _known_rows(self, ids: list[Any]) -> np.ndarray | None:
-        """Rows of ids that are written as the catalog writes them; None: one is not."""
-        known = self._kept(("ids", ""), lambda: _Index(self.processor.items.ids))
-        return known.rows(ids)
 
     @property
     def _rows(self) -> CatalogRows:
