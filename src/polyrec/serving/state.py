@@ -72,7 +72,7 @@ class ServedState:
 
     def __post_init__(self) -> None:
         self.format = EventFormat(self.processor)
-        # Whose events, and which, a replay has taken out of the run's own log: what came again later is there no more.
+        # Whose events, and which, a replay has removed from the run's own log: what came again later is there no more.
         self._forgotten: set[str] = set()
         self._retracted: set[tuple[str, str]] = set()
         options = (head.options for head in self.model.heads.values())
