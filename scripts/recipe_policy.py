@@ -22,6 +22,7 @@ import torch
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.evaluation.off_policy import LoggedRows, epsilon_greedy_policy, policy_value, softmax_policy
 from polyrec.inference.predictions import predictions
+from polyrec.inference.scorer import TorchScorer
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.runs.prepare import read_run
 from polyrec.runs.transaction import put_file
@@ -51,9 +52,9 @@ def log_odds(run: Path, contexts: pd.DataFrame, time: float) -> np.ndarray:
     model = PolyRecForRecommendation.from_pretrained(run).eval()
     catalog = np.arange(FIRST_ITEM, processor.num_items)
     with model.eval_mode() as model:
-        table = model.item_encoder.table()
+        scorer = TorchScorer(model, model.item_encoder.table())
         requests = [{"history": None, "context": row, "time": time} for row in contexts.to_dict("records")]
-        scored = predictions(model, processor.open_requests(requests), [catalog] * len(requests), table)
+        scored = predictions(model, processor.open_requests(requests), [catalog] * len(requests), scorer)
     clicks = [found["click"] for found in scored]
     chance = np.clip(np.array(clicks, dtype=np.float64), 1e-9, 1 - 1e-9)
     return np.log(chance / (1 - chance))
