@@ -66,7 +66,7 @@ class Assignment:
     Example:
         >>> assignment = Assignment([VariantOptions("new", "runs/b", 0.5)], salt="autumn")
         >>> [assignment.of(str(user)) for user in range(5)]
-        ['new', 'main', 'main', 'new', 'new']
+        ['main', 'main', 'new', 'main', 'main']
     """
 
     def __init__(self, variants: Sequence[VariantOptions], salt: str) -> None:
