@@ -11,6 +11,7 @@ import pytest
 from serving_fixtures import assert_same_state, event_of, live, saved_run, served
 
 from polyrec import PolyRecProcessor
+from polyrec.core.manifest import refresh_manifest
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.service import Service, ServiceOptions
 from polyrec.serving.store import SQLiteStore
@@ -196,7 +197,9 @@ def test_another_model_takes_over_without_a_failure(tmp_path):
         updated = tmp_path / "updated"
         tiny_model(processor, seed=1).save_pretrained(updated)
         processor.save_pretrained(updated, include_users=True)
-        (updated / "recipe.yaml").write_text(yaml.safe_dump({"updates": [{"interactions": str(table)}]}))
+        recipe = {"interactions": str(tmp_path / "elsewhere.parquet"), "tasks": [], "output": str(updated)}
+        (updated / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"updates": [{"interactions": str(table)}]}))
+        refresh_manifest(updated, ["recipe.yaml"])
         going, found = [True], []
 
         def load(number):
@@ -207,9 +210,11 @@ def test_another_model_takes_over_without_a_failure(tmp_path):
         loads = [pool.submit(load, n) for n in range(3)]
         more = [event_of(row, f"e{row.Index}") for row in later[60:80].itertuples()]
         seq = client.post("/events", json={"events": more}).json()["seq"]
-        for folder in (updated, run, updated):
-            client.service.swap(folder)
-        going[0] = False
+        try:
+            for folder in (updated, run, updated):
+                client.service.swap(folder)
+        finally:
+            going[0] = False
         for one in loads:
             one.result()
         assert {code for code, _ in found} == {200}
