@@ -156,7 +156,7 @@ def facts(processor):
     )
 
 
-def test_a_server_knows_the_log_of_its_run(run, tmp_path, caplog):
+def test_a_server_knows_the_log_of_its_run(world, run, tmp_path, caplog):
     """Prevents a server of a new run from listing what users took in the part of the log that was held out, and from
     knowing other events after a restart than before."""
     store = SQLiteStore(tmp_path / "state")
@@ -166,7 +166,16 @@ def test_a_server_knows_the_log_of_its_run(run, tmp_path, caplog):
     assert PolyRecProcessor.from_pretrained(run).log_state.counted < state.processor.log_state.counted
     Snapshots(tmp_path / "state", run).write(state)
     assert facts(load_state(run, store, tmp_path / "state").processor) == facts(state.processor)
-    recipe = run / "recipe.yaml"
+    log = pd.read_parquet(world / "interactions.parquet")
+    recipe, others = run / "recipe.yaml", tmp_path / "others.parquet"
+    log.nlargest(30, "timestamp").to_parquet(others)  # as an export of the latest events has it
+    text = recipe.read_text()
+    recipe.write_text(text.replace(str(world / "interactions.parquet"), str(others)))
+    refresh_manifest(run, ["recipe.yaml"])
+    beside = load_state(run, SQLiteStore(tmp_path / "beside"), tmp_path / "beside")
+    assert "others.parquet with the " in caplog.text
+    assert facts(beside.processor) == facts(PolyRecProcessor.from_pretrained(run))
+    recipe.write_text(text)
     recipe.write_text(recipe.read_text().replace("interactions.parquet", "gone.parquet"))
     refresh_manifest(run, ["recipe.yaml"])
     elsewhere = load_state(run, SQLiteStore(tmp_path / "other"), tmp_path / "other")

@@ -60,7 +60,11 @@ def see_log(run: str | Path, processor: PolyRecProcessor) -> str | None:
     table = read_table(joined_table(recipe, "interactions"), "interactions")
     assert columns.time is not None  # without times nothing tells what is new
     times = seconds(table[columns.time], columns.time_unit, f"column {columns.time!r}", columns.time_format)
-    if np.nanmax(times, initial=-np.inf) > processor.log_state.counted:
+    counted, stored = processor.log_state.counted, processor.stored_events
+    known = 0 if stored is None or stored.is_empty else len(stored.log())
+    if int((times <= counted).sum()) < known:  # another log in its place would take the events from the state
+        return f"{paths[0]} with the {known:,} events that {place.name} has counted"
+    if np.nanmax(times, initial=-np.inf) > counted:
         processor.resume(table, recipe.prior_history)
     return None
 
