@@ -19,7 +19,7 @@ from polyrec.data.batch import Batch
 from polyrec.inference.scorer import TorchScorer
 from polyrec.serving.export_graphs import Exported, load_export
 from polyrec.serving.graph_scorer import GraphScorer
-from polyrec.serving.parity import as_arrays
+from polyrec.serving.parity import _Compared, as_arrays
 from polyrec.serving.runtime import flat
 
 SIZES = [*itertools.product([1, 2, 7, 32], [0, 1, 2, 63, 64], [1, 2, 50, 500])]
@@ -170,3 +170,13 @@ def test_arrays_of_a_batch(model):
     arrays = as_arrays(batch)
     assert not any(name.startswith("labels") for name in arrays)
     assert set(arrays) == set(flat({n: v for n, v in batch.items() if n != "labels"}))
+
+
+def test_single_precision_is_no_difference():
+    """Prevents a run whose scores are large from having no graphs, since their last digits differ."""
+    compared = _Compared()
+    ours = np.linspace(-30, 30, 40, dtype=np.float32).reshape(2, 20)
+    compared.add(ours, ours + np.float32(1.5e-5))
+    assert compared.greatest == 30
+    assert compared.largest <= 1e-5 * compared.greatest
+    assert not compared.lists

@@ -78,8 +78,13 @@ def load_state(run: str | Path, store: EventStore, folder: str | Path, whole_log
         processor.extend(users=read_table(path, "users"))  # they are not saved with it
 
     def see() -> None:
-        if whole_log and keeps_events(processor) and (gone := see_log(place, processor)):
+        if not whole_log or not keeps_events(processor):
+            return
+        before = processor.log_state.counted
+        if gone := see_log(place, processor):
             _log.warning("%s is not here: histories and statistics end with what the run was trained on", gone)
+        elif processor.log_state.counted > before:
+            _log.info("the log of %s was read to its end, past the rows that the run was trained on", place)
 
     with without_collector():
         state = Snapshots(folder, place).recover(model, processor, covered.upto, store, covered.left_out, see)

@@ -50,6 +50,8 @@ def parity(runtime: Runtime, model: PolyRecForRecommendation, batches: Iterable[
         if task in found:
             heads[task] = {"head": own["head"], **found[task].report(own["reads"] == "state")}
             unit = 1.0 if own["output"] in _PROBABILITIES else max(heads[task]["spread"], 1.0)
+            if own["reads"] == "state":  # a sum of several parts, each known to so many digits
+                unit = max(found[task].greatest, 1.0)
             heads[task]["met"] = heads[task]["largest"] <= TOLERANCE * unit and not heads[task].get("lists")
     return {"requests": requests, "heads": heads, "met": all(own["met"] for own in heads.values())}
 
@@ -83,7 +85,7 @@ class _Compared:
     """What was said of one task."""
 
     def __init__(self) -> None:
-        self.largest, self.count, self.lists = 0.0, 0, 0
+        self.largest, self.greatest, self.count, self.lists = 0.0, 0.0, 0, 0
         self.total = self.squares = 0.0
 
     def add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -96,6 +98,7 @@ class _Compared:
             self.lists += sum(not same_list(a, b) for a, b in zip(ours, theirs, strict=True))
         ours, theirs = ours[finite].astype(float), theirs[finite].astype(float)
         self.largest = max(self.largest, float(np.abs(ours - theirs).max(initial=0.0)))
+        self.greatest = max(self.greatest, float(np.abs(ours).max(initial=0.0)))
         self.count, self.total = self.count + len(ours), self.total + ours.sum()
         self.squares += np.square(ours).sum()
 
@@ -131,7 +134,7 @@ def parity_text(report: Mapping[str, Any], facts: Sequence[str] = ()) -> str:
     table = Table(["task", "head", "outputs", "largest difference", "spread", "other lists", "within 1e-5"], rows)
     points = [
         f"{report['requests']:,} windows. Lists: the 10 best items, other than by exchanged ties. Differences of "
-        "numbers and scores count in units of their spread where it is above 1.",
+        "numbers count in units of their spread, those of scores in units of the largest score, where it is above 1.",
         *facts,
     ]
     return markdown("Graphs against the model", [Section("Parity", points, table)])

@@ -123,6 +123,6 @@ def format_changes(before: Measured, after: Measured, paired: Paired | None = No
                 effect = None if paired is None else paired[name].get(task, {}).get(metric)
                 if effect is not None:
                     low, high = 100 * effect["relative_low"], 100 * effect["relative_high"]
-                    line += f"{f'{low:+.2f} .. {high:+.2f}%':>20}"
+                    line += f"{'-' if np.isnan(low) else f'{low:+.2f} .. {high:+.2f}%':>20}"
                 lines.append(line)
     return "\n".join(lines)
