@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from model_fixtures import synthetic_log
+from run_fixtures import trained_run
 from serving_fixtures import event_of, live
 
 from polyrec import PolyRecProcessor
@@ -26,20 +26,12 @@ FAST = ("--members", "1", "--learning-rate", "0.001")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A trained run and the folder of its tables."""
-    folder = tmp_path_factory.mktemp("retrain")
-    tables = synthetic_log()
-    for name, table in tables.items():
-        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
-        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
-        "processor": {"max_history": 8},
-        "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
-        "training": {"num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8},
-        "output": str(folder / "run"),
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", str(folder / "recipe.yaml")]) == 0
-    return folder
+    return trained_run(
+        tmp_path_factory.mktemp("retrain"),
+        tasks=[{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
+        model={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
+        training={"num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8},
+    ).parent
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from polyrec.inference.rules.selection import RuleWarning
 from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
-from polyrec.runs.whole_log import see_log
+from polyrec.runs.whole_log import keeps_events, see_log
 
 
 def recommend(
@@ -39,7 +39,7 @@ def recommend(
     """
     processor = PolyRecProcessor.from_pretrained(run)
     model = PolyRecForRecommendation.from_pretrained(run)
-    if user_id is not None and processor.columns.time is not None and processor.columns.history is None:
+    if user_id is not None and keeps_events(processor):
         see_log(run, processor)  # where it is not here, the user's events end with the training rows
         model.load_times(processor)
     events, attributes = read_history(history, processor), read_user(user, processor)

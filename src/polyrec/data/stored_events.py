@@ -105,6 +105,11 @@ class StoredEvents:
         """Whether nothing was stored yet."""
         return not self._parts
 
+    @property
+    def count(self) -> int:
+        """How many events are stored."""
+        return sum(len(part) if part.rows is None else int(part.rows.sum()) for part in self._parts)
+
     def add(self, log: EventLog, rows: np.ndarray | None = None) -> None:
         """Remember events of a log (bool [R]; None: all), which stays as it is from now on."""
         self.prepared(log, rows)()

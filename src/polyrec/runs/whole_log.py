@@ -44,6 +44,11 @@ def recommender_of_run(
     return Recommender(model, processor, batch_size, index=index), distinct(table, processor.columns.user)
 
 
+def keeps_events(processor: PolyRecProcessor) -> bool:
+    """Whether events can be added to the log of a model: it has times, and rows bring no lists of their own."""
+    return processor.columns.time is not None and processor.columns.history is None
+
+
 def see_log(run: str | Path, processor: PolyRecProcessor) -> str | None:
     """Let the processor of a run, which was saved at the end of the training rows, know the log to its end.
 
@@ -61,7 +66,7 @@ def see_log(run: str | Path, processor: PolyRecProcessor) -> str | None:
     assert columns.time is not None  # without times nothing tells what is new
     times = seconds(table[columns.time], columns.time_unit, f"column {columns.time!r}", columns.time_format)
     counted, stored = processor.log_state.counted, processor.stored_events
-    known = 0 if stored is None or stored.is_empty else len(stored.log())
+    known = 0 if stored is None else stored.count
     if int((times <= counted).sum()) < known:  # another log in its place would take the events from the state
         return f"{paths[0]} with the {known:,} events that {place.name} has counted"
     if np.nanmax(times, initial=-np.inf) > counted:

@@ -21,7 +21,7 @@ from polyrec.inference.unknown_ids import UnknownIdWarning
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.prepare import read_run, tables_of
-from polyrec.runs.whole_log import see_log
+from polyrec.runs.whole_log import keeps_events, see_log
 from polyrec.serving.records import EventStore
 from polyrec.serving.snapshots import Snapshots
 from polyrec.serving.state import ServedState
@@ -102,11 +102,6 @@ def without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def keeps_events(processor: PolyRecProcessor) -> bool:
-    """Whether events can be added to the log of a model: it has times, and rows bring no lists of their own."""
-    return processor.columns.time is not None and processor.columns.history is None
 
 
 def covered_run(run: str | Path, store_id: str) -> Covered:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from polyrec.core.settings import SettingError, nearest
 from polyrec.inference.catalog_index import IndexKind
+from polyrec.runs.whole_log import keeps_events
 from polyrec.serving.assignment import MAIN, SHADOW, Assignment, VariantOptions
 from polyrec.serving.batcher import Batcher, Job
 from polyrec.serving.calls import Call, Recommended, Similar
 from polyrec.serving.engine import Engine
 from polyrec.serving.give_way import giving_way
-from polyrec.serving.loading import keeps_events
 from polyrec.serving.marks import Marks
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import EventStore, Kind, Record
