@@ -99,6 +99,10 @@ class PolyRecTrainingArguments(TrainingArguments):
         backbone_learning_rate: of pretrained backbones that are tuned; default: 5e-5, or 5e-4 for LoRA.
         layer_decay: what each pretrained layer's rate is multiplied by for the one below it.
         embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
+        rowwise_tables: update, of tables with a row per item, only the rows that a step has read, as AdamW would (see
+            [`~polyrec.training.rowwise.RowwiseAdamW`]); of catalogs of more than 65,536 items, as all rows of smaller
+            ones are read in each step. None: where AdamW trains without `ema_decay`, FSDP, `torch_compile` and
+            several GPUs.
         unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
             [`~polyrec.training.optim.GradualUnfreezing`].
         teacher: folder of a trained run, or of outputs stored by `polyrec score`, to distil from
@@ -131,6 +135,7 @@ class PolyRecTrainingArguments(TrainingArguments):
     backbone_learning_rate: float | None = None
     layer_decay: float = 1.0
     embedding_learning_rate: float | None = None
+    rowwise_tables: bool | None = None
     unfreeze_epochs: int = 0
     teacher: str | None = None
     fingerprints: dict[str, str] | None = None

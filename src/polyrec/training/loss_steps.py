@@ -18,12 +18,12 @@ from polyrec.models.training_pass import LossStep
 from polyrec.modules.encoders.item import PADDING_ITEM
 from polyrec.modules.heads.base import TaskHead
 from polyrec.tracking.step_log import StepLog, learning_rates, memory
+from polyrec.training.large_tables import UpdatesRows
 from polyrec.training.memory import peak_memory
-from polyrec.training.saving import SavesAverages
 from polyrec.training.task_log import TaskLog
 
 
-class ReducesExactly(SavesAverages):
+class ReducesExactly(UpdatesRows):
     """A Trainer that divides each task's sum of losses by its known labels in the whole optimizer step, over all ranks.
 
     Loss weightings are given the mean losses of each step, and logs what each task lost.

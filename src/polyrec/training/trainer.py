@@ -24,6 +24,7 @@ from polyrec.training.catalog import load_catalog
 from polyrec.training.data_order import EpochCallback, OrderedByLength, RandomOrder, data_seed
 from polyrec.training.evaluating import EvaluatesTasks
 from polyrec.training.evidence import EvidenceCheck
+from polyrec.training.large_tables import RowsAtEpochEnd
 from polyrec.training.memory import keep_freed_memory
 from polyrec.training.optim import GradualUnfreezing, decayed_parameters, parameter_groups
 from polyrec.training.progress import show_lines
@@ -126,6 +127,7 @@ class PolyRecTrainer(EvaluatesTasks):
         show_lines(self, list(self._unwrapped.heads))
         self.add_callback(EpochCallback())
         self.add_callback(EvidenceCheck())
+        self.add_callback(RowsAtEpochEnd(self))
         if args.task_patience or args.task_epochs:
             self.add_callback(TaskEarlyStopping(args.task_patience, args.task_factor, limits=args.task_epochs))
         if args.ema_decay:
@@ -217,7 +219,7 @@ class PolyRecTrainer(EvaluatesTasks):
                 args.layer_decay,
                 args.embedding_learning_rate,
             )
-            optimizer, options = self.get_optimizer_cls_and_kwargs(args, model)
+            optimizer, options = self.optimizer_class(model)
             self.optimizer = optimizer(groups, **options)
         return super().create_optimizer(model)
 

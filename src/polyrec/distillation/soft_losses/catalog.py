@@ -63,13 +63,13 @@ class CatalogOutput(KindOfOutput):
                 plan, query_MD, vectors, bias_N, listed_MK, teacher_MK1, None, excluded_M, of_groups_MG, groups
             )
         own_MK = head.of_pairs(state_MD, query_MD, listed_MK, items, context)
-        sampled_K, log_expected_N = head.sample(items, counts_N, negatives_K, len(state_MD))
+        sampled_K, log_expected = head.sample(items, counts_N, negatives_K, len(state_MD))
         sampled_MK = head.of_sample(state_MD, query_MD, sampled_K, items, context)
         own_MK = own_MK.masked_fill(listed_MK < FIRST_ITEM, float("-inf"))
         if excluded_M is not None:
             own_MK = own_MK.masked_fill(listed_MK == excluded_M.unsqueeze(1), float("-inf"))
             sampled_MK = sampled_MK.masked_fill(sampled_K == excluded_M.unsqueeze(1), float("-inf"))
-        rest_M = sampled_rest(sampled_MK, sampled_K, log_expected_N[sampled_K], listed_MK, plan.temperature)
+        rest_M = sampled_rest(sampled_MK, sampled_K, log_expected(sampled_K), listed_MK, plan.temperature)
         return list_loss(plan, own_MK, rest_M, teacher_MK1)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -338,10 +339,10 @@ class RetrievalHead(TaskHead):
         excluded_M: Tensor,
         context: RequestContext,
     ) -> Tensor:
-        negatives_K, log_q_N = self.sample(items, counts_N, negatives_K, len(targets_M))
+        negatives_K, expected = self.sample(items, counts_N, negatives_K, len(targets_M))
         query_MD = self.project(state_MD)
-        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self.item_bias(targets_M, items) - log_q_N[targets_M]
-        negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, context) - log_q_N[negatives_K]
+        target_M = (query_MD * items.lookup(targets_M)).sum(-1) + self.item_bias(targets_M, items) - expected(targets_M)
+        negative_MK = self.of_sample(state_MD, query_MD, negatives_K, items, context) - expected(negatives_K)
         if self.terms:
             target_M = target_M + self.terms.of_pairs(state_MD, context, targets_M.unsqueeze(1)).squeeze(1)
         no_negative_MK = (negatives_K == targets_M.unsqueeze(-1)) | (negatives_K == excluded_M.unsqueeze(-1))
@@ -365,21 +366,25 @@ class RetrievalHead(TaskHead):
 
     def sample(
         self, items: ItemRows, counts_N: Tensor, negatives_K: Tensor | None, draws: int
-    ) -> tuple[Tensor, Tensor]:
-        """Items that stand for the catalog, [K], and the logarithm of how often each item is expected there, [N].
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Items that stand for the catalog, [K], and the logarithm of how often some items are expected there.
 
         Args:
             negatives_K: what `negatives` drew; None: those of the batch's items that can be negatives.
             draws: events that brought the batch's items.
         """
         frequency_N = self._frequency(counts_N)
-        log_q_N = torch.log(frequency_N.clamp(min=1) / frequency_N.sum())
+        total = frequency_N.sum()
+
+        def log_chance(ids: Tensor) -> Tensor:
+            return torch.log(frequency_N[ids].clamp(min=1) / total)
+
         if negatives_K is not None:
-            return negatives_K, log_q_N + math.log(len(negatives_K))
+            return negatives_K, lambda ids: log_chance(ids) + math.log(len(negatives_K))
         assert items.rows_M is not None
         found_K = items.rows_M[(items.rows_M >= FIRST_ITEM) & (frequency_N[items.rows_M] > 0)]
         # The chance to be among the batch's items at all, which is not in proportion to the count.
-        return found_K, torch.log(-torch.expm1(draws * torch.log1p(-log_q_N.exp())))
+        return found_K, lambda ids: torch.log(-torch.expm1(draws * torch.log1p(-log_chance(ids).exp())))
 
     def all_biases(self, items: ItemRows) -> tuple[Tensor, Tensor]:
         """Rows of the whole table and their biases; padding and the unknown item are no candidates."""
