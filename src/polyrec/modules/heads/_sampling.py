@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,16 @@ def draw_by_sums(weight_N: Tensor, chance_K: Tensor) -> Tensor:
     found_K = torch.searchsorted(sums_N, in_double(chance_K) * sums_N[-1], right=True)
     last = torch.searchsorted(sums_N, sums_N[-1:])  # of a weight above 0: a product may round up to the total
     return torch.minimum(found_K, last).to(weight_N.device)
+
+
+def log_chances(weight_N: Tensor) -> Callable[[Tensor], Tensor]:
+    """Logarithms of the chances of some numbers to be drawn in proportion to weights; of all N it would cost more.
+
+    Weights below 1 count as 1, which only those do that are never drawn.
+
+    Example:
+        >>> log_chances(torch.tensor([1.0, 3.0]))(torch.tensor([1])).exp().tolist()
+        [0.75]
+    """
+    total = weight_N.sum()
+    return lambda numbers: torch.log(weight_N[numbers].clamp(min=1) / total)

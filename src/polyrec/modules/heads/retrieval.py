@@ -20,7 +20,7 @@ from polyrec.core.schema import TaskConfig
 from polyrec.modules.encoders.growth import add_rows, in_blocks
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import NO_CONTEXT, RequestContext
-from polyrec.modules.heads._sampling import draw
+from polyrec.modules.heads._sampling import draw, log_chances
 from polyrec.modules.heads.base import Summary, TaskHead
 from polyrec.modules.heads.terms._weighed import WeighedTerm
 from polyrec.modules.heads.terms.base import ItemTerms, RetrievalTerm, registered_terms
@@ -374,11 +374,7 @@ class RetrievalHead(TaskHead):
             draws: events that brought the batch's items.
         """
         frequency_N = self._frequency(counts_N)
-        total = frequency_N.sum()
-
-        def log_chance(ids: Tensor) -> Tensor:
-            return torch.log(frequency_N[ids].clamp(min=1) / total)
-
+        log_chance = log_chances(frequency_N)
         if negatives_K is not None:
             return negatives_K, lambda ids: log_chance(ids) + math.log(len(negatives_K))
         assert items.rows_M is not None
