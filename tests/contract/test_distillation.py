@@ -14,6 +14,7 @@ from polyrec.distillation.lists import top_list
 from polyrec.distillation.soft_losses.base import checked_plan, kind_of, scored, soft_loss
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.base import TaskHead
 
 PAIR_KINDS = [name for name in HEADS.names() if HEADS.get(name).reads == "pair"]
@@ -200,7 +201,8 @@ def searcher(kind: str, **options) -> tuple[TaskHead, ItemRows, Tensor, RequestC
     if options.get("item_age"):
         head.age.load(torch.cat([torch.full((2,), NO_TIME), torch.arange(ITEMS - 2) * DAY]))
     items = ItemRows(torch.randn(ITEMS, 8).requires_grad_(), id_rows_M=torch.arange(ITEMS))
-    return head, items, torch.randn(6, 8), RequestContext(torch.arange(3, 9) * DAY, torch.randint(2, ITEMS, (6, 5)))
+    seen = VisibleEvents.of_requests(torch.randint(2, ITEMS, (6, 5)))
+    return head, items, torch.randn(6, 8), RequestContext(torch.arange(3, 9) * DAY, seen)
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["all", "sampled"])

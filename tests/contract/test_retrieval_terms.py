@@ -9,6 +9,7 @@ from head_fixtures import head_of
 from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import LATEST, RequestContext, Trending
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.terms.base import RetrievalTerm, registered_terms
 
 TERMS = [pytest.param(name, cls, id=name) for name, cls in registered_terms().items()]
@@ -37,7 +38,7 @@ def requests() -> RequestContext:
     values = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 2.0], [0.5, 2.0, 1.0]])
     return RequestContext(
         times=integers(0, 10**9, REQUESTS),
-        history=integers(2, ITEMS, REQUESTS, 5),
+        history=VisibleEvents.of_requests(integers(2, ITEMS, REQUESTS, 5)),
         latest={"task": integers(0, ITEMS, REQUESTS, 5 * LATEST)},
         trending={"task": Trending(integers(0, 3, REQUESTS), items, values)},
     )
@@ -106,7 +107,7 @@ def test_the_form_of_exported_graphs_agrees(name, cls):
     history = torch.tensor([[5, 5, 9, 5, 2], *[[2, 3, 4, 3, 11]] * (REQUESTS - 1)])
     if name == "repeats":  # the padding item's row of a table is drawn, too, here
         history[1, 3:], history[2] = 0, 0
-    context = context._replace(history=history)
+    context = context._replace(history=VisibleEvents.of_requests(history))
     plain = head.project(states) @ items.vectors_MD.T + head.all_biases(items)[1]
     with torch.no_grad():
         every = head(states, items, context)

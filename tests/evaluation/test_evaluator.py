@@ -430,7 +430,7 @@ def test_workers_and_precision_of_an_evaluation(world, tmp_path, monkeypatch):
         loaders.append(kwargs["num_workers"])
         return torch.utils.data.DataLoader(*args, **{**kwargs, "num_workers": 0})
 
-    monkeypatch.setattr(evaluator, "DataLoader", loader)
+    monkeypatch.setattr("polyrec.data.window_loader.DataLoader", loader)
     weight = next(model.parameters()).detach().clone()
     for options in ({"dataloader_num_workers": 2}, {"bf16": True}, {"bf16_full_eval": True}):
         trainer = PolyRecTrainer(model, arguments(tmp_path, **options), processing_class=processor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -164,7 +164,66 @@ class ExcludedItems(NamedTuple):
         return self
 
 
-AnyBias = GroupBias | SparseBias | DenseBias | ExcludedItems
+class BlockedBias(NamedTuple):
+    """What is added to some logits at a time, and computed anew each time, because that of all rows together is large.
+
+    Args:
+        of_rows: numbers of some rows, int64 -> what is added to their logits.
+        blocks: the rows' numbers, block by block.
+        first: number of the first group.
+    """
+
+    of_rows: Callable[[Tensor], AnyBias]
+    blocks: Sequence[Tensor]
+    first: int = 0
+
+    def add(self, logits: Tensor, of_groups: Tensor) -> Tensor:
+        """Logits [R, N] with what each block adds, in place; nothing of the blocks is kept for the gradient."""
+        return _AddedBlocks.apply(logits, of_groups, self)
+
+    def collect(self, of_groups: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of each group, of a gradient of logits [R, N], to `of_groups` [R, G]."""
+        for rows, bias in self.parts():
+            bias.collect(of_groups[rows], gradient[rows])
+
+    def entries(self, of_groups: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Columns of few logits and what is added to them, [R, K] each; None: all logits get something."""
+        found = [bias.entries(of_groups[rows]) for rows, bias in self.parts()]
+        columns, numbers = zip(*(own for own in found if own is not None), strict=True)
+        return torch.cat(columns), torch.cat(numbers)
+
+    def beyond(self, groups: int) -> BlockedBias:
+        """The same where some groups of other terms come first."""
+        return self._replace(first=self.first + groups)
+
+    def parts(self) -> Iterator[tuple[slice, AnyBias]]:
+        """Rows of the logits, and what is added to them."""
+        begin = 0
+        for block in self.blocks:
+            yield slice(begin, begin + len(block)), self.of_rows(block).beyond(self.first)
+            begin += len(block)
+
+
+class _AddedBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, of_groups: Tensor, bias: BlockedBias) -> Tensor:
+        for rows, own in bias.parts():
+            own.add(logits[rows], of_groups[rows])
+        ctx.mark_dirty(logits)
+        ctx.bias = bias
+        ctx.save_for_backward(of_groups)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        [of_groups] = ctx.saved_tensors
+        own = torch.zeros_like(of_groups, dtype=gradient.dtype)
+        ctx.bias.collect(own, gradient)
+        return gradient, own.to(of_groups.dtype), None
+
+
+AnyBias = GroupBias | SparseBias | DenseBias | ExcludedItems | BlockedBias
 Groups = Callable[[Tensor], Sequence[AnyBias]]
 
 

@@ -27,6 +27,8 @@ from polyrec.data.ties import ShuffledTies, shuffle_ties
 from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
 
+_CANDIDATES = 1024  # of a window at most; where more than half as many events fit into a window, twice as many as those
+
 
 class WindowDataset(ABC):
     """What training reads: windows whose content may be drawn anew in every epoch."""
@@ -64,7 +66,8 @@ class SequenceDataset(WindowDataset):
     share a window that ends at their last visible event and holds at most `max_history` events (before a user's first
     event those of `log.prior_history`, as far as there is place). With
     `stride == max_history` each event is read once (training); a smaller stride re-reads events so that each
-    candidate sees at least `max_history - stride` of them (evaluation).
+    candidate sees at least `max_history - stride` of them (evaluation). Very many candidates that see as much, as where
+    a whole library has one timestamp, are several windows: a batch is as wide as its widest window.
 
     The options from `shuffle_ties` on are for training. What they draw depends on seed, epoch and the window or event
     alone, so that ranks agree and a resumed run draws the same; [`fixed`] turns the draws off.
@@ -127,7 +130,9 @@ class SequenceDataset(WindowDataset):
         user, block = user[sort], block[sort]
         begins = np.ones(len(sort), dtype=bool)
         begins[1:] = (np.diff(user) != 0) | (np.diff(block) != 0)
-        first = np.flatnonzero(begins)
+        index = np.arange(len(sort))
+        within = index - np.maximum.accumulate(np.where(begins, index, 0))
+        first = np.flatnonzero(begins | (within % max(_CANDIDATES, 2 * self.max_history) == 0))
         self._candidate_offsets = np.append(first, len(sort))
         self._user = user[first]
         last_position = self.candidates.position[self._candidate_offsets[1:] - 1] if len(first) else first

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from polyrec.data.candidates import left_out
-from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.window_loader import window_loader
 from polyrec.distillation.teacher import Teacher
 from polyrec.evaluation.evaluator import Predictions
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
@@ -52,10 +51,7 @@ def teacher_predictions(
     values = {name: np.full(dataset.num_candidates, np.nan, dtype=np.float32) for name in pair_tasks}
     details: dict[str, np.ndarray] = {}
     parts: dict[str, list[Ranking]] = {name: [] for name in list_tasks}
-    order = np.argsort(dataset.lengths, kind="stable")
-    loader = DataLoader(
-        Subset(dataset, order.tolist()), batch_size, collate_fn=PolyRecCollator(), generator=torch.Generator()
-    )
+    loader = window_loader(dataset, np.arange(len(dataset)), batch_size)
     for batch in tqdm(loader, desc="Scoring with the teacher", disable=None if progress else True, leave=False):
         outputs, rows = teacher.score(batch), batch["candidate_rows"].flatten()
         real = rows >= 0

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
-from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
+from polyrec.data.window_loader import window_loader
 from polyrec.distillation.lists import spread
 from polyrec.distillation.output_table import NO_LIST, ListOutputs, OutputSource, OutputTable, logs_of
 from polyrec.distillation.teacher import Teacher
@@ -257,15 +256,7 @@ def score_windows(
         draws = np.random.default_rng([first, unlabelled])
         table.drawn = draws.integers(FIRST_ITEM, processor.num_items, (len(table), unlabelled), dtype=np.int32)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {task: [] for task in teacher.list_tasks}
-    lengths = np.maximum(spans.stop - spans.start, spans.last_candidate - spans.first_candidate)
-    order = windows[np.argsort(lengths, kind="stable")]
-    loader = DataLoader(
-        Subset(dataset, order.tolist()),
-        batch_size=batch_size,
-        collate_fn=PolyRecCollator(),
-        generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
-    )
-    for batch in loader:
+    for batch in window_loader(dataset, windows, batch_size):
         rows_M = batch["candidate_rows"].flatten().numpy()
         real = np.flatnonzero(rows_M >= 0)
         at = rows_M[real] - first

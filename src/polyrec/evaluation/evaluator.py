@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import LeftOut, left_out
-from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.window_loader import window_loader
 from polyrec.evaluation import metrics, ranking
 from polyrec.evaluation.cautions import (
     sees_evaluated_labels,
@@ -159,13 +158,7 @@ def predicted_batches(
 ) -> Iterator[PredictedBatch]:
     """Batches of a data set's windows, short ones first, and what the model says; arguments as of [`predict`]."""
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
-    loader = DataLoader(
-        Subset(dataset, order.tolist()),
-        batch_size=batch_size,
-        collate_fn=PolyRecCollator(),
-        num_workers=workers,
-        generator=torch.Generator(),  # a loader draws a seed, which must not come out of the training's random state
-    )
+    loader = window_loader(dataset, order, batch_size, workers)
     items = model.item_encoder.table()
     for batch in tqdm(loader, desc="Evaluation", disable=None if progress else True, leave=False):
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")

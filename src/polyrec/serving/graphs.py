@@ -20,8 +20,9 @@ from polyrec.core.modules import eval_view
 from polyrec.core.schema import REFUSED, RESIDUALS, FeatureConfig
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, gather_states
 from polyrec.modules.encoders.item import FIRST_ITEM, PADDING_ITEM, ItemRows
-from polyrec.modules.encoders.request_context import RequestContext, Trending, visible_items
+from polyrec.modules.encoders.request_context import RequestContext, Trending
 from polyrec.modules.encoders.shared import PackedPairs
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.retrieval import RetrievalHead
 from polyrec.modules.heads.terms._recent_items import RecentItems
 from polyrec.modules.heads.terms.base import RetrievalTerm
@@ -161,12 +162,12 @@ class CatalogGraph(nn.Module):
         context = RequestContext(times=given.get("time"))
         if "item_ids" in given:
             item_ids, position = given["item_ids"], given["position"]
-            history = visible_items(item_ids, position.unsqueeze(1)).squeeze(1)
             refused = given.get(f"event_features.{REFUSED}{name}")
-            refused = torch.zeros_like(history, dtype=torch.bool) if refused is None else refused > 0
-            context = context._replace(history=history, refused={name: refused})
+            refused = torch.zeros_like(item_ids, dtype=torch.bool) if refused is None else refused > 0
+            history = VisibleEvents.of_batch(item_ids, position.unsqueeze(1), {name: refused}).flatten()
+            context = context._replace(history=history)
             if most := max((term.latest_events for term in self.terms[name].values()), default=0):
-                context = context._replace(latest={name: latest_of(history, refused, most)})
+                context = context._replace(latest={name: latest_of(history.read(), refused, most)})
         if f"trending.{name}.items" in given:
             tables = (given[f"trending.{name}.{part}"] for part in ("items", "values"))
             context = context._replace(trending={name: Trending(given["snapshot"], *tables)})

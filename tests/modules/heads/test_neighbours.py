@@ -20,6 +20,7 @@ from polyrec import (
 from polyrec.data.neighbours import FOLDS, KINDS, fold_of, neighbours, worthwhile
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import LATEST, RequestContext, latest_items
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 ITEMS, WIDTH = 30, 8
@@ -130,7 +131,8 @@ def head(log):
 def question(count):
     history = torch.randint(0, ITEMS, (count, 12))
     latest = latest_items(history, torch.full((count, 1), 12)).squeeze(1)
-    return RequestContext(torch.arange(count) * 10**8, history, None, {"next_item": latest}, torch.arange(count) % 3)
+    seen = VisibleEvents.of_requests(history)
+    return RequestContext(torch.arange(count) * 10**8, seen, {"next_item": latest}, torch.arange(count) % 3)
 
 
 def expected(head, tables, state, context):
@@ -164,8 +166,7 @@ def test_pairs_and_samples_say_what_the_catalog_says(head):
     ids = torch.randint(2, ITEMS, (9, 5))
     spread = RequestContext(
         context.times.unsqueeze(1).expand(9, 5),
-        context.history.unsqueeze(1).expand(9, 5, -1),
-        None,
+        VisibleEvents.of_batch(context.history.items, torch.full((9, 5), 12)),
         {"next_item": context.latest["next_item"].unsqueeze(1).expand(9, 5, -1)},
         context.fold.unsqueeze(1).expand(9, 5),
     )

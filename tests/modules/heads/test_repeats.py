@@ -17,7 +17,8 @@ from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.soft_losses.base import checked_plan, kind_of
 from polyrec.evaluation.evaluator import evaluate, predict
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
-from polyrec.modules.encoders.request_context import RequestContext, visible_items
+from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.terms.repeats import _FEW, Repeats
 
 ITEMS, DAY = 11, 86_400_000
@@ -41,7 +42,9 @@ def test_ranges_begin_where_saved_weights_learnt_them():
     """Prevents a range that is moved by one: the weights of a saved model would speak of other events."""
     history = np.arange(FIRST_ITEM, FIRST_ITEM + 130)[::-1]  # item FIRST_ITEM + n stands n + 1 events ago
     group = groups_of(
-        Repeats(hidden_size=2), RequestContext(history=torch.tensor(history.copy())[None]), torch.arange(132)
+        Repeats(hidden_size=2),
+        RequestContext(history=VisibleEvents.of_requests(torch.tensor(history.copy())[None])),
+        torch.arange(132),
     )
     begins = [low for low, _ in AGO]
     assert group[0, [FIRST_ITEM + low - 1 for low in begins]].tolist() == list(range(1, 9))
@@ -67,9 +70,11 @@ def test_groups_equal_their_definition(data):
     ids = torch.tensor(random.integers(0, FIRST_ITEM + catalog, 7))  # unsorted, some of them twice
     expected = [[naive_group(e.tolist(), i) for i in ids.tolist()] for e in events]
     repeats = Repeats(hidden_size=2)
-    assert groups_of(repeats, RequestContext(history=history), ids).tolist() == expected
+    assert groups_of(repeats, RequestContext(history=VisibleEvents.of_requests(history)), ids).tolist() == expected
     for some in (slice(None), slice(_FEW), slice(_FEW, None)):
-        own = repeats.own_groups(RequestContext(history=history), ids.expand(len(events), -1)[:, some])
+        own = repeats.own_groups(
+            RequestContext(history=VisibleEvents.of_requests(history)), ids.expand(len(events), -1)[:, some]
+        )
         assert own.tolist() == [row[some] for row in expected]
 
 
@@ -78,9 +83,13 @@ def test_what_was_refused_is_no_repeat():
     history = torch.tensor([[5, 3, 5, 4, 0]])
     refused = torch.tensor([[False, True, True, False, True]])  # nothing is known of what is not there
     ids = torch.arange(FIRST_ITEM, 6)
-    taken = groups_of(Repeats(2, task="click"), RequestContext(history=history, refused={"click": refused}), ids)
+    taken = groups_of(
+        Repeats(2, task="click"), RequestContext(history=VisibleEvents.of_requests(history, {"click": refused})), ids
+    )
     assert taken.tolist() == [[0, 0, naive_group([4], 4), naive_group([5, 1, 1, 4], 5)]]
-    every = groups_of(Repeats(2, task="view"), RequestContext(history=history, refused={"click": refused}), ids)
+    every = groups_of(
+        Repeats(2, task="view"), RequestContext(history=VisibleEvents.of_requests(history, {"click": refused})), ids
+    )
     assert every.tolist() == [[naive_group([5, 3, 5, 4], item) for item in ids.tolist()]]
 
 
@@ -96,8 +105,8 @@ def test_labels_say_what_was_refused():
     history = [{"item_id": item, "click": click} for item, click in zip("aba", (1, 0, None), strict=True)]
     for windows in ([window], [processor.request(history, np.array([FIRST_ITEM]))]):
         context = model.request_context(**PolyRecCollator()(windows))
-        assert context.refused["next"][0, 0].tolist() == [False, True, False]
-        assert "view" not in context.refused  # whose events all count
+        assert context.history.refused["next"][0].tolist() == [False, True, False]
+        assert "view" not in context.history.refused  # whose events all count
 
 
 def head_of(**options):
@@ -112,7 +121,7 @@ def head_of(**options):
         head.age.load(torch.tensor([10**15] * 2 + [0, 5, DAY, 10 * DAY, 100 * DAY, 400 * DAY, 11 * DAY, 3, 7]))
     history = torch.tensor([[5, 3, 5, 5], [0, 0, 0, 0], [10, 1, 1, 0], [2, 3, 4, 5], [9, 9, 9, 9], [6, 0, 0, 0]])
     targets = torch.tensor([5, 3, 8, 9, 2, 6])
-    context = RequestContext(times, history)
+    context = RequestContext(times, VisibleEvents.of_requests(history))
     return head, ItemRows(torch.randn(ITEMS, 8)), torch.randn(6, 8), targets, torch.arange(float(ITEMS)), context
 
 
@@ -139,7 +148,9 @@ def naive_logits(head, items, state, history, now, target=None):
 def naive_losses(head, items, states, targets, context, candidates=None, correction=None):
     """-log softmax of each target among itself and the other candidates."""
     losses = []
-    for state, target, now, history in zip(states, targets.tolist(), context.times, context.history, strict=True):
+    for state, target, now, history in zip(
+        states, targets.tolist(), context.times, context.history.read(), strict=True
+    ):
         logits = naive_logits(head, items, state, history, now, target)
         scored = [target, *(j for j in (candidates or logits) if j != target and j in logits)]
         stacked = torch.stack([logits[j] - (0 if correction is None else correction[j]) for j in scored])
@@ -196,11 +207,13 @@ def test_scores_and_pair_logits_equal_the_naive_ones():
     head, items, states, _, _, context = head_of()
     scores = head(states, items, context)
     ids = torch.arange(FIRST_ITEM, ITEMS).expand(len(states), -1)
-    history = context.history.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    history = VisibleEvents.of_batch(context.history.items, torch.full_like(ids, 4))
     of_pairs = states.unsqueeze(1).expand(-1, ids.shape[1], -1)
     pairs = head.pair_logits(of_pairs, items.lookup(ids), ids, items, RequestContext(history=history))
     for m, state in enumerate(states):
-        expected = torch.stack(list(naive_logits(head, items, state, context.history[m], context.times[m]).values()))
+        expected = torch.stack(
+            list(naive_logits(head, items, state, context.history.read()[m], context.times[m]).values())
+        )
         torch.testing.assert_close(scores[m, FIRST_ITEM:], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(pairs[m], expected, rtol=1e-4, atol=1e-4)
 
@@ -272,7 +285,8 @@ def test_everybody_ranks_by_the_same_scores(worlds, tmp_path):
     with torch.no_grad():
         output = model(**{k: v for k, v in batch.items() if k != "candidate_rows"})
         context = model.request_context(**batch)
-        assert torch.equal(context.history, visible_items(batch["item_ids"], batch["candidate_positions"]))
+        assert context.history.items is batch["item_ids"]
+        assert torch.equal(context.history.positions, batch["candidate_positions"])
         scores = model.score_items(output.states[:, -1], "next_item", context=context.at((slice(None), -1)))[0]
     best = scores[FIRST_ITEM:].argsort(descending=True)[:5] + FIRST_ITEM
 

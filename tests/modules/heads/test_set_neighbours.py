@@ -10,6 +10,7 @@ from polyrec.core.linear_loss import DenseBias, linear_loss
 from polyrec.data.neighbours import RIDGE, SET_KINDS, Neighbours, neighbours
 from polyrec.evaluation.baselines.recommenders import EASE
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.terms.seen import Seen
 from polyrec.modules.heads.terms.set_neighbours import SetNeighbours
 
@@ -45,15 +46,15 @@ def dense(table: Neighbours) -> np.ndarray:
 def moment_of(term, seed: int = 1) -> tuple[RequestContext, np.ndarray]:
     """Two windows whose questions see more and more, in any order of questions, and one of nobody known."""
     random = np.random.default_rng(seed)
-    rows, folds = [], []
-    for fold, length in ((1, 6), (2, 6), (0, 4)):
-        items = random.integers(1, N, length)  # 1: unknown
-        for seen in sorted(random.integers(0, length + 1, 5)):
-            rows.append(np.where(np.arange(6) < seen, np.resize(items, 6), 0))
-            folds.append(fold)
-    rows += [rows[2], rows[0]]
-    folds += [0, 1]
-    return RequestContext(history=torch.tensor(np.array(rows)), fold=torch.tensor(folds)), np.array(rows)
+    lengths = np.array([6, 6, 4])
+    items = np.where(np.arange(6) < lengths[:, None], random.integers(1, N, (3, 6)), 0)  # 1: unknown
+    window = np.append(np.repeat(np.arange(3), 5), [0, 0])
+    position = np.concatenate([np.sort(random.integers(0, length + 1, 5)) for length in lengths])
+    position = np.append(position, position[[2, 0]])  # of one window, and fewer and fewer
+    fold = np.append(np.array([1, 2, 0])[window[:-2]], [0, 1])
+    seen = VisibleEvents(*map(torch.from_numpy, (items, position, window)), {})
+    rows = np.where(np.arange(6) < position[:, None], items[window], 0)
+    return RequestContext(history=seen, fold=torch.from_numpy(fold)), rows
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -62,8 +63,9 @@ def test_sums_are_those_of_all_events(term, training, ids):
     """Prevents a running sum that goes on over two users, folds or refusals, and columns of other items."""
     term.train(training)
     context, history = moment_of(term)
-    refused = torch.rand(history.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    context = context._replace(refused={"t": refused})
+    refused_BL = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.2
+    refused = refused_BL[context.history.windows]
+    context = context._replace(history=context.history._replace(refused={"t": refused_BL}))
     tables = [dense(table) for table in term.tables]
     expected = np.zeros((len(history), len(SET_KINDS), N))
     for m, seen in enumerate(history):
@@ -122,7 +124,7 @@ def test_gradients_of_dense_numbers_are_those_of_autograd():
 
 def test_what_a_question_sees_is_no_negative_of_it():
     """Prevents training from unlearning that what goes together is taken together, and a lost target."""
-    context = RequestContext(history=torch.tensor([[3, 5, 0], [4, 0, 0], [0, 0, 0]]))
+    context = RequestContext(history=VisibleEvents.of_requests(torch.tensor([[3, 5, 0], [4, 0, 0], [0, 0, 0]])))
     ids, targets = torch.arange(2, 7), torch.tensor([3, 2, 0])  # items 5, 4 and 2
     logits = Seen().training_biases(context, ids, targets).add(torch.zeros(3, 5), torch.zeros(3, 0))
     assert (logits < -100).tolist() == [[False, True, False, False, False], [False] * 5, [False] * 5]

@@ -41,9 +41,7 @@ class EventEffects(NamedTuple):
 def leave_one_out(explained: ExplainedRequest) -> EventEffects:
     """The effect of every visible event on every candidate item, all variants in few passes."""
     events = explained.visible
-    keep_VL = np.ones((len(events) + 1, explained.events), dtype=bool)
-    keep_VL[np.arange(1, len(keep_VL)), events] = False
-    scores_VC, predictions_VC = explained.variants(keep_VL)
+    scores_VC, predictions_VC = explained.without_each(events)
     return EventEffects(events, scores_VC[0], predictions_VC[0], scores_VC[0] - scores_VC[1:], predictions_VC[1:])
 
 
@@ -59,10 +57,7 @@ def successive_leave_one_out(explained: ExplainedRequest, rounds: int = 20) -> n
     """
     left, order = explained.visible, list[int]()
     for size in np.diff(np.linspace(0, len(left), min(rounds, len(left)) + 1).round().astype(np.int64)):
-        keep_VL = np.ones((len(left) + 1, explained.events), dtype=bool)
-        keep_VL[:, order] = False
-        keep_VL[np.arange(1, len(keep_VL)), left] = False
-        scores_V = explained.variants(keep_VL)[0][:, 0]
+        scores_V = explained.without_each(left, order)[0][:, 0]
         strongest = np.argsort(scores_V[1:], kind="stable")
         order += left[strongest[:size]].tolist()
         left = left[np.sort(strongest[size:])]

@@ -5,7 +5,7 @@ Letters: V variants, L events of the history, C candidate items, N items, D widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from polyrec.models.pretrained import PolyRecOutput
 from polyrec.modules.encoders.item import ItemRows
 
 _EVENTS = 16_384  # events that are read at once, so that memory does not grow with the number of variants
+_VARIANTS = 1 << 16  # events of whole histories that are written out at once
 _SCORES = 1 << 24  # scores of the whole catalog that are held at once
 _PAIRS = 1 << 21  # (candidate item, event) pairs that are attended at once
 
@@ -156,13 +157,40 @@ class ExplainedRequest:
         """All that the model says about a batch."""
         return self.model(**batch, items=self.items if items is None else items, **changed)
 
-    @torch.no_grad()
     def variants(self, keep_VL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores and predictions if only some events of the history had happened, float64 [V, C] each.
 
         Args:
             keep_VL: bool [V, L].
         """
-        found = [self.predictions(batch) for batch in self.batches(keep_VL)]
+        size = self._variants_at_once
+        return self._of_variants(keep_VL[first : first + size] for first in range(0, len(keep_VL), size))
+
+    def without_each(self, events: np.ndarray, besides: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the history as it is and without each of some events, float64 [1 + E, C] each.
+
+        Args:
+            events: int64 [E].
+            besides: events that did not happen in any of the variants.
+        """
+
+        def blocks() -> Iterator[np.ndarray]:
+            gone, size = np.append(-1, events), self._variants_at_once
+            for first in range(0, len(gone), size):
+                own = gone[first : first + size]
+                keep_VL = own[:, None] != np.arange(self.events)
+                keep_VL[:, np.array(besides, dtype=np.int64)] = False
+                yield keep_VL
+
+        return self._of_variants(blocks())
+
+    @property
+    def _variants_at_once(self) -> int:
+        """Variants whose whole histories are written out together."""
+        return max(_VARIANTS // max(self.events, 1), 1)
+
+    @torch.no_grad()
+    def _of_variants(self, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        found = [self.predictions(batch) for keep_VL in blocks for batch in self.batches(keep_VL)]
         scores, predictions = (torch.cat(part).cpu().double().numpy() for part in zip(*found, strict=True))
         return scores, predictions

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 from transformers import initialization as init
 
@@ -16,6 +17,8 @@ from polyrec.core.schema import RESIDUALS, STATISTICS
 from polyrec.modules.encoders.backbone import Backbone
 from polyrec.modules.encoders.features import FeatureEncoder
 from polyrec.modules.encoders.item import ItemRows
+
+_MASKS = 1 << 23  # (candidate, event) pairs that are attended at once
 
 
 class HistoryEncoder(nn.Module):
@@ -181,24 +184,43 @@ class CandidateAttention(nn.Module):
         self, candidate_BCD: Tensor, inputs_BLD: Tensor, positions_BC: Tensor, residuals_BLT: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Attend, shapes as in the class description."""
-        batch, candidates, width = candidate_BCD.shape
+        key_BHLV, value_BHLV = self._keys_and_values(inputs_BLD, residuals_BLT)
+        whole = candidate_BCD, key_BHLV, value_BHLV, positions_BC
+        if torch.compiler.is_exporting():  # graphs are of any number of candidates
+            return self._attend(*whole)
+        number = candidate_BCD.shape[1]
+        size = max(_MASKS // (len(inputs_BLD) * inputs_BLD.shape[1]), 1)
+        if number <= size:
+            return self._attend(*whole)
+        found = []
+        for begin in range(0, number, size):
+            block = slice(begin, begin + size)
+            read = candidate_BCD[:, block], key_BHLV, value_BHLV, positions_BC[:, block]
+            # Kept for the gradient, masks [C, L] would grow with the square of a history's length.
+            found.append(checkpoint(self._attend, *read, use_reentrant=False, preserve_rng_state=False))
+        attended, evidence = zip(*found, strict=True)
+        return torch.cat(attended, dim=1), torch.cat(evidence, dim=1)
 
-        def split(x: Tensor) -> Tensor:
-            return x.view(batch, x.shape[1], self.heads, -1).transpose(1, 2)
-
-        value_BHLV = split(self.value(inputs_BLD))
+    def _keys_and_values(self, inputs_BLD: Tensor, residuals_BLT: Tensor | None) -> tuple[Tensor, Tensor]:
+        value_BHLV = self._heads(self.value(inputs_BLD))
         if self.targets:
             if residuals_BLT is None:
                 raise KeyError(f"event feature {RESIDUALS!r} is missing from the batch")
             known_BLT = F.pad(torch.nan_to_num(residuals_BLT).to(value_BHLV.dtype), (0, 0, 1, 0))  # the start says 0
             value_BHLV = torch.cat([value_BHLV, known_BLT.unsqueeze(1).expand(-1, self.heads, -1, -1)], dim=-1)
-        index_L = torch.arange(inputs_BLD.shape[1], device=positions_BC.device)
+        return self._heads(self.key(inputs_BLD)), value_BHLV
+
+    def _attend(
+        self, candidate_BCD: Tensor, key_BHLV: Tensor, value_BHLV: Tensor, positions_BC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, candidates, width = candidate_BCD.shape
+        index_L = torch.arange(key_BHLV.shape[2], device=positions_BC.device)
         visible_BCL = index_L <= positions_BC.unsqueeze(-1)
         attended_BHCV = F.scaled_dot_product_attention(
-            split(self.query(candidate_BCD)),
-            split(self.key(inputs_BLD)),
-            value_BHLV,
-            attn_mask=visible_BCL.unsqueeze(1),
+            self._heads(self.query(candidate_BCD)), key_BHLV, value_BHLV, attn_mask=visible_BCL.unsqueeze(1)
         )
         evidence_BCE = attended_BHCV[..., self.own_size :].transpose(1, 2).flatten(2)
         return attended_BHCV[..., : self.head_size].transpose(1, 2).reshape(batch, candidates, width), evidence_BCE
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from polyrec.core.schema import REFUSED
 from polyrec.data.batch import Batch
 from polyrec.modules.encoders.item import FIRST_ITEM
+from polyrec.modules.encoders.visible_events import VisibleEvents
 
 
 class Trending(NamedTuple):
@@ -35,16 +36,14 @@ class RequestContext(NamedTuple):
 
     Args:
         times: int64 [...], milliseconds since the epoch; None: nobody said.
-        history: int64 [..., L], items of the visible events, oldest first, 0 = none; None: nobody said.
-        refused: {task: bool [..., L]}, which of the events are negatives (seen, and not clicked).
+        history: the visible events; None: nobody said.
         latest: {task: int64 [..., H]}, at least LATEST visible items that were not refused, the latest first, 0 = none.
         fold: int64 [...], in which fold the user was when item-to-item evidence was counted, 0 = in none; None: all 0.
         trending: {task: what was popular then}.
     """
 
     times: Tensor | None = None
-    history: Tensor | None = None
-    refused: Mapping[str, Tensor] | None = None
+    history: VisibleEvents | None = None
     latest: Mapping[str, Tensor] | None = None
     fold: Tensor | None = None
     trending: Mapping[str, Trending] | None = None
@@ -55,39 +54,30 @@ class RequestContext(NamedTuple):
         Args:
             chosen_M: int64 or bool, places in the flattened batch.
         """
-        return self._each(lambda part: part.flatten(0, 1)[chosen_M])
+        return self.flatten(2).at(chosen_M)
 
     def at(self, index: Any) -> RequestContext:
         """Some of the requests, by any index of their own dimensions."""
-        return self._each(lambda part: part[index])
+        history = None if self.history is None else self.history.at(index)
+        return self._each(lambda part: part[index])._replace(history=history)
+
+    def flatten(self, dims: int) -> RequestContext:
+        """Requests whose first dimensions are one."""
+        history = None if self.history is None else self.history.flatten(dims)
+        return self._each(lambda part: part.flatten(0, dims - 1))._replace(history=history)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> RequestContext:
-        times, history, fold = (
-            None if part is None else change(part) for part in (self.times, self.history, self.fold)
-        )
-        refused, latest = (
-            None if parts is None else {task: change(part) for task, part in parts.items()}
-            for parts in (self.refused, self.latest)
-        )
+        """The context without its history, each tensor changed."""
+        times, fold = (None if part is None else change(part) for part in (self.times, self.fold))
+        latest = None if self.latest is None else {task: change(part) for task, part in self.latest.items()}
         trending = None
         if self.trending is not None:
             trending = {task: own._replace(snapshot=change(own.snapshot)) for task, own in self.trending.items()}
-        return RequestContext(times, history, refused, latest, fold, trending)
+        return RequestContext(times, None, latest, fold, trending)
 
 
 NO_CONTEXT = RequestContext()
 LATEST = 10  # items for which training reads item-to-item evidence
-
-
-def visible_items(item_ids: Tensor, positions: Tensor) -> Tensor:
-    """Items of the events that each candidate sees, [B, L] and [B, C] -> [B, C, L], 0 where there is none.
-
-    Example:
-        >>> visible_items(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2]])).tolist()
-        [[[0, 0, 0], [5, 6, 0]]]
-    """
-    index_L = torch.arange(item_ids.shape[1], device=item_ids.device)
-    return torch.where(index_L < positions.unsqueeze(-1), item_ids.unsqueeze(1), 0)
 
 
 def latest_items(item_ids: Tensor, positions: Tensor, refused: Tensor | None = None, number: int = LATEST) -> Tensor:
@@ -122,9 +112,7 @@ def context_of(batch: Batch, heads: Mapping[str, Any]) -> RequestContext:
     refused_BL = {name: values > 0 for name, values in refused.items() if values is not None}
     context = RequestContext(batch.candidate_times)
     if any(head.reads_history for head in heads.values()):
-        shape = (*positions.shape, batch.item_ids.shape[1])
-        every = {name: values.unsqueeze(1).expand(shape) for name, values in refused_BL.items()}
-        context = context._replace(history=visible_items(batch.item_ids, positions), refused=every)
+        context = context._replace(history=VisibleEvents.of_batch(batch.item_ids, positions, refused_BL))
     latest = {
         name: latest_items(batch.item_ids, positions, refused_BL.get(name), head.latest_events)
         for name, head in heads.items()

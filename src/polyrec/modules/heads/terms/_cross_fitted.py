@@ -113,9 +113,8 @@ class CrossFittedNeighbours(NeighbourTable):
         """The weights of a state, [..., D] -> [..., G]."""
         return self.by_state(state) + self.rate * self.prior.weight.squeeze(-1)
 
-    def _rows(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
-        """The tables of items and values, and which rows of them the items of the events [..., H] have."""
-        items, values, latest = super()._rows(context)
+    def _tables(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The tables of items and values, and where those of each request [...] begin; None: at the first row."""
         if not self.training or context.fold is None or not self.is_cross_fitted:
-            return items, values, latest
-        return self.fold_items, self.fold_values, context.fold.unsqueeze(-1) * len(items) + latest
+            return super()._tables(context)
+        return self.fold_items, self.fold_values, context.fold * len(self.items)

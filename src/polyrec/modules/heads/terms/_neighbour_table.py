@@ -18,6 +18,11 @@ from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.modules.heads.terms._lookup import find_items, sparse_bias
 from polyrec.modules.heads.terms.base import RetrievalTerm
 
+NO_EVENTS = (
+    "a task with `neighbours` needs what came before: pass what `model.request_context(...)` returns where it scores "
+    "the catalog"
+)
+
 
 class NeighbourTable(RetrievalTerm):
     """Neighbours of items, and what kinds of evidence say of them, for the latest items of a user.
@@ -113,10 +118,12 @@ class NeighbourTable(RetrievalTerm):
 
     def _rows(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
         """The tables of items and values, and which rows of them the items of the events [..., H] have."""
-        latest = self._events(context)
-        if latest is None:
-            raise ValueError(
-                "a task with `neighbours` needs what came before: pass what "
-                "`model.request_context(...)` returns where it scores the catalog"
-            )
-        return self.items, self.values, latest
+        events = self._events(context)
+        if events is None:
+            raise ValueError(NO_EVENTS)
+        items, values, begin = self._tables(context)
+        return items, values, events if begin is None else begin.unsqueeze(-1) + events
+
+    def _tables(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The tables of items and values, and where those of each request [...] begin; None: at the first row."""
+        return self.items, self.values, None

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.linear_loss import GroupBias
+from polyrec.core.linear_loss import AnyBias, GroupBias
 from polyrec.core.registry import RETRIEVAL_TERMS
-from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
+from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms._blocks import blocked, of_items_in_blocks
 from polyrec.modules.heads.terms.base import RetrievalTerm
 
 _TIMES = (2, 3, 5, 9)  # how often: 1, 2, 3-4, 5-8, more
@@ -46,7 +48,7 @@ class Repeats(RetrievalTerm):
 
     Example:
         >>> repeats = Repeats(hidden_size=4)
-        >>> context = RequestContext(history=torch.tensor([[3, 4, 3, 0]]))
+        >>> context = RequestContext(history=VisibleEvents.of_requests(torch.tensor([[3, 4, 3, 0]])))
         >>> repeats.own_groups(context, torch.arange(2, 6)[None]).tolist()  # 3: twice, the latest
         [[0, 9, 2, 0]]
     """
@@ -81,12 +83,16 @@ class Repeats(RetrievalTerm):
         """What a state says of each group, [..., D] -> [..., G]; the first one is 0."""
         return F.pad(self.by_state(state) + self.rate * self.prior.weight.squeeze(-1), (1, 0))
 
-    def biases(self, context: RequestContext, ids: Tensor) -> GroupBias:
+    def biases(self, context: RequestContext, ids: Tensor) -> AnyBias:
         """Groups for the logits of a catalog, of what was taken alone: histories [M, L] -> [M, L].
 
         Args:
             ids: ascending, each once.
         """
+        self._check(context)
+        return blocked(lambda at: self._biases(context.at(at), ids), context, ids)
+
+    def _biases(self, context: RequestContext, ids: Tensor) -> GroupBias:
         items_ML, order_ML = self._sorted(context)
         # Events of one item stand together, the latest at the end: there, all is known of it.
         index_L = torch.arange(items_ML.shape[1], device=ids.device)
@@ -104,16 +110,20 @@ class Repeats(RetrievalTerm):
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """What groups say of items of each request's own, [..., G], [...] and [..., K] -> [..., K]."""
-        return of_groups.gather(-1, self.own_groups(context, ids))
+        self._check(context)
+        return of_items_in_blocks(
+            lambda own, some, few: own.gather(-1, self.own_groups(some, few)), of_groups, context, ids
+        )
 
     def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
         """What groups say of all items, [M, G] and histories [M, L] -> [M, N]."""
         items_ML = self._history(context)
-        same_MLL = items_ML.unsqueeze(1) == items_ML.unsqueeze(2)
-        index_L = torch.arange(items_ML.shape[1], device=items_ML.device)
-        later_MLL = same_MLL & (index_L > index_L.unsqueeze(1))
-        group_ML = self._group(same_MLL.sum(-1), index_L, self._seen(items_ML))
-        latest_ML = (items_ML >= FIRST_ITEM) & ~later_MLL.any(-1)  # where an item stands last, all is known of it
+        index_ML = torch.arange(items_ML.shape[1], device=items_ML.device).expand_as(items_ML)
+        none_MN = items_ML.new_zeros(items_ML.shape[0], num_items)
+        times_MN = none_MN.scatter_add(1, items_ML, torch.ones_like(items_ML))
+        last_MN = none_MN.scatter_reduce(1, items_ML, index_ML, "amax")
+        group_ML = self._group(times_MN.gather(1, items_ML), index_ML, self._seen(items_ML))
+        latest_ML = (items_ML >= FIRST_ITEM) & (last_MN.gather(1, items_ML) == index_ML)  # there, all is known of it
         numbers_ML = of_groups.gather(1, torch.where(latest_ML, group_ML, 0))  # group 0 adds nothing
         return of_groups.new_zeros(items_ML.shape[0], num_items).scatter_add(1, items_ML, numbers_ML)
 
@@ -138,16 +148,18 @@ class Repeats(RetrievalTerm):
         return self._history(context).sort(dim=-1, stable=True)
 
     def _history(self, context: RequestContext) -> Tensor:
-        """Items of the events that count, those of no item for all others, [..., L] with L > 0."""
+        """Items of the events that count, those of an unknown item for all others, [..., L] with L > 0."""
+        history = self._check(context).read(self.task)
+        return history if history.shape[-1] else F.pad(history, (0, 1))
+
+    @staticmethod
+    def _check(context: RequestContext) -> VisibleEvents:
         if context.history is None:
             raise ValueError(
                 "a task with `repeats` needs the events before: pass what "
                 "`model.request_context(...)` returns where it scores the catalog"
             )
-        history, refused = context.history, (context.refused or {}).get(self.task)
-        if refused is not None:  # such an event is one, of no item
-            history = torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)
-        return history if history.shape[-1] else F.pad(history, (0, 1))
+        return context.history
 
     @staticmethod
     def _seen(items: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from polyrec.core.configuration_polyrec import PolyRecConfig
-from polyrec.core.linear_loss import ExcludedItems
+from polyrec.core.linear_loss import AnyBias, ExcludedItems
 from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
 from polyrec.modules.heads.base import TaskHead
+from polyrec.modules.heads.terms._blocks import blocked
 from polyrec.modules.heads.terms.base import RetrievalTerm
 
 
@@ -53,15 +54,19 @@ class Seen(RetrievalTerm):
         """Every item is a candidate."""
         return ExcludedItems(None)
 
-    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> ExcludedItems:
+    def training_biases(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> AnyBias:
         """Which of the items are no candidates: those that are visible, but for what was taken."""
+        return blocked(lambda at: self._excluded(context.at(at), ids, targets_M[at]), context, ids)
+
+    def _excluded(self, context: RequestContext, ids: Tensor, targets_M: Tensor) -> ExcludedItems:
         assert context.history is not None  # heads of sets have it
+        history_ML = context.history.read()
         beyond = int(ids[-1]) + 1
         column_of = torch.full((beyond + 1,), -1, device=ids.device)
         column_ML = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[
-            context.history.clamp(max=beyond)
+            history_ML.clamp(max=beyond)
         ]
-        seen_ML = (context.history >= FIRST_ITEM) & (column_ML >= 0)
+        seen_ML = (history_ML >= FIRST_ITEM) & (column_ML >= 0)
         return ExcludedItems(torch.where(seen_ML & (column_ML != targets_M.unsqueeze(1)), column_ML, -1))
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:

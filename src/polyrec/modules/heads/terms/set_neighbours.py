@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from polyrec.core.linear_loss import DenseBias
 from polyrec.core.registry import RETRIEVAL_TERMS
 from polyrec.data.neighbours import SET_KINDS, Neighbours
-from polyrec.modules.encoders.item import FIRST_ITEM, UNKNOWN_ITEM
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.encoders.visible_events import VisibleEvents
+from polyrec.modules.heads.terms._blocks import of_items_in_blocks
 from polyrec.modules.heads.terms._cross_fitted import CrossFittedNeighbours
+from polyrec.modules.heads.terms._neighbour_table import NO_EVENTS
 
+_EVENTS = 1 << 12  # events whose neighbours are added at once
 _START = {"together": 0.0, "similar": 0.2, "linear": 1.75}  # what fits ml-100k
 
 
@@ -70,17 +73,19 @@ class SetNeighbours(CrossFittedNeighbours):
         Args:
             ids: ascending, each once.
         """
-        items, values, rows_ML = self._rows(context)
-        begins_M, new_ML = self._new_events(context)
-        request_E, slot_E = new_ML.nonzero(as_tuple=True)
-        rows_E = rows_ML[request_E, slot_E]
-        column_EK, shown_EK = self._columns(items[rows_E].long(), ids)
+        if context.history is None:
+            raise ValueError(NO_EVENTS)
+        begins_M, request_E, rows_E = self._new_events(context, context.history)
+        items, values, begin_M = self._tables(context)
+        rows_E = rows_E if begin_M is None else begin_M[request_E] + rows_E
         kinds = values.shape[1]
-        sums = torch.zeros(len(rows_ML), kinds, len(ids), device=ids.device)
-        at_ETK = (request_E.view(-1, 1, 1) * kinds + torch.arange(kinds, device=ids.device).view(-1, 1)) * len(ids)
-        values_ETK = values[rows_E].float() * shown_EK.unsqueeze(1)
-        sums.view(-1).index_add_(0, (at_ETK + column_EK.unsqueeze(1)).flatten(), values_ETK.flatten())
-        bounds = [*begins_M.nonzero().flatten().tolist(), len(rows_ML)]
+        sums = torch.zeros(len(begins_M), kinds, len(ids), device=ids.device)
+        for request, rows in zip(request_E.split(_EVENTS), rows_E.split(_EVENTS), strict=True):
+            column_EK, shown_EK = self._columns(items[rows].long(), ids)
+            at_ET1 = (request.view(-1, 1, 1) * kinds + torch.arange(kinds, device=ids.device).view(-1, 1)) * len(ids)
+            values_ETK = values[rows].float() * shown_EK.unsqueeze(1)
+            sums.view(-1).index_add_(0, (at_ET1 + column_EK.unsqueeze(1)).flatten(), values_ETK.flatten())
+        bounds = [*begins_M.nonzero().flatten().tolist(), len(begins_M)]
         for begin, end in pairwise(bounds):
             if end - begin > 1:
                 sums[begin:end] = sums[begin:end].cumsum(0)
@@ -92,26 +97,24 @@ class SetNeighbours(CrossFittedNeighbours):
         column_EK = column_of.index_copy_(0, ids, torch.arange(len(ids), device=ids.device))[found_EK]
         return column_EK.clamp(min=0), column_EK >= 0
 
-    def _new_events(self, context: RequestContext) -> tuple[Tensor, Tensor]:
-        """Where a request sees other events than the one before it and some more, bool [M], and which are new to it
-        then, bool [M, L]."""
-        seen_ML = self._events(context)
-        assert seen_ML is not None  # `_rows` has looked
-        before_ML = F.pad(seen_ML[:-1], (0, 0, 1, 0))
-        grows_M = ((seen_ML == before_ML) | (before_ML == 0)).all(1)
+    def _new_events(self, context: RequestContext, events: VisibleEvents) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a request does not see the events of the one before it and some more, bool [M]; and the events that are
+        new to a request then: its number and their items, [E] each."""
+        before_M = F.pad(events.positions[:-1], (1, 0))
+        grows_M = (events.windows == F.pad(events.windows[:-1], (1, 0), value=-1)) & (events.positions >= before_M)
         if context.fold is not None:
-            fold_M = context.fold
-            grows_M &= fold_M == F.pad(fold_M[:-1], (1, 0), value=-1)
-        begins_M = ~grows_M
-        begins_M[:1] = True
-        before_ML = torch.where(begins_M.unsqueeze(1), 0, before_ML)
-        return begins_M, (seen_ML > 0) & (before_ML == 0)
+            grows_M = grows_M & (context.fold == F.pad(context.fold[:-1], (1, 0), value=-1))
+        first_M = torch.where(grows_M, before_M, 0)
+        new_M = events.positions - first_M
+        request_E = torch.arange(len(new_M), device=new_M.device).repeat_interleave(new_M)
+        begins_E = (new_M.cumsum(0) - new_M - first_M).index_select(0, request_E)
+        place_E = torch.arange(len(request_E), device=new_M.device) - begins_E
+        item_E = events.counted(self.task)[events.windows.index_select(0, request_E), place_E]
+        known = item_E > 0
+        return ~grows_M, request_E[known], item_E[known]
 
     def _events(self, context: RequestContext) -> Tensor | None:
-        history, refused = context.history, (context.refused or {}).get(self.task)
-        if history is None or refused is None:
-            return history
-        return torch.where(refused & (history >= FIRST_ITEM), UNKNOWN_ITEM, history)  # which has no neighbours
+        return None if context.history is None else context.history.read(self.task)  # unknown items have no neighbours
 
     def of_catalog(self, of_groups: Tensor, context: RequestContext, num_items: int) -> Tensor:
         """The numbers of all items, [M, T] and [M, L] -> [M, N]."""
@@ -123,6 +126,11 @@ class SetNeighbours(CrossFittedNeighbours):
 
     def of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         """The numbers of items of each request's own, [..., T], [..., L] and [..., K] -> [..., K]."""
+        if context.history is None:
+            raise ValueError(NO_EVENTS)
+        return of_items_in_blocks(self._of_items, of_groups, context, ids)
+
+    def _of_items(self, of_groups: Tensor, context: RequestContext, ids: Tensor) -> Tensor:
         sums = self._of_own(context, ids).float().sum(-2)
         return (_strength(sums).to(of_groups.dtype) * of_groups.unsqueeze(-2)).sum(-1)
 
