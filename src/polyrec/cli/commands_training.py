@@ -78,6 +78,36 @@ def _train(options: argparse.Namespace) -> None:
     train(recipe, resume=options.resume)
 
 
+def add_profile(commands: Commands) -> None:
+    """`polyrec profile`."""
+    profile = commands.add_parser(
+        "profile",
+        help="where the time and the memory of a recipe go",
+        description="Does all that `polyrec train` does, with a few steps of training, and prints what each phase "
+        "takes: wall and CPU seconds and the peak of the process's own memory. Of a step it shows data, forward, "
+        "backward and optimizer. Saves no model.",
+    )
+    add_recipe(profile, "also write the figures as JSON", metavar="FILE")
+    profile.add_argument("--steps", type=int, default=20, help="steps of training that are measured (default: 20)")
+    profile.add_argument(
+        "--operators",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="N",
+        help="also show the N operators of torch that take most time (without N: 20), of five further steps",
+    )
+    profile.set_defaults(run=_profile)
+
+
+def _profile(options: argparse.Namespace) -> None:
+    output, options.output = options.output, None  # of the figures; a recipe's output is a folder
+    recipe = read_recipe(options)
+    from polyrec.runs.profile import profile
+
+    profile(recipe, options.steps, options.operators, output)
+
+
 def add_compare(commands: Commands) -> None:
     """`polyrec compare`."""
     compare = commands.add_parser(

@@ -85,7 +85,7 @@ def read_fields(options: argparse.Namespace, cls: type) -> Any:
         raise SettingError(f"--{flag}", error.problem) from error
 
 
-def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
+def add_recipe(parser: argparse.ArgumentParser, output: str, metavar: str = "DIR") -> None:
     """What every command has that reads a recipe."""
     parser.add_argument(
         "recipe",
@@ -94,7 +94,7 @@ def add_recipe(parser: argparse.ArgumentParser, output: str) -> None:
         "event log: columns are found and tasks proposed as in `polyrec init`",
     )
     add_fields(parser, Recipe, _RECIPE_FLAGS, others=())
-    parser.add_argument("--output", metavar="DIR", help=output)  # each command has a default of its own
+    parser.add_argument("--output", metavar=metavar, help=output)  # each command has a default of its own
     add_fields(parser, Columns, COLUMN_FLAGS, others=())
     parser.add_argument(
         "--task",

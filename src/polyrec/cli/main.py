@@ -28,6 +28,7 @@ _COMMANDS = (
     training.add_init,
     training.add_schema,
     training.add_train,
+    training.add_profile,
     training.add_compare,
     training.add_tune,
     distilling.add_distill,

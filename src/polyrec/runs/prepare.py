@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from polyrec.runs.recipe_checks import check_sections
 from polyrec.tracking.facts import fingerprints
 from polyrec.tracking.run_files import RECIPE_NAME, missing
 from polyrec.tracking.training_file import TRAINING_NAME
+
+Phase = Callable[[str], AbstractContextManager[Any]]
 
 
 def read_run(run: str | Path, tables: bool = True) -> Recipe:
@@ -49,23 +53,32 @@ def tables_of(recipe: Recipe, name: str) -> list[str]:
     return [path for path in given if path]
 
 
-def prepare(recipe: Recipe, verbose: bool = False, seed: int | None = None) -> tuple[PolyRecProcessor, Splits]:
+def prepare(
+    recipe: Recipe, verbose: bool = False, seed: int | None = None, phase: Phase = nullcontext
+) -> tuple[PolyRecProcessor, Splits]:
     """The processor and the split of a recipe; tables of its updates are included.
 
     Args:
         verbose: print the `DataReport`, which commands that begin with a recipe do once.
         seed: of what is drawn for the split (`max_delay`); default: that of the recipe's training.
+        phase: called with "fit" and "split"; the work is done inside what it returns.
     """
     check_sections(recipe)
     interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they stand in the report
-        processor = PolyRecProcessor.fit(
-            *(interactions, items, users), tasks=recipe.tasks, columns=recipe.columns, verbose=False, **recipe.processor
-        )
-        parts = processor.split(
-            interactions, prior_history=recipe.prior_history, **{**recipe.split, "seed": _seed(recipe, seed)}
-        )
+        with phase("fit"):
+            processor = PolyRecProcessor.fit(
+                *(interactions, items, users),
+                tasks=recipe.tasks,
+                columns=recipe.columns,
+                verbose=False,
+                **recipe.processor,
+            )
+        with phase("split"):
+            parts = processor.split(
+                interactions, prior_history=recipe.prior_history, **{**recipe.split, "seed": _seed(recipe, seed)}
+            )
     if verbose and processor.data_report is not None:
         processor.data_report.show()
     return processor, parts

@@ -83,6 +83,7 @@ def build_trainer(
     quiet: bool = False,
     teacher: Teacher | None = None,
     may_push: bool = False,
+    trainer_class: type[PolyRecTrainer] = PolyRecTrainer,
     **overrides: Any,
 ) -> PolyRecTrainer:
     """A fresh model, seeded, and its trainer.
@@ -94,6 +95,7 @@ def build_trainer(
         quiet: no progress bar and no log lines of its own; the caller shows progress over many trainings.
         teacher: whose outputs are distilled; the recipe says how (`model.distillation`).
         may_push: obey the recipe's arguments about the Hub; a training inside a comparison or search never pushes.
+        trainer_class: of the trainer.
         overrides: training arguments that replace those of the recipe (seed, output_dir, ...).
     """
     if not valid.num_candidates:
@@ -114,7 +116,7 @@ def build_trainer(
         )
     set_seed(arguments.seed)
     model = PolyRecForRecommendation(build_config(recipe, processor, tasks))
-    trainer = PolyRecTrainer(
+    trainer = trainer_class(
         model,
         arguments,
         train_dataset=train,

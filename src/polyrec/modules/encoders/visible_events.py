@@ -40,13 +40,13 @@ class VisibleEvents(NamedTuple):
     @classmethod
     def of_batch(cls, items: Tensor, positions: Tensor, refused: Mapping[str, Tensor] | None = None) -> VisibleEvents:
         """Those of the candidates of a batch, [B, L] and [B, C]."""
-        windows = torch.arange(len(items), device=positions.device).unsqueeze(1).expand_as(positions)
+        windows = torch.arange(items.shape[0], device=positions.device).unsqueeze(1).expand_as(positions)
         return cls(items, positions, windows, refused or {})
 
     @classmethod
     def of_requests(cls, items: Tensor, refused: Mapping[str, Tensor] | None = None) -> VisibleEvents:
         """Those of M requests with a history each, int64 [M, L], of which they see all."""
-        every = torch.arange(len(items), device=items.device)
+        every = torch.arange(items.shape[0], device=items.device)
         return cls(items, torch.full_like(every, items.shape[1]), every, refused or {})
 
     @property
