@@ -23,10 +23,12 @@ from polyrec.evaluation.cautions import (
     warn_of_constant,
     warn_of_repeats,
 )
+from polyrec.evaluation.scanned import scan_ranks
 from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_at_once
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
+from polyrec.modules.heads.catalog_scan import LARGE, ROWS, can_scan
 
 logger = logging.getLogger(__name__)
 
@@ -195,12 +197,21 @@ def predict(
     k = min(k, model.config.num_items - FIRST_ITEM)
     pairs = PairPredictions(model.heads, model.pair_tasks, dataset.num_candidates)
     parts: dict[str, list[Ranking]] = {name: [] for name in model.state_tasks}
+    if model.config.num_items > LARGE and parts:
+        batch_size = max(batch_size, ROWS)  # a pass over a large table costs as much for few requests
     with model.eval_mode() as model, autocast or nullcontext():
         for batch in predicted_batches(model, dataset, batch_size, shard, progress, workers):
             assert batch.output.logits is not None  # there are candidates
             pairs.add(batch.rows, batch.output.logits)
             for name in model.state_tasks:
                 leaves = lists_leave_out(model, name, exclude_seen)
+                if model.config.num_items > LARGE and can_scan(head := model.heads[name]):
+                    for own in batch.examples(name, ROWS):
+                        state = head.query_state(own.states, own.queries)
+                        parts[name].append(
+                            scan_ranks(head, state, batch.items, own.context, dataset, own.rows, leaves, k)
+                        )
+                    continue
                 for examples in batch.examples(name, rows_at_once(model.config.num_items)):
                     scores = model.score_items(
                         examples.states, name, batch.items, examples.queries, examples.context
