@@ -21,7 +21,6 @@ Prints the counts and exits with 1 if any is not 0.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -43,16 +42,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import httpx
 import numpy as np
-import uvicorn
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
-from polyrec.serving.app import build_app
+from polyrec.serving.app import AppOptions
 from polyrec.serving.engine import Engine
 from polyrec.serving.events import EventFormat
 from polyrec.serving.loading import load_state, quiet
 from polyrec.serving.pending import PendingEvents
 from polyrec.serving.records import Kind
-from polyrec.serving.run import uvicorn_config
+from polyrec.serving.run import serve_app
 from polyrec.serving.service import Service, ServiceOptions
 from polyrec.serving.state import ServedState
 from polyrec.serving.store import SQLiteStore
@@ -97,16 +95,15 @@ def events_of(processor: PolyRecProcessor, seed: int) -> Iterator[dict[str, Any]
         yield event | {column: float(rng.integers(1, 6)) for column in columns}
 
 
-def start(run: Path, folder: Path, port: int, snapshot_events: int) -> int:
-    """Serve in a forked process."""
+def start(run: Path, folder: Path, port: int, snapshot_events: int, processes: int = 1) -> int:
+    """Serve in a forked process, which forks others for HTTP."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     try:
         options = ServiceOptions(watermark=0.05, snapshot_events=snapshot_events)
-        service = Service(run, SQLiteStore(folder), folder, options)
-        asyncio.run(uvicorn.Server(uvicorn_config(build_app(service), "127.0.0.1", port)).serve())
+        serve_app(lambda: Service(run, SQLiteStore(folder), folder, options), AppOptions(), port, processes)
         os._exit(0)
     except BaseException as error:
         print(f"the server failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -184,7 +181,9 @@ class Client:
         return ready
 
 
-def kill_server(run: Path, folder: Path, kills: int, seed: int = 0, longest: float = 5.0) -> Outcome:
+def kill_server(
+    run: Path, folder: Path, kills: int, seed: int = 0, longest: float = 5.0, processes: int = 1
+) -> Outcome:
     """Kill a server so many times, and look at what is left."""
     quiet()
     processor = PolyRecProcessor.from_pretrained(run)
@@ -194,7 +193,7 @@ def kill_server(run: Path, folder: Path, kills: int, seed: int = 0, longest: flo
     port, found, chance = free_port(), Outcome(), random.Random(seed)
     client = Client(events_of(processor, seed), port, seed)
     while found.kills < kills:
-        server = start(run, folder, port, snapshot_events=200)
+        server = start(run, folder, port, snapshot_events=200, processes=processes)
         killer = kill_later(server, chance.uniform(0.0, longest))
         status: list[int] = []
 
@@ -209,7 +208,7 @@ def kill_server(run: Path, folder: Path, kills: int, seed: int = 0, longest: flo
             raise RuntimeError("the server ended by itself")
         found.kills += 1
     # What was not acknowledged is sent once more, and the last server ends as it should.
-    server = start(run, folder, port, snapshot_events=200)
+    server = start(run, folder, port, snapshot_events=200, processes=processes)
     client.waiting = client.waiting or [next(client.events)]
     goal = client.sent + len(client.waiting)
     client.run(lambda: client.sent < goal)
@@ -237,7 +236,7 @@ class Load:
         return bool(self.lost or self.doubled or {*self.statuses} - {0, 200, 503}) or self.from_records > TOLERANCE
 
 
-def load_server(run: Path, folder: Path, locust: str, minutes: float, every: float = 60.0) -> Load:
+def load_server(run: Path, folder: Path, locust: str, minutes: float, every: float = 60.0, processes: int = 1) -> Load:
     """Kill a server that locust calls, again and again, and look at what is left."""
     quiet()
     processor = PolyRecProcessor.from_pretrained(run)
@@ -250,7 +249,7 @@ def load_server(run: Path, folder: Path, locust: str, minutes: float, every: flo
     command = [locust, "-f", str(file), "--headless", "--only-summary", "-u", "16", "-r", "16"]
     command += ["-t", f"{60 * minutes:g}s", "--host", f"http://127.0.0.1:{port}"]
     given = {"LOAD_LOG": str(log), "LOAD_COLUMNS": ",".join(dict.fromkeys(columns)), "PYTHONPATH": ""}
-    server = start(run, folder, port, snapshot_events=2_000)
+    server = start(run, folder, port, snapshot_events=2_000, processes=processes)
     with open(folder / "locust.log", "w") as output:
         client = subprocess.Popen(command, env={**os.environ, **given}, stdout=output, stderr=output)
         due = time.monotonic() + every
@@ -260,7 +259,7 @@ def load_server(run: Path, folder: Path, locust: str, minutes: float, every: flo
                 os.kill(server, signal.SIGKILL)
                 os.waitpid(server, 0)
                 found.kills += 1
-                server, due = start(run, folder, port, snapshot_events=2_000), due + every
+                server, due = start(run, folder, port, snapshot_events=2_000, processes=processes), due + every
     os.kill(server, signal.SIGTERM)
     os.waitpid(server, 0)
     return look_at_load(run, folder, log, found)
@@ -311,14 +310,15 @@ def main() -> int:
     parser.add_argument("--load", metavar="LOCUST", help="the program locust: kill the server while it sends traffic")
     parser.add_argument("--minutes", type=float, default=10.0, help="of --load (default: 10)")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between kills under --load (default: 60)")
+    parser.add_argument("--http-processes", type=int, default=1, help="of the server (default: 1)")
     parser.add_argument("--state", type=Path, help="folder to work in (default: a temporary one)")
     options = parser.parse_args()
     folder = options.state or Path(tempfile.mkdtemp())
     found: Outcome | Load
     if options.load is None:
-        found = kill_server(options.run, folder, options.kills, options.seed, options.longest)
+        found = kill_server(options.run, folder, options.kills, options.seed, options.longest, options.http_processes)
     else:
-        found = load_server(options.run, folder, options.load, options.minutes, options.every)
+        found = load_server(options.run, folder, options.load, options.minutes, options.every, options.http_processes)
     print(json.dumps(vars(found), indent=2))
     return int(found.failed)
 

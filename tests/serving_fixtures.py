@@ -19,9 +19,9 @@ from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecProcessor
 from polyrec.serving.app import AppOptions, build_app
+from polyrec.serving.connections import uvicorn_config
 from polyrec.serving.loading import quiet
 from polyrec.serving.records import Kind, Record
-from polyrec.serving.run import uvicorn_config
 from polyrec.serving.service import Service, ServiceOptions
 from polyrec.serving.store import SQLiteStore
 

@@ -245,7 +245,7 @@ def test_numbers_and_texts_that_json_does_not_have_are_refused(client):
 def test_large_and_slow_bodies_are_refused(run, tmp_path, monkeypatch):
     """Prevents a client from filling the memory, with or without saying how much it sends, or from keeping a place for
     ever by sending a byte now and then."""
-    monkeypatch.setattr("polyrec.serving.run.HEADER_SECONDS", 0.3)
+    monkeypatch.setattr("polyrec.serving.connections.HEADER_SECONDS", 0.3)
     with live(run[0], tmp_path, AppOptions(body_seconds=0.3)) as client:
         large = b" " * (guards.MOST_BYTES + 1)
         assert client.post("/recommend", content=large).status_code == 413

@@ -58,6 +58,13 @@ def add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--salt", metavar="TEXT", help="of the hash that assigns users to variants (default: one of the events' store)"
     )
+    serve.add_argument(
+        "--http-processes",
+        type=int,
+        metavar="N",
+        help="processes that speak HTTP beside the one of the model; 0: one process does both (default: 1 if there are "
+        "two cores)",
+    )
     add_index(serve)
     serve.set_defaults(run=_serve)
 
@@ -70,7 +77,19 @@ def _serve(options: argparse.Namespace) -> None:
     from polyrec.serving.assignment import VariantOptions
     from polyrec.serving.run import ServeOptions, serve
 
-    names = ("host", "port", "state", "database", "keys", "deadline", "watermark", "shadow", "salt", "index")
+    names = (
+        "host",
+        "port",
+        "state",
+        "database",
+        "keys",
+        "deadline",
+        "watermark",
+        "shadow",
+        "salt",
+        "index",
+        "http_processes",
+    )
     variants = tuple(VariantOptions.parse(text) for text in options.variant)
     serve(options.run_folder, ServeOptions(variants=variants, **{name: getattr(options, name) for name in names}))
 

@@ -48,6 +48,10 @@ class SettingError(ValueError):
         super().__init__(f"{name} {problem}")
         self.name, self.problem = name, problem
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        """Another process reads it with both parts."""
+        return type(self), (self.name, self.problem)
+
 
 @contextmanager
 def section(name: str) -> Iterator[None]:

@@ -24,6 +24,7 @@ from polyrec.serving.catalog import Unknown
 from polyrec.serving.guards import MOST_BYTES, BodyGuard
 from polyrec.serving.keys import Keys
 from polyrec.serving.metrics import Metrics
+from polyrec.serving.responder import OwnResponder
 from polyrec.serving.service import Service
 from polyrec.serving.writer import QueueFull
 
@@ -62,12 +63,19 @@ class AppOptions:
 
 
 def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
-    """The application.
+    """The application, for a process that has both HTTP and the model.
 
     Args:
         service: is started with the application, and stopped with it.
     """
     options = AppOptions() if options is None else options
+    app = build_unguarded(service, options)
+    add_guards(app, options, app.state.metrics.request)
+    return app
+
+
+def build_unguarded(service: Service, options: AppOptions) -> FastAPI:
+    """The application for requests that have passed the guards of [`add_guards`]."""
     metrics = Metrics(service)
     service.measured, service.responded, service.compared = metrics.batched, metrics.responded, metrics.compared
 
@@ -88,18 +96,20 @@ def build_app(service: Service, options: AppOptions | None = None) -> FastAPI:
         responses={code: {"model": routes.Refused} for code in (401, 403, 413, 422, 429, 503, 504)},
     )
     app.state.service, app.state.metrics = service, metrics
-    access = Access(options.keys, options.deadline)
-    app.state.access = access
+    app.state.responder = OwnResponder(service)
+    access = Access(options.keys, options.deadline, app.state.responder)
     app.include_router(routes.router(access))
     app.include_router(gorse.router(access))
-    _add_errors(app)
-    app.add_middleware(
-        partial(BodyGuard, most=options.most_bytes, seconds=options.body_seconds, measured=metrics.request)
-    )
+    add_errors(app)
+    return app
+
+
+def add_guards(app: FastAPI, options: AppOptions, measured: Callable[[str, int, float], None]) -> None:
+    """What every request passes first; `measured` as of [`BodyGuard`]."""
+    app.add_middleware(partial(BodyGuard, most=options.most_bytes, seconds=options.body_seconds, measured=measured))
     if options.keys.scopes is None:
         # Without keys a page of another site could call in the name of whoever reads it.
         app.add_middleware(HostCheck, names=known_names(options.host) | {*options.names})
-    return app
 
 
 def _start(service: Service, failed: Callable[[Exception], None]) -> None:
@@ -109,7 +119,9 @@ def _start(service: Service, failed: Callable[[Exception], None]) -> None:
         failed(error)
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Responses to errors."""
+
     def problem(status: int, message: str, where: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"detail": [{"field": where, "message": message}]}, status, headers)
 

@@ -28,14 +28,12 @@ class Job:
     Args:
         call: what `respond` of the batcher reads.
         deadline: of `time.monotonic`.
-        future: its result.
-        closed: whether the client has gone.
+        future: its result; cancelled when the client has gone.
     """
 
     call: Any
     deadline: float
     future: Future[Any] = field(default_factory=Future)
-    closed: bool = False
 
 
 class Batcher:
@@ -132,11 +130,9 @@ class Batcher:
         """Forget requests of clients that have gone and those that are too late."""
         now, kept = time.monotonic(), deque[Job]()
         for job in self._waiting:
-            if job.closed or job.future.cancelled():
-                job.future.cancel()
-            elif job.deadline <= now:
+            if job.deadline <= now:
                 _resolve(job.future, Expired("too many requests came before"))
-            else:
+            elif not job.future.cancelled():
                 kept.append(job)
         self._waiting = kept
 

@@ -136,7 +136,7 @@ def _add_items(found: APIRouter, access: Access) -> None:
     async def _searched(request: Request, service: Service, query: str, n: int) -> list[Any]:
         model, processor = service.state.model, service.state.processor
         if any(model.heads[name].excludes == "own item" for name in model.state_tasks):
-            _, rows = await access.call(request, service, Search(User(), query, n))
+            _, rows = await access.call(request, Search(User(), query, n))
             return [row["item"] for row in rows]
         title = processor.columns.title
         if title not in processor.items.table.column_names:
@@ -150,7 +150,7 @@ def _add_items(found: APIRouter, access: Access) -> None:
     ) -> list[dict[str, Any]]:
         """Items like one."""
         call = Similar(item_id(service.state, item), min(n + offset, MOST_ITEMS))
-        _, rows = await access.call(request, service, call)
+        _, rows = await access.call(request, call)
         return [{"Id": str(row["item"]), "Score": row["similarity"]} for row in rows[offset:]]
 
 
@@ -231,7 +231,7 @@ def _add_recommend(found: APIRouter, access: Access) -> None:
         # Feedback of one second often comes in several requests, the later of which are late events.
         known = None if who.user_id is None else service.writer.known
         call = Recommend(who, min(n + offset, MOST_ITEMS))
-        _, found = await access.call(request, service, call, who.user_id, known)
+        _, found = await access.call(request, call, who.user_id, known)
         return [{"Id": str(row["item"]), "Score": row["score"]} for row in found.rows[offset:]]
 
     @found.get("/recommend/{user}", dependencies=reads)

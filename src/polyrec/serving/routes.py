@@ -42,7 +42,7 @@ from polyrec.serving.schemas import (
     VariantOut,
 )
 
-__all__ = ["Refused", "router"]
+__all__ = ["Refused", "add_requests", "router"]
 PathId = Annotated[str, Path(min_length=1, max_length=512, pattern=r"\S")]
 
 
@@ -60,50 +60,51 @@ def listed(row: dict[str, Any]) -> ItemOut:
 def router(access: Access) -> APIRouter:
     """All routes but those of Gorse."""
     found = APIRouter()
-    _add_requests(found, access)
+    add_requests(found, access)
     _add_events(found, access)
     _add_catalog(found, access)
     _add_operation(found, access)
     return found
 
 
-def _add_requests(found: APIRouter, access: Access) -> None:
+def add_requests(found: APIRouter, access: Access) -> None:
+    """The routes that call the model."""
     reads = [access.scope("read")]
 
     @found.post("/recommend", dependencies=reads, tags=["recommend"])
-    async def recommend(request: Request, service: Served, given: RecommendRequest) -> RecommendResponse:
+    async def recommend(request: Request, given: RecommendRequest) -> RecommendResponse:
         """Items for one user, best first, with every task's prediction."""
         chosen = given.task, given.exclude_seen, given.candidates, tuple(given.exclude)
         call = Recommend(who(given), given.k, *chosen, Rules.of(given.rules))
-        by, (rows, unmet) = await access.call(request, service, call, given.user_id, given.after)
+        by, (rows, unmet) = await access.call(request, call, given.user_id, given.after)
         cold = rows[0]["cold_start"] if rows else None
         items = [listed(row) for row in rows]
         return RecommendResponse(**by._asdict(), cold_start=cold, items=items, unmet=list(unmet))
 
     @found.post("/score", dependencies=reads, tags=["recommend"])
-    async def score(request: Request, service: Served, given: ScoreRequest) -> ScoreResponse:
+    async def score(request: Request, given: ScoreRequest) -> ScoreResponse:
         """Every task's prediction for given items."""
-        by, rows = await access.call(request, service, Score(who(given), given.items), given.user_id, given.after)
+        by, rows = await access.call(request, Score(who(given), given.items), given.user_id, given.after)
         return ScoreResponse(**by._asdict(), items=rows)
 
     @found.post("/search", dependencies=reads, tags=["recommend"])
-    async def search(request: Request, service: Served, given: SearchRequest) -> RecommendResponse:
+    async def search(request: Request, given: SearchRequest) -> RecommendResponse:
         """Items by what somebody typed; the model needs a search task."""
         call = Search(who(given), given.query, given.k, given.task, Rules.of(given.rules))
-        by, rows = await access.call(request, service, call, given.user_id, given.after)
+        by, rows = await access.call(request, call, given.user_id, given.after)
         return RecommendResponse(**by._asdict(), cold_start=None, items=[listed(row) for row in rows])
 
     @found.post("/similar", dependencies=reads, tags=["recommend"])
-    async def similar(request: Request, service: Served, given: SimilarRequest) -> SimilarResponse:
+    async def similar(request: Request, given: SimilarRequest) -> SimilarResponse:
         """Items that the model takes for alike."""
-        by, rows = await access.call(request, service, Similar(given.item_id, given.k))
+        by, rows = await access.call(request, Similar(given.item_id, given.k))
         return SimilarResponse(**by._asdict(), items=rows)
 
     @found.post("/explain", dependencies=reads, tags=["recommend"])
-    async def explain(request: Request, service: Served, given: ExplainRequest) -> ExplainResponse:
+    async def explain(request: Request, given: ExplainRequest) -> ExplainResponse:
         """Why items are recommended: past events and attributes, with their effects."""
         call = Explain(who(given), given.items, given.k, given.task, given.events)
-        by, rows = await access.call(request, service, call, given.user_id, given.after)
+        by, rows = await access.call(request, call, given.user_id, given.after)
         return ExplainResponse(**by._asdict(), items=rows)
 
 

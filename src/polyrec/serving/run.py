@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import signal
 import sys
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FrameType
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polyrec.core.hosts import is_local
 from polyrec.core.lock import locked
+from polyrec.core.settings import SettingError
 from polyrec.inference.catalog_index import IndexKind
-from polyrec.serving.app import AppOptions, build_app
+from polyrec.serving.app import AppOptions, build_app, build_unguarded
 from polyrec.serving.assignment import VariantOptions
-from polyrec.serving.guards import MOST_HEADERS
+from polyrec.serving.connections import uvicorn_config
+from polyrec.serving.fronts import Fronts, default_processes
 from polyrec.serving.keys import Keys
 from polyrec.serving.loading import quiet
 from polyrec.serving.places import open_store, state_folder
 from polyrec.serving.service import Service, ServiceOptions
 
-HEADER_SECONDS = 10.0
+_log = logging.getLogger("polyrec.serving")
 _SWITCH = 5e-4  # seconds that one thread keeps others waiting; the default, 0.005, is longer than a small request takes
-
-
-class TimedProtocol(H11Protocol):
-    """HTTP/1.1 that gives up clients whose request lines do not come."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Somebody came."""
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Some bytes came."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Somebody went."""
-        super().connection_lost(exc)
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-    def _watch(self) -> None:
-        waits = self.conn.their_state is h11.IDLE
-        if waits and self._deadline is None:
-            self._deadline = self.loop.call_later(HEADER_SECONDS, self._give_up)
-        elif not waits and self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _give_up(self) -> None:
-        self._deadline = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()
 
 
 @dataclass(frozen=True)
@@ -75,6 +41,8 @@ class ServeOptions:
         keys: file of keys. None: everybody who reaches it may do everything, which only this machine may.
         deadline: seconds that a request waits.
         watermark, variants, shadow, salt, index: see [`ServiceOptions`].
+        http_processes: that read requests and write responses beside the process of the model; 0: it does that, too.
+            None: as the number of cores allows.
     """
 
     host: str = "127.0.0.1"
@@ -88,6 +56,11 @@ class ServeOptions:
     shadow: str | None = None
     salt: str | None = None
     index: IndexKind = "auto"
+    http_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.http_processes is not None and self.http_processes < 0:
+            raise SettingError("http-processes", f"is {self.http_processes}; it must be 0 or more")
 
 
 def serve(run: str, options: ServeOptions) -> None:
@@ -111,41 +84,54 @@ def serve(run: str, options: ServeOptions) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.resolve()):
         chosen = {name: getattr(options, name) for name in ("watermark", "variants", "shadow", "salt", "index")}
-        service = Service(run, open_store(folder, options.database), folder, ServiceOptions(**chosen))
-        errors: list[Exception] = []
+        where = f"http://{options.host}:{options.port}"
+        print(f"serving {run} at {where} (docs at /docs), state in {folder}; Ctrl-C stops", flush=True)
+        serve_app(
+            lambda: Service(run, open_store(folder, options.database), folder, ServiceOptions(**chosen)),
+            AppOptions(options.host, keys, options.deadline),
+            options.port,
+            default_processes() if options.http_processes is None else options.http_processes,
+        )
 
-        def failed(error: Exception) -> None:
-            errors.append(error)
-            server.should_exit = True
 
-        app = build_app(service, AppOptions(options.host, keys, options.deadline, failed=failed))
-        server = uvicorn.Server(uvicorn_config(app, options.host, options.port))
-        print(f"serving {run} at http://{options.host}:{options.port} (docs at /docs), state in {folder}; Ctrl-C stops")
-        reload_on_hangup(service)
+def serve_app(make: Callable[[], Service], options: AppOptions, port: int, processes: int) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        make: makes the service, after processes were forked.
+        options: how the server is reached.
+        processes: see [`ServeOptions`].
+
+    Raises:
+        Exception: the service could not be started.
+    """
+    fronts = Fronts(processes, port, options) if processes else None
+    errors: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        errors.append(error)
+        stop()
+
+    service, options = make(), replace(options, failed=failed)
+    reload_on_hangup(service)
+    if fronts is not None:
+        stop = fronts.stop
+        fronts.run(build_unguarded(service, options))
+    else:
+        server = uvicorn.Server(uvicorn_config(build_app(service, options), options.host, port))
+        stop = partial(setattr, server, "should_exit", True)
         server.run()
-        if errors:
-            raise errors[0]
-
-
-def uvicorn_config(app: Any, host: str, port: int) -> uvicorn.Config:
-    """Limits of connections."""
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=TimedProtocol,
-        ws="none",
-        access_log=False,  # its lines hold paths, and those may hold ids of users
-        log_level="warning",
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=10,
-        limit_concurrency=1024,
-        h11_max_incomplete_event_size=MOST_HEADERS,
-        server_header=False,
-    )
+    if errors:
+        raise errors[0]
 
 
 def reload_on_hangup(service: Service) -> None:
     """SIGHUP loads the run's folder anew, which an update has replaced."""
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda number, frame: service.swap_soon(service.run))
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        try:
+            service.swap_soon(service.run)
+        except ValueError as error:  # it would end the server
+            _log.error("SIGHUP: %s", error)
+
+    signal.signal(signal.SIGHUP, reload)
