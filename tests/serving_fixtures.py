@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ import uvicorn
 from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec import PolyRecProcessor
-from polyrec.serving.app import AppOptions, build_app
+from polyrec.serving.app import AppOptions, build_app, build_unguarded
 from polyrec.serving.connections import uvicorn_config
+from polyrec.serving.front import Front
+from polyrec.serving.fronts import engine_link
 from polyrec.serving.loading import quiet
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.service import Service, ServiceOptions
@@ -105,15 +108,32 @@ def served(run: Path, folder: Path, options: ServiceOptions | None = None) -> It
 
 
 @contextmanager
-def live(run: Path, folder: Path, options: AppOptions | None = None, **service: Any) -> Iterator[httpx.Client]:
-    """A server on a free port of this machine, and a client of it, whose `base_url` says where."""
+def live(
+    run: Path, folder: Path, options: AppOptions | None = None, front: bool = False, **service: Any
+) -> Iterator[httpx.Client]:
+    """A server on a free port of this machine, and a client of it, whose `base_url` says where.
+
+    Args:
+        front: HTTP and the model talk as two processes do, here within one.
+    """
     quiet()
     own = Service(run, SQLiteStore(folder), folder, ServiceOptions(**{"watermark": 0.05, **service}))
-    server = uvicorn.Server(uvicorn_config(build_app(own, options), "127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    options = AppOptions() if options is None else options
+    ends = socket.socketpair()
+    app = Front(ends[1], options).app if front else build_app(own, options)
+    server = uvicorn.Server(uvicorn_config(app, "127.0.0.1", 0))
+
+    async def engine() -> None:
+        behind, gone = build_unguarded(own, options), asyncio.Event()
+        await asyncio.get_running_loop().create_connection(lambda: engine_link(behind, gone.set), sock=ends[0])
+        async with behind.router.lifespan_context(behind):
+            await server.serve()
+            await gone.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(engine() if front else server.serve()), daemon=True)
     thread.start()
     try:
-        while not own.ready:
+        while not (own.ready and server.started):
             assert thread.is_alive()
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
@@ -123,3 +143,5 @@ def live(run: Path, folder: Path, options: AppOptions | None = None, **service: 
     finally:
         server.should_exit = True
         thread.join()
+        for end in ends:
+            end.close()

@@ -24,9 +24,15 @@ def run(tmp_path_factory):
     return saved_run(tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["one", "two"])
+def front(request):
+    """Whether HTTP has a process of its own."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def client(run, tmp_path_factory):
-    with live(run[0], tmp_path_factory.mktemp("state")) as client:
+def client(run, tmp_path_factory, front):
+    with live(run[0], tmp_path_factory.mktemp("state"), front=front) as client:
         yield client
 
 
@@ -87,12 +93,12 @@ def test_rules_hold_over_http(client, run):
         assert word in refused.json()["detail"][0]["field"] + refused.json()["detail"][0]["message"]
 
 
-def test_an_acknowledged_event_is_known(run, tmp_path):
+def test_an_acknowledged_event_is_known(run, front, tmp_path):
     """Prevents an acknowledged event from being missing or out of order (Metarank 1620, Feast 5163): one sparse event,
     then a batch in reverse, and the request with `after` equals one that Python makes after `update`."""
     folder, later = run
     sparse = {"user_id": "new", "item_id": 3, "timestamp": float(later.timestamp.max() + 5)}
-    with live(folder, tmp_path, watermark=0.3) as client:
+    with live(folder, tmp_path, front=front, watermark=0.3) as client:
         first = client.post("/events", json={"events": [sparse]}).json()
         rows = [event_of(row, f"e{row.Index}") for row in later[::-1].itertuples()]
         told = client.post("/events", json={"events": rows}).json()
@@ -242,11 +248,11 @@ def test_numbers_and_texts_that_json_does_not_have_are_refused(client):
     assert client.post("/recommend", content="{}", headers={"content-type": "text/plain"}).status_code == 422
 
 
-def test_large_and_slow_bodies_are_refused(run, tmp_path, monkeypatch):
+def test_large_and_slow_bodies_are_refused(run, front, tmp_path, monkeypatch):
     """Prevents a client from filling the memory, with or without saying how much it sends, or from keeping a place for
     ever by sending a byte now and then."""
     monkeypatch.setattr("polyrec.serving.connections.HEADER_SECONDS", 0.3)
-    with live(run[0], tmp_path, AppOptions(body_seconds=0.3)) as client:
+    with live(run[0], tmp_path, AppOptions(body_seconds=0.3), front=front) as client:
         large = b" " * (guards.MOST_BYTES + 1)
         assert client.post("/recommend", content=large).status_code == 413
         assert client.post("/recommend", content=iter([large[:-1], b"xx"])).status_code == 413
@@ -265,13 +271,13 @@ def test_large_and_slow_bodies_are_refused(run, tmp_path, monkeypatch):
         assert client.get("/ready").status_code == 200
 
 
-def test_keys_have_scopes(run, tmp_path, capsys):
+def test_keys_have_scopes(run, front, tmp_path, capsys):
     """Prevents a request without a key, or with one for something else, from reading, writing or administrating."""
     path = tmp_path / "keys"
     reader, teller, admin = (new_key(path, scopes) for scopes in ("read", "events", "read,events,admin"))
     assert reader not in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
-    with live(run[0], tmp_path, AppOptions(keys=Keys.read(path))) as client:
+    with live(run[0], tmp_path, AppOptions(keys=Keys.read(path)), front=front) as client:
         event = {"events": [{"user_id": 1, "item_id": 2}]}
         asked = [("POST", "/recommend", {}, "read"), ("POST", "/events", event, "events")]
         asked += [("DELETE", "/users/1", None, "admin"), ("PUT", "/items/1", {"hidden": False}, "admin")]
@@ -306,10 +312,10 @@ def test_paths_lead_nowhere(client):
     assert client.get("/health", headers={"x": "a" * 20_000}).status_code == 431
 
 
-def test_logs_hold_no_data_of_users(run, tmp_path, caplog):
+def test_logs_hold_no_data_of_users(run, front, tmp_path, caplog):
     """Prevents ids and events of users from lying in log files, which nobody deletes."""
     caplog.set_level("DEBUG", logger="polyrec.serving")
-    with live(run[0], tmp_path) as client:
+    with live(run[0], tmp_path, front=front) as client:
         client.post("/events", json={"events": [{"user_id": "secret-user", "item_id": 3}]})
         client.post("/recommend", json={"user_id": "secret-user", "task": "secret-task"})
         client.get("/users/secret-user")
@@ -320,9 +326,9 @@ def test_logs_hold_no_data_of_users(run, tmp_path, caplog):
 
 
 # ------------------------------------------------------------------ load
-def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
+def test_clients_that_go_away_leave_nothing_behind(run, front, tmp_path):
     """Prevents abandoned requests from filling the queue or poisoning batches (Ray 41057, LitServe 452, BentoML 3710)."""
-    with live(run[0], tmp_path, AppOptions(deadline=30.0), most_waiting=32, batch=8) as client:
+    with live(run[0], tmp_path, AppOptions(deadline=30.0), front=front, most_waiting=32, batch=8) as client:
         host, port = client.base_url.host, client.base_url.port
         body = b'{"history":[3,4],"k":3}'
         head = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -354,9 +360,9 @@ def test_clients_that_go_away_leave_nothing_behind(run, tmp_path):
         assert len(client.service.batcher) == 0
 
 
-def test_one_request_does_not_spoil_others(run, tmp_path):
+def test_one_request_does_not_spoil_others(run, front, tmp_path):
     """Prevents a mistake of one client from being the response to all that share its batch."""
-    with live(run[0], tmp_path, batch=64) as client, ThreadPoolExecutor(16) as pool:
+    with live(run[0], tmp_path, front=front, batch=64) as client, ThreadPoolExecutor(16) as pool:
         asked = [
             {"history": [3, 4]} if n % 4 else {"history": [3], "context": {"surface": 5}, "candidates": [999]}
             for n in range(64)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import FastAPI
@@ -21,6 +22,17 @@ from polyrec.serving.link import Link
 def default_processes() -> int:
     """One, if it has a core of its own; none where a process of this size cannot be forked safely."""
     return int(sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1)
+
+
+def engine_link(app: FastAPI, ended: Callable[[], None]) -> Link:
+    """The engine's end: what [`Front`][polyrec.serving.front.Front] calls.
+
+    Args:
+        app: of [`build_unguarded`][polyrec.serving.app.build_unguarded].
+        ended: called when the other end has gone.
+    """
+    offers = {"respond": app.state.responder.respond, "http": partial(run_request, app)}
+    return Link(offers | {"measured": app.state.metrics.request}, ended)
 
 
 class Fronts:
@@ -79,11 +91,8 @@ class Fronts:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        state = app.state
-        offers = {"respond": state.responder.respond, "http": partial(run_request, app)}
-        offers["measured"] = state.metrics.request
         for end in self._ends:
-            await loop.create_connection(lambda: Link(offers, ended), sock=end)
+            await loop.create_connection(lambda: engine_link(app, ended), sock=end)
         async with app.router.lifespan_context(app):
             await done.wait()
         for process in self._processes:
