@@ -15,10 +15,11 @@ def run(tmp_path_factory):
     return saved_run(tmp_path_factory.mktemp("run"))
 
 
-def test_gorse_client(run, tmp_path):
+@pytest.mark.parametrize("front", [False, True], ids=["one", "two"])
+def test_gorse_client(run, tmp_path, front):
     """Prevents users of Gorse from having to change their client: items, feedback, lists, hiding and deleting work, and
     what a user has seen does not come back (Gorse 49, 592, 802, 833)."""
-    with live(run[0], tmp_path) as client:
+    with live(run[0], tmp_path, front=front) as client:
         gorse = Gorse(str(client.base_url), "")
         fresh = {
             "ItemId": "700",
@@ -143,9 +144,9 @@ def test_every_method_of_the_gorse_client(run, tmp_path):
         assert not {"3", "6"} & {*found}
 
 
-@pytest.fixture(scope="module")
-def served(run, tmp_path_factory):
-    with live(run[0], tmp_path_factory.mktemp("state")) as client:
+@pytest.fixture(scope="module", params=[False, True], ids=["one", "two"])
+def served(run, tmp_path_factory, request):
+    with live(run[0], tmp_path_factory.mktemp("state"), front=request.param) as client:
         yield client
 
 

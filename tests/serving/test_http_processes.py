@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_fixtures import event_of, saved_run
 
 from polyrec.core.settings import SettingError
+from polyrec.serving import connections
 from polyrec.serving.records import Kind
 from polyrec.serving.run import ServeOptions
 from polyrec.serving.store import SQLiteStore
@@ -149,6 +150,22 @@ def test_a_server_that_cannot_start_leaves_nothing(run, tmp_path, capfd):
             return some.connect_ex(("127.0.0.1", port)) != 0
 
     wait_for(refused)
+
+
+def test_all_addresses_of_a_name_are_listened_at():
+    """Prevents `--host localhost` from refusing clients that take its other address, small responses from waiting 40 ms
+    for an acknowledgement, and two servers from sharing a port."""
+    listens = connections.listen("localhost", free_port())
+    try:
+        names = {own.getsockname()[0] for own in listens}
+        assert "127.0.0.1" in names
+        assert names <= {"127.0.0.1", "::1"}
+        assert {own.proto for own in listens} == {socket.IPPROTO_TCP}  # asyncio sets TCP_NODELAY by it
+        with pytest.raises(OSError, match="in use"):
+            connections.listen("127.0.0.1", listens[0].getsockname()[1])
+    finally:
+        for own in listens:
+            own.close()
 
 
 def test_a_negative_number_of_processes_is_refused():

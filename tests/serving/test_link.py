@@ -10,7 +10,7 @@ from fastapi import HTTPException
 from polyrec.core.settings import SettingError
 from polyrec.serving.batcher import Expired
 from polyrec.serving.catalog import Unknown
-from polyrec.serving.link import Link
+from polyrec.serving.link import Link, _Kind
 from polyrec.serving.writer import QueueFull
 
 
@@ -104,6 +104,19 @@ def test_a_call_is_cancelled_with_its_client():
     linked(test, waits=waits)
 
 
+def test_a_call_that_is_cancelled_at_once_leaves_nothing():
+    """Prevents calls that come with their own end from filling the memory."""
+
+    async def run():
+        link = Link({"never": asyncio.sleep}, lambda: None)
+        frame = pickle.dumps([(_Kind.ASK, 1, "never", (60,)), (_Kind.CANCEL, 1)])
+        link.data_received(len(frame).to_bytes(4) + frame)
+        await asyncio.sleep(0.05)
+        assert link._serves == {}
+
+    asyncio.run(run())
+
+
 def test_calls_that_come_together_are_one_frame():
     """Prevents requests that came together from reaching the model one by one, as batches of one."""
     written = []
@@ -126,7 +139,10 @@ def test_calls_that_come_together_are_one_frame():
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(run())
-    assert [len(frame) for frame in written] == [11, 10]  # calls and what was told before; then, that they are cancelled
+    assert [len(frame) for frame in written] == [
+        11,
+        10,
+    ]  # calls and what was told before; then, that they are cancelled
 
 
 def test_frames_arrive_in_pieces():

@@ -72,24 +72,40 @@ def uvicorn_config(app: Any, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections, which processes can share.
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that wait for connections at all addresses of a host, and that processes can share.
 
     Raises:
-        OSError: another one listens there.
+        OSError: another one listens there, or this machine has no such address.
     """
-    # With its protocol: asyncio sends small packets at once only where it is named.
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found = []
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        # With its protocol: asyncio sends small packets at once only where it is named.
+        own = socket.socket(family, kind, protocol)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            _bind(own, address)
+        except OSError as error:
+            own.close()
+            if error.errno != errno.EADDRNOTAVAIL:  # "localhost" has an address of IPv6 also where there is no IPv6
+                raise
+            continue
+        own.listen(_BACKLOG)
+        found.append(own)
+    if not found:
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} is no address of this machine")
+    return found
+
+
+def _bind(own: socket.socket, address: Any) -> None:
+    """Wait a little for processes whose engine was killed just now."""
     end = time.monotonic() + _GIVES_UP
     while True:
         try:
-            found.bind(address)
-            found.listen(_BACKLOG)
-            return found
+            return own.bind(address)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-                found.close()
                 raise
-            time.sleep(0.05)
+        time.sleep(0.05)

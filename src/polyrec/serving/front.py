@@ -115,8 +115,8 @@ def _leave() -> None:
     os._exit(1)
 
 
-def run_front(engine: socket.socket, listens: socket.socket, options: AppOptions) -> None:
+def run_front(engine: socket.socket, listens: list[socket.socket], options: AppOptions) -> None:
     """Speak HTTP until a signal comes, or the engine has gone."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the engine's alone
     with suppress(KeyboardInterrupt):  # of whoever has pressed Ctrl-C; the engine gets it, too
-        uvicorn.Server(uvicorn_config(Front(engine, options).app, options.host, 0)).run([listens])
+        uvicorn.Server(uvicorn_config(Front(engine, options).app, options.host, 0)).run(listens)

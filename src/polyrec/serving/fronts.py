@@ -55,15 +55,17 @@ class Fronts:
         pairs = [socket.socketpair() for _ in range(number)]
         self._ends = [own for own, _ in pairs]
         self._stops = False
+        ends = [end for pair in pairs for end in pair]
         context = multiprocessing.get_context("fork")
         self._processes = [
-            context.Process(target=_fork, args=(theirs, pairs, listens, options), daemon=True) for _, theirs in pairs
+            context.Process(target=_fork, args=(theirs, ends, listens, options), daemon=True) for _, theirs in pairs
         ]
         for process in self._processes:
             process.start()
         for _, theirs in pairs:
             theirs.close()
-        listens.close()
+        for own in listens:
+            own.close()
 
     def run(self, app: FastAPI) -> None:
         """Run the application of [`build_unguarded`][polyrec.serving.app.build_unguarded] until a signal comes.
@@ -101,10 +103,9 @@ class Fronts:
             raise ChildProcessError("a process of HTTP has ended: the server stops")
 
 
-def _fork(
-    own: socket.socket, pairs: list[tuple[socket.socket, socket.socket]], listens: socket.socket, options: AppOptions
-) -> None:
+def _fork(own: socket.socket, ends: list[socket.socket], listens: list[socket.socket], options: AppOptions) -> None:
     # A fork has all that was open, and an end is known to be gone when nobody has it open.
-    for end in [end for pair in pairs for end in pair if end is not own]:
-        end.close()
+    for end in ends:
+        if end is not own:
+            end.close()
     run_front(own, listens, options)

@@ -107,7 +107,8 @@ class Link(asyncio.Protocol):
     def _take(self, kind: _Kind, key: Any, *message: Any) -> None:
         if kind is _Kind.ASK:
             name, arguments = message
-            self._serves[key] = asyncio.ensure_future(self._respond(key, self._offers[name](*arguments)))
+            self._serves[key] = task = asyncio.ensure_future(self._respond(key, self._offers[name], arguments))
+            task.add_done_callback(lambda _: self._serves.pop(key))  # also of one that is cancelled before it begins
         elif kind is _Kind.TELL:
             self._offers[key](*message[0])
         elif kind is _Kind.CANCEL:
@@ -119,13 +120,11 @@ class Link(asyncio.Protocol):
             else:
                 self._asked[key].set_exception(pickle.loads(message[0]))
 
-    async def _respond(self, number: int, response: Awaitable[Any]) -> None:
+    async def _respond(self, number: int, offer: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> None:
         try:
-            self._send(_Kind.RESULT, number, await response)
+            self._send(_Kind.RESULT, number, await offer(*arguments))
         except Exception as error:
             self._send(_Kind.ERROR, number, _pickled(error))
-        finally:
-            del self._serves[number]
 
 
 def _pickled(error: Exception) -> bytes:
