@@ -19,6 +19,7 @@ from polyrec.cli.flags import add_import, check_run_folders, recorded_imports
 from polyrec.cli.renamed import with_new_names
 from polyrec.core.escapes import printable
 from polyrec.core.own_parts import import_parts
+from polyrec.core.progress import showing_bars
 from polyrec.core.registry import UnknownPart
 from polyrec.core.secrets import hide_secrets
 from polyrec.core.settings import nearest
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handled(interrupt):
             check_run_folders(options)
             import_parts(getattr(options, "imports", ()))
-            code = options.run(options)
+            with showing_bars():
+                code = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output (`| head`) has gone; without this, Python complains once more when it ends.

@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from polyrec.core.progress import progress
 from polyrec.core.schema import REFUSED
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.event_log import EventLog
@@ -63,8 +64,11 @@ class TrainingEvidence:
         if key not in self._neighbours:
             user, item = self._events(task)
             fold = self._folds[user]
-            parts = (fold != number for number in range(FOLDS + 1))  # no user is in fold 0
-            self._neighbours[key] = [neighbours(user[p], item[p], num_items, size, self.ordered) for p in parts]
+            parts = [fold != number for number in range(FOLDS + 1)]  # no user is in fold 0
+            self._neighbours[key] = [
+                neighbours(user[p], item[p], num_items, size, self.ordered)
+                for p in progress(parts, "Item neighbours", unit="table")
+            ]
         return self._neighbours[key]
 
     def weighed_neighbours(self, task: str, kind: str, num_items: int, size: int) -> Neighbours | None:

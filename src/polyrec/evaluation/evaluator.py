@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from polyrec.core.progress import progress as bar
+from polyrec.core.progress import showing_bars
 from polyrec.data.batch import Batch
 from polyrec.data.candidates import LeftOut, left_out
 from polyrec.data.sequences import SequenceDataset
@@ -162,7 +163,9 @@ def predicted_batches(
     order = np.argsort(dataset.lengths, kind="stable")[shard[0] :: shard[1]]
     loader = window_loader(dataset, order, batch_size, workers)
     items = model.item_encoder.table()
-    for batch in tqdm(loader, desc="Evaluation", disable=None if progress else True, leave=False):
+    with showing_bars() if progress else nullcontext():
+        batches = bar(loader, "Evaluation", unit="batch")
+    for batch in batches:
         rows, labels = batch.pop("candidate_rows"), batch.pop("labels")
         inputs = Batch.of(batch).to(model.device)
         yield PredictedBatch(rows, labels, model(inputs, items=items), model.request_context(inputs), items)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyrec.core.progress import progress
 from polyrec.data.candidates import LeftOut, excluded_items
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
@@ -104,11 +105,14 @@ def rank_rows(
     """
     parts: list[Ranking] = []
     first, size = 0, 1 if num_items is None else rows_at_once(num_items)
+    bar = progress(None, "Ranking", len(rows), "row")
     while first < len(rows):
         chosen = rows[first : first + size]
         scores_RN = torch.from_numpy(np.array(score(chosen), order="C"))
         parts.append(rank_scores(scores_RN, dataset, chosen, what, k))
         first, size = first + len(chosen), rows_at_once(scores_RN.shape[1])
+        bar.update(len(chosen))
+    bar.close()
     return join_rankings(parts, k)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyrec.core.progress import progress
 from polyrec.data.candidates import LeftOut
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
@@ -75,7 +76,8 @@ def choose_term_weights(
             ranked = _ranked(model, list(dict.fromkeys(name for name, _ in terms)), valid)
             for name, kind in sorted(terms, key=lambda key: kinds.index(key[1])):
                 term, leaves = terms[name, kind], lists_leave_out(model, name, exclude_seen)
-                if each := [_metrics(model, name, term, some, valid, leaves, k) for some in ranked[name]]:
+                parts = progress(ranked[name], f"Weight of {term.title}", unit="batch")
+                if each := [_metrics(model, name, term, some, valid, leaves, k) for some in parts]:
                     best = found[name, kind] = _chosen(np.concatenate(each, axis=1), term, f"ndcg@{k}")
                     term.weigh(best.weight, best.decay)
     finally:

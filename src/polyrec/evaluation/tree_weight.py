@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyrec.core.progress import progress
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.trees import FORESTS, SOME, Trees, known_features
 from polyrec.evaluation.chosen_weight import ChosenWeight
@@ -76,7 +77,7 @@ def choose_tree_weights(
     own = _network_logits(model, able, valid, autocast)
     known = known_features(valid, np.arange(valid.num_candidates), context)
     found: dict[str, tuple[Trees, TreeWeight]] = {}
-    for name in able:
+    for name in progress(able, "Trees", unit="task"):
         head, grown = heads[name], 0
         scale = {key: head.options.get(key, default) for key, default in (("mean", 0.0), ("std", 1.0))}
         forests = processor.pair_trees.forests(head.task, context, **scale, threads=torch.get_num_threads())

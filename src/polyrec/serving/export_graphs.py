@@ -30,6 +30,7 @@ from torch.export import Dim, ExportedProgram
 
 from polyrec.core.extras import check_extra
 from polyrec.core.files import write_atomically
+from polyrec.core.progress import progress
 from polyrec.core.settings import nearest
 from polyrec.core.version import __version__
 from polyrec.data.candidates import left_out
@@ -107,7 +108,7 @@ class Exported:
         draft.mkdir(parents=True)
         with self.model.eval_mode() as model:
             graphs = graphs_of(model, form == "onnx")
-            for name, graph in graphs.items():
+            for name, graph in progress(graphs.items(), "Graphs", unit="graph"):
                 _write_graph(name, graph, draft / f"{name}{_SUFFIX[form]}", form)
             save_file(item_tensors(model), draft / "items.safetensors")
             about = {"format": form, "polyrec": __version__, "model": weights_fingerprint(model)}

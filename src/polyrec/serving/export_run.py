@@ -12,6 +12,7 @@ import numpy as np
 
 from polyrec.core.files import write_atomically
 from polyrec.core.manifest import MANIFEST_NAME, refresh_manifest
+from polyrec.core.progress import progress
 from polyrec.data.batching import BatchReader
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset
@@ -52,7 +53,11 @@ def export_run(
     place = Path(run) / form if output is None else Path(output)
     manifest = write_export(model, processor, place, form, source=exported_weights(run))
     batches, what = _batches(str(run), processor, windows)
-    report = parity(load_export(place), model, batches) | {"windows": what, "format": form, "int8": manifest["int8"]}
+    report = parity(load_export(place), model, progress(batches, "Comparison", -(-windows // _USERS), "batch")) | {
+        "windows": what,
+        "format": form,
+        "int8": manifest["int8"],
+    }
     text = parity_text(report, [f"Windows: {what}."])
     write_atomically(place / "parity.json", json.dumps(plain(report), indent=2) + "\n")
     write_atomically(place / "parity.md", text)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from polyrec.core.progress import showing_bars
 from polyrec.core.registry import nearest
 from polyrec.data.collator import PolyRecCollator
 from polyrec.data.sequences import SequenceDataset, WindowDataset
@@ -197,8 +198,9 @@ class PolyRecTrainer(EvaluatesTasks):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, see [`~polyrec.training.resuming.ResumesSafely.train`], and `weigh_by_validation`."""
-        found = super().train(*args, **kwargs)
-        self.weigh_by_validation()
+        with showing_bars(not self.args.disable_tqdm and self.is_world_process_zero()):
+            found = super().train(*args, **kwargs)
+            self.weigh_by_validation()
         return found
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

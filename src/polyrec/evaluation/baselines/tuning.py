@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.progress import progress
 from polyrec.data.sequences import SequenceDataset
 from polyrec.evaluation import ranking
 from polyrec.evaluation.baselines.base import CatalogBaseline, Settings
@@ -69,7 +70,7 @@ def choose(baseline: CatalogBaseline, valid: SequenceDataset | None, k: int = 10
     value, known = -1.0, set()
     for stage in baseline.grids():
         start = best
-        for changed in _combinations(stage, longest):
+        for changed in progress([*_combinations(stage, longest)], f"Settings of {baseline.name}", unit="setting"):
             settings = {**start, **changed}
             if str(settings) in known:
                 continue

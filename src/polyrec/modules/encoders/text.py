@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from polyrec.core.backbones import TextConfig
+from polyrec.core.progress import progress
 from polyrec.data.texts import TokenTable
 from polyrec.modules.encoders.backbone import Backbone
 
@@ -51,7 +52,7 @@ class TextEncoder(nn.Module):
         chunks = list(self._chunks(lengths[order]))
         trains = self.tuned and torch.is_grad_enabled()
         found = []
-        for begin, end in chunks:
+        for begin, end in progress(chunks, "Texts", unit="chunk") if len(chunks) > 1 else chunks:
             tokens_MS, real_MS = texts.padded(rows[order[begin:end]])
             inputs = torch.from_numpy(tokens_MS).to(device), torch.from_numpy(real_MS).to(device)
             if trains and len(chunks) > 1:
