@@ -261,9 +261,8 @@ class Recommender:
         part = part_of(users, parts)
         waiting = files.waiting(state.process_index, state.num_processes)
         own = {n: [users[i] for i in np.flatnonzero(part == n)] for n in waiting if only is None or n in only}
-        bar = tqdm(
-            total=sum(map(len, own.values())), unit="user", disable=None if progress and state.is_main_process else True
-        )
+        shown = progress and state.is_main_process
+        bar = tqdm(total=sum(map(len, own.values())), unit="user", disable=None if shown else True)
         with bar:
             for number, ids in own.items():
                 found = []

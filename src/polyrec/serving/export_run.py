@@ -53,11 +53,8 @@ def export_run(
     place = Path(run) / form if output is None else Path(output)
     manifest = write_export(model, processor, place, form, source=exported_weights(run))
     batches, what = _batches(str(run), processor, windows)
-    report = parity(load_export(place), model, progress(batches, "Comparison", -(-windows // _USERS), "batch")) | {
-        "windows": what,
-        "format": form,
-        "int8": manifest["int8"],
-    }
+    shown = progress(batches, "Comparison", -(-windows // _USERS), "batch")
+    report = parity(load_export(place), model, shown) | {"windows": what, "format": form, "int8": manifest["int8"]}
     text = parity_text(report, [f"Windows: {what}."])
     write_atomically(place / "parity.json", json.dumps(plain(report), indent=2) + "\n")
     write_atomically(place / "parity.md", text)
