@@ -262,7 +262,7 @@ def recommend(world: World) -> dict[str, Any]:
     with Watch() as one:
         recommender.recommend([5, 6], k=10)
     with Watch() as watch:
-        recommender.recommend_all(users, world.folder / "lists", progress=False)
+        recommender.recommend_all(users, world.folder / "lists", progress=False, overwrite=True)
     return {**first.figures("first_"), **one.figures("one_"), **watch.figures(), "users": len(users)}
 
 

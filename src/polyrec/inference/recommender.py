@@ -28,6 +28,7 @@ from polyrec.inference.ranked import Ranked, as_table, best_items
 from polyrec.inference.rules.catalog import CatalogColumns
 from polyrec.inference.rules.seen import SeenPolicy
 from polyrec.inference.rules.selection import Chosen, Selector, Unmet
+from polyrec.inference.scanned import scan_lists, scans
 from polyrec.inference.scorer import Scorer, Stamp, TorchScorer
 from polyrec.inference.unknown_ids import UnknownIds
 from polyrec.inference.user_requests import UserRequest, UserRequests
@@ -265,10 +266,8 @@ class Recommender:
         bar = tqdm(total=sum(map(len, own.values())), unit="user", disable=None if shown else True)
         with bar:
             for number, ids in own.items():
-                found = []
-                for ranked in self.rank(
-                    [{"user_id": i} for i in ids], k, task=task, exclude_seen=exclude_seen, rules=rules
-                ):
+                found, wanted = [], [{"user_id": i} for i in ids]
+                for ranked in self.rank(wanted, k, task=task, exclude_seen=exclude_seen, rules=rules):
                     found.append(ranked)
                     bar.update()
                 files.write(number, as_table(self.processor, ids, found, self.shown_tasks(task)))
@@ -370,6 +369,8 @@ class Recommender:
                 allowed = [own.listable(rows, processor.num_items) for own, rows in zip(requests, seen, strict=True)]
                 best = self.index.best(scorer, processor, task, batch, read, call.k, allowed)
                 lists = [Chosen(*one) for one in best]
+            elif batch is not None and call.selector is None and scans(scorer, task, requests):
+                lists = [Chosen(*one) for one in scan_lists(scorer, task, batch, read, call.k, requests, seen)]
             else:
                 if batch is not None:
                     scores_BN = scorer.catalog(task, batch, read)
