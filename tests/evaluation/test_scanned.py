@@ -6,7 +6,7 @@ import torch
 from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec.evaluation import evaluator
-from polyrec.modules.heads import catalog_scan
+from polyrec.modules.heads import _catalog_scan as catalog_scan
 
 TERMS = {"neighbours": 4, "trending": [[86400.0, 5.0]], "trending_start": 0.5, "repeats": True}
 

@@ -7,7 +7,7 @@ from model_fixtures import fit, synthetic_log, tiny_model
 
 from polyrec import Recommender
 from polyrec.inference import scanned
-from polyrec.modules.heads import catalog_scan
+from polyrec.modules.heads import _catalog_scan as catalog_scan
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from polyrec.evaluation.scored import Ranking, join_rankings, rank_scores, rows_
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation, PolyRecOutput
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
-from polyrec.modules.heads.catalog_scan import LARGE, ROWS, can_scan
+from polyrec.modules.heads._catalog_scan import LARGE, ROWS, can_scan
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from polyrec.evaluation import ranking
 from polyrec.evaluation.scored import Ranking, rows_at_once
 from polyrec.modules.encoders.item import FIRST_ITEM, ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
-from polyrec.modules.heads.catalog_scan import scan_catalog
+from polyrec.modules.heads._catalog_scan import scan_catalog
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 
@@ -32,7 +32,7 @@ def scan_ranks(
     """What [`~polyrec.evaluation.scored.rank_scores`] says of the scores of the whole catalog, without making them.
 
     Args:
-        head, query_state_RD, items, context: as of [`~polyrec.modules.heads.catalog_scan.scan_catalog`].
+        head, query_state_RD, items, context: as of [`~polyrec.modules.heads._catalog_scan.scan_catalog`].
         dataset, rows, what, k: as of `rank_scores`; k >= 1.
     """
     device = query_state_RD.device

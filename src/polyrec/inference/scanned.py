@@ -15,7 +15,7 @@ from polyrec.data.batch import Batch
 from polyrec.inference.ranked import best_items
 from polyrec.inference.scorer import Scorer, TorchScorer
 from polyrec.inference.user_requests import UserRequest
-from polyrec.modules.heads.catalog_scan import LARGE, can_scan, scan_catalog
+from polyrec.modules.heads._catalog_scan import LARGE, can_scan, scan_catalog
 
 
 def scans(scorer: Scorer, task: str, requests: Sequence[UserRequest]) -> bool:
