@@ -28,7 +28,7 @@ STEPS, STEP_FADE = 5, 0.7  # of "next"
 SHRINKAGE = 5.0  # events that are added to those of an item: few say little about what follows it
 LONGEST = 500  # latest items of one user that "similar" compares: bounds its memory
 FOLDS = 4
-_SMALL = 50_000  # items whose tables are small whatever they hold
+SMALL = 50_000  # items whose tables are small whatever they hold
 _BLOCK = 1 << 22  # pairs of items compared at a time
 
 
@@ -38,14 +38,14 @@ def fold_of(user: np.ndarray) -> np.ndarray:
 
 
 def worthwhile(num_items: int, hidden_size: int = 64, ordered: bool = True) -> int:
-    """How many neighbours to keep: 128, or as many as take no more than twice the memory of the item table.
+    """How many neighbours to keep: 128, or as many as make a table of two fifths of the item table's memory.
 
-    Tables are 1 + FOLDS while a model is trained; below 50,000 items they are small whatever they hold. Linear models
-    of sets lose more by each weight that is left out: there it is 256 in small catalogs.
+    Training holds 1 + FOLDS more, of the items that have neighbours; below 50,000 items they are small whatever they
+    hold. Linear models of sets lose more by each weight that is left out: there it is 256 in small catalogs.
     """
     if not ordered and num_items <= 10_000:
         return 256
-    if num_items <= _SMALL:
+    if num_items <= SMALL:
         return 128
     return max(2 * 4 * hidden_size // ((1 + FOLDS) * (4 + 2 * len(KINDS))), 8)
 
@@ -59,7 +59,7 @@ def weighed_sizes(user: np.ndarray, num_items: int, max_history: int) -> dict[st
     """
     linear = min(len(np.unique(user)), num_items) <= DENSE and num_items <= 5 * DENSE
     reach = max(min(REACH, max_history // 2), 1)
-    return {"linear": 128 * linear, "transitions": 128 * (num_items <= _SMALL), "reach": reach}
+    return {"linear": 128 * linear, "transitions": 128 * (num_items <= SMALL), "reach": reach}
 
 
 class Neighbours(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from polyrec.core.progress import progress
 from polyrec.core.schema import REFUSED
 from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.event_log import EventLog
-from polyrec.data.neighbours import FOLDS, Neighbours, fold_of, neighbours, weighed_neighbours
+from polyrec.data.neighbours import FOLDS, SMALL, Neighbours, fold_of, neighbours, weighed_neighbours
 from polyrec.data.row_lists import sequences
 
 
@@ -53,23 +54,27 @@ class TrainingEvidence:
         """Item embeddings from co-occurrence, float32 [N, size]."""
         return cooccurrence_vectors(self.user, self.item, num_items=num_items, size=size)
 
-    def neighbours(self, task: str, num_items: int, size: int) -> list[Neighbours]:
-        """What goes with what: of all users, and without those of each fold.
+    def neighbours(self, task: str, num_items: int, size: int) -> Iterable[Neighbours]:
+        """What goes with what: of all users, and without those of each fold. Tables of large catalogs are counted one
+        by one when they are asked for, and not kept.
 
         Args:
             task: events whose label of it is known to be 0 do not count.
             size: neighbours kept of each item.
         """
+        if num_items > SMALL:
+            return self._counted(task, num_items, size)
         key = task, size, num_items
         if key not in self._neighbours:
-            user, item = self._events(task)
-            fold = self._folds[user]
-            parts = [fold != number for number in range(FOLDS + 1)]  # no user is in fold 0
-            self._neighbours[key] = [
-                neighbours(user[p], item[p], num_items, size, self.ordered)
-                for p in progress(parts, "Item neighbours", unit="table")
-            ]
+            self._neighbours[key] = list(self._counted(task, num_items, size))
         return self._neighbours[key]
+
+    def _counted(self, task: str, num_items: int, size: int) -> Iterator[Neighbours]:
+        user, item = self._events(task)
+        fold = self._folds[user]
+        for number in progress(range(FOLDS + 1), "Item neighbours", unit="table"):  # no user is in fold 0
+            some = fold != number
+            yield neighbours(user[some], item[some], num_items, size, self.ordered)
 
     def weighed_neighbours(self, task: str, kind: str, num_items: int, size: int) -> Neighbours | None:
         """Item-to-item scores, see [`~polyrec.data.neighbours.weighed_neighbours`]; arguments as of `neighbours`."""

@@ -22,6 +22,7 @@ from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import LATEST, RequestContext, latest_items
 from polyrec.modules.encoders.visible_events import VisibleEvents
 from polyrec.modules.heads.retrieval import RetrievalHead
+from polyrec.modules.heads.terms import _cross_fitted
 
 ITEMS, WIDTH = 30, 8
 
@@ -308,3 +309,25 @@ def test_a_large_catalog_takes_no_more_than_twice_its_vectors():
     assert size >= 8
     assert (1 + FOLDS) * size * (4 + 2 * len(KINDS)) <= 2 * 64 * 4
     assert worthwhile(10_000) == 128
+
+
+def test_packed_tables_say_what_whole_ones_do(world, monkeypatch):
+    """Prevents the training of a large catalog, which holds rows with neighbours alone, from reading other rows."""
+    processor, splits = world
+    batch = PolyRecCollator()([splits.train[i] for i in range(len(splits.train))])
+    losses, tables = [], []
+    for packed in (1 << 40, 0):
+        monkeypatch.setattr(_cross_fitted, "PACKED", packed)
+        torch.manual_seed(0)
+        model = PolyRecForRecommendation(
+            processor.model_config(hidden_size=8, num_attention_heads=2, dropout=0.0, item_id_dropout=0.0)
+        )
+        model.load_catalog(processor.items.encoded, torch.from_numpy(processor.item_counts).float())
+        model.load_neighbours(processor)
+        model.train()
+        losses.append(model(**{name: v for name, v in batch.items() if name != "candidate_rows"}).loss.item())
+        tables.append(model.heads["next_item"].neighbours)
+    assert losses[0] == losses[1]
+    assert not len(tables[0].fold_rows)
+    assert len(tables[1].fold_rows) == (1 + FOLDS) * processor.num_items
+    assert not tables[1].fold_items[0].any()

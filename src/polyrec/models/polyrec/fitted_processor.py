@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -200,7 +200,7 @@ class FittedProcessor:
         """Whether a log was split: training rows are not saved with a processor."""
         return self.evidence is not None
 
-    def item_neighbours(self, task: str, size: int) -> list[Neighbours]:
+    def item_neighbours(self, task: str, size: int) -> Iterable[Neighbours]:
         """What goes with what in the training rows of the last split: of all users, and without those of each fold.
 
         Args:

@@ -5,7 +5,7 @@ Letters: M requests, H latest items, N items, K neighbours, T kinds of evidence,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,8 @@ from polyrec.modules.encoders.request_context import LATEST, RequestContext
 from polyrec.modules.heads.base import TaskHead
 from polyrec.modules.heads.terms._neighbour_table import NeighbourTable
 from polyrec.modules.heads.terms.base import RetrievalTerm
+
+PACKED = 50_000  # items above which training holds the rows with neighbours alone
 
 
 class CrossFittedNeighbours(NeighbourTable):
@@ -64,6 +66,8 @@ class CrossFittedNeighbours(NeighbourTable):
         # The table of all and, below, those without the users of each fold; [0, ...] where nobody trains.
         self.register_buffer("fold_items", torch.zeros(0, size, dtype=torch.int32), persistent=False)
         self.register_buffer("fold_values", torch.zeros(0, kinds, size, dtype=torch.float16), persistent=False)
+        # In large catalogs most items have no neighbours: where each row stands among those that have; else [0].
+        self.register_buffer("fold_rows", torch.zeros(0, dtype=torch.int32), persistent=False)
 
     def initialise(self) -> None:
         """Start as an item-to-item recommender."""
@@ -87,18 +91,39 @@ class CrossFittedNeighbours(NeighbourTable):
 
     def load_neighbours(self, processor: Any) -> None:
         """Take what goes with what in the training rows, unless the term knows it of other rows already."""
-        whole, *folds = processor.item_neighbours(self.task, self.kept)
+        tables = iter(processor.item_neighbours(self.task, self.kept))
+        whole = next(tables)
         if self.is_new or self.holds(whole):
-            self.load(whole, folds)
+            self.load(whole, tables)
 
     @torch.no_grad()
-    def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
+    def load(self, whole: Neighbours, folds: Iterable[Neighbours] = ()) -> None:
         """Take the table of all users, and those without the users of each fold."""
         self.items, self.values = self._tensors([whole])
-        if folds:
+        self._drop_folds()
+        if len(self.items) > PACKED and not self.for_sets:
+            self._pack(folds)
+        elif folds := list(folds):
             self.fold_items, self.fold_values = self._tensors([whole, *folds])
-        else:
-            self._drop_folds()
+
+    def _pack(self, folds: Iterable[Neighbours]) -> None:
+        """Take the rows with neighbours of the table of all users and of each fold, one table at a time."""
+        items, values, rows = (
+            [self.fold_items.new_zeros(1, self.kept)],
+            [self.values.new_zeros(1, *self.values.shape[1:])],
+            [],
+        )
+        number = 1  # after the row of items without neighbours
+        for found, said in ((self.items, self.values), *(self._tensors([fold]) for fold in folds)):
+            used = (found != 0).any(1).nonzero().squeeze(1)
+            place = torch.zeros(len(found), dtype=torch.int32, device=found.device)
+            place[used] = torch.arange(number, number + len(used), dtype=torch.int32, device=found.device)
+            number += len(used)
+            items.append(found[used])
+            values.append(said[used])
+            rows.append(place)
+        if len(rows) > 1:
+            self.fold_items, self.fold_values, self.fold_rows = (torch.cat(own) for own in (items, values, rows))
 
     @torch.no_grad()
     def extend(self, num_items: int) -> None:
@@ -107,7 +132,8 @@ class CrossFittedNeighbours(NeighbourTable):
         self._drop_folds()
 
     def _drop_folds(self) -> None:
-        self.fold_items, self.fold_values = self.fold_items[:0], self.fold_values[:0]
+        self.fold_items, self.fold_values = self.fold_items[:0].clone(), self.fold_values[:0].clone()
+        self.fold_rows = self.fold_rows[:0].clone()
 
     def logits(self, state: Tensor) -> Tensor:
         """The weights of a state, [..., D] -> [..., G]."""
@@ -118,3 +144,10 @@ class CrossFittedNeighbours(NeighbourTable):
         if not self.training or context.fold is None or not self.is_cross_fitted:
             return super()._tables(context)
         return self.fold_items, self.fold_values, context.fold * len(self.items)
+
+    def _rows(self, context: RequestContext) -> tuple[Tensor, Tensor, Tensor]:
+        """See [`NeighbourTable`]; of packed tables."""
+        items, values, rows = super()._rows(context)
+        if items is self.fold_items and len(self.fold_rows):
+            rows = self.fold_rows[rows].long()
+        return items, values, rows

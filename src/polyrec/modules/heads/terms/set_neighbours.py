@@ -5,7 +5,7 @@ Letters: M requests, L events of a window, N items, K neighbours, T kinds of evi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -59,7 +59,7 @@ class SetNeighbours(CrossFittedNeighbours):
         return True
 
     @torch.no_grad()
-    def load(self, whole: Neighbours, folds: Sequence[Neighbours] = ()) -> None:
+    def load(self, whole: Neighbours, folds: Iterable[Neighbours] = ()) -> None:
         """Take the tables; where a log is too large for linear weights, cosines start in their place."""
         fresh = self.is_new
         super().load(whole, folds)
