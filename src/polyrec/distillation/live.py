@@ -22,11 +22,13 @@ from polyrec.data.columns import FIRST, UNKNOWN
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.training_rows import TrainingSetSketch
 from polyrec.distillation.lists import rows_at_once, spread, top_list, wants_list
+from polyrec.distillation.scanned import scanned_lists
 from polyrec.distillation.teacher import PerTask, Teacher, check_numbers
 from polyrec.models.polyrec.fingerprint import input_parts, task_differences, task_parts, weights_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import ItemRows
+from polyrec.modules.heads.catalog_scan import LARGE, can_scan
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +190,12 @@ class LiveTeacher(Teacher):
 
         states_MD = output.states.flatten(0, 1)[rows_M]
         queries_MD, context = of(output.queries), model.request_context(inputs).rows(rows_M)
-        own_M = of(inputs.query_items) if model.heads[task].excludes == "own item" else None
+        head = model.heads[task]
+        own_M = of(inputs.query_items) if head.excludes == "own item" else None
+        if rows is None and model.config.num_items > LARGE and can_scan(head) and len(rows_M):
+            assert self._table is not None  # `score` made it
+            scored = head.query_state(states_MD, queries_MD), self._table, context
+            return scanned_lists(head, *scored, self.top_k(task), self.temperature(task), own_M)
         found = []
         for at in torch.arange(len(rows_M), device=model.device).split(rows_at_once(model.config.num_items)):
             logits_MN = model.score_items(

@@ -93,6 +93,29 @@ def scan_catalog(
     return Scan(best.ids, best.scores, counts.greater.long(), counts.ties.long(), counts.target_M)
 
 
+@torch.no_grad()
+def log_sum_exp_of_others(
+    head: RetrievalHead,
+    query_state_MD: Tensor,
+    items: ItemRows,
+    context: RequestContext,
+    excluded: tuple[Tensor, Tensor],
+    temperature: float = 1.0,
+) -> Tensor:
+    """log sum exp(z / T) over all items that are not excluded, [M], tile by tile; arguments as of [`scan_catalog`]."""
+    scores = _Scores(head, query_state_MD, items, context, excluded)
+    top_M = torch.full((scores.rows,), torch.finfo(torch.float32).min, device=scores.device)
+    total_M = torch.zeros_like(top_M, dtype=torch.float64)
+    for begin in range(0, scores.num_items, TILE):
+        tile = scores.tile(begin)
+        if temperature != 1:
+            tile.div_(temperature)
+        higher_M = torch.maximum(top_M, tile.amax(1))
+        total_M.mul_((top_M - higher_M).exp()).add_(tile.sub_(higher_M.unsqueeze(1)).exp_().sum(1))
+        top_M = higher_M
+    return torch.where(total_M > 0, total_M.log() + top_M, _NONE).float()
+
+
 class _Pairs:
     """Some (request, item) pairs, by item."""
 
