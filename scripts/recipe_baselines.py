@@ -23,9 +23,10 @@ from polyrec.core.registry import HEADS
 from polyrec.core.schema import parse_tasks
 from polyrec.data.candidates import left_out
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.evaluation import evaluator, ranking
 from polyrec.evaluation.scored import rank_rows, ranked_rows
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 from polyrec.modules.heads.base import TaskHead
 from polyrec.runs.prepare import prepare, read_run

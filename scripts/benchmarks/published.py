@@ -20,8 +20,9 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from polyrec.data.splitter import Splits
 from polyrec.evaluation.baselines import baseline_table
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.init import recipe_of
 from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe, load_recipe

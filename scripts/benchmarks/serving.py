@@ -153,6 +153,12 @@ async def open_loop(port: int, rate: float, seconds: float, path: str, body: Cal
     return times
 
 
+def cpu_seconds(process: int) -> float:
+    """CPU time of a process and its threads so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def percentiles(times: list[float]) -> dict[str, float]:
     """Milliseconds."""
     return {f"p{q}_ms": round(1e3 * float(np.percentile(times, q)), 2) for q in (50, 99)}
@@ -199,12 +205,15 @@ def latency(run: Path, users: list[Any]) -> dict[str, Any]:
     def body() -> bytes:
         return json.dumps({"user_id": random.choice(users), "k": 10}).encode()
 
-    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, _, _):
+    with tempfile.TemporaryDirectory() as folder, server(run, Path(folder)) as (port, process, _):
         asyncio.run(closed_loop(port, 4, 2.0, "/recommend", body))
+        began = cpu_seconds(process), time.process_time()
         times, codes = asyncio.run(closed_loop(port, CONNECTIONS, SECONDS, "/recommend", body))
         found["saturated"] = {
             "per_s": len(times) / SECONDS,
             "failed": sum(c != 200 for c in codes),
+            "server_cpu_ms": 1e3 * (cpu_seconds(process) - began[0]) / len(times),
+            "client_cpu_ms": 1e3 * (time.process_time() - began[1]) / len(times),
             **percentiles(times),
         }
         found["half"] = percentiles(asyncio.run(open_loop(port, len(times) / SECONDS / 2, SECONDS, "/recommend", body)))

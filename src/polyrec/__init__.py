@@ -17,9 +17,10 @@ _MODULES = {
     "core.rules": ["Rules"],
     "core.schema": ["Columns", "FeatureConfig", "TaskConfig"],
     "data.collator": ["PolyRecCollator"],
+    "data.splitter": ["Splits"],
     "models.polyrec.configuration_polyrec": ["PolyRecConfig"],
     "models.polyrec.modeling_polyrec": ["PolyRecForRecommendation", "PolyRecModel"],
-    "models.polyrec.processing_polyrec": ["PolyRecProcessor", "Splits"],
+    "models.polyrec.processing_polyrec": ["PolyRecProcessor"],
     "models.pretrained": ["PolyRecOutput", "PolyRecPreTrainedModel"],
     "models.cross_encoder.configuration_cross_encoder": ["PolyRecCrossEncoderConfig"],
     "models.cross_encoder.modeling_cross_encoder": ["PolyRecCrossEncoder"],
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from polyrec.core.schema import FeatureConfig as FeatureConfig
     from polyrec.core.schema import TaskConfig as TaskConfig
     from polyrec.data.collator import PolyRecCollator as PolyRecCollator
+    from polyrec.data.splitter import Splits as Splits
     from polyrec.inference.pipeline import RecommendationPipeline as RecommendationPipeline
     from polyrec.inference.recommender import Recommender as Recommender
     from polyrec.models.cross_encoder.configuration_cross_encoder import (
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
         PolyRecModel as PolyRecModel,
     )
     from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor as PolyRecProcessor
-    from polyrec.models.polyrec.processing_polyrec import Splits as Splits
     from polyrec.models.pretrained import PolyRecOutput as PolyRecOutput
     from polyrec.models.pretrained import PolyRecPreTrainedModel as PolyRecPreTrainedModel
     from polyrec.training.arguments import PolyRecTrainingArguments as PolyRecTrainingArguments

@@ -128,7 +128,8 @@ def test_statistics_count_rows_and_a_list_for_its_own_row_alone():
     processor, parts = fit(table, Columns(user="session", history="before"))
     log, names = parts.train.log, processor.statistics.names
     own = np.flatnonzero(~log.untimed)
-    counted = processor.statistics.log.compute(processor.statistics._table(log), untimed=log.untimed)[own]
+    statistics = processor.statistics
+    counted = statistics.log.compute(statistics.tables.of_log(statistics.log, log), untimed=log.untimed)[own]
     item, like, before = table["item_id"].to_numpy(), table["like"].to_numpy(), table["before"]
     for n in range(len(table)):
         same = item[:n] == item[n]

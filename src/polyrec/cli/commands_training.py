@@ -61,6 +61,26 @@ def _schema(options: argparse.Namespace) -> None:
     print(json.dumps(recipe_schema(), indent=2))
 
 
+def add_prepare(commands: Commands) -> None:
+    """`polyrec prepare`."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="read, count and cut the event log of a recipe once, into files that later commands map",
+        description="Encodes the event log of a recipe, counts its running statistics and cuts it, block by block, "
+        "into files of a cache; memory holds a few columns at a time. `train`, `tune`, `compare`, `distill` and "
+        "`evaluate` find them again, as long as tables, columns, tasks and split are the same.",
+    )
+    add_recipe(prepare, "not used by this command")
+    prepare.set_defaults(run=_prepare)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    recipe = read_recipe(options)
+    from polyrec.runs.prepare import prepare_recipe
+
+    prepare_recipe(recipe)
+
+
 def add_train(commands: Commands) -> None:
     """`polyrec train`."""
     train = commands.add_parser(

@@ -20,7 +20,7 @@ from polyrec.runs.recipe import Recipe, load_recipe, parse_override, parse_task,
 
 # Fields that flags set, and how the flag is written, see `add_fields`.
 COLUMN_FLAGS = {"user": "COLUMN", "item": "COLUMN", "time": "COLUMN", "time_format": "FORMAT"}
-_RECIPE_FLAGS = {"interactions": "PATH", "items": "PATH", "users": "PATH", "prior_history": "PATH"}
+_RECIPE_FLAGS = {"interactions": "PATH", "items": "PATH", "users": "PATH", "prior_history": "PATH", "cache_dir": "DIR"}
 Commands = Any  # argparse does not name the type of add_subparsers
 
 

@@ -28,6 +28,7 @@ from polyrec.core.signals import Interrupted, handled, interrupt
 _COMMANDS = (
     training.add_init,
     training.add_schema,
+    training.add_prepare,
     training.add_train,
     training.add_profile,
     training.add_compare,

@@ -14,6 +14,7 @@ from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder, infer_kind
 from polyrec.data.event_log import EventLog
 from polyrec.data.prior_history import PriorHistory
+from polyrec.data.storage import MEMORY, Storage
 from polyrec.data.tables import column, first_bad_row, ids, is_null, label_values, labels, times
 
 Encoders = Mapping[str, Mapping[str, ColumnEncoder]]  # {"event": {column: ...}, "candidate": {column: ...}}
@@ -36,39 +37,64 @@ def encode_log(
     items: EntityTable,
     users: EntityTable,
     encoders: Encoders,
+    storage: Storage = MEMORY,
 ) -> EventLog:
-    """Check and encode an event log, sorted by (user, time, order). Unknown items and users are cold starts."""
+    """Check and encode an event log, sorted by (user, time, order). Unknown items and users are cold starts.
+
+    One column after the other is read, sorted and kept, so that no more than a few are in memory at once.
+
+    Args:
+        storage: where the arrays of the log go.
+    """
     what = "interactions"
     seconds = times(table, columns, what)
-    user_ids = ids(table, columns.user, what, "user id")
-    item = items.rows(ids(table, columns.item, what, "item id"))
-    task_labels = labels(table, list(tasks), what)
     # A user is whoever has an id, known to the users table or not.
-    coded = user_ids.dictionary_encode()
-    user = np.asarray(coded.indices).astype(np.int64)
-    tie_break = np.arange(len(user)) if columns.order is None else _ranks(table, columns.order, what)
-    sort = np.lexsort((tie_break, seconds, user))
+    user, user_ids = _codes(ids(table, columns.user, what, "user id"))
+    tie_break = None if columns.order is None else _ranks(table, columns.order, what)
+    sort = _sorted_by(tie_break, seconds, user)
     order = np.empty(len(sort), dtype=np.int64)
-    order[np.lexsort((tie_break, seconds))] = np.arange(len(sort))
-    encoded = encode_columns(table, encoders, sort)
-    user_rows = users.rows(coded.dictionary)
+    order[_sorted_by(tie_break, seconds)] = np.arange(len(sort))
+
+    def kept(name: str, values: np.ndarray) -> np.ndarray:
+        return storage.keep(name, values[sort])
+
+    order, time, user = kept("order", order), kept("time", seconds), kept("user", user.astype(np.int64))
+    del seconds, tie_break
+    item = kept("item", items.rows(ids(table, columns.item, what, "item id")))
+    task_labels = kept("labels", labels(table, list(tasks), what))
+    refused = {
+        REFUSED + task.name: kept(f"event_features.{REFUSED}{task.name}", _refused(table, task, what))
+        for task in tasks
+        if task.ranks_catalog and task.parsed_label is not None
+    }
+    encoded = encode_columns(table, encoders, sort, storage)
+    user_rows = users.rows(user_ids)
     log = EventLog(
-        user=user[sort],
-        item=item[sort],
-        time=seconds[sort],
-        order=order[sort],
-        row=sort,
-        user_ids=coded.dictionary,
-        labels=task_labels[sort],
+        user=user,
+        item=item,
+        time=time,
+        order=order,
+        row=storage.keep("row", sort),
+        user_ids=user_ids,
+        labels=task_labels,
         event_features=encoded["event"],
         candidate_features=encoded["candidate"],
         user_features={name: values[user_rows] for name, values in users.encoded.items()},
     )
-    log.event_features[TIME_GAP] = time_gap(log)
-    for task in tasks:
-        if task.ranks_catalog and task.parsed_label is not None:
-            log.event_features[REFUSED + task.name] = _refused(table, task, what)[sort]
+    log.event_features[TIME_GAP] = storage.keep(f"event_features.{TIME_GAP}", time_gap(log))
+    log.event_features |= refused
     return log
+
+
+def _codes(user_ids: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """A number of each id, int32 [R], and the ids in the order of these numbers."""
+    coded = user_ids.dictionary_encode()
+    return np.asarray(coded.indices), coded.dictionary
+
+
+def _sorted_by(tie_break: np.ndarray | None, *keys: np.ndarray) -> np.ndarray:
+    """Rows in the order of keys, the last one first; of equal ones by `tie_break`, then as they stand, int64 [R]."""
+    return np.lexsort(keys if tie_break is None else (tie_break, *keys))
 
 
 def _refused(table: pa.Table, task: TaskConfig, what: str) -> np.ndarray:
@@ -77,13 +103,17 @@ def _refused(table: pa.Table, task: TaskConfig, what: str) -> np.ndarray:
     return (label_values(table, task.parsed_label, f"{what}: label of task {task.name!r}") <= 0).astype(np.float32)
 
 
-def encode_columns(table: pa.Table, encoders: Encoders, row: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+def encode_columns(
+    table: pa.Table, encoders: Encoders, row: np.ndarray, storage: Storage = MEMORY
+) -> dict[str, dict[str, np.ndarray]]:
     """Feedback and context of a log's rows in the order `row`, {"event": {column: ...}, "candidate": {...}}."""
+
+    def encoded(source: str, name: str, encoder: ColumnEncoder) -> np.ndarray:
+        values = encoder.encode(column(table, name, "interactions", source), f"interactions: column {name!r}")
+        return storage.keep(f"{source}_features.{name}", values[row])
+
     return {
-        source: {
-            name: encoder.encode(column(table, name, "interactions", source), f"interactions: column {name!r}")[row]
-            for name, encoder in found.items()
-        }
+        source: {name: encoded(source, name, encoder) for name, encoder in found.items()}
         for source, found in encoders.items()
     }
 

@@ -7,6 +7,7 @@ Letters: R events, P users, C candidates, F statistics, T tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import pyarrow as pa
 
 from polyrec.data.prior_history import PriorHistory
 from polyrec.data.queries import Queries
+from polyrec.data.storage import Storage
+
+_BLOCK = 1 << 21  # events
 
 
 @dataclass(repr=False)
@@ -101,18 +105,31 @@ class EventLog:
         "strict": those with an earlier time, so the lines of one basket never see each other. "order": those before
         it in the log, for files whose order within one second is meant. Of a set: those before it in the drawn order.
         """
-        index = np.arange(len(self))
         if self.set_until is not None:
+            index = np.arange(len(self))
             return np.minimum(index - self.offsets[self.user], self.visible_before(np.full(len(self), self.set_until)))
         if ties == "order":
-            return index - self.offsets[self.user]
+            return np.arange(len(self)) - self.offsets[self.user]
         if ties != "strict":
             raise ValueError(
                 f'ties must be "strict" (only earlier times are visible) or "order" (trust the order), not {ties!r}'
             )
-        begins = np.ones(len(self), dtype=bool)
-        begins[1:] = (np.diff(self.user) != 0) | (np.diff(self.time) != 0)
-        return np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[self.user]
+        found = np.empty(len(self), dtype=np.int64)
+        for own in self.user_blocks():
+            user, time, index = self.user[own], self.time[own], np.arange(own.start, own.stop)
+            begins = np.ones(len(user), dtype=bool)
+            begins[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
+            found[own] = np.maximum.accumulate(np.where(begins, index, 0)) - self.offsets[user]
+        return found
+
+    def user_blocks(self, size: int = _BLOCK) -> Iterator[slice]:
+        """Events in blocks of whole users, of about `size` events unless one user has more."""
+        begin = 0
+        while begin < len(self):
+            user = int(self.user[min(begin + size, len(self)) - 1])
+            end = int(self.offsets[user]) if self.offsets[user] > begin else int(self.offsets[user + 1])
+            yield slice(begin, end)
+            begin = end
 
     def visible_before(self, cutoff: np.ndarray) -> np.ndarray:
         """How many events of each event's user lie before `cutoff` [R] (seconds), int64 [R]."""
@@ -142,6 +159,21 @@ class Candidates:
 
     def __repr__(self) -> str:
         return f"Candidates({len(self.event):,})"
+
+    def sorted_for(self, log: EventLog) -> Candidates:
+        """The same in the order of (user, position, event), which those of one view of a log have already."""
+        event, position = self.event, self.position
+        later = np.diff(event) > 0  # events of a log are in the order of its users
+        if (later & ((np.diff(position) >= 0) | (np.diff(log.user[event]) > 0))).all():
+            return self
+        sort = np.lexsort((event, position, log.user[event]))
+        return Candidates(event[sort], position[sort], self.statistic[sort])
+
+    def kept(self, storage: Storage, name: str) -> Candidates:
+        """The same, where a storage has them."""
+        event, position = (storage.keep(f"{name}.{n}", getattr(self, n)) for n in ("event", "position"))
+        own = self.statistic is self.event
+        return Candidates(event, position, event if own else storage.keep(f"{name}.statistic", self.statistic))
 
     @staticmethod
     def concatenate(parts: list[Candidates]) -> Candidates:

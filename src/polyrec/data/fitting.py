@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from polyrec.core.backbones import resolve
@@ -13,6 +14,7 @@ from polyrec.data.derived import fit_derived
 from polyrec.data.encoding import fit_event_columns
 from polyrec.data.leaks import refuse_labels_as_inputs
 from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.mapped_tables import mapped_table
 from polyrec.data.pipeline import LogPipeline
 from polyrec.data.prior_history import check_marks
 from polyrec.data.report import DataReport
@@ -30,6 +32,7 @@ def fit_pipeline(
     tasks: Sequence[TaskConfig | Mapping[str, Any]],
     columns: Columns | Mapping[str, Any] | None,
     settings: FitSettings,
+    cache_dir: str | Path | None = None,
 ) -> tuple[LogPipeline, DataReport, list[str]]:
     """What reads logs like this one, what was found, and the columns of the log; arguments as of
     `PolyRecProcessor.fit`.
@@ -40,7 +43,7 @@ def fit_pipeline(
     tasks = parse_tasks(tasks)
     known: Columns = from_dict(Columns, {} if columns is None else columns)
     refuse_labels_as_inputs(known, tasks)
-    log = read_table(interactions, "interactions")
+    log = mapped_table(interactions, "interactions", cache_dir)
     columns = with_row_users(known, log)
     columns = columns if columns.feedback else replace(columns, feedback=label_columns(tasks))
     log = with_lists(log, columns)

@@ -17,6 +17,7 @@ from polyrec.data.columns import FIRST, ColumnEncoder
 from polyrec.data.derived import with_derived
 from polyrec.data.tables import column, numbers
 
+_LOOKED_AT = 1 << 22  # rows, evenly spread, among which samples are drawn
 _PER_CLASS = 3_000  # rows of each class (or 2 times as many of a number) that are read
 _LEAST, _LEAST_OF_CLASS = 50, 10  # rows, and rows of a class, under which chance may separate
 _LEAST_OF_VALUE = 5  # rows of a value, from which on it counts as one
@@ -238,6 +239,9 @@ def _multi(values_SK: np.ndarray, code: np.ndarray) -> str:
 
 def _sample(labels: np.ndarray) -> np.ndarray:
     """Rows with known labels, of each of two classes as many as are needed, int64 [S], ascending."""
+    step = max(len(labels) // _LOOKED_AT, 1)
+    if step > 1:
+        return _sample(labels[::step]) * step
     known = np.flatnonzero(~np.isnan(labels))
     if not len(known):
         return known

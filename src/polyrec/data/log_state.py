@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyrec.data.event_log import EventLog
+from polyrec.data.later_events import check_later
 from polyrec.data.log_statistics import LogStatistics
 from polyrec.data.release import first_times
-from polyrec.data.statistics import check_later
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.trends import Trends
 

@@ -12,24 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.progress import progress
 from polyrec.core.schema import RESIDUALS, Columns, TaskConfig
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
 from polyrec.data.event_table import EventTable
 from polyrec.data.level_history import LevelHistory
-from polyrec.data.prior_history import PriorHistory
-from polyrec.data.scaling import StatisticsScaler
+from polyrec.data.log_passes import LogPasses, time_blocks
+from polyrec.data.log_tables import LogTables
+from polyrec.data.past_features import PastFeatures
+from polyrec.data.residuals import residuals, said_by_others
+from polyrec.data.scaling import MeanVariance, StatisticsScaler
 from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
-from polyrec.data.statistic_keys import past_table, statistic_keys
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
 from polyrec.data.statistics_pass import StatisticsPass
+from polyrec.data.storage import MEMORY, Storage
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import read_json
 from polyrec.data.user_states import UserStates
 
-AFTER_PAST = 1.0  # seconds; events of the past have the time 0
 _LOG, _PAST, _SCALES = "log", "past", "scales.json"
 _OF_ITEMS = StatisticConfig(("item",), "none")  # what residuals are measured against in logs without times
 
@@ -64,13 +67,14 @@ class LogStatistics:
         ordered: bool = True,
     ) -> None:
         self.ordered = ordered
-        self.log, self.past, self.items, self.encoders, self.marked = log, past, items, encoders, dict(marked)
-        self._label_columns = [j for j, t in enumerate(tasks) if not t.ranks_catalog]
+        self.log, self.past, self.marked = log, past, dict(marked)
+        labels = [j for j, t in enumerate(tasks) if not t.ranks_catalog]
+        self.tables = LogTables(items, encoders, labels, log.targets[len(labels) :])
         self.scaler: StatisticsScaler | None = None
         self.spread: dict[str, float] = {}
         self.past_spread: dict[str, float] = {}  # of marks of the past
         self._known: tuple[LevelHistory | None, UserStates] | None = None  # of the stored events, see [`_stored`]
-        self._of_past: tuple[PriorHistory, RunningStatistics] | None = None  # of the last log, likewise
+        self._of_past = None if past is None else PastFeatures(past, self.tables)
 
     @classmethod
     def of(
@@ -117,9 +121,9 @@ class LogStatistics:
         return self.log.targets
 
     @property
-    def measures(self) -> list[str]:
+    def measures(self) -> Sequence[str]:
         """Targets that are no task's label: numeric feedback columns."""
-        return self.targets[len(self._label_columns) :]
+        return self.tables.measures
 
     @property
     def names(self) -> list[str]:
@@ -146,65 +150,101 @@ class LogStatistics:
         return self.log.last_time
 
     # -------------------------------------------------------------- compute
-    def fit(self, log: EventLog, train: np.ndarray, source: np.ndarray | None = None) -> np.ndarray:
+    def fit(
+        self, log: EventLog, train: np.ndarray, source: np.ndarray | None = None, storage: Storage = MEMORY
+    ) -> np.ndarray:
         """Learn priors and scales on the rows `train` (bool [R]) and put them into the state; gives [`compute`].
 
         The log's events get their `residuals`, as inputs of later candidates.
-        """
-        values = self._targets(log)
-        self.log.prior = np.nanmean(values[train], axis=0)
-        self.spread = dict(zip(self.targets, np.nanstd(values[train], axis=0).tolist(), strict=True))
-        if self.past is not None:
-            known = [
-                np.zeros(0) if log.prior_history is None else log.prior_history.marks[mark]
-                for mark in self.past.targets
-            ]
-            self.past.prior = np.array([v.mean() if len(v) else 0.0 for v in known])
-            self.past_spread = {m: float(v.std()) for m, v in zip(self.past.targets, known, strict=True) if len(v)}
-            self._recount_past(log)
-        counted = self._count(log, source=source)
-        self.scaler = StatisticsScaler.fit(counted[train])
-        self._reset()
-        self.log.update(self._table(log).take(np.flatnonzero(train)))
-        self._add_residuals(log, counted, train)
-        return self.scaler.transform(counted)
 
-    def resume(self, log: EventLog) -> np.ndarray:
+        Args:
+            storage: where the features go.
+        """
+        self.log.prior, spread = self._mean_and_spread(log, train)
+        self.spread = dict(zip(self.targets, spread.tolist(), strict=True))
+        self.past_spread = {} if self._of_past is None else self._of_past.fit(log)
+        self.scaler = None
+        return self._count_all(log, source, train, storage)
+
+    def resume(self, log: EventLog, storage: Storage = MEMORY) -> np.ndarray:
         """[`compute`] of a log that went on after [`fit`]; the state is then that of all its events.
 
         Priors and scales stay as they were learned. The log's events get their `residuals`, as in [`fit`].
+
+        Args:
+            storage: as of [`fit`].
         """
         assert self.scaler is not None, "fit first"
-        if self.past is not None:
-            self._recount_past(log)
-        counted = self._count(log)
-        self._reset()
-        self.log.update(self._table(log), log.untimed)
-        self._add_residuals(log, counted, np.ones(len(log), dtype=bool))
-        return self.scaler.transform(counted)
+        return self._count_all(log, None, None, storage)
 
-    def _reset(self) -> None:
-        self.log.reset()
+    def _count_all(
+        self, log: EventLog, source: np.ndarray | None, train: np.ndarray | None, storage: Storage
+    ) -> np.ndarray:
+        """Scaled features of every event; the state is then that of the rows `train`, None: of all."""
+        if self._of_past is not None:
+            self._of_past.recount(log)
+        matrix, scales = storage.writer("statistics", len(log), len(self.names)), MeanVariance(len(self.names))
+        said = storage.writer(f"event_features.{RESIDUALS}", len(log), len(self.targets))
+        passes = self._passes(log, source, storage, kept=train)
+        for rows, over in progress(passes, "Running statistics", -(-len(log) // storage.block), unit="block"):
+            counted = self._with_past(over.features(), log, rows)
+            matrix.put(rows, counted)
+            said.put(rows, residuals(over.table.targets, counted[:, : len(self.targets)], self.spread))
+            if train is not None:
+                scales.add(counted[train[rows]])
         self._known = None
+        self.log.adopt(passes.states, passes.last_time)
+        self.scaler = StatisticsScaler.of(scales) if self.scaler is None else self.scaler
+        held = np.ones(len(log), dtype=bool) if train is None else train
+        self._set_residuals(log, said.finish(np.asarray) if self.ordered else self._against_others(log, held))
+        return matrix.finish(self.scaler.transform)
 
-    def _recount_past(self, log: EventLog) -> None:
-        assert self.past is not None
-        self.past.reset()
-        self._of_past = None
-        if log.prior_history is not None:
-            self.past.update(past_table(self.past, self.items, self.encoders, log))
+    def _passes(
+        self,
+        log: EventLog,
+        source: np.ndarray | None,
+        storage: Storage,
+        kept: np.ndarray | None = None,
+        visible_until: np.ndarray | None = None,
+    ) -> LogPasses:
+        """Passes over the log; rows that see less than what came before them need all of it at once."""
+        whole = visible_until is not None or log.untimed is not None
+        blocks = iter([np.arange(len(log))]) if whole else time_blocks(log.order, log.time, storage.block)
+
+        def table(rows: np.ndarray) -> EventTable:
+            return self.tables.of_log(self.log, log, rows)
+
+        return LogPasses(self.log, blocks, table, source, kept, visible_until, log.untimed)
+
+    def _mean_and_spread(self, log: EventLog, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the targets of some rows, bool [R]."""
+        scales, rows = MeanVariance(len(self.targets)), np.flatnonzero(train)
+        for begin in range(0, len(rows), MEMORY.block):
+            scales.add(self.tables.targets(log, rows[begin : begin + MEMORY.block]))
+        return scales.mean, np.sqrt(scales.variance)
 
     def compute(
-        self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
+        self,
+        log: EventLog,
+        visible_until: np.ndarray | None = None,
+        source: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        storage: Storage = MEMORY,
     ) -> np.ndarray:
         """Scaled features of every event of a whole log, float32 [R, F], NaN = unknown.
 
         Args:
             visible_until: [R], seconds; a row sees only rows before min(its time, this).
             source: bool [R], rows that may be counted at all.
+            rows: bool [R], events whose features are wanted; those of the others are NaN. None: all.
+            storage: where the features go.
         """
         assert self.scaler is not None, "fit first"
-        return self.scaler.transform(self._count(log, visible_until, source))
+        matrix = storage.writer("statistics.tested", len(log), len(self.names))
+        for block, over in self._passes(log, source, storage, visible_until=visible_until):
+            wanted = np.ones(len(block), dtype=bool) if rows is None else rows[block]
+            matrix.put(block[wanted], self._with_past(over.features(wanted), log, block[wanted]))
+        return matrix.finish(self.scaler.transform)
 
     def measure(self, log: EventLog, stored: StoredEvents | None = None) -> Mapping[str, np.ndarray]:
         """Give the log's events their `residuals`; {level of the bias model: [R, T]} for later calls of [`request`].
@@ -238,16 +278,18 @@ class LogStatistics:
         if measured is None:
             over = self._measured(log, stored)
         else:
-            over = self.log.request(self._table(log), log.user, log.untimed, self._history(log, stored), measured, rows)
+            over = self.log.request(
+                self.tables.of_log(self.log, log), log.user, log.untimed, self._history(log, stored), measured, rows
+            )
         counted = over.features(rows)
-        if self.past is not None:
-            counted = np.concatenate([counted, self._past_features(log)[rows]], axis=1)
-        return self.scaler.transform(counted)
+        return self.scaler.transform(self._with_past(counted, log, np.flatnonzero(rows)))
 
     def _measured(self, log: EventLog, stored: StoredEvents | None) -> StatisticsPass:
-        over = self.log.request(self._table(log), log.user, log.untimed, self._history(log, stored))
+        over = self.log.request(self.tables.of_log(self.log, log), log.user, log.untimed, self._history(log, stored))
         old = log.time <= self.last_time
-        self._add_residuals(log, over.baselines, old if log.untimed is None else old & ~log.untimed)
+        held = old if log.untimed is None else old & ~log.untimed
+        said = residuals(over.table.targets, over.baselines, self.spread) if self.ordered else None
+        self._set_residuals(log, self._against_others(log, held) if said is None else said)
         return over
 
     def _history(self, log: EventLog, stored: StoredEvents | None) -> LevelHistory | None:
@@ -262,13 +304,13 @@ class LogStatistics:
         """
         history, users = (None, None) if stored is None else self._stored(stored)
         rows = None if users is None or stored is None else users.rows(stored.hashes(log.user_ids))
-        return self.log.prepared(self._table(log), log.untimed, history, users, rows)
+        return self.log.prepared(self.tables.of_log(self.log, log), log.untimed, history, users, rows)
 
     def prepared_late(self, log: EventLog, stored: StoredEvents) -> Callable[[], None]:
         """The same of events that come too late to be counted, but for their users."""
         history, users = self._stored(stored)
         every, rows = np.ones(len(log), dtype=bool), users.rows(stored.hashes(log.user_ids))
-        return self.log.prepared(self._table(log), every, history, users, rows)
+        return self.log.prepared(self.tables.of_log(self.log, log), every, history, users, rows)
 
     def warm(self, stored: StoredEvents) -> None:
         """Compute what is kept of the stored events."""
@@ -288,81 +330,32 @@ class LogStatistics:
             history, users = LevelHistory(), UserStates(len(self.targets))
             if not stored.is_empty and self.targets:
                 log = stored.log()
-                history, states = self.log.recorded(self._table(log), log.uncounted)
+                history, states = self.log.recorded(self.tables.of_log(self.log, log), log.uncounted)
                 users.put(users.rows(np.asarray(log.user_ids)[states.keys - 1]), states)
             self._known = history if stored.complete and self.targets else None, users
         return self._known
 
-    def _count(
-        self, log: EventLog, visible_until: np.ndarray | None = None, source: np.ndarray | None = None
-    ) -> np.ndarray:
-        counted = self.log.compute(self._table(log), visible_until, source, log.untimed)
-        if self.past is None:
-            return counted
-        return np.concatenate([counted, self._past_features(log)], axis=1)
+    def _with_past(self, counted: np.ndarray, log: EventLog, rows: np.ndarray) -> np.ndarray:
+        """Features of some events of a log with those that come of the events before it, [rows, F]."""
+        past = self._of_past
+        return counted if past is None else np.concatenate([counted, past.of(log, rows)], axis=1)
 
-    def _past_features(self, log: EventLog) -> np.ndarray:
-        """Features of every event of a log that come of the events before it, [R, F]."""
-        assert self.past is not None
-        if log.prior_history is None:
-            return self.past.transform(self._table(log, self.past))
-        known = self._of_past
-        if known is None or known[0] is not log.prior_history:
-            self._of_past = known = (
-                log.prior_history,
-                self.past.with_users(past_table(self.past, self.items, self.encoders, log)),
-            )
-        return known[1].transform(self._table(log, self.past))
-
-    def _add_residuals(self, log: EventLog, baselines: np.ndarray, held: np.ndarray) -> None:
-        """What each event's labels said against the running baseline at its time, in standard deviations, [R, T].
-
-        Args:
-            baselines: of the log's events, unscaled, [R, T]; further columns are not read.
-            held: bool [R], events that the state has counted.
-        """
+    def _set_residuals(self, log: EventLog, found: np.ndarray) -> None:
+        """What each event's labels said against what was expected at its time, in standard deviations, [R, T]."""
         if not self.targets:
             return
-        scale = np.array([max(self.spread[name], 1e-6) for name in self.targets])
-        expected = baselines[:, : len(self.targets)] if self.ordered else self._said_by_others(log, held)
-        log.event_features[RESIDUALS] = ((self._targets(log) - expected) / scale).astype(np.float32)
-        if self.past is not None and log.prior_history is not None:
-            found = np.full((len(log.prior_history.item), len(self.targets)), np.nan, dtype=np.float32)
-            prior = dict(zip(self.past.targets, self.past.prior, strict=True))
-            for target, mark in self.marked.items():
-                spread = max(self.past_spread.get(mark, 1.0), 1e-6)
-                found[:, self.targets.index(target)] = (log.prior_history.marks[mark] - prior[mark]) / spread
-            log.prior_history.event_features[RESIDUALS] = found
+        log.event_features[RESIDUALS] = found
+        past = log.prior_history
+        if self._of_past is not None and past is not None:
+            said = self._of_past.residuals(past, self.targets, self.marked, self.past_spread)
+            past.event_features[RESIDUALS] = said
 
-    def _said_by_others(self, log: EventLog, held: np.ndarray) -> np.ndarray:
-        """The shrunk mean of each event's item over the events of other users that the state has counted, [R, T]."""
-        state, targets = self.log.counted(_OF_ITEMS.name, log.item), self._targets(log)
-        sums, counts = state.sums - state.counts * self.log.prior, state.counts.astype(np.float64)
-        known = held[:, None] & ~np.isnan(targets)
-        pair = np.unique(log.user * (int(log.item.max(initial=0)) + 1) + log.item, return_inverse=True)[1]
-        for j in range(targets.shape[1]):
-            own = np.bincount(pair, np.where(known[:, j], targets[:, j] - self.log.prior[j], 0.0))
-            sums[:, j] -= own[pair]
-            counts[:, j] -= np.bincount(pair, known[:, j])[pair]
-        return self.log.prior + sums / (counts + _OF_ITEMS.shrinkage)
-
-    # --------------------------------------------------------------- tables
-    def _targets(self, log: EventLog) -> np.ndarray:
-        """Labels of the pair tasks and further measures, float64 [R, T]."""
-        columns = [log.labels[:, self._label_columns], *(log.measures[n][:, None] for n in self.measures)]
-        return np.concatenate(columns, axis=1).astype(np.float64)
-
-    def _table(self, log: EventLog, statistics: RunningStatistics | None = None) -> EventTable:
-        """What statistics (default: those of the log) read of a log."""
-        time = log.time
-        if statistics is None:
-            statistics, targets = self.log, self._targets(log)
-        else:
-            # One time for all rows, after the past: what was known then is known to each, and none counts another.
-            time, targets = np.full(len(log), AFTER_PAST), np.full((len(log), len(statistics.targets)), np.nan)
-        read = log.item, log.user, log.user_features, log.candidate_features
-        keys = statistic_keys(statistics, self.items, self.encoders, *read)
-        return EventTable(time=time, keys=keys, targets=targets)
+    def _against_others(self, log: EventLog, held: np.ndarray) -> np.ndarray:
+        """Residuals against what other users said of the item in events that are counted, bool [R]."""
+        state, targets = self.log.counted(_OF_ITEMS.name, log.item), self.tables.targets(log)
+        pair = log.user * (int(log.item.max(initial=0)) + 1) + log.item
+        others = said_by_others(state, pair, targets, held, self.log.prior, _OF_ITEMS.shrinkage)
+        return residuals(targets, others, self.spread)
 
     # -------------------------------------------------------------- on disk
     def save(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from polyrec.data.derived import with_derived
 from polyrec.data.encoding import encode_columns, encode_log, encode_prior_history
 from polyrec.data.event_log import EventLog
 from polyrec.data.log_statistics import LogStatistics
+from polyrec.data.mapped_tables import mapped_table
 from polyrec.data.prior_history import read_prior_history
 from polyrec.data.processor_checks import check_searches
 from polyrec.data.queries import NO_QUERY, Queries
@@ -25,6 +27,7 @@ from polyrec.data.report import DataReport, DataWarning, main_process
 from polyrec.data.report_facts import match_log
 from polyrec.data.row_lists import after_lists, hide_lists, with_lists
 from polyrec.data.sets import as_sets
+from polyrec.data.storage import MEMORY, Storage
 from polyrec.data.tables import column, numbers, read_table
 from polyrec.data.weights import row_weights
 
@@ -51,24 +54,29 @@ class LogPipeline:
     text: TextConfig | None
     tokenizer: Any
 
-    def read(self, interactions: Any) -> pa.Table:
-        """The table, with the lists of its rows where the log has such."""
-        return with_lists(read_table(interactions, "interactions"), self.columns)
+    def read(self, interactions: Any, cache_dir: str | Path | None = None) -> pa.Table:
+        """The table, with the lists of its rows where the log has such.
 
-    def encode(self, table: pa.Table, prior_history: Any = None) -> EventLog:
+        Args:
+            cache_dir: see [`~polyrec.data.mapped_tables.mapped_table`].
+        """
+        return with_lists(mapped_table(interactions, "interactions", cache_dir), self.columns)
+
+    def encode(self, table: pa.Table, prior_history: Any = None, storage: Storage = MEMORY) -> EventLog:
         """The log of a table, sorted by (user, time, order), whatever of it is known: requests are of new users and
         items, too.
 
         Args:
             prior_history: what users did before, a table as `columns.prior_history` describes it.
+            storage: where the arrays of the log go.
         """
         columns, what = self.columns, "interactions"
         table = with_derived(table, columns, self.items)
-        log = encode_log(table, columns, self.tasks, self.items, self.users, self.event_encoders)
+        log = encode_log(table, columns, self.tasks, self.items, self.users, self.event_encoders, storage)
         if self.statistics is not None:
             for name in self.statistics.measures:
                 values = numbers(column(table, name, what, "statistics target"), f"{what}: {name!r}")
-                log.measures[name] = values[log.row]
+                log.measures[name] = storage.keep(f"measures.{name}", values[log.row])
         if columns.query is not None:
             assert self.text is not None  # checked when a processor is made
             log.queries = Queries.read(table, columns, self.items, self.tokenizer, self.text).of_rows(log.row)
@@ -86,15 +94,21 @@ class LogPipeline:
             encode_prior_history(log.prior_history, self.event_encoders)
         return log
 
-    def encode_events(self, table: pa.Table, prior_history: Any = None, report: DataReport | None = None) -> EventLog:
+    def encode_events(
+        self,
+        table: pa.Table,
+        prior_history: Any = None,
+        report: DataReport | None = None,
+        storage: Storage = MEMORY,
+    ) -> EventLog:
         """The log of a table of which next to nothing unknown is accepted, with the lists of its rows, or as sets where
         it has no times.
 
         Args:
-            prior_history: as of [`encode`].
+            prior_history, storage: as of [`encode`].
             report: where warnings of unknown ids are to stand, too.
         """
-        log = self.encode(table, prior_history)
+        log = self.encode(table, prior_history, storage)
         if self.columns.history is not None:
             log = after_lists(log, table, self.columns, self.tasks, self.items, self.event_encoders)
         elif self.columns.time is None:
@@ -114,28 +128,28 @@ class LogPipeline:
             for text in texts:
                 warnings.warn(text, DataWarning, stacklevel=caller_level())
 
-    def rescale(self, log: EventLog, table: pa.Table, train: np.ndarray) -> None:
+    def rescale(self, log: EventLog, table: pa.Table, train: np.ndarray, storage: Storage = MEMORY) -> None:
         """Put feedback and context on the scales of the training rows, bool [R]; the encoders keep them.
 
         Fitting saw the whole log; how feedback of the test rows is distributed must not reach the model.
         """
         whole, rows = with_derived(table, self.columns, self.items), log.row[train]
         # Sets are in no file's order.
-        training = whole.take(pa.array(rows if self.columns.time is None else np.sort(rows)))
+        training = pa.array(rows if self.columns.time is None else np.sort(rows))
         for encoders in self.event_encoders.values():
             for name, encoder in encoders.items():
-                values = column(training, name, "interactions", "feedback or context")
+                values = column(whole, name, "interactions", "feedback or context").take(training)
                 encoders[name] = encoder.refit(values, f"interactions: column {name!r}")
-        encoded = encode_columns(whole, self.event_encoders, log.row)
+        encoded = encode_columns(whole, self.event_encoders, log.row, storage)
         log.event_features |= encoded["event"]
         log.candidate_features = encoded["candidate"]
         hide_lists(log, self.event_encoders)
         if log.prior_history is not None:
             encode_prior_history(log.prior_history, self.event_encoders)
 
-    def weigh(self, log: EventLog, table: pa.Table) -> None:
+    def weigh(self, log: EventLog, table: pa.Table, storage: Storage = MEMORY) -> None:
         """Give the log the sample weights of its rows."""
         own = log.own_rows
         labels = log.labels[own[np.argsort(log.row[own])]]
         weights = row_weights(table, self.columns, self.tasks, labels, "interactions")
-        log.sample_weight = {task: values[log.row] for task, values in weights.items()}
+        log.sample_weight = {t: storage.keep(f"sample_weight.{t}", v[log.row]) for t, v in weights.items()}

@@ -167,16 +167,33 @@ class Occurrences:
         return scanned
 
 
-def changes(values: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin.
+def changes(*values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin; of several arrays, of rows that are equal in all of them.
 
     Example:
         >>> changes(np.array([3, 3, 5, 3])).tolist()
         [0, 2, 3]
     """
-    begins = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    begins = np.zeros(len(values[0]), dtype=bool)
+    begins[:1] = True
+    for own in values:
+        begins[1:] |= own[1:] != own[:-1]
     return np.flatnonzero(begins)
+
+
+def pieces_of_runs(first: np.ndarray, end: int, most: int) -> np.ndarray:
+    """Where runs begin, and where a run of more than `most` rows goes on as another one, int64 ascending.
+
+    Args:
+        first: int64, where runs begin.
+        end: of the last one.
+
+    Example:
+        >>> pieces_of_runs(np.array([0, 2]), end=7, most=2).tolist()
+        [0, 2, 4, 6]
+    """
+    number = -(-np.diff(np.append(first, end)) // most)
+    return np.repeat(first - most * (np.cumsum(number) - number), number) + most * np.arange(number.sum())
 
 
 def _bounds(stamp_S: np.ndarray, groups: int, span: int) -> np.ndarray:

@@ -34,6 +34,7 @@ _TIE_CHOICE = (
     "say columns.time: null if the times say nothing (the events of a user are then a set), or ties: order if the "
     "file's order is meant"
 )
+_CHUNK = 1 << 20  # rows that are looked up at once
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TableIds:
     Args:
         name: "item" or "user".
         ids: distinct ones [U].
-        code: int64 [R], index in `ids`.
+        code: int32 [R], index in `ids`.
         entity: the table they are looked up in.
     """
 
@@ -56,7 +57,7 @@ class TableIds:
     def of(cls, table: pa.Table, key: str, name: str, entity: EntityTable) -> TableIds:
         """Read an id column."""
         coded = ids(table, key, "interactions", f"{name} id").dictionary_encode()
-        return cls(name, coded.dictionary, np.asarray(coded.indices).astype(np.int64), entity)
+        return cls(name, coded.dictionary, np.asarray(coded.indices), entity)
 
     @property
     def rows(self) -> np.ndarray:
@@ -110,7 +111,7 @@ def fit_report(
     tied = np.zeros(len(seconds), dtype=bool)  # rows with lists see no other rows
     if columns.history is None:
         tied = _in_group(_stamps(user.code, seconds, times))
-    pair = user.code * len(item.ids) + item.code
+    pair = user.code.astype(np.int64) * len(item.ids) + item.code
     pairs = len(distinct(pair))
     entities_of = {own.name: (own.entity, own.rows) for own in entities}
     report = DataReport(
@@ -305,16 +306,21 @@ def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndar
         times: the distinct times, ascending.
     """
     span = times[-1] - times[0] + 1
-    if span * (user.max() + 1) < 2**53 and are_whole(times, 1.0):
-        return user * int(span) + (seconds - times[0]).astype(np.int64)
-    return user * len(times) + np.searchsorted(times, seconds)
+    if span * (int(user.max()) + 1) < 2**53 and are_whole(times, 1.0):
+        return user.astype(np.int64) * int(span) + (seconds - times[0]).astype(np.int64)
+    return user.astype(np.int64) * len(times) + np.searchsorted(times, seconds)
 
 
 def _in_group(keys: np.ndarray) -> np.ndarray:
     """Whether another row has the same key, bool [R]."""
     ordered = np.sort(keys)
     shared = distinct(ordered[1:][ordered[1:] == ordered[:-1]])
-    return np.isin(keys, shared) if len(shared) else np.zeros(len(keys), dtype=bool)
+    del ordered
+    found = np.zeros(len(keys), dtype=bool)
+    for begin in range(0, len(keys) if len(shared) else 0, _CHUNK):
+        own = keys[begin : begin + _CHUNK]
+        found[begin : begin + _CHUNK] = shared[np.minimum(np.searchsorted(shared, own), len(shared) - 1)] == own
+    return found
 
 
 def _duplicates(table: pa.Table, rows: np.ndarray) -> int:

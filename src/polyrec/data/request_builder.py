@@ -17,12 +17,12 @@ from polyrec.data.columns import FIRST
 from polyrec.data.derived import AGE, ages, derived_names
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import Candidates, EventLog
+from polyrec.data.later_events import shown_time
 from polyrec.data.log_state import LogState
 from polyrec.data.pipeline import LogPipeline
 from polyrec.data.request_reader import RequestReader, read_scalar
 from polyrec.data.requests import ParsedRequest, continued, gathered, request_table, variants, without_times
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.statistics import shown_time
 from polyrec.data.tables import as_array, first_bad_row, normalise_ids
 
 

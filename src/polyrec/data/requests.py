@@ -15,7 +15,7 @@ from polyrec.core.schema import TIME_GAP, Columns
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.encoding import time_gap
 from polyrec.data.event_log import EventLog
-from polyrec.data.statistics import shown_time
+from polyrec.data.later_events import shown_time
 from polyrec.data.stored_events import merge
 from polyrec.data.tables import as_array, column, first_bad_row, ids, is_null, times
 

@@ -63,6 +63,47 @@ def _blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
         yield matrix[begin : begin + rows]
 
 
+class MeanVariance:
+    """Mean and variance of each column of matrices that come one after the other (Chan et al., 1979, "Updating
+    Formulae and a Pairwise Algorithm for Computing Sample Variances"); NaN = unknown.
+
+    Args:
+        columns: F.
+
+    Attributes:
+        counts, mean: float64 [F]; the mean of a column without any value is NaN.
+
+    Example:
+        >>> known = MeanVariance(1)
+        >>> known.add(np.array([[1.0], [2.0]]))
+        >>> known.add(np.array([[np.nan], [6.0]]))
+        >>> known.mean.tolist(), known.variance.round(2).tolist()
+        ([3.0], [4.67])
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.counts, self._squares = np.zeros(columns), np.zeros(columns)
+        self.mean = np.full(columns, np.nan)
+
+    def add(self, matrix: np.ndarray) -> None:
+        """Some more rows, [R, F]."""
+        for block in _blocks(matrix):
+            counts = (~np.isnan(block)).sum(0)
+            some = np.maximum(counts, 1)
+            mean = np.nansum(block, 0, dtype=np.float64) / some
+            squares = np.nansum(np.square(block - mean), 0, dtype=np.float64)
+            total, before = self.counts + counts, np.nan_to_num(self.mean)
+            change = np.where(counts > 0, mean - before, 0.0)
+            self._squares += squares + np.square(change) * self.counts * counts / np.maximum(total, 1)
+            self.mean = np.where(total > 0, before + change * counts / np.maximum(total, 1), np.nan)
+            self.counts = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        """float64 [F], 0 of a column without any value."""
+        return self._squares / np.maximum(self.counts, 1)
+
+
 @dataclass(frozen=True)
 class StatisticsScaler:
     """Standardises every column of a matrix, clipped to +-4; NaN = unknown stays NaN, a constant column gives 0.
@@ -80,15 +121,15 @@ class StatisticsScaler:
     @classmethod
     def fit(cls, matrix: np.ndarray) -> StatisticsScaler:
         """Learn mean and spread of each column of [R, F]; a column without any value gets 0 and 1."""
-        known, total, squares = (np.zeros(matrix.shape[1]) for _ in range(3))
-        for block in _blocks(matrix):
-            known += (~np.isnan(block)).sum(0)
-            total += np.nansum(block, 0, dtype=np.float64)
-        counts = np.maximum(known, 1)
-        mean = total / counts
-        for block in _blocks(matrix):
-            squares += np.nansum(np.square(block - mean), 0, dtype=np.float64)
-        variance = squares / counts
+        known = MeanVariance(matrix.shape[1])
+        known.add(matrix)
+        return cls.of(known)
+
+    @classmethod
+    def of(cls, known: MeanVariance) -> StatisticsScaler:
+        """The scales of what was added up."""
+        variance = known.variance
+        mean = np.where(known.counts > 0, known.mean, 0.0)
         return cls(mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0))
 
     def transform(self, matrix: np.ndarray) -> np.ndarray:

@@ -20,9 +20,11 @@ from polyrec.core.schema import STATISTICS, TIME_GAP
 from polyrec.data.augmentation import Transform, missing_rows, without_oldest
 from polyrec.data.batching import BatchReader, WindowBatch
 from polyrec.data.event_log import Candidates, EventLog, WindowSpans
+from polyrec.data.prefix_sums import changes, pieces_of_runs
 from polyrec.data.prior_history import PriorHistory
 from polyrec.data.release import milliseconds
 from polyrec.data.sampling import VIEW, check_keep_negatives, dropped_negatives, uniform
+from polyrec.data.storage import Storage
 from polyrec.data.ties import ShuffledTies, shuffle_ties
 from polyrec.data.trending import Trending
 from polyrec.data.untimed import Untimed
@@ -123,17 +125,11 @@ class SequenceDataset(WindowDataset):
             raise ValueError(f"stride must be in 1..max_history = {self.max_history}, not {stride}")
         check_keep_negatives(self.keep_negatives, self.task_names, log.labels)
         self._own_view_columns = [self.task_names.index(name) for name in self.own_view_tasks]
+        self.candidates = candidates = candidates.sorted_for(log)
         user = log.user[candidates.event]
         block = np.maximum(candidates.position - 1, 0) // stride
-        sort = np.lexsort((candidates.event, candidates.position, block, user))
-        self.candidates = Candidates(*(getattr(candidates, n)[sort] for n in ("event", "position", "statistic")))
-        user, block = user[sort], block[sort]
-        begins = np.ones(len(sort), dtype=bool)
-        begins[1:] = (np.diff(user) != 0) | (np.diff(block) != 0)
-        index = np.arange(len(sort))
-        within = index - np.maximum.accumulate(np.where(begins, index, 0))
-        first = np.flatnonzero(begins | (within % max(_CANDIDATES, 2 * self.max_history) == 0))
-        self._candidate_offsets = np.append(first, len(sort))
+        first = pieces_of_runs(changes(user, block), len(user), max(_CANDIDATES, 2 * self.max_history))
+        self._candidate_offsets = np.append(first, len(user))
         self._user = user[first]
         last_position = self.candidates.position[self._candidate_offsets[1:] - 1] if len(first) else first
         self._stop = last_position
@@ -155,6 +151,10 @@ class SequenceDataset(WindowDataset):
             candidates_before = np.concatenate([[0], np.cumsum(np.where(self._two_views, chance, 1.0))])
             candidates = np.ceil(np.diff(candidates_before[self._candidate_offsets])).astype(np.int64)
         return np.maximum(events, candidates).tolist()
+
+    def keep(self, storage: Storage, name: str) -> None:
+        """Let a storage have the candidates."""
+        self.candidates = self.candidates.kept(storage, name)
 
     @property
     def own_view(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from polyrec.data.row_lists import held_rows_last
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.sets import held_out_last
 from polyrec.data.settings import SplitSettings
+from polyrec.data.storage import MEMORY, Storage
 from polyrec.data.tables import check_learnable
 
 
@@ -82,7 +83,12 @@ class CutLog:
 
 
 def cut_log(
-    pipeline: LogPipeline, table: pa.Table, prior_history: Any, settings: SplitSettings, report: DataReport | None
+    pipeline: LogPipeline,
+    table: pa.Table,
+    prior_history: Any,
+    settings: SplitSettings,
+    report: DataReport | None,
+    storage: Storage = MEMORY,
 ) -> CutLog:
     """Encode a log and cut it; the pipeline's encoders take the scales of the training rows.
 
@@ -90,23 +96,24 @@ def cut_log(
         table: as of `LogPipeline.read`.
         prior_history: as of `LogPipeline.encode`.
         report: takes what was found.
+        storage: where the arrays of the log go.
 
     Raises:
         polyrec.data.splits.LeakageError: a training row lies later than what the evaluation may know.
         ValueError: a task has no label in the training rows.
     """
     by = settings.by or ("random" if pipeline.columns.time is None else "time")
-    log = pipeline.encode_events(table, prior_history, report)
+    log = pipeline.encode_events(table, prior_history, report, storage)
     part = splits.cut(log, by, settings.fractions, settings.cut_times, seed=settings.seed)
     if log.untimed is not None:
         log = held_rows_last(log, part) if log.drawn else log
     elif by == "random":
         log, part = held_out_last(log, part)
     train = part == splits.TRAIN
-    pipeline.rescale(log, table, train)
+    pipeline.rescale(log, table, train, storage)
     if report is not None:
         report.split, texts = split_facts(log, part, pipeline.tasks)
         report.warn([*order_warning(log, table, pipeline.columns), *texts])
-    pipeline.weigh(log, table)
+    pipeline.weigh(log, table, storage)
     check_learnable(log.labels[train], pipeline.tasks)
     return CutLog(log, part, by)

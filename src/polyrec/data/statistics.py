@@ -37,6 +37,7 @@ import numpy as np
 
 from polyrec.core.schema import from_dict
 from polyrec.data.event_table import EventTable, MultiValued
+from polyrec.data.later_events import check_later
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig, levels
@@ -173,7 +174,7 @@ class RunningStatistics:
             source: bool [R], rows that may be counted at all. Default: all.
             untimed: bool [R], as of [`transform`]. Default: none.
         """
-        return self._over(table, {}, visible_until, source, held=untimed, untimed=untimed).features()
+        return self.over(table, {}, visible_until, source, held=untimed, untimed=untimed).features()
 
     def transform(
         self,
@@ -212,7 +213,7 @@ class RunningStatistics:
         """
         held = table.time <= self.last_time
         held = held if untimed is None else held | untimed
-        return self._over(table, self._states, None, None, world, held, untimed, history, measured, fresh)
+        return self.over(table, self._states, None, None, world, held, untimed, history, measured, fresh)
 
     def update(self, table: EventTable, held: np.ndarray | None = None, history: LevelHistory | None = None) -> None:
         """Advance the state by later events. Events of one time belong in one call, or they see each other's label.
@@ -247,7 +248,7 @@ class RunningStatistics:
         known = self._states
         if users is not None and rows is not None:
             known = known | {_USER.name: users.at(rows)}
-        over = self._over(table, known, held=held, history=history)
+        over = self.over(table, known, held=held, history=history)
         advanced = over.advanced(stateful(self.statistics, self.context))  # read every state before writing any
         remember = history.prepared(over.level_rows()) if history is not None else None
         own = over.advanced([_USER])[_USER.name] if users is not None else None
@@ -264,6 +265,10 @@ class RunningStatistics:
 
         return apply
 
+    def adopt(self, states: dict[str, KeyStates], last_time: float) -> None:
+        """Take states as those of all events up to a time, seconds."""
+        self._states, self.last_time = states, last_time
+
     def counted(self, name: str, keys: np.ndarray) -> KeyStates:
         """What the state has counted of some keys (packed, [H]) of one statistic."""
         state = self._states.get(name)
@@ -276,7 +281,7 @@ class RunningStatistics:
         """
         known = copy.copy(self)
         held = np.ones(len(table), dtype=bool)
-        over = self._over(table, self._states, held=held, history=LevelHistory())
+        over = self.over(table, self._states, held=held, history=LevelHistory())
         known._states = self._states | over.advanced(stateful(self.statistics, self.context, personal=True))
         return known
 
@@ -287,7 +292,7 @@ class RunningStatistics:
             uncounted: bool [R], rows that count for their users alone. None: no such rows.
         """
         history = LevelHistory()
-        over = self._over(table, {}, held=uncounted)
+        over = self.over(table, {}, held=uncounted)
         history.add(over.level_rows())
         return history, over.advanced([_USER])[_USER.name]
 
@@ -328,7 +333,7 @@ class RunningStatistics:
         }
         return stats
 
-    def _over(
+    def over(
         self,
         table: EventTable,
         states: dict[str, KeyStates],
@@ -341,6 +346,7 @@ class RunningStatistics:
         measured: Mapping[str, np.ndarray] | None = None,
         fresh: np.ndarray | None = None,
     ) -> StatisticsPass:
+        """A pass over a table from some states; arguments as of `StatisticsPass`."""
         return StatisticsPass(
             self.statistics,
             self.targets,
@@ -357,42 +363,3 @@ class RunningStatistics:
             measured,
             fresh,
         )
-
-
-def check_later(time: np.ndarray, latest: float, known: str = "the latest event already counted") -> None:
-    """Refuse events that are not later than what is known: they would be counted twice, or out of order.
-
-    Args:
-        time: [R], seconds, in the order of the table's rows.
-        latest: seconds.
-        known: what happened then, for the message.
-
-    Raises:
-        ValueError: names the first such row, how many there are, and the fix.
-
-    Example:
-        >>> check_later(np.array([3.0, 2.0]), latest=2.0)
-        Traceback (most recent call last):
-            ...
-        ValueError: row 1 has time 2, the time of the latest event already counted: update with events in time order...
-    """
-    late = time <= latest
-    if not late.any():
-        return
-    row = int(late.argmax())
-    when = f"earlier than {shown_time(latest)}," if time[row] < latest else "the time of"
-    several = "" if late.sum() == 1 else f" ({int(late.sum())} rows come too late)"
-    raise ValueError(
-        f"row {row} has time {shown_time(time[row])}, {when} {known}: update with events in time order, each "
-        f"once and those of one time together, or give all events at once to `resume`{several}"
-    )
-
-
-def shown_time(seconds: float) -> str:
-    """Seconds for a message, no digit more than needed.
-
-    Example:
-        >>> shown_time(199.0), shown_time(0.25)
-        ('199', '0.25')
-    """
-    return f"{seconds:.3f}".rstrip("0").rstrip(".")

@@ -54,6 +54,17 @@ class KeyStates:
         nothing = np.zeros((len(keys), targets))
         return cls(keys, nothing, nothing.copy(), np.zeros(len(keys)), np.full(len(keys), np.nan))
 
+    def counted(self) -> KeyStates:
+        """That of the keys of which rows were counted."""
+        known = self.rows > 0
+        if known.all():
+            return self
+        return KeyStates(*(getattr(self, name)[known] for name in ("keys", "sums", "counts", "rows", "last")))
+
+    def copy(self) -> KeyStates:
+        """One that [`put`] can change without changing this one."""
+        return KeyStates(*(getattr(self, name).copy() for name in ("keys", "sums", "counts", "rows", "last")))
+
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = np.searchsorted(self.keys, keys)
         known = index < len(self.keys)

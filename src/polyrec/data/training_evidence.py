@@ -13,6 +13,7 @@ from polyrec.data.cooccurrence import cooccurrence_vectors
 from polyrec.data.event_log import EventLog
 from polyrec.data.neighbours import FOLDS, SMALL, Neighbours, fold_of, neighbours, weighed_neighbours
 from polyrec.data.row_lists import sequences
+from polyrec.data.storage import MEMORY, Storage
 
 
 class TrainingEvidence:
@@ -34,8 +35,12 @@ class TrainingEvidence:
         self._weighed: dict[tuple[str, str, int, int], Neighbours | None] = {}
 
     @classmethod
-    def of(cls, log: EventLog, train: np.ndarray, ordered: bool) -> Self:
-        """That of some rows of a log, bool [R], and of what its users did before it."""
+    def of(cls, log: EventLog, train: np.ndarray, ordered: bool, storage: Storage = MEMORY) -> Self:
+        """That of some rows of a log, bool [R], and of what its users did before it.
+
+        Args:
+            storage: where its events go.
+        """
         said = {n: v > 0 for n, v in log.event_features.items() if n.startswith(REFUSED)}
         event = np.flatnonzero(train)
         if log.untimed is not None:
@@ -48,6 +53,7 @@ class TrainingEvidence:
             user, item = user[order], np.concatenate([log.prior_history.item, item])[order]
             unknown = np.zeros(len(log.prior_history.item), dtype=bool)
             refused = {name: np.concatenate([unknown, values])[order] for name, values in refused.items()}
+        user, item = storage.keep("evidence.user", user), storage.keep("evidence.item", item)
         return cls(user, item, fold_of(log.groups), refused, ordered)
 
     def item_vectors(self, num_items: int, size: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Letters: R events of a log, P users, N items, S kept hashes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +78,11 @@ class TrainingSetSketch:
             size: hashes to keep.
         """
         salt = secrets.token_bytes(_SALT_BYTES)
-        found = np.sort(event_hashes(log, items, salt)[rows])
-        time = log.time[rows]
+        found, time = np.zeros(0, dtype=np.uint64), log.time[rows]
+        for own, hashes in _hashes(log, items, salt):
+            found = np.sort(np.concatenate([found, hashes[rows[own]]]))[:size]
         first, latest = (float(time.min()), float(time.max())) if len(time) else (np.inf, -np.inf)
-        return cls(len(found), first, latest, found[:size], salt)
+        return cls(len(time), first, latest, found, salt)
 
     @classmethod
     def of_examples(cls, dataset: SequenceDataset, items: pa.Array) -> TrainingSetSketch:
@@ -179,29 +180,34 @@ def event_hashes(log: EventLog, items: pa.Array, salt: bytes) -> np.ndarray:
         items: ids [N - 2] of the catalog.
         salt: up to 64 bytes.
     """
-    user = id_hashes(log.user_ids, salt)[log.user]
-    known = np.maximum(log.item - FIRST, 0)
-    item = np.where(log.item >= FIRST, np.append(id_hashes(items, salt), np.uint64(0))[known], np.uint64(1))
-    time_hash = np.round(_times(log) * 1e3).astype(np.int64).view(np.uint64)
-    with np.errstate(over="ignore"):
-        found = splitmix64(user + splitmix64(item + splitmix64(time_hash + splitmix64(_repetition(log)))))
+    found = np.empty(len(log), dtype=np.uint64)
+    for own, hashes in _hashes(log, items, salt):
+        found[own] = hashes
     return found
 
 
-def _times(log: EventLog) -> np.ndarray:
-    """Times of events; 0 where they are places of a drawn order, which another split draws otherwise."""
-    return log.time if not log.drawn else np.zeros(len(log))
+def _hashes(log: EventLog, items: pa.Array, salt: bytes) -> Iterator[tuple[slice, np.ndarray]]:
+    """[`event_hashes`] of some users after the other."""
+    users, known = id_hashes(log.user_ids, salt), np.append(id_hashes(items, salt), np.uint64(0))
+    for own in log.user_blocks():
+        item = log.item[own]
+        time = log.time[own] if not log.drawn else np.zeros(len(item))  # places of a drawn order say nothing
+        item_hash = np.where(item >= FIRST, known[np.maximum(item - FIRST, 0)], np.uint64(1))
+        time_hash = np.round(time * 1e3).astype(np.int64).view(np.uint64)
+        repeated = _repetition(log.user[own], item, time)
+        with np.errstate(over="ignore"):
+            yield (
+                own,
+                splitmix64(users[log.user[own]] + splitmix64(item_hash + splitmix64(time_hash + splitmix64(repeated)))),
+            )
 
 
-def _repetition(log: EventLog) -> np.ndarray:
+def _repetition(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
     """How many events of the same user, item and time stand before each event, uint64 [R]."""
-    time = _times(log)
-    order = np.lexsort((log.item, time, log.user))  # stable: the log's order within those that are alike
-    alike = np.zeros(len(log), dtype=bool)
-    alike[1:] = np.logical_and.reduce(
-        [values[order][1:] == values[order][:-1] for values in (log.user, time, log.item)]
-    )
-    index = np.arange(len(log))
-    found = np.empty(len(log), dtype=np.uint64)
+    order = np.lexsort((item, time, user))  # stable: the log's order within those that are alike
+    alike = np.zeros(len(user), dtype=bool)
+    alike[1:] = np.logical_and.reduce([values[order][1:] == values[order][:-1] for values in (user, time, item)])
+    index = np.arange(len(user))
+    found = np.empty(len(user), dtype=np.uint64)
     found[order] = index - np.maximum.accumulate(np.where(alike, 0, index))
     return found

@@ -18,6 +18,7 @@ DEPTH = 6  # splits on the way to a leaf
 FORESTS = 4  # that are averaged: where positives are few, one differs much from the next
 SOME, MOST = 480, 1920  # trees of a task, all forests together: how many at first, and how many it may have
 FEWEST = 1000  # training labels below which none are grown
+_MOST_ROWS = 2_000_000  # rows that trees are grown on, which they hold in memory
 OBJECTIVES = {"binary": "binary", "regression": "regression"}  # {head: objective of LightGBM} of heads with trees
 _LARGEST = float(np.finfo(np.float32).max)
 GROWING = {  # of LightGBM, of these trees and of those that they are compared with
@@ -116,6 +117,7 @@ class PairTrees:
             train = self._train
             y = train.labels()[:, train.task_names.index(task.name)].astype(np.float64)
             rows = np.flatnonzero(~np.isnan(y) & train.own_view)
+            rows = rows[:: max(-(-len(rows) // _MOST_ROWS), 1)]  # of users one after the other: a share of each
             weight = train.log.sample_weight.get(task.name)
             weight = None if weight is None else weight[train.candidates.event[rows]]
             labels = (y[rows] - mean) / std

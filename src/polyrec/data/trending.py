@@ -16,6 +16,7 @@ Mixture = Sequence[Sequence[float]]  # (half-life in seconds, weight of the coun
 SIZE = 128  # items of a snapshot
 SNAPSHOTS = 32_768  # of a log, about as many: 25 MB
 _BLOCK = 64  # snapshots that are sorted at a time
+_ADDED = 1 << 20  # events that are counted at once
 _REBASE = 512  # half-lives after which counts are measured in a new unit, far from what float64 can hold
 
 
@@ -102,8 +103,10 @@ class RecentCounts:
 
     def add(self, times: np.ndarray, items: np.ndarray) -> None:
         """Count events, seconds in ascending order and not before those counted so far; items below 2 are none."""
-        if not len(times):
-            return
+        for begin in range(0, len(times), _ADDED):
+            self._add(times[begin : begin + _ADDED], items[begin : begin + _ADDED])
+
+    def _add(self, times: np.ndarray, items: np.ndarray) -> None:
         self.time = float(times[-1])
         times, items = times[items >= FIRST], items[items >= FIRST]
         distinct = np.unique(items)

@@ -121,7 +121,9 @@ def fit_trending(
         (1.0, True)
     """
     order = np.argsort(times, kind="stable")
-    users, items, times = users[order], items[order], times[order]
+    users, items = users[order].astype(np.int32), items[order].astype(np.int32)
+    times = times[order]
+    del order
     begin = int(np.searchsorted(times, times[int(len(times) * (1 - LATE))])) if len(times) else 0
     half_lives = [h for h in HALF_LIVES if len(times) and h < (times[-1] - times[0]) / 2]
     if not half_lives or not begin or len(times) - begin < _FEWEST:
@@ -174,9 +176,16 @@ def _late_rows(
     counts_STJ = np.stack([np.pad(counts_TJ, ((0, 0), (0, most - counts_TJ.shape[1]))) for _, counts_TJ in pools])
     counts_STJ = counts_STJ.astype(np.float32)
     popularity = np.log1p(np.bincount(items[:begin], minlength=num_items))
-    pairs, first_event = np.unique(users * num_items + items, return_index=True)  # events are in order of time
-    candidate_RJ = users[late][:, None] * num_items + hot_SJ[snapshot]
-    index_RJ = np.minimum(np.searchsorted(pairs, candidate_RJ), len(pairs) - 1)
+    # Of the earlier events only those matter that leave a hot item out of a late row.
+    is_late, is_hot = np.zeros(int(users.max()) + 1, dtype=bool), np.zeros(num_items, dtype=bool)
+    is_late[users[late]], is_hot[hot_SJ] = True, True
+    event = np.flatnonzero(is_late[users] & is_hot[items])
+    pair = users[event].astype(np.int64) * num_items + items[event]
+    pairs, first = np.unique(pair, return_index=True)  # events are in order of time
+    first_event = event[first]
+    candidate_RJ = users[late].astype(np.int64)[:, None] * num_items + hot_SJ[snapshot]
+    index_RJ = np.searchsorted(pairs, candidate_RJ)
+    pairs, first_event = np.append(pairs, -1), np.append(first_event, 0)  # what is found nowhere
     left_out_RJ = (pairs[index_RJ] == candidate_RJ) & (times[first_event[index_RJ]] < times[late][:, None])
     return _Rows(items[late], snapshot, left_out_RJ, hot_SJ, counts_STJ, popularity)
 

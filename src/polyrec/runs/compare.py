@@ -15,10 +15,11 @@ from polyrec.core.ranges import Range
 from polyrec.core.schema import TaskConfig, parse_tasks
 from polyrec.core.settings import read_value
 from polyrec.core.swap import finish
+from polyrec.data.splitter import Splits
 from polyrec.evaluation import comparison_report, evaluator
 from polyrec.evaluation.comparison import KINDS, Comparison, Variant, compare, plan
 from polyrec.evaluation.comparison_runs import ComparisonRun, run_name
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.facts import about_recipe, claim_folder, fingerprint
 from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe

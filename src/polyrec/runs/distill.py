@@ -18,6 +18,7 @@ from polyrec.core.distillation_config import DistillationConfig
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
 from polyrec.core.swap import beside, publish, recover
+from polyrec.data.splitter import Splits
 from polyrec.distillation.gating import AlphaSelection, gated, select_alpha
 from polyrec.distillation.live import LiveTeacher
 from polyrec.distillation.student import GATES, STATES, soft_name
@@ -28,7 +29,7 @@ from polyrec.evaluation.evaluator import evaluate, improvements
 from polyrec.models.polyrec.fingerprint import fingerprint as processor_digest
 from polyrec.models.polyrec.fingerprint import item_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.distill_report import REPORT_NAME, WITHOUT, Study, System, write_report
 from polyrec.runs.distill_settings import DistillSettings
 from polyrec.runs.distill_teacher import (

@@ -12,6 +12,7 @@ from polyrec.core.distillation_config import DistillationConfig, TaskDistillatio
 from polyrec.core.registry import HEADS
 from polyrec.core.schema import TaskConfig, parse_tasks
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.distillation.classical import CatalogTeacher
 from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher, validation_weights
@@ -22,7 +23,7 @@ from polyrec.distillation.stored import StoredTeacher
 from polyrec.distillation.teacher import Teacher
 from polyrec.evaluation.evaluator import Predictions, improvements
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.distill_settings import DistillSettings
 from polyrec.runs.recipe import Recipe
 from polyrec.runs.score import ScoreSettings, build_teacher

@@ -19,7 +19,7 @@ from polyrec.core.version import __version__
 ABOUT_NAME = "recipe.json"
 _TABLES = ("interactions", "items", "users", "prior_history")
 # What of a recipe says how results are presented, and where its parts are found, not what they are.
-_DESCRIPTION = ("slices", "card", "import")
+_DESCRIPTION = ("slices", "card", "import", "cache_dir")
 # Arguments of a training by which its weights do not change. Secrets are among them, so none gets into a manifest.
 _NEUTRAL = (
     "output_dir", "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "logging_nan_inf_filter",

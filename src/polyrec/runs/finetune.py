@@ -11,10 +11,11 @@ from typing import Any
 from polyrec.core.files import write_atomically
 from polyrec.core.lock import locked
 from polyrec.core.swap import finish
+from polyrec.data.splitter import Splits
 from polyrec.evaluation import evaluator
 from polyrec.models.polyrec.fingerprint import fingerprint, item_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.evaluate import report_run
 from polyrec.runs.facts import about_run
 from polyrec.runs.prepare import read_run, split_of_run

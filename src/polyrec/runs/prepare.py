@@ -18,9 +18,12 @@ from polyrec.core.swap import recover
 from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.report import DataWarning
+from polyrec.data.splitter import Splits
+from polyrec.data.stored_split import SPLIT_NAME
 from polyrec.data.tables import read_table
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.facts import check_data
+from polyrec.runs.prepared import PreparedData
 from polyrec.runs.recipe import Recipe, read_recipe_file
 from polyrec.runs.recipe_checks import check_sections
 from polyrec.tracking.facts import fingerprints
@@ -64,24 +67,64 @@ def prepare(
         phase: called with "fit" and "split"; the work is done inside what it returns.
     """
     check_sections(recipe)
-    interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # they stand in the report
-        with phase("fit"):
-            processor = PolyRecProcessor.fit(
-                *(interactions, items, users),
-                tasks=recipe.tasks,
-                columns=recipe.columns,
-                verbose=False,
-                **recipe.processor,
-            )
-        with phase("split"):
-            parts = processor.split(
-                interactions, prior_history=recipe.prior_history, **{**recipe.split, "seed": _seed(recipe, seed)}
-            )
+    prepared = PreparedData.of(recipe, _seed(recipe, seed))
+    if prepared is None:
+        processor, parts = _read(recipe, seed, phase, None)
+    else:
+        processor, parts = _of_files(recipe, seed, phase, prepared)
     if verbose and processor.data_report is not None:
         processor.data_report.show()
     return processor, parts
+
+
+def prepare_recipe(recipe: Recipe) -> None:
+    """`polyrec prepare`: prepare the data of a recipe in files, whatever the size of its log, and say where."""
+    recipe.check()
+    check_sections(recipe)
+    prepared = PreparedData.of(recipe, _seed(recipe), always=True)
+    assert prepared is not None
+    found = prepared.is_complete
+    processor, parts = _of_files(recipe, None, nullcontext, prepared)
+    if not prepared.is_complete:
+        raise ValueError(
+            "a log without times, with a prior history or with queries is not kept in files: train at once"
+        )
+    if processor.data_report is not None:
+        processor.data_report.show()
+    rows = ", ".join(f"{len(own):,} {name} windows" for name, own in parts._asdict().items())
+    print(f"{'found' if found else 'prepared'} in {prepared.folder}: {rows}")
+
+
+def _of_files(
+    recipe: Recipe, seed: int | None, phase: Phase, prepared: PreparedData
+) -> tuple[PolyRecProcessor, Splits]:
+    """[`prepare`] by files, which are made if they are not there."""
+    with prepared.alone():
+        if not prepared.is_complete:
+            prepared.clear()
+            processor, parts = _read(recipe, seed, phase, prepared.folder)
+            if not (prepared.folder / "log" / SPLIT_NAME).exists():
+                return processor, parts  # it cannot be found again
+            stored, processor.stored_events = processor.stored_events, None  # the log has them
+            processor.save_pretrained(prepared.processor, include_users=True)
+            processor.stored_events = stored
+            prepared.complete()
+            return processor, parts
+    with phase("split"):
+        processor = PolyRecProcessor.from_pretrained(prepared.processor)
+        return processor, processor.load_split(prepared.folder)
+
+
+def _read(recipe: Recipe, seed: int | None, phase: Phase, cache_dir: Path | None) -> tuple[PolyRecProcessor, Splits]:
+    interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # they stand in the report
+        known: dict[str, Any] = {"tasks": recipe.tasks, "columns": recipe.columns, "cache_dir": cache_dir}
+        with phase("fit"):
+            processor = PolyRecProcessor.fit(interactions, items, users, verbose=False, **known, **recipe.processor)
+        chosen = {**recipe.split, "seed": _seed(recipe, seed), "cache_dir": cache_dir}
+        with phase("split"):
+            return processor, processor.split(interactions, prior_history=recipe.prior_history, **chosen)
 
 
 def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Splits]:
@@ -94,6 +137,9 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
     processor = PolyRecProcessor.from_pretrained(run)
     for users in tables_of(recipe, "users"):
         processor.extend(users=read_table(users, "users"))  # they are not saved with it
+    prepared = PreparedData.of(recipe, _seed(recipe))
+    if prepared is not None and prepared.is_complete:
+        return processor, processor.load_split(prepared.folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they were shown when the run was trained
         parts = processor.split(

@@ -70,6 +70,8 @@ class Recipe:
         slices: attributes of items or users by which metrics.json says where the model errs, beside popularity,
             history, activity and time; default: the first categorical attribute of the items.
         card: what a model card cannot know by itself, see `polyrec.runs.card_section.About` (license, datasets, ...).
+        cache_dir: folder of data that are prepared once and mapped from files instead of held in memory. Default: that
+            of POLYREC_CACHE or of Hugging Face for a log of 5,000,000 rows and more, none for smaller ones.
         early_stopping_patience: stop after so many evaluations without a better metric; 0 = never.
         output: folder of the run.
     """
@@ -90,6 +92,7 @@ class Recipe:
     slices: list[str] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     early_stopping_patience: Annotated[int, NOT_NEGATIVE] = 0
+    cache_dir: str | None = None
     output: str = "runs/latest"
 
     def __post_init__(self) -> None:

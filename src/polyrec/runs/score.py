@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from polyrec.core.distillation_config import DistillationConfig
 from polyrec.core.registry import nearest
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.distillation.classical import RECOMMENDERS, CatalogTeacher
 from polyrec.distillation.cross_encoder_teacher import CrossEncoderTeacher
 from polyrec.distillation.ensemble import EnsembleTeacher
@@ -22,7 +23,7 @@ from polyrec.models.cross_encoder.configuration_cross_encoder import PolyRecCros
 from polyrec.models.cross_encoder.modeling_cross_encoder import PolyRecCrossEncoder
 from polyrec.models.cross_encoder.processing_cross_encoder import PolyRecCrossEncoderProcessor
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.distill_settings import ScoreSettings
 from polyrec.runs.prepare import prepare
 from polyrec.runs.recipe import Recipe

@@ -21,10 +21,11 @@ from polyrec.core.schema import parse_tasks
 from polyrec.core.settings import section
 from polyrec.core.swap import beside, publish
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.distillation.teacher import Teacher
 from polyrec.models.polyrec.fingerprint import fingerprint, item_digest
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.evaluate import report_run
 from polyrec.runs.facts import about_run
 from polyrec.runs.prepare import prepare

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.models.polyrec.fingerprint import data_digest, fingerprint
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 

@@ -14,9 +14,10 @@ from transformers import TrainerCallback, set_seed
 
 from polyrec.core.registry import nearest
 from polyrec.data.collator import PolyRecCollator
+from polyrec.data.splitter import Splits
 from polyrec.evaluation import evaluator
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.training.arguments import PolyRecTrainingArguments, for_going_on
 from polyrec.training.callbacks import own_parameters, watched_metric
 from polyrec.training.cost import CostMeter

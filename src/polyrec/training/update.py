@@ -18,9 +18,9 @@ from transformers import set_seed
 
 from polyrec.data import splits
 from polyrec.data.event_log import EventLog
+from polyrec.data.later_events import shown_time
 from polyrec.data.replay import with_replay
 from polyrec.data.sequences import SequenceDataset
-from polyrec.data.statistics import shown_time
 from polyrec.data.tables import first_bad_row
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor

@@ -12,6 +12,7 @@ from polyrec.core.registry import HEADS, nearest
 from polyrec.data.candidates import left_out
 from polyrec.data.release import NO_TIME
 from polyrec.data.sequences import SequenceDataset
+from polyrec.data.splitter import Splits
 from polyrec.evaluation.baselines.base import CatalogBaseline, CatalogTask
 from polyrec.evaluation.baselines.counts import Newest, Popularity, RecentPopularity
 from polyrec.evaluation.baselines.histories import EASE, ItemKNN, Repeat, Transitions
@@ -19,7 +20,7 @@ from polyrec.evaluation.baselines.pairs import PairBaselines
 from polyrec.evaluation.baselines.tuning import Choice, by_time, choose
 from polyrec.evaluation.figures import list_figures, pair_figures
 from polyrec.evaluation.scored import Ranking, rank_rows, ranked_rows
-from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor, Splits
+from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import FIRST_ITEM
 
 Systems = dict[str, dict[str, Any]]

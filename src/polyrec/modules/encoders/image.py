@@ -21,9 +21,10 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from polyrec.core.backbones import BackboneConfig, resolve
+from polyrec.core.cache import cache_root
 from polyrec.core.ranges import AT_LEAST_ONE
 from polyrec.modules.encoders.backbone import Backbone
-from polyrec.modules.encoders.vector_store import VectorStore, store_folder
+from polyrec.modules.encoders.vector_store import VectorStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,7 +132,7 @@ def image_vectors(
         given = [_given(images[held[position]], Path(folder)) for position in positions]
         return encoder(given).numpy()
 
-    vectors_KW = VectorStore(store_folder() / f"image-{encoder.key}.safetensors").vectors(contents, encode)
+    vectors_KW = VectorStore(cache_root() / f"image-{encoder.key}.safetensors").vectors(contents, encode)
     found = np.full((len(images), vectors_KW.shape[1]), np.nan, dtype=np.float32)
     found[held] = vectors_KW
     return found

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyrec.core.backbones import TextConfig
+from polyrec.core.cache import cache_root
 from polyrec.core.configuration_polyrec import PolyRecConfig
 from polyrec.core.modules import eval_view, in_double
 from polyrec.data.texts import TokenTable
 from polyrec.modules.encoders.text import TextEncoder
-from polyrec.modules.encoders.vector_store import VectorStore, store_folder
+from polyrec.modules.encoders.vector_store import VectorStore
 
 _RIDGE = 30.0  # of the regression from texts of length 1 to places (10 and 100 place unseen items about as well)
 _START_SAMPLE = 4096  # texts that tell the principal directions
@@ -200,7 +201,7 @@ class ItemText(nn.Module):
         def encode(rows: np.ndarray) -> np.ndarray:
             return self.encoder(tokens, rows, self.vectors.device).cpu().numpy()
 
-        found = VectorStore(store_folder() / name).vectors(tokens.contents(), encode)
+        found = VectorStore(cache_root() / name).vectors(tokens.contents(), encode)
         return torch.from_numpy(found).to(self.vectors.device)
 
 

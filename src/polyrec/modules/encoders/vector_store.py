@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,10 +64,3 @@ class VectorStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as draft:  # another process may read or write the file, too
             save_file({name: np.ascontiguousarray(values) for name, values in held.items()}, draft)
-
-
-def store_folder() -> Path:
-    """Where stored vectors lie: POLYREC_CACHE, or a folder in that of Hugging Face."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(os.environ.get("POLYREC_CACHE") or Path(HF_HOME) / "polyrec")

@@ -1,0 +1,89 @@
+"""A log that was encoded, cut and counted, in files that are mapped when it is needed again.
+
+The arrays of the log lie in a [`~polyrec.data.storage.Folder`]; `split.json`, written last, says which they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from polyrec.core.files import write_atomically
+from polyrec.core.schema import from_dict
+from polyrec.data.event_log import EventLog
+from polyrec.data.saved_tables import read_saved, write_saved
+from polyrec.data.settings import SplitSettings
+from polyrec.data.splitter import CutLog
+from polyrec.data.storage import Folder
+from polyrec.data.tables import read_json
+
+SPLIT_NAME, _USERS_NAME = "split.json", "user_ids.parquet"
+_ARRAYS = ("user", "item", "time", "order", "row", "labels")
+_BY_NAME = ("event_features", "candidate_features", "user_features", "measures", "sample_weight")
+
+
+@dataclass(frozen=True)
+class CountedSplit:
+    """What a split reads of the tables and computes of them.
+
+    Args:
+        cut: the log and its sets.
+        values: running statistics of the log, [R, F], for training and validation; None: nothing is counted.
+        tested: those of the test set, [R, F]; the same, where both count the same events.
+        settings: how it was cut.
+    """
+
+    cut: CutLog
+    values: np.ndarray | None
+    tested: np.ndarray | None
+    settings: SplitSettings
+
+
+def not_stored(log: EventLog) -> str:
+    """Why a log cannot be found again in files, or ""."""
+    if log.set_until is not None or log.untimed is not None:
+        return "it has no times"
+    return "it has a prior history" if log.prior_history is not None else "it has queries" if log.queries else ""
+
+
+def save_split(found: CountedSplit, storage: Folder) -> None:
+    """Say what the arrays of a folder are, so that [`load_split`] finds them; those that are not there are written."""
+    log = found.cut.log
+    for name in _ARRAYS:
+        storage.keep_missing(name, getattr(log, name))
+    for kind in _BY_NAME:
+        for name, values in getattr(log, kind).items():
+            storage.keep_missing(f"{kind}.{name}", values)
+    storage.keep("part", found.cut.part)
+    write_saved(pa.table({"user": log.user_ids}), storage.path / _USERS_NAME)
+    about = {
+        "by": found.cut.by,
+        "settings": asdict(found.settings),
+        **{kind: list(getattr(log, kind)) for kind in _BY_NAME},
+        "statistics": found.values is not None,
+        "tested": found.tested is not found.values,
+    }
+    write_atomically(storage.path / SPLIT_NAME, json.dumps(about, default=str) + "\n")
+
+
+def load_split(folder: Path) -> CountedSplit:
+    """Map what [`save_split`] wrote.
+
+    Raises:
+        ValueError: the folder holds no such split.
+    """
+    storage, about = Folder(folder), read_json(folder / SPLIT_NAME)
+    arrays: dict[str, Any] = {name: storage.load(name) for name in _ARRAYS}
+    for kind in _BY_NAME:
+        arrays[kind] = {name: storage.load(f"{kind}.{name}") for name in about[kind]}
+    user_ids = read_saved(folder / _USERS_NAME, "users")["user"].combine_chunks()
+    log = EventLog(user_ids=user_ids, **arrays)
+    values = storage.load("statistics") if about["statistics"] else None
+    tested = storage.load("statistics.tested") if about["tested"] else values
+    settings = from_dict(SplitSettings, about["settings"])
+    return CountedSplit(CutLog(log, storage.load("part"), about["by"]), values, tested, settings)
