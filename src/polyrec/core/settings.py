@@ -3,9 +3,7 @@
 A dataclass declares what may be given: its annotations say the type, `Annotated[float, Range(...)]` the range. Values
 are checked before any work begins, and converted only where nothing can be misread: a whole float or a numpy scalar is
 a number, and so is the text "1e-3", because YAML 1.1 reads exponents without a dot as text. The text "no" is no truth
-value, `true` is no number, and NaN and infinity are no settings.
-
-Messages are one line: what was set, to which value, and what to give instead.
+value, `true` is no number, and NaN and infinity are no settings. Messages are one line.
 """
 
 from __future__ import annotations
