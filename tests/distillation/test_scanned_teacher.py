@@ -7,7 +7,7 @@ from model_fixtures import fit, synthetic_log, tiny_model
 from polyrec import PolyRecCollator
 from polyrec.distillation import live
 from polyrec.distillation.live import LiveTeacher
-from polyrec.modules.heads import catalog_scan
+from polyrec.modules.heads import _catalog_scan as catalog_scan
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(5, 1.0), (5, 2.5), (100, 1.0)])

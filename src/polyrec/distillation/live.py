@@ -28,7 +28,7 @@ from polyrec.models.polyrec.fingerprint import input_parts, task_differences, ta
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.modules.encoders.item import ItemRows
-from polyrec.modules.heads.catalog_scan import LARGE, can_scan
+from polyrec.modules.heads._catalog_scan import LARGE, can_scan
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from polyrec.distillation.lists import NO_ITEM
 from polyrec.modules.encoders.item import ItemRows
 from polyrec.modules.encoders.request_context import RequestContext
-from polyrec.modules.heads.catalog_scan import ROWS, log_sum_exp_of_others, scan_catalog
+from polyrec.modules.heads._catalog_scan import ROWS, log_sum_exp_of_others, scan_catalog
 from polyrec.modules.heads.retrieval import RetrievalHead
 
 
@@ -28,7 +28,7 @@ def scanned_lists(
     catalog is scored once for the lists, and once for what is left.
 
     Args:
-        head, query_state_MD, items, context: as of [`~polyrec.modules.heads.catalog_scan.scan_catalog`].
+        head, query_state_MD, items, context: as of [`~polyrec.modules.heads._catalog_scan.scan_catalog`].
         own_M: int64, an item of each row that is no candidate.
     """
     found = []
