@@ -5,7 +5,7 @@ Letters: N rows of a table, K new ones, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,19 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int = 0) 
         >>> in_blocks(lambda x: 2 * x, torch.arange(3)).tolist()
         [0, 2, 4]
     """
-    found = []
-    for block in rows.split(BLOCK):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat([own for _, own in _blocks(function, rows, dim)], dim=dim)
+    joined: Tensor | None = None  # written block by block: a large table is never held twice
+    for begin, own in _blocks(function, rows, dim):
+        if joined is None:
+            joined = own.new_empty(*own.shape[:dim], len(rows), *own.shape[dim + 1 :])
+        joined.narrow(dim, begin, own.shape[dim]).copy_(own)
+    return function(rows) if joined is None else joined
+
+
+def _blocks(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Iterator[tuple[int, Tensor]]:
+    """Where each block begins, and what `function` gives of it."""
+    for begin in range(0, len(rows), BLOCK):
+        block = rows[begin : begin + BLOCK]
         filled = F.pad(block, [0, 0] * (block.dim() - 1) + [0, BLOCK - len(block)])
-        found.append(function(filled).narrow(dim, 0, len(block)))
-    return torch.cat(found, dim=dim)
+        yield begin, function(filled).narrow(dim, 0, len(block))
