@@ -4,9 +4,10 @@
 
 Trains the demo's model and one of about 10 million parameters in fp32, tf32 and bf16, compares losses, gradients and
 answers with the CPU's, evaluates, recommends, saves, resumes, and measures speed and peak memory; then the demo's model
-with every term of its scores ("terms") and one of a log without times ("sets"). Each part that fails is named, with its
-error, and the others go on. Exit code 1 if one did. `--device cpu --quick` does the same in seconds without a GPU (its
-test: tests/benchmarks/test_gpu.py).
+with every term of its scores ("terms") and one of a log without times ("sets"); then the losses of catalogs of up to a
+million items, and attention, kernel by kernel. Each part that fails is named, with its error, and the others go on.
+Exit code 1 if one did. `--device cpu --quick` does the same in seconds without a GPU (its test:
+tests/benchmarks/test_gpu.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products of 
 
 import numpy as np
 import torch
+from gpu_kernels import CATALOGS, attention, catalog_losses
 
 from polyrec import (
     PolyRecCollator,
@@ -440,6 +442,11 @@ def check(on: Device, size: Size, compiled: bool) -> Checks:
                 checks.part(f"{name}: evaluation", lambda w=world: evaluated(w, on))
                 checks.part(f"{name}: recommend", lambda w=world: recommended(w, on))
                 checks.part(f"{name}: resume", lambda w=world, f=folder: resumed(w, on, f))
+    quick = size is QUICK
+    for kind in (p for p in precisions if p != "tf32"):
+        checks.part(f"attention, {kind}", lambda k=kind: attention(on, k, quick))
+        for items in CATALOGS[:1] if quick else CATALOGS:
+            checks.part(f"losses of {items:,} items, {kind}", lambda k=kind, n=items: catalog_losses(on, n, k, quick))
     return checks
 
 
