@@ -1,6 +1,6 @@
-"""How much memory and time big logs take: `prepare`, by the number of events.
+"""How much memory and time big logs take: `polyrec prepare`, by the number of events.
 
-    python scripts/benchmarks/scale.py --events 1000000 10000000 --folder /tmp/scale
+    python scripts/benchmarks/scale.py --events 1000000 10000000 --folder runs/scale
 
 Events are made up: items by Zipf's law, times over a year, ratings with a bias for each user and item. Each size runs
 in a process of its own, which reports its CPU seconds, wall seconds until the first batch, and the peak of its memory:
@@ -17,6 +17,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -83,8 +84,12 @@ class Peak(threading.Thread):
             time.sleep(0.02)
 
 
-def prepare(log: Path, items: Path, folder: Path) -> dict[str, Any]:
-    """Read, count and cut a log, and make its first batch; what it took, phase by phase."""
+def prepare(log: Path, items: Path, cache: Path | None) -> dict[str, Any]:
+    """Read, count and cut a log, make its first batch, and find all of it again; what it took, phase by phase.
+
+    Args:
+        cache: folder of the arrays; None: in memory.
+    """
     peak = Peak()
     peak.start()
     from polyrec import PolyRecCollator, PolyRecProcessor
@@ -97,18 +102,22 @@ def prepare(log: Path, items: Path, folder: Path) -> dict[str, Any]:
         peak.phase = name
 
     phase("fit")
-    processor = PolyRecProcessor.fit(log, items, tasks=TASKS, verbose=False)
+    processor = PolyRecProcessor.fit(log, items, tasks=TASKS, verbose=False, cache_dir=cache)
     phase("split")
-    parts = processor.split(log)
+    parts = processor.split(log, cache_dir=cache)
     phase("batch")
-    loader_batch = PolyRecCollator()(parts.train.__getitems__(list(range(32))))
+    batch = PolyRecCollator()(parts.train.__getitems__(list(range(32))))
+    first, used = time.perf_counter() - begin, time.process_time() - cpu
+    if cache is not None:
+        phase("again")
+        processor.load_split(cache)
     phase("end")
     return {
         "windows": len(parts.train),
-        "batch": list(loader_batch["item_ids"].shape),
-        "cpu_s": round(time.process_time() - cpu, 1),
+        "batch": list(batch["item_ids"].shape),
+        "cpu_s": round(used, 1),
         "cpu_s_by_phase": {name: round(value, 1) for name, value in seconds.items()},
-        "first_batch_s": round(time.perf_counter() - begin, 1),
+        "first_batch_s": round(first, 1),
         "anonymous_gib": round(peak.anonymous / 2**20, 2),
         "anonymous_gib_by_phase": {name: round(value / 2**20, 2) for name, value in peak.phases.items()},
         "resident_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
@@ -138,11 +147,13 @@ def main() -> None:
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--folder", type=Path, default=Path("runs/scale"), help="where logs are made and kept")
     parser.add_argument("--limit", type=float, help="GiB that a process may take, mapped files included")
+    parser.add_argument("--in-memory", action="store_true", help="no files, as for small logs")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     items = given.folder / "items.parquet"
     if given.one is not None:
-        print(json.dumps(prepare(given.one, items, given.folder)))
+        with tempfile.TemporaryDirectory(dir=given.folder) as cache:
+            print(json.dumps(prepare(given.one, items, None if given.in_memory else Path(cache))))
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     if not items.exists():
@@ -153,6 +164,7 @@ def main() -> None:
         if not log.exists():
             make_log(log, events)
         command = [sys.executable, __file__, "--folder", str(given.folder), "--one", str(log)]
+        command += ["--in-memory"] * given.in_memory
         found[events] = limited(command, given.limit)
         print(json.dumps({events: found[events]}), file=sys.stderr, flush=True)
     print(json.dumps(found, indent=2))
