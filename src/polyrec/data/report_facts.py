@@ -22,6 +22,7 @@ from polyrec.data.event_log import EventLog
 from polyrec.data.id_match import FEW, IdMatch, match_ids
 from polyrec.data.leaks import aggregated_labels, separating_columns
 from polyrec.data.report import DataReport, SplitFacts
+from polyrec.data.storage import MEMORY, Storage
 from polyrec.data.tables import column, ids, is_null
 from polyrec.data.time_resolution import are_whole, distinct, iso, resolution
 
@@ -54,15 +55,15 @@ class TableIds:
     entity: EntityTable
 
     @classmethod
-    def of(cls, table: pa.Table, key: str, name: str, entity: EntityTable) -> TableIds:
-        """Read an id column."""
+    def of(cls, table: pa.Table, key: str, name: str, entity: EntityTable, storage: Storage = MEMORY) -> TableIds:
+        """Read an id column; a storage has what is known of each row."""
         coded = ids(table, key, "interactions", f"{name} id").dictionary_encode()
-        return cls(name, coded.dictionary, np.asarray(coded.indices), entity)
+        return cls(name, coded.dictionary, storage.keep(f"{name}_codes", np.asarray(coded.indices)), entity)
 
     @property
     def rows(self) -> np.ndarray:
-        """Row of the entity table of each event, int64 [R]."""
-        return self.entity.rows(self.ids)[self.code]
+        """Row of the entity table of each event, int32 [R]."""
+        return self.entity.rows(self.ids).astype(np.int32)[self.code]
 
     def match(self) -> IdMatch:
         """The distinct ids looked up in the entity table."""
@@ -307,7 +308,9 @@ def _stamps(user: np.ndarray, seconds: np.ndarray, times: np.ndarray) -> np.ndar
     """
     span = times[-1] - times[0] + 1
     if span * (int(user.max()) + 1) < 2**53 and are_whole(times, 1.0):
-        return user.astype(np.int64) * int(span) + (seconds - times[0]).astype(np.int64)
+        found = (seconds - times[0]).astype(np.int64)
+        found += user.astype(np.int64) * int(span)
+        return found
     return user.astype(np.int64) * len(times) + np.searchsorted(times, seconds)
 
 

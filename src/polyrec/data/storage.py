@@ -6,8 +6,10 @@ Letters: R rows, F columns.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from urllib.parse import quote
 
@@ -105,6 +107,20 @@ class Folder(Storage):
     def file(self, name: str) -> Path:
         """Where an array is."""
         return self.path / f"{quote(name, safe='')}.npy"
+
+
+@contextmanager
+def scratch(folder: str | Path | None) -> Iterator[Storage]:
+    """A storage for what is needed for a while: files in a folder, which go at the end, or memory (None).
+
+    Arrays stay as long as somebody has them.
+    """
+    if folder is None:
+        yield MEMORY
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as place:
+        yield Folder(place)
 
 
 class _MemoryRows(RowWriter):
