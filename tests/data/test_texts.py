@@ -113,3 +113,17 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
         load_tokenizer(small, str(tmp_path))
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_tokenizer(CONFIG, str(tmp_path / "nothing"))
+
+
+def test_many_texts_are_read_in_pieces(monkeypatch, caplog):
+    """Prevents texts at the edge of a piece from being lost, and cuts from being counted by piece."""
+    texts = [None if n % 5 == 0 else "title 3 " * (1 + n % 4) for n in range(23)]
+    with caplog.at_level(logging.WARNING):
+        whole = tokenize(TOKENIZER, texts, CONFIG)
+        monkeypatch.setattr("polyrec.data.texts._AT_ONCE", 4)
+        pieces = tokenize(TOKENIZER, texts, CONFIG)
+    np.testing.assert_array_equal(whole.flat, pieces.flat)
+    np.testing.assert_array_equal(whole.offsets, pieces.offsets)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == second
+    assert len(tokenize(TOKENIZER, [], CONFIG)) == 0

@@ -20,6 +20,7 @@ from polyrec.core.registry import nearest
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE = 65_536  # texts that the tokenizer reads at a time: it holds some kilobytes of each
 _CHARACTERS = 32  # of a text are looked at per token that is kept; longer words than that are no words
 
 
@@ -40,6 +41,13 @@ class TokenTable:
         """From lists of tokens."""
         lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
         flat = np.fromiter((t for r in rows for t in r), dtype=np.int32, count=int(lengths.sum()))
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def joined(cls, tables: Sequence[TokenTable]) -> TokenTable:
+        """One table of several."""
+        lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(table.lengths for table in tables)])
+        flat = np.concatenate([np.zeros(0, dtype=np.int32), *(table.flat for table in tables)])
         return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
@@ -145,25 +153,33 @@ def tokenize(
         prompt: put before each text; default: that of items.
         what: names the texts in the log.
     """
-    prompt = config.prompt if prompt is None else prompt
+    prompt = (config.prompt if prompt is None else prompt) or ""
     limit = config.max_length or tokenizer.model_max_length
+    tables, cut = [], 0
+    for begin in range(0, len(texts), _AT_ONCE):
+        rows, own_cut = _tokens_of(tokenizer, texts[begin : begin + _AT_ONCE], prompt, limit)
+        tables.append(TokenTable.of(rows))
+        cut += own_cut
+    if cut:
+        count = sum(int((table.lengths > 0).sum()) for table in tables)
+        logger.warning("%d of %d %s are longer than max_length=%s tokens and were cut", cut, count, what, limit)
+    return TokenTable.joined(tables)
+
+
+def _tokens_of(tokenizer: Any, texts: Sequence[str | None], prompt: str, limit: int) -> tuple[list[Sequence[int]], int]:
+    """Tokens of some texts, at most `limit` each, and how many were cut."""
     longest = limit * _CHARACTERS
     cleaned = [" ".join((text or "")[:longest].split()) for text in texts]
     held = [n for n, text in enumerate(cleaned) if text]
-    rows: list[list[int]] = [[] for _ in texts]
+    rows: list[Sequence[int]] = [[] for _ in texts]
     if not held:
-        return TokenTable.of(rows)
-    found = tokenizer([(prompt or "") + cleaned[n] for n in held], truncation=False, verbose=False)["input_ids"]
+        return rows, 0
+    found = tokenizer([prompt + cleaned[n] for n in held], truncation=False, verbose=False)["input_ids"]
     too_long = [k for k, tokens in enumerate(found) if len(tokens) > limit]
     if too_long:  # cut by the tokenizer, which knows what has to stand at the end
-        again = [(prompt or "") + cleaned[held[k]] for k in too_long]
+        again = [prompt + cleaned[held[k]] for k in too_long]
         for k, tokens in zip(too_long, tokenizer(again, truncation=True, max_length=limit)["input_ids"], strict=True):
             found[k] = tokens
-    cut = set(too_long) | {k for k, n in enumerate(held) if len(texts[n] or "") > longest}
-    if cut:
-        logger.warning(
-            "%d of %d %s are longer than max_length=%s tokens and were cut", len(cut), len(held), what, limit
-        )
     for k, n in enumerate(held):
         rows[n] = found[k]
-    return TokenTable.of(rows)
+    return rows, len(set(too_long) | {k for k, n in enumerate(held) if len(texts[n] or "") > longest})
