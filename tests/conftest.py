@@ -2,15 +2,26 @@
 
 import gc
 import os
+import sys
 
 import pytest
 
 # Two test processes on two cores: one thread each. Must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Two processes and their children read some 500 files of ours and 250 of tests: compiled once, not by each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # A small training waits for the disk 180 times (0.7 s), which only those need whose machine may lose power.
 os.fsync = lambda descriptor: None
 
+# Files that load the same large libraries go to one process: to start the exporter to ONNX takes as long as an export.
+TOGETHER = [
+    ("tests/distributed/",),  # it forks processes
+    ("tests/hub/",),  # it does, too
+    ("tests/docs/test_docs.py", "tests/serving/test_export"),
+    ("tests/web/",),
+]
 
 # What takes most of the time: trainings of whole runs, processes of their own, pages in browsers. The dearest come first,
 # so that no test process is left alone with one of them at the end. `make quick` leaves them out.
@@ -99,19 +110,20 @@ def pytest_collection_finish():
     """Every training collects garbage; it need not look through all modules and tests (0.2 s) to find it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # and what tests make is small
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Like `--dist loadfile`, which puts files of few tests last; and tests that fork a process go to one."""
+    """Like `--dist loadfile`, which puts files of few tests last; and some files go to one process, see `TOGETHER`."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            together = (folder for folder in ("tests/distributed/", "tests/hub/") if nodeid.startswith(folder))
-            return next(together, None) or super()._split_scope(nodeid)
+            together = (starts for starts in TOGETHER if nodeid.startswith(starts))
+            return next(together, (super()._split_scope(nodeid),))[0]
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)

@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
-import yaml
 from model_fixtures import synthetic_log
+from run_fixtures import two_task_recipe
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
 from polyrec.cli.main import main
@@ -19,19 +18,9 @@ from polyrec.runs.recipe import load_recipe
 def run(tmp_path_factory):
     """A trained run folder and its recipe."""
     folder = tmp_path_factory.mktemp("cli")
-    tables = synthetic_log()
-    for name, table in tables.items():
-        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
-        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
-        "processor": {"max_history": 8},
-        "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
-        "training": {"num_train_epochs": 2, "use_cpu": True, "disable_tqdm": True},
-        "output": str(folder / "run"),
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = two_task_recipe(folder)
     task = ["--task", "next_item=retrieval", "--task", "rating=regression", "--task", "like=binary:rating >= 4"]
-    assert main(["train", str(folder / "recipe.yaml"), *task, "--set", "training.num_train_epochs=1"]) == 0
+    assert main(["train", str(recipe), *task, "--set", "training.num_train_epochs=1"]) == 0
     return folder / "run"
 
 

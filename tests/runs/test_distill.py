@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
+from run_fixtures import two_task_recipe
 
 from polyrec import PolyRecForRecommendation
 from polyrec.cli.main import main
@@ -23,22 +23,12 @@ NARROW = ["--set", "model.hidden_size=8"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A trained teacher, wider than its students, and the recipe of both."""
-    import pandas as pd
-    from model_fixtures import synthetic_log
-
     folder = tmp_path_factory.mktemp("distill")
-    tables = synthetic_log(users=24)
-    for name, table in tables.items():
-        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
-        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression", "weight": 0.5}],
-        "processor": {"max_history": 8},
-        "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "candidate_attention_heads": 2},
-        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True},
-        "output": str(folder / "teacher"),
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", str(folder / "recipe.yaml"), "--set", "training.num_train_epochs=6"]) == 0
+    training = {"per_device_train_batch_size": 8}
+    recipe = two_task_recipe(
+        folder, 24, "teacher", model={"hidden_size": 16, "num_hidden_layers": 2}, training=training
+    )
+    assert main(["train", str(recipe), "--set", "training.num_train_epochs=6"]) == 0
     return folder
 
 

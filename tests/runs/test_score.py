@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from run_fixtures import two_task_recipe
 from teacher_fixtures import batch_of
 
 from polyrec import PolyRecForRecommendation, PolyRecProcessor
@@ -22,22 +22,9 @@ from polyrec.runs.prepare import prepare, read_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run of one epoch, and its recipe file."""
-    import pandas as pd
-    from model_fixtures import synthetic_log
-
     folder = tmp_path_factory.mktemp("score")
-    tables = synthetic_log(users=24)
-    for name, table in tables.items():
-        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    recipe = {name: str(folder / f"{name}.parquet") for name in tables} | {
-        "tasks": [{"name": "next_item", "head": "retrieval"}, {"name": "rating", "head": "regression"}],
-        "processor": {"max_history": 8},
-        "model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "candidate_attention_heads": 2},
-        "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True},
-        "output": str(folder / "run"),
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", str(folder / "recipe.yaml")]) == 0
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
+    assert main(["train", str(two_task_recipe(folder, users=24, training=training))]) == 0
     return folder / "run"
 
 
