@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polyrec.data.event_table import EventTable
+from polyrec.data.key_states import KeyStates
 from polyrec.data.statistics import RunningStatistics
-from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
+from polyrec.data.statistics_pass import StatisticsPass, stateful
 
 
 def time_blocks(order: np.ndarray, time: np.ndarray, size: int) -> Iterator[np.ndarray]:

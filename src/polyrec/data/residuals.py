@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from polyrec.data.statistics_pass import KeyStates
+from polyrec.data.key_states import KeyStates
 
 
 def residuals(targets: np.ndarray, expected: np.ndarray, spread: Mapping[str, float]) -> np.ndarray:

@@ -37,11 +37,12 @@ import numpy as np
 
 from polyrec.core.schema import from_dict
 from polyrec.data.event_table import EventTable, MultiValued
+from polyrec.data.key_states import KeyStates
 from polyrec.data.later_events import check_later
 from polyrec.data.level_history import LevelHistory
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.statistic_config import HOUR, REDUCTIONS, StatisticConfig, levels
-from polyrec.data.statistics_pass import KeyStates, StatisticsPass, stateful
+from polyrec.data.statistics_pass import StatisticsPass, stateful
 from polyrec.data.tables import read_json
 from polyrec.data.user_states import UserStates
 

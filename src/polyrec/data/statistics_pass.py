@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from polyrec.data.event_table import EventTable, MultiValued, cross
+from polyrec.data.key_states import KeyStates
 from polyrec.data.level_history import LevelHistory, LevelRows
 from polyrec.data.prefix_sums import Occurrences, changes
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
@@ -36,81 +36,6 @@ def stateful(
 
 
 @dataclass
-class KeyStates:
-    """What is kept per key of one statistic: packed keys [G], sums and counts [G, T], rows [G], last time [G].
-
-    Faded sums and counts are those at the key's last row.
-    """
-
-    keys: np.ndarray
-    sums: np.ndarray
-    counts: np.ndarray
-    rows: np.ndarray
-    last: np.ndarray
-
-    @classmethod
-    def empty(cls, keys: np.ndarray, targets: int) -> KeyStates:
-        """Keys about which nothing is known."""
-        nothing = np.zeros((len(keys), targets))
-        return cls(keys, nothing, nothing.copy(), np.zeros(len(keys)), np.full(len(keys), np.nan))
-
-    def counted(self) -> KeyStates:
-        """That of the keys of which rows were counted."""
-        known = self.rows > 0
-        if known.all():
-            return self
-        return KeyStates(*(getattr(self, name)[known] for name in ("keys", "sums", "counts", "rows", "last")))
-
-    def copy(self) -> KeyStates:
-        """One that [`put`] can change without changing this one."""
-        return KeyStates(*(getattr(self, name).copy() for name in ("keys", "sums", "counts", "rows", "last")))
-
-    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        index = np.searchsorted(self.keys, keys)
-        known = index < len(self.keys)
-        known[known] = self.keys[index[known]] == keys[known]
-        return index, known
-
-    def at(self, keys: np.ndarray) -> KeyStates:
-        """The state of given keys [H]."""
-        index, known = self._find(keys)
-        found = KeyStates.empty(keys, self.sums.shape[1])
-        for name in ("sums", "counts", "rows", "last"):
-            getattr(found, name)[known] = getattr(self, name)[index[known]]
-        return found
-
-    def put(self, new: KeyStates) -> KeyStates:
-        """Overwrite the keys of `new`, in place where they are known, and insert the others."""
-        index, known = self._find(new.keys)
-        for name in ("sums", "counts", "rows", "last"):
-            getattr(self, name)[index[known]] = getattr(new, name)[known]
-        if known.all():
-            return self
-        fresh = {n: getattr(new, n)[~known] for n in ("keys", "sums", "counts", "rows", "last")}
-        return KeyStates(**{n: np.insert(getattr(self, n), index[~known], v, axis=0) for n, v in fresh.items()})
-
-    def to_table(self) -> pa.Table:
-        """One row per key: key, rows, last, and sum_0, count_0, ... of the targets."""
-        columns: dict[str, Any] = {"key": self.keys, "rows": self.rows, "last": self.last}
-        for j in range(self.sums.shape[1]):
-            columns[f"sum_{j}"], columns[f"count_{j}"] = self.sums[:, j], self.counts[:, j]
-        return pa.table(columns)
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> KeyStates:
-        """Rebuild from [`to_table`]."""
-
-        def read(name: str) -> np.ndarray:
-            return table[name].to_numpy().copy()  # Arrow's memory is read-only and `put` writes
-
-        def stacked(name: str) -> np.ndarray:
-            width = (table.num_columns - 3) // 2
-            return np.column_stack([np.empty((table.num_rows, 0)), *(read(f"{name}_{j}") for j in range(width))])
-
-        return cls(read("key"), stacked("sum"), stacked("count"), read("rows"), read("last"))
-
-
-@dataclass
 class StatisticsPass:
     """One pass over one table: sorts each key once, for all statistics of it, one key at a time to bound memory.
 
@@ -123,6 +48,7 @@ class StatisticsPass:
         measured: {level: [R, T]}, levels of the bias model that a pass over the same rows found before, with any other
             rows in the place of `fresh`. None: nothing is known.
         fresh: bool [R], rows that were not measured; features are those of these rows. None: all.
+        depth: how many levels of the bias model the states know; no other is computed. None: all.
     """
 
     statistics: Sequence[StatisticConfig]
@@ -139,6 +65,7 @@ class StatisticsPass:
     history: LevelHistory | None = None
     measured: Mapping[str, np.ndarray] | None = None
     fresh: np.ndarray | None = None
+    depth: int | None = None
     own: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -175,7 +102,7 @@ class StatisticsPass:
                 codes = table.codes(key)
                 if isinstance(codes, MultiValued) or codes.ndim > 1:
                     raise ValueError(f"key {key!r} of a context level has several values per row: it needs one")
-        for level, config in levels(self.context).items():
+        for level, config in list(levels(self.context).items())[: self.depth]:
             # A row's own label is always set against the baselines of its own time, whatever others may see of it.
             found = self._occurrences(config.keys)
             self.own[level] = self._level(level, config, found)
@@ -348,16 +275,13 @@ class StatisticsPass:
             last = np.full(len(found.keys), np.nan)
             last[arrivals > 0] = self.table.time[found.source[bounds[1:][arrivals > 0] - 1]]
             for config in configs:
-                old, values = self._state(config, found), self._values(config.baseline)
-                kept = np.ones((len(arrivals), 1))
+                values = self._values(config.baseline)
                 if config.fade is None:
                     new = found.group_sums(values)
                 else:
                     new = found.group_decayed_sums(values, self._clock(config, found)[0], config.fade)
-                    elapsed = arrivals if config.recent is not None else np.nan_to_num(last - old.last)
-                    kept = np.exp2(-elapsed / config.fade)[:, None]
-                sums, counts = new[:, :width] + kept * old.sums, new[:, width:] + kept * old.counts
-                states[config.name] = KeyStates(found.keys, sums, counts, old.rows + arrivals, np.fmax(old.last, last))
+                own = KeyStates(found.keys, new[:, :width], new[:, width:], arrivals, last)
+                states[config.name] = self._state(config, found).followed_by(own, config)
         return states
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyrec.data.statistics_pass import KeyStates
+from polyrec.data.key_states import KeyStates
 
 _FIELDS = ("sums", "counts", "rows", "last")
 
