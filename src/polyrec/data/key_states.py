@@ -1,6 +1,6 @@
 """What is kept per key of a running statistic.
 
-Letters: G distinct keys, H keys asked about, T targets.
+Letters: G distinct keys, H wanted keys, T targets.
 """
 
 from __future__ import annotations

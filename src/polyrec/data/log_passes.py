@@ -74,6 +74,16 @@ class LogPasses:
     states: dict[str, KeyStates] = field(default_factory=dict, init=False)
     last_time: float = field(default=-np.inf, init=False)
 
+    def features(self, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows of each block (int64 [M], ascending) with their features, float32 [M, F].
+
+        Args:
+            wanted: bool [R], rows whose features are wanted. None: all.
+        """
+        for rows, over in self:
+            own = np.ones(len(rows), dtype=bool) if wanted is None else wanted[rows]
+            yield rows[own], over.features(own)
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, StatisticsPass]]:
         """Rows of each block with its pass."""
         statistics = self.statistics

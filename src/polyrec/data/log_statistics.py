@@ -14,6 +14,7 @@ import numpy as np
 
 from polyrec.core.progress import progress
 from polyrec.core.schema import RESIDUALS, Columns, TaskConfig
+from polyrec.data.block_passes import BlockPasses
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
@@ -28,7 +29,7 @@ from polyrec.data.statistic_config import StatisticConfig, StatisticsConfig
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_checks import check_statistics, default_history_statistics, says_the_same
 from polyrec.data.statistics_pass import StatisticsPass
-from polyrec.data.storage import MEMORY, Storage
+from polyrec.data.storage import MEMORY, Folder, Storage
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.tables import read_json
 from polyrec.data.user_states import UserStates
@@ -186,10 +187,11 @@ class LogStatistics:
         matrix, scales = storage.writer("statistics", len(log), len(self.names)), MeanVariance(len(self.names))
         said = storage.writer(f"event_features.{RESIDUALS}", len(log), len(self.targets))
         passes = self._passes(log, source, storage, kept=train)
-        for rows, over in progress(passes, "Running statistics", -(-len(log) // storage.block), unit="block"):
-            counted = self._with_past(over.features(), log, rows)
+        blocks = -(-len(log) // storage.block)
+        for rows, features in progress(passes.features(), "Running statistics", blocks, unit="block"):
+            counted, targets = self._with_past(features, log, rows), self.tables.targets(log, rows)
             matrix.put(rows, counted)
-            said.put(rows, residuals(over.table.targets, counted[:, : len(self.targets)], self.spread))
+            said.put(rows, residuals(targets, counted[:, : len(self.targets)], self.spread))
             if train is not None:
                 scales.add(counted[train[rows]])
         self._known = None
@@ -206,9 +208,11 @@ class LogStatistics:
         storage: Storage,
         kept: np.ndarray | None = None,
         visible_until: np.ndarray | None = None,
-    ) -> LogPasses:
+    ) -> LogPasses | BlockPasses:
         """Passes over the log; rows that see less than what came before them need all of it at once."""
         whole = visible_until is not None or log.untimed is not None
+        if isinstance(storage, Folder) and storage.engine is not None:
+            return BlockPasses(self.log, self.tables, log, storage, storage.engine, source, kept)
         blocks = iter([np.arange(len(log))]) if whole else time_blocks(log.order, log.time, storage.block)
 
         def table(rows: np.ndarray) -> EventTable:
@@ -241,9 +245,8 @@ class LogStatistics:
         """
         assert self.scaler is not None, "fit first"
         matrix = storage.writer("statistics.tested", len(log), len(self.names))
-        for block, over in self._passes(log, source, storage, visible_until=visible_until):
-            wanted = np.ones(len(block), dtype=bool) if rows is None else rows[block]
-            matrix.put(block[wanted], self._with_past(over.features(wanted), log, block[wanted]))
+        for found, features in self._passes(log, source, storage, visible_until=visible_until).features(rows):
+            matrix.put(found, self._with_past(features, log, found))
         return matrix.finish(self.scaler.transform)
 
     def measure(self, log: EventLog, stored: StoredEvents | None = None) -> Mapping[str, np.ndarray]:

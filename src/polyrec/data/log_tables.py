@@ -6,15 +6,16 @@ Letters: R events, T targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from polyrec.data.catalog import EntityTable
 from polyrec.data.columns import ColumnEncoder
 from polyrec.data.event_log import EventLog
 from polyrec.data.event_table import Codes, EventTable
-from polyrec.data.statistic_keys import past_table, statistic_keys
+from polyrec.data.statistic_keys import key_names, past_table, statistic_keys
 from polyrec.data.statistics import RunningStatistics
 
 AFTER_PAST = 1.0  # seconds; events of the past have the time 0
@@ -57,6 +58,12 @@ class LogTables:
     def past(self, of: RunningStatistics, log: EventLog) -> EventTable:
         """What they read of the events before the log."""
         return past_table(of, self.items, self.encoders, log)
+
+    def read_by(self, of: RunningStatistics) -> LogTables:
+        """The same without what these statistics do not read of the items: other processes get it sooner."""
+        names = [name for name in self.items.encoded if f"item.{name}" in key_names(of)]
+        encoders, encoded = ({n: own[n] for n in names} for own in (self.items.encoders, self.items.encoded))
+        return replace(self, items=EntityTable(pa.nulls(0), pa.table({}), encoders, encoded))
 
     def _keys(self, of: RunningStatistics, log: EventLog, rows: np.ndarray | slice) -> dict[str, Codes]:
         context = {name: values[rows] for name, values in log.candidate_features.items()}

@@ -15,6 +15,11 @@ from polyrec.data.prior_history import PriorHistory
 from polyrec.data.statistics import RunningStatistics
 
 
+def key_names(statistics: RunningStatistics) -> set[str]:
+    """Names of the keys that statistics need."""
+    return {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
+
+
 def statistic_keys(
     statistics: RunningStatistics,
     items: EntityTable,
@@ -34,7 +39,7 @@ def statistic_keys(
         context: {name: [R] or [R, K]}, encoded context of the rows.
     """
     keys: dict[str, Codes] = {"item": item, "user": user + 1}  # 0 would be a missing one
-    wanted = {k for s in statistics.statistics for k in s.keys} | {k for keys in statistics.context for k in keys}
+    wanted = key_names(statistics)
     for name, values in items.encoded.items():
         if f"item.{name}" in wanted:
             keys[f"item.{name}"] = _of_rows(items.encoders[name], values, item)

@@ -346,6 +346,7 @@ class RunningStatistics:
         history: LevelHistory | None = None,
         measured: Mapping[str, np.ndarray] | None = None,
         fresh: np.ndarray | None = None,
+        depth: int | None = None,
     ) -> StatisticsPass:
         """A pass over a table from some states; arguments as of `StatisticsPass`."""
         return StatisticsPass(
@@ -363,4 +364,5 @@ class RunningStatistics:
             history,
             measured,
             fresh,
+            depth,
         )

@@ -6,7 +6,7 @@ Letters: R rows, F columns.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,9 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
+
+Step = Callable[[int], None]
+Engine = Callable[[Step, int], Iterable[object]]  # does a step for 0 to n - 1, in any order, and yields once for each
 
 _BUCKET_BYTES = 1 << 24  # of a matrix that comes in another order than its rows': what is put in order at once
 _CHUNK = 1 << 16  # rows that are changed at once
@@ -36,9 +39,11 @@ class Storage(ABC):
 
     Attributes:
         block: rows of a log that are worked on at once: fewer take less memory, more are faster.
+        engine: shares the work on blocks among processes; None: this process does it.
     """
 
     block: int
+    engine: Engine | None = None
 
     @abstractmethod
     def keep(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -72,12 +77,13 @@ class Folder(Storage):
     Args:
         path: of the folder, which is made if it is missing.
         complete: what the folder has of a name is what would be kept: it is not written again, as others may read it.
+        engine: shares the work on blocks among processes that see the folder. None: this process does it.
     """
 
     block = 1 << 18
 
-    def __init__(self, path: str | Path, complete: bool = False) -> None:
-        self.path, self._complete = Path(path), complete
+    def __init__(self, path: str | Path, complete: bool = False, engine: Engine | None = None) -> None:
+        self.path, self._complete, self.engine = Path(path), complete, engine
         self.path.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow as pa
 from polyrec.core.files import write_atomically
 from polyrec.core.schema import from_dict
 from polyrec.data.event_log import EventLog
+from polyrec.data.mapped_log import keep_log, map_log
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.settings import SplitSettings
 from polyrec.data.splitter import CutLog
@@ -23,8 +23,6 @@ from polyrec.data.storage import Folder
 from polyrec.data.tables import read_json
 
 SPLIT_NAME, _USERS_NAME = "split.json", "user_ids.parquet"
-_ARRAYS = ("user", "item", "time", "order", "row", "labels")
-_BY_NAME = ("event_features", "candidate_features", "user_features", "measures", "sample_weight")
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,13 @@ def not_stored(log: EventLog) -> str:
 def save_split(found: CountedSplit, storage: Folder) -> None:
     """Say what the arrays of a folder are, so that [`load_split`] finds them; those that are not there are written."""
     log = found.cut.log
-    for name in _ARRAYS:
-        storage.keep_missing(name, getattr(log, name))
-    for kind in _BY_NAME:
-        for name, values in getattr(log, kind).items():
-            storage.keep_missing(f"{kind}.{name}", values)
+    columns = keep_log(log, storage)
     storage.keep("part", found.cut.part)
     write_saved(pa.table({"user": log.user_ids}), storage.path / _USERS_NAME)
     about = {
         "by": found.cut.by,
         "settings": asdict(found.settings),
-        **{kind: list(getattr(log, kind)) for kind in _BY_NAME},
+        **columns,
         "statistics": found.values is not None,
         "tested": found.tested is not found.values,
     }
@@ -78,11 +72,7 @@ def load_split(folder: Path) -> CountedSplit:
         ValueError: the folder holds no such split.
     """
     storage, about = Folder(folder), read_json(folder / SPLIT_NAME)
-    arrays: dict[str, Any] = {name: storage.load(name) for name in _ARRAYS}
-    for kind in _BY_NAME:
-        arrays[kind] = {name: storage.load(f"{kind}.{name}") for name in about[kind]}
-    user_ids = read_saved(folder / _USERS_NAME, "users")["user"].combine_chunks()
-    log = EventLog(user_ids=user_ids, **arrays)
+    log = map_log(storage, about, read_saved(folder / _USERS_NAME, "users")["user"].combine_chunks())
     values = storage.load("statistics") if about["statistics"] else None
     tested = storage.load("statistics.tested") if about["tested"] else values
     settings = from_dict(SplitSettings, about["settings"])

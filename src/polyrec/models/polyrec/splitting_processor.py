@@ -18,7 +18,7 @@ from polyrec.data.processor_checks import check_split
 from polyrec.data.sequences import SequenceDataset
 from polyrec.data.settings import UNTIMED_SHARE, SplitSettings
 from polyrec.data.splitter import Splits, cut_log
-from polyrec.data.storage import MEMORY, Folder, Storage
+from polyrec.data.storage import MEMORY, Engine, Folder, Storage
 from polyrec.data.stored_events import StoredEvents
 from polyrec.data.stored_split import CountedSplit, load_split, not_stored, save_split
 from polyrec.data.task_summary import TaskSummaries
@@ -50,6 +50,7 @@ class SplittingProcessor(RequestProcessor):
         untimed_share: float = UNTIMED_SHARE,
         past: Any = None,
         cache_dir: str | Path | None = None,
+        engine: Engine | None = None,
     ) -> Splits:
         """Cut the log into training, validation and test examples; scales and statistics are fitted on training rows.
 
@@ -76,6 +77,8 @@ class SplittingProcessor(RequestProcessor):
             past: old name of `prior_history`; goes with the next release.
             cache_dir: a folder for a log that memory does not hold: its arrays and statistics are mapped from files
                 there, which must stay as long as the split is used. None: into memory.
+            engine: shares the counting of statistics among processes that see `cache_dir`, as
+                `polyrec.runs.ray_prepare.ray_engine` does. None: this process counts.
 
         In a log without times (`columns.time` None) a user's events are a set. What is held out sees all of the user's
         training events, and statistics of all training events; nothing that is held out is seen. A training row sees a
@@ -93,7 +96,9 @@ class SplittingProcessor(RequestProcessor):
         by = ("random" if self.columns.time is None else "time") if by is None else by
         settings = SplitSettings(by, fractions, cuts, shuffle_ties, max_delay, delayed_share, **drawn)  # type: ignore[arg-type]
         check_split(self.columns, by)
-        storage = MEMORY if cache_dir is None else Folder(Path(cache_dir) / _LOG)
+        if engine is not None and cache_dir is None:
+            raise ValueError("processes share a log in files: give cache_dir, a folder that all of them see")
+        storage = MEMORY if cache_dir is None else Folder(Path(cache_dir) / _LOG, engine=engine)
         if isinstance(storage, Folder):
             storage.clear()
         table = self._pipeline.read(interactions, cache_dir)
@@ -120,6 +125,8 @@ class SplittingProcessor(RequestProcessor):
         rows."""
         cut = cut_log(self._pipeline, table, prior_history, settings, self.data_report, storage)
         log, train = cut.log, cut.train
+        if storage.engine is not None and (why := not_stored(log)):
+            raise ValueError(f"processes cannot share this log: {why}. Leave out the engine")
         self._summarise(log, train, storage)
         self.training_rows = TrainingSetSketch.of(log, train, self.items.ids)
         for name, share in (settings.keep_negatives or {}).items():
