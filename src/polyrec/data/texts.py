@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.core.backbones import TextConfig
+from polyrec.core.progress import progress
 from polyrec.core.registry import nearest
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def tokenize(
     prompt = (config.prompt if prompt is None else prompt) or ""
     limit = config.max_length or tokenizer.model_max_length
     tables, cut = [], 0
-    for begin in range(0, len(texts), _AT_ONCE):
+    for begin in progress(range(0, len(texts), _AT_ONCE), f"Tokens of {what}", unit="block"):
         rows, own_cut = _tokens_of(tokenizer, texts[begin : begin + _AT_ONCE], prompt, limit)
         tables.append(TokenTable.of(rows))
         cut += own_cut

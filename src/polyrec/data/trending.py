@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyrec.core.progress import progress
 from polyrec.data.columns import FIRST
 
 Mixture = Sequence[Sequence[float]]  # (half-life in seconds, weight of the counts that fade by it)
@@ -186,7 +187,7 @@ class Trending:
         for task, mixture in mixtures.items():
             recent, own = RecentCounts(mixture, num_items, size=size), items[task][order]
             blocks = [spans[at : at + _BLOCK] for at in range(0, len(spans), _BLOCK)]
-            found = [_block(recent, times, own, block) for block in blocks]
+            found = [_block(recent, times, own, block) for block in progress(blocks, "Popularity", unit="block")]
             self.tables[task] = Snapshots.concatenate([Snapshots.none(size), *found])
 
     def read(self, times: np.ndarray) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from polyrec.tracking.phases import Phases, Usage
 from polyrec.training.trainer import PolyRecTrainer
 
 _GROUPS = {  # parts of fit and split, by the modules that do them
-    "reading tables": ("data.tables", "data.csv_files", "data.times", "data.ids"),
-    "statistics": ("data.statistic", "data.log_statistics", "data.prefix_sums", "data.scaling"),
+    "statistics": ("data.statistic", "data.log_statistics", "data.log_passes", "data.past_features", "data.scaling"),
     "neighbours": ("data.neighbours", "data.cooccurrence", "data.ridge"),
+    "reading tables": ("data.tables", "data.mapped_tables", "data.log_tables", "data.csv_files", "data.encoding"),
 }
 _OPERATOR_STEPS = 5
 _STEP_PARTS = ("data", "forward", "backward", "optimizer")
