@@ -134,15 +134,20 @@ def test_a_library_with_one_timestamp() -> None:
 
 
 # Windows of so many events themselves are read in blocks, which are made small here so that quick sizes show it.
-SHORT, LONG = 150, 1_500
+SHORT, LONG = 100, 1_000
+
+
+@pytest.fixture(scope="module")
+def small() -> World:
+    """A log whose configuration is read, and nothing else."""
+    return World(400, PAIRS)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_candidates_attend_to_long_windows(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+def test_candidates_attend_to_long_windows(monkeypatch: pytest.MonkeyPatch, small: World, training: bool) -> None:
     """Prevents a mask of all candidates by all events, which the gradient would keep."""
     monkeypatch.setattr("polyrec.modules.encoders.history._MASKS", 1 << 14)
-    world = World(400, PAIRS)
-    attention = CandidateAttention(tiny_config(world.processor)).train(training)
+    attention = CandidateAttention(tiny_config(small.processor)).train(training)
 
     def attend(length: int) -> tuple[torch.Tensor, ...]:
         torch.manual_seed(1)
@@ -154,15 +159,16 @@ def test_candidates_attend_to_long_windows(monkeypatch: pytest.MonkeyPatch, trai
         return *found, candidates.grad if training else found[0]
 
     check_growth(lambda: attend(SHORT), lambda: attend(LONG))
+    monkeypatch.setattr("polyrec.modules.encoders.history._MASKS", 1 << 9)
     blocked = attend(50)
     monkeypatch.setattr("polyrec.modules.encoders.history._MASKS", 1 << 30)
     for one, other in zip(blocked, attend(50), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_a_backbone_reads_long_windows() -> None:
+def test_a_backbone_reads_long_windows(small: World) -> None:
     """Prevents attention weights, or a mask, of all events by all events."""
-    encoder = HistoryEncoder(tiny_config(World(400, PAIRS).processor))
+    encoder = HistoryEncoder(tiny_config(small.processor))
 
     def read(length: int) -> None:
         encoder.read(torch.randn(1, length, 8, requires_grad=True)).sum().backward()
@@ -174,8 +180,8 @@ def test_a_backbone_reads_long_windows() -> None:
 @pytest.mark.parametrize("sampled_above", [10_000, 10], ids=["full", "sampled"])
 def test_terms_read_long_windows(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sampled_above: int) -> None:
     """Prevents the visible events of each request, written out for all requests or kept for the gradient."""
-    monkeypatch.setattr(_blocks, "EVENTS", 1 << 13)
-    monkeypatch.setattr("polyrec.core.linear_loss._CHUNK", 1 << 15)
+    monkeypatch.setattr(_blocks, "EVENTS", 1 << 14)
+    monkeypatch.setattr("polyrec.core.linear_loss._CHUNK", 1 << 16)
     tasks = [{"name": "t", "head": "retrieval", "options": CHOSEN | options | {"sampled_above": sampled_above}}]
     processor = PolyRecProcessor.fit(log_of(400), tasks=tasks, verbose=False)
     processor.split(log_of(400))
@@ -203,6 +209,7 @@ def test_terms_read_long_windows(monkeypatch: pytest.MonkeyPatch, options: dict[
         return [total, scores, states.grad, *(p.grad for p in head.parameters() if p.grad is not None)]
 
     check_growth(lambda: losses(SHORT), lambda: losses(LONG))
+    monkeypatch.setattr(_blocks, "EVENTS", 1 << 10)
     blocked = losses(90)
     monkeypatch.setattr(_blocks, "EVENTS", 1 << 30)
     for one, other in zip(blocked, losses(90), strict=True):

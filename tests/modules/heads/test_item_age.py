@@ -254,7 +254,7 @@ def worlds(tmp_path_factory):
     found = {}
     for source in (None, *SOURCES):
         processor, splits, model = fitted(source, bias_rate=10.0)
-        options = {"num_train_epochs": 15, "learning_rate": 0.02, "per_device_train_batch_size": 8}
+        options = {"num_train_epochs": 6, "learning_rate": 0.02, "per_device_train_batch_size": 8}
         training = arguments(tmp_path_factory.mktemp("run"), **options)
         PolyRecTrainer(model, training, splits.train, splits.valid, processing_class=processor).train()
         found[source] = processor, splits, model.eval()
