@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-_BLOCK = 1 << 16  # rows that are brought up to date at a time
+_BLOCK = 1 << 13  # rows that are brought up to date at a time
 _TAIL = 256  # steps after which a gradient no longer moves its row: 0.9^256 = 2e-12
 
 
