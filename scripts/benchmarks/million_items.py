@@ -241,7 +241,7 @@ def evaluate(world: World) -> dict[str, Any]:
     rows[first[:wanted]] = True  # one of each user
     data = processor.evaluation_set(log, rows, None, splits.test.source)
     limit = matrix_product_seconds(data.num_candidates, processor.num_items, model.config.hidden_size)
-    with Watch() as table:
+    with Watch() as table, torch.no_grad():
         model.eval().item_encoder.table()
     with Watch() as watch, torch.no_grad():
         found = evaluator.predict(model, data)
