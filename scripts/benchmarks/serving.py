@@ -37,6 +37,7 @@ from served_skew import skew
 from polyrec import PolyRecForRecommendation, PolyRecProcessor, Recommender
 from polyrec.data.times import read_time
 from polyrec.models.batches import as_batch
+from polyrec.runs.whole_log import recommender_of_run
 from polyrec.serving.loading import load_state, model_name, quiet
 from polyrec.serving.records import Kind, Record
 from polyrec.serving.store import SQLiteStore
@@ -359,8 +360,8 @@ def _other_run(run: Path, folder: Path) -> Path:
 
 
 def _lists(run: Path, users: list[Any]) -> dict[Any, list[tuple[Any, float]]]:
-    """Offline lists with their scores."""
-    found = Recommender.from_pretrained(run).recommend_many([{"user_id": user} for user in users], 10)
+    """Offline lists with their scores, of a run that knows its log to the end, as a server does."""
+    found = recommender_of_run(run)[0].recommend_many([{"user_id": user} for user in users], 10)
     return {user: [(row["item"], row["score"]) for row in rows] for user, rows in zip(users, found, strict=True)}
 
 
