@@ -10,6 +10,7 @@ import pytest
 
 from polyrec import Columns, PolyRecProcessor, TaskConfig
 from polyrec.core.backbones import TextConfig
+from polyrec.data import leaks
 from polyrec.data.queries import Queries
 from polyrec.data.report import DataReport, DataWarning
 
@@ -388,3 +389,12 @@ def test_no_items_table_is_not_spoken_of():
     log = events()
     for items in (None, pd.DataFrame({"item_id": range(20), "genre": ["a", "b"] * 10})):
         assert ("in the items table" in str(report_of(log, items=items))) == (items is not None)
+
+
+def test_samples_of_a_large_log_hold_both_classes_of_a_log_with_a_period(monkeypatch):
+    """Prevents the check for leaks from seeing positives alone where each list begins with its positive."""
+    monkeypatch.setattr(leaks, "_LOOKED_AT", 1000)
+    labels = np.tile([1.0, 0, 0, 0, 0], 1000)
+    found = leaks._sample(labels)
+    assert (np.diff(found) > 0).all()
+    assert labels[found].mean() == pytest.approx(0.2, abs=0.05)

@@ -58,3 +58,14 @@ def test_folders_that_are_columns_are_read_into_memory(tmp_path):
         "user_id": [1],
         "day": [1],
     }
+
+
+def test_hidden_and_empty_files_are_none_of_a_table(folder, tmp_path):
+    """Prevents a log in files from holding rows that the same log in memory does not, and the other way round."""
+    pq.write_table(pa.table(PARTS[1]), folder / "_2.parquet")
+    pq.write_table(pa.table(PARTS[1]), folder / ".3.parquet")
+    pq.write_table(pa.table(PARTS[1]).slice(0, 0), folder / "4.parquet")
+    found = mapped_table(folder, "interactions", tmp_path / "cache")
+    assert found.to_pydict() == read_table(folder, "interactions").to_pydict()
+    assert num_rows(folder) == 3
+    assert list((tmp_path / "cache").glob("*.arrow"))

@@ -54,3 +54,19 @@ def test_an_empty_matrix_has_its_columns(tmp_path):
     """Prevents a log without targets from failing on disk alone."""
     found = Folder(tmp_path).writer("none", 6, 0).finish(np.asarray)
     assert found.shape == (6, 0)
+
+
+def test_names_of_any_length_have_files(tmp_path):
+    """Prevents a long name of a column from failing on disk alone."""
+    folder = Folder(tmp_path)
+    names = ["x" * 300, "x" * 299 + "y", "é/" * 120]
+    for number, name in enumerate(names):
+        folder.keep(name, np.array([number]))
+    assert [folder.load(name).tolist() for name in names] == [[0], [1], [2]]
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    """Prevents a cache that was tidied up from ending in an error that says nothing of the way out."""
+    with pytest.raises(ValueError, match=r"item\.npy is missing or cut off: delete the folder"):
+        Folder(tmp_path / "log", complete=True).load("item")
+    assert not (tmp_path / "log").exists()

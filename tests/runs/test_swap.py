@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kill_runs import Injector
 
-from polyrec.core import swap
+from polyrec.core import lock, swap
 from polyrec.core.lock import Locked, locked
 from polyrec.core.manifest import check_manifest, write_manifest
 from polyrec.core.swap import beside, publish, recover, unfinished
@@ -174,6 +174,17 @@ def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(tmp_path):
     with new_run(place) as draft:
         write(draft, NEW)
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_file_system_without_locks_is_no_other_writer(tmp_path, monkeypatch):
+    """Prevents waiting for ever for somebody who is not there."""
+
+    def without(*unused):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", without)
+    with pytest.raises(OSError, match="No locks available"), locked(tmp_path / "run"):
+        pass
 
 
 def test_readers_are_not_blocked_by_a_writer(tmp_path):

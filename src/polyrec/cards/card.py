@@ -185,7 +185,7 @@ def _again(run: RunFiles) -> Section:
     recipe: dict[str, Any] = {
         name: Path(value).name if name in (*_PATHS, "output") and value else value
         for name, value in run.recipe.items()
-        if name not in ("card", "tune", "updates") and value not in (None, {}, [])
+        if name not in ("card", "tune", "updates", "cache_dir") and value not in (None, {}, [])
     }
     points = ["`polyrec train recipe.yaml`, with this recipe and the tables named in it:"]
     if found := run.training.get("versions"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -67,6 +68,8 @@ def _acquire(folder: Path, path: Path) -> int:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a file system without locks
+                raise
             raise Locked(_refusal(folder, path)) from error
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             break

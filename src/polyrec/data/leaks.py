@@ -239,9 +239,10 @@ def _multi(values_SK: np.ndarray, code: np.ndarray) -> str:
 
 def _sample(labels: np.ndarray) -> np.ndarray:
     """Rows with known labels, of each of two classes as many as are needed, int64 [S], ascending."""
-    step = max(len(labels) // _LOOKED_AT, 1)
-    if step > 1:
-        return _sample(labels[::step]) * step
+    if len(labels) > _LOOKED_AT:  # one row of each of as many equal stretches, drawn: a log may have a period
+        stretch = np.arange(_LOOKED_AT) + np.random.default_rng(0).random(_LOOKED_AT)
+        looked_at = (stretch * (len(labels) / _LOOKED_AT)).astype(np.int64)
+        return looked_at[_sample(labels[looked_at])]
     known = np.flatnonzero(~np.isnan(labels))
     if not len(known):
         return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from polyrec.core.progress import progress
-from polyrec.data.tables import read_table
+from polyrec.data.tables import is_hidden, read_table
 
 _ROWS = 1 << 20  # of a piece
 
@@ -33,7 +34,9 @@ def mapped_table(source: Any, name: str, folder: str | Path | None) -> pa.Table:
     if not kept.exists():
         try:
             _write(files, name, kept)
-        except (pa.ArrowException, OSError, StopIteration):
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise ValueError(f"{name}: no space is left for {kept}: choose another cache_dir") from error
             return read_table(source, name)  # which says what is wrong with it
     with pa.memory_map(str(kept)) as mapped:
         return pa.ipc.open_file(mapped).read_all()
@@ -56,14 +59,15 @@ def _parquet_files(source: Any) -> list[Path]:
     path = Path(source)
     if not path.is_dir():
         return [path] if path.suffix == ".parquet" and path.exists() else []
-    files = sorted(path.glob("*.parquet"))
-    return files if len(files) == len(list(path.rglob("*.parquet"))) else []
+    files = [file for file in sorted(path.rglob("*.parquet")) if not is_hidden(file.relative_to(path))]
+    return files if all(file.parent == path for file in files) else []
 
 
 def _write(files: list[Path], name: str, kept: Path) -> None:
     import pyarrow.parquet as pq
 
     kept.parent.mkdir(parents=True, exist_ok=True)
+    files = [file for file in files if pq.read_metadata(file).num_rows]
     unfinished = kept.with_suffix(f".{os.getpid()}.tmp")
     try:
         schemas = [next(_pieces([file], name, None)).schema for file in files]

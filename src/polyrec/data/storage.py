@@ -5,6 +5,7 @@ Letters: R rows, F columns.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
+
+_LONGEST = 150  # characters of a file's name
 
 Step = Callable[[int], None]
 Engine = Callable[[Step, int], Iterable[object]]  # does a step for 0 to n - 1, in any order, and yields once for each
@@ -84,7 +87,8 @@ class Folder(Storage):
 
     def __init__(self, path: str | Path, complete: bool = False, engine: Engine | None = None) -> None:
         self.path, self._complete, self.engine = Path(path), complete, engine
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not complete:
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
         """Forget everything; arrays that are mapped stay as long as somebody has them."""
@@ -108,11 +112,19 @@ class Folder(Storage):
 
     def load(self, name: str) -> np.ndarray:
         """Map an array that was kept."""
-        return np.asarray(np.load(self.file(name), mmap_mode="c"))
+        try:
+            return np.asarray(np.load(self.file(name), mmap_mode="c"))
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"{self.file(name)} is missing or cut off: delete the folder {self.path.parent}, and it is made again"
+            ) from error
 
     def file(self, name: str) -> Path:
         """Where an array is."""
-        return self.path / f"{quote(name, safe='')}.npy"
+        plain = quote(name, safe="")
+        if len(plain) > _LONGEST:
+            plain = f"{plain[:_LONGEST]}-{hashlib.sha256(plain.encode()).hexdigest()[:16]}"
+        return self.path / f"{plain}.npy"
 
 
 @contextmanager

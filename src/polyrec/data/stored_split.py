@@ -34,12 +34,14 @@ class CountedSplit:
         values: running statistics of the log, [R, F], for training and validation; None: nothing is counted.
         tested: those of the test set, [R, F]; the same, where both count the same events.
         settings: how it was cut.
+        num_items: rows of the item table.
     """
 
     cut: CutLog
     values: np.ndarray | None
     tested: np.ndarray | None
     settings: SplitSettings
+    num_items: int
 
 
 def not_stored(log: EventLog) -> str:
@@ -59,6 +61,7 @@ def save_split(found: CountedSplit, storage: Folder) -> None:
         "by": found.cut.by,
         "settings": asdict(found.settings),
         **columns,
+        "num_items": found.num_items,
         "statistics": found.values is not None,
         "tested": found.tested is not found.values,
     }
@@ -71,9 +74,12 @@ def load_split(folder: Path) -> CountedSplit:
     Raises:
         ValueError: the folder holds no such split.
     """
-    storage, about = Folder(folder), read_json(folder / SPLIT_NAME)
+    if not (folder / SPLIT_NAME).exists():
+        raise ValueError(f"{folder} holds no split that was finished (no {SPLIT_NAME}): call split with this cache_dir")
+    storage, about = Folder(folder, complete=True), read_json(folder / SPLIT_NAME)
     log = map_log(storage, about, read_saved(folder / _USERS_NAME, "users")["user"].combine_chunks())
     values = storage.load("statistics") if about["statistics"] else None
     tested = storage.load("statistics.tested") if about["tested"] else values
     settings = from_dict(SplitSettings, about["settings"])
-    return CountedSplit(CutLog(log, storage.load("part"), about["by"]), values, tested, settings)
+    cut = CutLog(log, storage.load("part"), about["by"])
+    return CountedSplit(cut, values, tested, settings, about["num_items"])

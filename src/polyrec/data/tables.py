@@ -221,7 +221,7 @@ def _read_folder(folder: Path, name: str, rows: int | None = None) -> pa.Table:
 
     Folders named `key=value` become columns, as in Hive; values that are codes keep their digits.
     """
-    files = [f for f in sorted(folder.rglob("*.parquet")) if not _hidden(f.relative_to(folder))]
+    files = [f for f in sorted(folder.rglob("*.parquet")) if not is_hidden(f.relative_to(folder))]
     if not files:
         raise ValueError(f"{name}: {folder} is a folder without .parquet files: name the file that is meant")
     parts, keys = [], dict[str, None]()
@@ -245,7 +245,8 @@ def _read_folder(folder: Path, name: str, rows: int | None = None) -> pa.Table:
     return table
 
 
-def _hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a file below a folder is none of its table's."""
     return any(step.startswith((".", "_")) for step in path.parts)
 
 

@@ -117,7 +117,8 @@ class PairTrees:
             train = self._train
             y = train.labels()[:, train.task_names.index(task.name)].astype(np.float64)
             rows = np.flatnonzero(~np.isnan(y) & train.own_view)
-            rows = rows[:: max(-(-len(rows) // _MOST_ROWS), 1)]  # of users one after the other: a share of each
+            if len(rows) > _MOST_ROWS:  # drawn: candidates of one list stand in a fixed order, positives first, say
+                rows = np.sort(np.random.default_rng(0).choice(rows, _MOST_ROWS, replace=False))
             weight = train.log.sample_weight.get(task.name)
             weight = None if weight is None else weight[train.candidates.event[rows]]
             labels = (y[rows] - mean) / std

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +20,11 @@ from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.report import DataWarning
 from polyrec.data.splitter import Splits
-from polyrec.data.stored_split import SPLIT_NAME
 from polyrec.data.tables import read_table
+from polyrec.models.polyrec.fingerprint import fingerprint
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
 from polyrec.runs.facts import check_data
-from polyrec.runs.prepared import PreparedData
+from polyrec.runs.prepared import PreparedData, in_memory
 from polyrec.runs.recipe import Recipe, read_recipe_file
 from polyrec.runs.recipe_checks import check_sections
 from polyrec.tracking.facts import fingerprints
@@ -82,13 +83,10 @@ def prepare_recipe(recipe: Recipe) -> None:
     recipe.check()
     check_sections(recipe)
     prepared = PreparedData.of(recipe, _seed(recipe), always=True)
-    assert prepared is not None
+    if prepared is None:
+        raise ValueError(f"the data of this recipe are not kept in files, as {in_memory(recipe)}: train at once")
     found = prepared.is_complete
     processor, parts = _of_files(recipe, None, nullcontext, prepared)
-    if not prepared.is_complete:
-        raise ValueError(
-            "a log without times, with a prior history or with queries is not kept in files: train at once"
-        )
     if processor.data_report is not None:
         processor.data_report.show()
     rows = ", ".join(f"{len(own):,} {name} windows" for name, own in parts._asdict().items())
@@ -99,17 +97,16 @@ def _of_files(
     recipe: Recipe, seed: int | None, phase: Phase, prepared: PreparedData
 ) -> tuple[PolyRecProcessor, Splits]:
     """[`prepare`] by files, which are made if they are not there."""
-    with prepared.alone():
-        if not prepared.is_complete:
-            prepared.clear()
-            processor, parts = _read(recipe, seed, phase, prepared.folder)
-            if not (prepared.folder / "log" / SPLIT_NAME).exists():
-                return processor, parts  # it cannot be found again
-            stored, processor.stored_events = processor.stored_events, None  # the log has them
-            processor.save_pretrained(prepared.processor, include_users=True)
-            processor.stored_events = stored
-            prepared.complete()
-            return processor, parts
+    if not prepared.is_complete:
+        with prepared.alone():
+            if not prepared.is_complete:  # nobody made them meanwhile
+                prepared.clear()
+                processor, parts = _read(recipe, seed, phase, prepared.folder)
+                stored, processor.stored_events = processor.stored_events, None  # the log has them
+                processor.save_pretrained(prepared.processor, include_users=True)
+                processor.stored_events = stored
+                prepared.complete(fingerprint(processor))
+                return processor, parts
     with phase("split"):
         processor = PolyRecProcessor.from_pretrained(prepared.processor)
         return processor, processor.load_split(prepared.folder)
@@ -138,15 +135,16 @@ def split_of_run(run: str | Path, recipe: Recipe) -> tuple[PolyRecProcessor, Spl
     for users in tables_of(recipe, "users"):
         processor.extend(users=read_table(users, "users"))  # they are not saved with it
     prepared = PreparedData.of(recipe, _seed(recipe))
-    if prepared is not None and prepared.is_complete:
+    if prepared is not None and prepared.is_complete and prepared.is_of(fingerprint(processor)):
         return processor, processor.load_split(prepared.folder)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore", DataWarning)  # they were shown when the run was trained
-        parts = processor.split(
-            joined_table(recipe, "interactions"),
-            prior_history=recipe.prior_history,
-            **{**recipe.split, "seed": _seed(recipe)},
-        )
+        own: dict[str, Any] = {**recipe.split, "seed": _seed(recipe)}
+        if prepared is not None:  # files that are mapped stay as long as somebody has them
+            prepared.folder.parent.mkdir(parents=True, exist_ok=True)
+            own["cache_dir"] = stack.enter_context(TemporaryDirectory(dir=prepared.folder.parent))
+        table = joined_table(recipe, "interactions")
+        parts = processor.split(table, prior_history=recipe.prior_history, **own)
     if read_manifest(run) is None:  # of an earlier version, whose training.json tells of the events alone
         _check_events(Path(run), fingerprints(processor, parts.train)["data"])
     return processor, parts

@@ -89,3 +89,12 @@ def test_a_log_that_cannot_be_found_again_is_still_split(files):
     assert len(processor.split(table, cache_dir=files / "cache").train)
     with pytest.raises(ValueError, match=r"split\.json"):
         processor.load_split(files / "cache")
+
+
+def test_the_split_of_another_processor_is_refused(files):
+    """Prevents rows of one catalog from being read as those of another."""
+    table, processor = fitted(files, files / "cache")
+    processor.split(table, cache_dir=files / "cache")
+    other = PolyRecProcessor.fit(table, tasks=TASKS, statistics=False, verbose=False)
+    with pytest.raises(ValueError, match="is of another processor"):
+        other.load_split(files / "cache")

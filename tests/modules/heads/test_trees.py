@@ -271,3 +271,20 @@ def test_more_trees_are_grown_where_the_last_ones_still_help(monkeypatch):
     capped, worse = choose_tree_weights(model, processor, parts.valid)["stars"]
     assert len(capped.leaf) == worse.trees == 16
     assert said.value < 0.8 * worse.value
+
+
+def test_trees_of_many_rows_are_grown_on_some_that_are_drawn(monkeypatch):
+    """Prevents trees of a large log from seeing positives alone where each list begins with its positive."""
+    events = 5000
+    log = {
+        "user_id": np.repeat(np.arange(events // 10), 10),
+        "item_id": np.arange(events) % 7,
+        "timestamp": np.repeat(np.arange(events // 5), 5),
+        "like": np.tile([1, 0, 0, 0, 0], events // 5),
+    }
+    processor = PolyRecProcessor.fit(log, tasks=[{"name": "like", "head": "binary"}], verbose=False)
+    processor.split(log)
+    monkeypatch.setattr(trees_data, "_MOST_ROWS", 800)
+    forests = processor.pair_trees.forests(processor.tasks[0], [])
+    assert len(forests._y) == 800
+    assert forests._y.mean() == pytest.approx(0.2, abs=0.05)

@@ -117,6 +117,12 @@ class SplittingProcessor(RequestProcessor):
         """
         folder = Path(cache_dir) / _LOG
         found, storage = load_split(folder), Folder(folder, complete=True)
+        names = [] if self.statistics is None else self.statistics.names
+        if found.num_items != self.num_items or (found.values is not None and found.values.shape[1] != len(names)):
+            raise ValueError(
+                f"{folder} is of another processor, with {found.num_items:,} rows of items where this one has "
+                f"{self.num_items:,}: load the one that was saved after that split"
+            )
         self.evidence = TrainingEvidence.of(found.cut.log, found.cut.train, self._ordered, storage)
         return self._sets(found, storage)
 
@@ -140,7 +146,7 @@ class SplittingProcessor(RequestProcessor):
             if known is not source:
                 rows = cut.part == splits.TEST
                 tested = self.statistics.compute(log, source=known, rows=rows, storage=storage)
-        return CountedSplit(cut, values, tested, settings)
+        return CountedSplit(cut, values, tested, settings, self.num_items)
 
     def _sets(self, found: CountedSplit, storage: Storage) -> Splits:
         """The examples of a log that was counted."""
