@@ -10,7 +10,7 @@ import pytest
 
 from polyrec import Columns, PolyRecProcessor, TaskConfig
 from polyrec.core.backbones import TextConfig
-from polyrec.data import leaks
+from polyrec.data import leaks as leaks_module
 from polyrec.data.queries import Queries
 from polyrec.data.report import DataReport, DataWarning
 
@@ -393,8 +393,8 @@ def test_no_items_table_is_not_spoken_of():
 
 def test_samples_of_a_large_log_hold_both_classes_of_a_log_with_a_period(monkeypatch):
     """Prevents the check for leaks from seeing positives alone where each list begins with its positive."""
-    monkeypatch.setattr(leaks, "_LOOKED_AT", 1000)
+    monkeypatch.setattr(leaks_module, "_LOOKED_AT", 1000)
     labels = np.tile([1.0, 0, 0, 0, 0], 1000)
-    found = leaks._sample(labels)
+    found = leaks_module._sample(labels)
     assert (np.diff(found) > 0).all()
     assert labels[found].mean() == pytest.approx(0.2, abs=0.05)
