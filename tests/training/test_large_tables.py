@@ -14,13 +14,14 @@ from polyrec.training.rowwise import RowwiseAdamW, clip_rows
 ROWS, RATE = 40, 1e-2
 
 
-def both(decay=0.0):
+def both(decay=0.0, betas=(0.9, 0.999)):
     """A table and a layer above it, trained by AdamW and by rows."""
     torch.manual_seed(0)
     parts = nn.ModuleDict({"table": nn.Embedding(ROWS, 4), "layer": nn.Linear(4, 1)})
     models = [parts, copy.deepcopy(parts)]
     kinds = (torch.optim.AdamW, RowwiseAdamW)
-    optimizers = [kind(m.parameters(), lr=RATE, weight_decay=decay) for kind, m in zip(kinds, models, strict=True)]
+    options = {"lr": RATE, "weight_decay": decay, "betas": betas}
+    optimizers = [kind(m.parameters(), **options) for kind, m in zip(kinds, models, strict=True)]
     optimizers[1].watch([models[1]["table"]])
     return models, optimizers
 
@@ -69,6 +70,26 @@ def test_rows_that_were_not_read_catch_up(decay, tolerance):
     compare(models, optimizers, tolerance)
     moved = (models[0]["table"].weight - both()[0][0]["table"].weight).abs()
     assert moved.max() > 100 * tolerance  # that is, equal is not untouched
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.95, 0.999), (0.9, 0.95)])
+def test_rows_that_wait_long_catch_up(betas):
+    """Prevents the movement of rows that wait for more than `_TAIL` steps from being cut off."""
+    models, optimizers = both(betas=betas)
+
+    def rows_of(step, n):
+        random = torch.Generator().manual_seed(step)
+        return torch.randint(ROWS if step % 17 == 0 and step < 300 else 9, (5,), generator=random)
+
+    train(models, optimizers, 700, rows_of)
+    compare(models, optimizers, 1e-4)
+
+
+@pytest.mark.parametrize("betas", [(0.98, 0.999), (0.99, 0.999), (0.95, 0.9)])
+def test_betas_whose_momentum_lasts_are_refused(betas):
+    """Prevents rows from moving less than by AdamW, by up to .4, without a word."""
+    with pytest.raises(ValueError, match="for too long"):
+        both(betas=betas)
 
 
 def test_checkpoints_go_on_with_either_optimizer():
@@ -132,6 +153,9 @@ def test_what_tables_by_rows_cannot_have_is_said(tmp_path, monkeypatch):
     assert trainer_of(tmp_path, None, ema_decay=0.9).create_optimizer().__class__ is torch.optim.AdamW
     with pytest.raises(ValueError, match="ema_decay averages all rows"):
         trainer_of(tmp_path, True, ema_decay=0.9).create_optimizer()
+    assert trainer_of(tmp_path, None, adam_beta1=0.98).create_optimizer().__class__ is torch.optim.AdamW
+    with pytest.raises(ValueError, match="adam_beta1=0.98 and adam_beta2=0.999 momentum fades too slowly"):
+        trainer_of(tmp_path, True, adam_beta1=0.98).create_optimizer()
     with pytest.raises(ValueError, match="is not AdamW"):
         trainer_of(tmp_path, True, optim="sgd").create_optimizer()
 

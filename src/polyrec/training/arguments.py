@@ -101,8 +101,8 @@ class PolyRecTrainingArguments(TrainingArguments):
         embedding_learning_rate: of tables of items and other codes; default: `learning_rate`.
         rowwise_tables: update, of tables with a row per item, only the rows that a step has read, as AdamW would (see
             [`~polyrec.training.rowwise.RowwiseAdamW`]); of catalogs of more than 65,536 items, as all rows of smaller
-            ones are read in each step. None: where AdamW trains without `ema_decay`, FSDP, `torch_compile` and
-            several GPUs.
+            ones are read in each step. None: where AdamW trains with betas whose momentum fades within 256 steps, and
+            without `ema_decay`, FSDP, `torch_compile` and several GPUs.
         unfreeze_epochs: start with frozen backbones and tune one layer more every so many epochs (0 = all at once), see
             [`~polyrec.training.optim.GradualUnfreezing`].
         teacher: folder of a trained run, or of outputs stored by `polyrec score`, to distil from

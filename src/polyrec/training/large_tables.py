@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from polyrec.models.polyrec.modeling_polyrec import PolyRecForRecommendation
 from polyrec.modules.encoders.item import WHOLE_TABLE
 from polyrec.modules.heads.retrieval import RetrievalHead
-from polyrec.training.rowwise import RowwiseAdamW, clip_rows
+from polyrec.training.rowwise import RowwiseAdamW, clip_rows, momentum_fades
 from polyrec.training.saving import SavesAverages
 
 
@@ -43,6 +43,8 @@ class UpdatesRows(SavesAverages):
         args = self.args
         if args.optim not in ("adamw_torch", "adamw_torch_fused"):
             return f"optim={str(args.optim)!r} is not AdamW"
+        if not momentum_fades((args.adam_beta1, args.adam_beta2)):
+            return f"with adam_beta1={args.adam_beta1} and adam_beta2={args.adam_beta2} momentum fades too slowly"
         if args.ema_decay:
             return "ema_decay averages all rows in every step"
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

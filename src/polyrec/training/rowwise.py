@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _BLOCK = 1 << 13  # rows that are brought up to date at a time
-_TAIL = 256  # steps after which a gradient no longer moves its row: 0.9^256 = 2e-12
+_TAIL = 256  # steps after which a gradient no longer moves its row: with the usual betas, 0.9^256 = 2e-12
+_FADED = 1e-5  # of the movement that may be left then
+
+
+def momentum_fades(betas: tuple[float, float]) -> bool:
+    """Whether a row without gradient stands still soon enough for [`RowwiseAdamW`]."""
+    beta1, beta2 = betas
+    return (beta1 / beta2**0.5) ** _TAIL <= _FADED
 
 
 class RowwiseAdamW(torch.optim.AdamW):
@@ -34,6 +41,9 @@ class RowwiseAdamW(torch.optim.AdamW):
     Args:
         params, options: as of `torch.optim.AdamW`.
 
+    Raises:
+        ValueError: with these betas momentum moves rows for longer than the sum S reaches back, 256 steps.
+
     Example:
         >>> table = nn.Embedding(1000, 4)
         >>> optimizer = RowwiseAdamW(table.parameters(), lr=0.1)
@@ -47,6 +57,13 @@ class RowwiseAdamW(torch.optim.AdamW):
         super().__init__(params, **options)
         self._late: dict[nn.Parameter, _LateRows] = {}
         self._watched: list[tuple[nn.Embedding, RemovableHandle]] = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of AdamW, of betas whose momentum fades."""
+        betas = param_group.get("betas", self.defaults["betas"])
+        if not momentum_fades(betas):
+            raise ValueError(f"betas={betas} move rows without gradient for too long: lower the first, or use AdamW")
+        super().add_param_group(param_group)
 
     def watch(self, tables: Iterable[nn.Embedding]) -> None:
         """Let tables have sparse gradients, and bring their rows up to date before they are looked up.
