@@ -71,6 +71,18 @@ def add_prepare(commands: Commands) -> None:
         "`evaluate` find them again, as long as tables, columns, tasks and split are the same.",
     )
     add_recipe(prepare, "not used by this command")
+    prepare.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="what counts running statistics: this process, or those of a Ray cluster that see the cache (default: "
+        "local)",
+    )
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes of Ray (default: the cluster's CPUs)")
+    prepare.add_argument(
+        "--address",
+        help="of a Ray cluster (default: the one that Ray finds, or one on this machine for this command)",
+    )
     prepare.set_defaults(run=_prepare)
 
 
@@ -78,7 +90,15 @@ def _prepare(options: argparse.Namespace) -> None:
     recipe = read_recipe(options)
     from polyrec.runs.prepare import prepare_recipe
 
-    prepare_recipe(recipe)
+    if options.engine == "local":
+        if (options.workers, options.address) != (None, None):
+            raise ValueError("--workers and --address are of a Ray cluster: add --engine ray")
+        prepare_recipe(recipe)
+        return
+    from polyrec.runs.ray_prepare import ray_engine
+
+    with ray_engine(options.workers, options.address) as engine:
+        prepare_recipe(recipe, engine)
 
 
 def add_train(commands: Commands) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class BlockFiles:
     # -------------------------------------------------------------- what is known
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays into a file that is there as a whole or not at all."""
-        draft = self.folder / f".{name}.{os.getpid()}"
+        draft = self.folder / f".{name}.{uuid4().hex}"
         with draft.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         os.replace(draft, self._file(name))  # it need not outlive a power cut: nothing waits for the disk

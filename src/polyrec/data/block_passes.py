@@ -123,11 +123,14 @@ class BlockPasses:
             files.write_mask("wanted", wanted)
             blocks, end = self._write_blocks(files)
             for stage, found in enumerate(files.stages):
+                if not found or not blocks:
+                    continue
                 self._do(Added(files, stage), blocks, "Counting blocks")
                 self._do(Scan(files, stage, blocks, end), len(found), "States before blocks")
                 files.forget("added")
-            self._do(Features(files), blocks, "Features of blocks")
-            self.states = self._states(files, end) if blocks else {}
+            if blocks:
+                self._do(Features(files), blocks, "Features of blocks")
+                self.states = self._states(files, end)
             for block in range(blocks):
                 found_of = files.read(f"features.{block}")
                 yield found_of["rows"], found_of["values"]

@@ -20,6 +20,7 @@ from polyrec.data.ids import with_one_type
 from polyrec.data.mixing import concatenate_tables
 from polyrec.data.report import DataWarning
 from polyrec.data.splitter import Splits
+from polyrec.data.storage import Engine
 from polyrec.data.tables import read_table
 from polyrec.models.polyrec.fingerprint import fingerprint
 from polyrec.models.polyrec.processing_polyrec import PolyRecProcessor
@@ -78,15 +79,19 @@ def prepare(
     return processor, parts
 
 
-def prepare_recipe(recipe: Recipe) -> None:
-    """`polyrec prepare`: prepare the data of a recipe in files, whatever the size of its log, and say where."""
+def prepare_recipe(recipe: Recipe, engine: Engine | None = None) -> None:
+    """`polyrec prepare`: prepare the data of a recipe in files, whatever the size of its log, and say where.
+
+    Args:
+        engine: of `PolyRecProcessor.split`.
+    """
     recipe.check()
     check_sections(recipe)
     prepared = PreparedData.of(recipe, _seed(recipe), always=True)
     if prepared is None:
         raise ValueError(f"the data of this recipe are not kept in files, as {in_memory(recipe)}: train at once")
     found = prepared.is_complete
-    processor, parts = _of_files(recipe, None, nullcontext, prepared)
+    processor, parts = _of_files(recipe, None, nullcontext, prepared, engine)
     if processor.data_report is not None:
         processor.data_report.show()
     rows = ", ".join(f"{len(own):,} {name} windows" for name, own in parts._asdict().items())
@@ -94,14 +99,14 @@ def prepare_recipe(recipe: Recipe) -> None:
 
 
 def _of_files(
-    recipe: Recipe, seed: int | None, phase: Phase, prepared: PreparedData
+    recipe: Recipe, seed: int | None, phase: Phase, prepared: PreparedData, engine: Engine | None = None
 ) -> tuple[PolyRecProcessor, Splits]:
     """[`prepare`] by files, which are made if they are not there."""
     if not prepared.is_complete:
         with prepared.alone():
             if not prepared.is_complete:  # nobody made them meanwhile
                 prepared.clear()
-                processor, parts = _read(recipe, seed, phase, prepared.folder)
+                processor, parts = _read(recipe, seed, phase, prepared.folder, engine)
                 stored, processor.stored_events = processor.stored_events, None  # the log has them
                 processor.save_pretrained(prepared.processor, include_users=True)
                 processor.stored_events = stored
@@ -112,14 +117,16 @@ def _of_files(
         return processor, processor.load_split(prepared.folder)
 
 
-def _read(recipe: Recipe, seed: int | None, phase: Phase, cache_dir: Path | None) -> tuple[PolyRecProcessor, Splits]:
+def _read(
+    recipe: Recipe, seed: int | None, phase: Phase, cache_dir: Path | None, engine: Engine | None = None
+) -> tuple[PolyRecProcessor, Splits]:
     interactions, items, users = (joined_table(recipe, name) for name in ("interactions", "items", "users"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # they stand in the report
         known: dict[str, Any] = {"tasks": recipe.tasks, "columns": recipe.columns, "cache_dir": cache_dir}
         with phase("fit"):
             processor = PolyRecProcessor.fit(interactions, items, users, verbose=False, **known, **recipe.processor)
-        chosen = {**recipe.split, "seed": _seed(recipe, seed), "cache_dir": cache_dir}
+        chosen = {**recipe.split, "seed": _seed(recipe, seed), "cache_dir": cache_dir, "engine": engine}
         with phase("split"):
             return processor, processor.split(interactions, prior_history=recipe.prior_history, **chosen)
 

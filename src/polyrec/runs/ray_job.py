@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from polyrec.core.extras import check_extra
 from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.part_files import PartFiles
+from polyrec.runs.ray_cluster import ray_cluster
 from polyrec.runs.whole_log import recommender_of_run
 
 
@@ -65,29 +65,20 @@ def recommend_all_on_ray(
         run, events: paths that all machines see, as `folder` is; see `recommender_of_run`.
         users: ids; None: all of the log.
         batch_size, index: of `recommender_of_run`.
-        workers: processes, each of one CPU; None: as many as the cluster has CPUs.
-        address: of the cluster; None: the one that Ray finds, or else one on this machine for this job.
+        workers, address: of `ray_cluster`.
         overwrite, options: of `recommend_all`.
     """
-    check_extra("ray", "ray", "jobs on a cluster")
-    import ray
-
     recommender, known = recommender_of_run(run, events, batch_size, index)
     users = known if users is None else list(users)
     place = str(Path(folder).resolve())
     recommender.recommend_all(users, place, only=(), overwrite=overwrite, progress=False, **options)  # begins the job
     waiting = PartFiles.read(place).waiting()
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    try:
-        workers = max(int(ray.cluster_resources().get("CPU", 1)), 1) if workers is None else workers
+    with ray_cluster(address, workers) as most:
+        import ray
+
         jobs = ray.data.from_items([{"part": part} for part in waiting], override_num_blocks=max(len(waiting), 1))
         given = (str(Path(run).resolve()), events, batch_size, index, users, place, options)
         jobs.map_batches(
-            PartWriter, fn_constructor_args=given, batch_size=1, num_cpus=1, concurrency=(1, workers)
+            PartWriter, fn_constructor_args=given, batch_size=1, num_cpus=1, concurrency=(1, most)
         ).materialize()
-    finally:
-        if started:
-            ray.shutdown()
     return Path(folder)
