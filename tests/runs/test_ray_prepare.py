@@ -55,9 +55,11 @@ def prepared_here(recipe: Path, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_prepares_the_same_files(recipe, tmp_path, cluster):
-    """Prevents workers from losing or doubling blocks, or from counting something else."""
-    how = ["--engine", "ray", "--workers", "2", "--cache-dir", str(tmp_path / "ray")]
+def test_a_ray_cluster_prepares_the_same_files(recipe, tmp_path, cluster, monkeypatch):
+    """Prevents workers from losing or doubling blocks, from counting something else, or from looking for the files in
+    their own folder."""
+    monkeypatch.chdir(tmp_path)
+    how = ["--engine", "ray", "--workers", "2", "--cache-dir", "ray"]
     assert main(["prepare", str(recipe), *how]) == 0
     assert files(tmp_path / "ray") == prepared_here(recipe, tmp_path / "here")
 

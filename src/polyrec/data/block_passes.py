@@ -138,7 +138,7 @@ class BlockPasses:
             shutil.rmtree(files.folder, ignore_errors=True)
 
     def _files(self) -> BlockFiles:
-        stateless, path = copy.copy(self.statistics), self.storage.path
+        stateless, path = copy.copy(self.statistics), self.storage.path.resolve()  # others work elsewhere
         stateless.reset()
         tables, columns = self.tables.read_by(stateless), keep_log(self.log, self.storage)
         return BlockFiles(stateless, tables, path, columns, path.with_name(f"{path.name}-blocks"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from polyrec.core.extras import check_extra
 from polyrec.inference.catalog_index import IndexKind
 from polyrec.inference.part_files import PartFiles
 from polyrec.runs.ray_cluster import ray_cluster
@@ -68,6 +69,7 @@ def recommend_all_on_ray(
         workers, address: of `ray_cluster`.
         overwrite, options: of `recommend_all`.
     """
+    check_extra("ray", "ray", "jobs on a cluster")
     recommender, known = recommender_of_run(run, events, batch_size, index)
     users = known if users is None else list(users)
     place = str(Path(folder).resolve())

@@ -7,6 +7,7 @@ attributes of items and users. What a process did that died is done again by ano
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,12 +22,12 @@ def ray_engine(workers: int | None = None, address: str | None = None) -> Iterat
     """The engine of `PolyRecProcessor.split` that shares blocks among the processes of a Ray cluster.
 
     Args:
-        workers, address: of [`ray_cluster`][polyrec.runs.ray_cluster.ray_cluster].
+        workers, address: of `polyrec.runs.ray_cluster.ray_cluster`.
 
     Raises:
         ValueError: Ray is not installed; says how to install it.
     """
-    with ray_cluster(address, workers) as most:
+    with ray_cluster(address, workers) as most, _quiet():
         import ray
 
         def engine(step: Step, number: int) -> Iterable[object]:
@@ -39,7 +40,24 @@ def ray_engine(workers: int | None = None, address: str | None = None) -> Iterat
                 return batch
 
             numbers = [{"number": n} for n in range(number)]
+            tasks = ray.data.TaskPoolStrategy(size=min(most, number))
             jobs = ray.data.from_items(numbers, override_num_blocks=number)
-            return jobs.map_batches(work, batch_size=1, num_cpus=1, concurrency=min(most, number)).iter_rows()
+            return jobs.map_batches(work, batch_size=1, num_cpus=1, compute=tasks).iter_rows()
 
         yield engine
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data would print bars and plans for each of a dozen steps, which have bars of their own."""
+    import ray
+
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, log.level
+    context.enable_progress_bars = False
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        log.setLevel(before[1])
