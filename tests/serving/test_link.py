@@ -83,6 +83,47 @@ def test_an_error_that_cannot_cross_takes_nothing_with_it():
     linked(test, fails=fails, works=works)
 
 
+def test_what_cannot_be_pickled_stops_nothing_else(caplog):
+    """Prevents one call or result that pickle cannot write from stopping all calls after it, for good."""
+
+    async def spoilt(value):
+        return lambda: value
+
+    async def works(value):
+        return value
+
+    async def test(link):
+        link.tell("works", lambda: None)
+        asked = [link.ask("spoilt", 1), link.ask("works", lambda: 2), link.ask("works", 3)]
+        found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [type(one) for one in found] == [RuntimeError, RuntimeError, int]
+        assert "RESULT: cannot be pickled" in str(found[0])
+        assert "ASK: cannot be pickled" in str(found[1])
+        assert await asyncio.wait_for(link.ask("works", 4), 5) == 4
+
+    linked(test, spoilt=spoilt, works=works)
+    assert "works of a call without a result cannot be sent" in caplog.text
+
+
+def test_a_function_that_fails_does_not_close_the_link(caplog):
+    """Prevents a figure that cannot be counted from ending the server, and the log from holding data of users."""
+
+    def told(user):
+        raise KeyError(user)
+
+    async def works():
+        return 1
+
+    async def test(link):
+        link.tell("told", "Ada")
+        assert await asyncio.wait_for(link.ask("works"), 5) == 1
+        assert await asyncio.wait_for(link.ask("works"), 5) == 1
+
+    linked(test, told=told, works=works)
+    assert "told failed: KeyError" in caplog.text
+    assert "Ada" not in caplog.text
+
+
 def test_a_call_is_cancelled_with_its_client():
     """Prevents the model from working for clients that have gone."""
     seen = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle  # of what this program wrote a millisecond ago; nobody else has the other end
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from polyrec.serving.together import Together
 
+_log = logging.getLogger("polyrec.serving")
 _LENGTH = struct.Struct("!I")
 _LATER = 0.2  # seconds that what nobody waits for may take
 _MOST = 16  # messages that do not wait for more: the other process shall work meanwhile
@@ -46,7 +48,7 @@ class Link(asyncio.Protocol):
         """The result of a coroutine of the other end, which is cancelled with this one.
 
         Raises:
-            Exception: whatever it raised; a RuntimeError if that cannot cross.
+            Exception: whatever it raised; a RuntimeError if that, the arguments or the result cannot cross.
         """
         self._number += 1
         number = self._number
@@ -76,10 +78,30 @@ class Link(asyncio.Protocol):
         self._together.add()
 
     def _flush(self) -> None:
-        if self._outbox and not self._transport.is_closing():
-            frame = pickle.dumps(self._outbox, pickle.HIGHEST_PROTOCOL)
-            self._transport.write(_LENGTH.pack(len(frame)) + frame)
-        self._outbox.clear()
+        messages, self._outbox = self._outbox, []
+        if not messages or self._transport.is_closing():
+            return
+        try:
+            frame = _frame(messages)
+        except Exception:  # one message must not keep the others back
+            frame = _frame([sendable for message in messages for sendable in self._sendable(message)])
+        self._transport.write(_LENGTH.pack(len(frame)) + frame)
+
+    def _sendable(self, message: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """The message; if it cannot be pickled, the error for whoever waits for it."""
+        try:
+            _frame([message])
+            return [message]
+        except Exception as error:
+            kind, key = message[:2]
+            problem = _pickled(RuntimeError(f"{kind.name}: cannot be pickled ({type(error).__name__})"))
+        if kind is _Kind.RESULT:
+            return [(_Kind.ERROR, key, problem)]
+        if kind is _Kind.ASK:
+            self._take(_Kind.ERROR, key, problem)
+        else:
+            _log.error("%s of a call without a result cannot be sent", key)
+        return []
 
     # ----------------------------------------------------------- the other end
     def connection_made(self, transport: Any) -> None:
@@ -110,7 +132,10 @@ class Link(asyncio.Protocol):
             self._serves[key] = task = asyncio.ensure_future(self._respond(key, self._offers[name], arguments))
             task.add_done_callback(lambda _: self._serves.pop(key))  # also of one that is cancelled before it begins
         elif kind is _Kind.TELL:
-            self._offers[key](*message[0])
+            try:
+                self._offers[key](*message[0])
+            except Exception as error:  # it would close the link; its text may hold data of users
+                _log.error("%s failed: %s", key, type(error).__name__)
         elif kind is _Kind.CANCEL:
             if key in self._serves:
                 self._serves[key].cancel()
@@ -125,6 +150,10 @@ class Link(asyncio.Protocol):
             self._send(_Kind.RESULT, number, await offer(*arguments))
         except Exception as error:
             self._send(_Kind.ERROR, number, _pickled(error))
+
+
+def _frame(messages: list[tuple[Any, ...]]) -> bytes:
+    return pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
 
 
 def _pickled(error: Exception) -> bytes:
