@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import kill_server
 import pytest
 from kill_server import free_port, start
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,6 +20,7 @@ from polyrec.core.settings import SettingError
 from polyrec.serving import connections
 from polyrec.serving.records import Kind
 from polyrec.serving.run import ServeOptions
+from polyrec.serving.service import Service
 from polyrec.serving.store import SQLiteStore
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and /proc")
@@ -152,17 +154,63 @@ def test_a_server_that_cannot_start_leaves_nothing(run, tmp_path, capfd):
     wait_for(refused)
 
 
+def test_connections_are_refused_until_the_model_can_respond(run, tmp_path, monkeypatch):
+    """Prevents clients, and who checks the server's health, from waiting for responses that nobody can give yet."""
+    loads = tmp_path / "loads"
+    loads.touch()
+
+    def slow(*given):
+        wait_for(lambda: not loads.exists())
+        return Service(*given)
+
+    monkeypatch.setattr(kill_server, "Service", slow)
+    port = free_port()
+    engine = start(run[0], tmp_path, port, snapshot_events=1_000)
+    try:
+        wait_for(lambda: children(engine))
+        time.sleep(1.0)  # in which a process of HTTP would have begun
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health", timeout=5.0)
+        (front,) = children(engine)
+        loads.unlink()
+
+        def lives():
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/health", timeout=30.0).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+        wait_for(lives)
+    finally:
+        os.kill(engine, signal.SIGKILL)
+        os.waitpid(engine, 0)
+    wait_for(lambda: ended(front))
+
+
+def test_who_is_killed_while_it_loads_leaves_nothing(run, tmp_path, monkeypatch):
+    """Prevents processes of HTTP from waiting for ever for a model that was killed before it could respond."""
+    monkeypatch.setattr(kill_server, "Service", lambda *given: time.sleep(_LONGEST))
+    engine = start(run[0], tmp_path, free_port(), snapshot_events=1_000, processes=2)
+    wait_for(lambda: len(children(engine)) == 2)
+    fronts = children(engine)
+    os.kill(engine, signal.SIGKILL)
+    os.waitpid(engine, 0)
+    wait_for(lambda: all(ended(front) for front in fronts))
+
+
 def test_all_addresses_of_a_name_are_listened_at():
     """Prevents `--host localhost` from refusing clients that take its other address, small responses from waiting 40 ms
     for an acknowledgement, and two servers from sharing a port."""
-    listens = connections.listen("localhost", free_port())
+    listens = connections.bound("localhost", free_port())
+    for own in listens:
+        own.listen()
     try:
         names = {own.getsockname()[0] for own in listens}
         assert "127.0.0.1" in names
         assert names <= {"127.0.0.1", "::1"}
         assert {own.proto for own in listens} == {socket.IPPROTO_TCP}  # asyncio sets TCP_NODELAY by it
         with pytest.raises(OSError, match="in use"):
-            connections.listen("127.0.0.1", listens[0].getsockname()[1])
+            connections.bound("127.0.0.1", listens[0].getsockname()[1])
     finally:
         for own in listens:
             own.close()

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from polyrec.serving.guards import MOST_HEADERS
 
 HEADER_SECONDS = 10.0
-_BACKLOG = 2048
+BACKLOG = 2048
 _GIVES_UP = 3.0  # seconds that a process without its engine may take to end
 
 
@@ -72,8 +72,8 @@ def uvicorn_config(app: Any, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that wait for connections at all addresses of a host, and that processes can share.
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets at all addresses of a host, which processes can share; connections are refused until they listen.
 
     Raises:
         OSError: another one listens there, or this machine has no such address.
@@ -92,7 +92,6 @@ def listen(host: str, port: int) -> list[socket.socket]:
             if error.errno != errno.EADDRNOTAVAIL:  # "localhost" has an address of IPv6 also where there is no IPv6
                 raise
             continue
-        own.listen(_BACKLOG)
         found.append(own)
     if not found:
         raise OSError(errno.EADDRNOTAVAIL, f"{host} is no address of this machine")

@@ -36,6 +36,9 @@ _SCOPE = (
 )
 
 
+BEGIN = b"\0"  # the engine's first byte: it can respond from now on
+
+
 @dataclass(frozen=True)
 class Route:
     """Of a request that was handed on, for metrics."""
@@ -116,7 +119,9 @@ def _leave() -> None:
 
 
 def run_front(engine: socket.socket, listens: list[socket.socket], options: AppOptions) -> None:
-    """Speak HTTP until a signal comes, or the engine has gone."""
+    """Speak HTTP from [`BEGIN`] on until a signal comes, or the engine has gone."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the engine's alone
     with suppress(KeyboardInterrupt):  # of whoever has pressed Ctrl-C; the engine gets it, too
-        uvicorn.Server(uvicorn_config(Front(engine, options).app, options.host, 0)).run(listens)
+        server = uvicorn.Server(uvicorn_config(Front(engine, options).app, options.host, 0))
+        if engine.recv(len(BEGIN)):
+            server.run(listens)

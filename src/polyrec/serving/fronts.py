@@ -14,8 +14,8 @@ from functools import partial
 from fastapi import FastAPI
 
 from polyrec.serving.app import AppOptions
-from polyrec.serving.connections import listen
-from polyrec.serving.front import run_front, run_request
+from polyrec.serving.connections import BACKLOG, bound
+from polyrec.serving.front import BEGIN, run_front, run_request
 from polyrec.serving.link import Link
 
 
@@ -51,27 +51,27 @@ class Fronts:
     """
 
     def __init__(self, number: int, port: int, options: AppOptions) -> None:
-        listens = listen(options.host, port)
+        self._listens = bound(options.host, port)
         pairs = [socket.socketpair() for _ in range(number)]
         self._ends = [own for own, _ in pairs]
         self._stops = False
         ends = [end for pair in pairs for end in pair]
         context = multiprocessing.get_context("fork")
         self._processes = [
-            context.Process(target=_fork, args=(theirs, ends, listens, options), daemon=True) for _, theirs in pairs
+            context.Process(target=_fork, args=(theirs, ends, self._listens, options), daemon=True)
+            for _, theirs in pairs
         ]
         for process in self._processes:
             process.start()
         for _, theirs in pairs:
             theirs.close()
-        for own in listens:
-            own.close()
 
     def run(self, app: FastAPI) -> None:
         """Run the application of [`build_unguarded`][polyrec.serving.app.build_unguarded] until a signal comes.
 
         Raises:
             ChildProcessError: a process of HTTP has ended by itself.
+            OSError: another server has begun to listen there meanwhile.
         """
         asyncio.run(self._run(app))
 
@@ -93,8 +93,12 @@ class Fronts:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        for own in self._listens:
+            own.listen(BACKLOG)
+            own.close()  # the processes of HTTP have it
         for end in self._ends:
-            await loop.create_connection(lambda: engine_link(app, ended), sock=end)
+            transport, _ = await loop.create_connection(lambda: engine_link(app, ended), sock=end)
+            transport.write(BEGIN)
         async with app.router.lifespan_context(app):
             await done.wait()
         for process in self._processes:
