@@ -164,7 +164,7 @@ def test_cuts_are_times_of_any_kind(kind):
 def test_recipes_know_every_argument_of_a_split():
     """Prevents an argument of `split` or `fit` from being unknown to recipes, or a default from differing."""
     for function, declared, tables in (
-        (PolyRecProcessor.split, SplitSettings(), ("interactions", "prior_history", "past", "cache_dir")),
+        (PolyRecProcessor.split, SplitSettings(), ("interactions", "prior_history", "past", "cache_dir", "engine")),
         (
             PolyRecProcessor.fit,
             FitSettings(),
