@@ -1,5 +1,7 @@
 """Commands that write files about all users and items of a run."""
 
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,11 +76,14 @@ def test_embeddings_and_similar_items_are_files(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_ray_cluster_writes_the_same_files(run, tmp_path):
-    """Prevents processes of a cluster from losing or doubling users, or from predicting something else."""
+    """Prevents processes of a cluster from losing or doubling users, from predicting something else, and Ray from
+    keeping the signals of the process that has begun it."""
     pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
     how = ["-k", "3", "--users-per-file", "15"]
     assert main(["recommend-all", str(run), "-o", str(tmp_path / "one"), *how]) == 0
     assert main(["recommend-all", str(run), "-o", str(tmp_path / "ray"), "--ray", "--workers", "2", *how]) == 0
     one, ray = ({path.name: path.read_bytes() for path in (tmp_path / n).glob("part-*")} for n in ("one", "ray"))
     assert len(one) == 3
     assert ray == one
+    assert signal.getsignal(signal.SIGTERM) == before

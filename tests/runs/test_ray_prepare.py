@@ -35,10 +35,11 @@ def recipe(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers on this machine."""
-    ray = pytest.importorskip("ray")
+    ray, held = pytest.importorskip("ray"), signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, held)  # Ray leaves its own
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +24,7 @@ def ray_cluster(address: str | None = None, workers: int | None = None) -> Itera
     check_extra("ray", "ray", "jobs on a cluster")
     import ray
 
-    started = not ray.is_initialized()
+    started, held = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if started:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
@@ -30,3 +32,5 @@ def ray_cluster(address: str | None = None, workers: int | None = None) -> Itera
     finally:
         if started:
             ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, held)  # Ray leaves its own
