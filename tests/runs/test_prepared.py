@@ -94,8 +94,10 @@ def test_what_was_left_unfinished_is_made_again(recipe):
     expected = prepare(loaded)[1].train.log.item.tolist()
     found = PreparedData.of(loaded, 0)
     assert found is not None
-    (found.folder / "prepared.json").unlink()
     (found.folder / "log" / "item.npy").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"item\.npy is missing or cut off: delete the folder"):
+        prepare(loaded)
+    shutil.rmtree(found.folder / "log")
     _, again = prepare(loaded)
     assert again.train.log.item.tolist() == expected
 

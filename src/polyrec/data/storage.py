@@ -116,7 +116,7 @@ class Folder(Storage):
             return np.asarray(np.load(self.file(name), mmap_mode="c"))
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
-                f"{self.file(name)} is missing or cut off: delete the folder {self.path.parent}, and it is made again"
+                f"{self.file(name)} is missing or cut off: delete the folder {self.path}, and it is made again"
             ) from error
 
     def file(self, name: str) -> Path:

@@ -22,7 +22,7 @@ from polyrec.data.splitter import CutLog
 from polyrec.data.storage import Folder
 from polyrec.data.tables import read_json
 
-SPLIT_NAME, _USERS_NAME = "split.json", "user_ids.parquet"
+LOG_FOLDER, SPLIT_NAME, _USERS_NAME = "log", "split.json", "user_ids.parquet"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from polyrec.core.files import write_atomically
 from polyrec.core.lock import Locked, locked
 from polyrec.core.schema import Columns, from_dict
 from polyrec.data.mapped_tables import num_rows
+from polyrec.data.stored_split import LOG_FOLDER, SPLIT_NAME
 from polyrec.data.tables import read_json
 from polyrec.runs.facts import data_of, fingerprint, table_digest
 from polyrec.runs.recipe import Recipe
@@ -61,7 +62,7 @@ class PreparedData:
     @property
     def is_complete(self) -> bool:
         """Whether the data were prepared."""
-        return (self.folder / _DONE).exists()
+        return (self.folder / _DONE).exists() and (self.folder / LOG_FOLDER / SPLIT_NAME).exists()
 
     @property
     def processor(self) -> Path:

@@ -20,7 +20,7 @@ from polyrec.data.settings import UNTIMED_SHARE, SplitSettings
 from polyrec.data.splitter import Splits, cut_log
 from polyrec.data.storage import MEMORY, Engine, Folder, Storage
 from polyrec.data.stored_events import StoredEvents
-from polyrec.data.stored_split import CountedSplit, load_split, not_stored, save_split
+from polyrec.data.stored_split import LOG_FOLDER, CountedSplit, load_split, not_stored, save_split
 from polyrec.data.task_summary import TaskSummaries
 from polyrec.data.training_evidence import TrainingEvidence
 from polyrec.data.training_rows import TrainingSetSketch
@@ -29,7 +29,6 @@ from polyrec.data.trends import Trends
 from polyrec.models.polyrec.request_processor import RequestProcessor
 
 TRAINING_OPTIONS = ("shuffle_ties", "max_delay", "delayed_share", "untimed_share", "keep_negatives", "seed")
-_LOG = "log"  # folder of the arrays
 
 
 class SplittingProcessor(RequestProcessor):
@@ -98,7 +97,7 @@ class SplittingProcessor(RequestProcessor):
         check_split(self.columns, by)
         if engine is not None and cache_dir is None:
             raise ValueError("processes share a log in files: give cache_dir, a folder that all of them see")
-        storage = MEMORY if cache_dir is None else Folder(Path(cache_dir) / _LOG, engine=engine)
+        storage = MEMORY if cache_dir is None else Folder(Path(cache_dir) / LOG_FOLDER, engine=engine)
         if isinstance(storage, Folder):
             storage.clear()
         table = self._pipeline.read(interactions, cache_dir)
@@ -115,7 +114,7 @@ class SplittingProcessor(RequestProcessor):
         Raises:
             ValueError: the folder holds no finished split.
         """
-        folder = Path(cache_dir) / _LOG
+        folder = Path(cache_dir) / LOG_FOLDER
         found, storage = load_split(folder), Folder(folder, complete=True)
         names = [] if self.statistics is None else self.statistics.names
         if found.num_items != self.num_items or (found.values is not None and found.values.shape[1] != len(names)):
