@@ -30,6 +30,11 @@ def lists(model, dataset, monkeypatch, scans, **options):
     return evaluator.predict(model, dataset, k=5, **options).rankings["next_item"]
 
 
+def lists_equal(scanned, whole):
+    for name, values in vars(whole).items():
+        np.testing.assert_array_equal(getattr(scanned, name), values, err_msg=name)
+
+
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("tile", [8, 16, 4096])
 def test_a_scan_ranks_as_all_scores_do(pair, tile, exclude_seen, monkeypatch):
@@ -43,8 +48,7 @@ def test_a_scan_ranks_as_all_scores_do(pair, tile, exclude_seen, monkeypatch):
         lists(model, splits.test, monkeypatch, scans, exclude_seen=exclude_seen) for scans in (False, True)
     )
     assert len(whole.rows) > 40
-    for name, values in vars(whole).items():
-        np.testing.assert_array_equal(getattr(scanned, name), values, err_msg=name)
+    lists_equal(scanned, whole)
 
 
 def test_ties_are_counted_and_broken_alike(data, monkeypatch):
@@ -57,8 +61,7 @@ def test_ties_are_counted_and_broken_alike(data, monkeypatch):
     monkeypatch.setattr(catalog_scan, "TILE", 16)
     whole, scanned = (lists(model, splits.test, monkeypatch, scans) for scans in (False, True))
     assert (whole.ties > 0).any()
-    for name, values in vars(whole).items():
-        np.testing.assert_array_equal(getattr(scanned, name), values, err_msg=name)
+    lists_equal(scanned, whole)
 
 
 def test_a_model_that_has_diverged_is_named(data, monkeypatch):

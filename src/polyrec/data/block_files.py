@@ -15,15 +15,13 @@ from uuid import uuid4
 import numpy as np
 
 from polyrec.data.event_table import EventTable
-from polyrec.data.key_states import KeyStates
+from polyrec.data.key_states import FIELDS, KeyStates
 from polyrec.data.log_tables import LogTables
 from polyrec.data.mapped_log import map_log
 from polyrec.data.statistic_config import StatisticConfig, levels, levels_of
 from polyrec.data.statistics import RunningStatistics
 from polyrec.data.statistics_pass import StatisticsPass, stateful
 from polyrec.data.storage import Folder
-
-_FIELDS = ("keys", "sums", "counts", "rows", "last")
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,13 @@ class BlockFiles:
 
     def write_states(self, name: str, states: Mapping[str, KeyStates]) -> None:
         """Write the states of some statistics into one file."""
-        found = {f"{key}.{field}": getattr(own, field) for key, own in states.items() for field in _FIELDS}
+        found = {f"{key}.{field}": getattr(own, field) for key, own in states.items() for field in FIELDS}
         self.write(name, found)
 
     def read_state(self, name: str, of: str) -> KeyStates:
         """One of the states in a file."""
         with np.load(self._file(name)) as file:
-            return KeyStates(*(file[f"{of}.{field}"] for field in _FIELDS))
+            return KeyStates(*(file[f"{of}.{field}"] for field in FIELDS))
 
     def states(self, name: str, of: Iterable[StatisticConfig]) -> dict[str, KeyStates]:
         """States that have a file each, by statistic; those without a file are left out."""

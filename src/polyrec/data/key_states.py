@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from polyrec.data.statistic_config import StatisticConfig
 
+VALUES = ("sums", "counts", "rows", "last")  # of each key
+FIELDS = ("keys", *VALUES)
+
 
 @dataclass
 class KeyStates:
@@ -38,11 +41,11 @@ class KeyStates:
         known = self.rows > 0
         if known.all():
             return self
-        return KeyStates(*(getattr(self, name)[known] for name in ("keys", "sums", "counts", "rows", "last")))
+        return KeyStates(*(getattr(self, name)[known] for name in FIELDS))
 
     def copy(self) -> KeyStates:
         """One that [`put`] can change without changing this one."""
-        return KeyStates(*(getattr(self, name).copy() for name in ("keys", "sums", "counts", "rows", "last")))
+        return KeyStates(*(getattr(self, name).copy() for name in FIELDS))
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = np.searchsorted(self.keys, keys)
@@ -54,18 +57,18 @@ class KeyStates:
         """The state of given keys [H]."""
         index, known = self._find(keys)
         found = KeyStates.empty(keys, self.sums.shape[1])
-        for name in ("sums", "counts", "rows", "last"):
+        for name in VALUES:
             getattr(found, name)[known] = getattr(self, name)[index[known]]
         return found
 
     def put(self, new: KeyStates) -> KeyStates:
         """Overwrite the keys of `new`, in place where they are known, and insert the others."""
         index, known = self._find(new.keys)
-        for name in ("sums", "counts", "rows", "last"):
+        for name in VALUES:
             getattr(self, name)[index[known]] = getattr(new, name)[known]
         if known.all():
             return self
-        fresh = {n: getattr(new, n)[~known] for n in ("keys", "sums", "counts", "rows", "last")}
+        fresh = {n: getattr(new, n)[~known] for n in FIELDS}
         return KeyStates(**{n: np.insert(getattr(self, n), index[~known], v, axis=0) for n, v in fresh.items()})
 
     def followed_by(self, later: KeyStates, config: StatisticConfig) -> KeyStates:

@@ -158,7 +158,7 @@ class _FolderRows(RowWriter):
     def __init__(self, storage: Folder, name: str, rows: int, columns: int) -> None:
         self._storage, self._name, self._shape = storage, name, (rows, columns)
         self._size = max(_BUCKET_BYTES // (4 * max(columns, 1)), 1)
-        self._buckets = [storage.path / f"{quote(name, safe='')}.{n:05d}.bucket" for n in range(-(-rows // self._size))]
+        self._buckets = [storage.file(name).with_suffix(f".{n:05d}.bucket") for n in range(-(-rows // self._size))]
         for bucket in self._buckets:
             bucket.unlink(missing_ok=True)
         # What is in a bucket file: rows within the bucket, each with its values.

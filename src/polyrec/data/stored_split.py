@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyrec.core.files import write_atomically
-from polyrec.core.schema import from_dict
-from polyrec.data.event_log import EventLog
+from polyrec.core.schema import Columns, from_dict
 from polyrec.data.mapped_log import keep_log, map_log
 from polyrec.data.saved_tables import read_saved, write_saved
 from polyrec.data.settings import SplitSettings
@@ -44,11 +43,17 @@ class CountedSplit:
     num_items: int
 
 
-def not_stored(log: EventLog) -> str:
-    """Why a log cannot be found again in files, or ""."""
-    if log.set_until is not None or log.untimed is not None:
-        return "it has no times"
-    return "it has a prior history" if log.prior_history is not None else "it has queries" if log.queries else ""
+def not_stored(columns: Columns, prior_history: bool) -> str:
+    """What a log has that no file can hold, or "".
+
+    Args:
+        prior_history: whether there is one.
+    """
+    if columns.time is None or columns.history is not None:
+        return "no times"
+    if prior_history:
+        return "a prior history"
+    return "queries" if columns.query is not None else ""
 
 
 def save_split(found: CountedSplit, storage: Folder) -> None:

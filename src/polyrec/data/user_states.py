@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyrec.data.key_states import KeyStates
-
-_FIELDS = ("sums", "counts", "rows", "last")
+from polyrec.data.key_states import VALUES, KeyStates
 
 
 class UserStates:
@@ -40,7 +38,7 @@ class UserStates:
         space = len(self._states.keys)
         if self._next > space:
             grown = KeyStates.empty(np.zeros(max(self._next, 2 * space), dtype=np.int64), self._states.sums.shape[1])
-            for name in _FIELDS:
+            for name in VALUES:
                 getattr(grown, name)[:space] = getattr(self._states, name)
             self._states = grown
         return found
@@ -57,5 +55,5 @@ class UserStates:
 
     def put(self, rows: np.ndarray, new: KeyStates) -> None:
         """Overwrite the states of some places."""
-        for name in _FIELDS:
+        for name in VALUES:
             getattr(self._states, name)[rows] = getattr(new, name)

@@ -89,7 +89,9 @@ def prepare_recipe(recipe: Recipe, engine: Engine | None = None) -> None:
     check_sections(recipe)
     prepared = PreparedData.of(recipe, _seed(recipe), always=True)
     if prepared is None:
-        raise ValueError(f"the data of this recipe are not kept in files, as {in_memory(recipe)}: train at once")
+        raise ValueError(
+            f"the data of this recipe are not kept in files, as its log has {in_memory(recipe)}: train at once"
+        )
     found = prepared.is_complete
     processor, parts = _of_files(recipe, None, nullcontext, prepared, engine)
     if processor.data_report is not None:

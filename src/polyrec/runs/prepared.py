@@ -21,7 +21,7 @@ from polyrec.core.files import write_atomically
 from polyrec.core.lock import Locked, locked
 from polyrec.core.schema import Columns, from_dict
 from polyrec.data.mapped_tables import num_rows
-from polyrec.data.stored_split import LOG_FOLDER, SPLIT_NAME
+from polyrec.data.stored_split import LOG_FOLDER, SPLIT_NAME, not_stored
 from polyrec.data.tables import read_json
 from polyrec.runs.facts import data_of, fingerprint, table_digest
 from polyrec.runs.recipe import Recipe
@@ -102,13 +102,8 @@ class PreparedData:
 
 
 def in_memory(recipe: Recipe) -> str:
-    """Why the data of a recipe are never kept in files, or ""."""
-    columns = from_dict(Columns, recipe.columns)
-    if columns.time is None or columns.history is not None:
-        return "its log has no times"
-    if recipe.prior_history is not None:
-        return "it has a prior history"
-    return "its log has queries" if columns.query is not None else ""
+    """What the log of a recipe has, so that it is never kept in files, or ""."""
+    return not_stored(from_dict(Columns, recipe.columns), recipe.prior_history is not None)
 
 
 def _also_read(recipe: Recipe) -> dict[str, Any]:

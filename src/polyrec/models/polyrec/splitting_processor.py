@@ -97,12 +97,15 @@ class SplittingProcessor(RequestProcessor):
         check_split(self.columns, by)
         if engine is not None and cache_dir is None:
             raise ValueError("processes share a log in files: give cache_dir, a folder that all of them see")
+        why = not_stored(self.columns, prior_history is not None)
+        if engine is not None and why:
+            raise ValueError(f"processes cannot share this log: it has {why}. Leave out the engine")
         storage = MEMORY if cache_dir is None else Folder(Path(cache_dir) / LOG_FOLDER, engine=engine)
         if isinstance(storage, Folder):
             storage.clear()
         table = self._pipeline.read(interactions, cache_dir)
         found = self._counted(table, prior_history, settings, storage)
-        if isinstance(storage, Folder) and not not_stored(found.cut.log):
+        if isinstance(storage, Folder) and not why:
             save_split(found, storage)
         return self._sets(found, storage)
 
@@ -130,8 +133,6 @@ class SplittingProcessor(RequestProcessor):
         rows."""
         cut = cut_log(self._pipeline, table, prior_history, settings, self.data_report, storage)
         log, train = cut.log, cut.train
-        if storage.engine is not None and (why := not_stored(log)):
-            raise ValueError(f"processes cannot share this log: {why}. Leave out the engine")
         self._summarise(log, train, storage)
         self.training_rows = TrainingSetSketch.of(log, train, self.items.ids)
         for name, share in (settings.keep_negatives or {}).items():
